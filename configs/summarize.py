@@ -1,0 +1,50 @@
+"""Summarize API documentation: the first sentence of a text from the rest."""
+
+from configs import common
+from ml_collections import ConfigDict
+
+MODES = ('default', 'tiny', 'full')
+
+
+def get_config(mode: str = 'default') -> ConfigDict:
+  """The configuration of a mode: default, tiny or full."""
+  if mode not in MODES:
+    raise ValueError(f'mode {mode!r} is not one of {", ".join(MODES)}')
+  config = common.get_config()
+  if mode == 'tiny':
+    _tiny(config)
+  if mode == 'full':
+    _full(config)
+  return config
+
+
+def _tiny(config: ConfigDict) -> None:
+  """From scratch, under a minute on two cores: to see every part at work."""
+  config.model.pretrained = ''
+  config.data.train_limit = 4000
+  config.data.max_prompt = 64
+  config.data.max_target = 32
+  config.optimizer.learning_rate = 3e-3
+  config.train.steps = 40
+  config.train.batch_size = 16
+  config.evaluate.examples = 32
+  config.evaluate.validation_examples = 32
+
+
+def _full(config: ConfigDict) -> None:
+  """For accelerators: whole data, long context. Not measured yet."""
+  config.model.dtype = 'bfloat16'
+  config.model.remat = True
+  config.data.max_prompt = 1024
+  config.data.max_target = 128
+  config.train.steps = 3000
+  config.train.batch_size = 64
+  config.train.log_every = 10
+  config.train.checkpoint_every = 250
+  config.optimizer.warmup_steps = 100
+  config.optimizer.learning_rate = 1e-4
+  config.evaluate.examples = 1000
+  config.evaluate.validation_examples = 500
+  config.evaluate.batch_size = 64
+  config.mesh.data = 1
+  config.mesh.fsdp = -1

@@ -1,0 +1,98 @@
+"""The one door from the shell.
+
+  python launch.py --config=configs/summarize.py[:MODE] [--workdir=DIR]
+                   [--config.KEY=VALUE ...]
+
+Exit codes: 0 done, 2 bad config, 3 data, 4 environment or host, 5 diverged,
+6 checkpoint, 75 preempted: the same command continues.
+"""
+
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+# On jax 0.10.2 several CPU devices in one process can deadlock with fewer
+# threads; it has to be set before JAX starts.
+os.environ.setdefault('NPROC', '16')
+
+from absl import flags
+from ml_collections import config_flags
+
+from pdl_jax import job, records
+from pdl_jax.errors import ConfigError, HostError, PdlError, PreemptedError
+from pdl_jax.settings import Settings
+from pdl_jax.train import StopRequest
+
+_CONFIG = config_flags.DEFINE_config_file(
+  'config', None, 'configs/NAME.py, or configs/NAME.py:MODE.'
+)
+_WORKDIR = flags.DEFINE_string(
+  'workdir', None, 'Run folder; default: runs/NAME/<overrides>-<hash>.'
+)
+
+
+def parse(arguments: Sequence[str]) -> tuple[Settings, Path]:
+  """The settings and the run folder that a command line means.
+
+  Raises:
+    ConfigError: for anything in it that is not understood.
+  """
+  try:
+    rest = flags.FLAGS(arguments)
+  except (flags.Error, KeyError, AttributeError, TypeError) as error:
+    raise ConfigError(_one_line(error)) from error
+  if rest[1:]:
+    raise ConfigError(f'arguments without a flag: {" ".join(rest[1:])}')
+  if _CONFIG.value is None:
+    raise ConfigError('no --config; try --config=configs/summarize.py:tiny')
+  file, _, mode = flags.FLAGS['config'].config_filename.partition(':')
+  if not Path(file).is_file():
+    raise ConfigError(f'--config: there is no file {file} in {Path.cwd()}')
+  settings = Settings.from_config(_CONFIG.value)
+  if _WORKDIR.value is not None:
+    return settings, Path(_WORKDIR.value)
+  overrides = config_flags.get_override_values(flags.FLAGS['config'])
+  name = '-'.join(part for part in (Path(file).stem, mode) if part)
+  run = records.run_id(settings.resolved, overrides)
+  return settings, Path('runs') / name / run
+
+
+def _one_line(error: Exception) -> str:
+  """What a parser says, without its traceback."""
+  lines = [line.strip(' \'"') for line in str(error).splitlines()]
+  hint = [line for line in lines if line.startswith('Did you mean')]
+  if isinstance(error, KeyError | AttributeError):
+    return (
+      f'unknown config key {lines[0]!r}. {" ".join(hint)} configs/common.py '
+      'lists every key'
+    )
+  return lines[-1]
+
+
+def main(arguments: Sequence[str]) -> int:
+  """Runs the command; returns its exit code."""
+  stop, workdir = StopRequest(), None
+  try:
+    settings, workdir = parse(arguments)
+    job.run(settings, workdir, stop)
+  except PdlError as error:
+    return _report(error, workdir)
+  except OSError as error:
+    # Whatever the operating system refuses: a full disk, a read-only folder.
+    where = f' ({error.filename})' if error.filename else ''
+    return _report(HostError(f'{error.strerror or error}{where}'), workdir)
+  return 0
+
+
+def _report(error: PdlError, workdir: Path | None) -> int:
+  """One line for the person, one field for whoever reads status.json."""
+  word = 'stopped' if isinstance(error, PreemptedError) else 'error'
+  print(f'{word}: {error}', file=sys.stderr)
+  if workdir is not None:
+    records.note_failure(workdir, word, str(error))
+  return error.exit_code
+
+
+if __name__ == '__main__':
+  sys.exit(main(sys.argv))

@@ -1,0 +1,291 @@
+"""Checkpoints that know when they are damaged: Orbax, and a checksum per leaf.
+
+A step is `<workdir>/checkpoints/<step>/`: the state, the data iterator's
+position and a record. The record holds shape, dtype and checksum of each leaf,
+a CRC of the position, the metrics, the caller's meta, and a CRC of itself.
+"""
+
+import contextlib
+import json
+import math
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Self
+
+import grain
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+from absl import logging
+from jax.experimental import multihost_utils
+from orbax.checkpoint import checkpoint_managers as policies
+
+from pdl_jax.checksum import array_types, checksums, json_crc
+from pdl_jax.damage import (
+  DamagedError,
+  check_position,
+  check_state,
+  check_target,
+  host_errors,
+  reading,
+)
+from pdl_jax.errors import CheckpointError
+
+PyTree = Any
+
+
+class _KeepBest(policies.PreservationPolicy):
+  """Keeps the step of the lowest loss.
+
+  Not Orbax's BestN: that reads a metrics file without a checksum when the
+  manager starts, and one flipped bit in it keeps the folder from opening.
+  """
+
+  def __init__(self) -> None:
+    self.losses: dict[int, float] = {}
+
+  def best(self, steps: Sequence[int]) -> int | None:
+    known = [step for step in steps if step in self.losses]
+    return min(known, key=lambda step: (self.losses[step], -step), default=None)
+
+  def should_preserve(
+    self,
+    checkpoints: Sequence[policies.PolicyCheckpointInfo],
+    *,
+    context: policies.PreservationContext,
+  ) -> Sequence[bool]:
+    best = self.best([info.step for info in checkpoints])
+    return [info.step == best for info in checkpoints]
+
+
+class Checkpointer:
+  """Saves in the background; restores the newest step that proves intact.
+
+  Keeps the last `keep` steps and the one of the lowest `metrics[best]`. One
+  run at a time writes to a folder: the first save clears what a killed run
+  left half written. Use `with`, or `close`, to have the last save on disk.
+
+  Attributes:
+    directory: `<workdir>/checkpoints`.
+    damaged: one line for each step that this object has set aside.
+  """
+
+  def __init__(
+    self, workdir: str | Path, *, keep: int = 3, best: str = 'loss'
+  ) -> None:
+    """Opens or makes the folder; HostError if it cannot."""
+    self.directory = Path(workdir).absolute() / 'checkpoints'
+    self.damaged: list[str] = []
+    self._metric = best
+    self._keep_best = _KeepBest()
+    self._cleared = False
+    policy = policies.AnyPreservationPolicy(
+      [policies.LatestN(keep), self._keep_best]
+    )
+    options = ocp.CheckpointManagerOptions(preservation_policy=policy)
+    with host_errors('open', self.directory):
+      self._manager = ocp.CheckpointManager(self.directory, options=options)
+    for step in self._manager.all_steps():
+      # A step with a damaged record is never the best; restoring names it.
+      with contextlib.suppress(DamagedError):
+        self._note_loss(step, self._read_record(step))
+
+  def __enter__(self) -> Self:
+    return self
+
+  def __exit__(self, *_: object) -> None:
+    self.close()
+
+  def wait(self) -> None:
+    """Returns when the last save is on disk; HostError if it failed."""
+    with host_errors('write', self.directory):
+      self._manager.wait_until_finished()
+
+  def close(self) -> None:
+    """Waits and ends Orbax's threads; HostError if the last save failed."""
+    with host_errors('write', self.directory):
+      self._manager.close()
+
+  def latest_step(self) -> int | None:
+    """The newest step saved or being saved."""
+    return self._manager.latest_step()
+
+  def best_step(self) -> int | None:
+    """The step of the lowest finite loss; the later one of two equals."""
+    return self._keep_best.best(self._manager.all_steps())
+
+  def save(
+    self,
+    step: int,
+    state: PyTree,
+    iterator: grain.DatasetIterator | None,
+    metrics: Mapping[str, Any] | None = None,
+    meta: Mapping[str, Any] | None = None,
+  ) -> bool:
+    """Starts to save; after it `state` may be donated, `iterator` advanced.
+
+    Args:
+      step: training step.
+      state: pytree of jax.Arrays on any mesh.
+      iterator: its position is saved; None for no data.
+      metrics: numbers; the one named `best` ranks the step.
+      meta: what JSON holds, and NumPy's numbers and arrays; restore returns it.
+
+    Returns:
+      False if `step` is the newest already, as when a loop's last save falls
+      on a periodic one: nothing is written.
+
+    Raises:
+      CheckpointError: the folder holds a later step.
+      HostError: this save or the one before it could not be written.
+    """
+    latest = self.latest_step()
+    if latest == step:
+      return False
+    if latest is not None and step < latest:
+      raise CheckpointError(
+        f'cannot save step {step}: {self.directory} holds step {latest}'
+        ' already; resume from that or use another workdir'
+      )
+    record = {
+      'arrays': array_types(state),
+      'checksums': checksums(state),
+      'data_crc32': _gathered_crc(iterator),
+      'metrics': _plain(metrics or {}),
+      'meta': _plain(meta or {}),
+    }
+    items: dict[str, ocp.args.CheckpointArgs] = {
+      'state': ocp.args.StandardSave(state),
+      'meta': ocp.args.JsonSave({**record, 'crc32': json_crc(record)}),
+    }
+    if iterator is not None:
+      items['data'] = grain.checkpoint.CheckpointSave(iterator)
+    self._note_loss(step, record)
+    with host_errors('write', self.directory):
+      self._clear_interrupted()
+      self._manager.save(step, args=ocp.args.Composite(**items), force=True)
+    return True
+
+  def restore_latest(
+    self, target: PyTree, iterator: grain.DatasetIterator | None
+  ) -> tuple[int, PyTree, dict[str, Any]] | None:
+    """The newest intact step; damaged ones are renamed `<step>.damaged`.
+
+    Args:
+      target: pytree of jax.ShapeDtypeStruct (or arrays) with shardings, of any
+        mesh.
+      iterator: moved to the position of the same step; None leaves data alone.
+
+    Returns:
+      (step, state, meta), or None if nothing was ever saved here.
+
+    Raises:
+      CheckpointError: all steps are damaged, or `target` is another model.
+      HostError: the folder cannot be read.
+    """
+    self.wait()
+    for step in sorted(self._manager.all_steps(), reverse=True):
+      try:
+        return step, *self._restore(step, target, iterator)
+      except DamagedError as error:
+        self._set_aside(step, error)
+    damaged = sorted(path.name for path in self.directory.glob('*.damaged'))
+    if damaged:
+      raise CheckpointError(
+        f'no intact checkpoint in {self.directory}, only {", ".join(damaged)};'
+        ' remove them to start anew'
+      )
+    return None
+
+  def restore_step(
+    self,
+    step: int,
+    target: PyTree,
+    iterator: grain.DatasetIterator | None = None,
+  ) -> tuple[PyTree, dict[str, Any]]:
+    """(state, meta) of one step, like `restore_latest` without fall-back.
+
+    Raises:
+      CheckpointError: the step is missing, damaged or of another model.
+    """
+    self.wait()
+    steps = self._manager.all_steps()
+    if step not in steps:
+      raise CheckpointError(f'no step {step} in {self.directory}, only {steps}')
+    try:
+      return self._restore(step, target, iterator)
+    except DamagedError as error:
+      raise CheckpointError(
+        f'checkpoint {self.directory / str(step)} is damaged: {error}'
+      ) from error
+
+  def _restore(
+    self, step: int, target: PyTree, iterator: grain.DatasetIterator | None
+  ) -> tuple[PyTree, dict[str, Any]]:
+    place = self.directory / str(step)
+    record = self._read_record(step)
+    check_target(target, record['arrays'], place)
+    if iterator is not None:
+      check_position(record['data_crc32'], place)
+    args = ocp.args.Composite(state=ocp.args.StandardRestore(target))
+    with reading(place / 'state'):
+      state = self._manager.restore(step, args=args)['state']
+    check_state(state, record)
+    if iterator is not None:  # last, so that a damaged step moves nothing
+      data = grain.checkpoint.CheckpointRestore(iterator)
+      self._manager.restore(step, args=ocp.args.Composite(data=data))
+    return state, record['meta']
+
+  def _read_record(self, step: int) -> dict[str, Any]:
+    args = ocp.args.Composite(meta=ocp.args.JsonRestore())
+    with reading(self.directory / str(step) / 'meta'):
+      record = dict(self._manager.restore(step, args=args)['meta'])
+      crc = record.pop('crc32')
+    if crc != json_crc(record):
+      raise DamagedError('meta: its checksum differs')
+    return record
+
+  def _note_loss(self, step: int, record: Mapping[str, Any]) -> None:
+    metrics = record['metrics']
+    if self._metric in metrics and math.isfinite(metrics[self._metric]):
+      self._keep_best.losses[step] = metrics[self._metric]
+
+  def _set_aside(self, step: int, error: DamagedError) -> None:
+    place = self.directory / str(step)
+    aside = place.with_name(f'{step}.damaged')
+    with host_errors('rename', place):
+      if jax.process_index() == 0:
+        if aside.exists():  # from an earlier run through the same step
+          shutil.rmtree(aside)
+        place.rename(aside)
+      multihost_utils.sync_global_devices(f'set_aside_{step}')
+      self._manager.reload()
+    line = f'checkpoint {place} is damaged, now {aside.name}: {error}'
+    self.damaged.append(line)
+    logging.warning('%s', line)
+
+  def _clear_interrupted(self) -> None:
+    if not self._cleared and jax.process_index() == 0:
+      for path in self.directory.glob(f'*{ocp.utils.TMP_DIR_SUFFIX}*'):
+        shutil.rmtree(path)
+    self._cleared = True
+
+
+def _plain(value: Mapping[str, Any]) -> dict[str, Any]:
+  """The value as JSON gives it back, NumPy's and JAX's numbers included."""
+
+  def convert(item: object) -> object:
+    if isinstance(item, np.generic | np.ndarray | jax.Array):
+      return item.tolist()
+    raise TypeError(f'meta and metrics must fit in JSON, not {type(item)}')
+
+  return json.loads(json.dumps(dict(value), default=convert))
+
+
+def _gathered_crc(iterator: grain.DatasetIterator | None) -> list[int]:
+  """CRC of the iterator's position on each process."""
+  if iterator is None:
+    return []
+  crc = np.uint32(json_crc(iterator.get_state()))
+  return multihost_utils.process_allgather(crc).tolist()

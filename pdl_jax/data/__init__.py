@@ -1,0 +1,1 @@
+"""Data sets, tasks, tokenizer and the input pipeline."""

@@ -1,0 +1,1 @@
+"""One TFDS builder for each text that comes inside a Python package."""

@@ -1,0 +1,130 @@
+"""Byte-level BPE with the chat tokens of SmolLM2: pretrained or trained here."""
+
+import hashlib
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from tokenizers import (
+  AddedToken,
+  Tokenizer as Backend,
+  decoders,
+  models,
+  pre_tokenizers,
+  trainers,
+)
+
+from pdl_jax.errors import DataError
+from pdl_jax.model.pretrained.gguf import GGUFModel
+
+END_OF_TEXT = '<|endoftext|>'
+START_OF_TURN = '<|im_start|>'
+END_OF_TURN = '<|im_end|>'
+_CONTROL = 3  # GGUF's token type of specials
+
+
+class Tokenizer:
+  """Text to ids and back, with the ids that have a meaning of their own.
+
+  Attributes:
+    name: where it comes from, for messages.
+    vocab_size: V, added tokens included.
+    end_of_turn: id that ends every target.
+    special_ids: ids of control tokens, end of turn included.
+    definition: all of it, as JSON; `load` reads it from a file.
+    fingerprint: hex SHA-256 of the definition.
+  """
+
+  def __init__(self, backend: Backend, name: str):
+    self._backend = backend
+    self.name = name
+    self.vocab_size = backend.get_vocab_size(with_added_tokens=True)
+    end = backend.token_to_id(END_OF_TURN)
+    if end is None:
+      raise DataError(f'tokenizer {name} has no {END_OF_TURN} token')
+    self.end_of_turn: int = end
+    self.special_ids = tuple(
+      sorted(
+        number
+        for number, token in backend.get_added_tokens_decoder().items()
+        if token.special
+      )
+    )
+    self.definition = backend.to_str()
+    self.fingerprint = hashlib.sha256(self.definition.encode()).hexdigest()
+    # Text must not be able to end a turn: in content, control tokens are
+    # spelled out like any other characters.
+    self._content = Backend.from_str(self.definition)
+    self._content.encode_special_tokens = True
+
+  @classmethod
+  def from_gguf(cls, model: GGUFModel) -> 'Tokenizer':
+    """The tokenizer stored beside the weights.
+
+    Raises:
+      DataError: unless it is the byte-level BPE of SmolLM2.
+    """
+    fields = model.fields
+    kind = (fields['tokenizer.ggml.model'], fields['tokenizer.ggml.pre'])
+    if kind != ('gpt2', 'smollm'):
+      raise DataError(f'{model.path.name}: tokenizer {kind} is not supported')
+    tokens = fields['tokenizer.ggml.tokens']
+    merges = [tuple(m.split(' ')) for m in fields['tokenizer.ggml.merges']]
+    vocabulary = {token: number for number, token in enumerate(tokens)}
+    backend = _byte_level(models.BPE(vocab=vocabulary, merges=merges))
+    specials = [
+      AddedToken(token, special=True, normalized=False)
+      for token, kind in zip(
+        tokens, fields['tokenizer.ggml.token_type'], strict=True
+      )
+      if kind == _CONTROL
+    ]
+    backend.add_special_tokens(specials)
+    return cls(backend, model.path.name)
+
+  @classmethod
+  def train(
+    cls, texts: Iterable[str], vocab_size: int, name: str
+  ) -> 'Tokenizer':
+    """A BPE learned from texts, with the same chat tokens."""
+    backend = _byte_level(models.BPE())
+    trainer = trainers.BpeTrainer(
+      vocab_size=vocab_size,
+      special_tokens=[END_OF_TEXT, START_OF_TURN, END_OF_TURN],
+      initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+      show_progress=False,
+    )
+    backend.train_from_iterator(texts, trainer)
+    return cls(backend, name)
+
+  @classmethod
+  def load(cls, path: Path) -> 'Tokenizer':
+    """Reads a definition."""
+    return cls(Backend.from_file(str(path)), path.name)
+
+  def encode_template(self, text: str) -> list[int]:
+    """Ids of a piece of the chat format: control tokens are recognised."""
+    return self._backend.encode(text).ids
+
+  def encode(self, texts: Sequence[str]) -> list[list[int]]:
+    """Ids of contents, one list a text: control tokens are spelled out."""
+    return [e.ids for e in self._content.encode_batch_fast(list(texts))]
+
+  def decode(self, ids: Sequence[int], *, keep_special: bool = False) -> str:
+    """Text of ids, without special tokens unless they are asked for."""
+    return self._backend.decode(
+      list(ids), skip_special_tokens=not keep_special
+    )
+
+  def token(self, number: int) -> str:
+    """One id as readable text, for tables."""
+    return self._backend.decode([number], skip_special_tokens=False)
+
+
+def _byte_level(model: models.BPE) -> Backend:
+  """Digits one by one, then the GPT-2 split into words, then bytes."""
+  backend = Backend(model)
+  digits = pre_tokenizers.Digits(individual_digits=True)
+  words = pre_tokenizers.ByteLevel(add_prefix_space=False)
+  backend.pre_tokenizer = pre_tokenizers.Sequence([digits, words])
+  backend.decoder = decoders.ByteLevel()
+  return backend

@@ -1,0 +1,46 @@
+"""Errors that a user can mend: one clear line and a documented exit code.
+
+Anything else that is raised is a bug of ours and keeps its traceback.
+"""
+
+
+class PdlError(Exception):
+  """A problem the user can mend; `launch.py` prints it and exits."""
+
+  exit_code = 1
+
+
+class ConfigError(PdlError, ValueError):
+  """The configuration or an argument is wrong."""
+
+  exit_code = 2
+
+
+class DataError(PdlError):
+  """A data set, record, tokenizer or frequency table is wrong or missing."""
+
+  exit_code = 3
+
+
+class HostError(PdlError):
+  """This machine cannot do it: a package, device, folder or disk."""
+
+  exit_code = 4
+
+
+class DivergedError(PdlError):
+  """Too many steps in a row had a loss or gradient that was not finite."""
+
+  exit_code = 5
+
+
+class CheckpointError(PdlError):
+  """A checkpoint is damaged, missing, or of another run."""
+
+  exit_code = 6
+
+
+class PreemptedError(PdlError):
+  """Stopped by a signal after saving; the same command continues."""
+
+  exit_code = 75

@@ -1,0 +1,1 @@
+"""Metrics computed offline from the records of a predictions file."""

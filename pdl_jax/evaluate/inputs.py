@@ -1,0 +1,141 @@
+"""Checks on what every metric reads: prediction records and token counts."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from pdl_jax.errors import ConfigError, DataError
+
+Record = Mapping[str, Any]
+
+# field -> (type, type of the items of a list)
+_FIELDS: dict[str, tuple[type, type | tuple[type, ...] | None]] = {
+  'id': (str, None),
+  'prompt': (str, None),
+  'source': (str, None),
+  'references': (list, str),
+  'text': (str, None),
+  'token_ids': (list, int),
+  'finish_reason': (str, None),
+  'reference_ids': (list, int),
+  'reference_nll': (list, (int, float)),
+  'decode': (dict, None),
+}
+_NOT_EMPTY = ('references', 'reference_ids')
+_FINISH_REASONS = ('stop', 'length')
+
+
+def validate_records(records: Sequence[Record]) -> None:
+  """Refuses records that no metric could be trusted on.
+
+  Args:
+    records: one object an evaluated example, as in predictions.jsonl.
+
+  Raises:
+    DataError: no records; a field missing, of the wrong type or empty; another
+      number of `reference_nll` than of `reference_ids`; an id that comes twice.
+  """
+  if not records:
+    raise DataError('no prediction records: there is nothing to evaluate')
+  seen: set[str] = set()
+  for position, record in enumerate(records):
+    _check_fields(record, position)
+    _check_values(record)
+    if record['id'] in seen:
+      raise DataError(
+        f"record {record['id']!r}: field 'id' comes twice (again at position "
+        f'{position}); keep one record an example'
+      )
+    seen.add(record['id'])
+
+
+def _check_fields(record: Record, position: int) -> None:
+  name = repr(record['id']) if 'id' in record else f'at position {position}'
+  for field, (kind, item_kind) in _FIELDS.items():
+    if field not in record:
+      raise DataError(f'record {name}: field {field!r} is missing')
+    value = record[field]
+    if not isinstance(value, kind):
+      raise DataError(
+        f'record {name}: field {field!r} is a {type(value).__name__}, '
+        f'not a {kind.__name__}'
+      )
+    if item_kind is None:
+      continue
+    for item in value:
+      if not isinstance(item, item_kind):
+        raise DataError(
+          f'record {name}: field {field!r} holds {item!r} of type '
+          f'{type(item).__name__}'
+        )
+
+
+def _check_values(record: Record) -> None:
+  name = record['id']
+  for field in _NOT_EMPTY:
+    if not record[field]:
+      raise DataError(f'record {name!r}: field {field!r} is empty')
+  n_ids, n_nll = len(record['reference_ids']), len(record['reference_nll'])
+  if n_ids != n_nll:
+    raise DataError(
+      f"record {name!r}: field 'reference_nll' has {n_nll} values for {n_ids} "
+      'reference_ids; there must be one a target token'
+    )
+  if record['finish_reason'] not in _FINISH_REASONS:
+    raise DataError(
+      f"record {name!r}: field 'finish_reason' is "
+      f'{record["finish_reason"]!r}, not one of {_FINISH_REASONS}'
+    )
+
+
+def check_counts(counts_V: np.ndarray) -> np.ndarray:
+  """The training counts as int64 [V].
+
+  Raises:
+    DataError: not one-dimensional, empty, not integers, or negative.
+  """
+  counts_V = np.asarray(counts_V)
+  if counts_V.ndim != 1 or not counts_V.size:
+    raise DataError(
+      f'token counts have shape {counts_V.shape}; expected [V], one a type'
+    )
+  if not np.issubdtype(counts_V.dtype, np.integer):
+    raise DataError(
+      f'token counts are {counts_V.dtype}, not integers; pass counts of the '
+      'training split, not probabilities or weights'
+    )
+  if counts_V.min() < 0:
+    raise DataError(f'token counts hold a negative one: {counts_V.min()}')
+  return counts_V.astype(np.int64)
+
+
+def ids_array(record: Record, field: str, vocab_size: int) -> np.ndarray:
+  """`record[field]` as int64 [L], every id in [0, vocab_size).
+
+  Raises:
+    DataError: an id outside the vocabulary; indexing would wrap or fail.
+  """
+  ids_L = np.asarray(record[field], np.int64)
+  outside_L = (ids_L < 0) | (ids_L >= vocab_size)
+  if outside_L.any():
+    raise DataError(
+      f'record {record["id"]!r}: field {field!r} holds token id '
+      f'{ids_L[outside_L][0]}, outside [0, {vocab_size}); are the counts of '
+      'another tokenizer?'
+    )
+  return ids_L
+
+
+def neutral_mask(neutral_ids: Sequence[int], vocab_size: int) -> np.ndarray:
+  """Boolean [V], True at the special tokens that the rare metrics leave out.
+
+  Raises:
+    ConfigError: an id outside [0, vocab_size).
+  """
+  mask_V = np.zeros(vocab_size, bool)
+  for token in neutral_ids:
+    if not 0 <= token < vocab_size:
+      raise ConfigError(f'neutral id {token} is outside [0, {vocab_size})')
+    mask_V[token] = True
+  return mask_V

@@ -1,0 +1,340 @@
+"""The main job: evaluate, fine-tune, evaluate again, and say what changed."""
+
+import dataclasses
+import textwrap
+import time
+import zlib
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jax import Array
+from jax.sharding import Mesh
+
+from pdl_jax import frequency, optimizer, sharding, state, weighting
+from pdl_jax.checkpoint import Checkpointer
+from pdl_jax.data import pipeline, sources
+from pdl_jax.data.pipeline import Examples, Survey
+from pdl_jax.data.tasks import TASKS
+from pdl_jax.data.tokenizer import Tokenizer
+from pdl_jax.evaluate import run as evaluation
+from pdl_jax.evaluate.predict import Predictor
+from pdl_jax.frequency import FrequencyTable
+from pdl_jax.model import api
+from pdl_jax.model.config import ModelConfig
+from pdl_jax.model.pretrained.gguf import GGUFModel, find_package_file
+from pdl_jax.optimizer import merge
+from pdl_jax.records import RunFolder, environment
+from pdl_jax.settings import Settings
+from pdl_jax.state import TrainState
+from pdl_jax.step import StepConfig, train_step
+from pdl_jax.train import Loop, StopRequest
+
+EXAMPLES_SHOWN = 3
+# Texts that the tokenizer of a model from scratch is trained on.
+_BPE_RECORDS = 4000
+Tree = Any
+
+
+@dataclasses.dataclass(frozen=True)
+class Model:
+  """A model before fine-tuning, on the host, with its tokenizer."""
+
+  name: str
+  config: ModelConfig
+  params: Tree
+  tokenizer: Tokenizer
+
+
+def run(settings: Settings, workdir: Path, stop: StopRequest) -> None:
+  """The whole job in a run folder; picks up where an earlier call stopped.
+
+  Raises:
+    PdlError: with one line that says what to do; status.json has it too.
+  """
+  mesh = sharding.make_mesh(settings.mesh)
+  sharding.check_batch(
+    mesh, settings.train.batch_size, settings.optimizer.accumulation
+  )
+  sharding.check_batch(mesh, settings.evaluate.batch_size, 1)
+  folder = RunFolder(workdir, settings.resolved)
+  if folder.finished:
+    print(f'{workdir} is finished; its table again:\n')
+    print_results(folder.read('results.json'))
+    return
+  folder.write('env.json', environment(mesh.shape))
+  folder.write_status('starting', 0)
+  with jax.set_mesh(mesh):
+    results = _run(settings, mesh, folder, stop)
+  folder.write_text('table.md', tables(results))
+  folder.write('results.json', results)
+  folder.write_status('finished', settings.train.steps)
+  print_results(results)
+  print(f'\nrun folder: {workdir}')
+
+
+def _run(
+  settings: Settings, mesh: Mesh, folder: RunFolder, stop: StopRequest
+) -> dict[str, Any]:
+  began = time.monotonic()
+  task, lengths = TASKS[settings.data.task], settings.data.lengths
+  load = partial(
+    sources.load, settings.data.name, data_dir=settings.data.data_dir or None
+  )
+  train_source = load('train')
+  model = _load_model(settings, folder, train_source)
+  print(f'model      {model.name}: {_count(model.params):,} parameters')
+
+  def open_split(source: sources.Source, limit: int) -> tuple[Examples, Survey]:
+    seen = pipeline.survey(source, task, model.tokenizer, lengths)
+    print(f'{source.split:10s} {seen.describe()}')
+    usable = seen.usable[:limit] if limit else seen.usable
+    return Examples(source, usable, task, model.tokenizer, lengths), seen
+
+  train, seen = open_split(train_source, settings.data.train_limit)
+  validation, _ = open_split(load('validation'), 0)
+  held_out, _ = open_split(load(settings.evaluate.split), 0)
+  table = _frequency_table(settings, folder, train_source, model, seen)
+  weights_V = weighting.make_weights(
+    settings.loss, table, model.tokenizer.special_ids
+  )
+  print(f'loss       {settings.loss.name} (table {table.fingerprint[:8]})')
+  print(weighting.describe(weights_V, table, model.tokenizer))
+  _, labels = train.prompt_and_target(0)
+  print(weighting.check_alpha_zero(table, np.asarray(labels)))
+
+  predictor = Predictor(
+    model.config, mesh, model.tokenizer, settings.evaluate.batch_size
+  )
+  chosen = pipeline.sample(held_out, settings.evaluate.examples)
+  watched = pipeline.sample(validation, settings.evaluate.validation_examples)
+
+  def evaluate(name: str, current: TrainState) -> list[dict[str, Any]]:
+    params = merge(current.trained, current.frozen)
+    records = predictor.predict(
+      params, held_out, chosen, lambda: stop.check('evaluating')
+    )
+    folder.write_predictions(name, records)
+    return records
+
+  def validate(current: TrainState) -> float:
+    params = merge(current.trained, current.frozen)
+    losses = predictor.nll(params, validation, watched, lambda: None)
+    return float(np.concatenate(losses).mean())
+
+  step_config = _step_config(settings, model.config)
+  start = state.create(
+    model.params, model.config, settings.optimizer, step_config.optimizer, mesh
+  )
+  before = folder.predictions('before')
+  if before is None:
+    print('\nbefore fine-tuning: scoring and generating')
+    before = evaluate('before', start)
+  trained = _train(
+    settings, mesh, folder, stop, train, step_config, start, weights_V, validate
+  )
+  print('\nafter fine-tuning: scoring and generating')
+  after = evaluate('after', trained)
+  score = partial(
+    evaluation.evaluate,
+    counts_V=table.counts_V,
+    neutral_ids=model.tokenizer.special_ids,
+  )
+  return {
+    'columns': {model.name: score(before), _loss_name(settings): score(after)},
+    'loss': _loss_record(settings, table, weights_V),
+    'examples': _shown(before, after),
+    'split': f'{settings.data.name}/{settings.evaluate.split}',
+    'seed': settings.seed,
+    'steps': settings.train.steps,
+    'skipped_steps': int(trained.skipped),
+    'seconds_this_call': round(time.monotonic() - began, 1),
+  }
+
+
+def _load_model(
+  settings: Settings, folder: RunFolder, source: sources.Source
+) -> Model:
+  options = settings.model
+  if options.pretrained:
+    file = GGUFModel(find_package_file(options.pretrained))
+    return Model(
+      file.fields['general.basename'],
+      file.config(options.dtype, options.remat),
+      file.params(),
+      Tokenizer.from_gguf(file),
+    )
+  tokenizer = _train_tokenizer(settings, folder, source)
+  config = ModelConfig(
+    vocab_size=tokenizer.vocab_size,
+    width=options.width,
+    layers=options.layers,
+    heads=options.heads,
+    kv_heads=options.kv_heads,
+    head_dim=options.head_dim,
+    mlp=options.mlp,
+    context=settings.data.lengths.sequence,
+    dtype=options.dtype,
+    remat=options.remat,
+  )
+  key = jax.random.key(settings.seed)
+  return Model('untrained', config, api.init(config, key), tokenizer)
+
+
+def _train_tokenizer(
+  settings: Settings, folder: RunFolder, source: sources.Source
+) -> Tokenizer:
+  path = folder.path / 'tokenizer.json'
+  if not path.exists():
+    task = TASKS[settings.data.task]
+    records = (source[i] for i in range(min(len(source), _BPE_RECORDS)))
+    texts = (r[field] for r in records for field in (task.source, task.target))
+    name = f'bpe-{settings.data.name}'
+    trained = Tokenizer.train(texts, settings.model.vocab_size, name)
+    folder.write_text(path.name, trained.definition)
+  return Tokenizer.load(path)
+
+
+def _frequency_table(
+  settings: Settings,
+  folder: RunFolder,
+  source: sources.Source,
+  model: Model,
+  seen: Survey,
+) -> FrequencyTable:
+  tokenizer = model.tokenizer
+  if settings.loss.frequency_table:
+    return frequency.load(
+      Path(settings.loss.frequency_table),
+      tokenizer=tokenizer.fingerprint,
+      tokenizer_name=tokenizer.name,
+      vocab_size=model.config.vocab_size,
+    )
+  table = FrequencyTable(
+    seen.counts_V,
+    tokenizer.fingerprint,
+    tokenizer.name,
+    source.fingerprint,
+    source.name,
+    source.split,
+  )
+  table.save(folder.path / 'frequency.npz')
+  return table
+
+
+def _step_config(settings: Settings, model: ModelConfig) -> StepConfig:
+  steps = settings.train.steps
+  return StepConfig(
+    model=model,
+    optimizer=optimizer.make_optimizer(settings.optimizer, steps),
+    schedule=optimizer.make_schedule(settings.optimizer, steps),
+    reduction=settings.loss.reduction,
+    accumulation=settings.optimizer.accumulation,
+  )
+
+
+def _train(
+  settings: Settings,
+  mesh: Mesh,
+  folder: RunFolder,
+  stop: StopRequest,
+  examples: Examples,
+  step_config: StepConfig,
+  start: TrainState,
+  weights_V: Array,
+  validate: Callable[[TrainState], float],
+) -> TrainState:
+  batches = pipeline.train_iterator(
+    examples,
+    settings.train.batch_size,
+    settings.seed,
+    jax.process_index(),
+    jax.process_count(),
+  )
+  compiled = jax.jit(partial(train_step, step_config), donate_argnums=0)
+  with Checkpointer(
+    folder.path, keep=settings.train.keep_checkpoints, best='validation_nats'
+  ) as checkpoints:
+    restored = checkpoints.restore_latest(_abstract(start), batches)
+    if restored is not None:
+      step, start, _ = restored
+      print('\n'.join(checkpoints.damaged))
+      print(f'resumed from step {step}')
+    loop = Loop(
+      settings=settings.train,
+      mesh=mesh,
+      step=lambda current, batch: compiled(current, batch, weights_V),
+      validate=validate,
+      batches=batches,
+      checkpoints=checkpoints,
+      folder=folder,
+      stop=stop,
+    )
+    return loop.run(start)
+
+
+def _abstract(tree: Tree) -> Tree:
+  return jax.tree.map(
+    lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), tree
+  )
+
+
+def _count(params: Tree) -> int:
+  return sum(x.size for x in jax.tree.leaves(params))
+
+
+def _loss_name(settings: Settings) -> str:
+  loss = settings.loss
+  if loss.name != 'power_law':
+    return loss.name
+  return f'power_law alpha={loss.alpha:g} epsilon={loss.epsilon:g}'
+
+
+def _loss_record(
+  settings: Settings, table: FrequencyTable, weights_V: Array
+) -> dict[str, Any]:
+  """Proof of what was trained: the name alone would not be."""
+  weights = np.asarray(weights_V)
+  return {
+    **dataclasses.asdict(settings.loss),
+    'weights_crc32': f'{zlib.crc32(weights.tobytes()):08x}',
+    'frequency_table_fingerprint': table.fingerprint,
+    'effective_sample_size': frequency.effective_sample_size(
+      table.counts_V, weights
+    ),
+  }
+
+
+def _shown(before: list[dict], after: list[dict]) -> list[dict[str, str]]:
+  """The first few examples of the sample: not chosen by hand."""
+  return [
+    {
+      'source': a['source'],
+      'reference': a['references'][0],
+      'before': b['text'],
+      'after': a['text'],
+    }
+    for b, a in zip(before[:EXAMPLES_SHOWN], after, strict=False)
+  ]
+
+
+def tables(results: dict[str, Any]) -> str:
+  """Both tables as Markdown."""
+  return (
+    f'{evaluation.format_table(results["columns"])}\n'
+    f'{evaluation.format_frequency_table(results["columns"])}'
+  )
+
+
+def print_results(results: dict[str, Any]) -> None:
+  """What the terminal ends with: the tables, then a few examples."""
+  print(f'\n{results["split"]}, {results["steps"]} steps\n')
+  print(tables(results))
+  for number, example in enumerate(results['examples'], start=1):
+    print(f'example {number}')
+    for name in ('source', 'reference', 'before', 'after'):
+      text = textwrap.shorten(example[name], 400) or '(nothing)'
+      print(textwrap.indent(textwrap.fill(f'{name:10s}{text}', 78), '  '))

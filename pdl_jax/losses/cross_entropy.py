@@ -1,0 +1,155 @@
+"""Cross-entropy of labels under logits, per token."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from pdl_jax.errors import ConfigError
+from pdl_jax.losses.reduce import divide, sums
+from pdl_jax.losses.terms import LossTerms, Sums
+
+
+def check_labels(labels: Array | np.ndarray, size: int, where: Array | None):
+  """Refuses labels outside [0, size) where `where` is True.
+
+  Only concrete arrays can be looked at: inside `jax.jit` the data pipeline
+  must have made sure, since a gather would clamp such a label in silence.
+
+  Raises:
+    ConfigError: with the number of bad labels and one of them.
+  """
+  if isinstance(labels, jax.core.Tracer) or isinstance(where, jax.core.Tracer):
+    return
+  labels = np.asarray(labels)
+  bad = (labels < 0) | (labels >= size)
+  if where is not None:
+    bad &= np.asarray(where, bool)
+  if bad.any():
+    raise ConfigError(
+      f'{int(bad.sum())} of {labels.size} labels are outside [0, {size}), '
+      f'the first is {int(labels[bad][0])}; mask them with `where`'
+    )
+
+
+def token_nll(
+  logits: Array,
+  labels: Array,
+  *,
+  label_smoothing: Array | float = 0.0,
+  z_loss: Array | float = 0.0,
+  softcap: float | None = None,
+) -> Array:
+  """Unweighted loss of each label, in nats, fp32.
+
+    l = (1 - e) * (log Z - z_y) + e * (log Z - mean_v z_v) + c * (log Z)**2
+
+  Args:
+    logits: [..., V], any float dtype; computed in fp32.
+    labels: [...], integers; must be in [0, V).
+    label_smoothing: e in [0, 1) (Szegedy et al. 2016).
+    z_loss: c >= 0; 1e-4 is usual (PaLM, arXiv:2204.02311, section 5).
+    softcap: logits become softcap * tanh(logits / softcap) (Gemma 2).
+
+  Returns:
+    [...], fp32.
+  """
+  logits = logits.astype(jnp.float32)
+  if softcap is not None:
+    logits = softcap * jnp.tanh(logits / softcap)
+  log_z = jax.nn.logsumexp(logits, axis=-1)
+  # iota == label rather than a gather: it partitions over a sharded vocabulary
+  # without collecting the logits.
+  vocabulary = jax.lax.broadcasted_iota(labels.dtype, logits.shape, labels.ndim)
+  chosen = vocabulary == labels[..., None]
+  label_logit = jnp.where(chosen, logits, 0.0).sum(axis=-1)
+  loss = log_z - label_logit
+  # A Python zero leaves no trace of an option in the program; a traced value
+  # is always applied.
+  if not _is_zero(label_smoothing):
+    smooth = log_z - logits.mean(axis=-1)
+    loss = (1.0 - label_smoothing) * loss + label_smoothing * smooth
+  if not _is_zero(z_loss):
+    loss = loss + z_loss * jnp.square(log_z)
+  return loss
+
+
+def _is_zero(value: Array | float) -> bool:
+  return not isinstance(value, jax.Array) and value == 0
+
+
+def cross_entropy(
+  logits: Array,
+  labels: Array,
+  *,
+  where: Array | None = None,
+  reduction: str = 'weighted_mean',
+  denominator: Array | float | None = None,
+  label_smoothing: Array | float = 0.0,
+  z_loss: Array | float = 0.0,
+  softcap: float | None = None,
+) -> Array | Sums:
+  """Cross-entropy: `pdl_loss` with every weight 1; same arguments."""
+  return weighted_nll(
+    logits, labels, None, where=where, reduction=reduction,
+    denominator=denominator, label_smoothing=label_smoothing, z_loss=z_loss,
+    softcap=softcap,
+  )
+
+
+def weighted_nll(
+  logits: Array,
+  labels: Array,
+  weights_V: Array | None,
+  *,
+  where: Array | None,
+  reduction: str,
+  denominator: Array | float | None,
+  label_smoothing: Array | float,
+  z_loss: Array | float,
+  softcap: float | None,
+) -> Array | Sums:
+  """The one path of every loss that weighs a token by its type."""
+  check_labels(labels, logits.shape[-1], where)
+  if where is not None:
+    # On the logits, not on the loss: a NaN behind a `where` on the loss would
+    # still reach the gradient.
+    logits = jnp.where(where[..., None], logits, 0.0)
+    labels = jnp.where(where, labels, 0)
+  nll = token_nll(
+    logits, labels, label_smoothing=label_smoothing, z_loss=z_loss,
+    softcap=softcap,
+  )
+  weight = token_weights(weights_V, labels, logits.shape[-1])
+  terms = LossTerms(weight * nll, weight)
+  return finish(terms, where, reduction, denominator)
+
+
+def token_weights(weights_V: Array | None, labels: Array, size: int) -> Array:
+  """w[y] per token, fp32; ones where there is no table."""
+  if weights_V is None:
+    return jnp.ones(labels.shape, jnp.float32)
+  if weights_V.shape != (size,):
+    raise ConfigError(
+      f'the weight table has shape {weights_V.shape}, the vocabulary has '
+      f'{size} types; count with the tokenizer that the model uses'
+    )
+  return weights_V.astype(jnp.float32)[labels]
+
+
+def finish(
+  terms: LossTerms,
+  where: Array | None,
+  reduction: str,
+  denominator: Array | float | None,
+) -> Array | Sums:
+  """Per token ('none'), Sums ('sums'), or one number."""
+  if reduction == 'none':
+    loss, _ = terms
+    return loss if where is None else jnp.where(where, loss, 0.0)
+  if reduction == 'sums':
+    return sums(terms, where)
+  total = sums(terms, where, reduction)
+  if denominator is not None:
+    total = Sums(total.num, jnp.asarray(denominator, jnp.float32))
+  return divide(total)

@@ -1,0 +1,208 @@
+"""Power-Law Decay Loss: cross-entropy that gives rare tokens more say.
+
+    w(t) = 1 / (freq(t) + epsilon) ** alpha
+    PDL  = - sum_k w(y_k) log P(y_k | y_<k, x)
+
+Source: arXiv:2505.16900. The paper leaves open whether freq is a count or a
+probability, what an unseen type weighs and how the sum is normalised; here
+each is an argument.
+"""
+
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from pdl_jax.errors import ConfigError
+from pdl_jax.losses.cross_entropy import weighted_nll
+from pdl_jax.losses.terms import Sums
+
+UNSEEN = ('paper', 'as_once', 'neutral')
+NORMALIZE = ('corpus_mean', 'none')
+
+
+def power_law_weights(
+  frequency_V: Array | np.ndarray,
+  *,
+  alpha: Array | float,
+  epsilon: Array | float,
+  clip: float | None = None,
+  normalize: str = 'corpus_mean',
+  neutral_ids: Sequence[int] = (),
+  unseen: str = 'paper',
+) -> Array:
+  """Weight of each token type, w(t) = 1 / (freq(t) + epsilon) ** alpha.
+
+  Args:
+    frequency_V: how often each type occurs; counts or probabilities. Epsilon
+      is in the same unit: at alpha 1 and epsilon 1e-7 an unseen type weighs
+      1e7 times a once-seen one on counts, 11 times on the probabilities of a
+      million-token corpus.
+    alpha: decay exponent, >= 0. 0 is cross-entropy, bit for bit; 1 gives every
+      type the same total weight. May be traced: a schedule does not recompile.
+    epsilon: smoothing constant, >= 0; may be traced.
+    clip: the largest weight, as a ratio to the corpus mean; None: no limit.
+    normalize: 'corpus_mean' scales the weights so that the average weight of a
+      running token of the corpus is 1, which keeps the meaning of the learning
+      rate; 'none' is the paper's formula.
+    neutral_ids: types with weight exactly 1 (end of turn, padding, specials),
+      left out of the mean.
+    unseen: weight of a type with frequency 0: 'paper' applies the formula,
+      'as_once' gives it the frequency of the rarest type seen (once, in any
+      real corpus), 'neutral' weight 1.
+
+  Returns:
+    weights_V, fp32.
+
+  Raises:
+    ConfigError: for a negative or non-finite alpha, epsilon or frequency, for
+      epsilon 0 with unseen types under 'paper', and for weights that overflow.
+      A traced alpha or epsilon cannot be looked at.
+  """
+  _check_arguments(frequency_V, alpha, epsilon, clip, normalize, unseen)
+  frequency_V = np.asarray(frequency_V)
+  neutral_V = np.zeros(frequency_V.shape, bool)
+  neutral_V[np.asarray(neutral_ids, int)] = True
+  _check_unseen(frequency_V, neutral_V, epsilon, unseen)
+  seen_V = frequency_V > 0
+  mass_V = jnp.asarray(np.where(neutral_V, 0, frequency_V), jnp.float32)
+  base_V = frequency_V.astype(np.float64)
+  if unseen != 'paper':
+    base_V = np.where(seen_V, base_V, base_V[seen_V].min(initial=1.0))
+  raw_V = jnp.exp(-alpha * jnp.log(jnp.asarray(base_V, jnp.float32) + epsilon))
+  weights_V = _scale(raw_V, mass_V) if normalize == 'corpus_mean' else raw_V
+  if clip is not None:
+    weights_V = jnp.minimum(weights_V, clip)
+    if normalize == 'corpus_mean':
+      weights_V = _scale(weights_V, mass_V)
+  fixed_V = neutral_V | (~seen_V if unseen == 'neutral' else False)
+  weights_V = jnp.where(fixed_V, 1.0, weights_V)
+  # Exactly one, whatever the rounding of the mean: alpha 0 is cross-entropy.
+  weights_V = jnp.where(jnp.asarray(alpha) == 0, 1.0, weights_V)
+  _check_weights(weights_V, alpha, epsilon)
+  return weights_V
+
+
+def _scale(weights_V: Array, mass_V: Array) -> Array:
+  """Weights whose mean over running tokens is 1."""
+  total = mass_V.sum()
+  weighted = (mass_V * weights_V).sum()
+  return weights_V * jnp.where(total > 0, total / weighted, 1.0)
+
+
+def _check_arguments(
+  frequency_V: Array | np.ndarray,
+  alpha: Array | float,
+  epsilon: Array | float,
+  clip: float | None,
+  normalize: str,
+  unseen: str,
+) -> None:
+  check_number('alpha', alpha)
+  check_number('epsilon', epsilon)
+  if clip is not None and not clip >= 1:
+    raise ConfigError(f'clip must be at least 1 (the mean weight), got {clip}')
+  if normalize not in NORMALIZE:
+    raise ConfigError(
+      f'normalize {normalize!r} is not one of {", ".join(NORMALIZE)}'
+    )
+  if unseen not in UNSEEN:
+    raise ConfigError(f'unseen {unseen!r} is not one of {", ".join(UNSEEN)}')
+  frequency = np.asarray(frequency_V)
+  bad = ~np.isfinite(frequency) | (frequency < 0)
+  if frequency.ndim != 1 or bad.any():
+    raise ConfigError(
+      f'frequency_V must be one row of finite numbers >= 0; got shape '
+      f'{frequency.shape} with {int(bad.sum())} negative or non-finite'
+    )
+
+
+def check_number(name: str, value: object) -> None:
+  """Refuses anything that is not a finite number >= 0, unless traced."""
+  if isinstance(value, jax.core.Tracer):
+    return
+  try:
+    number = float(value)  # pyright: ignore
+  except (TypeError, ValueError):
+    raise ConfigError(f'{name} must be a number >= 0, got {value!r}') from None
+  if not (np.isfinite(number) and number >= 0):
+    raise ConfigError(f'{name} must be a finite number >= 0, got {value!r}')
+
+
+def _check_unseen(
+  frequency_V: np.ndarray,
+  neutral_V: np.ndarray,
+  epsilon: Array | float,
+  unseen: str,
+) -> None:
+  missing = int(((frequency_V == 0) & ~neutral_V).sum())
+  if isinstance(epsilon, jax.core.Tracer) or unseen != 'paper':
+    return
+  if missing and float(epsilon) == 0:
+    raise ConfigError(
+      f'epsilon 0 gives {missing} of {frequency_V.size} token types, which '
+      "were never counted, an infinite weight; use epsilon > 0 or unseen='"
+      "as_once'"
+    )
+
+
+def _check_weights(
+  weights_V: Array, alpha: Array | float, epsilon: Array | float
+) -> None:
+  if isinstance(weights_V, jax.core.Tracer):
+    return
+  bad = int((~np.isfinite(np.asarray(weights_V))).sum())
+  if bad:
+    raise ConfigError(
+      f'{bad} of {weights_V.size} weights overflow fp32 at alpha {alpha} and '
+      f'epsilon {epsilon}; use a larger epsilon or a smaller alpha'
+    )
+
+
+def pdl_loss(
+  logits: Array,
+  labels: Array,
+  weights_V: Array,
+  *,
+  where: Array | None = None,
+  reduction: str = 'weighted_mean',
+  denominator: Array | float | None = None,
+  label_smoothing: Array | float = 0.0,
+  z_loss: Array | float = 0.0,
+  softcap: float | None = None,
+) -> Array | Sums:
+  """Power-Law Decay Loss, or any cross-entropy weighted by token type.
+
+  The gradient with respect to a logit row is w(y) * (softmax - onehot(y)) over
+  the denominator.
+
+  Args:
+    logits: [..., V], any float dtype; computed in fp32.
+    labels: [...], integers in [0, V) wherever `where` is True.
+    weights_V: [V], from `power_law_weights`; all ones is cross-entropy.
+    where: [...], True at tokens that count (targets). Masked tokens reach
+      neither loss nor gradient, even if their logits are NaN.
+    reduction: 'weighted_mean' sum(w l) / sum(w); 'token_mean' sum(w l) / n;
+      'sum' sum(w l), the paper's; 'none' w l per token; 'sums' the pair
+      (sum(w l), sum(w)) to be added over micro-batches and divided once.
+    denominator: in place of the reduction's own, e.g. the sum of weights of
+      the whole global batch.
+    label_smoothing: in [0, 1).
+    z_loss: coefficient of (log Z)**2, >= 0.
+    softcap: soft limit of the logits, > 0, or None.
+
+  Returns:
+    fp32: a scalar, an array of the shape of the labels, or Sums. With
+    everything masked: 0, with zero gradients.
+
+  Raises:
+    ConfigError: for labels out of range (outside jit), a table that does not
+      fit the vocabulary, or an unknown reduction.
+  """
+  return weighted_nll(
+    logits, labels, weights_V, where=where, reduction=reduction,
+    denominator=denominator, label_smoothing=label_smoothing, z_loss=z_loss,
+    softcap=softcap,
+  )

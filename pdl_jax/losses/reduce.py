@@ -1,0 +1,61 @@
+"""From per-token terms to a number: the only place that divides."""
+
+import jax.numpy as jnp
+from jax import Array
+
+from pdl_jax.errors import ConfigError
+from pdl_jax.losses.terms import LossTerms, Sums
+
+REDUCTIONS = ('weighted_mean', 'token_mean', 'sum')
+
+
+def denominator(weight: Array, where: Array, reduction: str) -> Array:
+  """What a reduction divides by, an fp32 scalar.
+
+  Args:
+    weight: of each token.
+    where: True at tokens that count, same shape.
+    reduction: 'weighted_mean' the sum of weights, 'token_mean' the number of
+      tokens, 'sum' (the form printed in arXiv:2505.16900) zero, which `divide`
+      leaves alone.
+  """
+  if reduction not in REDUCTIONS:
+    raise ConfigError(
+      f'reduction {reduction!r} is not one of {", ".join(REDUCTIONS)}'
+    )
+  if reduction == 'sum':
+    return jnp.zeros((), jnp.float32)
+  by_token = weight if reduction == 'weighted_mean' else where
+  return jnp.where(where, by_token.astype(jnp.float32), 0.0).sum()
+
+
+def sums(
+  terms: LossTerms,
+  where: Array | None = None,
+  reduction: str = 'weighted_mean',
+) -> Sums:
+  """Numerator and denominator of a reduction.
+
+  Args:
+    terms: per-token losses and weights.
+    where: True at tokens that count, the shape of the terms; None: all.
+    reduction: see `denominator`.
+
+  Returns:
+    fp32 scalars; entries where `where` is False reach neither, even as NaN.
+  """
+  loss = terms.loss_BxL.astype(jnp.float32)
+  if where is None:
+    where = jnp.ones(loss.shape, bool)
+  num = jnp.where(where, loss, 0.0).sum()
+  return Sums(num, denominator(terms.weight_BxL, where, reduction))
+
+
+def divide(total: Sums) -> Array:
+  """num / den; num itself where the denominator is zero.
+
+  A denominator of zero means that nothing was there to be averaged (num is
+  zero too) or that the reduction is a sum. Gradients stay finite either way.
+  """
+  counted = total.den > 0
+  return total.num / jnp.where(counted, total.den, 1.0)

@@ -1,0 +1,63 @@
+"""What a person sees while training runs: a bar, or a line a log step."""
+
+import sys
+import time
+from types import TracebackType
+
+from tqdm import tqdm
+
+
+class Progress:
+  """A progress bar with ETA; plain lines where there is no terminal."""
+
+  def __init__(self, start: int, total: int):
+    self._total, self._start = total, start
+    self._began = time.monotonic()
+    self._bar = tqdm(
+      total=total,
+      initial=start,
+      desc='train',
+      unit='step',
+      disable=not sys.stderr.isatty(),
+    )
+
+  def update(self, row: dict[str, float], show: bool) -> None:
+    """Reports one step.
+
+    Args:
+      row: of metrics.jsonl.
+      show: whether a plain line is due; the bar always moves.
+    """
+    self._bar.update()
+    text = (
+      f'loss {row["loss"]:.4f}  plain {row["plain_loss"]:.4f}  '
+      f'{row["tokens_per_second"]:,.0f} tok/s'
+    )
+    if row['skipped']:
+      text += f'  skipped {row["skipped"]}'
+    self._bar.set_postfix_str(text)
+    if self._bar.disable and show:
+      step = int(row['step'])
+      spent = time.monotonic() - self._began
+      left = spent / (step - self._start) * (self._total - step)
+      print(
+        f'step {step}/{self._total}  {text}  ETA {tqdm.format_interval(left)}',
+        flush=True,
+      )
+
+  def line(self, text: str) -> None:
+    """Prints a line without tearing the bar."""
+    self._bar.clear()
+    print(text, flush=True)
+    self._bar.refresh()
+
+  def __enter__(self) -> 'Progress':
+    return self
+
+  def __exit__(
+    self,
+    kind: type[BaseException] | None,
+    error: BaseException | None,
+    trace: TracebackType | None,
+  ) -> None:
+    self._bar.close()

@@ -1,0 +1,1 @@
+"""The model behind one seam, `api.py`; only this package imports Flax."""

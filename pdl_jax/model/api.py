@@ -1,0 +1,247 @@
+"""The seam: pure functions of (config, params, arrays); no Flax type escapes.
+
+Parameters are a nested dict of fp32 arrays:
+
+  embed_VxD      token embedding, and the output head (tied)
+  blocks         a tuple of groups of layers; each leaf is stacked over the
+                 group's layers, so that one compiled block serves them all.
+                 Splitting the stack in two groups lets training leave the
+                 lower one out of the backward pass.
+  norm           scale of the final RMSNorm
+"""
+
+from typing import NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax import Array
+from jax.sharding import PartitionSpec as P
+
+from pdl_jax.model.attention import INIT, LayerCache
+from pdl_jax.model.config import ModelConfig
+from pdl_jax.model.transformer import Block, RMSNorm
+from pdl_jax.sharding import constrain
+
+Params = dict
+
+
+class Cache(NamedTuple):
+  """Everything decoding needs from the tokens before.
+
+  Attributes:
+    keys, values: [layers, B, S, K, Dh].
+    filled_BxS: True where a slot holds a real token.
+    slot: scalar, where the next token goes: the same for every row.
+    positions_B: position of the next token of each row in its document.
+  """
+
+  keys: Array
+  values: Array
+  filled_BxS: Array
+  slot: Array
+  positions_B: Array
+
+
+def init(config: ModelConfig, key: Array) -> Params:
+  """Random parameters: normal(0.02) matrices, ones in the norms."""
+  return nn.meta.unbox(_init(config, key))
+
+
+def logical_axes(config: ModelConfig, groups: int = 1) -> Params:
+  """The tree of `init` with logical axis names, a PartitionSpec, as leaves.
+
+  Args:
+    config: shape of the model.
+    groups: 2 for the tree that `split_blocks` returns.
+  """
+  boxed = jax.eval_shape(lambda: _init(config, jax.random.key(0)))
+  names = nn.get_partition_spec(boxed)
+  blocks = jax.tree.map(lambda axes: P('layers', *axes), names['blocks'][0])
+  return {**names, 'blocks': (blocks,) * groups}
+
+
+def _init(config: ModelConfig, key: Array) -> Params:
+  embed_key, block_key = jax.random.split(key)
+  embed = nn.with_logical_partitioning(INIT, ('vocab', 'embed'))
+  x = jnp.zeros((1, 1, config.width))
+  positions, mask = jnp.zeros((1, 1), int), jnp.ones((1, 1, 1), bool)
+
+  def block(key: Array) -> Params:
+    return Block(config).init(key, x, positions, mask, None)['params']
+
+  keys = jax.random.split(block_key, config.layers)
+  return {
+    'embed_VxD': embed(embed_key, (config.vocab_size, config.width)),
+    'blocks': (jax.vmap(block)(keys),),
+    'norm': RMSNorm(config).init(key, x)['params'],
+  }
+
+
+def split_blocks(params: Params, last: int) -> Params:
+  """The same model with its last layers in a group of their own."""
+  (blocks,) = params['blocks']
+  lower = jax.tree.map(lambda x: x[:-last], blocks)
+  upper = jax.tree.map(lambda x: x[-last:], blocks)
+  return {**params, 'blocks': (lower, upper)}
+
+
+def join_blocks(params: Params) -> Params:
+  """The same model with all its layers in one group."""
+  if len(params['blocks']) == 1:
+    return params
+  joined = jax.tree.map(lambda *x: jnp.concatenate(x), *params['blocks'])
+  return {**params, 'blocks': (joined,)}
+
+
+def hidden(
+  config: ModelConfig,
+  params: Params,
+  tokens_BxL: Array,
+  segments_BxL: Array,
+  positions_BxL: Array,
+) -> Array:
+  """Last hidden states, after the final norm.
+
+  Args:
+    config: shape of the model.
+    params: from `init` or a pretrained reader.
+    tokens_BxL: token ids in [0, V).
+    segments_BxL: document of each token, from 1; 0 is padding. A token sees
+      the tokens of its own segment up to itself.
+    positions_BxL: position of each token in its document, from 0.
+
+  Returns:
+    hidden_BxLxD in the compute dtype; at padding, meaningless but finite.
+  """
+  x, _ = _run_blocks(config, params, tokens_BxL, segments_BxL, positions_BxL)
+  return _final_norm(config, params, x)
+
+
+def head(params: Params) -> Array:
+  """The output matrix head_DxV; logits are hidden @ head."""
+  return params['embed_VxD'].T
+
+
+def logits(
+  config: ModelConfig,
+  params: Params,
+  tokens_BxL: Array,
+  segments_BxL: Array,
+  positions_BxL: Array,
+) -> Array:
+  """logits_BxLxV in fp32; for short sequences and tests: it is V wide."""
+  x = hidden(config, params, tokens_BxL, segments_BxL, positions_BxL)
+  return _logits(config, params, x)
+
+
+def prefill(
+  config: ModelConfig,
+  params: Params,
+  tokens_BxP: Array,
+  filled_BxP: Array,
+  size: int,
+) -> tuple[Array, Cache]:
+  """Reads left-padded prompts into a fresh cache.
+
+  Args:
+    config: shape of the model.
+    params: with one group of layers (`join_blocks`).
+    tokens_BxP: prompts, padded on the left so that all end at one slot.
+    filled_BxP: True at real tokens.
+    size: S, slots in the cache, at least P.
+
+  Returns:
+    logits_BxV of the token after each prompt, and the cache.
+  """
+  batch, length = tokens_BxP.shape
+  positions = jnp.maximum(jnp.cumsum(filled_BxP, axis=1) - 1, 0)
+  x, kept = _run_blocks(
+    config, params, tokens_BxP, filled_BxP.astype(int), positions
+  )
+  (kept,) = kept
+  room = [(0, 0), (0, 0), (0, size - length), (0, 0), (0, 0)]
+  keys, values = (jnp.pad(cached, room) for cached in kept)
+  filled = jnp.pad(filled_BxP, [(0, 0), (0, size - length)])
+  cache = Cache(
+    keys, values, filled, jnp.asarray(length), filled_BxP.sum(axis=1)
+  )
+  last = _final_norm(config, params, x[:, -1:])
+  return _logits(config, params, last)[:, 0], cache
+
+
+def decode_step(
+  config: ModelConfig, params: Params, cache: Cache, tokens_B: Array
+) -> tuple[Array, Cache]:
+  """Appends one token to every row.
+
+  Returns:
+    logits_BxV of the token after it, fp32, and the cache with it in.
+  """
+  filled_BxS = cache.filled_BxS.at[:, cache.slot].set(True)
+  mask_BxLxS = filled_BxS[:, None, :]
+  positions_BxL = cache.positions_B[:, None]
+  x = _embed(config, params, tokens_B[:, None])
+  (blocks,) = params['blocks']
+
+  def layer(carry: tuple, number: Array) -> tuple[tuple, None]:
+    x, all_keys, all_values = carry
+    weights = jax.tree.map(lambda w: w[number], blocks)
+    before = LayerCache(all_keys[number], all_values[number], cache.slot)
+    x, (keys, values) = Block(config).apply(
+      {'params': weights}, x, positions_BxL, mask_BxLxS, before
+    )
+    # Only the new slot is written: the cache is updated in place.
+    at = (number, 0, cache.slot, 0, 0)
+    all_keys = jax.lax.dynamic_update_slice(all_keys, keys[None], at)
+    all_values = jax.lax.dynamic_update_slice(all_values, values[None], at)
+    return (x, all_keys, all_values), None
+
+  carry = (x, cache.keys, cache.values)
+  (x, keys, values), _ = jax.lax.scan(layer, carry, jnp.arange(config.layers))
+  x = _final_norm(config, params, x)
+  after = Cache(
+    keys, values, filled_BxS, cache.slot + 1, cache.positions_B + 1
+  )
+  return _logits(config, params, x)[:, 0], after
+
+
+def _run_blocks(
+  config: ModelConfig,
+  params: Params,
+  tokens_BxL: Array,
+  segments_BxL: Array,
+  positions_BxL: Array,
+) -> tuple[Array, list]:
+  length = tokens_BxL.shape[1]
+  causal_LxL = jnp.tril(jnp.ones((length, length), bool))
+  same_BxLxL = segments_BxL[:, :, None] == segments_BxL[:, None, :]
+  mask_BxLxL = same_BxLxL & causal_LxL[None]
+
+  def block(x: Array, weights: Params) -> tuple[Array, tuple[Array, Array]]:
+    return Block(config).apply(
+      {'params': weights}, x, positions_BxL, mask_BxLxL, None
+    )
+
+  block = jax.checkpoint(block) if config.remat else block
+  x, kept = _embed(config, params, tokens_BxL), []
+  for group in params['blocks']:
+    x, keys_values = jax.lax.scan(block, x, group)
+    kept.append(keys_values)
+  return x, kept
+
+
+def _embed(config: ModelConfig, params: Params, tokens_BxL: Array) -> Array:
+  x = params['embed_VxD'].astype(config.compute_dtype)[tokens_BxL]
+  return constrain(x, 'batch', 'length', 'activation')
+
+
+def _final_norm(config: ModelConfig, params: Params, x: Array) -> Array:
+  return RMSNorm(config).apply({'params': params['norm']}, x)
+
+
+def _logits(config: ModelConfig, params: Params, x_BxLxD: Array) -> Array:
+  return jnp.einsum(
+    'bld,dv->blv', x_BxLxD, head(params).astype(config.compute_dtype),
+    preferred_element_type=jnp.float32,
+  )

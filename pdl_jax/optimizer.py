@@ -1,0 +1,151 @@
+"""What trains, and how: parameter selection and the optax chain."""
+
+import dataclasses
+from typing import Any
+
+import jax
+import optax
+
+from pdl_jax.errors import ConfigError
+
+TRAINABLE = ('all', 'last_layers', 'norms')
+SCHEDULES = ('cosine', 'linear', 'constant')
+Tree = Any
+
+
+@dataclasses.dataclass(frozen=True)
+class OptimizerConfig:
+  """AdamW with warm-up and decay.
+
+  Attributes:
+    learning_rate: at the end of the warm-up.
+    warmup_steps: of linear warm-up from 0.
+    schedule: 'cosine' or 'linear' decay to final_fraction, or 'constant'.
+    final_fraction: of the learning rate, at the last step.
+    b1, b2, eps: Adam's decay rates and denominator offset.
+    weight_decay: decoupled, on matrices only.
+    clip_norm: largest global gradient norm.
+    accumulation: micro-batches of one step; one denominator for all.
+    trainable: 'all' parameters, the 'last_layers' with the final norm, or the
+      'norms' alone.
+    last_layers: how many, with trainable 'last_layers'.
+  """
+
+  learning_rate: float
+  warmup_steps: int
+  schedule: str
+  final_fraction: float
+  b1: float
+  b2: float
+  eps: float
+  weight_decay: float
+  clip_norm: float
+  accumulation: int
+  trainable: str
+  last_layers: int
+
+  def __post_init__(self):
+    for name in ('learning_rate', 'eps', 'clip_norm', 'accumulation'):
+      if not getattr(self, name) > 0:
+        raise ConfigError(
+          f'optimizer.{name} must be > 0, got {getattr(self, name)}'
+        )
+    for name in ('b1', 'b2'):
+      if not 0 <= getattr(self, name) < 1:
+        raise ConfigError(
+          f'optimizer.{name} must be in [0, 1), got {getattr(self, name)}'
+        )
+    for name in ('warmup_steps', 'final_fraction', 'weight_decay'):
+      if not getattr(self, name) >= 0:
+        raise ConfigError(
+          f'optimizer.{name} must be >= 0, got {getattr(self, name)}'
+        )
+    _one_of('schedule', self.schedule, SCHEDULES)
+    _one_of('trainable', self.trainable, TRAINABLE)
+    if self.trainable == 'last_layers' and self.last_layers < 1:
+      raise ConfigError(
+        f'optimizer.last_layers must be >= 1, got {self.last_layers}'
+      )
+
+
+def _one_of(name: str, value: str, allowed: tuple[str, ...]) -> None:
+  if value not in allowed:
+    raise ConfigError(
+      f'optimizer.{name} {value!r} is not one of {", ".join(allowed)}'
+    )
+
+
+def make_schedule(config: OptimizerConfig, steps: int) -> optax.Schedule:
+  """Learning rate by step, for a run of `steps`."""
+  peak, warmup = config.learning_rate, config.warmup_steps
+  if warmup >= steps:
+    raise ConfigError(
+      f'optimizer.warmup_steps {warmup} must be below train.steps {steps}'
+    )
+  end, rest = peak * config.final_fraction, steps - warmup
+  decay = {
+    'cosine': optax.cosine_decay_schedule(peak, rest, config.final_fraction),
+    'linear': optax.linear_schedule(peak, end, rest),
+    'constant': optax.constant_schedule(peak),
+  }[config.schedule]
+  # From step 1, so that no step trains at a learning rate of zero.
+  ramp = optax.linear_schedule(peak / (warmup + 1), peak, warmup)
+  return optax.join_schedules([ramp, decay], [warmup]) if warmup else decay
+
+
+def make_optimizer(
+  config: OptimizerConfig, steps: int
+) -> optax.GradientTransformation:
+  """Clipping, Adam, decoupled weight decay on matrices, schedule."""
+
+  def matrices(params: Tree) -> Tree:
+    is_matrix = lambda path, _: path[-1].key != 'scale'  # noqa: E731
+    return jax.tree_util.tree_map_with_path(is_matrix, params)
+
+  return optax.chain(
+    optax.clip_by_global_norm(config.clip_norm),
+    optax.adamw(
+      make_schedule(config, steps),
+      b1=config.b1,
+      b2=config.b2,
+      eps=config.eps,
+      weight_decay=config.weight_decay,
+      mask=matrices,
+    ),
+  )
+
+
+def trainable_mask(config: OptimizerConfig, params: Tree) -> Tree:
+  """True at the leaves that train.
+
+  Args:
+    config: the selection.
+    params: of `model.api`; for 'last_layers', after `split_blocks`.
+  """
+
+  def trains(path: tuple, _: object) -> bool:
+    names = [str(getattr(key, 'key', getattr(key, 'idx', key))) for key in path]
+    if config.trainable == 'all':
+      return True
+    if config.trainable == 'norms':
+      return names[-1] == 'scale'
+    return names[:2] == ['blocks', '1'] or names[0] == 'norm'
+
+  return jax.tree_util.tree_map_with_path(trains, params)
+
+
+def partition(params: Tree, mask: Tree) -> tuple[Tree, Tree]:
+  """Trained and frozen leaves; None stands where the other one has a leaf."""
+  trained = jax.tree.map(lambda x, keep: x if keep else None, params, mask)
+  frozen = jax.tree.map(lambda x, keep: None if keep else x, params, mask)
+  return trained, frozen
+
+
+def merge(trained: Tree, frozen: Tree) -> Tree:
+  """The inverse of `partition`."""
+  return jax.tree.map(
+    lambda a, b: b if a is None else a,
+    trained,
+    frozen,
+    is_leaf=lambda x: x is None,
+  )

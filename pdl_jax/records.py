@@ -1,0 +1,231 @@
+"""The run folder: what a run leaves on disk, and proof of what it was.
+
+  config.json     the resolved configuration and the hash of what changes numbers
+  env.json        commit, versions, devices, mesh
+  status.json     state, step, last error, heartbeat
+  metrics.jsonl   one object a log step
+  predictions/    one JSON line an evaluated example
+  results.json    written last: its presence means that the run finished
+"""
+
+import contextlib
+import hashlib
+import json
+import os
+import platform
+import subprocess
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from pdl_jax.errors import ConfigError
+from pdl_jax.losses import LOSSES
+
+# Keys that change where a run is kept or what it prints, but no number.
+_SILENT = ('data.data_dir', 'train.log_every', 'train.keep_checkpoints')
+_PACKAGES = (
+  'jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'grain', 'numpy',
+  'tensorflow-datasets', 'tokenizers', 'gguf', 'rouge-score', 'ml_collections',
+)
+
+
+def flatten(config: Mapping[str, Any], prefix: str = '') -> dict[str, Any]:
+  """A nested configuration as {'loss.alpha': 0.5, ...}."""
+  flat: dict[str, Any] = {}
+  for key, value in config.items():
+    if isinstance(value, Mapping):
+      flat |= flatten(value, f'{prefix}{key}.')
+    else:
+      flat[prefix + key] = value
+  return flat
+
+
+def numbers(config: Mapping[str, Any]) -> dict[str, Any]:
+  """The keys that can change a result, flattened.
+
+  Paths and cadences are left out, and so is what the chosen loss, model or
+  selection does not read: two configurations with equal `numbers` are one run.
+  """
+  flat = flatten(config)
+  read = (*LOSSES[flat['loss.name']].settings, 'name', 'reduction')
+  if 'alpha' in read:
+    read += ('frequency_table',)
+  unread = {
+    f'loss.{key}' for key in config['loss'] if key not in read
+  } | set(_SILENT)
+  if flat['model.pretrained']:
+    unread |= {
+      f'model.{key}'
+      for key in config['model']
+      if key not in ('pretrained', 'dtype', 'remat')
+    }
+  if flat['optimizer.trainable'] != 'last_layers':
+    unread.add('optimizer.last_layers')
+  return {key: value for key, value in flat.items() if key not in unread}
+
+
+def config_hash(config: Mapping[str, Any]) -> str:
+  """8 hex digits of everything that changes numbers."""
+  text = json.dumps(numbers(config), sort_keys=True)
+  return hashlib.sha256(text.encode()).hexdigest()[:8]
+
+
+def run_id(config: Mapping[str, Any], overrides: Iterable[str]) -> str:
+  """Readable overrides that change numbers, and the hash.
+
+  Args:
+    config: resolved.
+    overrides: dotted keys given on the command line.
+  """
+  counted = numbers(config)
+  changed = [
+    f'{key.rsplit(".", 1)[-1]}={counted[key]}'
+    for key in sorted(overrides)
+    if key in counted
+  ]
+  name = ','.join(changed).replace('/', '_') or 'default'
+  return f'{name[:80]}-{config_hash(config)}'
+
+
+class RunFolder:
+  """Opened for one configuration; refuses that of another run.
+
+  Attributes:
+    path: the folder.
+  """
+
+  def __init__(self, path: Path, config: Mapping[str, Any]):
+    """Creates the folder, or finds it as an earlier call left it.
+
+    Raises:
+      ConfigError: if it belongs to a run with other numbers; names the keys.
+    """
+    self.path = path
+    self._writes = jax.process_index() == 0
+    stored = path / 'config.json'
+    if stored.exists():
+      self._check(json.loads(stored.read_text()), config)
+    if self._writes:
+      (path / 'predictions').mkdir(parents=True, exist_ok=True)
+      self.write('config.json', {'hash': config_hash(config), **config})
+
+  def _check(self, stored: dict[str, Any], config: Mapping[str, Any]) -> None:
+    stored.pop('hash')
+    before, now = numbers(stored), numbers(config)
+    differing = [
+      f'{key}: {before.get(key)} there, {now.get(key)} here'
+      for key in sorted(before.keys() | now.keys())
+      if before.get(key) != now.get(key)
+    ]
+    if differing:
+      raise ConfigError(
+        f'{self.path} belongs to another run ({"; ".join(differing)}); choose '
+        'another --workdir or remove the folder'
+      )
+
+  @property
+  def finished(self) -> bool:
+    """Whether results.json is there."""
+    return (self.path / 'results.json').exists()
+
+  def write(self, name: str, value: Any) -> None:
+    """Writes JSON; whole or not at all."""
+    self.write_text(name, json.dumps(value, indent=2) + '\n')
+
+  def write_text(self, name: str, text: str) -> None:
+    """Writes text; whole or not at all."""
+    if self._writes:
+      partial = self.path / f'{name}.partial'
+      partial.write_text(text)
+      partial.replace(self.path / name)
+
+  def read(self, name: str) -> Any:
+    """Reads JSON that `write` wrote."""
+    return json.loads((self.path / name).read_text())
+
+  def write_status(self, state: str, step: int, error: str = '') -> None:
+    """Says where the run stands; `heartbeat` is in seconds since 1970."""
+    self.write(
+      'status.json',
+      {'state': state, 'step': step, 'error': error, 'heartbeat': time.time()},
+    )
+
+  def append_metrics(self, row: Mapping[str, Any]) -> None:
+    """Adds one object to metrics.jsonl."""
+    if self._writes:
+      with (self.path / 'metrics.jsonl').open('a') as file:
+        file.write(json.dumps(row) + '\n')
+
+  def cut_metrics(self, step: int) -> None:
+    """Drops rows after a restored step, and a row torn by a crash."""
+    if not (self.path / 'metrics.jsonl').exists():
+      return
+    text = (self.path / 'metrics.jsonl').read_text()
+    whole = text[: text.rfind('\n') + 1].splitlines()
+    rows = [line for line in whole if json.loads(line)['step'] <= step]
+    self.write_text('metrics.jsonl', ''.join(row + '\n' for row in rows))
+
+  def metrics(self) -> list[dict[str, Any]]:
+    """All rows of metrics.jsonl."""
+    lines = (self.path / 'metrics.jsonl').read_text().splitlines()
+    return [json.loads(line) for line in lines]
+
+  def write_predictions(self, name: str, records: Iterable[dict]) -> None:
+    """Writes predictions/NAME.jsonl; whole or not at all."""
+    lines = ''.join(json.dumps(record) + '\n' for record in records)
+    self.write_text(f'predictions/{name}.jsonl', lines)
+
+  def predictions(self, name: str) -> list[dict] | None:
+    """Stored predictions, or None."""
+    path = self.path / 'predictions' / f'{name}.jsonl'
+    if not path.exists():
+      return None
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def note_failure(workdir: Path, state: str, error: str) -> None:
+  """Writes an error into the status of a run that had begun.
+
+  Where even that cannot be written, the line on the terminal has to do.
+  """
+  status = workdir / 'status.json'
+  with contextlib.suppress(OSError):
+    before = json.loads(status.read_text())
+    after = {**before, 'state': state, 'error': error, 'heartbeat': time.time()}
+    status.write_text(json.dumps(after, indent=2) + '\n')
+
+
+def environment(mesh: Mapping[str, int]) -> dict[str, Any]:
+  """What a result depends on besides the configuration."""
+  return {
+    'commit': _git('rev-parse', 'HEAD'),
+    'dirty': bool(_git('status', '--porcelain', '--untracked-files=no')),
+    'python': platform.python_version(),
+    'packages': dict(_versions(_PACKAGES)),
+    'platform': platform.platform(),
+    'cpus': os.cpu_count(),
+    'backend': jax.default_backend(),
+    'devices': [str(device) for device in jax.devices()],
+    'mesh': dict(mesh),
+  }
+
+
+def _versions(names: Iterable[str]) -> Iterator[tuple[str, str]]:
+  for name in names:
+    yield name, metadata.version(name)
+
+
+def _git(*arguments: str) -> str | None:
+  """Output of git in the code's checkout; None outside of one."""
+  here = Path(__file__).parent
+  try:
+    done = subprocess.run(
+      ['git', *arguments], cwd=here, capture_output=True, text=True
+    )
+  except FileNotFoundError:
+    return None
+  return done.stdout.strip() if done.returncode == 0 else None

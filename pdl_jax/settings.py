@@ -1,0 +1,177 @@
+"""The configuration as frozen dataclasses: read once, checked once.
+
+`configs/common.py` lists and explains every key; this file is where a value
+of the wrong size is refused.
+"""
+
+import dataclasses
+import json
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from pdl_jax.data.pipeline import Lengths
+from pdl_jax.data.tasks import TASKS
+from pdl_jax.errors import ConfigError
+from pdl_jax.frequency import UNITS
+from pdl_jax.losses import LOSSES
+from pdl_jax.losses.power_law import NORMALIZE, UNSEEN, check_number
+from pdl_jax.losses.reduce import REDUCTIONS
+from pdl_jax.optimizer import OptimizerConfig
+from pdl_jax.sharding import MESH_AXES
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelSettings:
+  """Where the model comes from; the shape is for models from scratch."""
+
+  pretrained: str
+  width: int
+  layers: int
+  heads: int
+  kv_heads: int
+  head_dim: int
+  mlp: int
+  vocab_size: int
+  dtype: str
+  remat: bool
+
+
+@dataclasses.dataclass(frozen=True)
+class DataSettings:
+  """The data set and the lengths of its examples."""
+
+  name: str
+  data_dir: str
+  task: str
+  max_prompt: int
+  max_target: int
+  train_limit: int
+
+  def __post_init__(self):
+    _one_of('data.task', self.task, TASKS)
+    _positive('data', self, 'max_prompt', 'max_target')
+    _not_negative('data', self, 'train_limit')
+
+  @property
+  def lengths(self) -> Lengths:
+    """Sizes of the arrays."""
+    return Lengths(self.max_prompt, self.max_target)
+
+
+@dataclasses.dataclass(frozen=True)
+class LossSettings:
+  """The loss by name, and the numbers that it reads."""
+
+  name: str
+  alpha: float
+  epsilon: float
+  unit: str
+  clip: float
+  normalize: str
+  unseen: str
+  reduction: str
+  frequency_table: str
+
+  def __post_init__(self):
+    _one_of('loss.name', self.name, LOSSES)
+    _one_of('loss.unit', self.unit, UNITS)
+    _one_of('loss.normalize', self.normalize, NORMALIZE)
+    _one_of('loss.unseen', self.unseen, UNSEEN)
+    _one_of('loss.reduction', self.reduction, REDUCTIONS)
+    check_number('loss.alpha', self.alpha)
+    check_number('loss.epsilon', self.epsilon)
+    if self.clip and not self.clip >= 1:
+      raise ConfigError(
+        f'loss.clip must be 0 (no limit) or at least 1, got {self.clip}'
+      )
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainSettings:
+  """Length of the training, and what happens every so many steps."""
+
+  steps: int
+  batch_size: int
+  log_every: int
+  checkpoint_every: int
+  keep_checkpoints: int
+  max_skipped: int
+
+  def __post_init__(self):
+    _positive('train', self, *(f.name for f in dataclasses.fields(self)))
+
+
+@dataclasses.dataclass(frozen=True)
+class EvaluateSettings:
+  """How much of the held-out data is scored and generated from."""
+
+  split: str
+  examples: int
+  validation_examples: int
+  batch_size: int
+
+  def __post_init__(self):
+    _one_of('evaluate.split', self.split, ('validation', 'test'))
+    _positive('evaluate', self, 'examples', 'validation_examples', 'batch_size')
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+  """Everything a run is made of.
+
+  Attributes:
+    resolved: the configuration as plain Python values, for the run folder.
+  """
+
+  seed: int
+  model: ModelSettings
+  data: DataSettings
+  loss: LossSettings
+  optimizer: OptimizerConfig
+  train: TrainSettings
+  evaluate: EvaluateSettings
+  mesh: tuple[int, int, int]
+  resolved: dict[str, Any]
+
+  @classmethod
+  def from_config(cls, config: ConfigDict) -> 'Settings':
+    """Checks and freezes a configuration.
+
+    Raises:
+      ConfigError: with the key and the value that is wrong.
+    """
+    if config.seed < 0:
+      raise ConfigError(f'seed must be >= 0, got {config.seed}')
+    return cls(
+      seed=config.seed,
+      model=ModelSettings(**config.model),
+      data=DataSettings(**config.data),
+      loss=LossSettings(**config.loss),
+      optimizer=OptimizerConfig(**config.optimizer),
+      train=TrainSettings(**config.train),
+      evaluate=EvaluateSettings(**config.evaluate),
+      mesh=tuple(config.mesh[axis] for axis in MESH_AXES),
+      resolved=json.loads(config.to_json()),
+    )
+
+
+def _one_of(key: str, value: str, allowed: Any) -> None:
+  if value not in allowed:
+    raise ConfigError(f'{key} {value!r} is not one of {", ".join(allowed)}')
+
+
+def _positive(group: str, settings: Any, *names: str) -> None:
+  for name in names:
+    if not getattr(settings, name) >= 1:
+      raise ConfigError(
+        f'{group}.{name} must be >= 1, got {getattr(settings, name)}'
+      )
+
+
+def _not_negative(group: str, settings: Any, *names: str) -> None:
+  for name in names:
+    if not getattr(settings, name) >= 0:
+      raise ConfigError(
+        f'{group}.{name} must be >= 0, got {getattr(settings, name)}'
+      )

@@ -1,0 +1,139 @@
+"""One table of logical axis names to mesh axes, and the checks around it.
+
+The mesh has three axes: 'data' (replicas, split batch), 'fsdp' (split batch
+and split parameters), 'tensor' (split heads, mlp and vocabulary).
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+
+import jax
+import numpy as np
+from jax import Array
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from pdl_jax.errors import ConfigError
+
+MESH_AXES = ('data', 'fsdp', 'tensor')
+
+RULES: dict[str, str | tuple[str, ...] | None] = {
+  'batch': ('data', 'fsdp'),
+  'length': None,
+  'layers': None,
+  'embed': 'fsdp',
+  'heads': 'tensor',
+  'kv_heads': 'tensor',
+  'head_dim': None,
+  'mlp': 'tensor',
+  'vocab': 'tensor',
+  # The width of an activation: never split, its parameter's counterpart is.
+  'activation': None,
+}
+
+
+def make_mesh(
+  shape: Sequence[int], devices: Sequence[jax.Device] | None = None
+) -> Mesh:
+  """A (data, fsdp, tensor) mesh over all devices.
+
+  Args:
+    shape: three sizes; one of them may be -1: what is left of the devices.
+    devices: default: all.
+
+  Raises:
+    ConfigError: unless the product of the shape is the number of devices.
+  """
+  devices = jax.devices() if devices is None else devices
+  count, sizes = len(devices), list(shape)
+  known = math.prod(size for size in sizes if size != -1)
+  if sizes.count(-1) == 1 and known > 0 and count % known == 0:
+    sizes[sizes.index(-1)] = count // known
+  if any(size < 1 for size in sizes) or math.prod(sizes) != count:
+    named = ' x '.join(
+      f'{axis} {size}' for axis, size in zip(MESH_AXES, shape, strict=True)
+    )
+    raise ConfigError(
+      f'mesh {named} does not make the {count} devices found here; the product '
+      'must be equal (one -1 stands for the rest)'
+    )
+  auto = (AxisType.Auto,) * len(MESH_AXES)
+  return jax.make_mesh(
+    tuple(sizes), MESH_AXES, axis_types=auto, devices=devices
+  )
+
+
+def spec(*names: str | None) -> PartitionSpec:
+  """The PartitionSpec of an array from the logical names of its axes.
+
+  Raises:
+    ConfigError: if two axes of the array land on one mesh axis.
+  """
+  axes = [None if name is None else RULES[name] for name in names]
+  used: list[str] = []
+  for axis in axes:
+    used += [axis] if isinstance(axis, str) else list(axis or ())
+  if len(used) != len(set(used)):
+    raise ConfigError(f'axes {names} use one mesh axis twice: {axes}')
+  return PartitionSpec(*axes)
+
+
+def constrain(x: Array, *names: str | None) -> Array:
+  """Pins an activation's sharding; does nothing where no mesh is set."""
+  if jax.sharding.get_abstract_mesh().empty:
+    return x
+  return jax.lax.with_sharding_constraint(x, spec(*names))
+
+
+def shardings(mesh: Mesh, names: object, shapes: object) -> object:
+  """NamedShardings of a tree of arrays.
+
+  Args:
+    mesh: from `make_mesh`.
+    names: tree of tuples of logical axis names.
+    shapes: tree of arrays or shape structs of the same structure.
+
+  Raises:
+    ConfigError: naming the parameter, if an axis does not divide.
+  """
+
+  def one(path: tuple, leaf: jax.ShapeDtypeStruct, axes: tuple):
+    partition = spec(*axes)
+    for size, name, axis in zip(leaf.shape, axes, partition, strict=True):
+      parts = _size(mesh, axis)
+      if size % parts:
+        raise ConfigError(
+          f'{jax.tree_util.keystr(path, simple=True, separator="/")}: axis '
+          f'{name} of {size} does not divide over {parts} ({axis}) devices; '
+          'choose another mesh'
+        )
+    return NamedSharding(mesh, partition)
+
+  return jax.tree_util.tree_map_with_path(one, shapes, names)
+
+
+def check_batch(mesh: Mesh, batch: int, accumulation: int) -> None:
+  """Refuses a global batch that does not split over micro-batches and mesh."""
+  parts = _size(mesh, RULES['batch'])
+  if batch % (parts * accumulation):
+    raise ConfigError(
+      f'a batch of {batch} does not divide into {accumulation} micro-batches '
+      f'over {parts} (data x fsdp) devices; use a multiple of '
+      f'{parts * accumulation}'
+    )
+
+
+def put_batch(
+  batch: Mapping[str, np.ndarray], mesh: Mesh
+) -> dict[str, Array]:
+  """This process's rows of each array to a global array split over the mesh."""
+
+  def put(rows: np.ndarray) -> Array:
+    placed = NamedSharding(mesh, spec('batch', *(None,) * (rows.ndim - 1)))
+    return jax.make_array_from_process_local_data(placed, rows)
+
+  return {name: put(rows) for name, rows in batch.items()}
+
+
+def _size(mesh: Mesh, axis: str | tuple[str, ...] | None) -> int:
+  axes = (axis,) if isinstance(axis, str) else axis or ()
+  return math.prod(mesh.shape[name] for name in axes)

@@ -1,0 +1,156 @@
+"""The pure steps: one that trains, one that scores."""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax import Array
+
+from pdl_jax.losses.linear import linear_token_nll, linear_weighted_sums
+from pdl_jax.losses.reduce import divide
+from pdl_jax.losses.terms import Sums
+from pdl_jax.model import api
+from pdl_jax.model.config import ModelConfig
+from pdl_jax.optimizer import merge
+from pdl_jax.state import TrainState
+
+Batch = dict[str, Array]
+Tree = Any
+
+
+@dataclasses.dataclass(frozen=True)
+class StepConfig:
+  """What the compiled step is made for.
+
+  Attributes:
+    model: shape of the model.
+    optimizer: the optax chain.
+    schedule: its learning rate by step, to be logged.
+    reduction: of the loss, see `losses.reduce`.
+    accumulation: micro-batches of one step.
+  """
+
+  model: ModelConfig
+  optimizer: optax.GradientTransformation
+  schedule: optax.Schedule
+  reduction: str
+  accumulation: int
+
+
+def target_hidden(model: ModelConfig, params: Tree, batch: Batch) -> Array:
+  """hidden_BxTxD at the positions that predict a target token."""
+  hidden_BxLxD = api.hidden(
+    model, params, batch['tokens'], batch['segments'], batch['positions']
+  )
+  return jnp.take_along_axis(hidden_BxLxD, batch['reads'][..., None], axis=1)
+
+
+def loss_sums(
+  config: StepConfig, params: Tree, batch: Batch, weights_V: Array
+) -> tuple[Sums, Sums]:
+  """Weighted and plain Sums of a batch; the head is applied at targets only."""
+  hidden_BxTxD = target_hidden(config.model, params, batch)
+  head_DxV = api.head(params).astype(config.model.compute_dtype)
+  return linear_weighted_sums(
+    hidden_BxTxD, head_DxV, batch['labels'], weights_V, batch['where'],
+    config.reduction,
+  )
+
+
+def gradient_sums(
+  config: StepConfig,
+  trained: Tree,
+  frozen: Tree,
+  batch: Batch,
+  weights_V: Array,
+) -> tuple[Tree, tuple[Sums, Sums]]:
+  """Gradient of the weighted numerator, and the Sums, over micro-batches.
+
+  Nothing is divided here: the caller divides the gradient by the one
+  denominator of the global batch.
+  """
+
+  def numerator(trained: Tree, batch: Batch) -> tuple[Array, Any]:
+    total = loss_sums(config, merge(trained, frozen), batch, weights_V)
+    return total[0].num, total
+
+  gradient = jax.grad(numerator, has_aux=True)
+  if config.accumulation == 1:
+    return gradient(trained, batch)
+
+  def split(x: Array) -> Array:
+    # Row b * A + a goes to micro-batch a: every device keeps its own rows.
+    parts = x.reshape(-1, config.accumulation, *x.shape[1:])
+    return jnp.moveaxis(parts, 1, 0)
+
+  def add(total: Tree, micro: Batch) -> tuple[Tree, None]:
+    return jax.tree.map(jnp.add, total, gradient(trained, micro)), None
+
+  micros = jax.tree.map(split, batch)
+  first = gradient(trained, jax.tree.map(lambda x: x[0], micros))
+  rest = jax.tree.map(lambda x: x[1:], micros)
+  return jax.lax.scan(add, first, rest)[0]
+
+
+def train_step(
+  config: StepConfig, state: TrainState, batch: Batch, weights_V: Array
+) -> tuple[TrainState, dict[str, Array]]:
+  """One optimizer step on a global batch; pure.
+
+  A loss or gradient that is not finite leaves parameters and moments as they
+  were and is counted.
+
+  Args:
+    config: static.
+    state: donated by the caller's jit.
+    batch: arrays of `data.pipeline.empty_example`, with a leading batch axis.
+    weights_V: weight of each token type.
+
+  Returns:
+    the next state, and scalars to be logged.
+  """
+  gradients, (weighted, plain) = gradient_sums(
+    config, state.trained, state.frozen, batch, weights_V
+  )
+  gradients = jax.tree.map(
+    lambda g: divide(Sums(g, weighted.den)).astype(g.dtype), gradients
+  )
+  loss, norm = divide(weighted), optax.global_norm(gradients)
+  updates, opt_state = config.optimizer.update(
+    gradients, state.opt_state, state.trained
+  )
+  finite = jnp.isfinite(loss) & jnp.isfinite(norm)
+  good = TrainState(
+    step=state.step + 1,
+    trained=optax.apply_updates(state.trained, updates),
+    frozen=state.frozen,
+    opt_state=opt_state,
+    skipped=state.skipped,
+    skipped_in_row=jnp.zeros_like(state.skipped_in_row),
+  )
+  bad = state._replace(
+    step=state.step + 1,
+    skipped=state.skipped + 1,
+    skipped_in_row=state.skipped_in_row + 1,
+  )
+  after = jax.tree.map(lambda a, b: jnp.where(finite, a, b), good, bad)
+  return after, {
+    'loss': loss,
+    'plain_loss': divide(plain),
+    'gradient_norm': norm,
+    'learning_rate': jnp.asarray(config.schedule(state.step), jnp.float32),
+    'target_tokens': plain.den,
+    'input_tokens': (batch['segments'] > 0).sum(),
+    'skipped': after.skipped,
+    'skipped_in_row': after.skipped_in_row,
+  }
+
+
+def score_step(model: ModelConfig, params: Tree, batch: Batch) -> Array:
+  """nll_BxT of the target tokens, unweighted, in nats; 0 where masked."""
+  hidden_BxTxD = target_hidden(model, params, batch)
+  head_DxV = api.head(params).astype(model.compute_dtype)
+  nll = linear_token_nll(hidden_BxTxD, head_DxV, batch['labels'])
+  return jnp.where(batch['where'], nll, 0.0)

@@ -1,0 +1,83 @@
+"""From the loss settings and a frequency table to weights, shown and checked."""
+
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from pdl_jax.data.tokenizer import Tokenizer
+from pdl_jax.frequency import FrequencyTable, effective_sample_size
+from pdl_jax.losses import LOSSES
+from pdl_jax.losses.cross_entropy import cross_entropy
+from pdl_jax.losses.power_law import pdl_loss, power_law_weights
+from pdl_jax.settings import LossSettings
+
+
+def make_weights(
+  loss: LossSettings, table: FrequencyTable, neutral_ids: Sequence[int]
+) -> Array:
+  """weights_V of the configured loss.
+
+  Raises:
+    ConfigError: for settings that give an infinite weight.
+  """
+  spec = LOSSES[loss.name]
+  frequency_V = table.frequency(loss.unit)
+  settings = {name: getattr(loss, name) for name in spec.settings}
+  settings.pop('unit', None)
+  if 'clip' in settings:
+    settings['clip'] = settings['clip'] or None
+  if settings:
+    settings['neutral_ids'] = neutral_ids
+  return spec.weights(frequency_V, **settings)
+
+
+def describe(
+  weights_V: Array, table: FrequencyTable, tokenizer: Tokenizer
+) -> str:
+  """What the loss is about to do, as a few lines for the terminal."""
+  weights_V = np.asarray(weights_V)
+  seen = np.flatnonzero(table.counts_V)
+  order = seen[np.argsort(-weights_V[seen], kind='stable')]
+  low, middle, high = np.quantile(weights_V[seen], [0, 0.5, 1])
+  share = effective_sample_size(table.counts_V, weights_V)
+
+  def tokens(ids: np.ndarray) -> str:
+    return '  '.join(
+      f'{tokenizer.token(int(i))!r} {weights_V[i]:.3g}' for i in ids
+    )
+
+  return '\n'.join([
+    f'weights of {len(seen)} counted types: min {low:.4g}, median '
+    f'{middle:.4g}, max {high:.4g}; mean of a running token 1',
+    f'effective sample size: {share:.1%} of the tokens',
+    f'heaviest: {tokens(order[:10])}',
+    f'lightest: {tokens(order[::-1][:10])}',
+  ])
+
+
+def check_alpha_zero(table: FrequencyTable, labels: np.ndarray) -> str:
+  """Proves on this table and these labels that alpha 0 is cross-entropy.
+
+  Returns:
+    one line for the terminal.
+
+  Raises:
+    AssertionError: if one bit differs, which would be our bug.
+  """
+  weights_V = power_law_weights(
+    table.frequency('count'), alpha=0.0, epsilon=1.0
+  )
+  key = jax.random.key(0)
+  logits = jax.random.normal(key, (len(labels), table.counts_V.size))
+  labels = jnp.asarray(labels)
+  ours = pdl_loss(logits, labels, weights_V)
+  plain = cross_entropy(logits, labels)
+  if ours != plain:
+    raise AssertionError(f'alpha 0 gives {ours}, cross-entropy {plain}')
+  return (
+    f'self-check: alpha 0 equals cross-entropy bit for bit on {len(labels)} '
+    f'target tokens ({float(plain):.6f} nats under random logits)'
+  )

@@ -1,0 +1,244 @@
+"""The text of packages: sentences, copies, and the builder on a small tree."""
+
+import collections
+import gzip
+import json
+
+import pytest
+
+from pdl_jax.data.builders import botocore_summaries, packages, pairs, prose
+from pdl_jax.data.builders.botocore_summaries import BotocoreSummaries
+from pdl_jax.errors import DataError
+
+BODY = (
+  'It also names the queue that receives the records, the role that reads'
+  ' them, and the number of days after which a {} record is removed.'
+)
+
+
+@pytest.mark.parametrize(
+  ('text', 'expected'),
+  [
+    ('', []),
+    ('No full stop', ['No full stop']),
+    ('Uses Amazon S3. The rest.', ['Uses Amazon S3.', 'The rest.']),
+    ('A (e.g. B or i.e. C). Go.', ['A (e.g. B or i.e. C).', 'Go.']),
+    ('Sizes, e.g. Large. Next.', ['Sizes, e.g. Large.', 'Next.']),
+    ('One, two, etc. and three.', ['One, two, etc. and three.']),
+    ('One, two, etc. Three.', ['One, two, etc.', 'Three.']),
+    ('Needs TLS 1.2. Or Node.js at 10.0.0.1.',
+     ['Needs TLS 1.2.', 'Or Node.js at 10.0.0.1.']),
+    ('US East (N. Virginia) only. No.', ['US East (N. Virginia) only.', 'No.']),
+    ('Only No. 5 counts. Yes?', ['Only No. 5 counts.', 'Yes?']),
+    ('1. Open it! 2. "Close it." Done',
+     ['1. Open it!', '2. "Close it."', 'Done']),
+  ],
+)  # fmt: skip
+def test_split_sentences(text, expected):
+  assert prose.split_sentences(text) == expected
+  assert ' '.join(expected) == text
+
+
+@pytest.mark.parametrize(
+  ('markup', 'expected'),
+  [
+    ('', []),
+    ('<zonbook></zonbook><xhtml></xhtml>', []),
+    ('plain\n   text', ['plain text']),
+    ('<p>The <code>Name</code> .</p><p>b</p>', ['The Name.', 'b']),
+    ('<p>a:</p> <ul><li><p>x</p></li><li>y</li></ul>', ['a:', 'x', 'y']),
+    ('<p>arn:<region>:&lt;id&gt; &amp;&nbsp;x', ['arn:<region>:<id> & x']),
+    ('<pre>&lt;p&gt;twice&lt;/p&gt; &lt;b&gt;x&lt;/b&gt;', ['twice', 'x']),
+    ('<p>5 < 6 identi\ufb01er', ['5 < 6 identifier']),
+  ],
+)  # fmt: skip
+def test_html_blocks(markup, expected):
+  assert [block.text for block in prose.html_blocks(markup)] == expected
+
+
+def test_asides_are_marked_to_their_end():
+  blocks = prose.html_blocks('<note><p>a</p><p>b</p></note><p>c</p>')
+  assert blocks == [('a', True), ('b', True), ('c', False)]
+
+
+@pytest.mark.parametrize(
+  ('markup', 'summary', 'document'),
+  [
+    ('<p>One. Two.</p><p>Three.</p>', 'One.', 'Two. Three.'),
+    ('<note>Old.</note><fullname>X</fullname><p>One. Two.', 'One.', 'Two.'),
+    ('<p>(Optional) The name. Two.', 'The name.', 'Two.'),
+    ('<p>One. For more information, see X in the Y. Two.', 'One.', 'Two.'),
+    ('<p>One. Two. The values:</p>', 'One.', 'Two.'),
+    ('<p>One. Two.</p><p>Related operations:<ul><li>A', 'One.', 'Two.'),
+    ('<note>Only this.</note>', '', ''),
+  ],
+)
+def test_first_and_rest(markup, summary, document):
+  assert botocore_summaries.first_and_rest(markup) == (summary, document)
+
+
+@pytest.mark.parametrize(
+  ('summary', 'reason'),
+  [
+    ('Describes how records are kept.', None),
+    ('The name.', 'summary_too_short'),
+    ('Word ' * 48 + 'end.', 'summary_too_long'),
+    ('These are the values to use:', 'summary_not_a_sentence'),
+    ('token that ends the list.', 'summary_not_a_sentence'),
+    ('STANDARD - Two sources are expected.', 'summary_is_a_label'),
+    ('Note: this is not used.', 'summary_is_a_label'),
+  ],
+)
+def test_unfit_summaries(summary, reason):
+  assert botocore_summaries.why_unfit(summary, BODY) == reason
+
+
+def test_unfit_documents():
+  summary = 'Describes how records are kept.'
+  short = ' '.join(['word'] * 19)
+  assert botocore_summaries.why_unfit(summary, short) == 'document_too_short'
+  assert botocore_summaries.why_unfit(summary, f'{short} word') is None
+  codes = 'A_1 B_2 C_3 ' * 7
+  assert botocore_summaries.why_unfit(summary, codes) == 'document_not_prose'
+
+
+def test_the_quick_length_check_never_overrules_the_exact_one():
+  markup = '<p>The state of it.</p>' + '<li>word</li>' * 20
+  assert botocore_summaries.make_pair('x', 'x', markup).summary
+  assert botocore_summaries.make_pair('x', 'x', ' ') == 'empty'
+
+
+def test_relatives_share_a_family():
+  names = [
+    'chime', 'chime-sdk-voice', 'docdb', 'ec2', 'elb', 'elbv2', 'es', 'iot',
+    'iotsitewise', 'kinesisanalytics', 'kinesisanalyticsv2', 'lex-models',
+    'lexv2-models', 'medialive', 'mediaconvert', 'opensearch', 'rds', 's3',
+    's3control',
+  ]  # fmt: skip
+  families = botocore_summaries.family_names(names)
+  members = collections.defaultdict(set)
+  for name, family in families.items():
+    members[family].add(name)
+  assert sorted(map(sorted, members.values())) == [
+    ['chime', 'chime-sdk-voice'], ['docdb', 'rds'], ['ec2'], ['elb', 'elbv2'],
+    ['es', 'opensearch'], ['iot', 'iotsitewise'],
+    ['kinesisanalytics', 'kinesisanalyticsv2'], ['lex-models', 'lexv2-models'],
+    ['mediaconvert', 'medialive'], ['s3', 's3control'],
+  ]  # fmt: skip
+
+
+def _pair(number, summary, document):
+  return pairs.Pair(f'id{number}', f'group{number}', document, summary)
+
+
+def test_copies_are_dropped_for_their_reason():
+  words = [f'{letter}{n}' for letter in 'abc' for n in range(40)]
+  texts = [' '.join(words[i : i + 40]) for i in (0, 40, 80)]
+  near = texts[0].replace('a0', 'z').replace('a39', 'y')
+  rows = [
+    _pair(0, 'A first summary.', texts[0]),
+    _pair(1, 'Another summary.', texts[0].upper()),
+    _pair(2, 'a FIRST summary', texts[1]),
+    _pair(3, 'A third summary.', near),
+    _pair(4, 'A fourth summary.', texts[2]),
+  ]
+  dropped = collections.Counter()
+  kept = pairs.without_copies(rows, dropped)
+  assert [row.id for row in kept] == ['id0', 'id4']
+  assert dropped == {
+    'duplicate_document': 1, 'duplicate_summary': 1, 'near_duplicate': 1,
+  }  # fmt: skip
+  assert pairs.without_copies(kept, dropped) == kept
+
+
+def test_a_summary_of_many_groups_is_boilerplate():
+  rows = [_pair(n, 'The token.', f'{n} ' * 30) for n in range(4)]
+  dropped = collections.Counter()
+  assert pairs.without_copies(rows, dropped) == []
+  assert dropped == {'boilerplate_summary': 4}
+  assert len(pairs.without_copies(rows[:3], dropped)) == 1
+
+
+def _documentation(number):
+  return f'<p>Describes item number {number}.</p><p>{BODY.format(number)}</p>'
+
+
+@pytest.fixture
+def site(tmp_path, monkeypatch):
+  """A package botocore with two services, the older API version unread."""
+  site = tmp_path / 'site'
+  info = site / 'botocore-1.44.5.dist-info'
+  info.mkdir(parents=True)
+  (info / 'METADATA').write_text('Name: botocore\nVersion: 1.44.5\n')
+  models = {
+    'alpha/2019-01-01': {'documentation': _documentation('of old')},
+    'alpha/2020-01-01': {
+      'documentation': _documentation(1),
+      'operations': {'Get': {'documentation': '<p>Short.</p>'}, 'Put': {}},
+      'shapes': {
+        'Item': {'members': {'a': {'documentation': _documentation('a')}}},
+        'Twin': {'members': {'a': {'documentation': _documentation('a')}}},
+      },
+    },
+    'beta/2021-02-02': {'documentation': '', 'shapes': {'X': {}}},
+  }
+  for path, model in models.items():
+    folder = site / 'botocore' / 'data' / path
+    folder.mkdir(parents=True)
+    data = gzip.compress(json.dumps(model).encode())
+    (folder / 'service-2.json.gz').write_bytes(data)
+  (site / 'botocore' / '__init__.py').write_text('raise AssertionError\n')
+  monkeypatch.syspath_prepend(site)
+  return site
+
+
+def test_read_pairs_counts_every_documentation_string(site, monkeypatch):
+  monkeypatch.setattr(pairs, 'MAX_SEEN_SHINGLES', 1.0)
+  kept, dropped = botocore_summaries.read_pairs(site / 'botocore' / 'data')
+  assert [pair.id for pair in kept] == ['alpha', 'alpha/shapes/Item/members/a']
+  assert kept[0].summary == 'Describes item number 1.'
+  assert kept[0].document == BODY.format(1)
+  # Empty: operation Put, shapes Item and Twin, service beta, its shape X.
+  assert dropped == {
+    'document_too_short': 1, 'duplicate_document': 1, 'empty': 5,
+  }  # fmt: skip
+
+
+def test_damaged_and_missing_models_are_named(site):
+  data = site / 'botocore' / 'data'
+  file = data / 'alpha' / '2020-01-01' / 'service-2.json.gz'
+  file.write_bytes(file.read_bytes()[:40])
+  with pytest.raises(DataError, match=r'alpha/2020-01-01/service-2.json.gz'):
+    botocore_summaries.read_pairs(data)
+  file.parent.rename(data / 'alpha' / 'elsewhere')
+  file.parent.with_name('elsewhere').joinpath(file.name).unlink()
+  (data / 'alpha' / '2019-01-01' / 'service-2.json.gz').unlink()
+  with pytest.raises(DataError, match=r'alpha holds no service-2\.json'):
+    botocore_summaries.read_pairs(data)
+
+
+def test_an_interrupted_preparation_leaves_nothing(site, tmp_path, monkeypatch):
+  def interrupted(self, rows):
+    yield from ((row.id, row._asdict()) for row in rows[:1])
+    raise KeyboardInterrupt
+
+  monkeypatch.setattr(BotocoreSummaries, '_generate_examples', interrupted)
+  builder = BotocoreSummaries(data_dir=tmp_path / 'prepared')
+  with pytest.raises(KeyboardInterrupt):
+    builder.download_and_prepare(file_format='array_record')
+  assert not list((tmp_path / 'prepared').glob('botocore_summaries/*'))
+
+
+def test_another_version_of_the_package_is_refused(site, tmp_path):
+  metadata = site / 'botocore-1.44.5.dist-info' / 'METADATA'
+  metadata.write_text('Name: botocore\nVersion: 1.43.0\n')
+  builder = BotocoreSummaries(data_dir=tmp_path)
+  with pytest.raises(DataError, match=r'==1.44.5, but version 1.43.0 is'):
+    builder.package_folder()
+
+
+def test_a_missing_package_is_named_with_the_remedy(tmp_path, monkeypatch):
+  monkeypatch.setattr(packages.importlib.util, 'find_spec', lambda name: None)
+  builder = BotocoreSummaries(data_dir=tmp_path)
+  with pytest.raises(DataError, match=r'pip install botocore==1.44.5'):
+    builder.package_folder()

@@ -1,0 +1,181 @@
+import numpy as np
+import pytest
+from hypothesis import assume, given
+from hypothesis import strategies as st
+from prediction_records import (
+  STOP,
+  VOCAB,
+  count_arrays,
+  make_record,
+  record_lists,
+)
+
+from pdl_jax.errors import ConfigError, DataError
+from pdl_jax.evaluate.rare import clipped_matches, rare_metrics, rare_types
+
+PERCENTS = st.sampled_from([0.1, 1, 5, 10, 50, 100])
+# Type 0 is the stop token; type 1 is never seen, 2 is rare, the rest common.
+COUNTS = np.array([100, 0, 2, 49, 49])
+
+
+def ids(generated, reference, name='a'):
+  return make_record(
+    name,
+    token_ids=generated,
+    reference_ids=reference,
+    reference_nll=[1.0] * len(reference),
+  )
+
+
+def values(records, percent=10, neutral_ids=(STOP,)):
+  found = rare_metrics(records, COUNTS, percent, neutral_ids)
+  return {key: metric.value for key, metric in found.items()}
+
+
+def test_rare_types_golden():
+  counts = np.array([0, 1, 1, 2, 6, 40, 50])
+  assert rare_types(counts, 1).tolist() == [True] + [False] * 6
+  assert rare_types(counts, 2).nonzero()[0].tolist() == [0, 1, 2]
+  assert rare_types(counts, 4).nonzero()[0].tolist() == [0, 1, 2, 3]
+  assert rare_types(counts, 9.99).nonzero()[0].tolist() == [0, 1, 2, 3]
+  assert rare_types(counts, 10).nonzero()[0].tolist() == [0, 1, 2, 3, 4]
+
+
+def test_ties_enter_together_or_not_at_all():
+  # Ten types seen once hold 10 % together: none of them fits into 5 %.
+  counts = np.array([1] * 10 + [90, 0])
+  assert rare_types(counts, 5).nonzero()[0].tolist() == [11]
+  assert rare_types(counts, 10).sum() == 11
+
+
+def test_neutral_types_are_neither_rare_nor_running_tokens():
+  counts = np.array([900, 0, 1, 99])
+  assert rare_types(counts, 1).nonzero()[0].tolist() == [1, 2]
+  # Without the 900, type 2 is 1 of 100 tokens; below 1 % it stays out.
+  assert rare_types(counts, 0.5, [0]).nonzero()[0].tolist() == [1]
+  assert rare_types(counts, 1, [0, 1]).nonzero()[0].tolist() == [2]
+  # A special token may be as rare as an ordinary one, and stays out.
+  counts = np.array([0, 0, 1, 99])
+  assert rare_types(counts, 1, [0]).nonzero()[0].tolist() == [1, 2]
+
+
+@given(count_arrays(), PERCENTS)
+def test_rare_types_hold_at_most_their_share(counts, percent):
+  counts = np.array(counts)
+  assume(counts.sum() > 0)
+  rare = rare_types(counts, percent)
+  assert counts[rare].sum() * 100 <= percent * counts.sum()
+  assert rare[counts == 0].all()
+  if percent == 100:
+    assert rare.all()
+  elif rare.any() and not rare.all():
+    assert counts[rare].max() < counts[~rare].min()
+
+
+@given(count_arrays(), PERCENTS, st.permutations(range(VOCAB)))
+def test_rare_types_do_not_depend_on_the_order_of_ids(counts, percent, order):
+  counts = np.array(counts)
+  assume(counts.sum() > 0)
+  expected = rare_types(counts, percent)[order]
+  assert rare_types(counts[order], percent).tolist() == expected.tolist()
+
+
+@pytest.mark.parametrize('percent', [0, -1, 101, float('nan')])
+def test_percent_out_of_range_is_refused(percent):
+  with pytest.raises(ConfigError, match='not in'):
+    rare_types(COUNTS, percent)
+
+
+@pytest.mark.parametrize('token', [-1, 5])
+def test_neutral_id_outside_the_vocabulary_is_refused(token):
+  with pytest.raises(ConfigError, match=rf'{token} is outside \[0, 5\)'):
+    rare_types(COUNTS, 10, [token])
+
+
+@pytest.mark.parametrize('neutral_ids', [[], [0], [0, 1]])
+def test_counts_without_tokens_are_refused(neutral_ids):
+  counts = np.array([0, 0]) if not neutral_ids else np.array([5, 0])
+  with pytest.raises(DataError, match='rare is undefined'):
+    rare_types(counts, 10, neutral_ids)
+
+
+@given(st.lists(st.integers(0, 5)), st.lists(st.integers(0, 5)))
+def test_clipped_matches_are_symmetric_and_bounded(a, b):
+  matches = clipped_matches(a, b)
+  assert matches == clipped_matches(b, a) <= min(len(a), len(b))
+  assert clipped_matches(a, a) == len(a)
+
+
+def test_matches_are_clipped():
+  assert clipped_matches([7, 7, 7, 8], [7, 7, 9]) == 2
+
+
+def test_golden_by_hand():
+  # Rare: types 1 and 2 (2 of 100 running tokens). Generated 1 1 2, target 1 2
+  # 2: two matches; in the second record nothing rare matches.
+  records = [
+    ids([1, 1, 2, 3, STOP], [1, 2, 2, 3, STOP]),
+    ids([3, 4], [1, STOP], 'b'),
+  ]
+  assert values(records) == {
+    'rare_precision': pytest.approx(2 / 3),
+    'rare_recall': pytest.approx(2 / 4),
+    'rare_f1': pytest.approx(4 / 7),
+    'rare_mass': pytest.approx(3 / 6),
+    'reference_rare_mass': pytest.approx(4 / 5),
+    'rare_training_share': pytest.approx(2 / 100),
+  }
+
+
+def test_matches_never_cross_records():
+  records = [ids([1], [3]), ids([3], [1], 'b')]
+  assert values(records)['rare_f1'] == 0.0
+
+
+def test_overshoot_costs_precision_and_shows_in_the_mass():
+  found = values([ids([1] * 9 + [3], [1, 3])])
+  assert found['rare_recall'] == 1.0
+  assert found['rare_precision'] == pytest.approx(1 / 9)
+  assert (found['rare_mass'], found['reference_rare_mass']) == (0.9, 0.5)
+
+
+def test_undefined_is_none_not_zero():
+  no_rare_generated = values([ids([3], [1])])
+  assert no_rare_generated['rare_precision'] is None
+  assert no_rare_generated['rare_recall'] == no_rare_generated['rare_f1'] == 0.0
+  no_rare_reference = values([ids([1], [3])])
+  assert no_rare_reference['rare_recall'] is None
+  assert no_rare_reference['rare_precision'] == 0.0
+  nothing = values([ids([], [STOP])])
+  assert [nothing[key] for key in ('rare_f1', 'rare_mass')] == [None, None]
+
+
+def test_stop_token_counts_only_unless_neutral():
+  record = ids([1, STOP], [1, STOP])
+  assert values([record])['rare_mass'] == 1.0
+  assert values([record], neutral_ids=())['rare_mass'] == 0.5
+
+
+@pytest.mark.parametrize('field', ['token_ids', 'reference_ids'])
+@pytest.mark.parametrize('token', [-1, 5])
+def test_token_outside_the_counts_is_refused(field, token):
+  record = ids([1], [1], 'x') | {field: [token]}
+  with pytest.raises(DataError, match=rf"'x'.*'{field}'.*id {token}, outside"):
+    values([record])
+
+
+@given(record_lists(), count_arrays(), PERCENTS, st.randoms())
+def test_order_changes_nothing_and_a_copy_is_perfect(
+  records, counts, percent, random
+):
+  counts = np.array(counts)
+  assume(counts[STOP + 1 :].sum() > 0)
+  shuffled = records.copy()
+  random.shuffle(shuffled)
+  arguments = (counts, percent, [STOP])
+  assert rare_metrics(records, *arguments) == rare_metrics(shuffled, *arguments)
+  copies = [r | {'token_ids': r['reference_ids']} for r in records]
+  found = rare_metrics(copies, *arguments)
+  assert found['rare_f1'].value in (1.0, None)
+  assert (found['rare_f1'].value is None) == (found['rare_recall'].n == 0)
+  assert found['rare_mass'].value == found['reference_rare_mass'].value
