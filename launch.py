@@ -46,13 +46,14 @@ def parse(arguments: Sequence[str]) -> tuple[Settings, Path]:
     raise ConfigError(f'arguments without a flag: {" ".join(rest[1:])}')
   if _CONFIG.value is None:
     raise ConfigError('no --config; try --config=configs/summarize.py:tiny')
-  file, _, mode = flags.FLAGS['config'].config_filename.partition(':')
+  flag = flags.FLAGS['config']
+  file, _, mode = config_flags.get_config_filename(flag).partition(':')
   if not Path(file).is_file():
     raise ConfigError(f'--config: there is no file {file} in {Path.cwd()}')
   settings = Settings.from_config(_CONFIG.value)
   if _WORKDIR.value is not None:
     return settings, Path(_WORKDIR.value)
-  overrides = config_flags.get_override_values(flags.FLAGS['config'])
+  overrides = config_flags.get_override_values(flag)
   name = '-'.join(part for part in (Path(file).stem, mode) if part)
   run = records.run_id(settings.resolved, overrides)
   return settings, Path('runs') / name / run
@@ -60,14 +61,13 @@ def parse(arguments: Sequence[str]) -> tuple[Settings, Path]:
 
 def _one_line(error: Exception) -> str:
   """What a parser says, without its traceback."""
-  lines = [line.strip(' \'"') for line in str(error).splitlines()]
-  hint = [line for line in lines if line.startswith('Did you mean')]
   if isinstance(error, KeyError | AttributeError):
-    return (
-      f'unknown config key {lines[0]!r}. {" ".join(hint)} configs/common.py '
-      'lists every key'
-    )
-  return lines[-1]
+    # ml_collections quotes its message once a level: "'alhpa'\nDid you ...".
+    text = str(error).replace('\\n', '\n').replace('\\', '')
+    key, _, hint = (part.strip(' \'"') for part in text.partition('\n'))
+    hint = f' {hint}' if hint else ''
+    return f'unknown config key {key!r}.{hint} (configs/common.py lists all)'
+  return str(error).splitlines()[-1]
 
 
 def main(arguments: Sequence[str]) -> int:

@@ -1,7 +1,8 @@
 """Summarize API documentation: the first sentence of a text from the rest."""
 
-from configs import common
 from ml_collections import ConfigDict
+
+from configs import common
 
 MODES = ('default', 'tiny', 'full')
 

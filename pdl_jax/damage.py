@@ -106,6 +106,7 @@ def reading(path: Path) -> Iterator[None]:
     if isinstance(
       cause, FileNotFoundError | ValueError | LookupError | AttributeError
     ):
-      brief = ' '.join(str(cause).split())[:300]
+      # TensorStore appends its whole specification in brackets.
+      brief = re.split(r' \[(?:tensorstore_spec|source)', str(cause))[0]
       raise DamagedError(f'{path.name} is unreadable: {brief}') from error
     raise

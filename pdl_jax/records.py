@@ -1,6 +1,6 @@
 """The run folder: what a run leaves on disk, and proof of what it was.
 
-  config.json     the resolved configuration and the hash of what changes numbers
+  config.json     the resolved configuration, and the hash of its numbers
   env.json        commit, versions, devices, mesh
   status.json     state, step, last error, heartbeat
   metrics.jsonl   one object a log step

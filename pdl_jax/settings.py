@@ -141,18 +141,20 @@ class Settings:
     Raises:
       ConfigError: with the key and the value that is wrong.
     """
-    if config.seed < 0:
-      raise ConfigError(f'seed must be >= 0, got {config.seed}')
+    resolved: dict[str, Any] = json.loads(config.to_json())
+    if resolved['seed'] < 0:
+      raise ConfigError(f'seed must be >= 0, got {resolved["seed"]}')
+    data, fsdp, tensor = (resolved['mesh'][axis] for axis in MESH_AXES)
     return cls(
-      seed=config.seed,
-      model=ModelSettings(**config.model),
-      data=DataSettings(**config.data),
-      loss=LossSettings(**config.loss),
-      optimizer=OptimizerConfig(**config.optimizer),
-      train=TrainSettings(**config.train),
-      evaluate=EvaluateSettings(**config.evaluate),
-      mesh=tuple(config.mesh[axis] for axis in MESH_AXES),
-      resolved=json.loads(config.to_json()),
+      seed=resolved['seed'],
+      model=ModelSettings(**resolved['model']),
+      data=DataSettings(**resolved['data']),
+      loss=LossSettings(**resolved['loss']),
+      optimizer=OptimizerConfig(**resolved['optimizer']),
+      train=TrainSettings(**resolved['train']),
+      evaluate=EvaluateSettings(**resolved['evaluate']),
+      mesh=(data, fsdp, tensor),
+      resolved=resolved,
     )
 
 

@@ -6,6 +6,7 @@ and split parameters), 'tensor' (split heads, mlp and vocabulary).
 
 import math
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import jax
 import numpy as np
@@ -32,7 +33,7 @@ RULES: dict[str, str | tuple[str, ...] | None] = {
 
 
 def make_mesh(
-  shape: Sequence[int], devices: Sequence[jax.Device] | None = None
+  shape: Sequence[int], devices: Sequence[Any] | None = None
 ) -> Mesh:
   """A (data, fsdp, tensor) mesh over all devices.
 
@@ -62,7 +63,7 @@ def make_mesh(
   )
 
 
-def spec(*names: str | None) -> PartitionSpec:
+def partition_spec(*names: str | None) -> PartitionSpec:
   """The PartitionSpec of an array from the logical names of its axes.
 
   Raises:
@@ -81,23 +82,25 @@ def constrain(x: Array, *names: str | None) -> Array:
   """Pins an activation's sharding; does nothing where no mesh is set."""
   if jax.sharding.get_abstract_mesh().empty:
     return x
-  return jax.lax.with_sharding_constraint(x, spec(*names))
+  return jax.lax.with_sharding_constraint(x, partition_spec(*names))
 
 
-def shardings(mesh: Mesh, names: object, shapes: object) -> object:
+def shardings(mesh: Mesh, names: Any, shapes: Any) -> Any:
   """NamedShardings of a tree of arrays.
 
   Args:
     mesh: from `make_mesh`.
-    names: tree of tuples of logical axis names.
+    names: tree of logical axis names, a PartitionSpec for each array.
     shapes: tree of arrays or shape structs of the same structure.
 
   Raises:
     ConfigError: naming the parameter, if an axis does not divide.
   """
 
-  def one(path: tuple, leaf: jax.ShapeDtypeStruct, axes: tuple):
-    partition = spec(*axes)
+  def one(
+    path: tuple, leaf: jax.ShapeDtypeStruct, axes: PartitionSpec
+  ) -> NamedSharding:
+    partition = partition_spec(*axes)
     for size, name, axis in zip(leaf.shape, axes, partition, strict=True):
       parts = _size(mesh, axis)
       if size % parts:
@@ -128,7 +131,8 @@ def put_batch(
   """This process's rows of each array to a global array split over the mesh."""
 
   def put(rows: np.ndarray) -> Array:
-    placed = NamedSharding(mesh, spec('batch', *(None,) * (rows.ndim - 1)))
+    names = ('batch', *(None,) * (rows.ndim - 1))
+    placed = NamedSharding(mesh, partition_spec(*names))
     return jax.make_array_from_process_local_data(placed, rows)
 
   return {name: put(rows) for name, rows in batch.items()}

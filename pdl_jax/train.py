@@ -82,7 +82,8 @@ class Loop:
       self._clock = time.monotonic()
       pending: dict[str, Array] | None = None
       for number in range(first + 1, total + 1):
-        state, scalars = self.step(state, put_batch(next(self.batches), self.mesh))
+        batch = put_batch(next(self.batches), self.mesh)
+        state, scalars = self.step(state, batch)
         # The scalars of the step before are fetched while this one runs.
         if pending is not None:
           self._report(number - 1, pending)

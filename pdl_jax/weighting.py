@@ -1,4 +1,4 @@
-"""From the loss settings and a frequency table to weights, shown and checked."""
+"""Weights from the loss settings and a frequency table, shown and checked."""
 
 from collections.abc import Sequence
 
@@ -35,10 +35,10 @@ def make_weights(
 
 
 def describe(
-  weights_V: Array, table: FrequencyTable, tokenizer: Tokenizer
+  weights: Array, table: FrequencyTable, tokenizer: Tokenizer
 ) -> str:
-  """What the loss is about to do, as a few lines for the terminal."""
-  weights_V = np.asarray(weights_V)
+  """What weights_V are about to do, as a few lines for the terminal."""
+  weights_V = np.asarray(weights)
   seen = np.flatnonzero(table.counts_V)
   order = seen[np.argsort(-weights_V[seen], kind='stable')]
   low, middle, high = np.quantile(weights_V[seen], [0, 0.5, 1])
@@ -72,12 +72,11 @@ def check_alpha_zero(table: FrequencyTable, labels: np.ndarray) -> str:
   )
   key = jax.random.key(0)
   logits = jax.random.normal(key, (len(labels), table.counts_V.size))
-  labels = jnp.asarray(labels)
-  ours = pdl_loss(logits, labels, weights_V)
-  plain = cross_entropy(logits, labels)
+  ours = np.asarray(pdl_loss(logits, jnp.asarray(labels), weights_V))
+  plain = np.asarray(cross_entropy(logits, jnp.asarray(labels)))
   if ours != plain:
     raise AssertionError(f'alpha 0 gives {ours}, cross-entropy {plain}')
   return (
     f'self-check: alpha 0 equals cross-entropy bit for bit on {len(labels)} '
-    f'target tokens ({float(plain):.6f} nats under random logits)'
+    f'target tokens ({plain:.6f} nats under random logits)'
   )

@@ -113,7 +113,7 @@ def test_relatives_share_a_family():
     'chime', 'chime-sdk-voice', 'docdb', 'ec2', 'elb', 'elbv2', 'es', 'iot',
     'iotsitewise', 'kinesisanalytics', 'kinesisanalyticsv2', 'lex-models',
     'lexv2-models', 'medialive', 'mediaconvert', 'opensearch', 'rds', 's3',
-    's3control',
+    's3control', 'sdb', 'simpledbv2',
   ]  # fmt: skip
   families = botocore_summaries.family_names(names)
   members = collections.defaultdict(set)
@@ -123,7 +123,7 @@ def test_relatives_share_a_family():
     ['chime', 'chime-sdk-voice'], ['docdb', 'rds'], ['ec2'], ['elb', 'elbv2'],
     ['es', 'opensearch'], ['iot', 'iotsitewise'],
     ['kinesisanalytics', 'kinesisanalyticsv2'], ['lex-models', 'lexv2-models'],
-    ['mediaconvert', 'medialive'], ['s3', 's3control'],
+    ['mediaconvert', 'medialive'], ['s3', 's3control'], ['sdb', 'simpledbv2'],
   ]  # fmt: skip
 
 

@@ -204,7 +204,7 @@ def train_iterator(
 
 
 def evaluation_batches(
-  examples: Examples, numbers: Sequence[int], batch: int
+  examples: Examples, numbers: np.ndarray, batch: int
 ) -> Iterator[Batch]:
   """The numbered examples in order; the last batch is filled with empties."""
   empty = empty_example(examples.lengths, 0)
@@ -215,7 +215,7 @@ def evaluation_batches(
 
 
 def left_padded(
-  examples: Examples, numbers: Sequence[int], batch: int
+  examples: Examples, numbers: np.ndarray, batch: int
 ) -> Batch:
   """Prompts that all end in the last column, to generate from.
 

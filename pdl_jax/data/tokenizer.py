@@ -1,4 +1,4 @@
-"""Byte-level BPE with the chat tokens of SmolLM2: pretrained or trained here."""
+"""Byte-level BPE with the chat tokens of SmolLM2: pretrained or trained."""
 
 import hashlib
 from collections.abc import Iterable, Sequence
@@ -6,11 +6,13 @@ from pathlib import Path
 
 from tokenizers import (
   AddedToken,
-  Tokenizer as Backend,
   decoders,
   models,
   pre_tokenizers,
   trainers,
+)
+from tokenizers import (
+  Tokenizer as Backend,
 )
 
 from pdl_jax.errors import DataError

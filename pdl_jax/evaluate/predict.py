@@ -1,6 +1,6 @@
 """A model's answers on held-out examples, stored once for every metric."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -50,7 +50,7 @@ class Predictor:
     self,
     params: Tree,
     examples: Examples,
-    numbers: Sequence[int],
+    numbers: np.ndarray,
     check: Callable[[], None],
   ) -> list[np.ndarray]:
     """Unweighted loss of every target token, one array an example, in nats.
@@ -65,16 +65,15 @@ class Predictor:
     for batch in evaluation_batches(examples, numbers, self._batch):
       check()
       nll = self._score(params, put_batch(batch, self._mesh))
-      losses += [
-        row[where] for row, where in zip(_host(nll), batch['where'], strict=True)
-      ]
+      rows = zip(_host(nll), batch['where'], strict=True)
+      losses += [row[where] for row, where in rows]
     return losses[: len(numbers)]
 
   def predict(
     self,
     params: Tree,
     examples: Examples,
-    numbers: Sequence[int],
+    numbers: np.ndarray,
     check: Callable[[], None],
   ) -> list[dict[str, Any]]:
     """Prediction records: what every metric is computed from.

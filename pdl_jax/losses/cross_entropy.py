@@ -4,13 +4,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from jax.core import Tracer
 
 from pdl_jax.errors import ConfigError
 from pdl_jax.losses.reduce import divide, sums
 from pdl_jax.losses.terms import LossTerms, Sums
 
 
-def check_labels(labels: Array | np.ndarray, size: int, where: Array | None):
+def check_labels(
+  labels: Array | np.ndarray, size: int, where: Array | None
+) -> None:
   """Refuses labels outside [0, size) where `where` is True.
 
   Only concrete arrays can be looked at: inside `jax.jit` the data pipeline
@@ -19,7 +22,7 @@ def check_labels(labels: Array | np.ndarray, size: int, where: Array | None):
   Raises:
     ConfigError: with the number of bad labels and one of them.
   """
-  if isinstance(labels, jax.core.Tracer) or isinstance(where, jax.core.Tracer):
+  if isinstance(labels, Tracer) or isinstance(where, Tracer):
     return
   labels = np.asarray(labels)
   bad = (labels < 0) | (labels >= size)

@@ -9,11 +9,12 @@ each is an argument.
 """
 
 from collections.abc import Sequence
+from typing import Any, Literal, overload
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from jax.core import Tracer
 
 from pdl_jax.errors import ConfigError
 from pdl_jax.losses.cross_entropy import weighted_nll
@@ -119,12 +120,12 @@ def _check_arguments(
     )
 
 
-def check_number(name: str, value: object) -> None:
+def check_number(name: str, value: Any) -> None:
   """Refuses anything that is not a finite number >= 0, unless traced."""
-  if isinstance(value, jax.core.Tracer):
+  if isinstance(value, Tracer):
     return
   try:
-    number = float(value)  # pyright: ignore
+    number = float(value)
   except (TypeError, ValueError):
     raise ConfigError(f'{name} must be a number >= 0, got {value!r}') from None
   if not (np.isfinite(number) and number >= 0):
@@ -138,7 +139,7 @@ def _check_unseen(
   unseen: str,
 ) -> None:
   missing = int(((frequency_V == 0) & ~neutral_V).sum())
-  if isinstance(epsilon, jax.core.Tracer) or unseen != 'paper':
+  if isinstance(epsilon, Tracer) or unseen != 'paper':
     return
   if missing and float(epsilon) == 0:
     raise ConfigError(
@@ -151,7 +152,7 @@ def _check_unseen(
 def _check_weights(
   weights_V: Array, alpha: Array | float, epsilon: Array | float
 ) -> None:
-  if isinstance(weights_V, jax.core.Tracer):
+  if isinstance(weights_V, Tracer):
     return
   bad = int((~np.isfinite(np.asarray(weights_V))).sum())
   if bad:
@@ -159,6 +160,38 @@ def _check_weights(
       f'{bad} of {weights_V.size} weights overflow fp32 at alpha {alpha} and '
       f'epsilon {epsilon}; use a larger epsilon or a smaller alpha'
     )
+
+
+@overload
+def pdl_loss(
+  logits: Array,
+  labels: Array,
+  weights_V: Array,
+  *,
+  reduction: Literal['sums'],
+  where: Array | None = None,
+  denominator: None = None,
+  label_smoothing: Array | float = 0.0,
+  z_loss: Array | float = 0.0,
+  softcap: float | None = None,
+) -> Sums: ...
+
+
+@overload
+def pdl_loss(
+  logits: Array,
+  labels: Array,
+  weights_V: Array,
+  *,
+  reduction: Literal[
+    'weighted_mean', 'token_mean', 'sum', 'none'
+  ] = 'weighted_mean',
+  where: Array | None = None,
+  denominator: Array | float | None = None,
+  label_smoothing: Array | float = 0.0,
+  z_loss: Array | float = 0.0,
+  softcap: float | None = None,
+) -> Array: ...
 
 
 def pdl_loss(

@@ -10,7 +10,7 @@ Parameters are a nested dict of fp32 arrays:
   norm           scale of the final RMSNorm
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -45,7 +45,8 @@ class Cache(NamedTuple):
 
 def init(config: ModelConfig, key: Array) -> Params:
   """Random parameters: normal(0.02) matrices, ones in the norms."""
-  return nn.meta.unbox(_init(config, key))
+  params: Params = nn.meta.unbox(_init(config, key))
+  return params
 
 
 def logical_axes(config: ModelConfig, groups: int = 1) -> Params:
@@ -67,7 +68,7 @@ def _init(config: ModelConfig, key: Array) -> Params:
   x = jnp.zeros((1, 1, config.width))
   positions, mask = jnp.zeros((1, 1), int), jnp.ones((1, 1, 1), bool)
 
-  def block(key: Array) -> Params:
+  def block(key: Array) -> Any:
     return Block(config).init(key, x, positions, mask, None)['params']
 
   keys = jax.random.split(block_key, config.layers)
@@ -154,7 +155,7 @@ def prefill(
   Returns:
     logits_BxV of the token after each prompt, and the cache.
   """
-  batch, length = tokens_BxP.shape
+  length = tokens_BxP.shape[1]
   positions = jnp.maximum(jnp.cumsum(filled_BxP, axis=1) - 1, 0)
   x, kept = _run_blocks(
     config, params, tokens_BxP, filled_BxP.astype(int), positions
@@ -188,8 +189,8 @@ def decode_step(
     x, all_keys, all_values = carry
     weights = jax.tree.map(lambda w: w[number], blocks)
     before = LayerCache(all_keys[number], all_values[number], cache.slot)
-    x, (keys, values) = Block(config).apply(
-      {'params': weights}, x, positions_BxL, mask_BxLxS, before
+    x, (keys, values) = _apply(
+      Block(config), weights, x, positions_BxL, mask_BxLxS, before
     )
     # Only the new slot is written: the cache is updated in place.
     at = (number, 0, cache.slot, 0, 0)
@@ -219,9 +220,7 @@ def _run_blocks(
   mask_BxLxL = same_BxLxL & causal_LxL[None]
 
   def block(x: Array, weights: Params) -> tuple[Array, tuple[Array, Array]]:
-    return Block(config).apply(
-      {'params': weights}, x, positions_BxL, mask_BxLxL, None
-    )
+    return _apply(Block(config), weights, x, positions_BxL, mask_BxLxL, None)
 
   block = jax.checkpoint(block) if config.remat else block
   x, kept = _embed(config, params, tokens_BxL), []
@@ -237,7 +236,12 @@ def _embed(config: ModelConfig, params: Params, tokens_BxL: Array) -> Array:
 
 
 def _final_norm(config: ModelConfig, params: Params, x: Array) -> Array:
-  return RMSNorm(config).apply({'params': params['norm']}, x)
+  return _apply(RMSNorm(config), params['norm'], x)
+
+
+def _apply(module: nn.Module, weights: Params, *inputs: Any) -> Any:
+  """A Linen module as a function of its weights."""
+  return module.apply({'params': weights}, *inputs)
 
 
 def _logits(config: ModelConfig, params: Params, x_BxLxD: Array) -> Array:

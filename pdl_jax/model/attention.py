@@ -13,6 +13,18 @@ from pdl_jax.sharding import constrain
 INIT = nn.initializers.normal(0.02)
 
 
+def parameter(
+  module: nn.Module,
+  name: str,
+  axes: tuple[str, ...],
+  shape: tuple[int, ...],
+  init: nn.initializers.Initializer = INIT,
+) -> Array:
+  """A parameter that carries the logical names of its axes."""
+  boxed = module.param(name, nn.with_logical_partitioning(init, axes), shape)
+  return nn.meta.unbox(boxed)
+
+
 class LayerCache(NamedTuple):
   """Keys and values that one layer has seen, and the slot to write next."""
 
@@ -74,9 +86,10 @@ class Attention(nn.Module):
     mixed = jax.nn.dot_product_attention(
       q, keys, values, mask=mask_BxLxS[:, None, :, :]
     )
-    out_HxDhxD = self.param(
+    out_HxDhxD = parameter(
+      self,
       'output',
-      nn.with_logical_partitioning(INIT, ('heads', 'head_dim', 'embed')),
+      ('heads', 'head_dim', 'embed'),
       (c.heads, c.head_dim, c.width),
     )
     y = jnp.einsum('blhk,hkd->bld', mixed, out_HxDhxD.astype(c.compute_dtype))
@@ -84,10 +97,7 @@ class Attention(nn.Module):
 
   def _project(self, name: str, x: Array, heads: int, axis: str) -> Array:
     c = self.config
-    kernel_DxHxDh = self.param(
-      name,
-      nn.with_logical_partitioning(INIT, ('embed', axis, 'head_dim')),
-      (c.width, heads, c.head_dim),
-    )
+    axes = ('embed', axis, 'head_dim')
+    kernel_DxHxDh = parameter(self, name, axes, (c.width, heads, c.head_dim))
     y = jnp.einsum('bld,dhk->blhk', x, kernel_DxHxDh.astype(c.compute_dtype))
     return constrain(y, 'batch', 'length', axis, 'head_dim')

@@ -5,7 +5,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from pdl_jax.model.attention import INIT, Attention, LayerCache
+from pdl_jax.model.attention import Attention, LayerCache, parameter
 from pdl_jax.model.config import ModelConfig
 from pdl_jax.sharding import constrain
 
@@ -19,8 +19,9 @@ class RMSNorm(nn.Module):
   def __call__(self, x: Array) -> Array:
     """Normalises the last axis."""
     c = self.config
-    ones = nn.with_logical_partitioning(nn.initializers.ones, ('embed',))
-    scale_D = self.param('scale', ones, (c.width,))
+    scale_D = parameter(
+      self, 'scale', ('embed',), (c.width,), nn.initializers.ones
+    )
     y = x.astype(jnp.float32)
     y *= jax.lax.rsqrt(jnp.square(y).mean(-1, keepdims=True) + c.norm_eps)
     return (y * scale_D[None, None]).astype(c.compute_dtype)
@@ -35,11 +36,9 @@ class MLP(nn.Module):
   def __call__(self, x_BxLxD: Array) -> Array:
     """Maps each position on its own."""
     c = self.config
-    widen = nn.with_logical_partitioning(INIT, ('embed', 'mlp'))
-    narrow = nn.with_logical_partitioning(INIT, ('mlp', 'embed'))
-    gate_DxF = self.param('gate', widen, (c.width, c.mlp))
-    up_DxF = self.param('up', widen, (c.width, c.mlp))
-    down_FxD = self.param('down', narrow, (c.mlp, c.width))
+    gate_DxF = parameter(self, 'gate', ('embed', 'mlp'), (c.width, c.mlp))
+    up_DxF = parameter(self, 'up', ('embed', 'mlp'), (c.width, c.mlp))
+    down_FxD = parameter(self, 'down', ('mlp', 'embed'), (c.mlp, c.width))
     dtype = c.compute_dtype
     gate = jax.nn.silu(x_BxLxD @ gate_DxF.astype(dtype))
     inner = gate * (x_BxLxD @ up_DxF.astype(dtype))

@@ -1,0 +1,485 @@
+"""Checkpoints: exact, with the data's position, and aware of damage."""
+
+import contextlib
+import errno
+import functools
+import re
+import resource
+import shutil
+
+import grain
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from jax.sharding import AxisType, NamedSharding, SingleDeviceSharding
+from jax.sharding import PartitionSpec as P
+
+from pdl_jax.checkpoint import Checkpointer
+from pdl_jax.damage import check_position, reading
+from pdl_jax.errors import CheckpointError, HostError
+
+# Orbax leaves coroutines un-awaited when a read or a write fails.
+pytestmark = [
+  pytest.mark.filterwarnings('ignore::pytest.PytestUnraisableExceptionWarning'),
+  pytest.mark.filterwarnings('ignore:coroutine .* was never awaited'),
+]
+
+
+def make_state(seed=0, rows=16):
+  params = {
+    'embed': jax.random.normal(jax.random.key(seed), (rows, 24)),
+    'scale': jnp.full((8,), 1.5 + seed, jnp.bfloat16),
+  }
+  return {
+    'params': params,
+    'opt': optax.adamw(1e-3).init(params),
+    'step': jnp.int32(seed),
+    'key': jax.random.key(seed),
+  }
+
+
+def make_mesh(*shape):
+  return jax.make_mesh(
+    shape, ('data', 'fsdp', 'tensor'), axis_types=(AxisType.Auto,) * 3
+  )
+
+
+def on_mesh(mesh, spec):
+  """A sharding for each leaf: `spec` for matrices, whole for the rest."""
+  return lambda x: NamedSharding(mesh, spec if x.ndim == 2 else P())
+
+
+def one_device(_):
+  return SingleDeviceSharding(jax.devices()[0])
+
+
+def abstract(state, sharding=one_device):
+  return jax.tree.map(
+    lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding(x)),
+    state,
+  )
+
+
+def bits(state):
+  def one(x):
+    if jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
+      x = jax.random.key_data(x)
+    return np.array(x, copy=True)
+
+  return jax.tree.map(one, state)
+
+
+def assert_same(a, b):
+  for x, y in zip(
+    jax.tree.leaves(bits(a)), jax.tree.leaves(bits(b)), strict=True
+  ):
+    assert x.dtype == y.dtype
+    assert x.tobytes() == y.tobytes()
+
+
+def make_data(seed=7):
+  pipeline = grain.MapDataset.source(range(20)).seed(seed).shuffle().repeat()
+  return iter(pipeline.to_iter_dataset())
+
+
+def take(iterator, count):
+  return [next(iterator) for _ in range(count)]
+
+
+@pytest.fixture(scope='module')
+def two_steps(tmp_path_factory):
+  """A folder of steps 1 and 2, to be copied before it is harmed."""
+  workdir = tmp_path_factory.mktemp('run')
+  data = make_data()
+  with Checkpointer(workdir) as checkpointer:
+    for step in (1, 2):
+      take(data, step)
+      checkpointer.save(
+        step, make_state(step), data, {'loss': step}, {'n': step}
+      )
+  return workdir
+
+
+@pytest.fixture
+def harmed(two_steps, tmp_path):
+  """A copy, and a function that names the one file matching a pattern."""
+  workdir = tmp_path / 'copy'
+  shutil.copytree(two_steps, workdir)
+
+  def largest(pattern, step=2):
+    files = (workdir / 'checkpoints' / str(step)).glob(pattern)
+    return max(files, key=lambda path: path.stat().st_size)
+
+  return workdir, largest
+
+
+def flip(path, at=None):
+  raw = bytearray(path.read_bytes())
+  raw[len(raw) // 2 if at is None else at] ^= 4
+  path.write_bytes(raw)
+
+
+def restore(workdir, data=None, target=None):
+  with Checkpointer(workdir) as checkpointer:
+    found = checkpointer.restore_latest(
+      abstract(make_state()) if target is None else target, data
+    )
+    return found, checkpointer.damaged
+
+
+def test_round_trip(two_steps):
+  data = make_data()
+  (step, state, meta), damaged = restore(two_steps, data)
+  assert (step, meta, damaged) == (2, {'n': 2}, [])
+  assert_same(state, make_state(2))
+  assert take(data, 5) == take(make_data(), 8)[3:]
+
+
+def test_nothing_saved_yet(tmp_path):
+  assert restore(tmp_path) == (None, [])
+
+
+def test_layout(two_steps):
+  names = {path.name for path in (two_steps / 'checkpoints' / '2').iterdir()}
+  assert {'state', 'data', 'meta'} <= names
+
+
+def test_interrupted_stream_goes_on_as_if_never_interrupted(tmp_path):
+  whole = take(make_data(), 50)
+  data = make_data()
+  seen = take(data, 23)
+  with Checkpointer(tmp_path) as checkpointer:
+    checkpointer.save(23, make_state(), data)
+    take(data, 9)  # read on while the save runs, then be killed
+  data = make_data()
+  restore(tmp_path, data)
+  assert seen + take(data, 27) == whole
+
+
+@pytest.mark.parametrize(
+  'sharding',
+  [
+    one_device,
+    on_mesh(make_mesh(8, 1, 1), P()),
+    on_mesh(make_mesh(8, 1, 1), P('data')),
+  ],
+  ids=['one_device', 'replicated', 'sharded'],
+)
+def test_donated_state_is_saved_as_it_was(tmp_path, sharding):
+  @functools.partial(jax.jit, donate_argnums=0)
+  def update(state):
+    return jax.tree.map(lambda x: x * 1.5 + 7, state)
+
+  def fresh():
+    state = {f'w{i}': jnp.full((512, 1024), float(i)) for i in range(4)}
+    return jax.jit(lambda s: jax.tree.map(lambda x: x + 1, s))(
+      jax.device_put(state, jax.tree.map(sharding, state))
+    )
+
+  update(fresh())  # compiled before, so that it starts the moment save returns
+  state = fresh()
+  expected = bits(state)
+  target = abstract(state, sharding)
+  with Checkpointer(tmp_path) as checkpointer:
+    checkpointer.save(1, state, None)
+    for _ in range(3):
+      state = update(state)
+    jax.block_until_ready(state)
+  (_, restored, _), damaged = restore(tmp_path, target=target)
+  assert damaged == []
+  assert_same(restored, expected)
+
+
+@pytest.mark.parametrize(
+  ('before', 'after'),
+  [
+    (one_device, on_mesh(make_mesh(8, 1, 1), P('data'))),
+    (
+      on_mesh(make_mesh(8, 1, 1), P('data')),
+      on_mesh(make_mesh(2, 2, 2), P(('data', 'fsdp'), 'tensor')),
+    ),
+  ],
+  ids=['1_to_8', '8x1x1_to_2x2x2'],
+)
+def test_another_mesh(tmp_path, before, after):
+  state = make_state()
+  state = jax.device_put(state, jax.tree.map(before, state))
+  with Checkpointer(tmp_path) as checkpointer:
+    checkpointer.save(1, state, None)
+  target = abstract(state, after)
+  (_, restored, _), damaged = restore(tmp_path, target=target)
+  assert damaged == []
+  assert_same(restored, state)
+  same = jax.tree.map(lambda x, t: x.sharding == t.sharding, restored, target)
+  assert jax.tree.all(same)
+
+
+def test_keeps_the_last_and_the_best(tmp_path):
+  losses = [3.0, 1.0, np.float32(2.0), None, float('nan'), 4.0]
+  state = {'w': jnp.ones(2)}
+  with Checkpointer(tmp_path, keep=2) as checkpointer:
+    for step, loss in enumerate(losses[:4], start=1):
+      metrics = None if loss is None else {'loss': loss}
+      checkpointer.save(step, state, None, metrics)
+  with Checkpointer(tmp_path, keep=2) as checkpointer:  # remembers the losses
+    assert checkpointer.best_step() == 2
+    for step, loss in enumerate(losses[4:], start=5):
+      checkpointer.save(step, state, None, {'loss': loss})
+    checkpointer.wait()
+    kept = sorted(int(p.name) for p in checkpointer.directory.iterdir())
+    assert kept == [2, 5, 6]
+    assert checkpointer.best_step() == 2
+    assert checkpointer.latest_step() == 6
+    best, _ = checkpointer.restore_step(2, abstract(state))
+    assert_same(best, state)
+
+
+def test_meta_takes_numpy(tmp_path):
+  meta = {
+    'loss': np.float32(0.5),
+    'count': np.int64(3),
+    'list': np.arange(3),
+    'jax': jnp.int32(4),
+    'text': 'é',
+    'none': None,
+  }
+  with Checkpointer(tmp_path) as checkpointer:
+    checkpointer.save(1, {'w': jnp.ones(2)}, None, meta=meta)
+    with pytest.raises(TypeError, match='JSON'):
+      checkpointer.save(2, {'w': jnp.ones(2)}, None, meta={'a': object()})
+    _, _, found = checkpointer.restore_latest(
+      abstract({'w': jnp.ones(2)}), None
+    )
+  assert found == {
+    'loss': 0.5,
+    'count': 3,
+    'list': [0, 1, 2],
+    'jax': 4,
+    'text': 'é',
+    'none': None,
+  }
+
+
+def test_saving_a_step_again(harmed):
+  workdir, _ = harmed
+  with Checkpointer(workdir) as checkpointer:
+    assert checkpointer.save(2, make_state(9), None) is False
+    with pytest.raises(CheckpointError, match=r'step 1.*holds step 2'):
+      checkpointer.save(1, make_state(9), None)
+    assert checkpointer.save(3, make_state(3), None) is True
+    assert checkpointer.save(3, make_state(9), None) is False  # in flight
+  (step, state, _), _ = restore(workdir)
+  assert step == 3
+  assert_same(state, make_state(3))
+
+
+def harm_by_deleting(path):
+  path.unlink()
+
+
+def harm_by_cutting(path):
+  path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+@pytest.mark.parametrize(
+  ('pattern', 'harm', 'reason'),
+  [
+    ('state/ocdbt*/d/*', flip, r'embed: 0x\w+ saved, 0x\w+ now'),
+    ('state/ocdbt*/d/*', harm_by_cutting, r'embed.*range'),
+    ('state/ocdbt*/d/*', harm_by_deleting, 'embed'),
+    ('state/d/*', harm_by_deleting, 'NOT_FOUND'),
+    ('state/manifest.ocdbt', flip, 'CRC-32C'),
+    ('state/_METADATA', harm_by_cutting, 'state is unreadable'),
+    ('state/array_metadatas/*', harm_by_deleting, 'key: key<fry>'),
+    ('meta/metadata', harm_by_deleting, 'meta is unreadable'),
+    ('meta/metadata', harm_by_cutting, 'meta is unreadable'),
+    ('data/process*', harm_by_deleting, 'process_0-of-1.json'),
+  ],
+)
+def test_damaged_step_is_named_and_set_aside(
+  harmed, caplog, pattern, harm, reason
+):
+  workdir, largest = harmed
+  harm(largest(pattern))
+  data = make_data()
+  (step, state, meta), (line,) = restore(workdir, data)
+  assert (step, meta) == (1, {'n': 1})
+  assert_same(state, make_state(1))
+  assert take(data, 3) == take(make_data(), 4)[1:]  # the data of step 1, too
+  assert str(workdir / 'checkpoints' / '2') in line
+  assert re.search(reason, line)
+  assert line in caplog.text
+  names = {path.name for path in (workdir / 'checkpoints').iterdir()}
+  assert names == {'1', '2.damaged'}
+
+
+@pytest.mark.parametrize(
+  ('pattern', 'old', 'new'),
+  [
+    ('meta/metadata', '"n": 2', '"n": 3'),
+    ('meta/metadata', '"loss": 2', '"loss": 0'),
+    ('data/process*', '3', '7'),
+  ],
+)
+def test_json_that_still_parses_is_damage(harmed, pattern, old, new):
+  workdir, largest = harmed
+  path = largest(pattern)
+  text = path.read_text()
+  assert text.count(old) == 1
+  path.write_text(text.replace(old, new))
+  (step, _, _), (line,) = restore(workdir, make_data())
+  assert step == 1
+  assert 'checksum differs' in line
+
+
+def test_every_step_damaged(harmed):
+  workdir, largest = harmed
+  for step in (1, 2):
+    flip(largest('state/ocdbt*/d/*', step))
+  for _ in range(2):  # the next start must not begin anew in silence, either
+    with pytest.raises(CheckpointError, match=r'1\.damaged, 2\.damaged'):
+      restore(workdir)
+
+
+def test_damaged_twice_at_the_same_step(harmed):
+  workdir, largest = harmed
+  for _ in range(2):
+    flip(largest('state/ocdbt*/d/*'))
+    (step, state, _), damaged = restore(workdir)
+    assert (step, len(damaged)) == (1, 1)
+    with Checkpointer(workdir) as checkpointer:
+      checkpointer.save(2, state, None)
+  assert restore(workdir)[1] == []
+
+
+def test_restore_step_reports_and_renames_nothing(harmed):
+  workdir, largest = harmed
+  flip(largest('state/ocdbt*/d/*'))
+  with Checkpointer(workdir) as checkpointer:
+    with pytest.raises(CheckpointError, match=r'2 is damaged.*embed'):
+      checkpointer.restore_step(2, abstract(make_state()))
+    with pytest.raises(CheckpointError, match='no step 5'):
+      checkpointer.restore_step(5, abstract(make_state()))
+    assert checkpointer.latest_step() == 2
+
+
+def half(state):
+  embed = state['params']['embed'].astype(jnp.bfloat16)
+  return {**state, 'params': {**state['params'], 'embed': embed}}
+
+
+@pytest.mark.parametrize(
+  ('change', 'message'),
+  [
+    (half, r'params/embed: float32\[16, 24\] saved, bfloat16\[16, 24\] now'),
+    (lambda s: {**s, 'ema': s['params']}, 'ema/embed: nothing saved'),
+    (lambda s: {**s, 'opt': ()}, '5 of 9 .*opt/0/count: int32.* nothing now'),
+    (lambda s: make_state(rows=8), r'\[16, 24\] saved, float32\[8, 24\] now'),
+  ],
+)
+def test_another_model_is_not_damage(two_steps, change, message):
+  target = abstract(change(make_state()))
+  with pytest.raises(CheckpointError, match=message):
+    restore(two_steps, target=target)
+  assert (two_steps / 'checkpoints' / '2').exists()
+
+
+def test_bad_target_shardings_are_not_damage(two_steps):
+  state = make_state()
+  uneven = on_mesh(make_mesh(1, 1, 5), P(None, 'tensor'))  # 24 columns
+  with pytest.raises(ValueError, match='divi'):
+    restore(two_steps, target=abstract(state, uneven))
+  bare = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), state)
+  with pytest.raises(ValueError, match='no sharding'):
+    restore(two_steps, target=bare)
+  assert (two_steps / 'checkpoints' / '2').exists()
+
+
+def test_data_of_another_process_count_is_not_damage(two_steps):
+  place = two_steps / 'checkpoints' / '2'
+  with pytest.raises(CheckpointError, match='of 2 processes, not 1'):
+    check_position([1, 2], place)
+
+
+@pytest.mark.parametrize(
+  ('error', 'expected'),
+  [
+    (RuntimeError('out of memory'), RuntimeError),
+    (PermissionError(errno.EACCES, 'no'), HostError),
+    (ValueError("UNKNOWN: [os_error_code='5']"), HostError),
+  ],
+)
+def test_bugs_and_host_trouble_are_not_damage(two_steps, error, expected):
+  with pytest.raises(expected), reading(two_steps):
+    raise error
+  cause = error
+  if expected is HostError:
+    with pytest.raises(HostError), reading(two_steps):
+      raise Exception('wrapped') from cause  # as Orbax does
+
+
+def test_killed_save_is_ignored_and_cleared(harmed):
+  workdir, _ = harmed
+  root = workdir / 'checkpoints'
+  shutil.copytree(root / '2', root / '3.orbax-checkpoint-tmp')
+  shutil.rmtree(root / '3.orbax-checkpoint-tmp' / 'meta')
+  shutil.copytree(root / '2', root / '7.orbax-checkpoint-tmp')
+  with Checkpointer(workdir) as checkpointer:
+    step, _, _ = checkpointer.restore_latest(abstract(make_state()), None)
+    assert step == 2
+    assert checkpointer.save(3, make_state(3), None)
+  assert {path.name for path in root.iterdir()} == {'1', '2', '3'}
+  (step, state, _), _ = restore(workdir)
+  assert step == 3
+  assert_same(state, make_state(3))
+
+
+def test_folder_that_cannot_be_made(tmp_path):
+  (tmp_path / 'file').write_text('')
+  with pytest.raises(
+    HostError, match=r'open .*file/run/checkpoints: Not a dir'
+  ):
+    Checkpointer(tmp_path / 'file' / 'run')
+
+
+@contextlib.contextmanager
+def no_file_larger_than(size):
+  soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+  resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+  try:
+    yield
+  finally:
+    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+@pytest.mark.parametrize('waiting', ['wait', 'close', 'save'])
+def test_full_disk_is_told(tmp_path, waiting):
+  small, large = make_state(), make_state(rows=8000)
+  checkpointer = Checkpointer(tmp_path)
+  checkpointer.save(1, small, None)
+  checkpointer.wait()
+  with no_file_larger_than(100_000):
+    checkpointer.save(2, large, None)
+    with pytest.raises(
+      HostError, match=r'write .*/checkpoints: File too large'
+    ):
+      if waiting == 'save':
+        checkpointer.save(3, small, None)
+      else:
+        getattr(checkpointer, waiting)()
+  if waiting != 'close':
+    checkpointer.close()
+  (step, _, _), damaged = restore(tmp_path)
+  assert (step, damaged) == (1, [])
+
+
+def test_read_only_disk_is_told(tmp_path, monkeypatch):
+  def refuse(*_, **__):
+    raise OSError(errno.EROFS, 'Read-only file system')
+
+  with Checkpointer(tmp_path) as checkpointer:
+    monkeypatch.setattr(checkpointer._manager, 'save', refuse)
+    with pytest.raises(HostError, match='checkpoints: Read-only file system'):
+      checkpointer.save(1, make_state(), None)
