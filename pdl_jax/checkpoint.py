@@ -234,7 +234,12 @@ class Checkpointer:
     check_state(state, record)
     if iterator is not None:  # last, so that a damaged step moves nothing
       data = grain.checkpoint.CheckpointRestore(iterator)
-      self._manager.restore(step, args=ocp.args.Composite(data=data))
+      try:
+        self._manager.restore(step, args=ocp.args.Composite(data=data))
+      except (LookupError, TypeError) as error:  # its checksum was right
+        raise CheckpointError(
+          f'{place} is of another data pipeline: {error!r}'
+        ) from error
     return state, record['meta']
 
   def _read_record(self, step: int) -> dict[str, Any]:

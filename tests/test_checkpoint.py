@@ -79,9 +79,9 @@ def assert_same(a, b):
     assert x.tobytes() == y.tobytes()
 
 
-def make_data(seed=7):
-  pipeline = grain.MapDataset.source(range(20)).seed(seed).shuffle().repeat()
-  return iter(pipeline.to_iter_dataset())
+def make_data(threads=0):
+  pipeline = grain.MapDataset.source(range(20)).seed(7).shuffle().repeat()
+  return iter(pipeline.to_iter_dataset(grain.ReadOptions(num_threads=threads)))
 
 
 def take(iterator, count):
@@ -148,13 +148,13 @@ def test_layout(two_steps):
 
 def test_interrupted_stream_goes_on_as_if_never_interrupted(tmp_path):
   whole = take(make_data(), 50)
-  data = make_data()
+  data = make_data(threads=2)
   seen = take(data, 23)
   with Checkpointer(tmp_path) as checkpointer:
-    checkpointer.save(23, make_state(), data)
-    take(data, 9)  # read on while the save runs, then be killed
-  data = make_data()
-  restore(tmp_path, data)
+    checkpointer.save(23, {'w': jnp.ones(2)}, data)
+    take(data, 9)  # reads on while the save runs, and is killed
+  data = make_data(threads=2)
+  restore(tmp_path, data, abstract({'w': jnp.ones(2)}))
   assert seen + take(data, 27) == whole
 
 
@@ -217,7 +217,7 @@ def test_another_mesh(tmp_path, before, after):
 
 
 def test_keeps_the_last_and_the_best(tmp_path):
-  losses = [3.0, 1.0, np.float32(2.0), None, float('nan'), 4.0]
+  losses = [float('nan'), 1.0, np.float32(2.0), None, 3.0, 4.0]
   state = {'w': jnp.ones(2)}
   with Checkpointer(tmp_path, keep=2) as checkpointer:
     for step, loss in enumerate(losses[:4], start=1):
@@ -401,6 +401,16 @@ def test_data_of_another_process_count_is_not_damage(two_steps):
   place = two_steps / 'checkpoints' / '2'
   with pytest.raises(CheckpointError, match='of 2 processes, not 1'):
     check_position([1, 2], place)
+
+
+def test_data_of_another_pipeline_is_not_damage(two_steps):
+  rows = grain.MapDataset.source([{'x': np.arange(3)}]).repeat()
+  packed = grain.experimental.FirstFitPackIterDataset(
+    rows.to_iter_dataset(), length_struct={'x': 8}, num_packing_bins=1
+  )
+  with pytest.raises(CheckpointError, match='another data pipeline'):
+    restore(two_steps, iter(packed))
+  assert (two_steps / 'checkpoints' / '2').exists()
 
 
 @pytest.mark.parametrize(

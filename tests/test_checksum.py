@@ -101,9 +101,15 @@ def test_exchanging_0_and_1_anywhere_changes_it():
   assert len(seen) == 64
 
 
-@pytest.mark.parametrize('mesh_shape', [(8, 1, 1), (2, 2, 2), (1, 4, 2)])
 @pytest.mark.parametrize(
-  'spec', [P(), P('data'), P(None, ('fsdp', 'tensor')), P('fsdp', 'data')]
+  ('mesh_shape', 'spec'),
+  [
+    ((8, 1, 1), P('data')),
+    ((8, 1, 1), P(None, 'data')),
+    ((2, 2, 2), P()),
+    ((2, 2, 2), P(('data', 'tensor'), 'fsdp')),
+    ((1, 4, 2), P('tensor', 'fsdp')),
+  ],
 )
 def test_same_on_every_mesh(mesh_shape, spec):
   mesh = jax.make_mesh(

@@ -185,5 +185,5 @@ def _prepare(builder: 'PackagedBuilder') -> None:
       builder.download_and_prepare(file_format='array_record')
   except OSError:
     # Another process that started at the same time may have been first.
-    if not os.path.exists(os.path.join(builder.data_dir, 'nothing')):
+    if not os.path.exists(os.path.join(builder.data_dir, 'dataset_info.json')):
       raise
