@@ -8,6 +8,7 @@ import dataclasses
 import hashlib
 import json
 import zipfile
+import zlib
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -15,6 +16,17 @@ import numpy as np
 
 from pdl_jax.errors import ConfigError, DataError
 
+# What NumPy and zipfile raise for files that are damaged or something else.
+_UNREADABLE = (
+  OSError,
+  EOFError,
+  KeyError,
+  TypeError,
+  ValueError,
+  RuntimeError,
+  zipfile.BadZipFile,
+  zlib.error,
+)
 UNITS = ('count', 'probability')
 
 
@@ -123,7 +135,7 @@ def load(
       table = FrequencyTable(
         stored['counts_V'], **json.loads(str(stored['meta']))
       )
-  except (OSError, KeyError, TypeError, ValueError, zipfile.BadZipFile) as e:
+  except _UNREADABLE as e:
     raise DataError(
       f'{path} is not a frequency table ({type(e).__name__}: {e}); {rebuild}'
     ) from e

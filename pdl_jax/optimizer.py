@@ -120,8 +120,10 @@ def trainable_mask(config: OptimizerConfig, params: Tree) -> Tree:
 
   Args:
     config: the selection.
-    params: of `model.api`; for 'last_layers', after `split_blocks`.
+    params: of `model.api`; for 'last_layers' the last group of layers trains,
+      see `split_blocks`.
   """
+  last_group = str(len(params['blocks']) - 1)
 
   def trains(path: tuple, _: object) -> bool:
     names = [str(getattr(key, 'key', getattr(key, 'idx', key))) for key in path]
@@ -129,7 +131,7 @@ def trainable_mask(config: OptimizerConfig, params: Tree) -> Tree:
       return True
     if config.trainable == 'norms':
       return names[-1] == 'scale'
-    return names[:2] == ['blocks', '1'] or names[0] == 'norm'
+    return names[:2] == ['blocks', last_group] or names[0] == 'norm'
 
   return jax.tree_util.tree_map_with_path(trains, params)
 

@@ -43,6 +43,7 @@ def describe(
   order = seen[np.argsort(-weights_V[seen], kind='stable')]
   low, middle, high = np.quantile(weights_V[seen], [0, 0.5, 1])
   share = effective_sample_size(table.counts_V, weights_V)
+  mean = np.average(weights_V, weights=table.counts_V)
 
   def tokens(ids: np.ndarray) -> str:
     return '  '.join(
@@ -51,7 +52,7 @@ def describe(
 
   return '\n'.join([
     f'weights of {len(seen)} counted types: min {low:.4g}, median '
-    f'{middle:.4g}, max {high:.4g}; mean of a running token 1',
+    f'{middle:.4g}, max {high:.4g}; mean of a running token {mean:.4g}',
     f'effective sample size: {share:.1%} of the tokens',
     f'heaviest: {tokens(order[:10])}',
     f'lightest: {tokens(order[::-1][:10])}',

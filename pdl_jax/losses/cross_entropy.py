@@ -57,7 +57,8 @@ def token_nll(
   Returns:
     [...], fp32.
   """
-  logits = logits.astype(jnp.float32)
+  # A narrower type could not hold the whole vocabulary, and iota would wrap.
+  logits, labels = logits.astype(jnp.float32), labels.astype(jnp.int32)
   if softcap is not None:
     logits = softcap * jnp.tanh(logits / softcap)
   log_z = jax.nn.logsumexp(logits, axis=-1)

@@ -13,7 +13,11 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from pdl_jax.losses.cross_entropy import token_nll, token_weights
+from pdl_jax.losses.cross_entropy import (
+  check_labels,
+  token_nll,
+  token_weights,
+)
 from pdl_jax.losses.reduce import denominator
 from pdl_jax.losses.terms import Sums
 from pdl_jax.sharding import constrain
@@ -71,9 +75,14 @@ def linear_weighted_sums(
     weighted: Sums(sum w l, denominator); num is differentiable in hidden and
       head.
     plain: Sums(sum l, n); its gradient is zero, it is there to be watched.
+
+  Raises:
+    ConfigError: for labels out of range (outside jit), a table that does not
+      fit the vocabulary, or an unknown reduction.
   """
+  check_labels(labels_BxL, head_DxV.shape[1], where_BxL)
   hidden_BxLxD = jnp.where(where_BxL[..., None], hidden_BxLxD, 0)
-  labels_BxL = jnp.where(where_BxL, labels_BxL, 0)
+  labels_BxL = jnp.where(where_BxL, labels_BxL, 0).astype(jnp.int32)
   weight = token_weights(weights_V, labels_BxL, head_DxV.shape[1])
   num, plain = _weighted_nll(
     hidden_BxLxD, head_DxV, labels_BxL, weight, where_BxL

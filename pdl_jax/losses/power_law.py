@@ -44,7 +44,9 @@ def power_law_weights(
     alpha: decay exponent, >= 0. 0 is cross-entropy, bit for bit; 1 gives every
       type the same total weight. May be traced: a schedule does not recompile.
     epsilon: smoothing constant, >= 0; may be traced.
-    clip: the largest weight, as a ratio to the corpus mean; None: no limit.
+    clip: the largest weight, >= 1; None: no limit. Under 'corpus_mean' it is
+      a ratio to the mean, which stays 1: what the heaviest types lose the
+      others gain.
     normalize: 'corpus_mean' scales the weights so that the average weight of a
       running token of the corpus is 1, which keeps the meaning of the learning
       rate; 'none' is the paper's formula.
@@ -59,25 +61,26 @@ def power_law_weights(
 
   Raises:
     ConfigError: for a negative or non-finite alpha, epsilon or frequency, for
-      epsilon 0 with unseen types under 'paper', and for weights that overflow.
-      A traced alpha or epsilon cannot be looked at.
+      neutral ids outside [0, V), for epsilon 0 with unseen types under
+      'paper', and for weights that overflow. A traced alpha or epsilon cannot
+      be looked at.
   """
   _check_arguments(frequency_V, alpha, epsilon, clip, normalize, unseen)
   frequency_V = np.asarray(frequency_V)
-  neutral_V = np.zeros(frequency_V.shape, bool)
-  neutral_V[np.asarray(neutral_ids, int)] = True
+  neutral_V = _neutral(neutral_ids, frequency_V.size)
   _check_unseen(frequency_V, neutral_V, epsilon, unseen)
   seen_V = frequency_V > 0
   mass_V = jnp.asarray(np.where(neutral_V, 0, frequency_V), jnp.float32)
   base_V = frequency_V.astype(np.float64)
   if unseen != 'paper':
-    base_V = np.where(seen_V, base_V, base_V[seen_V].min(initial=1.0))
+    rarest = base_V[seen_V].min() if seen_V.any() else 1.0
+    base_V = np.where(seen_V, base_V, rarest)
   raw_V = jnp.exp(-alpha * jnp.log(jnp.asarray(base_V, jnp.float32) + epsilon))
-  weights_V = _scale(raw_V, mass_V) if normalize == 'corpus_mean' else raw_V
+  weights_V = raw_V
+  if normalize == 'corpus_mean':
+    weights_V = _scale(raw_V, mass_V, clip) * raw_V
   if clip is not None:
     weights_V = jnp.minimum(weights_V, clip)
-    if normalize == 'corpus_mean':
-      weights_V = _scale(weights_V, mass_V)
   fixed_V = neutral_V | (~seen_V if unseen == 'neutral' else False)
   weights_V = jnp.where(fixed_V, 1.0, weights_V)
   # Exactly one, whatever the rounding of the mean: alpha 0 is cross-entropy.
@@ -86,11 +89,38 @@ def power_law_weights(
   return weights_V
 
 
-def _scale(weights_V: Array, mass_V: Array) -> Array:
-  """Weights whose mean over running tokens is 1."""
+def _scale(raw_V: Array, mass_V: Array, clip: float | None) -> Array:
+  """The s for which min(s * raw, clip) has mean 1 over running tokens.
+
+  With the k heaviest types at the clip, s is (total - clip * their mass) over
+  the weighted mass of the others. Each k bounds s from below and the right one
+  attains it, so s is the largest of these.
+  """
   total = mass_V.sum()
-  weighted = (mass_V * weights_V).sum()
-  return weights_V * jnp.where(total > 0, total / weighted, 1.0)
+  # An unseen type may have an infinite weight here, and 0 * inf is NaN.
+  weighted_V = jnp.where(mass_V > 0, mass_V * raw_V, 0.0)
+  if clip is None:
+    scale = total / weighted_V.sum()
+  else:
+    order = jnp.argsort(-raw_V)
+    heavier_V = jnp.cumsum(mass_V[order]) - mass_V[order]
+    others_V = jnp.cumsum(weighted_V[order][::-1])[::-1]
+    bounds_V = (total - clip * heavier_V) / others_V
+    scale = jnp.where(others_V > 0, bounds_V, 0.0).max()
+  return jnp.where(total > 0, scale, 1.0)
+
+
+def _neutral(neutral_ids: Sequence[int], size: int) -> np.ndarray:
+  """True at the neutral types."""
+  ids = np.asarray(neutral_ids, int)
+  outside = ids[(ids < 0) | (ids >= size)]
+  if outside.size:
+    raise ConfigError(
+      f'neutral_ids has {outside[0]}, outside the {size} types of frequency_V'
+    )
+  neutral_V = np.zeros(size, bool)
+  neutral_V[ids] = True
+  return neutral_V
 
 
 def _check_arguments(
@@ -125,7 +155,8 @@ def check_number(name: str, value: Any) -> None:
   if isinstance(value, Tracer):
     return
   try:
-    number = float(value)
+    # Text that reads like a number would fail later, in the arithmetic.
+    number = float('nan') if isinstance(value, str) else float(value)
   except (TypeError, ValueError):
     raise ConfigError(f'{name} must be a number >= 0, got {value!r}') from None
   if not (np.isfinite(number) and number >= 0):

@@ -14,7 +14,7 @@ def denominator(weight: Array, where: Array, reduction: str) -> Array:
 
   Args:
     weight: of each token.
-    where: True at tokens that count, same shape.
+    where: True at tokens that count; its shape broadcasts to that of weight.
     reduction: 'weighted_mean' the sum of weights, 'token_mean' the number of
       tokens, 'sum' (the form printed in arXiv:2505.16900) zero, which `divide`
       leaves alone.
@@ -25,7 +25,7 @@ def denominator(weight: Array, where: Array, reduction: str) -> Array:
     )
   if reduction == 'sum':
     return jnp.zeros((), jnp.float32)
-  by_token = weight if reduction == 'weighted_mean' else where
+  by_token = weight if reduction == 'weighted_mean' else jnp.ones_like(weight)
   return jnp.where(where, by_token.astype(jnp.float32), 0.0).sum()
 
 

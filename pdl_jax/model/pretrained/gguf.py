@@ -2,6 +2,7 @@
 
 import importlib.util
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from gguf import GGUFReader
@@ -55,13 +56,22 @@ class GGUFModel:
     self._tensors = {tensor.name: tensor for tensor in reader.tensors}
 
   def config(self, dtype: str = 'float32', remat: bool = False) -> ModelConfig:
-    """The shape that the metadata declares."""
+    """The shape that the metadata declares.
+
+    Raises:
+      DataError: for another architecture, or naming what is not declared.
+    """
     kind = self.fields['general.architecture']
     if kind != 'llama':
       raise DataError(
         f'{self.path.name} holds a {kind!r} model; only llama is read'
       )
-    get = lambda key: self.fields[f'llama.{key}']  # noqa: E731
+
+    def get(key: str) -> Any:
+      if f'llama.{key}' not in self.fields:
+        raise DataError(f'{self.path.name} does not declare llama.{key}')
+      return self.fields[f'llama.{key}']
+
     return ModelConfig(
       vocab_size=get('vocab_size'),
       width=get('embedding_length'),
