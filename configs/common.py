@@ -39,7 +39,7 @@ def get_config() -> ConfigDict:
     'max_prompt': 96,
     # Longest target in tokens, end of turn included; records above are left
     # out and counted. Also the longest text generated.
-    'max_target': 48,
+    'max_target': 40,
     # Use only the first so many training records; 0: all.
     'train_limit': 0,
   })
