@@ -36,7 +36,7 @@ def get_config() -> ConfigDict:
     # Prompt and target of a record, see pdl_jax/data/tasks.py.
     'task': 'summarize',
     # Longest prompt in tokens, chat format included; longer sources are cut.
-    'max_prompt': 96,
+    'max_prompt': 80,
     # Longest target in tokens, end of turn included; records above are left
     # out and counted. Also the longest text generated.
     'max_target': 40,

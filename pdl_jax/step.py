@@ -117,7 +117,7 @@ def train_step(
   gradients = jax.tree.map(
     lambda g: divide(Sums(g, weighted.den)).astype(g.dtype), gradients
   )
-  loss, norm = divide(weighted), optax.global_norm(gradients)
+  loss, norm = divide(weighted), optax.tree.norm(gradients)
   updates, opt_state = config.optimizer.update(
     gradients, state.opt_state, state.trained
   )

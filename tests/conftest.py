@@ -7,7 +7,27 @@ import os
 os.environ['NPROC'] = '16'
 os.environ['JAX_PLATFORMS'] = 'cpu'
 
+import socket
+
 import jax
+import pytest
 
 jax.config.update('jax_num_cpu_devices', 8)
 jax.config.update('jax_numpy_rank_promotion', 'raise')
+
+
+def _no_network(*_):
+  raise AssertionError('a data set touched the network')
+
+
+@pytest.fixture(scope='session')
+def data_dir(tmp_path_factory):
+  """Where the real data set is prepared once, without a network (10 s)."""
+  from pdl_jax.data import sources
+
+  folder = tmp_path_factory.mktemp('tfds')
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(socket.socket, 'connect', _no_network)
+    patch.setattr(socket, 'getaddrinfo', _no_network)
+    sources.load('botocore', 'test', str(folder))
+  return folder

@@ -4,7 +4,6 @@ import hashlib
 import pickle
 import re
 import shutil
-import socket
 import subprocess
 import sys
 
@@ -16,21 +15,6 @@ from pdl_jax.data.builders import botocore_summaries, pairs
 from pdl_jax.errors import ConfigError, DataError, HostError
 
 GOLDEN = 'dca07f6b14d80c1e49cc9891a1ecd668ccc2f0c43b343baa989c4d6b46c41225'
-
-
-def _no_network(*args):
-  raise AssertionError(f'network: {args}')
-
-
-@pytest.fixture(scope='module')
-def data_dir(tmp_path_factory):
-  """Where the real data set is prepared, without a network (10 s)."""
-  folder = tmp_path_factory.mktemp('tfds')
-  with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(socket.socket, 'connect', _no_network)
-    patch.setattr(socket, 'getaddrinfo', _no_network)
-    sources.load('botocore', 'test', str(folder))
-  return folder
 
 
 @pytest.fixture(scope='module')

@@ -112,6 +112,8 @@ def load(name: str, split: str, data_dir: str | None = None) -> Source:
   # Takes half a second, which those who only import this module save.
   import tensorflow_datasets as tfds
 
+  if not sys.stderr.isatty():
+    tfds.disable_progress_bar()
   _check_known('data set', name, BUILDERS)
   _check_known('split', split, SPLITS)
   builder = _prepared_builder(name, data_dir)

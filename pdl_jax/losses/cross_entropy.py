@@ -57,14 +57,14 @@ def token_nll(
   Returns:
     [...], fp32.
   """
-  # A narrower type could not hold the whole vocabulary, and iota would wrap.
-  logits, labels = logits.astype(jnp.float32), labels.astype(jnp.int32)
+  logits = logits.astype(jnp.float32)
   if softcap is not None:
     logits = softcap * jnp.tanh(logits / softcap)
   log_z = jax.nn.logsumexp(logits, axis=-1)
   # iota == label rather than a gather: it partitions over a sharded vocabulary
-  # without collecting the logits.
-  vocabulary = jax.lax.broadcasted_iota(labels.dtype, logits.shape, labels.ndim)
+  # without collecting the logits. Not in the type of the labels, which may be
+  # too narrow for the vocabulary.
+  vocabulary = jax.lax.broadcasted_iota(jnp.int32, logits.shape, labels.ndim)
   chosen = vocabulary == labels[..., None]
   label_logit = jnp.where(chosen, logits, 0.0).sum(axis=-1)
   loss = log_z - label_logit
@@ -132,13 +132,16 @@ def weighted_nll(
 def token_weights(weights_V: Array | None, labels: Array, size: int) -> Array:
   """w[y] per token, fp32; ones where there is no table."""
   if weights_V is None:
-    return jnp.ones(labels.shape, jnp.float32)
+    weights_V = jnp.ones(size, jnp.float32)
   if weights_V.shape != (size,):
     raise ConfigError(
       f'the weight table has shape {weights_V.shape}, the vocabulary has '
       f'{size} types; count with the tokenizer that the model uses'
     )
-  return weights_V.astype(jnp.float32)[labels]
+  # Whatever the compiler knows of the table, ones above all, must not change
+  # how it adds up the loss: alpha 0 is cross-entropy bit for bit.
+  table_V = jax.lax.optimization_barrier(weights_V.astype(jnp.float32))
+  return table_V[labels]
 
 
 def finish(

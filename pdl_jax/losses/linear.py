@@ -82,7 +82,7 @@ def linear_weighted_sums(
   """
   check_labels(labels_BxL, head_DxV.shape[1], where_BxL)
   hidden_BxLxD = jnp.where(where_BxL[..., None], hidden_BxLxD, 0)
-  labels_BxL = jnp.where(where_BxL, labels_BxL, 0).astype(jnp.int32)
+  labels_BxL = jnp.where(where_BxL, labels_BxL, 0)
   weight = token_weights(weights_V, labels_BxL, head_DxV.shape[1])
   num, plain = _weighted_nll(
     hidden_BxLxD, head_DxV, labels_BxL, weight, where_BxL
@@ -112,7 +112,7 @@ def _forward(
     weight = jnp.where(where, weight, 0.0)
     logits = _logits(hidden, head)
     log_z = jax.nn.logsumexp(logits, axis=-1, keepdims=True)
-    iota = jax.lax.broadcasted_iota(labels.dtype, logits.shape, labels.ndim)
+    iota = jax.lax.broadcasted_iota(jnp.int32, logits.shape, labels.ndim)
     is_label = iota == labels[..., None]
     nll = log_z[..., 0] - jnp.where(is_label, logits, 0.0).sum(axis=-1)
     # Gradient of w * nll; the one-hot is subtracted in fp32.

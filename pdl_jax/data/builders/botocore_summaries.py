@@ -198,7 +198,7 @@ def read_pairs(data: Path) -> tuple[list[Pair], dict[str, int]]:
   order = {s: SPLITS.index(split_of(families[s])) for s in services}
   services.sort(key=lambda service: order[service])
   pairs, dropped = [], collections.Counter()
-  for service in tqdm.tqdm(services, 'botocore: services', mininterval=2):
+  for service in tqdm.tqdm(services, 'botocore: services', disable=None):
     for path, markup in documentation(service, read_service(data / service)):
       pair = make_pair(path, families[service], markup)
       if isinstance(pair, Pair):

@@ -1,0 +1,84 @@
+"""A model, a batch and a job small enough for tests."""
+
+import jax
+import numpy as np
+
+from configs import summarize
+from pdl_jax import optimizer as optimizers
+from pdl_jax.model import api
+from pdl_jax.model.config import ModelConfig
+from pdl_jax.step import StepConfig
+
+MODEL = ModelConfig(
+  vocab_size=64, width=32, layers=3, heads=8, kv_heads=8, head_dim=4, mlp=48,
+  context=16,
+)  # fmt: skip
+PROMPT, TARGET = 8, 6
+
+
+def params(seed=0):
+  # Weights larger than at initialisation, so that the layers matter.
+  tree = api.init(MODEL, jax.random.key(seed))
+  return jax.tree.map(lambda x: np.asarray(x * 4 if x.ndim > 1 else x), tree)
+
+
+def batch(rows=8, seed=0):
+  """Rows of different lengths, the arrays of `pipeline.empty_example`."""
+  random = np.random.default_rng(seed)
+  length = PROMPT + TARGET - 1
+  prompt = random.integers(2, PROMPT + 1, rows)
+  target = random.integers(1, TARGET + 1, rows)
+  column, slot = np.arange(length)[None], np.arange(TARGET)[None]
+  used = (prompt + target - 1)[:, None]
+  where = slot < target[:, None]
+  return {
+    'tokens': random.integers(0, 64, (rows, length)).astype(np.int32),
+    'segments': (column < used).astype(np.int32),
+    'positions': np.where(column < used, column, 0).astype(np.int32),
+    'labels': random.integers(0, 64, (rows, TARGET)).astype(np.int32),
+    'reads': np.where(where, prompt[:, None] - 1 + slot, 0).astype(np.int32),
+    'where': where,
+  }
+
+
+def optimizer_config(**changes):
+  settings = {**summarize.get_config().optimizer, 'learning_rate': 1e-2}
+  return optimizers.OptimizerConfig(**{**settings, **changes})
+
+
+def step_config(**changes):
+  config = optimizer_config()
+  settings = {
+    'model': MODEL,
+    'optimizer': optimizers.make_optimizer(config, 100),
+    'schedule': optimizers.make_schedule(config, 100),
+    'reduction': 'weighted_mean',
+    'accumulation': 1,
+  }
+  return StepConfig(**{**settings, **changes})
+
+
+def job_config(data_dir, **changes):
+  """The tiny mode, smaller still; keys as in 'train.steps'."""
+  config = summarize.get_config('tiny')
+  config.update_from_flattened_dict({
+    'data.data_dir': str(data_dir),
+    'data.train_limit': 200,
+    'data.max_prompt': 48,
+    'data.max_target': 24,
+    'model.width': 32,
+    'model.layers': 2,
+    'model.heads': 2,
+    'model.kv_heads': 1,
+    'model.head_dim': 16,
+    'model.mlp': 48,
+    'model.vocab_size': 512,
+    'train.steps': 6,
+    'train.checkpoint_every': 4,
+    'optimizer.warmup_steps': 2,
+    'evaluate.examples': 8,
+    'evaluate.validation_examples': 8,
+    'evaluate.batch_size': 8,
+    **changes,
+  })
+  return config

@@ -1,0 +1,141 @@
+"""Every mode of every config: its resolved form, its settings, its shapes."""
+
+import importlib
+import json
+from pathlib import Path
+
+import jax
+import pytest
+
+from configs import common
+from pdl_jax.errors import ConfigError
+from pdl_jax.model import api
+from pdl_jax.model.config import ModelConfig
+from pdl_jax.records import config_hash, flatten, numbers, run_id
+from pdl_jax.settings import Settings
+
+ROOT = Path(__file__).parent.parent
+GOLDEN = Path(__file__).parent / 'golden'
+CONFIGS = [
+  (path.stem, mode)
+  for path in sorted((ROOT / 'configs').glob('*.py'))
+  if path.stem not in ('__init__', 'common')
+  for mode in importlib.import_module(f'configs.{path.stem}').MODES
+]
+
+
+def resolved(name, mode):
+  config = importlib.import_module(f'configs.{name}').get_config(mode)
+  return json.loads(config.to_json())
+
+
+@pytest.mark.parametrize(('name', 'mode'), CONFIGS)
+def test_resolved_form_is_the_golden_one(name, mode):
+  """After a wanted change: write the new dump, and look at its diff."""
+  golden = json.loads((GOLDEN / f'{name}-{mode}.json').read_text())
+  assert resolved(name, mode) == golden
+
+
+@pytest.mark.parametrize(('name', 'mode'), CONFIGS)
+def test_settings_and_shapes(name, mode):
+  config = importlib.import_module(f'configs.{name}').get_config(mode)
+  settings = Settings.from_config(config)
+  if not settings.model.pretrained:
+    options = settings.model
+    model = ModelConfig(
+      vocab_size=options.vocab_size, width=options.width,
+      layers=options.layers, heads=options.heads, kv_heads=options.kv_heads,
+      head_dim=options.head_dim, mlp=options.mlp,
+      context=settings.data.lengths.sequence,
+    )  # fmt: skip
+    shapes = jax.eval_shape(lambda: api.init(model, jax.random.key(0)))
+    assert shapes['embed_VxD'].shape == (options.vocab_size, options.width)
+
+
+def test_every_key_is_explained():
+  """common.py has a comment above each key, or above a pair of them."""
+  text = (ROOT / 'configs' / 'common.py').read_text()
+  for key in flatten(json.loads(common.get_config().to_json())):
+    assert f"'{key.rsplit('.', 1)[-1]}'" in text or f'config.{key}' in text
+
+
+def test_unknown_mode_is_refused():
+  module = importlib.import_module('configs.summarize')
+  with pytest.raises(ValueError, match='default, tiny, full'):
+    module.get_config('tinny')
+
+
+def test_configs_are_locked():
+  config = common.get_config()
+  with pytest.raises(AttributeError):
+    config.loss.alhpa = 1.0
+
+
+@pytest.mark.parametrize(
+  ('key', 'value'),
+  [
+    ('loss.alpha', -1.0), ('loss.alpha', float('nan')),
+    ('loss.alpha', float('inf')), ('loss.epsilon', -1e-9),
+    ('loss.name', 'powerlaw'), ('loss.unit', 'counts'), ('loss.clip', 0.5),
+    ('loss.reduction', 'mean'), ('loss.normalize', 'mean'),
+    ('loss.unseen', 'zero'), ('data.task', 'dialogue'),
+    ('data.max_target', 0), ('data.train_limit', -1), ('train.steps', 0),
+    ('train.batch_size', 0), ('optimizer.learning_rate', 0.0),
+    ('optimizer.learning_rate', float('nan')), ('optimizer.b2', 1.0),
+    ('optimizer.schedule', 'cos'), ('optimizer.trainable', 'some'),
+    ('evaluate.split', 'train'), ('evaluate.examples', 0), ('seed', -1),
+  ],
+)  # fmt: skip
+def test_values_out_of_range_are_refused_by_name(key, value):
+  config = common.get_config()
+  config.update_from_flattened_dict({key: value})
+  with pytest.raises(ConfigError) as error:
+    Settings.from_config(config)
+  assert key.rsplit('.', 1)[-1] in str(error.value)
+
+
+def changed(**changes):
+  config = common.get_config()
+  config.update_from_flattened_dict(changes)
+  return json.loads(config.to_json())
+
+
+@pytest.mark.parametrize(
+  'changes',
+  [
+    {'data.data_dir': '/elsewhere'},
+    {'train.log_every': 7},
+    {'train.keep_checkpoints': 9},
+    {'model.width': 64},
+  ],
+)
+def test_what_changes_no_number_changes_no_hash(changes):
+  assert config_hash(changed(**changes)) == config_hash(changed())
+
+
+@pytest.mark.parametrize(
+  'changes',
+  [
+    {'loss.alpha': 0.3},
+    {'seed': 1},
+    {'train.steps': 61},
+    {'model.dtype': 'bfloat16'},
+    {'train.checkpoint_every': 21},
+  ],
+)
+def test_what_changes_a_number_changes_the_hash(changes):
+  assert config_hash(changed(**changes)) != config_hash(changed())
+
+
+def test_cross_entropy_does_not_read_alpha():
+  plain = {'loss.name': 'cross_entropy'}
+  a, b = changed(**plain), changed(**plain, **{'loss.alpha': 0.9})
+  assert config_hash(a) == config_hash(b)
+  assert 'loss.alpha' not in numbers(a)
+
+
+def test_run_ids_are_readable():
+  config = changed(**{'loss.alpha': 0.5, 'seed': 3, 'train.log_every': 2})
+  keys = ['loss.alpha', 'seed', 'train.log_every']
+  assert run_id(config, keys) == f'alpha=0.5,seed=3-{config_hash(config)}'
+  assert run_id(changed(), []).startswith('default-')

@@ -1,0 +1,249 @@
+"""The main job as a whole: what it leaves behind, stopping, going on."""
+
+import json
+import os
+import signal
+
+import numpy as np
+import pytest
+
+from pdl_jax import job, step, train
+from pdl_jax.errors import (
+  CheckpointError,
+  ConfigError,
+  DataError,
+  DivergedError,
+  PreemptedError,
+)
+from pdl_jax.records import RunFolder
+from pdl_jax.settings import Settings
+from tests import small
+
+
+@pytest.fixture
+def stop():
+  before = {n: signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT)}
+  yield train.StopRequest()
+  for number, handler in before.items():
+    signal.signal(number, handler)
+
+
+def run(data_dir, workdir, stop, **changes):
+  config = small.job_config(data_dir, **changes)
+  job.run(Settings.from_config(config), workdir, stop)
+  return workdir
+
+
+def losses(workdir):
+  """The rows of metrics.jsonl, less what depends on the clock."""
+  lines = (workdir / 'metrics.jsonl').read_text().splitlines()
+  rows = [json.loads(line) for line in lines]
+  return [
+    {k: v for k, v in row.items() if k != 'tokens_per_second'} for row in rows
+  ]
+
+
+@pytest.fixture(scope='module')
+def finished(data_dir, tmp_path_factory):
+  """A run of the whole job, never disturbed."""
+  workdir = tmp_path_factory.mktemp('run')
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(signal, 'signal', lambda *_: None)
+    return run(data_dir, workdir, train.StopRequest())
+
+
+def test_a_run_folder_proves_what_ran(finished):
+  names = {path.name for path in finished.iterdir()}
+  assert names == {
+    'config.json', 'env.json', 'status.json', 'metrics.jsonl', 'checkpoints',
+    'predictions', 'results.json', 'frequency.npz', 'tokenizer.json',
+    'table.md',
+  }  # fmt: skip
+  results = json.loads((finished / 'results.json').read_text())
+  assert results['loss']['name'] == 'power_law'
+  assert len(results['loss']['weights_crc32']) == 8
+  assert results['skipped_steps'] == 0
+  before, after = results['columns'].values()
+  assert after['perplexity']['value'] < before['perplexity']['value']
+  assert json.loads((finished / 'status.json').read_text())['state'] == (
+    'finished'
+  )
+  environment = json.loads((finished / 'env.json').read_text())
+  assert environment['mesh'] == {'data': 8, 'fsdp': 1, 'tensor': 1}
+  assert environment['packages']['jax']
+  for name in ('before', 'after'):
+    lines = (finished / 'predictions' / f'{name}.jsonl').read_text()
+    assert len(lines.splitlines()) == 8
+  steps = [row['step'] for row in losses(finished)]
+  assert steps == [1, 2, 3, 4, 4, 5, 6, 6]
+
+
+def test_a_finished_run_is_not_run_again(finished, data_dir, stop, capsys):
+  before = (finished / 'results.json').stat().st_mtime_ns
+  run(data_dir, finished, stop)
+  assert (finished / 'results.json').stat().st_mtime_ns == before
+  assert 'is finished' in capsys.readouterr().out
+
+
+def test_the_folder_of_another_run_is_refused(finished, data_dir, stop):
+  with pytest.raises(ConfigError) as error:
+    run(data_dir, finished, stop, **{'loss.alpha': 0.75, 'train.log_every': 3})
+  assert 'loss.alpha: 0.25 there, 0.75 here' in str(error.value)
+  assert 'log_every' not in str(error.value)
+
+
+def send_at(step_number, monkeypatch):
+  """A real SIGTERM while that step is being reported."""
+  append = RunFolder.append_metrics
+
+  def append_and_stop(self, row):
+    append(self, row)
+    if row['step'] == step_number and 'loss' in row:
+      os.kill(os.getpid(), signal.SIGTERM)
+
+  monkeypatch.setattr(RunFolder, 'append_metrics', append_and_stop)
+
+
+def test_a_stopped_run_continues_bit_for_bit(
+  finished, data_dir, tmp_path, stop, monkeypatch
+):
+  with monkeypatch.context() as patch:
+    send_at(2, patch)
+    with pytest.raises(PreemptedError, match='same command continues'):
+      run(data_dir, tmp_path, stop)
+  saved = [row['step'] for row in losses(tmp_path)]
+  assert saved[-1] < 6
+  run(data_dir, tmp_path, train.StopRequest())
+  assert losses(tmp_path) == losses(finished)
+  after = (tmp_path / 'predictions' / 'after.jsonl').read_text()
+  assert after == (finished / 'predictions' / 'after.jsonl').read_text()
+
+
+def test_a_crash_after_a_checkpoint_leaves_no_double_rows(
+  finished, data_dir, tmp_path, stop, monkeypatch
+):
+  append = RunFolder.append_metrics
+
+  def append_or_crash(self, row):
+    if row['step'] == 6:
+      (self.path / 'metrics.jsonl').open('a').write('{"step": 6, "lo')
+      raise RuntimeError('power cut')
+    append(self, row)
+
+  with monkeypatch.context() as patch:
+    patch.setattr(RunFolder, 'append_metrics', append_or_crash)
+    with pytest.raises(RuntimeError, match='power cut'):
+      run(data_dir, tmp_path, stop)
+  run(data_dir, tmp_path, stop)
+  assert losses(tmp_path) == losses(finished)
+
+
+def test_a_damaged_checkpoint_is_named_and_the_one_before_used(
+  finished, data_dir, tmp_path, stop, monkeypatch, capsys
+):
+  with monkeypatch.context() as patch:
+    send_at(5, patch)
+    with pytest.raises(PreemptedError):
+      run(data_dir, tmp_path, stop)
+  steps = sorted(int(p.name) for p in (tmp_path / 'checkpoints').iterdir())
+  last = tmp_path / 'checkpoints' / str(steps[-1])
+  for file in (last / 'state').rglob('d/*'):
+    data = bytearray(file.read_bytes())
+    data[len(data) // 2] ^= 1
+    file.write_bytes(data)
+  run(data_dir, tmp_path, train.StopRequest())
+  printed = capsys.readouterr().out
+  assert f'checkpoint {last} is damaged' in printed
+  assert f'resumed from step {steps[-2]}' in printed
+  assert last.with_name(f'{last.name}.damaged').exists()
+  assert losses(tmp_path) == losses(finished)
+
+
+def test_divergence_stops_and_keeps_the_good_checkpoint(
+  data_dir, tmp_path, stop, monkeypatch
+):
+  pure = step.train_step
+
+  def poisoned(config, state, batch, weights_V):
+    return pure(
+      config, state, batch, weights_V / np.where(state.step >= 4, 0.0, 1.0)
+    )
+
+  monkeypatch.setattr(job, 'train_step', poisoned)
+  changes = {'train.steps': 12, 'train.max_skipped': 3}
+  with pytest.raises(DivergedError, match='3 steps in a row.*step 4'):
+    run(data_dir, tmp_path, stop, **changes)
+  kept = [path.name for path in (tmp_path / 'checkpoints').iterdir()]
+  assert kept == ['4']
+  assert not (tmp_path / 'results.json').exists()
+
+
+def test_alpha_zero_and_cross_entropy_are_the_same_training(
+  data_dir, tmp_path, stop
+):
+  changes = {'train.steps': 3, 'evaluate.examples': 1}
+  a = run(data_dir, tmp_path / 'a', stop, **changes, **{'loss.alpha': 0.0})
+  b = run(
+    data_dir, tmp_path / 'b', stop, **changes,
+    **{'loss.name': 'cross_entropy'},
+  )  # fmt: skip
+  assert losses(a) == losses(b)
+
+
+def test_another_tokenizers_table_is_refused(
+  finished, data_dir, tmp_path, stop
+):
+  table = str(finished / 'frequency.npz')
+  with pytest.raises(DataError, match='counts its own training split'):
+    run(
+      data_dir, tmp_path, stop,
+      **{'loss.frequency_table': table, 'model.vocab_size': 600},
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+  ('changes', 'error', 'words'),
+  [
+    ({'mesh.data': 3}, ConfigError, 'mesh data 3.*8 devices'),
+    ({'train.batch_size': 12}, ConfigError, 'batch of 12.*multiple of 8'),
+    (
+      {'mesh.data': 1, 'mesh.tensor': 8},
+      ConfigError,
+      'does not divide over 8',
+    ),
+    (
+      {'loss.epsilon': 0.0, 'loss.unseen': 'paper'},
+      ConfigError,
+      'epsilon 0 gives .* of 512',
+    ),
+    (
+      {'loss.alpha': 60.0, 'loss.epsilon': 1e-6, 'loss.unseen': 'paper'},
+      ConfigError,
+      'overflow fp32 at alpha 60',
+    ),
+    ({'data.name': 'botocor'}, ConfigError, "did you mean 'botocore'"),
+    ({'data.max_prompt': 12}, DataError, 'leaves no room'),
+    ({'data.max_target': 1}, DataError, '0 remain'),
+    ({'train.steps': 2}, ConfigError, 'warmup_steps 2 must be below'),
+  ],
+)
+def test_bad_settings_end_in_one_line(
+  data_dir, tmp_path, stop, changes, error, words
+):
+  with pytest.raises(error, match=words) as raised:
+    run(data_dir, tmp_path, stop, **changes)
+  assert '\n' not in str(raised.value)
+  assert not (tmp_path / 'results.json').exists()
+
+
+def test_all_checkpoints_damaged_is_an_error(
+  data_dir, tmp_path, stop, monkeypatch
+):
+  with monkeypatch.context() as patch:
+    send_at(1, patch)
+    with pytest.raises(PreemptedError):
+      run(data_dir, tmp_path, stop)
+  for file in (tmp_path / 'checkpoints').rglob('d/*'):
+    file.write_bytes(b'')
+  with pytest.raises(CheckpointError, match='no intact checkpoint'):
+    run(data_dir, tmp_path, train.StopRequest())

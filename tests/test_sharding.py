@@ -1,0 +1,149 @@
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import AxisType
+from jax.sharding import PartitionSpec as P
+
+from pdl_jax import sharding
+from pdl_jax.errors import ConfigError
+from pdl_jax.losses.linear import linear_weighted_sums
+from pdl_jax.model import api
+from tests.tiny_model import CONFIG, PARAMS, tiny_tokens
+
+CUBE = (2, 2, 2)
+
+
+@pytest.mark.parametrize(
+  ('shape', 'expected'),
+  [
+    ((8, 1, 1), (8, 1, 1)),
+    (CUBE, CUBE),
+    ((-1, 1, 1), (8, 1, 1)),
+    ((2, -1, 2), (2, 2, 2)),
+    ((1, 4, -1), (1, 4, 2)),
+    ((8, 1, -1), (8, 1, 1)),
+  ],
+)
+def test_mesh(shape, expected):
+  mesh = sharding.make_mesh(shape)
+  assert tuple(mesh.shape.items()) == tuple(
+    zip(('data', 'fsdp', 'tensor'), expected, strict=True)
+  )
+  assert mesh.axis_types == (AxisType.Auto,) * 3
+
+
+def test_mesh_of_some_devices():
+  mesh = sharding.make_mesh((1, 2, -1), jax.devices()[4:])
+  assert {device.id for device in mesh.devices.flat} == {4, 5, 6, 7}
+
+
+@pytest.mark.parametrize(
+  'shape', [(2, 2, 1), (16, 1, 1), (-1, 3, 1), (-1, -1, 1), (0, -1, 1),
+            (-2, -4, 1), (2, -4, -1)],
+)
+def test_a_mesh_that_does_not_fit_is_refused(shape):
+  a, b, c = shape
+  with pytest.raises(ConfigError) as error:
+    sharding.make_mesh(shape)
+  assert f'mesh data {a} x fsdp {b} x tensor {c} ' in str(error.value)
+  assert 'the 8 devices' in str(error.value)
+
+
+def test_partition_spec():
+  found = sharding.partition_spec('batch', 'length', 'activation')
+  assert found == P(('data', 'fsdp'), None, None)
+  assert sharding.partition_spec('vocab', 'embed') == P('tensor', 'fsdp')
+  assert sharding.partition_spec(None, 'mlp') == P(None, 'tensor')
+
+
+@pytest.mark.parametrize(
+  'names', [('heads', 'mlp'), ('batch', 'embed'), ('vocab', None, 'kv_heads')]
+)
+def test_two_axes_on_one_mesh_axis_are_refused(names):
+  with pytest.raises(ConfigError, match='use one mesh axis twice') as error:
+    sharding.partition_spec(*names)
+  assert str(names) in str(error.value)
+
+
+def test_every_parameter_and_activation_has_a_rule():
+  axes = api.logical_axes(CONFIG)
+  specs = jax.tree.map(lambda names: sharding.partition_spec(*names), axes)
+  attention = specs['blocks'][0]['attention']
+  assert attention['query'] == P(None, 'fsdp', 'tensor', None)
+  assert attention['output'] == P(None, 'tensor', None, 'fsdp')
+  assert specs['embed_VxD'] == P('tensor', 'fsdp')
+
+
+def test_parameters_are_split_as_the_table_says():
+  mesh = sharding.make_mesh(CUBE)
+  placed = sharding.shardings(mesh, api.logical_axes(CONFIG), PARAMS)
+  params = jax.device_put(PARAMS, placed)
+  assert params['embed_VxD'].addressable_shards[0].data.shape == (32, 16)
+  query = params['blocks'][0]['attention']['query']
+  assert query.addressable_shards[0].data.shape == (2, 16, 2, 8)
+
+
+def test_an_axis_that_does_not_divide_names_the_parameter():
+  mesh = sharding.make_mesh((1, 2, 4))
+  with pytest.raises(ConfigError) as error:
+    sharding.shardings(mesh, api.logical_axes(CONFIG), PARAMS)
+  assert str(error.value) == (
+    'blocks/0/attention/key: axis kv_heads of 2 does not divide over 4 '
+    '(tensor) devices; choose another mesh'
+  )
+
+
+def test_check_batch():
+  mesh = sharding.make_mesh(CUBE)
+  for batch, accumulation in ((4, 1), (8, 2), (24, 3)):
+    sharding.check_batch(mesh, batch, accumulation)
+  with pytest.raises(ConfigError) as error:
+    sharding.check_batch(mesh, 8, 4)
+  for part in ('batch of 8', '4 micro-batches', 'over 4 ', 'multiple of 16'):
+    assert part in str(error.value)
+
+
+def test_put_batch():
+  mesh = sharding.make_mesh(CUBE)
+  rows = {'tokens': tiny_tokens(8, 3), 'where': np.ones(8, bool)}
+  placed = sharding.put_batch(rows, mesh)
+  for name, array in rows.items():
+    assert placed[name].dtype == array.dtype
+    np.testing.assert_array_equal(placed[name], array)
+    assert placed[name].addressable_shards[0].data.shape[0] == 2
+
+
+def test_constrain():
+  x = jnp.ones((4, 6, 8))
+  assert sharding.constrain(x, 'batch', 'length', 'mlp') is x
+  pin = jax.jit(lambda x: sharding.constrain(x, 'batch', 'length', 'mlp'))
+  with jax.set_mesh(sharding.make_mesh(CUBE)):
+    assert pin(x).addressable_shards[0].data.shape == (1, 6, 4)
+
+
+def test_eight_devices_compute_what_one_does():
+  tokens, labels = tiny_tokens(4, 6), tiny_tokens(4, 6, seed=1)
+  where = tiny_tokens(4, 6, seed=2) > 20
+  segments, positions = np.ones((4, 6), int), np.arange(6)[None].repeat(4, 0)
+  weights_V = np.linspace(0.1, 3, CONFIG.vocab_size, dtype=np.float32)
+
+  @jax.jit
+  @partial(jax.value_and_grad, has_aux=True)
+  def loss(params):
+    x = api.hidden(CONFIG, params, tokens, segments, positions)
+    total = linear_weighted_sums(
+      x, api.head(params), labels, weights_V, where
+    )
+    return total[0].num, total
+
+  expected = loss(PARAMS)
+  mesh = sharding.make_mesh(CUBE)
+  placed = sharding.shardings(mesh, api.logical_axes(CONFIG), PARAMS)
+  with jax.set_mesh(mesh):
+    found = loss(jax.device_put(PARAMS, placed))
+  for a, b in zip(*map(jax.tree.leaves, (found, expected)), strict=True):
+    scale = np.abs(b).max()
+    np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5 * scale)

@@ -1,0 +1,134 @@
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tokenizers import Tokenizer as Backend
+from tokenizers import models
+
+from pdl_jax.data.tokenizer import (
+  END_OF_TEXT,
+  END_OF_TURN,
+  START_OF_TURN,
+  Tokenizer,
+)
+from pdl_jax.errors import DataError
+from pdl_jax.model.pretrained.gguf import GGUFModel
+from tests.tiny_model import smollm2
+
+TEXTS = ['the cat sat on the mat', 'the dog sat on the log in 1999'] * 5
+SCRIPTS = [
+  'Plain words, and  two spaces.', 'naïve café — “quotes”', 'Привет, мир',
+  '日本語のテキスト', 'مرحبا بالعالم', 'हिन्दी', '👩‍👩‍👧 family',
+  'tab\tline\n\nend ', ' leading', 'x == y_1 and {"a": [1, 2]}', '',
+]
+
+
+@pytest.fixture(scope='module')
+def trained():
+  return Tokenizer.train(TEXTS, 272, 'small')
+
+
+@pytest.fixture(scope='module')
+def pretrained():
+  return Tokenizer.from_gguf(smollm2())
+
+
+@pytest.fixture(params=['trained', 'pretrained'])
+def tokenizer(request):
+  return request.getfixturevalue(request.param)
+
+
+@pytest.mark.parametrize('text', SCRIPTS)
+def test_round_trip(tokenizer, text):
+  (ids,) = tokenizer.encode([text])
+  assert tokenizer.decode(ids) == text
+  assert all(0 <= number < tokenizer.vocab_size for number in ids)
+
+
+@settings(deadline=None, max_examples=50)
+@given(text=st.text())
+def test_any_text_comes_back_and_holds_no_control_token(trained, text):
+  (ids,) = trained.encode([text])
+  assert trained.decode(ids) == text
+  assert not set(ids) & set(trained.special_ids)
+
+
+def test_chat_tokens_have_their_numbers(tokenizer):
+  specials = [END_OF_TEXT, START_OF_TURN, END_OF_TURN]
+  ids = [tokenizer.encode_template(token) for token in specials]
+  assert ids == [[0], [1], [2]]
+  assert tokenizer.end_of_turn == 2
+  assert tokenizer.special_ids[:3] == (0, 1, 2)
+
+
+def test_vocabulary_sizes(trained, pretrained):
+  assert trained.vocab_size == 272
+  assert trained.special_ids == (0, 1, 2)
+  assert pretrained.vocab_size == 49_152
+  assert pretrained.special_ids == tuple(range(17))
+
+
+def test_golden_ids(pretrained):
+  # The published tokenizer.json of SmolLM2-135M-Instruct gives the same.
+  (ids,) = pretrained.encode(['Hello world, 42!'])
+  pieces = [pretrained.token(number) for number in ids]
+  assert pieces == ['Hello', ' world', ',', ' ', '4', '2', '!']
+
+
+@pytest.mark.parametrize('text', ['1999', 'in 2024,', 'x12y345', '10 000.50'])
+def test_digits_are_single_tokens(tokenizer, text):
+  (ids,) = tokenizer.encode([text])
+  pieces = [tokenizer.token(number) for number in ids]
+  digits = [piece for piece in pieces if any(map(str.isdigit, piece))]
+  assert digits == [character for character in text if character.isdigit()]
+
+
+@pytest.mark.parametrize('control', [END_OF_TURN, START_OF_TURN, END_OF_TEXT])
+def test_content_cannot_end_a_turn(tokenizer, control):
+  text = f'before{control}after {control}'
+  (ids,) = tokenizer.encode([text])
+  assert not set(ids) & set(tokenizer.special_ids)
+  assert tokenizer.decode(ids) == text
+
+
+def test_specials_are_left_out_of_text_unless_asked_for(tokenizer):
+  (ids,) = tokenizer.encode(['fin'])
+  ids.append(tokenizer.end_of_turn)
+  assert tokenizer.decode(ids) == 'fin'
+  assert tokenizer.decode(np.array(ids), keep_special=True) == (
+    f'fin{END_OF_TURN}'
+  )
+  assert tokenizer.token(2) == END_OF_TURN
+
+
+def test_fingerprint_names_the_definition(tmp_path, trained, pretrained):
+  path = tmp_path / 'tokenizer.json'
+  path.write_text(trained.definition)
+  loaded = Tokenizer.load(path)
+  assert loaded.fingerprint == trained.fingerprint
+  assert loaded.name == 'tokenizer.json'
+  assert loaded.encode(SCRIPTS) == trained.encode(SCRIPTS)
+  again = Tokenizer.train(TEXTS, 272, 'small')
+  assert again.fingerprint == trained.fingerprint
+  others = [
+    Tokenizer.train(TEXTS, 271, 'small'),
+    Tokenizer.train(['other words altogether'] * 9, 272, 'small'),
+    pretrained,
+  ]
+  prints = {t.fingerprint for t in (trained, *others)}
+  assert len(prints) == 4
+
+
+def test_a_tokenizer_without_an_end_of_turn_is_refused():
+  with pytest.raises(DataError, match=r'bare has no <\|im_end\|> token'):
+    Tokenizer(Backend(models.BPE()), 'bare')
+
+
+def test_another_kind_of_gguf_tokenizer_is_refused(tmp_path):
+  model = GGUFModel.__new__(GGUFModel)
+  model.path = tmp_path / 'other.gguf'
+  model.fields = {
+    'tokenizer.ggml.model': 'llama', 'tokenizer.ggml.pre': 'default',
+  }
+  with pytest.raises(DataError, match=r"other\.gguf.*'llama', 'default'"):
+    Tokenizer.from_gguf(model)
