@@ -70,7 +70,7 @@ def get_config() -> ConfigDict:
 
   config.optimizer = ConfigDict({
     # AdamW: peak learning rate, reached after the warm-up.
-    'learning_rate': 2e-4,
+    'learning_rate': 3e-4,
     'warmup_steps': 5,
     # cosine, linear or constant, down to final_fraction of the peak.
     'schedule': 'cosine',
@@ -85,8 +85,8 @@ def get_config() -> ConfigDict:
     # Micro-batches of one step, under one global denominator.
     'accumulation': 1,
     # all, last_layers (and the final norm), or norms.
-    'trainable': 'all',
-    'last_layers': 8,
+    'trainable': 'last_layers',
+    'last_layers': 10,
   })
 
   config.train = ConfigDict({

@@ -25,6 +25,7 @@ def _tiny(config: ConfigDict) -> None:
   config.data.train_limit = 4000
   config.data.max_prompt = 64
   config.data.max_target = 32
+  config.optimizer.trainable = 'all'
   config.optimizer.learning_rate = 3e-3
   config.train.steps = 40
   config.train.batch_size = 16
@@ -42,6 +43,7 @@ def _full(config: ConfigDict) -> None:
   config.train.batch_size = 64
   config.train.log_every = 10
   config.train.checkpoint_every = 250
+  config.optimizer.trainable = 'all'
   config.optimizer.warmup_steps = 100
   config.optimizer.learning_rate = 1e-4
   config.evaluate.examples = 1000
