@@ -181,7 +181,8 @@ def _load_model(
     remat=options.remat,
   )
   key = jax.random.key(settings.seed)
-  return Model('untrained', config, api.init(config, key), tokenizer)
+  params = jax.jit(partial(api.init, config))(key)
+  return Model('untrained', config, params, tokenizer)
 
 
 def _train_tokenizer(

@@ -8,6 +8,7 @@ import optax
 from jax import Array
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from pdl_jax.errors import ConfigError
 from pdl_jax.model import api
 from pdl_jax.model.config import ModelConfig
 from pdl_jax.optimizer import OptimizerConfig, partition, trainable_mask
@@ -53,9 +54,15 @@ def create(
     mesh: from `make_mesh`.
 
   Raises:
-    ConfigError: if a parameter does not divide over the mesh.
+    ConfigError: if a parameter does not divide over the mesh, or if
+      `last_layers` is not below the number of layers.
   """
-  if config.trainable == 'last_layers' and config.last_layers < model.layers:
+  if config.trainable == 'last_layers':
+    if config.last_layers >= model.layers:
+      raise ConfigError(
+        f'optimizer.last_layers {config.last_layers} must be below the '
+        f"model's {model.layers} layers; optimizer.trainable=all trains all"
+      )
     params = api.split_blocks(params, config.last_layers)
   axes = api.logical_axes(model, groups=len(params['blocks']))
   placed = shardings(mesh, axes, params)

@@ -1,5 +1,7 @@
 """A model, a batch and a job small enough for tests."""
 
+import functools
+
 import jax
 import numpy as np
 
@@ -16,9 +18,10 @@ MODEL = ModelConfig(
 PROMPT, TARGET = 8, 6
 
 
+@functools.cache
 def params(seed=0):
   # Weights larger than at initialisation, so that the layers matter.
-  tree = api.init(MODEL, jax.random.key(seed))
+  tree = jax.jit(functools.partial(api.init, MODEL))(jax.random.key(seed))
   return jax.tree.map(lambda x: np.asarray(x * 4 if x.ndim > 1 else x), tree)
 
 
@@ -42,7 +45,7 @@ def batch(rows=8, seed=0):
 
 
 def optimizer_config(**changes):
-  settings = {**summarize.get_config().optimizer, 'learning_rate': 1e-2}
+  settings = {**summarize.get_config('tiny').optimizer, 'learning_rate': 1e-2}
   return optimizers.OptimizerConfig(**{**settings, **changes})
 
 

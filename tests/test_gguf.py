@@ -129,6 +129,16 @@ def test_an_undeclared_size_is_named(tmp_path):
     model.config()
 
 
+def test_a_damaged_file_is_named(tmp_path):
+  path = tmp_path / 'cut.gguf'
+  write(path, tensors())
+  whole = path.read_bytes()
+  for content in (b'', whole[:3], whole[:100], whole[:-999], b'text' * 99):
+    path.write_bytes(content)
+    with pytest.raises(DataError, match=r'cut\.gguf is not a whole GGUF file'):
+      GGUFModel(path)
+
+
 @pytest.mark.parametrize('package', ['no_such_package', 'wave', 'json'])
 def test_a_package_without_weights(package):
   with pytest.raises(HostError) as error:

@@ -231,8 +231,11 @@ def _run_blocks(
 
 
 def _embed(config: ModelConfig, params: Params, tokens_BxL: Array) -> Array:
-  x = params['embed_VxD'].astype(config.compute_dtype)[tokens_BxL]
-  return constrain(x, 'batch', 'length', 'activation')
+  table_VxD = params['embed_VxD'].astype(config.compute_dtype)
+  # Whole rows before the look-up: rows split over the devices that split the
+  # batch would have to be gathered for every token instead.
+  table_VxD = constrain(table_VxD, 'vocab', 'activation')
+  return constrain(table_VxD[tokens_BxL], 'batch', 'length', 'activation')
 
 
 def _final_norm(config: ModelConfig, params: Params, x: Array) -> Array:

