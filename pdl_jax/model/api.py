@@ -186,17 +186,13 @@ def decode_step(
   (blocks,) = params['blocks']
 
   def layer(carry: tuple, number: Array) -> tuple[tuple, None]:
-    x, all_keys, all_values = carry
+    x, keys, values = carry
     weights = jax.tree.map(lambda w: w[number], blocks)
-    before = LayerCache(all_keys[number], all_values[number], cache.slot)
+    before = LayerCache(keys, values, number, cache.slot)
     x, (keys, values) = _apply(
       Block(config), weights, x, positions_BxL, mask_BxLxS, before
     )
-    # Only the new slot is written: the cache is updated in place.
-    at = (number, 0, cache.slot, 0, 0)
-    all_keys = jax.lax.dynamic_update_slice(all_keys, keys[None], at)
-    all_values = jax.lax.dynamic_update_slice(all_values, values[None], at)
-    return (x, all_keys, all_values), None
+    return (x, keys, values), None
 
   carry = (x, cache.keys, cache.values)
   (x, keys, values), _ = jax.lax.scan(layer, carry, jnp.arange(config.layers))

@@ -26,10 +26,18 @@ def parameter(
 
 
 class LayerCache(NamedTuple):
-  """Keys and values that one layer has seen, and the slot to write next."""
+  """The keys and values of all layers, and where one layer writes its next.
 
-  keys_BxSxKxDh: Array
-  values_BxSxKxDh: Array
+  Attributes:
+    keys, values: [layers, B, S, K, Dh]; whole, so that one slot can be written
+      in place: a layer's own copy would be copied at every token.
+    layer: scalar, whose turn it is.
+    slot: scalar, where the new token goes.
+  """
+
+  keys: Array
+  values: Array
+  layer: Array
   slot: Array
 
 
@@ -67,10 +75,12 @@ class Attention(nn.Module):
       x_BxLxD: normalised hidden states.
       positions_BxL: position of each token in its document.
       mask_BxLxS: True where a query may look.
-      cache: S earlier slots, or None: the keys are those of x and S = L.
+      cache: with S slots, to be written and attended to; None: the keys are
+        those of x and S = L.
 
     Returns:
-      output_BxLxD, and the keys and values of x, [B, L, K, Dh] each.
+      output_BxLxD, and keys and values: the cache's with those of x written,
+      or those of x alone, [B, L, K, Dh].
     """
     c = self.config
     q = self._project('query', x_BxLxD, c.heads, 'heads')
@@ -78,13 +88,16 @@ class Attention(nn.Module):
     v = self._project('value', x_BxLxD, c.kv_heads, 'kv_heads')
     q = rotate(q, positions_BxL, c.rope_base)
     k = rotate(k, positions_BxL, c.rope_base)
-    keys, values = k, v
+    kept = (k, v)
     if cache is not None:
-      start = (0, cache.slot, 0, 0)
-      keys = jax.lax.dynamic_update_slice(cache.keys_BxSxKxDh, k, start)
-      values = jax.lax.dynamic_update_slice(cache.values_BxSxKxDh, v, start)
+      at = (cache.layer, 0, cache.slot, 0, 0)
+      kept = (
+        jax.lax.dynamic_update_slice(cache.keys, k[None], at),
+        jax.lax.dynamic_update_slice(cache.values, v[None], at),
+      )
+      k, v = (x[cache.layer] for x in kept)
     mixed = jax.nn.dot_product_attention(
-      q, keys, values, mask=mask_BxLxS[:, None, :, :]
+      q, k, v, mask=mask_BxLxS[:, None, :, :]
     )
     out_HxDhxD = parameter(
       self,
@@ -93,7 +106,7 @@ class Attention(nn.Module):
       (c.heads, c.head_dim, c.width),
     )
     y = jnp.einsum('blhk,hkd->bld', mixed, out_HxDhxD.astype(c.compute_dtype))
-    return y, k, v
+    return y, *kept
 
   def _project(self, name: str, x: Array, heads: int, axis: str) -> Array:
     c = self.config

@@ -59,7 +59,7 @@ class Block(nn.Module):
     mask_BxLxS: Array,
     cache: LayerCache | None,
   ) -> tuple[Array, tuple[Array, Array]]:
-    """Returns the new residual stream and the layer's new keys and values."""
+    """Returns the new residual stream, and what Attention keeps."""
     c = self.config
     mixed, keys, values = Attention(c, name='attention')(
       RMSNorm(c, name='attention_norm')(x_BxLxD),
