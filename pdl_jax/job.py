@@ -113,16 +113,16 @@ def _run(
   watched = pipeline.sample(validation, settings.evaluate.validation_examples)
 
   def evaluate(name: str, current: TrainState) -> list[dict[str, Any]]:
-    params = merge(current.trained, current.frozen)
     records = predictor.predict(
-      params, held_out, chosen, lambda: stop.check('evaluating')
+      _params(current), held_out, chosen, lambda: stop.check('evaluating')
     )
     folder.write_predictions(name, records)
     return records
 
   def validate(current: TrainState) -> float:
-    params = merge(current.trained, current.frozen)
-    losses = predictor.nll(params, validation, watched, lambda: None)
+    losses = predictor.nll(
+      _params(current), validation, watched, lambda: None
+    )
     return float(np.concatenate(losses).mean())
 
   step_config = _step_config(settings, model.config)
@@ -281,6 +281,10 @@ def _abstract(tree: Tree) -> Tree:
   return jax.tree.map(
     lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), tree
   )
+
+
+def _params(current: TrainState) -> Tree:
+  return api.join_blocks(merge(current.trained, current.frozen))
 
 
 def _count(params: Tree) -> int:

@@ -200,7 +200,9 @@ def train_iterator(
   dataset = grain.MapDataset.source(examples).seed(seed).shuffle().repeat()
   dataset = dataset[process::processes]
   dataset = dataset.batch(batch // processes, drop_remainder=True)
-  return iter(dataset.to_iter_dataset())
+  # A step takes far longer than its batch: a short queue keeps up.
+  options = grain.ReadOptions(num_threads=2, prefetch_buffer_size=8)
+  return iter(dataset.to_iter_dataset(options))
 
 
 def evaluation_batches(

@@ -18,7 +18,6 @@ from pdl_jax.data.pipeline import (
   left_padded,
 )
 from pdl_jax.data.tokenizer import Tokenizer
-from pdl_jax.model import api
 from pdl_jax.model.config import ModelConfig
 from pdl_jax.sharding import put_batch
 from pdl_jax.step import score_step
@@ -56,7 +55,7 @@ class Predictor:
     """Unweighted loss of every target token, one array an example, in nats.
 
     Args:
-      params: of the model.
+      params: of the model, with one group of layers.
       examples: a split.
       numbers: which of them.
       check: called between batches; may raise to stop.
@@ -80,7 +79,6 @@ class Predictor:
 
     Args: see `nll`. Text is generated greedily, up to the longest target.
     """
-    params = api.join_blocks(params)
     losses = self.nll(params, examples, numbers, check)
     limit = examples.lengths.target
     records: list[dict[str, Any]] = []
