@@ -22,12 +22,14 @@ def get_config(mode: str = 'default') -> ConfigDict:
 def _tiny(config: ConfigDict) -> None:
   """From scratch, under a minute on two cores: to see every part at work."""
   config.model.pretrained = ''
-  config.data.train_limit = 4000
+  config.model.vocab_size = 2048
+  config.model.layers = 2
   config.data.max_prompt = 64
   config.data.max_target = 32
   config.optimizer.trainable = 'all'
   config.optimizer.learning_rate = 3e-3
-  config.train.steps = 40
+  config.train.steps = 100
+  config.train.checkpoint_every = 50
   config.train.batch_size = 16
   config.evaluate.examples = 32
   config.evaluate.validation_examples = 32

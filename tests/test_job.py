@@ -4,7 +4,7 @@ import json
 import os
 import signal
 
-import numpy as np
+import jax.numpy as jnp
 import pytest
 
 from pdl_jax import job, step, train
@@ -166,7 +166,7 @@ def test_divergence_stops_and_keeps_the_good_checkpoint(
 
   def poisoned(config, state, batch, weights_V):
     return pure(
-      config, state, batch, weights_V / np.where(state.step >= 4, 0.0, 1.0)
+      config, state, batch, weights_V / jnp.where(state.step >= 4, 0.0, 1.0)
     )
 
   monkeypatch.setattr(job, 'train_step', poisoned)
