@@ -1,7 +1,6 @@
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from prediction_records import WORDS, make_record, record_lists
 
 from pdl_jax.errors import ConfigError
 from pdl_jax.evaluate.diversity import (
@@ -12,6 +11,7 @@ from pdl_jax.evaluate.diversity import (
   output_distinct_n,
   reference_distinct_n,
 )
+from tests.prediction_records import WORDS, make_record, record_lists
 
 TEXTS = [
   'token number one token number two token number three',

@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from prediction_records import STOP, make_record, record_lists
 
 from pdl_jax.errors import ConfigError, DataError
 from pdl_jax.evaluate.perplexity import BUCKETS
@@ -13,6 +12,7 @@ from pdl_jax.evaluate.run import (
   format_frequency_table,
   format_table,
 )
+from tests.prediction_records import STOP, make_record, record_lists
 
 COUNTS = np.array([50, 0, 1, 2, 3, 4, 5, 10, 100, 1000, 20, 30])
 

@@ -1,10 +1,10 @@
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from prediction_records import make_record, record_lists
 
 from pdl_jax.errors import DataError
 from pdl_jax.evaluate.overlap import ROUGE_TYPES, rouge, rouge_per_item
+from tests.prediction_records import make_record, record_lists
 
 
 def pair(text, *references, name='a'):

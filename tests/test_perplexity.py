@@ -5,12 +5,6 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from prediction_records import (
-  VOCAB,
-  count_arrays,
-  make_record,
-  record_lists,
-)
 
 from pdl_jax.errors import DataError
 from pdl_jax.evaluate.perplexity import (
@@ -19,6 +13,12 @@ from pdl_jax.evaluate.perplexity import (
   nats_per_token,
   perplexity,
   perplexity_by_frequency,
+)
+from tests.prediction_records import (
+  VOCAB,
+  count_arrays,
+  make_record,
+  record_lists,
 )
 
 

@@ -2,16 +2,16 @@ import numpy as np
 import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
-from prediction_records import (
+
+from pdl_jax.errors import ConfigError, DataError
+from pdl_jax.evaluate.rare import clipped_matches, rare_metrics, rare_types
+from tests.prediction_records import (
   STOP,
   VOCAB,
   count_arrays,
   make_record,
   record_lists,
 )
-
-from pdl_jax.errors import ConfigError, DataError
-from pdl_jax.evaluate.rare import clipped_matches, rare_metrics, rare_types
 
 PERCENTS = st.sampled_from([0.1, 1, 5, 10, 50, 100])
 # Type 0 is the stop token; type 1 is never seen, 2 is rare, the rest common.
