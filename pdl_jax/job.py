@@ -20,6 +20,7 @@ from pdl_jax.data import pipeline, sources
 from pdl_jax.data.pipeline import Examples, Survey
 from pdl_jax.data.tasks import TASKS
 from pdl_jax.data.tokenizer import Tokenizer
+from pdl_jax.errors import ConfigError
 from pdl_jax.evaluate import run as evaluation
 from pdl_jax.evaluate.predict import Predictor
 from pdl_jax.frequency import FrequencyTable
@@ -87,6 +88,12 @@ def _run(
   train_source = load('train')
   model = _load_model(settings, folder, train_source)
   print(f'model      {model.name}: {_count(model.params):,} parameters')
+  if lengths.sequence > model.config.context:
+    raise ConfigError(
+      f'data.max_prompt {lengths.prompt} and data.max_target {lengths.target} '
+      f'make {lengths.sequence} tokens, the context of {model.name} is '
+      f'{model.config.context}'
+    )
 
   def open_split(source: sources.Source, limit: int) -> tuple[Examples, Survey]:
     seen = pipeline.survey(source, task, model.tokenizer, lengths)
@@ -262,7 +269,8 @@ def _train(
     restored = checkpoints.restore_latest(_abstract(start), batches)
     if restored is not None:
       step, start, _ = restored
-      print('\n'.join(checkpoints.damaged))
+      for line in checkpoints.damaged:
+        print(line)
       print(f'resumed from step {step}')
     loop = Loop(
       settings=settings.train,

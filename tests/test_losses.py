@@ -312,3 +312,18 @@ def test_a_table_of_another_vocabulary_is_refused():
 def test_unknown_reduction_is_refused():
   with pytest.raises(ConfigError, match="'mean' is not one of weighted_mean"):
     pdl_loss(LOGITS, LABELS, WEIGHTS, reduction='mean')
+
+
+@pytest.mark.parametrize(
+  ('options', 'words'),
+  [
+    ({'label_smoothing': 1.5}, 'label_smoothing must be in'),
+    ({'z_loss': -1.0}, 'z_loss must be in'),
+    ({'softcap': 0.0}, 'softcap must be > 0'),
+    ({'reduction': 'mean'}, "'mean' is not one of .*, none, sums"),
+    ({'reduction': 'sums', 'denominator': 2.0}, 'divides by nothing'),
+  ],
+)
+def test_options_out_of_range_are_refused(options, words):
+  with pytest.raises(ConfigError, match=words):
+    pdl_loss(jnp.zeros((2, 4)), jnp.zeros(2, int), jnp.ones(4), **options)

@@ -9,13 +9,12 @@ _ON = ('--config.evaluate.split=validation', '--config.evaluate.examples=192')
 
 CELLS = {
   'CE': (*_ON, '--config.loss.name=cross_entropy'),
+  'alpha 0.1': (*_ON, '--config.loss.alpha=0.1'),
   'alpha 0.25': (*_ON, '--config.loss.alpha=0.25'),
   'alpha 0.5': (*_ON, '--config.loss.alpha=0.5'),
-  'alpha 1': (*_ON, '--config.loss.alpha=1.0'),
-  'alpha 0.1': (*_ON, '--config.loss.alpha=0.1'),
-  'alpha 0.5, epsilon 1e-7': (
+  'alpha 0.25, epsilon 1e-7': (
     *_ON,
-    '--config.loss.alpha=0.5',
+    '--config.loss.alpha=0.25',
     '--config.loss.epsilon=1e-7',
   ),
 }

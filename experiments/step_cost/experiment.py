@@ -24,7 +24,7 @@ from pdl_jax.model.pretrained.gguf import GGUFModel, find_package_file
 from pdl_jax.settings import Settings
 from pdl_jax.step import StepConfig, train_step
 
-PAIRS = 20
+PAIRS = 12
 
 
 def main() -> None:

@@ -7,7 +7,7 @@ from jax import Array
 from jax.core import Tracer
 
 from pdl_jax.errors import ConfigError
-from pdl_jax.losses.reduce import divide, sums
+from pdl_jax.losses.reduce import REDUCTIONS, divide, sums
 from pdl_jax.losses.terms import LossTerms, Sums
 
 
@@ -78,6 +78,37 @@ def token_nll(
   return loss
 
 
+def check_options(
+  label_smoothing: Array | float,
+  z_loss: Array | float,
+  softcap: float | None,
+  reduction: str,
+  denominator: Array | float | None,
+) -> None:
+  """Refuses options out of range, and a denominator that nothing divides by.
+
+  Raises:
+    ConfigError: naming the option; traced values cannot be looked at.
+  """
+  for name, value, high in (
+    ('label_smoothing', label_smoothing, 1.0),
+    ('z_loss', z_loss, np.inf),
+  ):
+    if not isinstance(value, Tracer) and not 0 <= value < high:
+      raise ConfigError(f'{name} must be in [0, {high}), got {value}')
+  if softcap is not None and not softcap > 0:
+    raise ConfigError(f'softcap must be > 0 or None, got {softcap}')
+  if reduction not in (*REDUCTIONS, 'none', 'sums'):
+    raise ConfigError(
+      f'reduction {reduction!r} is not one of {", ".join(REDUCTIONS)}, none, '
+      'sums'
+    )
+  if denominator is not None and reduction in ('none', 'sums'):
+    raise ConfigError(
+      f'reduction {reduction!r} divides by nothing; leave out the denominator'
+    )
+
+
 def _is_zero(value: Array | float) -> bool:
   return not isinstance(value, jax.Array) and value == 0
 
@@ -114,6 +145,7 @@ def weighted_nll(
   softcap: float | None,
 ) -> Array | Sums:
   """The one path of every loss that weighs a token by its type."""
+  check_options(label_smoothing, z_loss, softcap, reduction, denominator)
   check_labels(labels, logits.shape[-1], where)
   if where is not None:
     # On the logits, not on the loss: a NaN behind a `where` on the loss would

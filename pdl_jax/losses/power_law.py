@@ -263,7 +263,7 @@ def pdl_loss(
 
   Raises:
     ConfigError: for labels out of range (outside jit), a table that does not
-      fit the vocabulary, or an unknown reduction.
+      fit the vocabulary, an unknown reduction, or an option out of range.
   """
   return weighted_nll(
     logits, labels, weights_V, where=where, reduction=reduction,
