@@ -1,4 +1,20 @@
-"""Summarize API documentation: the first sentence of a text from the rest."""
+"""Summarize API documentation: the first sentence of a text from the rest.
+
+Fine-tunes SmolLM2-135M-Instruct with Power-Law Decay Loss (arXiv:2505.16900)
+on the documentation inside botocore, built as XSum is (arXiv:1808.08745): the
+first sentence is the summary, the rest the document; whole services held out.
+
+  python launch.py --config=configs/summarize.py         @DEFAULT@
+  python launch.py --config=configs/summarize.py:tiny    @TINY@
+  python launch.py --config=configs/summarize.py:full    accelerators; unmeasured
+
+@EXPECT@
+
+alpha 0.25 was chosen on validation: its outputs have the same share of rare
+tokens as the references. On ROUGE alone cross-entropy would be the choice; see
+experiments/choose_alpha/README.md. epsilon is 1 count: it halves the base of a
+token seen once and leaves common ones alone.
+"""
 
 from ml_collections import ConfigDict
 

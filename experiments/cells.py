@@ -48,14 +48,15 @@ def collect(name: str, cells: Cells) -> None:
     workdir = ROOT / 'runs' / name / label
     if (workdir / 'results.json').exists():
       read = lambda file, at=workdir: json.loads((at / file).read_text())  # noqa: E731
-      config = read('config.json')
+      config, results = read('config.json'), read('results.json')
       digest = config.pop('hash')
+      del results['examples']  # text of the data set is never committed
       records.append({
         'cell': label,
         'hash': digest,
         'config': numbers(config),
         'environment': read('env.json'),
-        'results': read('results.json'),
+        'results': results,
       })
   lines = ''.join(json.dumps(record) + '\n' for record in records)
   (ROOT / 'experiments' / name / 'records.jsonl').write_text(lines)

@@ -1,0 +1,35 @@
+"""Committed tables follow from committed records, byte for byte."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from experiments import cells
+
+FOLDERS = sorted(
+  path.parent
+  for path in (Path(__file__).parent.parent / 'experiments').glob('*/table.md')
+)
+IN_CELLS = [path for path in FOLDERS if path.name != 'step_cost']
+
+
+@pytest.mark.parametrize('folder', IN_CELLS, ids=lambda path: path.name)
+def test_tables_follow_from_records(folder):
+  assert cells.table(folder.name) == (folder / 'table.md').read_text()
+
+
+@pytest.mark.parametrize('folder', FOLDERS, ids=lambda path: path.name)
+def test_records_hold_no_text_of_the_data_and_no_paths(folder):
+  text = (folder / 'records.jsonl').read_text()
+  for line in text.splitlines():
+    assert 'examples' not in json.loads(line).get('results', {})
+  assert str(Path.home()) not in text
+
+
+def test_step_cost_table_follows_from_its_record():
+  from experiments.step_cost.experiment import table
+
+  folder = next(path for path in FOLDERS if path.name == 'step_cost')
+  record = json.loads((folder / 'records.jsonl').read_text())
+  assert table(record) == (folder / 'table.md').read_text()
