@@ -4,11 +4,12 @@ Fine-tunes SmolLM2-135M-Instruct with Power-Law Decay Loss (arXiv:2505.16900)
 on the documentation inside botocore, built as XSum is (arXiv:1808.08745): the
 first sentence is the summary, the rest the document; whole services held out.
 
-  python launch.py --config=configs/summarize.py         @DEFAULT@
-  python launch.py --config=configs/summarize.py:tiny    @TINY@
-  python launch.py --config=configs/summarize.py:full    accelerators; unmeasured
+  python launch.py --config=configs/summarize.py
 
-@EXPECT@
+Measured on two shared cores: 9 minutes; on 96 test documents ROUGE-L 19.4
+before and 29.2 after, target perplexity 30.5 and 17.1 (experiments/summarize).
+Mode tiny trains a small model from scratch in under a minute, to see every
+part at work. Mode full, for accelerators, is unmeasured.
 
 alpha 0.25 was chosen on validation: its outputs have the same share of rare
 tokens as the references. On ROUGE alone cross-entropy would be the choice; see
