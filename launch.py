@@ -69,7 +69,7 @@ def _one_line(error: Exception) -> str:
     key, _, hint = (part.strip(' \'"') for part in text.partition('\n'))
     hint = f' {hint}' if hint else ''
     return f'unknown config key {key!r}.{hint} (configs/common.py lists all)'
-  return str(error).splitlines()[-1]
+  return str(error).splitlines()[-1].removeprefix('ValueError: ')
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -83,7 +83,13 @@ def main(arguments: Sequence[str]) -> int:
   except OSError as error:
     # Whatever the operating system refuses: a full disk, a read-only folder.
     where = f' ({error.filename})' if error.filename else ''
-    return _report(HostError(f'{error.strerror or error}{where}'), workdir)
+    return _report(
+      HostError(
+        f'{error.strerror or error}{where}, with --workdir={workdir}; free '
+        'space there or choose another'
+      ),
+      workdir,
+    )
   return 0
 
 

@@ -88,7 +88,10 @@ def host_errors(doing: str, path: Path) -> Iterator[None]:
     reason = _host_reason(error)
     if reason is None:
       raise
-    raise HostError(f'cannot {doing} {path}: {reason}') from error
+    raise HostError(
+      f'cannot {doing} {path}: {reason}; mend that and the same command '
+      'continues from the last whole checkpoint'
+    ) from error
 
 
 @contextlib.contextmanager

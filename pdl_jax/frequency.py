@@ -130,6 +130,8 @@ def load(
     'leave out --config.loss.frequency_table and the run counts its own '
     'training split'
   )
+  if not path.is_file():
+    raise DataError(f'there is no frequency table {path}; {rebuild}')
   try:
     with np.load(path, allow_pickle=False) as stored:
       table = FrequencyTable(
@@ -137,7 +139,8 @@ def load(
       )
   except _UNREADABLE as e:
     raise DataError(
-      f'{path} is not a frequency table ({type(e).__name__}: {e}); {rebuild}'
+      f'{path} is not a frequency table that a run has written '
+      f'({type(e).__name__}); {rebuild}'
     ) from e
   if table.tokenizer != tokenizer or table.counts_V.shape != (vocab_size,):
     raise DataError(

@@ -58,9 +58,14 @@ def run(settings: Settings, workdir: Path, stop: StopRequest) -> None:
   """
   mesh = sharding.make_mesh(settings.mesh)
   sharding.check_batch(
-    mesh, settings.train.batch_size, settings.optimizer.accumulation
+    mesh,
+    'train.batch_size',
+    settings.train.batch_size,
+    settings.optimizer.accumulation,
   )
-  sharding.check_batch(mesh, settings.evaluate.batch_size, 1)
+  sharding.check_batch(
+    mesh, 'evaluate.batch_size', settings.evaluate.batch_size, 1
+  )
   folder = RunFolder(workdir, settings.resolved)
   if folder.finished:
     print(f'{workdir} is finished; its table again:\n')
@@ -88,6 +93,7 @@ def _run(
   train_source = load('train')
   model = _load_model(settings, folder, train_source)
   print(f'model      {model.name}: {_count(model.params):,} parameters')
+  state.check_layers(settings.optimizer, model.config)
   if lengths.sequence > model.config.context:
     raise ConfigError(
       f'data.max_prompt {lengths.prompt} and data.max_target {lengths.target} '

@@ -30,8 +30,8 @@ class Progress:
     """
     self._bar.update()
     text = (
-      f'loss {row["loss"]:.4f}  plain {row["plain_loss"]:.4f}  '
-      f'{row["tokens_per_second"]:,.0f} tok/s'
+      f'loss {row["loss"]:.4f}  unweighted {row["plain_loss"]:.4f}  '
+      f'{row["tokens_per_second"]:6,.0f} tok/s'
     )
     if row['skipped']:
       text += f'  skipped {row["skipped"]}'
@@ -40,10 +40,9 @@ class Progress:
       step = int(row['step'])
       spent = time.monotonic() - self._began
       left = spent / (step - self._start) * (self._total - step)
-      print(
-        f'step {step}/{self._total}  {text}  ETA {tqdm.format_interval(left)}',
-        flush=True,
-      )
+      number = str(step).rjust(len(str(self._total)))
+      eta = tqdm.format_interval(left)
+      print(f'step {number}/{self._total}  {text}  ETA {eta}', flush=True)
 
   def line(self, text: str) -> None:
     """Prints a line without tearing the bar."""

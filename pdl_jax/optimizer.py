@@ -78,10 +78,6 @@ def _one_of(name: str, value: str, allowed: tuple[str, ...]) -> None:
 def make_schedule(config: OptimizerConfig, steps: int) -> optax.Schedule:
   """Learning rate by step, for a run of `steps`."""
   peak, warmup = config.learning_rate, config.warmup_steps
-  if warmup >= steps:
-    raise ConfigError(
-      f'optimizer.warmup_steps {warmup} must be below train.steps {steps}'
-    )
   end, rest = peak * config.final_fraction, steps - warmup
   decay = {
     'cosine': optax.cosine_decay_schedule(peak, rest, config.final_fraction),

@@ -109,7 +109,7 @@ class RunFolder:
     stored = path / 'config.json'
     if stored.exists():
       self._check(json.loads(stored.read_text()), config)
-    if self._writes:
+    if self._writes and not self.finished:
       (path / 'predictions').mkdir(parents=True, exist_ok=True)
       self.write('config.json', {'hash': config_hash(config), **config})
 

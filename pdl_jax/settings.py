@@ -144,6 +144,12 @@ class Settings:
     resolved: dict[str, Any] = json.loads(config.to_json())
     if resolved['seed'] < 0:
       raise ConfigError(f'seed must be >= 0, got {resolved["seed"]}')
+    warmup = resolved['optimizer']['warmup_steps']
+    steps = resolved['train']['steps']
+    if warmup >= steps:
+      raise ConfigError(
+        f'optimizer.warmup_steps {warmup} must be below train.steps {steps}'
+      )
     data, fsdp, tensor = (resolved['mesh'][axis] for axis in MESH_AXES)
     return cls(
       seed=resolved['seed'],

@@ -114,12 +114,14 @@ def shardings(mesh: Mesh, names: Any, shapes: Any) -> Any:
   return jax.tree_util.tree_map_with_path(one, shapes, names)
 
 
-def check_batch(mesh: Mesh, batch: int, accumulation: int) -> None:
+def check_batch(
+  mesh: Mesh, key: str, batch: int, accumulation: int
+) -> None:
   """Refuses a global batch that does not split over micro-batches and mesh."""
   parts = _size(mesh, RULES['batch'])
   if batch % (parts * accumulation):
     raise ConfigError(
-      f'a batch of {batch} does not divide into {accumulation} micro-batches '
+      f'{key} {batch} does not divide into {accumulation} micro-batches '
       f'over {parts} (data x fsdp) devices; use a multiple of '
       f'{parts * accumulation}'
     )

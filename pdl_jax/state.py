@@ -37,6 +37,15 @@ class TrainState(NamedTuple):
   skipped_in_row: Array
 
 
+def check_layers(config: OptimizerConfig, model: ModelConfig) -> None:
+  """Refuses to train the last n of n layers or fewer, before data is read."""
+  if config.trainable == 'last_layers' and config.last_layers >= model.layers:
+    raise ConfigError(
+      f'optimizer.last_layers {config.last_layers} must be below the '
+      f"model's {model.layers} layers; optimizer.trainable=all trains all"
+    )
+
+
 def create(
   params: Tree,
   model: ModelConfig,
@@ -57,12 +66,8 @@ def create(
     ConfigError: if a parameter does not divide over the mesh, or if
       `last_layers` is not below the number of layers.
   """
+  check_layers(config, model)
   if config.trainable == 'last_layers':
-    if config.last_layers >= model.layers:
-      raise ConfigError(
-        f'optimizer.last_layers {config.last_layers} must be below the '
-        f"model's {model.layers} layers; optimizer.trainable=all trains all"
-      )
     params = api.split_blocks(params, config.last_layers)
   axes = api.logical_axes(model, groups=len(params['blocks']))
   placed = shardings(mesh, axes, params)

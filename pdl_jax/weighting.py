@@ -8,6 +8,7 @@ import numpy as np
 from jax import Array
 
 from pdl_jax.data.tokenizer import Tokenizer
+from pdl_jax.errors import ConfigError
 from pdl_jax.frequency import FrequencyTable, effective_sample_size
 from pdl_jax.losses import LOSSES
 from pdl_jax.losses.cross_entropy import cross_entropy
@@ -21,17 +22,22 @@ def make_weights(
   """weights_V of the configured loss.
 
   Raises:
-    ConfigError: for settings that give an infinite weight.
+    ConfigError: for settings that give a weight that is not finite.
   """
   spec = LOSSES[loss.name]
-  frequency_V = table.frequency(loss.unit)
   settings = {name: getattr(loss, name) for name in spec.settings}
   settings.pop('unit', None)
   if 'clip' in settings:
     settings['clip'] = settings['clip'] or None
-  if settings:
-    settings['neutral_ids'] = neutral_ids
-  return spec.weights(frequency_V, **settings)
+  frequency_V = table.frequency(loss.unit)
+  weights_V = spec.weights(frequency_V, neutral_ids=neutral_ids, **settings)
+  bad = int((~np.isfinite(np.asarray(weights_V))).sum())
+  if bad:
+    raise ConfigError(
+      f'loss {loss.name} gives {bad} of {weights_V.size} token types a weight '
+      'that is not finite; never-counted types have frequency 0'
+    )
+  return weights_V
 
 
 def describe(

@@ -1,7 +1,14 @@
 """Eight CPU devices and a strict runtime, before JAX starts."""
 
 import os
+from pathlib import Path
 
+# Runs of the job compile the same programs again and again; so do the commands
+# that tests start.
+os.environ['JAX_COMPILATION_CACHE_DIR'] = str(
+  Path(__file__).parent.parent / '.pytest_cache' / 'jax'
+)
+os.environ['JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS'] = '0'
 # Several CPU devices in one process can deadlock on jax 0.10.2 with fewer
 # threads than this.
 os.environ['NPROC'] = '16'

@@ -22,7 +22,7 @@ PROMPT, TARGET = 8, 6
 def params(seed=0):
   # Weights larger than at initialisation, so that the layers matter.
   tree = jax.jit(functools.partial(api.init, MODEL))(jax.random.key(seed))
-  return jax.tree.map(lambda x: np.asarray(x * 4 if x.ndim > 1 else x), tree)
+  return jax.tree.map(lambda x: np.asarray(x * 2 if x.ndim > 1 else x), tree)
 
 
 def batch(rows=8, seed=0):

@@ -139,3 +139,10 @@ def test_run_ids_are_readable():
   keys = ['loss.alpha', 'seed', 'train.log_every']
   assert run_id(config, keys) == f'alpha=0.5,seed=3-{config_hash(config)}'
   assert run_id(changed(), []).startswith('default-')
+
+
+def test_warmup_must_end_before_the_run():
+  config = common.get_config()
+  config.optimizer.warmup_steps = config.train.steps
+  with pytest.raises(ConfigError, match=r'warmup_steps 60 .* train\.steps 60'):
+    Settings.from_config(config)

@@ -205,7 +205,7 @@ def test_another_tokenizers_table_is_refused(
   ('changes', 'error', 'words'),
   [
     ({'mesh.data': 3}, ConfigError, 'mesh data 3.*8 devices'),
-    ({'train.batch_size': 12}, ConfigError, 'batch of 12.*multiple of 8'),
+    ({'train.batch_size': 12}, ConfigError, 'batch_size 12 .*multiple of 8'),
     (
       {'mesh.data': 1, 'mesh.tensor': 8},
       ConfigError,
@@ -222,7 +222,7 @@ def test_another_tokenizers_table_is_refused(
       'overflow fp32 at alpha 60',
     ),
     ({'data.name': 'botocor'}, ConfigError, "did you mean 'botocore'"),
-    ({'data.max_prompt': 12}, DataError, 'leaves no room'),
+    ({'data.max_prompt': 12}, ConfigError, 'leaves no room'),
     ({'data.max_target': 1}, DataError, '0 remain'),
     ({'train.steps': 2}, ConfigError, 'warmup_steps 2 must be below'),
   ],

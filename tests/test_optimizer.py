@@ -57,11 +57,6 @@ def test_no_step_of_a_run_has_a_rate_of_zero():
   assert min(float(rate(step)) for step in range(STEPS)) > 0
 
 
-def test_warmup_must_end_before_the_run():
-  with pytest.raises(ConfigError, match=r'warmup_steps 40 .* train\.steps 40'):
-    make_schedule(config(warmup_steps=40), STEPS)
-
-
 def test_weight_decay_on_matrices_only():
   optimizer = make_optimizer(config(warmup_steps=0), STEPS)
 

@@ -8,7 +8,7 @@ from pdl_jax.data import pipeline
 from pdl_jax.data.pipeline import Examples, Lengths
 from pdl_jax.data.tasks import TASKS
 from pdl_jax.data.tokenizer import END_OF_TURN, Tokenizer
-from pdl_jax.errors import DataError
+from pdl_jax.errors import ConfigError, DataError
 from pdl_jax.losses.cross_entropy import token_nll
 from pdl_jax.model import api
 from pdl_jax.model.config import ModelConfig
@@ -115,7 +115,8 @@ def test_content_cannot_forge_a_turn(tokenizer, lengths):
 def test_a_prompt_without_room_for_a_source_is_refused(tokenizer):
   size = format_size(tokenizer)
   Examples(FakeSource([]), [], TASK, tokenizer, Lengths(size + 1, 4))
-  with pytest.raises(DataError, match=f'max_prompt {size} .* takes {size} tok'):
+  message = f'max_prompt {size} .* takes {size} tok'
+  with pytest.raises(ConfigError, match=message):
     Examples(FakeSource([]), [], TASK, tokenizer, Lengths(size, 4))
 
 

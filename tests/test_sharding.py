@@ -96,10 +96,11 @@ def test_an_axis_that_does_not_divide_names_the_parameter():
 def test_check_batch():
   mesh = sharding.make_mesh(CUBE)
   for batch, accumulation in ((4, 1), (8, 2), (24, 3)):
-    sharding.check_batch(mesh, batch, accumulation)
+    sharding.check_batch(mesh, 'train.batch_size', batch, accumulation)
   with pytest.raises(ConfigError) as error:
-    sharding.check_batch(mesh, 8, 4)
-  for part in ('batch of 8', '4 micro-batches', 'over 4 ', 'multiple of 16'):
+    sharding.check_batch(mesh, 'train.batch_size', 8, 4)
+  parts = ('batch_size 8', '4 micro-batches', 'over 4 ', 'multiple of 16')
+  for part in parts:
     assert part in str(error.value)
 
 

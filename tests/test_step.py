@@ -87,8 +87,9 @@ def test_micro_batches_share_one_denominator(accumulation):
   assert abs(np.mean(means) - total.num / total.den) > 1e-3
 
 
-@pytest.mark.parametrize('shape', MESHES)
-@pytest.mark.parametrize('accumulation', [1, 2])
+@pytest.mark.parametrize(
+  ('shape', 'accumulation'), [(MESHES[0], 1), (MESHES[1], 2), (MESHES[2], 1)]
+)
 def test_meshes_agree_with_one_device(shape, accumulation):
   batch = small.batch(rows=16)
   grads, sums = gradients(one_device(), batch, accumulation=accumulation)

@@ -3,7 +3,7 @@ import dataclasses
 import numpy as np
 import pytest
 
-from pdl_jax import power_law_weights, weighting
+from pdl_jax import losses, power_law_weights, weighting
 from pdl_jax.data.tokenizer import Tokenizer
 from pdl_jax.errors import ConfigError
 from pdl_jax.frequency import FrequencyTable
@@ -89,3 +89,14 @@ def test_self_check_of_alpha_zero(table, monkeypatch):
   monkeypatch.setattr(weighting, 'power_law_weights', lambda *_, **__: wrong_V)
   with pytest.raises(AssertionError, match='alpha 0 gives'):
     weighting.check_alpha_zero(table, labels)
+
+
+def test_a_loss_with_an_infinite_weight_is_refused(table, monkeypatch):
+  def inverse(frequency_V, *, neutral_ids):
+    with np.errstate(divide='ignore'):
+      return 1 / frequency_V
+
+  spec = losses.LossSpec(inverse, ())
+  monkeypatch.setitem(losses.LOSSES, 'power_law', spec)
+  with pytest.raises(ConfigError, match='power_law gives .* not finite'):
+    make(table)

