@@ -6,7 +6,7 @@ first sentence is the summary, the rest the document; whole services held out.
 
   python launch.py --config=configs/summarize.py
 
-Measured on two shared cores: 9 minutes; on 96 test documents ROUGE-L 19.4
+Measured on two shared, busy cores: 539 s; on 96 test documents ROUGE-L 19.4
 before and 29.2 after, target perplexity 30.5 and 17.1 (experiments/summarize).
 Mode tiny trains a small model from scratch in under a minute, to see every
 part at work. Mode full, for accelerators, is unmeasured.
