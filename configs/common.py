@@ -1,5 +1,7 @@
 """Every configuration key that exists, with its default and its meaning."""
 
+import math
+
 from ml_collections import ConfigDict
 
 
@@ -45,15 +47,24 @@ def get_config() -> ConfigDict:
   })
 
   config.loss = ConfigDict({
-    # power_law or cross_entropy; cross_entropy reads none of the keys below
-    # but reduction.
+    # power_law, cross_entropy or a rival; each reads the keys of its own name
+    # below, and of the others those that its entry in pdl_jax.losses.LOSSES
+    # lists. By type: inverse_frequency, face, class_balanced,
+    # adaptive_exponential, adaptive_chi_square, logit_adjustment. By token:
+    # focal, mile, dft, mixce, gem, unlikelihood, scale_grad, emo.
     'name': 'power_law',
     # Decay exponent, >= 0; 0 is cross-entropy.
     'alpha': 0.25,
     # Smoothing constant, >= 0, in the unit below.
     'epsilon': 1.0,
+    # absolute, or times_median: epsilon is a multiple of the median frequency
+    # of the types seen, which means the same on a corpus of any size.
+    'epsilon_policy': 'absolute',
     # Of freq(t) and epsilon: count or probability.
     'unit': 'count',
+    # What is counted: token, or word: how often the words occur that a piece
+    # is part of (their geometric mean), in counts of words.
+    'level': 'token',
     # Largest weight as a ratio to the corpus mean; 0: no limit.
     'clip': 0.0,
     # corpus_mean scales the weights to an average of 1 a running token, which
@@ -66,7 +77,42 @@ def get_config() -> ConfigDict:
     # A stored frequency table to use in place of counting this task's training
     # targets; '' counts.
     'frequency_table': '',
-  })
+    # A stored table of a general corpus (the frequency.npz of another run with
+    # the same tokenizer), and its share of the frequencies, in [0, 1].
+    'general_table': '',
+    'general_share': 0.0,
+    # When the weights set in: constant, warmup (from cross-entropy, from step
+    # schedule_start on, over schedule_steps), anneal (to cross-entropy, the
+    # same way), cross_entropy_first (until schedule_start). A factor of alpha;
+    # the tables of rivals are raised to its power.
+    'schedule': 'constant',
+    'schedule_start': 0,
+    'schedule_steps': 0,
+    # Of every loss whose terms are cross-entropy, weighted or not: mass given
+    # to all types alike, in [0, 1) (0.1 is usual), and the coefficient of
+    # (log Z)^2, >= 0 (1e-4 is usual).
+    'label_smoothing': 0.0,
+    'z_loss': 0.0,
+    # Rivals at their published defaults; formulas and sources are in
+    # pdl_jax/losses/by_type.py, by_stats.py and by_logits.py. normalize:
+    # published, or corpus_mean (a running token weighs 1 on average).
+    'inverse_frequency': {'exponent': 0.4},
+    'face': {'normalize': 'published'},
+    'class_balanced': {'beta': 0.9999, 'normalize': 'published'},
+    'adaptive_exponential': {
+      'decay': 1.75, 'max_weight': math.e, 'normalize': 'published',
+    },
+    'adaptive_chi_square': {
+      'decay': 1.75, 'max_weight': math.e, 'normalize': 'published',
+    },
+    'logit_adjustment': {'tau': 1.0},
+    'focal': {'gamma': 2.0},
+    'mile': {'gamma': 1.0},
+    'mixce': {'eta': 0.5},
+    'gem': {'beta': 0.7},
+    'unlikelihood': {'alpha': 1.0},
+    'scale_grad': {'gamma': 0.5},
+  })  # fmt: skip
 
   config.optimizer = ConfigDict({
     # AdamW: peak learning rate, reached after the warm-up.
@@ -111,6 +157,11 @@ def get_config() -> ConfigDict:
     # Scored at every checkpoint.
     'validation_examples': 64,
     'batch_size': 32,
+    # Post-hoc logit adjustment while generating: log prior(t), counted on the
+    # training targets, is taken off the logits so many times. > 0 favours rare
+    # tokens, < 0 common ones (-alpha undoes Power-Law Decay Loss); for any
+    # model, whatever it was trained with. Scores are not touched.
+    'tilt': 0.0,
   })
 
   # Devices along each axis of the mesh; -1 is what is left.

@@ -20,6 +20,7 @@ def greedy(
   *,
   max_new_tokens: int,
   stop_id: int,
+  bias_V: Array | None = None,
 ) -> tuple[Array, Array]:
   """The likeliest token at every step, until the stop token.
 
@@ -31,6 +32,7 @@ def greedy(
     filled_BxP: True at real tokens.
     max_new_tokens: T, the stop token included.
     stop_id: ends a row.
+    bias_V: added to the logits before the choice (post-hoc logit adjustment).
 
   Returns:
     tokens_BxT, `stop_id` after the end; lengths_B, the stop token included.
@@ -50,7 +52,8 @@ def greedy(
 
   def step(carry: tuple) -> tuple:
     index, logits, cache, tokens_BxT, lengths_B, done_B = carry
-    chosen_B = jnp.argmax(logits, axis=-1).astype(jnp.int32)
+    tilted = logits if bias_V is None else logits + bias_V[None]
+    chosen_B = jnp.argmax(tilted, axis=-1).astype(jnp.int32)
     chosen_B = jnp.where(done_B, stop_id, chosen_B)
     tokens_BxT = tokens_BxT.at[:, index].set(chosen_B)
     lengths_B += ~done_B

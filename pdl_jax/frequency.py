@@ -1,7 +1,8 @@
 """How often each token type occurs, and proof of what was counted.
 
 A table belongs to one tokenizer and one split of one data set; weights made
-from another's would be silently wrong, so loading checks both.
+from another's would be silently wrong, so loading, merging and mixing check
+both.
 """
 
 import dataclasses
@@ -9,7 +10,8 @@ import hashlib
 import json
 import zipfile
 import zlib
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -35,10 +37,11 @@ class FrequencyTable:
   """Counts of token types in the target tokens of one split.
 
   Attributes:
-    counts_V: int64, one a token type, specials and added tokens included.
+    counts_V: one a token type, specials and added tokens included: int64 if
+      counted, float64 if mixed (`mix`).
     tokenizer: fingerprint of the tokenizer that made the ids.
     tokenizer_name: for messages.
-    data: fingerprint of the data set and split.
+    data: fingerprint of the data set and split, or of a mix.
     data_name: for messages.
     split: 'train'; a table counted on an evaluation split is refused.
   """
@@ -52,14 +55,15 @@ class FrequencyTable:
 
   @property
   def total(self) -> int:
-    """Tokens counted."""
-    return int(self.counts_V.sum())
+    """Tokens counted; of a mix, those of the task."""
+    return round(self.counts_V.sum().item())
 
   @property
   def fingerprint(self) -> str:
     """Hex SHA-256 of the counts and of everything that names them."""
     meta = json.dumps(self._meta(), sort_keys=True).encode()
-    counts = np.ascontiguousarray(self.counts_V, '<i8').tobytes()
+    kind = '<f8' if self.counts_V.dtype.kind == 'f' else '<i8'
+    counts = np.ascontiguousarray(self.counts_V, kind).tobytes()
     return hashlib.sha256(meta + counts).hexdigest()
 
   def frequency(self, unit: str) -> np.ndarray:
@@ -102,13 +106,140 @@ def count(
   counts_V = np.zeros(vocab_size, np.int64)
   for tokens in token_lists:
     ids = np.asarray(list(tokens), np.int64)
-    if ids.size and (ids.min() < 0 or ids.max() >= vocab_size):
-      raise DataError(
-        f'token ids {ids.min()}..{ids.max()} do not fit a vocabulary of '
-        f'{vocab_size}'
-      )
+    _check_ids(ids, vocab_size)
     np.add.at(counts_V, ids, 1)
   return counts_V
+
+
+def _check_ids(ids: np.ndarray, vocab_size: int) -> None:
+  if ids.size and (ids.min() < 0 or ids.max() >= vocab_size):
+    raise DataError(
+      f'token ids {ids.min()}..{ids.max()} do not fit a vocabulary of '
+      f'{vocab_size}'
+    )
+
+
+def merge(tables: Sequence[FrequencyTable]) -> FrequencyTable:
+  """The table of a split from the tables of its shards: counts add up.
+
+  Raises:
+    DataError: for tables of different tokenizers, sizes, data sets or splits.
+    ConfigError: for no table at all.
+  """
+  if not tables:
+    raise ConfigError('there is no frequency table to merge')
+  first = tables[0]
+  for other in tables[1:]:
+    _check_same_tokenizer(first, other)
+    if (other.data, other.split) != (first.data, first.split):
+      raise DataError(
+        f'{_source(other)} is no shard of {_source(first)}; merge adds tables '
+        'of one split of one data set, mix joins two data sets'
+      )
+  counts_V = np.sum([table.counts_V for table in tables], axis=0)
+  return dataclasses.replace(first, counts_V=counts_V)
+
+
+def mix(
+  task: FrequencyTable, general: FrequencyTable, share: float
+) -> FrequencyTable:
+  """The task's frequencies mixed with those of a general corpus.
+
+      p(t)     = (1 - share) p_task(t) + share p_general(t)
+      count(t) = p(t) * total_task
+
+  so that 'count' and an absolute epsilon keep the size that they have on the
+  task. arXiv:2505.16900 counts on the task and allows such a mix.
+
+  Args:
+    task: counted on the task's training split.
+    general: counted on another training split with the same tokenizer.
+    share: of the general corpus, in [0, 1].
+
+  Returns:
+    a table with float64 counts_V, whose data and data_name stand for both
+    sources and the share; at share 0 the task's own.
+
+  Raises:
+    DataError: for tables of different tokenizers or sizes, of a split that is
+      not 'train', or with nothing counted.
+    ConfigError: for a share outside [0, 1].
+  """
+  names = f'{_source(general)} into {_source(task)}'
+  if not 0 <= share <= 1:
+    raise ConfigError(f'share {share} of mixing {names} is outside [0, 1]')
+  _check_same_tokenizer(task, general)
+  if (task.split, general.split) != ('train', 'train'):
+    raise DataError(
+      f'cannot mix {names}: weights may only come from train splits'
+    )
+  if share == 0:
+    return task
+  p_V = (1 - share) * task.frequency('probability')
+  p_V += share * general.frequency('probability')
+  sources = json.dumps([task.data, general.data, float(share)])
+  return dataclasses.replace(
+    task,
+    counts_V=p_V * task.total,
+    data=hashlib.sha256(sources.encode()).hexdigest(),
+    data_name=f'{task.data_name} with {float(share)} of {general.data_name}',
+  )
+
+
+def _source(table: FrequencyTable) -> str:
+  return f'{table.data_name}/{table.split} ({table.data[:8]})'
+
+
+def _check_same_tokenizer(a: FrequencyTable, b: FrequencyTable) -> None:
+  ours, theirs = (
+    f'{_source(table)} was counted with tokenizer {table.tokenizer_name} '
+    f'({table.tokenizer[:8]}, {table.counts_V.size} types)'
+    for table in (a, b)
+  )
+  if (a.tokenizer, a.counts_V.shape) != (b.tokenizer, b.counts_V.shape):
+    raise DataError(f'{ours}, {theirs}; count both with one tokenizer')
+
+
+def word_level(
+  texts: Iterable[Iterable[tuple[str, Sequence[int]]]], vocab_size: int
+) -> np.ndarray:
+  """How often the words occur that a piece is part of.
+
+      freq(t) = exp(mean of log count(word(i)) over the occurrences i of t)
+
+  The geometric mean, because a power law of it is the geometric mean of the
+  weights of those words. A piece that is always a whole word has that word's
+  count; a piece that is never seen, such as end of turn, has 0.
+
+  One pass; memory grows with the distinct words, not with the running ones.
+
+  Args:
+    texts: the words of each text with the ids of their pieces, from
+      `Tokenizer.encode_words`; may be a generator over batches.
+    vocab_size: V of the model.
+
+  Returns:
+    frequency_V, float64, in running words. How often a piece itself occurs is
+    another number, so weights from this have a 'corpus_mean' of 1 over these
+    frequencies, not over the running pieces.
+
+  Raises:
+    DataError: for an id outside [0, vocab_size).
+  """
+  spellings = Counter(
+    (word, tuple(ids)) for words in texts for word, ids in words
+  )
+  words = Counter()
+  for (word, _), times in spellings.items():
+    words[word] += times
+  logs_V, occurrences_V = np.zeros(vocab_size), np.zeros(vocab_size)
+  for (word, ids), times in spellings.items():
+    _check_ids(np.asarray(ids), vocab_size)
+    np.add.at(logs_V, list(ids), times * np.log(words[word]))
+    np.add.at(occurrences_V, list(ids), times)
+  seen_V = occurrences_V > 0
+  means_V = logs_V / np.where(seen_V, occurrences_V, 1)
+  return np.where(seen_V, np.exp(means_V), 0.0)
 
 
 def load(

@@ -24,6 +24,7 @@ from pdl_jax.errors import ConfigError
 from pdl_jax.evaluate import run as evaluation
 from pdl_jax.evaluate.predict import Predictor
 from pdl_jax.frequency import FrequencyTable
+from pdl_jax.losses import LossTables
 from pdl_jax.model import api
 from pdl_jax.model.config import ModelConfig
 from pdl_jax.model.pretrained.gguf import GGUFModel, find_package_file
@@ -33,6 +34,7 @@ from pdl_jax.settings import Settings
 from pdl_jax.state import TrainState
 from pdl_jax.step import StepConfig, train_step
 from pdl_jax.train import Loop, StopRequest
+from pdl_jax.weighting import Frequencies
 
 EXAMPLES_SHOWN = 3
 # Texts that the tokenizer of a model from scratch is trained on.
@@ -110,18 +112,23 @@ def _run(
   train, seen = open_split(train_source, settings.data.train_limit)
   validation, _ = open_split(load('validation'), 0)
   held_out, _ = open_split(load(settings.evaluate.split), 0)
-  table = _frequency_table(settings, folder, train_source, model, seen)
-  weights_V = weighting.make_weights(
-    settings.loss, table, model.tokenizer.special_ids
-  )
-  print(f'loss       {settings.loss.name} (table {table.fingerprint[:8]})')
+  frequencies = _frequencies(settings, folder, train_source, model, seen)
+  table, specials = frequencies.task, model.tokenizer.special_ids
+  tables = weighting.make_tables(settings.loss, frequencies, specials)
+  weights_V = tables.weights_V
+  used = frequencies.used.fingerprint[:8]
+  print(f'loss       {_loss_name(settings)} (table {used})')
   print(weighting.describe(weights_V, table, model.tokenizer))
   _, labels = train.prompt_and_target(0)
   print(weighting.check_alpha_zero(table, np.asarray(labels)))
 
+  tilt, bias_V = settings.evaluate.tilt, None
+  if tilt:
+    bias_V = weighting.tilt_bias(table.counts_V, tilt, specials)
   predictor = Predictor(
-    model.config, mesh, model.tokenizer, settings.evaluate.batch_size
-  )
+    model.config, mesh, model.tokenizer, settings.evaluate.batch_size, tilt,
+    bias_V,
+  )  # fmt: skip
   chosen = pipeline.sample(held_out, settings.evaluate.examples)
   watched = pipeline.sample(validation, settings.evaluate.validation_examples)
 
@@ -139,6 +146,7 @@ def _run(
     return float(np.concatenate(losses).mean())
 
   step_config = _step_config(settings, model.config)
+  at_step = weighting.schedule(settings.loss, frequencies, specials)
   start = state.create(
     model.params, model.config, settings.optimizer, step_config.optimizer, mesh
   )
@@ -147,8 +155,9 @@ def _run(
     print('\nbefore fine-tuning: scoring and generating')
     before = evaluate('before', start)
   trained = _train(
-    settings, mesh, folder, stop, train, step_config, start, weights_V, validate
-  )
+    settings, mesh, folder, stop, train, step_config, start,
+    _step(step_config, at_step, tables), validate,
+  )  # fmt: skip
   print('\nafter fine-tuning: scoring and generating')
   after = evaluate('after', trained)
   score = partial(
@@ -158,11 +167,12 @@ def _run(
   )
   return {
     'columns': {model.name: score(before), _loss_name(settings): score(after)},
-    'loss': _loss_record(settings, table, weights_V),
+    'loss': _loss_record(settings, frequencies, tables),
     'examples': _shown(before, after),
     'split': f'{settings.data.name}/{settings.evaluate.split}',
     'seed': settings.seed,
     'steps': settings.train.steps,
+    'tilt': tilt,
     'skipped_steps': int(trained.skipped),
     'seconds_this_call': round(time.monotonic() - began, 1),
   }
@@ -212,31 +222,59 @@ def _train_tokenizer(
   return Tokenizer.load(path)
 
 
-def _frequency_table(
+def _frequencies(
   settings: Settings,
   folder: RunFolder,
   source: sources.Source,
   model: Model,
   seen: Survey,
-) -> FrequencyTable:
-  tokenizer = model.tokenizer
-  if settings.loss.frequency_table:
-    return frequency.load(
-      Path(settings.loss.frequency_table),
-      tokenizer=tokenizer.fingerprint,
-      tokenizer_name=tokenizer.name,
-      vocab_size=model.config.vocab_size,
-    )
-  table = FrequencyTable(
-    seen.counts_V,
-    tokenizer.fingerprint,
-    tokenizer.name,
-    source.fingerprint,
-    source.name,
-    source.split,
+) -> Frequencies:
+  """Counted or stored, mixed, or by words; the run folder keeps the task's."""
+  tokenizer, loss = model.tokenizer, settings.loss
+  stored = partial(
+    frequency.load,
+    tokenizer=tokenizer.fingerprint,
+    tokenizer_name=tokenizer.name,
+    vocab_size=model.config.vocab_size,
   )
-  table.save(folder.path / 'frequency.npz')
-  return table
+  if loss.frequency_table:
+    table = stored(Path(loss.frequency_table))
+  else:
+    table = FrequencyTable(
+      seen.counts_V,
+      tokenizer.fingerprint,
+      tokenizer.name,
+      source.fingerprint,
+      source.name,
+      source.split,
+    )
+    table.save(folder.path / 'frequency.npz')
+  used, words_V = table, None
+  if loss.general_table:
+    general = stored(Path(loss.general_table))
+    used = frequency.mix(table, general, loss.general_share)
+  if loss.name == 'power_law' and loss.level == 'word':
+    task = TASKS[settings.data.task]
+    targets = pipeline.target_texts(source, task, seen)
+    words = (w for texts in targets for w in tokenizer.encode_words(texts))
+    words_V = frequency.word_level(words, model.config.vocab_size)
+  return Frequencies(table, used, words_V)
+
+
+def _step(
+  config: StepConfig,
+  at_step: Callable[[LossTables, Array], LossTables] | None,
+  tables: LossTables,
+) -> Callable[[TrainState, dict[str, Array]], tuple[TrainState, dict]]:
+  """The compiled step; under a schedule its tables follow the step."""
+
+  def one(current: TrainState, batch: dict, tables: LossTables) -> tuple:
+    if at_step is not None:
+      tables = at_step(tables, current.step)
+    return train_step(config, current, batch, tables)
+
+  compiled = jax.jit(one, donate_argnums=0)
+  return lambda current, batch: compiled(current, batch, tables)
 
 
 def _step_config(settings: Settings, model: ModelConfig) -> StepConfig:
@@ -245,7 +283,7 @@ def _step_config(settings: Settings, model: ModelConfig) -> StepConfig:
     model=model,
     optimizer=optimizer.make_optimizer(settings.optimizer, steps),
     schedule=optimizer.make_schedule(settings.optimizer, steps),
-    reduction=settings.loss.reduction,
+    loss=weighting.make_loss(settings.loss),
     accumulation=settings.optimizer.accumulation,
   )
 
@@ -258,7 +296,7 @@ def _train(
   examples: Examples,
   step_config: StepConfig,
   start: TrainState,
-  weights_V: Array,
+  step: Callable[[TrainState, dict[str, Array]], tuple[TrainState, dict]],
   validate: Callable[[TrainState], float],
 ) -> TrainState:
   batches = pipeline.train_iterator(
@@ -268,20 +306,19 @@ def _train(
     jax.process_index(),
     jax.process_count(),
   )
-  compiled = jax.jit(partial(train_step, step_config), donate_argnums=0)
   with Checkpointer(
     folder.path, keep=settings.train.keep_checkpoints, best='validation_nats'
   ) as checkpoints:
     restored = checkpoints.restore_latest(_abstract(start), batches)
     if restored is not None:
-      step, start, _ = restored
+      number, start, _ = restored
       for line in checkpoints.damaged:
         print(line)
-      print(f'resumed from step {step}')
+      print(f'resumed from step {number}')
     loop = Loop(
       settings=settings.train,
       mesh=mesh,
-      step=lambda current, batch: compiled(current, batch, weights_V),
+      step=step,
       validate=validate,
       batches=batches,
       checkpoints=checkpoints,
@@ -306,21 +343,33 @@ def _count(params: Tree) -> int:
 
 
 def _loss_name(settings: Settings) -> str:
+  """The loss with what tells it from others of the same name."""
   loss = settings.loss
-  if loss.name != 'power_law':
-    return loss.name
-  return f'power_law alpha={loss.alpha:g} epsilon={loss.epsilon:g}'
+  parts = [loss.name]
+  if loss.name == 'power_law':
+    parts += [f'alpha={loss.alpha:g}', f'epsilon={loss.epsilon:g}']
+  own = loss.rivals.get(loss.name, {})
+  parts += [
+    f'{key}={value:g}' if isinstance(value, float | int) else f'{key}={value}'
+    for key, value in own.items()
+  ]
+  return ' '.join(parts)
 
 
 def _loss_record(
-  settings: Settings, table: FrequencyTable, weights_V: Array
+  settings: Settings, frequencies: Frequencies, tables: LossTables
 ) -> dict[str, Any]:
   """Proof of what was trained: the name alone would not be."""
-  weights = np.asarray(weights_V)
+  weights, table = np.asarray(tables.weights_V), frequencies.task
+  loss = dataclasses.asdict(settings.loss)
+  own = loss.pop('rivals').get(settings.loss.name, {})
+  crc32 = lambda x: f'{zlib.crc32(np.asarray(x).tobytes()):08x}'  # noqa: E731
   return {
-    **dataclasses.asdict(settings.loss),
-    'weights_crc32': f'{zlib.crc32(weights.tobytes()):08x}',
-    'frequency_table_fingerprint': table.fingerprint,
+    **loss,
+    'settings': own,
+    'weights_crc32': crc32(weights),
+    'bias_crc32': None if tables.bias_V is None else crc32(tables.bias_V),
+    'frequency_table_fingerprint': frequencies.used.fingerprint,
     'effective_sample_size': frequency.effective_sample_size(
       table.counts_V, weights
     ),

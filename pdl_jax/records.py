@@ -51,11 +51,12 @@ def numbers(config: Mapping[str, Any]) -> dict[str, Any]:
   selection does not read: two configurations with equal `numbers` are one run.
   """
   flat = flatten(config)
-  read = (*LOSSES[flat['loss.name']].settings, 'name', 'reduction')
-  if 'alpha' in read:
-    read += ('frequency_table',)
+  name = flat['loss.name']
+  read = (*LOSSES[name].read, name)
   unread = {
-    f'loss.{key}' for key in config['loss'] if key not in read
+    key
+    for key in flat
+    if key.startswith('loss.') and key.split('.')[1] not in read
   } | set(_SILENT)
   if flat['model.pretrained']:
     unread |= {

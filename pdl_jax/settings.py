@@ -6,6 +6,7 @@ of the wrong size is refused.
 
 import dataclasses
 import json
+import math
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -15,8 +16,10 @@ from pdl_jax.data.tasks import TASKS
 from pdl_jax.errors import ConfigError
 from pdl_jax.frequency import UNITS
 from pdl_jax.losses import LOSSES
-from pdl_jax.losses.power_law import NORMALIZE, UNSEEN, check_number
+from pdl_jax.losses.checks import check_number
+from pdl_jax.losses.power_law import EPSILON_POLICIES, NORMALIZE, UNSEEN
 from pdl_jax.losses.reduce import REDUCTIONS
+from pdl_jax.losses.schedule import SCHEDULES, decay_factor
 from pdl_jax.optimizer import OptimizerConfig
 from pdl_jax.sharding import MESH_AXES
 
@@ -61,23 +64,72 @@ class DataSettings:
 
 @dataclasses.dataclass(frozen=True)
 class LossSettings:
-  """The loss by name, and the numbers that it reads."""
+  """The loss by name, and the numbers that it reads.
+
+  Attributes:
+    rivals: the keys of each rival's own, by its name.
+  """
 
   name: str
   alpha: float
   epsilon: float
+  epsilon_policy: str
   unit: str
+  level: str
   clip: float
   normalize: str
   unseen: str
   reduction: str
   frequency_table: str
+  general_table: str
+  general_share: float
+  schedule: str
+  schedule_start: int
+  schedule_steps: int
+  label_smoothing: float
+  z_loss: float
+  rivals: dict[str, dict[str, Any]]
+
+  @classmethod
+  def from_config(cls, config: dict[str, Any]) -> 'LossSettings':
+    """Parts the groups of the rivals from the keys above them."""
+    rivals = {k: v for k, v in config.items() if isinstance(v, dict)}
+    flat = {k: v for k, v in config.items() if k not in rivals}
+    return cls(**flat, rivals=rivals)
 
   def __post_init__(self):
     _one_of('loss.name', self.name, LOSSES)
     _one_of('loss.unit', self.unit, UNITS)
     _one_of('loss.normalize', self.normalize, NORMALIZE)
     _one_of('loss.unseen', self.unseen, UNSEEN)
+    _one_of('loss.epsilon_policy', self.epsilon_policy, EPSILON_POLICIES)
+    _one_of('loss.level', self.level, ('token', 'word'))
+    _one_of('loss.schedule', self.schedule, SCHEDULES)
+    if self.level == 'word' and self.unit != 'count':
+      raise ConfigError('loss.level word counts words: loss.unit must be count')
+    if not 0 <= self.general_share <= 1:
+      raise ConfigError(
+        f'loss.general_share must be in [0, 1], got {self.general_share}'
+      )
+    if self.general_share and not self.general_table:
+      raise ConfigError(
+        f'loss.general_share {self.general_share} needs a loss.general_table'
+      )
+    if not 0 <= self.label_smoothing < 1:
+      raise ConfigError(
+        f'loss.label_smoothing must be in [0, 1), got {self.label_smoothing}'
+      )
+    check_number('loss.z_loss', self.z_loss)
+    decay_factor(
+      0, kind=self.schedule, start=self.schedule_start,
+      steps=self.schedule_steps,
+    )  # fmt: skip
+    spec = LOSSES[self.name]
+    if self.schedule != 'constant' and spec.weights is None:
+      raise ConfigError(
+        f'loss.schedule {self.schedule} needs a loss with a weight per type; '
+        f'{self.name} has none'
+      )
     _one_of('loss.reduction', self.reduction, REDUCTIONS)
     check_number('loss.alpha', self.alpha)
     check_number('loss.epsilon', self.epsilon)
@@ -110,10 +162,13 @@ class EvaluateSettings:
   examples: int
   validation_examples: int
   batch_size: int
+  tilt: float
 
   def __post_init__(self):
     _one_of('evaluate.split', self.split, ('validation', 'test'))
     _positive('evaluate', self, 'examples', 'validation_examples', 'batch_size')
+    if not math.isfinite(self.tilt):
+      raise ConfigError(f'evaluate.tilt must be finite, got {self.tilt}')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -155,7 +210,7 @@ class Settings:
       seed=resolved['seed'],
       model=ModelSettings(**resolved['model']),
       data=DataSettings(**resolved['data']),
-      loss=LossSettings(**resolved['loss']),
+      loss=LossSettings.from_config(resolved['loss']),
       optimizer=OptimizerConfig(**resolved['optimizer']),
       train=TrainSettings(**resolved['train']),
       evaluate=EvaluateSettings(**resolved['evaluate']),

@@ -8,7 +8,8 @@ import jax.numpy as jnp
 import optax
 from jax import Array
 
-from pdl_jax.losses.linear import linear_token_nll, linear_weighted_sums
+from pdl_jax.losses import Loss, LossTables
+from pdl_jax.losses.linear import linear_token_stats
 from pdl_jax.losses.reduce import divide
 from pdl_jax.losses.terms import Sums
 from pdl_jax.model import api
@@ -28,14 +29,14 @@ class StepConfig:
     model: shape of the model.
     optimizer: the optax chain.
     schedule: its learning rate by step, to be logged.
-    reduction: of the loss, see `losses.reduce`.
+    loss: with its settings and reduction.
     accumulation: micro-batches of one step.
   """
 
   model: ModelConfig
   optimizer: optax.GradientTransformation
   schedule: optax.Schedule
-  reduction: str
+  loss: Loss
   accumulation: int
 
 
@@ -48,14 +49,12 @@ def target_hidden(model: ModelConfig, params: Tree, batch: Batch) -> Array:
 
 
 def loss_sums(
-  config: StepConfig, params: Tree, batch: Batch, weights_V: Array
+  config: StepConfig, params: Tree, batch: Batch, tables: LossTables
 ) -> tuple[Sums, Sums]:
   """Weighted and plain Sums of a batch; the head is applied at targets only."""
   hidden_BxTxD = target_hidden(config.model, params, batch)
-  head_DxV = api.head(params).astype(config.model.compute_dtype)
-  return linear_weighted_sums(
-    hidden_BxTxD, head_DxV, batch['labels'], weights_V, batch['where'],
-    config.reduction,
+  return config.loss.sums(
+    hidden_BxTxD, api.head(params), batch['labels'], tables, batch['where']
   )
 
 
@@ -64,7 +63,7 @@ def gradient_sums(
   trained: Tree,
   frozen: Tree,
   batch: Batch,
-  weights_V: Array,
+  tables: LossTables,
 ) -> tuple[Tree, tuple[Sums, Sums]]:
   """Gradient of the weighted numerator, and the Sums, over micro-batches.
 
@@ -73,7 +72,7 @@ def gradient_sums(
   """
 
   def numerator(trained: Tree, batch: Batch) -> tuple[Array, Any]:
-    total = loss_sums(config, merge(trained, frozen), batch, weights_V)
+    total = loss_sums(config, merge(trained, frozen), batch, tables)
     return total[0].num, total
 
   gradient = jax.grad(numerator, has_aux=True)
@@ -95,7 +94,7 @@ def gradient_sums(
 
 
 def train_step(
-  config: StepConfig, state: TrainState, batch: Batch, weights_V: Array
+  config: StepConfig, state: TrainState, batch: Batch, tables: LossTables
 ) -> tuple[TrainState, dict[str, Array]]:
   """One optimizer step on a global batch; pure.
 
@@ -106,13 +105,13 @@ def train_step(
     config: static.
     state: donated by the caller's jit.
     batch: arrays of `data.pipeline.empty_example`, with a leading batch axis.
-    weights_V: weight of each token type.
+    tables: of the loss.
 
   Returns:
     the next state, and scalars to be logged.
   """
   gradients, (weighted, plain) = gradient_sums(
-    config, state.trained, state.frozen, batch, weights_V
+    config, state.trained, state.frozen, batch, tables
   )
   gradients = jax.tree.map(
     lambda g: divide(Sums(g, weighted.den)).astype(g.dtype), gradients
@@ -151,6 +150,8 @@ def train_step(
 def score_step(model: ModelConfig, params: Tree, batch: Batch) -> Array:
   """nll_BxT of the target tokens, unweighted, in nats; 0 where masked."""
   hidden_BxTxD = target_hidden(model, params, batch)
-  head_DxV = api.head(params).astype(model.compute_dtype)
-  nll = linear_token_nll(hidden_BxTxD, head_DxV, batch['labels'])
-  return jnp.where(batch['where'], nll, 0.0)
+  stats = linear_token_stats(
+    hidden_BxTxD, api.head(params), batch['labels'], where=batch['where'],
+    wants=(),
+  )  # fmt: skip
+  return stats.nll

@@ -7,6 +7,7 @@ import numpy as np
 
 from configs import summarize
 from pdl_jax import optimizer as optimizers
+from pdl_jax.losses import LOSSES, Loss
 from pdl_jax.model import api
 from pdl_jax.model.config import ModelConfig
 from pdl_jax.step import StepConfig
@@ -55,7 +56,7 @@ def step_config(**changes):
     'model': MODEL,
     'optimizer': optimizers.make_optimizer(config, 100),
     'schedule': optimizers.make_schedule(config, 100),
-    'reduction': 'weighted_mean',
+    'loss': Loss(LOSSES['power_law'], {}),
     'accumulation': 1,
   }
   return StepConfig(**{**settings, **changes})

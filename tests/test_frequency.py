@@ -1,11 +1,12 @@
 import json
+import tracemalloc
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from pdl_jax import frequency
+from pdl_jax import frequency, power_law_weights
 from pdl_jax.errors import ConfigError, DataError
 from pdl_jax.frequency import FrequencyTable
 
@@ -22,6 +23,15 @@ def make_table(**changes):
     'split': 'train',
   }
   return FrequencyTable(**{**fields, **changes})
+
+
+def make_general(**changes):
+  return make_table(**{
+    'counts_V': np.array([40, 0, 10, 0, 30, 20, 100]),
+    'data': 'g' * 64,
+    'data_name': 'wiki',
+    **changes,
+  })
 
 
 def load(path, **changes):
@@ -76,6 +86,29 @@ def test_fingerprint_names_everything_that_was_counted():
   assert len(prints) == 5
   narrow = make_table(counts_V=make_table().counts_V.astype(np.int32))
   assert narrow.fingerprint == make_table().fingerprint
+
+
+def test_fingerprint_of_integer_counts_is_as_it_always_was():
+  assert make_table().fingerprint == (
+    '2b79d6edc2f591460fc4a9fdb693e09593f9722e31002b0c23d88b8c75f074e1'
+  )
+
+
+def test_fractions_count_in_the_fingerprint():
+  halves = make_table(counts_V=make_table().counts_V + 0.5)
+  quarters = make_table(counts_V=make_table().counts_V + 0.25)
+  assert halves.fingerprint != quarters.fingerprint
+
+
+def test_save_and_load_of_a_mix(tmp_path):
+  path = tmp_path / 'frequency.npz'
+  table = frequency.mix(make_table(), make_general(), 0.3)
+  table.save(path)
+  found = load(path)
+  assert found.counts_V.dtype == np.float64
+  np.testing.assert_array_equal(found.counts_V, table.counts_V)
+  assert found.fingerprint == table.fingerprint
+  assert found.total == 12
 
 
 def test_save_and_load(tmp_path):
@@ -140,6 +173,236 @@ def test_no_flipped_byte_or_cut_gives_another_table(tmp_path):
     except DataError:
       refused += 1
   assert refused > len(damaged) / 2
+
+
+rows = st.lists(st.integers(0, 10**6), min_size=V, max_size=V)
+
+
+@given(rows, rows, st.floats(0, 1))
+def test_mix_against_the_formula(task_counts, general_counts, share):
+  assume(sum(task_counts) and sum(general_counts))
+  task = make_table(counts_V=np.array(task_counts))
+  general = make_general(counts_V=np.array(general_counts))
+  found = frequency.mix(task, general, share)
+  expected = [
+    (1 - share) * a / task.total + share * b / general.total
+    for a, b in zip(task_counts, general_counts, strict=True)
+  ]
+  np.testing.assert_allclose(
+    found.frequency('probability'), expected, rtol=1e-12, atol=1e-300
+  )
+  np.testing.assert_allclose(
+    found.frequency('count'), np.multiply(expected, task.total), rtol=1e-12,
+    atol=1e-300,
+  )
+  assert found.total == task.total
+
+
+def test_limits_of_the_share():
+  task, general = make_table(), make_general()
+  alone = frequency.mix(task, general, 0)
+  assert alone.fingerprint == task.fingerprint
+  assert alone.counts_V.dtype == np.int64
+  # The general corpus at the size of the task.
+  other = frequency.mix(task, general, 1.0)
+  np.testing.assert_allclose(other.counts_V, general.counts_V * 12 / 200)
+  # A table mixed with one of the same proportions keeps its counts.
+  same = frequency.mix(task, make_general(counts_V=task.counts_V * 5), 0.4)
+  np.testing.assert_allclose(same.counts_V, task.counts_V)
+
+
+def test_golden_mix():
+  found = frequency.mix(make_table(), make_general(), 0.25)
+  # 0.75 * counts + 0.25 * general * 12 / 200.
+  np.testing.assert_allclose(
+    found.counts_V, [0.6, 2.25, 0.9, 0, 4.95, 1.8, 1.5], rtol=1e-14
+  )
+
+
+def test_a_mix_names_both_sources_and_the_share():
+  task, general = make_table(), make_general()
+  found = frequency.mix(task, general, 0.25)
+  assert found.data_name == 'verses with 0.25 of wiki'
+  # Same counts and names: only the fingerprints of the data differ.
+  same = [
+    frequency.mix(*pair)
+    for pair in (
+      (task, general, 0.25),
+      (make_table(data='e' * 64), general, 0.25),
+      (task, make_general(data='e' * 64), 0.25),
+    )
+  ]
+  assert same[0].fingerprint == found.fingerprint
+  assert len({table.fingerprint for table in same}) == 3
+  assert len({table.data for table in same}) == 3
+  assert all(len(table.data) == 64 for table in same)
+  assert frequency.mix(task, general, 0.5).data != found.data
+  assert frequency.mix(task, general, 1).fingerprint == (
+    frequency.mix(task, general, 1.0).fingerprint
+  )
+
+
+@pytest.mark.parametrize('join', ['mix', 'merge'])
+@pytest.mark.parametrize(
+  'change',
+  [
+    {'tokenizer': 'b' * 64, 'tokenizer_name': 'bpe-b'},
+    {'counts_V': np.ones(9, int)},
+  ],
+)
+def test_tables_of_other_tokenizers_do_not_join(join, change):
+  task, general = make_table(), make_general(**change)
+  with pytest.raises(DataError) as error:
+    if join == 'mix':
+      frequency.mix(task, general, 0)
+    else:
+      frequency.merge([task, general])
+  message = str(error.value)
+  for part in (
+    r'verses/train (dddddddd) was counted with tokenizer bpe-a (aaaaaaaa, 7',
+    f'wiki/train (gggggggg) was counted with tokenizer '
+    f'{general.tokenizer_name} ({general.tokenizer[:8]}, '
+    f'{general.counts_V.size} types)',
+  ):
+    assert part in message
+  assert '\n' not in message
+
+
+@pytest.mark.parametrize('which', [0, 1])
+def test_evaluation_splits_are_not_mixed(which):
+  tables = [make_table(), make_general()]
+  tables[which] = [make_table, make_general][which](split='test')
+  for share in (0, 0.5):
+    with pytest.raises(DataError, match='only come from train') as error:
+      frequency.mix(*tables, share)
+    assert f'{tables[which].data_name}/test' in str(error.value)
+
+
+@pytest.mark.parametrize('share', [-0.1, 1.5, float('nan')])
+def test_a_share_outside_its_range_is_refused(share):
+  with pytest.raises(ConfigError, match=f'share {share} .* outside') as error:
+    frequency.mix(make_table(), make_general(), share)
+  assert 'wiki' in str(error.value)
+  assert 'verses' in str(error.value)
+
+
+def test_nothing_counted_cannot_be_mixed():
+  empty = np.zeros(V, int)
+  for tables in (
+    (make_table(counts_V=empty), make_general()),
+    (make_table(), make_general(counts_V=empty)),
+  ):
+    with pytest.raises(DataError, match='no target token was counted'):
+      frequency.mix(*tables, 0.5)
+
+
+@given(st.lists(rows, min_size=1, max_size=4))
+def test_shards_merge_into_the_table_of_the_whole(shards):
+  tables = [make_table(counts_V=np.array(counts)) for counts in shards]
+  whole = make_table(counts_V=np.sum(shards, axis=0))
+  for order in (tables, tables[::-1]):
+    found = frequency.merge(order)
+    assert found.counts_V.dtype == np.int64
+    assert found.fingerprint == whole.fingerprint
+  assert tables[0].counts_V.tolist() == shards[0]
+
+
+@pytest.mark.parametrize(
+  ('change', 'name'),
+  [
+    ({'data': 'e' * 64}, r'verses/train \(eeeeeeee\)'),
+    ({'split': 'test'}, r'verses/test \(dddddddd\)'),
+  ],
+)
+def test_strangers_do_not_merge(change, name):
+  table = make_table()
+  with pytest.raises(
+    DataError, match=rf'{name} is no shard of verses/train \(dddddddd\)'
+  ):
+    frequency.merge([table, table, make_table(**change)])
+  with pytest.raises(ConfigError, match='no frequency table to merge'):
+    frequency.merge([])
+
+
+# Words and the ids of their pieces; 'aba' has one piece twice, 'a' has two
+# spellings, and 6 is in no word.
+WORDS = [
+  ('aba', (0, 1, 0)), ('a', (0,)), ('a', (2,)), ('b', (1,)), ('cab', (3, 4)),
+  ('c', (5,)),
+]
+documents = st.lists(st.lists(st.sampled_from(WORDS)))
+
+
+@given(documents)
+def test_word_level_is_the_naive_mean_over_occurrences(texts):
+  running = [word for words in texts for word, _ in words]
+  found = frequency.word_level(iter(texts), V)
+  assert found.dtype == np.float64
+  for piece in range(V):
+    logs = [
+      np.log(running.count(word))
+      for words in texts
+      for word, ids in words
+      for number in ids
+      if number == piece
+    ]
+    expected = np.exp(np.mean(logs)) if logs else 0
+    assert found[piece] == pytest.approx(expected, rel=1e-12)
+
+
+@given(documents, st.integers(1, 5))
+def test_word_level_of_a_corpus_read_again_is_a_multiple(texts, times):
+  once, again = (
+    frequency.word_level(texts * n, V) for n in (1, times)
+  )
+  np.testing.assert_allclose(again, times * once, rtol=1e-12)
+  # Neither the order nor the division into texts matters.
+  whole = [[word for words in reversed(texts) for word in words]]
+  np.testing.assert_allclose(
+    frequency.word_level(whole, V), once, rtol=1e-12
+  )
+
+
+def test_golden_word_level():
+  texts = [[WORDS[0]] * 4, [WORDS[1]] * 5 + [WORDS[2]] * 3 + [WORDS[5]] * 6]
+  found = frequency.word_level(texts, V)
+  # Piece 0: eight times in 'aba' (4), five times in 'a' (8, in two spellings).
+  expected = [4 ** (8 / 13) * 8 ** (5 / 13), 4, 8, 0, 0, 6, 0]
+  np.testing.assert_allclose(found, expected, rtol=1e-12)
+
+
+def test_a_power_law_of_it_is_the_geometric_mean_of_the_word_weights():
+  texts = [[WORDS[0]] * 4, [WORDS[1]] * 5, [WORDS[3]] * 2]
+  found = power_law_weights(
+    frequency.word_level(texts, V), alpha=0.7, epsilon=0.0, normalize='none',
+    unseen='neutral',
+  )
+  word_weight = np.array([4, 5, 2]) ** -0.7
+  np.testing.assert_allclose(
+    found[:2],
+    [
+      word_weight[0] ** (8 / 13) * word_weight[1] ** (5 / 13),
+      word_weight[0] ** (4 / 6) * word_weight[2] ** (2 / 6),
+    ],
+    rtol=1e-6,
+  )
+
+
+def test_word_level_memory_does_not_grow_with_the_running_words():
+  def peak(texts):
+    tracemalloc.start()
+    frequency.word_level(([*WORDS] for _ in range(texts)), V)
+    _, highest = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    return highest
+
+  assert peak(5000) < 2 * peak(50)
+
+
+def test_word_level_refuses_ids_outside_the_vocabulary():
+  for ids in ((1, 7), (-1, 7)):
+    with pytest.raises(DataError, match=f'{ids[0]}..7 do not fit .* of 7'):
+      frequency.word_level([[('a', (0,)), ('b', ids)]], V)
 
 
 def test_effective_sample_size():

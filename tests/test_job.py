@@ -15,6 +15,7 @@ from pdl_jax.errors import (
   DivergedError,
   PreemptedError,
 )
+from pdl_jax.losses import LossTables
 from pdl_jax.records import RunFolder
 from pdl_jax.settings import Settings
 from tests import small
@@ -164,9 +165,10 @@ def test_divergence_stops_and_keeps_the_good_checkpoint(
 ):
   pure = step.train_step
 
-  def poisoned(config, state, batch, weights_V):
+  def poisoned(config, state, batch, tables):
     return pure(
-      config, state, batch, weights_V / jnp.where(state.step >= 4, 0.0, 1.0)
+      config, state, batch,
+      LossTables(tables.weights_V / jnp.where(state.step >= 4, 0.0, 1.0)),
     )
 
   monkeypatch.setattr(job, 'train_step', poisoned)

@@ -128,6 +128,77 @@ def test_nothing_seen_at_all_is_finite(unseen):
   assert np.isfinite(found).all()
 
 
+@settings(deadline=None, max_examples=40)
+@given(count_lists, st.floats(0.05, 1.5))
+def test_the_largest_weight_of_a_seen_type_is_that_of_as_once(counts, alpha):
+  counts = [*counts, 0, 3]
+  seen = np.array(counts) > 0
+  found = np.asarray(
+    power_law_weights(counts, alpha=alpha, epsilon=0.5, unseen='as_once')
+  )
+  np.testing.assert_allclose(found[~seen], found[seen].max(), rtol=1e-6)
+
+
+def test_as_once_may_take_the_frequency_of_a_neutral_type():
+  found = np.asarray(
+    power_law_weights(
+      [0, 1, 5, 9], alpha=1.0, epsilon=0.0, unseen='as_once',
+      normalize='none', neutral_ids=[1],
+    )
+  )
+  np.testing.assert_allclose(found, [1, 1, 1 / 5, 1 / 9], rtol=1e-6)
+
+
+@pytest.mark.parametrize('epsilon', [1e-7, 0.3, 2.0])
+def test_epsilon_times_median_against_float64(epsilon):
+  # Unseen 0s and the neutral 10**6 do not move the median of 1, 2, 5, 7, 40.
+  counts = np.array([0, 40, 2, 10**6, 1, 0, 5, 7, 0], float)
+  found = np.asarray(
+    power_law_weights(
+      counts, alpha=0.5, epsilon=epsilon, epsilon_policy='times_median',
+      neutral_ids=[3], normalize='none',
+    )
+  )
+  expected = (counts + epsilon * 5) ** -0.5
+  expected[3] = 1
+  np.testing.assert_allclose(found, expected, rtol=1e-5)
+
+
+@settings(deadline=None, max_examples=40)
+@given(
+  count_lists,
+  st.floats(0, 1.5),
+  st.sampled_from(['paper', 'as_once', 'neutral']),
+  st.sampled_from([None, 2.0]),
+)
+def test_epsilon_times_median_has_no_unit(counts, alpha, unseen, clip):
+  counts = np.array(counts, float)
+  assume(counts[1:].sum())
+
+  def weights(frequency):
+    return power_law_weights(
+      frequency, alpha=alpha, epsilon=0.5, epsilon_policy='times_median',
+      unseen=unseen, clip=clip, neutral_ids=[0],
+    )
+
+  of_counts = weights(counts)
+  for other in (counts / counts.sum(), 1000 * counts):
+    np.testing.assert_allclose(weights(other), of_counts, rtol=2e-5)
+
+
+@pytest.mark.parametrize('neutral_ids', [(), (2,)])
+def test_epsilon_times_the_median_of_nothing_is_epsilon(neutral_ids):
+  counts = [0, 0, 8 * len(neutral_ids)]
+  absolute, relative = (
+    power_law_weights(
+      counts, alpha=0.5, epsilon=0.5, epsilon_policy=policy,
+      neutral_ids=neutral_ids, normalize='none',
+    )
+    for policy in ('absolute', 'times_median')
+  )
+  np.testing.assert_array_equal(relative, absolute)
+
+
 def test_epsilon_carries_its_unit():
   # An unseen type against one seen once, alpha 1, epsilon 1e-7.
   counts = np.array([0, 1, 999_999.0])
@@ -150,6 +221,17 @@ def test_epsilon_carries_its_unit():
     ({'clip': float('nan')}, 'clip .* got nan'),
     ({'normalize': 'mean'}, "'mean' is not one of corpus_mean, none"),
     ({'unseen': 'zero'}, "'zero' is not one of paper, as_once, neutral"),
+    (
+      {'epsilon_policy': 'relative'},
+      "epsilon_policy 'relative' is not one of absolute, times_median",
+    ),
+    (
+      {
+        'frequency_V': [0, 1, 9], 'epsilon': 0.0,
+        'epsilon_policy': 'times_median',
+      },
+      'epsilon 0 gives 1 of 3 token types.* infinite weight',
+    ),
     ({'neutral_ids': [2, 7]}, 'neutral_ids has 7, outside the 7 types'),
     ({'neutral_ids': [-1]}, 'neutral_ids has -1, outside the 7 types'),
     ({'frequency_V': [1, -2.0]}, r'shape \(2,\) with 1 negative'),
@@ -171,8 +253,11 @@ def test_errors_name_the_numbers(arguments, message):
     power_law_weights(**{**valid, **arguments})
 
 
-def test_traced_epsilon():
-  weights = lambda e: power_law_weights(COUNTS, alpha=0.5, epsilon=e)
-  found = jax.jit(weights)(2.0)
-  outside = power_law_weights(COUNTS, alpha=0.5, epsilon=2.0)
-  np.testing.assert_allclose(found, outside, rtol=1e-6)
+@pytest.mark.parametrize('policy', ['absolute', 'times_median'])
+def test_traced_epsilon(policy):
+  weights = lambda e: power_law_weights(
+    COUNTS, alpha=0.5, epsilon=e, epsilon_policy=policy
+  )
+  traced = jax.jit(weights)
+  for epsilon in (2.0, 0.25):
+    np.testing.assert_allclose(traced(epsilon), weights(epsilon), rtol=1e-6)

@@ -53,6 +53,58 @@ def test_any_text_comes_back_and_holds_no_control_token(trained, text):
   assert not set(ids) & set(trained.special_ids)
 
 
+def without_space(text):
+  return ''.join(text.split(' '))
+
+
+def check_words(tokenizer, texts):
+  found = tokenizer.encode_words(texts)
+  joined = [[number for _, ids in words for number in ids] for words in found]
+  assert joined == tokenizer.encode(texts)
+  for text, words in zip(texts, found, strict=True):
+    spelled = ''.join(word for word, _ in words)
+    assert without_space(spelled) == without_space(text)
+    for word, ids in words:
+      assert ids
+      assert tokenizer.decode(ids) in (word, f' {word}')
+      assert word.isspace() or not word.startswith(' ')
+
+
+def test_words_hold_the_ids_and_the_characters_of_the_text(tokenizer):
+  controls = [f'x{END_OF_TURN} {START_OF_TURN}', 'un 1999 is 10 000.50 ']
+  check_words(tokenizer, [*SCRIPTS, *controls])
+  assert tokenizer.encode_words([]) == []
+
+
+@settings(deadline=None, max_examples=50)
+@given(texts=st.lists(st.text(), max_size=3))
+def test_any_text_is_the_sum_of_its_words(trained, texts):
+  check_words(trained, texts)
+
+
+def test_golden_words(pretrained):
+  text = "The  café's the Théâtre's, 42\n\n—the end"
+  (found,) = pretrained.encode_words([text])
+  assert [word for word, _ in found] == [
+    'The', ' ', 'café', "'s", 'the', 'Théâtre', "'s", ',', ' ', '4', '2',
+    '\n', '\n', '—', 'the', 'end',
+  ]
+  # One character of several bytes, and a word of several pieces.
+  pieces = {
+    word: [pretrained.token(number) for number in ids] for word, ids in found
+  }
+  assert ''.join(pieces['Théâtre']) == ' Théâtre'
+  assert len(pieces['Théâtre']) > 1
+  assert pieces['The'] == ['The']
+
+
+def test_a_word_with_and_without_a_space_before_it_is_one_word(pretrained):
+  (found,) = pretrained.encode_words(['mat (mat) mat'])
+  words, ids = zip(*found, strict=True)
+  assert words == ('mat', '(', 'mat', ')', 'mat')
+  assert ids[0] == ids[2] != ids[4]
+
+
 def test_chat_tokens_have_their_numbers(tokenizer):
   specials = [END_OF_TEXT, START_OF_TURN, END_OF_TURN]
   ids = [tokenizer.encode_template(token) for token in specials]

@@ -1,19 +1,22 @@
 import dataclasses
+import inspect
+import json
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pdl_jax import losses, power_law_weights, weighting
+from configs import common
+from pdl_jax import frequency, losses, power_law_weights, weighting
 from pdl_jax.data.tokenizer import Tokenizer
 from pdl_jax.errors import ConfigError
 from pdl_jax.frequency import FrequencyTable
 from pdl_jax.settings import LossSettings
+from pdl_jax.weighting import Frequencies
 
-SETTINGS = LossSettings(
-  name='power_law', alpha=0.5, epsilon=1.0, unit='count', clip=0.0,
-  normalize='corpus_mean', unseen='as_once', reduction='weighted_mean',
-  frequency_table='',
-)
+CONFIG = {**json.loads(common.get_config().loss.to_json()), 'alpha': 0.5}
+SETTINGS = LossSettings.from_config(CONFIG)
 NEUTRAL = (0, 1, 2)
 
 
@@ -33,7 +36,9 @@ def table(tokenizer):
 
 def make(table, **changes):
   loss = dataclasses.replace(SETTINGS, **changes)
-  return np.asarray(weighting.make_weights(loss, table, NEUTRAL))
+  frequencies = Frequencies(table, table)
+  tables = weighting.make_tables(loss, frequencies, NEUTRAL)
+  return np.asarray(tables.weights_V)
 
 
 def test_settings_reach_the_formula(table):
@@ -96,7 +101,156 @@ def test_a_loss_with_an_infinite_weight_is_refused(table, monkeypatch):
     with np.errstate(divide='ignore'):
       return 1 / frequency_V
 
-  spec = losses.LossSpec(inverse, ())
-  monkeypatch.setitem(losses.LOSSES, 'power_law', spec)
-  with pytest.raises(ConfigError, match='power_law gives .* not finite'):
-    make(table)
+  monkeypatch.setitem(losses.LOSSES, 'dft', losses.LossSpec(weights=inverse))
+  with pytest.raises(ConfigError, match='dft gives .* not finite'):
+    make(table, name='dft')
+
+
+def changed(**changes):
+  return dataclasses.replace(SETTINGS, **changes)
+
+
+def test_every_loss_has_its_keys_in_the_config():
+  for name, spec in losses.LOSSES.items():
+    assert not set(spec.read) - set(CONFIG), name
+    part = spec.on_logits or spec.terms or spec.bias or spec.weights
+    own = CONFIG.get(name, {})
+    if name in ('power_law', 'cross_entropy'):
+      assert not own
+    else:
+      options = [
+        option.name
+        for option in inspect.signature(part).parameters.values()
+        if option.kind is option.KEYWORD_ONLY and option.name != 'neutral_ids'
+      ]
+      defaults = {k: inspect.signature(part).parameters[k].default
+                  for k in options}  # fmt: skip
+      assert own == defaults, name
+
+
+@pytest.mark.parametrize(
+  ('name', 'own', 'message'),
+  [
+    ('focal', {'gamma': -1.0}, 'loss.focal: gamma must be'),
+    ('mixce', {'eta': 1.5}, r'loss.mixce: eta must be in \[0, 1\]'),
+    ('gem', {'beta': 0.0}, 'loss.gem: beta must be'),
+    ('scale_grad', {'gamma': 0.0}, 'loss.scale_grad: gamma must be'),
+    ('unlikelihood', {'alpha': -1.0}, 'loss.unlikelihood: alpha must be'),
+  ],
+)
+def test_settings_of_a_rival_are_checked(name, own, message):
+  with pytest.raises(ConfigError, match=message):
+    weighting.make_loss(changed(name=name, rivals={name: own}))
+
+
+def test_settings_of_a_table_are_checked(table):
+  rivals = {'class_balanced': {'beta': 1.0, 'normalize': 'published'}}
+  with pytest.raises(ConfigError, match=r'loss.class_balanced: beta must be'):
+    make(table, name='class_balanced', rivals=rivals)
+
+
+def test_logit_adjustment_is_a_bias(table):
+  loss = changed(name='logit_adjustment')
+  tables = weighting.make_tables(loss, Frequencies(table, table), NEUTRAL)
+  assert (np.asarray(tables.weights_V) == 1).all()
+  prior = np.maximum(table.counts_V, 1) / np.maximum(table.counts_V, 1).sum()
+  np.testing.assert_allclose(tables.bias_V, np.log(prior), rtol=1e-6)
+
+
+def test_a_mix_keeps_the_mean_of_a_running_token(table, tokenizer):
+  general = dataclasses.replace(
+    table, counts_V=np.roll(table.counts_V, 3), data='e' * 64
+  )
+  mixed = frequency.mix(table, general, 0.5)
+  loss = changed()
+  frequencies = Frequencies(table, mixed)
+  weights = weighting.make_tables(loss, frequencies, NEUTRAL).weights_V
+  counted = np.where(np.isin(np.arange(len(weights)), NEUTRAL), 0,
+                     table.counts_V)  # fmt: skip
+  assert np.average(weights, weights=counted) == pytest.approx(1, rel=1e-5)
+  formula = (mixed.counts_V[3:] + 1) ** -0.5
+  ratio = np.asarray(weights)[3:] / formula
+  np.testing.assert_allclose(ratio, ratio[0], rtol=1e-5)
+
+
+def test_word_level_frequencies_replace_the_counts(table):
+  words_V = np.linspace(1, 50, table.counts_V.size)
+  frequencies = Frequencies(table, table, words_V)
+  weights = weighting.make_tables(changed(), frequencies, NEUTRAL).weights_V
+  ratio = np.asarray(weights)[3:] / (words_V[3:] + 1) ** -0.5
+  np.testing.assert_allclose(ratio, ratio[0], rtol=1e-5)
+  counted = np.where(np.isin(np.arange(len(weights)), NEUTRAL), 0,
+                     table.counts_V)  # fmt: skip
+  assert np.average(weights, weights=counted) == pytest.approx(1, rel=1e-5)
+
+
+@pytest.mark.parametrize('name', ['power_law', 'class_balanced'])
+def test_a_schedule_follows_the_step_without_recompiling(table, name):
+  loss = changed(
+    name=name, schedule='warmup', schedule_start=2, schedule_steps=4
+  )
+  frequencies = Frequencies(table, table)
+  whole = weighting.make_tables(loss, frequencies, NEUTRAL)
+  at, traces = weighting.schedule(loss, frequencies, NEUTRAL), []
+
+  @jax.jit
+  def weights(step):
+    traces.append(1)
+    return at(whole, step).weights_V
+
+  found = [np.asarray(weights(jnp.asarray(step))) for step in range(8)]
+  assert len(traces) == 1
+  assert (found[0] == 1).all() and (found[2] == 1).all()
+  np.testing.assert_allclose(found[6], whole.weights_V, rtol=1e-5)
+  if name == 'power_law':
+    half = make(table, alpha=0.25)
+  else:
+    half = np.sqrt(whole.weights_V)
+  np.testing.assert_allclose(found[4], half, rtol=1e-5)
+
+
+def test_no_schedule_is_no_function(table):
+  frequencies = Frequencies(table, table)
+  assert weighting.schedule(SETTINGS, frequencies, NEUTRAL) is None
+
+
+def test_a_schedule_needs_weights():
+  with pytest.raises(ConfigError, match='focal has none'):
+    changed(name='focal', schedule='cross_entropy_first')
+
+
+@pytest.mark.parametrize(
+  ('changes', 'message'),
+  [
+    ({'level': 'word', 'unit': 'probability'}, 'loss.unit must be count'),
+    ({'general_share': 1.5}, r'general_share must be in \[0, 1\], got 1.5'),
+    ({'general_share': 0.5}, 'needs a loss.general_table'),
+    ({'label_smoothing': 1.0}, r'label_smoothing must be in \[0, 1\)'),
+    ({'z_loss': -1.0}, 'z_loss'),
+    ({'schedule': 'ramp'}, "'ramp' is not one of constant"),
+    ({'schedule': 'warmup'}, 'warmup needs steps of at least 1'),
+    ({'epsilon_policy': 'mean'}, "'mean' is not one of absolute"),
+    ({'level': 'sentence'}, "'sentence' is not one of token"),
+  ],
+)
+def test_settings_out_of_range_are_refused(changes, message):
+  with pytest.raises(ConfigError, match=message):
+    changed(**changes)
+
+
+def test_tilt_is_the_log_prior_but_for_a_constant(table):
+  bias = np.asarray(weighting.tilt_bias(table.counts_V, 0.5, NEUTRAL))
+  seen = np.flatnonzero(table.counts_V[3:]) + 3
+  shifted = bias[seen] + 0.5 * np.log(table.counts_V[seen])
+  np.testing.assert_allclose(shifted, shifted[0], rtol=1e-5)
+  assert np.average(bias[seen], weights=table.counts_V[seen]) == pytest.approx(
+    0, abs=1e-6
+  )
+  assert (bias[list(NEUTRAL)] == 0).all()
+  assert bias[table.counts_V == 0].max() == pytest.approx(
+    (bias[seen] + 0.5 * np.log(table.counts_V[seen])).max(), rel=1e-5
+  )
+  np.testing.assert_allclose(
+    weighting.tilt_bias(table.counts_V, -0.5, NEUTRAL), -bias
+  )
+  assert not np.asarray(weighting.tilt_bias(table.counts_V, 0, NEUTRAL)).any()

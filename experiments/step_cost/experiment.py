@@ -19,7 +19,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from configs import summarize
-from pdl_jax import optimizer, sharding, state
+from pdl_jax import optimizer, sharding, state, weighting
+from pdl_jax.losses import LossTables
 from pdl_jax.model.pretrained.gguf import GGUFModel, find_package_file
 from pdl_jax.settings import Settings
 from pdl_jax.step import StepConfig, train_step
@@ -36,7 +37,7 @@ def main() -> None:
     model=model,
     optimizer=optimizer.make_optimizer(settings.optimizer, steps),
     schedule=optimizer.make_schedule(settings.optimizer, steps),
-    reduction=settings.loss.reduction,
+    loss=weighting.make_loss(settings.loss),
     accumulation=1,
   )
   mesh = sharding.make_mesh((1, 1, 1))
@@ -49,11 +50,11 @@ def main() -> None:
       file.params(), model, settings.optimizer, config.optimizer, mesh
     )
     weighted = jax.jit(partial(train_step, config))
-    plain = jax.jit(lambda s, b: train_step(config, s, b, ones))
-    compiled_pdl = weighted.lower(start, batch, weights).compile()
+    plain = jax.jit(lambda s, b: train_step(config, s, b, LossTables(ones)))
+    compiled_pdl = weighted.lower(start, batch, LossTables(weights)).compile()
     compiled_ce = plain.lower(start, batch).compile()
     ratios, seconds = _interleave(
-      lambda: compiled_pdl(start, batch, weights),
+      lambda: compiled_pdl(start, batch, LossTables(weights)),
       lambda: compiled_ce(start, batch),
     )
   b, length = batch['tokens'].shape

@@ -101,6 +101,15 @@ def survey(
   return Survey(np.asarray(usable), empty, too_long, counts_V, len(source))
 
 
+def target_texts(
+  source: Source, task: Task, seen: Survey
+) -> Iterator[list[str]]:
+  """The targets of the usable records, some at a time."""
+  for start in range(0, len(seen.usable), _CHUNK):
+    numbers = seen.usable[start : start + _CHUNK]
+    yield [source[int(i)][task.target].strip() for i in numbers]
+
+
 def _encode_targets(
   texts: Sequence[str], tokenizer: Tokenizer
 ) -> list[list[int]]:

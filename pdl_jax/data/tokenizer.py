@@ -1,11 +1,13 @@
 """Byte-level BPE with the chat tokens of SmolLM2: pretrained or trained."""
 
 import hashlib
+import itertools
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from tokenizers import (
   AddedToken,
+  Encoding,
   decoders,
   models,
   pre_tokenizers,
@@ -111,6 +113,21 @@ class Tokenizer:
     """Ids of contents, one list a text: control tokens are spelled out."""
     return [e.ids for e in self._content.encode_batch_fast(list(texts))]
 
+  def encode_words(
+    self, texts: Sequence[str]
+  ) -> list[list[tuple[str, list[int]]]]:
+    """Ids of contents word by word: the words of each text with their ids.
+
+    A word is what the pre-tokenizer hands to the model in one piece, in its
+    exact case, without the space before it; white space alone stays as it is.
+    The ids of a text's words, one after the other, are those of `encode`.
+    """
+    encodings = self._content.encode_batch(list(texts))
+    return [
+      _words(text, encoding)
+      for text, encoding in zip(texts, encodings, strict=True)
+    ]
+
   def decode(self, ids: Sequence[int], *, keep_special: bool = False) -> str:
     """Text of ids, without special tokens unless they are asked for."""
     return self._backend.decode(
@@ -120,6 +137,20 @@ class Tokenizer:
   def token(self, number: int) -> str:
     """One id as readable text, for tables."""
     return self._backend.decode([number], skip_special_tokens=False)
+
+
+def _words(text: str, encoding: Encoding) -> list[tuple[str, list[int]]]:
+  """A text's words with their ids; see `Tokenizer.encode_words`."""
+  words = []
+  pieces = zip(
+    encoding.word_ids, encoding.offsets, encoding.ids, strict=True
+  )
+  for _, group in itertools.groupby(pieces, key=lambda piece: piece[0]):
+    _, offsets, ids = zip(*group, strict=True)
+    word = text[offsets[0][0] : offsets[-1][1]]
+    word = word if word.isspace() else word.removeprefix(' ')
+    words.append((word, list(ids)))
+  return words
 
 
 def _byte_level(model: models.BPE) -> Backend:

@@ -33,11 +33,20 @@ class Predictor:
     mesh: over which rows are split.
     tokenizer: decodes, and gives the stop token.
     batch: rows at a time; divisible by the mesh's data x fsdp.
+    tilt: of the logits towards rare tokens, for the record.
+    bias_V: what that adds to them; None at tilt 0.
   """
 
   def __init__(
-    self, model: ModelConfig, mesh: Mesh, tokenizer: Tokenizer, batch: int
+    self,
+    model: ModelConfig,
+    mesh: Mesh,
+    tokenizer: Tokenizer,
+    batch: int,
+    tilt: float = 0.0,
+    bias_V: jax.Array | None = None,
   ):
+    self._tilt, self._bias_V = tilt, bias_V
     self._mesh, self._tokenizer, self._batch = mesh, tokenizer, batch
     self._score = jax.jit(partial(score_step, model))
     self._generate = jax.jit(
@@ -88,8 +97,9 @@ class Predictor:
       chosen = numbers[start : start + self._batch]
       batch = left_padded(examples, chosen, self._batch)
       tokens, lengths = self._generate(
-        params, *self._put_prompts(batch), max_new_tokens=limit
-      )
+        params, *self._put_prompts(batch), max_new_tokens=limit,
+        bias_V=self._bias_V,
+      )  # fmt: skip
       for number, row, size in zip(
         chosen, _host(tokens), _host(lengths), strict=False
       ):
@@ -117,7 +127,9 @@ class Predictor:
       'token_ids': ids,
       'finish_reason': 'stop' if stopped else 'length',
       'reference_ids': target,
-      'decode': {'method': 'greedy', 'max_new_tokens': limit},
+      'decode': {
+        'method': 'greedy', 'max_new_tokens': limit, 'tilt': self._tilt,
+      },
     }
 
 

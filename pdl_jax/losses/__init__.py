@@ -1,41 +1,179 @@
 """The losses: per-token terms, one reduction, one registry.
 
-Reading order: terms, reduce, cross_entropy, power_law, linear.
+Reading order: terms, reduce, cross_entropy, power_law, schedule; by_type,
+by_stats, by_logits (the rivals); linear, and below it sharded, kernel, tiles.
 """
 
-from collections.abc import Callable
-from typing import NamedTuple
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 from jax import Array
 
+from pdl_jax.losses import by_logits, by_stats, by_type
+from pdl_jax.losses.chunked import chunked_loss_sums
+from pdl_jax.losses.linear import linear_loss_sums
 from pdl_jax.losses.power_law import power_law_weights
+from pdl_jax.losses.terms import LossTerms, StatsLoss, Sums, TokenStats
+
+# Keys below `loss` that every loss made of a weight per type reads, and every
+# loss whose terms are those of cross-entropy.
+SCHEDULE = ('schedule', 'schedule_start', 'schedule_steps')
+TABLE = ('frequency_table', 'general_table', 'general_share')
+PLAIN = ('label_smoothing', 'z_loss')
 
 
 class LossSpec(NamedTuple):
-  """A loss the main job can train with, as a weight per token type.
+  """A loss the main job can train with; every part has a default.
+
+  The settings of a part are its keyword arguments; their config keys are
+  loss.NAME.*, but for the parts of Power-Law Decay Loss, whose keys stand
+  directly below `loss`.
 
   Attributes:
+    keys: the keys directly below `loss` that it reads; the others do not
+      change the run.
     weights: (frequency_V, *, neutral_ids, **settings) -> weights_V, finite for
       every type: never-counted ones have frequency 0. It decides what the
       neutral ids (specials, end of turn) weigh; a mean of 1 over running tokens
-      keeps the meaning of the learning rate.
-    settings: names of the config keys below `loss` that it reads; the others
-      do not change the run. 'unit' is that of frequency_V and is not passed on.
+      keeps the meaning of the learning rate. None: ones.
+    bias: (frequency_V, **settings) -> bias_V, added to the logits in training.
+    terms: (stats, weight, **settings) -> LossTerms; None: cross-entropy.
+    wants: which of `linear.STATS` the terms read.
+    temperature: name of the setting that is T of the softmax; '': T is 1.
+    on_logits: (logits, labels, context, weight, **settings) -> LossTerms, in
+      place of terms, for a loss that needs all logits of a token.
   """
 
-  weights: Callable[..., Array]
-  settings: tuple[str, ...]
+  keys: tuple[str, ...] = ()
+  weights: Callable[..., Array] | None = None
+  bias: Callable[..., Array] | None = None
+  terms: StatsLoss | None = None
+  wants: tuple[str, ...] = ()
+  temperature: str = ''
+  on_logits: Callable[..., LossTerms] | None = None
 
-
-def _ones(frequency_V: Array, **_: object) -> Array:
-  return jnp.ones(frequency_V.shape, jnp.float32)
+  @property
+  def read(self) -> tuple[str, ...]:
+    """Every key directly below `loss` that changes a run with this loss."""
+    by_weight = self.weights is not None
+    plain = self.terms is None and self.on_logits is None
+    return (
+      'name', 'reduction', *self.keys,
+      *(SCHEDULE if by_weight else ()),
+      *(TABLE if by_weight or self.bias is not None else ()),
+      *(PLAIN if plain else ()),
+    )  # fmt: skip
 
 
 LOSSES = {
   'power_law': LossSpec(
-    power_law_weights,
-    ('alpha', 'epsilon', 'unit', 'clip', 'normalize', 'unseen'),
+    ('alpha', 'epsilon', 'epsilon_policy', 'unit', 'level', 'clip',
+     'normalize', 'unseen'),
+    weights=power_law_weights,
   ),
-  'cross_entropy': LossSpec(_ones, ()),
-}
+  'cross_entropy': LossSpec(),
+  'inverse_frequency': LossSpec(weights=by_type.inverse_frequency_weights),
+  'face': LossSpec(weights=by_type.face_weights),
+  'class_balanced': LossSpec(weights=by_type.class_balanced_weights),
+  'adaptive_exponential': LossSpec(
+    weights=by_type.adaptive_exponential_weights
+  ),
+  'adaptive_chi_square': LossSpec(weights=by_type.adaptive_chi_square_weights),
+  'logit_adjustment': LossSpec(bias=by_type.logit_adjustment_bias),
+  'focal': LossSpec(terms=by_stats.focal),
+  'mile': LossSpec(terms=by_stats.mile, wants=('expected',)),
+  'dft': LossSpec(terms=by_stats.dft),
+  'mixce': LossSpec(terms=by_stats.mixce),
+  'gem': LossSpec(
+    terms=by_stats.gem, wants=('expected',), temperature='beta'
+  ),
+  'unlikelihood': LossSpec(on_logits=by_logits.unlikelihood),
+  'scale_grad': LossSpec(on_logits=by_logits.scale_grad),
+  'emo': LossSpec(on_logits=by_logits.emo),
+}  # fmt: skip
+
+
+class LossTables(NamedTuple):
+  """What a loss knows of the types: arrays, so that a step can be given others.
+
+  Attributes:
+    weights_V: of each type; ones is cross-entropy.
+    bias_V: added to the logits, or None.
+  """
+
+  weights_V: Array
+  bias_V: Array | None = None
+
+
+class Loss(NamedTuple):
+  """A loss with its settings, as a step is compiled for it.
+
+  Attributes:
+    spec: from LOSSES.
+    settings: of its terms or of its part on logits, Python numbers.
+    reduction: what the sum is divided by, see `reduce.denominator`.
+  """
+
+  spec: LossSpec
+  settings: Mapping[str, Any]
+  reduction: str = 'weighted_mean'
+
+  def sums(
+    self,
+    hidden_BxLxD: Array,
+    head_DxV: Array,
+    labels_BxL: Array,
+    tables: LossTables,
+    where_BxL: Array,
+  ) -> tuple[Sums, Sums]:
+    """Weighted Sums of a linear head's loss, and plain ones to be watched.
+
+    The first numerator is differentiable in hidden and head. See
+    `linear.linear_loss_sums` for the arguments; rows are sequences of targets.
+    """
+    spec = self.spec
+    if spec.on_logits is not None:
+      weighted, plain = chunked_loss_sums(
+        spec.on_logits, hidden_BxLxD, head_DxV, labels_BxL, tables.weights_V,
+        where_BxL, settings=self.settings,
+      )  # fmt: skip
+    else:
+      weighted, plain = linear_loss_sums(
+        self._terms, hidden_BxLxD, head_DxV, labels_BxL, tables.weights_V,
+        where_BxL, bias_V=tables.bias_V, wants=self._wants,
+        temperature=self.settings.get(spec.temperature, 1.0),
+      )  # fmt: skip
+    den = {
+      'weighted_mean': weighted.den,
+      'token_mean': plain.den,
+      'sum': jnp.zeros_like(weighted.den),
+    }[self.reduction]
+    return Sums(weighted.num, den), plain
+
+  def check(self) -> None:
+    """Refuses settings out of range, by evaluating the loss of two tokens.
+
+    Raises:
+      ConfigError: naming the setting.
+    """
+    ones = jnp.ones((1, 2))
+    if self.spec.on_logits is None:
+      self._terms(TokenStats(ones, ones, ones, ones, ones), ones, ())
+      return
+    labels = jnp.zeros((1, 2), int)
+    earlier = by_logits.earlier_targets(labels, ones > 0, 0, 2)
+    context = by_logits.Context(labels, earlier, ones)
+    logits = jnp.ones((1, 2, 2))
+    self.spec.on_logits(logits, labels, context, ones, **self.settings)
+
+  @property
+  def _wants(self) -> tuple[str, ...]:
+    smooth = self.settings.get('label_smoothing', 0.0) > 0
+    return ('average',) if smooth else self.spec.wants
+
+  def _terms(
+    self, stats: TokenStats, weight: Array, _: tuple[()]
+  ) -> LossTerms:
+    terms = self.spec.terms or by_stats.cross_entropy_terms
+    return terms(stats, weight, **self.settings)

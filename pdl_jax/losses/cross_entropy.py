@@ -7,6 +7,7 @@ from jax import Array
 from jax.core import Tracer
 
 from pdl_jax.errors import ConfigError
+from pdl_jax.losses.checks import is_zero
 from pdl_jax.losses.reduce import REDUCTIONS, divide, sums
 from pdl_jax.losses.terms import LossTerms, Sums
 
@@ -70,10 +71,10 @@ def token_nll(
   loss = log_z - label_logit
   # A Python zero leaves no trace of an option in the program; a traced value
   # is always applied.
-  if not _is_zero(label_smoothing):
+  if not is_zero(label_smoothing):
     smooth = log_z - logits.mean(axis=-1)
     loss = (1.0 - label_smoothing) * loss + label_smoothing * smooth
-  if not _is_zero(z_loss):
+  if not is_zero(z_loss):
     loss = loss + z_loss * jnp.square(log_z)
   return loss
 
@@ -107,10 +108,6 @@ def check_options(
     raise ConfigError(
       f'reduction {reduction!r} divides by nothing; leave out the denominator'
     )
-
-
-def _is_zero(value: Array | float) -> bool:
-  return not isinstance(value, jax.Array) and value == 0
 
 
 def cross_entropy(

@@ -1,181 +1,356 @@
 """Weighted cross-entropy of a linear head, without the [N, V] logits.
 
-The head's matmul, the softmax and the gradient are taken over chunks of the
-length axis, so that one chunk of logits is alive at a time. The scalar forms
-compute the gradient in the forward pass, 6NDV floating-point operations in
-all rather than the 8NDV of recomputing: legal because the weight of a token
-is known before its logits are.
+`linear_pdl_loss` is the loss of `pdl_loss(hidden @ head, ...)`; a head of any
+vocabulary costs the memory of a few tiles. `linear_loss_sums` does the same
+for every loss that is a function of `TokenStats`, and `linear_token_stats`
+gives the statistics themselves, per token. All three split over a
+(data, fsdp, tensor) mesh by hand, with `jax.shard_map`.
 """
 
+from collections.abc import Sequence
 from functools import partial
+from typing import Any, Literal, overload
 
 import jax
 import jax.numpy as jnp
-from jax import Array
+from jax import Array, lax
+from jax.sharding import Mesh
 
+from pdl_jax.errors import ConfigError
+from pdl_jax.losses import sharded
+from pdl_jax.losses.by_stats import cross_entropy_terms
+from pdl_jax.losses.checks import is_zero
 from pdl_jax.losses.cross_entropy import (
   check_labels,
-  token_nll,
+  check_options,
+  finish,
   token_weights,
 )
-from pdl_jax.losses.reduce import denominator
-from pdl_jax.losses.terms import Sums
-from pdl_jax.sharding import constrain
+from pdl_jax.losses.kernel import StatsFunction
+from pdl_jax.losses.reduce import denominator as reduction_denominator
+from pdl_jax.losses.sharded import Axes, Inputs, Plan
+from pdl_jax.losses.terms import LossTerms, Sums, TokenStats
 
-# Logits alive at once, in elements a chunk; 2**24 fp32 numbers are 64 MB.
-CHUNK_ELEMENTS = 2**24
-
-
-def linear_token_nll(
-  hidden_BxLxD: Array, head_DxV: Array, labels_BxL: Array
-) -> Array:
-  """Unweighted loss of each label, in nats: for evaluation, no gradient.
-
-  Args:
-    hidden_BxLxD: last hidden states, any float dtype.
-    head_DxV: output matrix; logits are hidden @ head, in fp32.
-    labels_BxL: in [0, V); what a masked position holds does not matter as
-      long as it is in range.
-
-  Returns:
-    nll_BxL, fp32.
-  """
-
-  def chunk_nll(_: None, chunk: tuple[Array, Array]) -> tuple[None, Array]:
-    hidden, labels = chunk
-    return None, token_nll(_logits(hidden, head_DxV), labels)
-
-  chunks = (hidden_BxLxD, labels_BxL)
-  length = labels_BxL.shape[1]
-  split = partial(_chunks, count=_chunk_count(labels_BxL, head_DxV))
-  _, nll = jax.lax.scan(chunk_nll, None, jax.tree.map(split, chunks))
-  return jnp.moveaxis(nll, 0, 1).reshape(labels_BxL.shape[0], -1)[:, :length]
+STATS = ('average', 'expected', 'argmax')
+METHODS = ('tokens', 'vocabulary')
+# fp32 logits alive at once: 64 MB.
+MEMORY_BYTES = 2**26
+AXES = Axes()
 
 
-def linear_weighted_sums(
-  hidden_BxLxD: Array,
+@overload
+def linear_pdl_loss(
+  hidden: Array,
   head_DxV: Array,
-  labels_BxL: Array,
-  weights_V: Array,
-  where_BxL: Array,
+  labels: Array,
+  weights_V: Array | None,
+  *,
+  reduction: Literal['sums'],
+  where: Array | None = None,
+  denominator: None = None,
+  label_smoothing: Array | float = 0.0,
+  z_loss: Array | float = 0.0,
+  softcap: float | None = None,
+  bias_V: Array | None = None,
+  vocab_size: int | None = None,
+  method: str | None = None,
+  memory_bytes: int = MEMORY_BYTES,
+  mesh: Mesh | None = None,
+  axes: Axes = AXES,
+) -> Sums: ...
+
+
+@overload
+def linear_pdl_loss(
+  hidden: Array,
+  head_DxV: Array,
+  labels: Array,
+  weights_V: Array | None,
+  *,
+  reduction: Literal[
+    'weighted_mean', 'token_mean', 'sum', 'none'
+  ] = 'weighted_mean',
+  where: Array | None = None,
+  denominator: Array | float | None = None,
+  label_smoothing: Array | float = 0.0,
+  z_loss: Array | float = 0.0,
+  softcap: float | None = None,
+  bias_V: Array | None = None,
+  vocab_size: int | None = None,
+  method: str | None = None,
+  memory_bytes: int = MEMORY_BYTES,
+  mesh: Mesh | None = None,
+  axes: Axes = AXES,
+) -> Array: ...
+
+
+def linear_pdl_loss(
+  hidden: Array,
+  head_DxV: Array,
+  labels: Array,
+  weights_V: Array | None,
+  *,
+  where: Array | None = None,
   reduction: str = 'weighted_mean',
-) -> tuple[Sums, Sums]:
-  """Sums of the weighted and of the plain cross-entropy of a linear head.
+  denominator: Array | float | None = None,
+  label_smoothing: Array | float = 0.0,
+  z_loss: Array | float = 0.0,
+  softcap: float | None = None,
+  bias_V: Array | None = None,
+  vocab_size: int | None = None,
+  method: str | None = None,
+  memory_bytes: int = MEMORY_BYTES,
+  mesh: Mesh | None = None,
+  axes: Axes = AXES,
+) -> Array | Sums:
+  """`pdl_loss(hidden @ head + bias, ...)` without the logits in memory.
+
+  Two algorithms, the same value to rounding. 'tokens' takes groups of tokens
+  and computes the gradient in the forward pass: 6NDV floating-point
+  operations. 'vocabulary' takes blocks of the vocabulary and computes the
+  logits twice: 8NDV, but less memory and a value per token. Groups of tokens
+  that `where` masks are skipped, matmuls and all.
 
   Args:
-    hidden_BxLxD: last hidden states, any float dtype.
-    head_DxV: output matrix; logits are hidden @ head, in fp32.
-    labels_BxL: in [0, V).
-    weights_V: >= 0, of each token type; ones is cross-entropy.
-    where_BxL: True at targets; the hidden states of other tokens may be
-      anything, NaN included.
-    reduction: whose denominator to return, see `reduce.denominator`.
+    hidden: [..., D], any float dtype.
+    head_DxV: output matrix, any float dtype; products add up in fp32.
+    labels: [...], integers in [0, V) wherever `where` is True.
+    weights_V: >= 0, of each type, from `power_law_weights`; None:
+      cross-entropy. No gradient flows into it.
+    where: [...], True at tokens that count; what the others hold, NaN too,
+      reaches neither loss nor gradient. None: all.
+    reduction, denominator, label_smoothing, z_loss: see `pdl_loss`.
+    softcap: z becomes softcap * tanh(z / softcap), before the bias.
+    bias_V: [head's V], added to the logits.
+    vocab_size: V, where the head has columns of padding at its end.
+    method: 'tokens' or 'vocabulary'; None: 'vocabulary' for reduction 'none',
+      else 'tokens'.
+    memory_bytes: budget of fp32 logits alive at once, from which the sizes of
+      the tiles follow; 'tokens' takes at least 512 tokens at a time.
+    mesh: that splits the arrays; None: the one of `jax.set_mesh`, if any. The
+      number of tokens and the vocabulary need not divide over it, but a head
+      that does not is padded, which costs a copy.
+    axes: names of its axes.
 
   Returns:
-    weighted: Sums(sum w l, denominator); num is differentiable in hidden and
-      head.
-    plain: Sums(sum l, n); its gradient is zero, it is there to be watched.
+    fp32: a scalar, an array of the shape of the labels, or Sums.
 
   Raises:
-    ConfigError: for labels out of range (outside jit), a table that does not
-      fit the vocabulary, or an unknown reduction.
+    ConfigError: for shapes that do not fit, labels out of range (outside jit),
+      an option out of range, or reduction 'none' under 'tokens', whose
+      gradient is scaled by one cotangent for all tokens.
   """
-  check_labels(labels_BxL, head_DxV.shape[1], where_BxL)
-  hidden_BxLxD = jnp.where(where_BxL[..., None], hidden_BxLxD, 0)
-  labels_BxL = jnp.where(where_BxL, labels_BxL, 0)
-  weight = token_weights(weights_V, labels_BxL, head_DxV.shape[1])
-  num, plain = _weighted_nll(
-    hidden_BxLxD, head_DxV, labels_BxL, weight, where_BxL
-  )
-  ones = jnp.ones_like(weight)
-  return (
-    Sums(num, denominator(weight, where_BxL, reduction)),
-    Sums(plain, denominator(ones, where_BxL, 'token_mean')),
-  )
-
-
-@jax.custom_vjp
-def _weighted_nll(
-  hidden: Array, head: Array, labels: Array, weight: Array, where: Array
-) -> tuple[Array, Array]:
-  nll = linear_token_nll(hidden, head, labels)
-  nll = jnp.where(where, nll, 0.0)
-  return (weight * nll).sum(), nll.sum()
-
-
-def _forward(
-  hidden: Array, head: Array, labels: Array, weight: Array, where: Array
-) -> tuple[tuple[Array, Array], tuple]:
-  def step(carry: tuple, chunk: tuple[Array, ...]) -> tuple:
-    num, plain, d_head = carry
-    hidden, labels, weight, where = chunk
-    weight = jnp.where(where, weight, 0.0)
-    logits = _logits(hidden, head)
-    log_z = jax.nn.logsumexp(logits, axis=-1, keepdims=True)
-    iota = jax.lax.broadcasted_iota(jnp.int32, logits.shape, labels.ndim)
-    is_label = iota == labels[..., None]
-    nll = log_z[..., 0] - jnp.where(is_label, logits, 0.0).sum(axis=-1)
-    # Gradient of w * nll; the one-hot is subtracted in fp32.
-    d_logits = weight[..., None] * (jnp.exp(logits - log_z) - is_label)
-    d_logits = d_logits.astype(hidden.dtype)
-    d_hidden = jnp.einsum('blv,dv->bld', d_logits, head)
-    d_head += jnp.einsum(
-      'bld,blv->dv', hidden, d_logits, preferred_element_type=jnp.float32
+  check_options(label_smoothing, z_loss, softcap, reduction, denominator)
+  if method is None:
+    method = 'vocabulary' if reduction == 'none' else 'tokens'
+  if method not in METHODS:
+    raise ConfigError(f'method {method!r} is not one of {", ".join(METHODS)}')
+  if method == 'tokens' and reduction == 'none':
+    raise ConfigError(
+      "reduction 'none' needs method 'vocabulary': under 'tokens' the gradient "
+      'is made in the forward pass, before a cotangent per token is known'
     )
-    num += (weight * nll).sum()
-    plain += jnp.where(where, nll, 0.0).sum()
-    return (num, plain, d_head), d_hidden
+  wants = () if is_zero(label_smoothing) else ('average',)
+  plan = _plan(
+    hidden, head_DxV, labels, where, bias_V, vocab_size, softcap, 1.0,
+    memory_bytes, mesh, axes, _nll_terms, wants,
+  )  # fmt: skip
+  weight = _weight(weights_V, labels, where, plan.vocab_size)
+  options = {'label_smoothing': label_smoothing, 'z_loss': z_loss}
+  parameters = {k: v for k, v in options.items() if not is_zero(v)}
+  flat = partial(_inputs, hidden, head_DxV, bias_V, labels, where=where)
+  if method == 'vocabulary':
+    found = sharded.token_stats(plan, flat(weight))
+    stats = jax.tree.map(lambda x: x.reshape(labels.shape), found)
+    terms = cross_entropy_terms(
+      stats, weight, label_smoothing=label_smoothing, z_loss=z_loss
+    )
+    return finish(terms, where, reduction, denominator)
+  if reduction == 'sums':
+    num, den, _ = sharded.summed(plan, flat(weight), parameters)
+    return Sums(num, den)
+  # The coefficient of every token is known before the first matmul, so that
+  # no second pass over the gradients is needed.
+  if denominator is None:
+    everywhere = jnp.ones(labels.shape, bool) if where is None else where
+    denominator = reduction_denominator(weight, everywhere, reduction)
+  den = jnp.asarray(denominator, jnp.float32)
+  scaled = weight / jnp.where(den > 0, den, 1.0)
+  return sharded.summed(plan, flat(scaled), parameters)[0]
 
-  count = _chunk_count(labels, head)
-  chunks = jax.tree.map(
-    partial(_chunks, count=count), (hidden, labels, weight, where)
+
+def linear_loss_sums(
+  terms: StatsFunction,
+  hidden: Array,
+  head_DxV: Array,
+  labels: Array,
+  weights_V: Array | None,
+  where: Array,
+  *,
+  parameters: Any = (),
+  wants: Sequence[str] = (),
+  temperature: float = 1.0,
+  softcap: float | None = None,
+  bias_V: Array | None = None,
+  vocab_size: int | None = None,
+  memory_bytes: int = MEMORY_BYTES,
+  mesh: Mesh | None = None,
+  axes: Axes = AXES,
+) -> tuple[Sums, Sums]:
+  """Sums of any loss of `TokenStats`, by groups of tokens.
+
+  Args:
+    terms: (stats, weight, parameters) -> loss and weight of each token. The
+      gradient goes through log_z, label and average. It must not close over
+      traced arrays: these go into `parameters`, through which no gradient
+      flows.
+    hidden, head_DxV, labels, weights_V, where: see `linear_pdl_loss`.
+    parameters: a pytree of scalars for the terms.
+    wants: which of `STATS` the terms read.
+    temperature: T of the softmax behind log_z and expected.
+    softcap, bias_V, vocab_size, memory_bytes, mesh, axes: see
+      `linear_pdl_loss`.
+
+  Returns:
+    weighted: Sums(sum loss, sum weight); num is differentiable.
+    plain: Sums(sum nll at T, n), unweighted, to be watched; no gradient.
+  """
+  plan = _plan(
+    hidden, head_DxV, labels, where, bias_V, vocab_size, softcap, temperature,
+    memory_bytes, mesh, axes, terms, _check_wants(wants),
+  )  # fmt: skip
+  weight = _weight(weights_V, labels, where, plan.vocab_size)
+  inputs = _inputs(hidden, head_DxV, bias_V, labels, weight, where)
+  num, den, plain = sharded.summed(plan, inputs, parameters)
+  count = where.sum().astype(jnp.float32)
+  return Sums(num, den), Sums(plain, count)
+
+
+def linear_token_stats(
+  hidden: Array,
+  head_DxV: Array,
+  labels: Array,
+  *,
+  where: Array | None = None,
+  wants: Sequence[str] = STATS,
+  temperature: float = 1.0,
+  softcap: float | None = None,
+  bias_V: Array | None = None,
+  vocab_size: int | None = None,
+  memory_bytes: int = MEMORY_BYTES,
+  mesh: Mesh | None = None,
+  axes: Axes = AXES,
+) -> TokenStats:
+  """Log-probability, entropy and argmax of each token, by vocabulary blocks.
+
+  Args: see `linear_pdl_loss`; `wants` says which of `STATS` are computed.
+
+  Returns:
+    TokenStats of the shape of the labels: `nll` is -log p of the label,
+    `entropy` that of the distribution. Differentiable in log_z, label and
+    average; zeros where masked. What was not asked for is NaN (argmax: -1).
+  """
+  wants = _check_wants(wants)
+  plan = _plan(
+    hidden, head_DxV, labels, where, bias_V, vocab_size, softcap, temperature,
+    memory_bytes, mesh, axes, None, wants,
+  )  # fmt: skip
+  weight = jnp.ones(labels.shape, jnp.float32)
+  inputs = _inputs(hidden, head_DxV, bias_V, labels, weight, where)
+  stats = jax.tree.map(
+    lambda x: x.reshape(labels.shape), sharded.token_stats(plan, inputs)
   )
-  zero = jnp.zeros((), jnp.float32)
-  start = (zero, zero, jnp.zeros(head.shape, jnp.float32))
-  (num, plain, d_head), d_hidden = jax.lax.scan(step, start, chunks)
-  batch, length, width = hidden.shape
-  d_hidden = jnp.moveaxis(d_hidden, 0, 1).reshape(batch, -1, width)
-  d_hidden = d_hidden[:, :length]
-  # Empty arrays carry the dtypes to the backward pass.
-  like = (jnp.zeros(0, hidden.dtype), jnp.zeros(0, head.dtype))
-  return (num, plain), (d_hidden, d_head, like)
-
-
-def _backward(residuals: tuple, cotangents: tuple[Array, Array]) -> tuple:
-  d_hidden, d_head, (like_hidden, like_head) = residuals
-  d_num, _ = cotangents
-  return (
-    (d_num * d_hidden).astype(like_hidden.dtype),
-    (d_num * d_head).astype(like_head.dtype),
-    None,
-    None,
-    None,
+  nan = jnp.full(labels.shape, jnp.nan)
+  return TokenStats(
+    stats.log_z,
+    stats.label,
+    stats.average if 'average' in wants else nan,
+    lax.stop_gradient(stats.expected) if 'expected' in wants else nan,
+    stats.argmax if 'argmax' in wants else jnp.full(labels.shape, -1),
   )
 
 
-_weighted_nll.defvjp(_forward, _backward)
+def _nll_terms(
+  stats: TokenStats, weight: Array, parameters: dict[str, Any]
+) -> LossTerms:
+  return cross_entropy_terms(stats, weight, **parameters)
 
 
-def _logits(hidden_BxLxD: Array, head_DxV: Array) -> Array:
-  logits = jnp.einsum(
-    'bld,dv->blv', hidden_BxLxD, head_DxV,
-    preferred_element_type=jnp.float32,
-  )
-  return constrain(logits, 'batch', 'length', 'vocab')
+def _check_wants(wants: Sequence[str]) -> tuple[str, ...]:
+  unknown = [name for name in wants if name not in STATS]
+  if unknown:
+    raise ConfigError(f'wants {unknown[0]!r} is not one of {", ".join(STATS)}')
+  return tuple(wants)
 
 
-def _chunk_count(labels_BxL: Array, head_DxV: Array) -> int:
-  """Chunks of the length axis that keep the logits within the budget."""
-  batch, length = labels_BxL.shape
-  per_position = batch * head_DxV.shape[1]
-  size = max(1, min(length, CHUNK_ELEMENTS // per_position))
-  return -(-length // size)
+def _plan(
+  hidden: Array,
+  head_DxV: Array,
+  labels: Array,
+  where: Array | None,
+  bias_V: Array | None,
+  vocab_size: int | None,
+  softcap: float | None,
+  temperature: float,
+  memory_bytes: int,
+  mesh: Mesh | None,
+  axes: Axes,
+  terms: StatsFunction | None,
+  wants: tuple[str, ...],
+) -> Plan:
+  """Checks the arguments against each other."""
+  width, columns = head_DxV.shape
+  size = columns if vocab_size is None else vocab_size
+  if hidden.shape != (*labels.shape, width):
+    raise ConfigError(
+      f'hidden has shape {hidden.shape}; for labels {labels.shape} and a head '
+      f'of {head_DxV.shape} it must be {(*labels.shape, width)}'
+    )
+  if not 0 < size <= columns:
+    raise ConfigError(
+      f'vocab_size {size} must be in [1, {columns}], the columns of the head'
+    )
+  if bias_V is not None and bias_V.shape != (columns,):
+    raise ConfigError(
+      f'bias_V has shape {bias_V.shape}, the head {columns} columns'
+    )
+  if not temperature > 0:
+    raise ConfigError(f'temperature must be > 0, got {temperature}')
+  if where is not None and where.dtype != bool:
+    raise ConfigError(
+      f'where must be True or False, got {where.dtype}; weights of single '
+      'tokens would be lost in it'
+    )
+  check_labels(labels, size, where)
+  used = sharded.usable_mesh(mesh)
+  return Plan(
+    terms, wants, size, softcap, temperature, memory_bytes, where is not None,
+    used, sharded.present_axes(axes, used),
+  )  # fmt: skip
 
 
-def _chunks(x: Array, count: int) -> Array:
-  """[B, L, ...] to [count, B, L / count, ...], zero-padded at the end."""
-  batch, length = x.shape[:2]
-  size = -(-length // count)
-  padding = [(0, 0), (0, count * size - length)] + [(0, 0)] * (x.ndim - 2)
-  x = jnp.pad(x, padding).reshape(batch, count, size, *x.shape[2:])
-  return jnp.moveaxis(x, 1, 0)
+def _weight(
+  weights_V: Array | None, labels: Array, where: Array | None, size: int
+) -> Array:
+  if where is not None:
+    labels = jnp.where(where, labels, 0)
+  return token_weights(weights_V, labels, size)
+
+
+def _inputs(
+  hidden: Array,
+  head_DxV: Array,
+  bias_V: Array | None,
+  labels: Array,
+  weight: Array,
+  where: Array | None,
+) -> Inputs:
+  """Tokens in rows, and nothing behind the mask that could leak."""
+  if where is None:
+    where = jnp.ones(labels.shape, bool)
+  hidden = jnp.where(where[..., None], hidden, 0)
+  labels = jnp.where(where, labels, 0).astype(jnp.int32)
+  return Inputs(
+    hidden.reshape(-1, hidden.shape[-1]), head_DxV, bias_V,
+    labels.reshape(-1), weight.reshape(-1), where.reshape(-1),
+  )  # fmt: skip

@@ -9,7 +9,7 @@ each is an argument.
 """
 
 from collections.abc import Sequence
-from typing import Any, Literal, overload
+from typing import Literal, overload
 
 import jax.numpy as jnp
 import numpy as np
@@ -17,11 +17,13 @@ from jax import Array
 from jax.core import Tracer
 
 from pdl_jax.errors import ConfigError
+from pdl_jax.losses.checks import check_number
 from pdl_jax.losses.cross_entropy import weighted_nll
 from pdl_jax.losses.terms import Sums
 
 UNSEEN = ('paper', 'as_once', 'neutral')
 NORMALIZE = ('corpus_mean', 'none')
+EPSILON_POLICIES = ('absolute', 'times_median')
 
 
 def power_law_weights(
@@ -33,14 +35,16 @@ def power_law_weights(
   normalize: str = 'corpus_mean',
   neutral_ids: Sequence[int] = (),
   unseen: str = 'paper',
+  epsilon_policy: str = 'absolute',
+  mass_V: Array | np.ndarray | None = None,
 ) -> Array:
   """Weight of each token type, w(t) = 1 / (freq(t) + epsilon) ** alpha.
 
   Args:
-    frequency_V: how often each type occurs; counts or probabilities. Epsilon
-      is in the same unit: at alpha 1 and epsilon 1e-7 an unseen type weighs
-      1e7 times a once-seen one on counts, 11 times on the probabilities of a
-      million-token corpus.
+    frequency_V: how often each type occurs; counts or probabilities. An
+      absolute epsilon is in the same unit: at alpha 1 and epsilon 1e-7 an
+      unseen type weighs 1e7 times a once-seen one on counts, 11 times on the
+      probabilities of a million-token corpus.
     alpha: decay exponent, >= 0. 0 is cross-entropy, bit for bit; 1 gives every
       type the same total weight. May be traced: a schedule does not recompile.
     epsilon: smoothing constant, >= 0; may be traced.
@@ -54,7 +58,15 @@ def power_law_weights(
       left out of the mean.
     unseen: weight of a type with frequency 0: 'paper' applies the formula,
       'as_once' gives it the frequency of the rarest type seen (once, in any
-      real corpus), 'neutral' weight 1.
+      real corpus), 'neutral' weight 1. A policy "the largest weight of a
+      seen type" would be 'as_once' again, since weights fall with frequency,
+      except where a neutral type is rarer than all that are weighed.
+    epsilon_policy: 'absolute' adds epsilon itself; 'times_median' adds epsilon
+      times the median frequency of the types that are seen and not neutral
+      (times 1 if there are none), which means the same in counts and in
+      probabilities and on a corpus of any size.
+    mass_V: how often each type runs, over which 'corpus_mean' is taken, where
+      that is not frequency_V: for a mixed or a word-level frequency.
 
   Returns:
     weights_V, fp32.
@@ -65,17 +77,27 @@ def power_law_weights(
       'paper', and for weights that overflow. A traced alpha or epsilon cannot
       be looked at.
   """
-  _check_arguments(frequency_V, alpha, epsilon, clip, normalize, unseen)
+  check_number('alpha', alpha)
+  check_number('epsilon', epsilon)
+  _check_choices(clip, normalize, unseen, epsilon_policy)
+  _check_frequency(frequency_V)
   frequency_V = np.asarray(frequency_V)
   neutral_V = _neutral(neutral_ids, frequency_V.size)
   _check_unseen(frequency_V, neutral_V, epsilon, unseen)
   seen_V = frequency_V > 0
-  mass_V = jnp.asarray(np.where(neutral_V, 0, frequency_V), jnp.float32)
+  if mass_V is None:
+    mass_V = frequency_V
+  _check_frequency(mass_V)
+  mass_V = jnp.asarray(np.where(neutral_V, 0, mass_V), jnp.float32)
   base_V = frequency_V.astype(np.float64)
+  smoothing = epsilon
+  if epsilon_policy == 'times_median':
+    smoothing = epsilon * _median(base_V[seen_V & ~neutral_V])
   if unseen != 'paper':
     rarest = base_V[seen_V].min() if seen_V.any() else 1.0
     base_V = np.where(seen_V, base_V, rarest)
-  raw_V = jnp.exp(-alpha * jnp.log(jnp.asarray(base_V, jnp.float32) + epsilon))
+  smoothed_V = jnp.asarray(base_V, jnp.float32) + smoothing
+  raw_V = jnp.exp(-alpha * jnp.log(smoothed_V))
   weights_V = raw_V
   if normalize == 'corpus_mean':
     weights_V = _scale(raw_V, mass_V, clip) * raw_V
@@ -110,6 +132,11 @@ def _scale(raw_V: Array, mass_V: Array, clip: float | None) -> Array:
   return jnp.where(total > 0, scale, 1.0)
 
 
+def _median(counted: np.ndarray) -> float:
+  """The median, or 1 of nothing; a Python float leaves dtypes alone."""
+  return float(np.median(counted)) if counted.size else 1.0
+
+
 def _neutral(neutral_ids: Sequence[int], size: int) -> np.ndarray:
   """True at the neutral types."""
   ids = np.asarray(neutral_ids, int)
@@ -123,24 +150,21 @@ def _neutral(neutral_ids: Sequence[int], size: int) -> np.ndarray:
   return neutral_V
 
 
-def _check_arguments(
-  frequency_V: Array | np.ndarray,
-  alpha: Array | float,
-  epsilon: Array | float,
-  clip: float | None,
-  normalize: str,
-  unseen: str,
+def _check_choices(
+  clip: float | None, normalize: str, unseen: str, epsilon_policy: str
 ) -> None:
-  check_number('alpha', alpha)
-  check_number('epsilon', epsilon)
   if clip is not None and not clip >= 1:
     raise ConfigError(f'clip must be at least 1 (the mean weight), got {clip}')
-  if normalize not in NORMALIZE:
-    raise ConfigError(
-      f'normalize {normalize!r} is not one of {", ".join(NORMALIZE)}'
-    )
-  if unseen not in UNSEEN:
-    raise ConfigError(f'unseen {unseen!r} is not one of {", ".join(UNSEEN)}')
+  for name, value, allowed in (
+    ('normalize', normalize, NORMALIZE),
+    ('unseen', unseen, UNSEEN),
+    ('epsilon_policy', epsilon_policy, EPSILON_POLICIES),
+  ):
+    if value not in allowed:
+      raise ConfigError(f'{name} {value!r} is not one of {", ".join(allowed)}')
+
+
+def _check_frequency(frequency_V: Array | np.ndarray) -> None:
   frequency = np.asarray(frequency_V)
   bad = ~np.isfinite(frequency) | (frequency < 0)
   if frequency.ndim != 1 or bad.any():
@@ -148,19 +172,6 @@ def _check_arguments(
       f'frequency_V must be one row of finite numbers >= 0; got shape '
       f'{frequency.shape} with {int(bad.sum())} negative or non-finite'
     )
-
-
-def check_number(name: str, value: Any) -> None:
-  """Refuses anything that is not a finite number >= 0, unless traced."""
-  if isinstance(value, Tracer):
-    return
-  try:
-    # Text that reads like a number would fail later, in the arithmetic.
-    number = float('nan') if isinstance(value, str) else float(value)
-  except (TypeError, ValueError):
-    raise ConfigError(f'{name} must be a number >= 0, got {value!r}') from None
-  if not (np.isfinite(number) and number >= 0):
-    raise ConfigError(f'{name} must be a finite number >= 0, got {value!r}')
 
 
 def _check_unseen(

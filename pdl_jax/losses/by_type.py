@@ -1,0 +1,271 @@
+"""Losses that weigh a token by its type: rivals of Power-Law Decay Loss.
+
+Each is a table of weights, made once from the counts of the types: c_t is that
+of type t.
+"""
+
+import math
+from collections.abc import Sequence
+
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from pdl_jax.errors import ConfigError
+from pdl_jax.losses.checks import check_number, check_range
+from pdl_jax.losses.power_law import power_law_weights
+
+SCALES = ('published', 'corpus_mean')
+
+
+def inverse_frequency_weights(
+  frequency_V: np.ndarray,
+  *,
+  neutral_ids: Sequence[int],
+  exponent: Array | float = 0.4,
+) -> Array:
+  """Inverse token frequency (ITF), w = c ** -exponent (arXiv:1811.08100).
+
+  Power-law weights with alpha = exponent and epsilon 0, scaled so that a
+  running token weighs 1 on average. A type never counted weighs as much as the
+  rarest seen.
+
+  Args:
+    frequency_V: counts, >= 0.
+    neutral_ids: types that weigh exactly 1, left out of the mean.
+    exponent: >= 0; 0 gives ones. May be traced. The default is our choice.
+
+  Returns:
+    weights_V, fp32.
+
+  Raises:
+    ConfigError: for counts, ids or an exponent out of range, or weights that
+      overflow.
+  """
+  check_number('exponent', exponent)
+  return power_law_weights(
+    frequency_V, alpha=exponent, epsilon=0.0, unseen='as_once',
+    neutral_ids=neutral_ids,
+  )
+
+
+def face_weights(
+  frequency_V: np.ndarray,
+  *,
+  neutral_ids: Sequence[int],
+  normalize: str = 'published',
+) -> Array:
+  """Frequency-aware cross-entropy (FACE), w = 1 - c / max c, rescaled.
+
+  The variant with frequencies of the truth, weighing before the loss
+  (arXiv:1902.09191). The commonest type weighs 0, one never counted most. The
+  published scale is a mean of 1 over types: running tokens then weigh far less
+  than 1 on average, and the same learning rate takes smaller steps.
+
+  Neutral types take no part in the maximum nor in the mean, so the mean over
+  all V types is 1 with them too. Types that are all equally common have
+  nothing to tell them apart, and weigh 1.
+
+  Args:
+    frequency_V: counts, >= 0.
+    neutral_ids: types that weigh exactly 1, the end of turn above all.
+    normalize: 'published', or 'corpus_mean': a running token weighs 1 on
+      average.
+
+  Returns:
+    weights_V, fp32.
+
+  Raises:
+    ConfigError: for counts, ids or an option out of range.
+  """
+  counts_V, neutral_V = _types(frequency_V, neutral_ids)
+  top = counts_V[~neutral_V].max(initial=0.0)
+  raw_V = 1 - counts_V / top if top else np.ones_like(counts_V)
+  return _finish(_scaled(raw_V, ~neutral_V), counts_V, neutral_V, normalize)
+
+
+def class_balanced_weights(
+  frequency_V: np.ndarray,
+  *,
+  neutral_ids: Sequence[int],
+  beta: float = 0.9999,
+  normalize: str = 'published',
+) -> Array:
+  """Weights by effective number, (1 - beta) / (1 - beta ** c), rescaled.
+
+  Between ones (beta 0) and inverse frequency (beta -> 1). The published scale
+  is a sum of V over types (arXiv:1901.05555): running tokens, most of them of
+  common types, then weigh less than 1 on average, and the same learning rate
+  takes smaller steps. A type never counted would divide by zero; it weighs
+  what a type counted once does. Neutral types take no part in the sum, which
+  is V with them too.
+
+  Args:
+    frequency_V: counts, >= 0.
+    neutral_ids: types that weigh exactly 1.
+    beta: in [0, 1).
+    normalize: 'published', or 'corpus_mean': a running token weighs 1 on
+      average.
+
+  Returns:
+    weights_V, fp32.
+
+  Raises:
+    ConfigError: for counts, ids or an option out of range.
+  """
+  check_range('beta', beta, 0, 1, closed_high=False)
+  counts_V, neutral_V = _types(frequency_V, neutral_ids)
+  with np.errstate(divide='ignore'):
+    log_beta = np.log(float(beta))
+  # The factor 1 - beta cancels in the scale.
+  raw_V = -1 / np.expm1(np.where(counts_V == 0, 1.0, counts_V) * log_beta)
+  return _finish(_scaled(raw_V, ~neutral_V), counts_V, neutral_V, normalize)
+
+
+def adaptive_exponential_weights(
+  frequency_V: np.ndarray,
+  *,
+  neutral_ids: Sequence[int],
+  decay: float = 1.75,
+  max_weight: float = math.e,
+  normalize: str = 'published',
+) -> Array:
+  """Token-level adaptive training, the rarer the heavier (arXiv:2010.04380).
+
+    u(t) = exp(-T r),  w(t) = 1 + (max_weight - 1) u(t) / max u,  r = c / c_med
+
+  c_med is the median count of the seen types, of two middle ones the smaller,
+  as in the published code. Weights lie in [1, max_weight], so that running
+  tokens weigh more than 1 on average and the same learning rate takes larger
+  steps. A type never counted weighs what the rarest seen does. The paper
+  trains with cross-entropy first, and its code sets a random part of the
+  tokens back to weight 1; neither is done here.
+
+  Args:
+    frequency_V: counts, >= 0.
+    neutral_ids: types that weigh exactly 1, left out of median and maximum.
+    decay: T >= 0.
+    max_weight: >= 1; 1 gives ones.
+    normalize: 'published', or 'corpus_mean': a running token weighs 1 on
+      average.
+
+  Returns:
+    weights_V, fp32.
+
+  Raises:
+    ConfigError: for counts, ids or an option out of range.
+  """
+  return _adaptive(frequency_V, neutral_ids, 0, decay, max_weight, normalize)
+
+
+def adaptive_chi_square_weights(
+  frequency_V: np.ndarray,
+  *,
+  neutral_ids: Sequence[int],
+  decay: float = 1.75,
+  max_weight: float = math.e,
+  normalize: str = 'published',
+) -> Array:
+  """As `adaptive_exponential_weights`, u(t) = r ** 2 * exp(-T r).
+
+  Heaviest at r = 2 / T: types that are very rare count as noise and weigh
+  little more than 1.
+  """
+  return _adaptive(frequency_V, neutral_ids, 2, decay, max_weight, normalize)
+
+
+def _adaptive(
+  frequency_V: np.ndarray,
+  neutral_ids: Sequence[int],
+  power: int,
+  decay: float,
+  max_weight: float,
+  normalize: str,
+) -> Array:
+  """Weights of u(t) = r ** power * exp(-decay * r)."""
+  check_number('decay', decay)
+  check_range('max_weight', max_weight, 1, np.inf, closed_high=False)
+  counts_V, neutral_V = _types(frequency_V, neutral_ids)
+  seen_V = (counts_V > 0) & ~neutral_V
+  weights_V = np.ones_like(counts_V)
+  if seen_V.any():
+    seen = np.sort(counts_V[seen_V])
+    ratio_V = np.where(seen_V, counts_V, seen[0]) / seen[(seen.size - 1) // 2]
+    # In logarithms: u underflows at large T.
+    log_u_V = power * np.log(ratio_V) - decay * ratio_V
+    weights_V += (max_weight - 1) * np.exp(log_u_V - log_u_V.max())
+  return _finish(weights_V, counts_V, neutral_V, normalize)
+
+
+def _types(
+  frequency_V: np.ndarray, neutral_ids: Sequence[int]
+) -> tuple[np.ndarray, np.ndarray]:
+  """Counts in double precision, and True at the neutral types."""
+  counts_V = np.asarray(frequency_V, np.float64)
+  bad = ~np.isfinite(counts_V) | (counts_V < 0)
+  if counts_V.ndim != 1 or bad.any():
+    raise ConfigError(
+      f'frequency_V must be one row of finite numbers >= 0; got shape '
+      f'{counts_V.shape} with {int(bad.sum())} negative or non-finite'
+    )
+  ids = np.asarray(neutral_ids, int)
+  outside = ids[(ids < 0) | (ids >= counts_V.size)]
+  if outside.size:
+    raise ConfigError(
+      f'neutral_ids has {outside[0]}, outside the {counts_V.size} types of '
+      'frequency_V'
+    )
+  neutral_V = np.zeros(counts_V.size, bool)
+  neutral_V[ids] = True
+  return counts_V, neutral_V
+
+
+def _scaled(raw_V: np.ndarray, mass_V: np.ndarray) -> np.ndarray:
+  """The weights scaled to a mean of 1 over `mass_V`; ones if they are zero."""
+  total = (mass_V * raw_V).sum()
+  if total == 0:
+    return np.ones_like(raw_V)
+  return raw_V * (mass_V.sum() / total)
+
+
+def _finish(
+  weights_V: np.ndarray,
+  counts_V: np.ndarray,
+  neutral_V: np.ndarray,
+  normalize: str,
+) -> Array:
+  if normalize not in SCALES:
+    raise ConfigError(
+      f'normalize {normalize!r} is not one of {", ".join(SCALES)}'
+    )
+  if normalize == 'corpus_mean':
+    weights_V = _scaled(weights_V, np.where(neutral_V, 0.0, counts_V))
+  return jnp.asarray(np.where(neutral_V, 1.0, weights_V), jnp.float32)
+
+
+def logit_adjustment_bias(
+  frequency_V: np.ndarray, *, tau: Array | float = 1.0
+) -> Array:
+  """Bias of the logits, tau * log prior(t), for logit adjustment.
+
+  Either train with cross-entropy on logits + bias (arXiv:2007.07314; tau 1 is
+  balanced softmax, arXiv:2007.10740) and decode without it, or train without
+  and decode with logits - bias; never both.
+
+  Args:
+    frequency_V: counts, >= 0. The prior is their share; a type never counted
+      takes the place of one counted once.
+    tau: >= 0, may be traced; 0 gives zeros.
+
+  Returns:
+    bias_V, fp32, <= 0.
+
+  Raises:
+    ConfigError: for nothing counted, or counts or tau out of range.
+  """
+  check_number('tau', tau)
+  counts_V, _ = _types(frequency_V, ())
+  if not counts_V.any():
+    raise ConfigError(f'none of the {counts_V.size} token types was counted')
+  counts_V = np.where(counts_V == 0, 1.0, counts_V)
+  return tau * jnp.asarray(np.log(counts_V / counts_V.sum()), jnp.float32)

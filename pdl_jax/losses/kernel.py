@@ -1,0 +1,365 @@
+"""The two algorithms of a linear head's loss, on one device.
+
+  by_tokens      rows outside: the softmax of one group of rows is kept, and
+                 the gradient follows in the same call, 6NDV floating-point
+                 operations in all. Legal where the coefficient of a token is
+                 known once its own logits are.
+  by_vocabulary  columns outside in the backward pass: the logits are made
+                 again, 8NDV, and nothing larger than a tile is ever kept.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import Array, lax
+
+from pdl_jax.losses.terms import LossTerms, TokenStats
+from pdl_jax.losses.tiles import (
+  Block,
+  Head,
+  Tiles,
+  Tokens,
+  bias_of,
+  block_at,
+  compress,
+  empty_kept,
+  fill,
+  is_label,
+  kept_stats,
+  logits_of,
+  matrix_of,
+  rows,
+  stats_of_rows,
+)
+
+
+class Gradients(NamedTuple):
+  """Of a scalar; None where nobody asked."""
+
+  hidden_NxD: Array | None
+  matrix_DxV: Array | None
+  bias_V: Array | None
+
+
+class Wanted(NamedTuple):
+  """Which gradients are computed."""
+
+  hidden: bool
+  matrix: bool
+  bias: bool
+
+
+class Slopes(NamedTuple):
+  """Derivative of the loss by each differentiable statistic, per token."""
+
+  log_z: Array
+  label: Array
+  average: Array
+
+
+def _tile_gradient(
+  tiles: Tiles,
+  wanted: Wanted,
+  head: Head,
+  block: Block,
+  part: Tokens,
+  softmax: Array,
+  logits: Array | None,
+  slopes: Slopes,
+) -> Gradients:
+  """One tile's share of each gradient, fp32.
+
+  `softmax` comes multiplied by the slope of log Z and divided by T; `logits`
+  are needed under a soft cap alone.
+  """
+  # The one-hot is taken off in fp32, before any cast.
+  label = is_label(block, part.labels_N)
+  outer = softmax + jnp.where(label, slopes.label[:, None], 0.0)
+  if 'average' in tiles.wants:
+    uniform = slopes.average[:, None] / tiles.vocab_size
+    if block.mine is not None:
+      uniform = jnp.where(block.mine[None], uniform, 0.0)
+    outer = outer + uniform
+  inner = outer
+  if tiles.softcap is not None:
+    assert logits is not None
+    if block.mine is not None:
+      logits = jnp.where(block.mine[None], logits, 0.0)
+    capped = (logits - bias_of(tiles, head, block)) / tiles.softcap
+    inner = outer * (1.0 - jnp.square(capped))
+  narrow = inner.astype(part.hidden_NxD.dtype)
+  product = partial(lax.dot_general, preferred_element_type=jnp.float32)
+  return Gradients(
+    product(narrow, matrix_of(tiles, head, block), (((1,), (1,)), ((), ())))
+    if wanted.hidden else None,
+    product(part.hidden_NxD, narrow, (((0,), (0,)), ((), ())))
+    if wanted.matrix else None,
+    outer.sum(axis=0) if wanted.bias else None,
+  )  # fmt: skip
+
+
+def _accumulate(
+  total: Array | None, part: Array | None, start: Array | int, axis: int
+) -> Array | None:
+  """Adds to the columns from `start` on, in place."""
+  if total is None or part is None:
+    return None
+  before = lax.dynamic_slice_in_dim(total, start, part.shape[axis], axis)
+  return lax.dynamic_update_slice_in_dim(total, before + part, start, axis)
+
+
+def _zeros(tiles: Tiles, wanted: Wanted, hidden_NxD: Array) -> Gradients:
+  width, zeros = hidden_NxD.shape[1], jnp.zeros
+  return Gradients(
+    zeros(hidden_NxD.shape, jnp.float32) if wanted.hidden else None,
+    zeros((width, tiles.width), jnp.float32) if wanted.matrix else None,
+    zeros(tiles.width, jnp.float32) if wanted.bias else None,
+  )
+
+
+StatsFunction = Callable[[TokenStats, Array, Any], LossTerms]
+"""(stats, weight, parameters) -> LossTerms, per token; differentiable."""
+
+
+def by_tokens(
+  tiles: Tiles,
+  wanted: Wanted,
+  terms: StatsFunction,
+  head: Head,
+  tokens: Tokens,
+  parameters: Any,
+) -> tuple[tuple[Array, Array, Array], Gradients]:
+  """Sums of the loss, and their gradient, a group of rows at a time.
+
+  Args:
+    tiles: sizes.
+    wanted: which gradients; with none, only the sums.
+    terms: of the loss.
+    head: this device's slice.
+    tokens: this device's rows.
+    parameters: of the terms, any pytree.
+
+  Returns:
+    (sum loss, sum weight, sum nll) over the rows that count, fp32, and the
+    gradients of the first, fp32: this device's share of each.
+  """
+  moved, steps, order_N = compress(tiles, tokens)
+  zero = jnp.zeros((), jnp.float32)
+  carry = ((zero, zero, zero), _zeros(tiles, wanted, moved.hidden_NxD))
+  for size, first, count in steps:
+    group = partial(
+      _group, dataclasses.replace(tiles, tokens=size), wanted, terms, head,
+      moved, parameters, first,
+    )  # fmt: skip
+    kept = empty_kept(tiles, size) if any(wanted) else ()
+    *carry, _ = lax.fori_loop(0, count, group, (*carry, kept))
+  sums, gradients = carry
+  return sums, _in_order(gradients, tokens, order_N)
+
+
+def _group(
+  tiles: Tiles,
+  wanted: Wanted,
+  terms: StatsFunction,
+  head: Head,
+  moved: Tokens,
+  parameters: Any,
+  first: Array | int,
+  number: Array,
+  carry: tuple,
+) -> tuple:
+  """Takes in one group of rows: its sums, its share of the gradients."""
+  sums, gradients, kept = carry
+  start = first + number * tiles.tokens
+  part = Tokens(*(rows(tiles, x, start) for x in moved))
+  if not any(wanted):
+    stats = stats_of_rows(tiles, head, part.hidden_NxD, part.labels_N)
+    values, _ = _terms_and_slopes(tiles, terms, stats, part, parameters)
+    return _add(sums, values), gradients, kept
+  stats, kept = kept_stats(tiles, head, part.hidden_NxD, part.labels_N, kept)
+  values, slopes = _terms_and_slopes(tiles, terms, stats, part, parameters)
+  scale = slopes.log_z / tiles.temperature
+
+  def tile(number: Array, carry: tuple) -> tuple:
+    d_hidden, d_matrix, d_bias = carry
+    block = block_at(tiles, number)
+    keep = lax.dynamic_index_in_dim(kept.tiles, number, keepdims=False)
+    if tiles.softcap is None:
+      # The powers are relative to an older top: one factor a row mends it.
+      top = kept.tops[number] / tiles.temperature
+      softmax = keep * (scale * jnp.exp(top - stats.log_z))[:, None]
+    else:
+      z = keep / tiles.temperature - stats.log_z[:, None]
+      softmax = scale[:, None] * jnp.exp(z)
+    share = _tile_gradient(
+      tiles, wanted, head, block, part, softmax, keep, slopes
+    )
+    return (
+      _sum(d_hidden, share.hidden_NxD),
+      _accumulate(d_matrix, share.matrix_DxV, block.start, 1),
+      _accumulate(d_bias, share.bias_V, block.start, 0),
+    )
+
+  d_hidden, all_hidden = None, gradients.hidden_NxD
+  if all_hidden is not None:
+    d_hidden = jnp.zeros(part.hidden_NxD.shape, jnp.float32)
+  d_hidden, d_matrix, d_bias = lax.fori_loop(
+    0, tiles.blocks, tile, (d_hidden, gradients.matrix_DxV, gradients.bias_V)
+  )
+  all_hidden = _write(all_hidden, d_hidden, start, 0)
+  return _add(sums, values), Gradients(all_hidden, d_matrix, d_bias), kept
+
+
+def _add(sums: tuple, values: tuple) -> tuple:
+  return tuple(a + b.sum() for a, b in zip(sums, values, strict=True))
+
+
+def _in_order(
+  gradients: Gradients, tokens: Tokens, order_N: Array | None
+) -> Gradients:
+  """The gradient of the hidden states in the order that these came in."""
+  if gradients.hidden_NxD is None:
+    return gradients
+  hidden = _back(gradients.hidden_NxD, tokens, order_N)
+  return gradients._replace(hidden_NxD=hidden)
+
+
+def _back(x: Array, tokens: Tokens, order_N: Array | None) -> Array:
+  """Undoes `compress`."""
+  x = x[: tokens.labels_N.size]
+  if order_N is None:
+    return x
+  return jnp.zeros_like(x).at[order_N].set(x, unique_indices=True)
+
+
+def _terms_and_slopes(
+  tiles: Tiles,
+  terms: StatsFunction,
+  stats: TokenStats,
+  part: Tokens,
+  parameters: Any,
+) -> tuple[tuple[Array, Array, Array], Slopes]:
+  """Loss, weight and nll of each row, 0 where masked, and the slopes."""
+
+  def loss(log_z: Array, label: Array, average: Array) -> LossTerms:
+    given = stats._replace(log_z=log_z, label=label, average=average)
+    return terms(given, part.weight_N, parameters)
+
+  (value, weight), pull = jax.vjp(
+    loss, stats.log_z, stats.label, stats.average
+  )
+  inside = part.where_N.astype(jnp.float32)
+  slopes = Slopes(*pull(LossTerms(inside, jnp.zeros_like(weight))))
+  nll = stats.log_z - stats.label / tiles.temperature
+  values = (
+    jnp.where(part.where_N, value, 0.0),
+    jnp.where(part.where_N, weight, 0.0),
+    jnp.where(part.where_N, nll, 0.0),
+  )
+  return values, slopes
+
+
+def stats_by_vocabulary(
+  tiles: Tiles, head: Head, tokens: Tokens
+) -> TokenStats:
+  """Statistics of every row; zeros where it does not count."""
+  moved, steps, order_N = compress(tiles, tokens)
+  size = moved.labels_N.size
+  zeros = jnp.zeros(size, jnp.float32)
+  found = TokenStats(zeros, zeros, zeros, zeros, jnp.zeros(size, jnp.int32))
+  for size, first, count in steps:
+    part_of = dataclasses.replace(tiles, tokens=size)
+
+    def group(
+      number: Array, found: TokenStats, first: Array | int = first,
+      tiles: Tiles = part_of,
+    ) -> TokenStats:  # fmt: skip
+      start = first + number * tiles.tokens
+      part = Tokens(*(rows(tiles, x, start) for x in moved))
+      stats = stats_of_rows(tiles, head, part.hidden_NxD, part.labels_N)
+      stats = jax.tree.map(lambda x: jnp.where(part.where_N, x, 0), stats)
+      return jax.tree.map(
+        lambda a, b: lax.dynamic_update_slice(a, b, (start,)), found, stats
+      )
+
+    found = lax.fori_loop(0, count, group, found)
+  return jax.tree.map(lambda x: _back(x, tokens, order_N), found)
+
+
+def gradient_by_vocabulary(
+  tiles: Tiles,
+  wanted: Wanted,
+  head: Head,
+  tokens: Tokens,
+  log_z_N: Array,
+  slopes: Slopes,
+) -> Gradients:
+  """Gradient from the slope of each statistic; the logits are made again.
+
+  Columns of the vocabulary outside: each column of the matrix's gradient is
+  written once.
+  """
+  moved, steps, order_N = compress(tiles, tokens)
+  log_z, *slope = (
+    fill(tiles, x if order_N is None else x[order_N])
+    for x in (
+      jnp.where(tokens.where_N, x, 0.0) for x in (log_z_N, *slopes)
+    )
+  )
+
+  def columns(i: Array, gradients: Gradients) -> Gradients:
+    # From the last to the first: the last tile's neighbour writes over the
+    # columns that it shares with it and does not answer for.
+    block = block_at(tiles, tiles.blocks - 1 - i)
+
+    def group(
+      tiles: Tiles, first: Array | int, number: Array, carry: Gradients
+    ) -> Gradients:
+      start = first + number * tiles.tokens
+      part = Tokens(*(rows(tiles, x, start) for x in moved))
+      mine = Slopes(*(rows(tiles, x, start) for x in slope))
+      logits = logits_of(tiles, head, part.hidden_NxD, block)
+      z = logits / tiles.temperature - rows(tiles, log_z, start)[:, None]
+      softmax = (mine.log_z / tiles.temperature)[:, None] * jnp.exp(z)
+      share = _tile_gradient(
+        tiles, wanted, head, block, part, softmax, logits, mine
+      )
+      return Gradients(
+        _accumulate(carry.hidden_NxD, share.hidden_NxD, start, 0),
+        _sum(carry.matrix_DxV, share.matrix_DxV),
+        _sum(carry.bias_V, share.bias_V),
+      )
+
+    fresh = _zeros(
+      dataclasses.replace(tiles, width=tiles.block), wanted, moved.hidden_NxD
+    )
+    carry = fresh._replace(hidden_NxD=gradients.hidden_NxD)
+    for size, first, count in steps:
+      smaller = dataclasses.replace(tiles, tokens=size)
+      carry = lax.fori_loop(0, count, partial(group, smaller, first), carry)
+    d_hidden, d_matrix, d_bias = carry
+    return Gradients(
+      d_hidden,
+      _write(gradients.matrix_DxV, d_matrix, block.start, 1),
+      _write(gradients.bias_V, d_bias, block.start, 0),
+    )
+
+  start = _zeros(tiles, wanted, moved.hidden_NxD)
+  gradients = lax.fori_loop(0, tiles.blocks, columns, start)
+  return _in_order(gradients, tokens, order_N)
+
+
+def _sum(total: Array | None, part: Array | None) -> Array | None:
+  return None if total is None or part is None else total + part
+
+
+def _write(
+  total: Array | None, part: Array | None, start: Array | int, axis: int
+) -> Array | None:
+  if total is None or part is None:
+    return None
+  return lax.dynamic_update_slice_in_dim(total, part, start, axis)

@@ -1,0 +1,58 @@
+"""When the weights set in: a factor for alpha that follows the step."""
+
+import jax.numpy as jnp
+from jax import Array
+
+from pdl_jax.errors import ConfigError
+from pdl_jax.losses.checks import check_number
+
+SCHEDULES = ('constant', 'warmup', 'anneal', 'cross_entropy_first')
+_RAMPS = ('warmup', 'anneal')
+
+
+def decay_factor(
+  step: Array | int, *, kind: str, start: int, steps: int
+) -> Array:
+  """Share of alpha that holds at a step: alpha(step) = alpha * factor(step).
+
+      ramp(step) = min(max((step - start) / steps, 0), 1)
+
+      constant             1
+      warmup               ramp(step)
+      anneal               1 - ramp(step)
+      cross_entropy_first  1 if step >= start else 0
+
+  A factor of 0 is exactly 0, where `power_law_weights` gives weights of exactly
+  one: 'warmup' and 'cross_entropy_first' begin as cross-entropy, 'anneal' ends
+  as it. With a traced step one compiled program serves every step.
+
+  Args:
+    step: of training, an integer >= 0; may be traced.
+    kind: one of SCHEDULES.
+    start: step at which the change begins, >= 0.
+    steps: length of the ramp, >= 1 for 'warmup' and 'anneal'; the others do
+      not read it.
+
+  Returns:
+    factor in [0, 1], a scalar in fp32.
+
+  Raises:
+    ConfigError: for an unknown kind, a negative or non-finite number, or a ramp
+      of no length. A traced step cannot be looked at.
+  """
+  if kind not in SCHEDULES:
+    raise ConfigError(
+      f'schedule {kind!r} is not one of {", ".join(SCHEDULES)}'
+    )
+  check_number('step', step)
+  check_number('start', start)
+  check_number('steps', steps)
+  if kind in _RAMPS and steps < 1:
+    raise ConfigError(f'{kind} needs steps of at least 1, got {steps}')
+  past = jnp.asarray(step) - start
+  if kind == 'constant':
+    return jnp.ones(past.shape, jnp.float32)
+  if kind == 'cross_entropy_first':
+    return (past >= 0).astype(jnp.float32)
+  ramp = jnp.clip(past.astype(jnp.float32) / steps, 0.0, 1.0)
+  return ramp if kind == 'warmup' else 1.0 - ramp

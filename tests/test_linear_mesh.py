@@ -1,0 +1,223 @@
+"""A linear head's loss over a mesh of eight: that of one device."""
+
+import functools
+import math
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from pdl_jax.losses import tiles
+from pdl_jax.losses.linear import Axes, linear_pdl_loss, linear_token_stats
+
+NAMES = ('data', 'fsdp', 'tensor')
+SHAPES = [(8, 1, 1), (1, 8, 1), (1, 1, 8), (2, 2, 2), (1, 2, 4), (2, 1, 4)]
+# Tokens and vocabulary that no mesh divides; a width that none and that all do.
+N, V, ODD, EVEN = 37, 101, 7, 16
+AUTO, EXPLICIT = AxisType.Auto, AxisType.Explicit
+
+
+@pytest.fixture(autouse=True, scope='module')
+def small_limits():
+  """Groups of 8 or 16 rows, blocks of 8 columns."""
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(tiles, 'MIN_TOKENS', 8)
+    patch.setattr(tiles, '_COLUMN', 8)
+    yield
+
+
+def make_mesh(shape, kind=AUTO, names=NAMES):
+  return jax.make_mesh(shape, names, axis_types=(kind,) * len(names))
+
+
+@functools.cache
+def make_inputs(n, columns, width):
+  """Hidden, head, bias, labels, weights_V, where; on no mesh."""
+  rng = np.random.default_rng(0)
+  normal = lambda *shape: rng.normal(size=shape).astype(np.float32)
+  return (
+    normal(n, width), normal(width, columns), normal(columns),
+    rng.integers(0, columns, n), rng.uniform(0.1, 5, columns).astype('f'),
+    rng.random(n) < 0.6,
+  )  # fmt: skip
+
+
+def loss_and_gradients(method, masked, **options):
+  """Of (hidden, head, bias, labels, weights_V, where)."""
+
+  def value_and_gradients(hidden, head, bias, labels, weights_V, where):
+    loss = lambda hidden, head, bias: linear_pdl_loss(
+      hidden, head, labels, weights_V, bias_V=bias, method=method,
+      where=where if masked else None, label_smoothing=0.1, z_loss=1e-3,
+      memory_bytes=1, **options,
+    )  # fmt: skip
+    return jax.value_and_grad(loss, (0, 1, 2))(hidden, head, bias)
+
+  return jax.jit(value_and_gradients)
+
+
+def stats_and_gradients(masked, **options):
+  """All five statistics, and the gradients of their sums times 1, 2, 3."""
+
+  def values_and_gradients(hidden, head, bias, labels, _, where):
+    def total(hidden, head, bias):
+      stats = linear_token_stats(
+        hidden, head, labels, bias_V=bias, where=where if masked else None,
+        temperature=0.7, memory_bytes=1, **options,
+      )  # fmt: skip
+      sums = [x.sum() for x in (stats.log_z, stats.label, stats.average)]
+      return sums[0] + 2 * sums[1] + 3 * sums[2], stats
+
+    return jax.value_and_grad(total, (0, 1, 2), has_aux=True)(
+      hidden, head, bias
+    )
+
+  return jax.jit(values_and_gradients)
+
+
+@functools.cache
+def on_one_device(program, width, *arguments):
+  """Cached: what the meshes are held against."""
+  return jax.device_get(program(*arguments)(*make_inputs(N, V, width)))
+
+
+def same(found, expected):
+  """To 2e-6 of the norm; integers exactly."""
+  pairs = zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True)
+  for a, b in pairs:
+    a = np.asarray(jax.device_get(a))
+    assert a.shape == b.shape
+    assert a.dtype == b.dtype
+    if a.dtype == np.float32:
+      assert np.linalg.norm(a - b) <= 2e-6 * np.linalg.norm(b)
+    else:
+      np.testing.assert_array_equal(a, b)
+
+
+def on_mesh(mesh, program, width, *, given=False, **options):
+  """With the mesh of `jax.set_mesh`, or given as an argument."""
+  inputs = make_inputs(N, V, width)
+  inputs = jax.device_put(inputs, NamedSharding(mesh, P()))
+  if given:
+    return program(**options, mesh=mesh)(*inputs)
+  with jax.set_mesh(mesh):
+    return program(**options)(*inputs)
+
+
+@pytest.mark.parametrize('shape', SHAPES, ids=str)
+@pytest.mark.parametrize(
+  ('kind', 'method', 'masked'),
+  [
+    pytest.param(AUTO, 'tokens', True, id='auto-tokens'),
+    pytest.param(EXPLICIT, 'vocabulary', False, id='explicit-vocabulary'),
+  ],
+)
+def test_loss_and_gradients(shape, kind, method, masked):
+  program = functools.partial(loss_and_gradients, method, masked)
+  found = on_mesh(make_mesh(shape, kind), program, EVEN)
+  same(found, on_one_device(loss_and_gradients, EVEN, method, masked))
+
+
+@pytest.mark.parametrize(
+  ('shape', 'kind', 'method', 'masked'),
+  [
+    ((1, 8, 1), EXPLICIT, 'tokens', True),
+    ((2, 2, 2), AUTO, 'vocabulary', False),
+  ],
+)
+def test_width_that_fsdp_does_not_divide(shape, kind, method, masked):
+  program = functools.partial(loss_and_gradients, method, masked)
+  found = on_mesh(make_mesh(shape, kind), program, ODD)
+  same(found, on_one_device(loss_and_gradients, ODD, method, masked))
+
+
+@pytest.mark.parametrize(
+  ('shape', 'kind', 'masked'),
+  [((2, 2, 2), AUTO, True), ((1, 1, 8), EXPLICIT, False)],
+)
+def test_statistics(shape, kind, masked):
+  program = functools.partial(stats_and_gradients, masked)
+  found = on_mesh(make_mesh(shape, kind), program, EVEN)
+  same(found, on_one_device(stats_and_gradients, EVEN, masked))
+
+
+@pytest.mark.parametrize('kind', [AUTO, EXPLICIT])
+def test_argmax_is_the_first_of_equals_on_any_device(kind):
+  hidden = jnp.ones((9, 2))
+  head = jnp.zeros((2, 21)).at[:, jnp.array([4, 9, 20])].set(1.0)
+  mesh = make_mesh((1, 1, 8), kind)
+  arguments = jax.device_put((hidden, head), NamedSharding(mesh, P()))
+  stats = functools.partial(linear_token_stats, wants=('argmax',))
+  with jax.set_mesh(mesh):
+    labels = jax.device_put(jnp.zeros(9, int), NamedSharding(mesh, P()))
+    assert (jax.jit(stats)(*arguments, labels).argmax == 4).all()
+
+
+@pytest.mark.parametrize('kind', [AUTO, EXPLICIT])
+def test_mesh_as_an_argument(kind):
+  program = functools.partial(loss_and_gradients, 'tokens', True)
+  found = on_mesh(make_mesh((2, 2, 2), kind), program, EVEN, given=True)
+  same(found, on_one_device(loss_and_gradients, EVEN, 'tokens', True))
+
+
+def test_axes_of_other_names():
+  """No axis splits the width: the head is whole on every replica."""
+  axes = Axes(batch=('replica',), embed=None, vocab='model')
+  mesh = make_mesh((4, 2), AUTO, ('replica', 'model'))
+  program = functools.partial(loss_and_gradients, 'vocabulary', True)
+  found = on_mesh(mesh, program, EVEN, axes=axes)
+  same(found, on_one_device(loss_and_gradients, EVEN, 'vocabulary', True))
+
+
+def test_axes_that_the_mesh_does_not_have():
+  """An axis that splits nothing of ours, too: each device does the same."""
+  mesh = make_mesh((2, 4), AUTO, ('data', 'expert'))
+  program = functools.partial(loss_and_gradients, 'tokens', True)
+  found = on_mesh(mesh, program, EVEN)
+  same(found, on_one_device(loss_and_gradients, EVEN, 'tokens', True))
+
+
+COLLECTIVE = re.compile(
+  r'= (\(.*?\)|\S+) (?:all-reduce|all-gather|reduce-scatter|all-to-all'
+  r'|collective-permute)(?:-start)?\('
+)
+
+
+def collectives(program):
+  """Shapes of what every collective of a compiled program gives."""
+  found = []
+  for result in COLLECTIVE.findall(program):
+    for sizes in re.findall(r'\w+\[([\d,]*)\]', result):
+      found.append(tuple(int(x) for x in sizes.split(',') if x))
+  return found
+
+
+@pytest.mark.parametrize('kind', [AUTO, EXPLICIT])
+@pytest.mark.parametrize('method', ['tokens', 'vocabulary'])
+def test_no_collective_of_the_size_of_the_logits(method, kind):
+  n, columns, width = 512, 384, EVEN
+  mesh = make_mesh((2, 2, 2), kind)
+  batch = P(('data', 'fsdp'))
+  specs = (batch, P('fsdp', 'tensor'), P('tensor'), batch, P(), batch)
+  inputs = [
+    jax.device_put(x, NamedSharding(mesh, spec))
+    for x, spec in zip(make_inputs(n, columns, width), specs, strict=True)
+  ]
+  with jax.set_mesh(mesh):
+    compiled = loss_and_gradients(method, True).lower(*inputs).compile()
+  shapes = collectives(compiled.as_text())
+  assert (width, columns // 2) in shapes  # the gathered head
+  largest = max(width * columns, n * width)
+  assert n * columns // mesh.size > largest
+  assert all(math.prod(shape) <= largest for shape in shapes)
+  # Not even a tile's: four statistics of a few rows, and gradients.
+  gradients = {(width // 2, columns // 2), (n // 4, width)}
+  matrices = {shape for shape in shapes if len(shape) > 1 and shape[0] > 4}
+  assert matrices == {(width, columns // 2), *gradients}
+  _, gradients = compiled(*inputs)
+  for gradient, x in zip(gradients, inputs[:3], strict=True):
+    assert gradient.sharding.is_equivalent_to(x.sharding, x.ndim)
