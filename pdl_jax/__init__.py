@@ -5,16 +5,25 @@ cross_entropy, power_law, linear), frequency, model/api, step, train, job.
 """
 
 from pdl_jax.losses.cross_entropy import cross_entropy
+from pdl_jax.losses.linear import (
+  Axes,
+  linear_pdl_loss,
+  linear_token_stats,
+)
 from pdl_jax.losses.power_law import pdl_loss, power_law_weights
 from pdl_jax.losses.reduce import divide
-from pdl_jax.losses.terms import LossTerms, Sums, TokenLoss
+from pdl_jax.losses.terms import LossTerms, Sums, TokenLoss, TokenStats
 
 __all__ = [
+  'Axes',
   'LossTerms',
   'Sums',
   'TokenLoss',
+  'TokenStats',
   'cross_entropy',
   'divide',
+  'linear_pdl_loss',
+  'linear_token_stats',
   'pdl_loss',
   'power_law_weights',
 ]

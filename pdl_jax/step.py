@@ -152,6 +152,6 @@ def score_step(model: ModelConfig, params: Tree, batch: Batch) -> Array:
   hidden_BxTxD = target_hidden(model, params, batch)
   stats = linear_token_stats(
     hidden_BxTxD, api.head(params), batch['labels'], where=batch['where'],
-    wants=(),
+    wants=(), transposed=True,
   )  # fmt: skip
   return stats.nll

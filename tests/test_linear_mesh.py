@@ -23,7 +23,7 @@ AUTO, EXPLICIT = AxisType.Auto, AxisType.Explicit
 
 @pytest.fixture(autouse=True, scope='module')
 def small_limits():
-  """Groups of 8 or 16 rows, blocks of 8 columns."""
+  """Groups of few rows, blocks of 8 columns."""
   with pytest.MonkeyPatch.context() as patch:
     patch.setattr(tiles, 'MIN_TOKENS', 8)
     patch.setattr(tiles, '_COLUMN', 8)

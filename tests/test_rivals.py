@@ -10,7 +10,7 @@ from jax.test_util import check_grads
 
 from pdl_jax import cross_entropy, power_law_weights
 from pdl_jax.errors import ConfigError
-from pdl_jax.losses import by_logits, by_stats, by_type, checks
+from pdl_jax.losses import by_logits, by_stats, by_type
 from pdl_jax.losses.cross_entropy import token_nll
 from pdl_jax.losses.reduce import divide, sums
 from pdl_jax.losses.terms import TokenStats

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from pdl_jax.data.tokenizer import Tokenizer
-from pdl_jax.losses.linear import linear_token_nll
+from pdl_jax.losses.linear import linear_token_stats
 from pdl_jax.model import api
 from pdl_jax.model.config import ModelConfig
 from pdl_jax.model.pretrained.gguf import GGUFModel, find_package_file
@@ -73,7 +73,9 @@ def _nll(model: ModelConfig, params: dict, tokens: jax.Array) -> jax.Array:
   ones = jnp.ones_like(tokens)
   positions = jnp.broadcast_to(jnp.arange(tokens.shape[1])[None], tokens.shape)
   hidden = api.hidden(model, params, tokens, ones, positions)
-  return linear_token_nll(hidden[:, :-1], api.head(params), tokens[:, 1:])
+  return linear_token_stats(
+    hidden[:, :-1], api.head(params), tokens[:, 1:], wants=(), transposed=True
+  ).nll
 
 
 if __name__ == '__main__':

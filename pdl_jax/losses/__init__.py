@@ -122,26 +122,27 @@ class Loss(NamedTuple):
   def sums(
     self,
     hidden_BxLxD: Array,
-    head_DxV: Array,
+    head_VxD: Array,
     labels_BxL: Array,
     tables: LossTables,
     where_BxL: Array,
   ) -> tuple[Sums, Sums]:
     """Weighted Sums of a linear head's loss, and plain ones to be watched.
 
-    The first numerator is differentiable in hidden and head. See
-    `linear.linear_loss_sums` for the arguments; rows are sequences of targets.
+    The first numerator is differentiable in hidden and in the output matrix,
+    which is [V, D]. See `linear.linear_loss_sums` for the arguments; rows are
+    sequences of targets.
     """
     spec = self.spec
     if spec.on_logits is not None:
       weighted, plain = chunked_loss_sums(
-        spec.on_logits, hidden_BxLxD, head_DxV, labels_BxL, tables.weights_V,
+        spec.on_logits, hidden_BxLxD, head_VxD.T, labels_BxL, tables.weights_V,
         where_BxL, settings=self.settings,
       )  # fmt: skip
     else:
       weighted, plain = linear_loss_sums(
-        self._terms, hidden_BxLxD, head_DxV, labels_BxL, tables.weights_V,
-        where_BxL, bias_V=tables.bias_V, wants=self._wants,
+        self._terms, hidden_BxLxD, head_VxD, labels_BxL, tables.weights_V,
+        where_BxL, transposed=True, bias_V=tables.bias_V, wants=self._wants,
         temperature=self.settings.get(spec.temperature, 1.0),
       )  # fmt: skip
     den = {

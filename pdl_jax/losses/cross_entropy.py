@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 from jax.core import Tracer
+from jax.sharding import AxisType
 
 from pdl_jax.errors import ConfigError
 from pdl_jax.losses.checks import is_zero
@@ -170,6 +171,9 @@ def token_weights(weights_V: Array | None, labels: Array, size: int) -> Array:
   # Whatever the compiler knows of the table, ones above all, must not change
   # how it adds up the loss: alpha 0 is cross-entropy bit for bit.
   table_V = jax.lax.optimization_barrier(weights_V.astype(jnp.float32))
+  placed = jax.typeof(labels).sharding
+  if AxisType.Explicit in placed.mesh.axis_types:
+    return table_V.at[labels].get(out_sharding=placed)
   return table_V[labels]
 
 

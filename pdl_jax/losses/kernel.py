@@ -21,6 +21,7 @@ from pdl_jax.losses.terms import LossTerms, TokenStats
 from pdl_jax.losses.tiles import (
   Block,
   Head,
+  Scale,
   Tiles,
   Tokens,
   bias_of,
@@ -30,6 +31,7 @@ from pdl_jax.losses.tiles import (
   fill,
   is_label,
   kept_stats,
+  kept_tile,
   logits_of,
   matrix_of,
   rows,
@@ -41,7 +43,7 @@ class Gradients(NamedTuple):
   """Of a scalar; None where nobody asked."""
 
   hidden_NxD: Array | None
-  matrix_DxV: Array | None
+  matrix: Array | None
   bias_V: Array | None
 
 
@@ -92,12 +94,16 @@ def _tile_gradient(
     capped = (logits - bias_of(tiles, head, block)) / tiles.softcap
     inner = outer * (1.0 - jnp.square(capped))
   narrow = inner.astype(part.hidden_NxD.dtype)
+  factors = (part.hidden_NxD, narrow)
+  if tiles.transposed:
+    factors = (narrow, part.hidden_NxD)
   product = partial(lax.dot_general, preferred_element_type=jnp.float32)
   return Gradients(
-    product(narrow, matrix_of(tiles, head, block), (((1,), (1,)), ((), ())))
-    if wanted.hidden else None,
-    product(part.hidden_NxD, narrow, (((0,), (0,)), ((), ())))
-    if wanted.matrix else None,
+    product(
+      narrow, matrix_of(tiles, head, block),
+      (((1,), (tiles.vocab_dim,)), ((), ())),
+    ) if wanted.hidden else None,
+    product(*factors, (((0,), (0,)), ((), ()))) if wanted.matrix else None,
     outer.sum(axis=0) if wanted.bias else None,
   )  # fmt: skip
 
@@ -113,10 +119,12 @@ def _accumulate(
 
 
 def _zeros(tiles: Tiles, wanted: Wanted, hidden_NxD: Array) -> Gradients:
-  width, zeros = hidden_NxD.shape[1], jnp.zeros
+  zeros, shape = jnp.zeros, (hidden_NxD.shape[1], tiles.width)
+  if tiles.transposed:
+    shape = shape[::-1]
   return Gradients(
     zeros(hidden_NxD.shape, jnp.float32) if wanted.hidden else None,
-    zeros((width, tiles.width), jnp.float32) if wanted.matrix else None,
+    zeros(shape, jnp.float32) if wanted.matrix else None,
     zeros(tiles.width, jnp.float32) if wanted.bias else None,
   )
 
@@ -150,14 +158,14 @@ def by_tokens(
   moved, steps, order_N = compress(tiles, tokens)
   zero = jnp.zeros((), jnp.float32)
   carry = ((zero, zero, zero), _zeros(tiles, wanted, moved.hidden_NxD))
+  carry = (*carry, empty_kept(tiles) if any(wanted) else ())
   for size, first, count in steps:
     group = partial(
       _group, dataclasses.replace(tiles, tokens=size), wanted, terms, head,
       moved, parameters, first,
     )  # fmt: skip
-    kept = empty_kept(tiles, size) if any(wanted) else ()
-    *carry, _ = lax.fori_loop(0, count, group, (*carry, kept))
-  sums, gradients = carry
+    carry = lax.fori_loop(0, count, group, carry)
+  sums, gradients, _ = carry
   return sums, _in_order(gradients, tokens, order_N)
 
 
@@ -177,30 +185,32 @@ def _group(
   start = first + number * tiles.tokens
   part = Tokens(*(rows(tiles, x, start) for x in moved))
   if not any(wanted):
-    stats = stats_of_rows(tiles, head, part.hidden_NxD, part.labels_N)
+    stats, _ = stats_of_rows(tiles, head, part.hidden_NxD, part.labels_N)
     values, _ = _terms_and_slopes(tiles, terms, stats, part, parameters)
     return _add(sums, values), gradients, kept
-  stats, kept = kept_stats(tiles, head, part.hidden_NxD, part.labels_N, kept)
+  stats, scale, kept = kept_stats(
+    tiles, head, part.hidden_NxD, part.labels_N, kept
+  )
   values, slopes = _terms_and_slopes(tiles, terms, stats, part, parameters)
-  scale = slopes.log_z / tiles.temperature
+  rate = slopes.log_z / (tiles.temperature * scale.mass)
 
   def tile(number: Array, carry: tuple) -> tuple:
     d_hidden, d_matrix, d_bias = carry
     block = block_at(tiles, number)
-    keep = lax.dynamic_index_in_dim(kept.tiles, number, keepdims=False)
+    keep, tops = kept_tile(tiles, kept, number)
     if tiles.softcap is None:
       # The powers are relative to an older top: one factor a row mends it.
-      top = kept.tops[number] / tiles.temperature
-      softmax = keep * (scale * jnp.exp(top - stats.log_z))[:, None]
+      older = jnp.exp((tops - scale.top) / tiles.temperature)
+      softmax = keep * (rate * older)[:, None]
     else:
-      z = keep / tiles.temperature - stats.log_z[:, None]
-      softmax = scale[:, None] * jnp.exp(z)
+      z = (keep - scale.top[:, None]) / tiles.temperature
+      softmax = rate[:, None] * jnp.exp(z)
     share = _tile_gradient(
       tiles, wanted, head, block, part, softmax, keep, slopes
     )
     return (
       _sum(d_hidden, share.hidden_NxD),
-      _accumulate(d_matrix, share.matrix_DxV, block.start, 1),
+      _accumulate(d_matrix, share.matrix, block.start, tiles.vocab_dim),
       _accumulate(d_bias, share.bias_V, block.start, 0),
     )
 
@@ -208,7 +218,7 @@ def _group(
   if all_hidden is not None:
     d_hidden = jnp.zeros(part.hidden_NxD.shape, jnp.float32)
   d_hidden, d_matrix, d_bias = lax.fori_loop(
-    0, tiles.blocks, tile, (d_hidden, gradients.matrix_DxV, gradients.bias_V)
+    0, tiles.blocks, tile, (d_hidden, gradients.matrix, gradients.bias_V)
   )
   all_hidden = _write(all_hidden, d_hidden, start, 0)
   return _add(sums, values), Gradients(all_hidden, d_matrix, d_bias), kept
@@ -265,19 +275,20 @@ def _terms_and_slopes(
 
 def stats_by_vocabulary(
   tiles: Tiles, head: Head, tokens: Tokens
-) -> TokenStats:
+) -> tuple[TokenStats, Scale]:
   """Statistics of every row; zeros where it does not count."""
   moved, steps, order_N = compress(tiles, tokens)
   size = moved.labels_N.size
   zeros = jnp.zeros(size, jnp.float32)
-  found = TokenStats(zeros, zeros, zeros, zeros, jnp.zeros(size, jnp.int32))
+  stats = TokenStats(zeros, zeros, zeros, zeros, jnp.zeros(size, jnp.int32))
+  found = (stats, Scale(zeros, zeros))
   for size, first, count in steps:
     part_of = dataclasses.replace(tiles, tokens=size)
 
     def group(
-      number: Array, found: TokenStats, first: Array | int = first,
-      tiles: Tiles = part_of,
-    ) -> TokenStats:  # fmt: skip
+      number: Array, found: tuple[TokenStats, Scale],
+      first: Array | int = first, tiles: Tiles = part_of,
+    ) -> tuple[TokenStats, Scale]:  # fmt: skip
       start = first + number * tiles.tokens
       part = Tokens(*(rows(tiles, x, start) for x in moved))
       stats = stats_of_rows(tiles, head, part.hidden_NxD, part.labels_N)
@@ -295,7 +306,7 @@ def gradient_by_vocabulary(
   wanted: Wanted,
   head: Head,
   tokens: Tokens,
-  log_z_N: Array,
+  scale: Scale,
   slopes: Slopes,
 ) -> Gradients:
   """Gradient from the slope of each statistic; the logits are made again.
@@ -304,11 +315,9 @@ def gradient_by_vocabulary(
   written once.
   """
   moved, steps, order_N = compress(tiles, tokens)
-  log_z, *slope = (
+  top, mass, *slope = (
     fill(tiles, x if order_N is None else x[order_N])
-    for x in (
-      jnp.where(tokens.where_N, x, 0.0) for x in (log_z_N, *slopes)
-    )
+    for x in (jnp.where(tokens.where_N, x, 0.0) for x in (*scale, *slopes))
   )
 
   def columns(i: Array, gradients: Gradients) -> Gradients:
@@ -323,14 +332,17 @@ def gradient_by_vocabulary(
       part = Tokens(*(rows(tiles, x, start) for x in moved))
       mine = Slopes(*(rows(tiles, x, start) for x in slope))
       logits = logits_of(tiles, head, part.hidden_NxD, block)
-      z = logits / tiles.temperature - rows(tiles, log_z, start)[:, None]
-      softmax = (mine.log_z / tiles.temperature)[:, None] * jnp.exp(z)
+      z = (logits - rows(tiles, top, start)[:, None]) / tiles.temperature
+      # At least 1 but in rows that do not count, where it is 0.
+      sum_exp = jnp.maximum(rows(tiles, mass, start), 1.0)
+      rate = mine.log_z / (tiles.temperature * sum_exp)
+      softmax = rate[:, None] * jnp.exp(z)
       share = _tile_gradient(
         tiles, wanted, head, block, part, softmax, logits, mine
       )
       return Gradients(
         _accumulate(carry.hidden_NxD, share.hidden_NxD, start, 0),
-        _sum(carry.matrix_DxV, share.matrix_DxV),
+        _sum(carry.matrix, share.matrix),
         _sum(carry.bias_V, share.bias_V),
       )
 
@@ -344,7 +356,7 @@ def gradient_by_vocabulary(
     d_hidden, d_matrix, d_bias = carry
     return Gradients(
       d_hidden,
-      _write(gradients.matrix_DxV, d_matrix, block.start, 1),
+      _write(gradients.matrix, d_matrix, block.start, tiles.vocab_dim),
       _write(gradients.bias_V, d_bias, block.start, 0),
     )
 

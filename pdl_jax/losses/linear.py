@@ -13,7 +13,7 @@ from typing import Any, Literal, overload
 
 import jax
 import jax.numpy as jnp
-from jax import Array, lax
+from jax import Array
 from jax.sharding import Mesh
 
 from pdl_jax.errors import ConfigError
@@ -53,6 +53,7 @@ def linear_pdl_loss(
   softcap: float | None = None,
   bias_V: Array | None = None,
   vocab_size: int | None = None,
+  transposed: bool = False,
   method: str | None = None,
   memory_bytes: int = MEMORY_BYTES,
   mesh: Mesh | None = None,
@@ -77,6 +78,7 @@ def linear_pdl_loss(
   softcap: float | None = None,
   bias_V: Array | None = None,
   vocab_size: int | None = None,
+  transposed: bool = False,
   method: str | None = None,
   memory_bytes: int = MEMORY_BYTES,
   mesh: Mesh | None = None,
@@ -98,6 +100,7 @@ def linear_pdl_loss(
   softcap: float | None = None,
   bias_V: Array | None = None,
   vocab_size: int | None = None,
+  transposed: bool = False,
   method: str | None = None,
   memory_bytes: int = MEMORY_BYTES,
   mesh: Mesh | None = None,
@@ -123,6 +126,8 @@ def linear_pdl_loss(
     softcap: z becomes softcap * tanh(z / softcap), before the bias.
     bias_V: [head's V], added to the logits.
     vocab_size: V, where the head has columns of padding at its end.
+    transposed: the head is given as [V, D], like a tied embedding, and is not
+      turned around.
     method: 'tokens' or 'vocabulary'; None: 'vocabulary' for reduction 'none',
       else 'tokens'.
     memory_bytes: budget of fp32 logits alive at once, from which the sizes of
@@ -152,8 +157,8 @@ def linear_pdl_loss(
     )
   wants = () if is_zero(label_smoothing) else ('average',)
   plan = _plan(
-    hidden, head_DxV, labels, where, bias_V, vocab_size, softcap, 1.0,
-    memory_bytes, mesh, axes, _nll_terms, wants,
+    hidden, head_DxV, labels, where, bias_V, vocab_size, transposed,
+    softcap, 1.0, memory_bytes, mesh, axes, _nll_terms, wants,
   )  # fmt: skip
   weight = _weight(weights_V, labels, where, plan.vocab_size)
   options = {'label_smoothing': label_smoothing, 'z_loss': z_loss}
@@ -193,6 +198,7 @@ def linear_loss_sums(
   softcap: float | None = None,
   bias_V: Array | None = None,
   vocab_size: int | None = None,
+  transposed: bool = False,
   memory_bytes: int = MEMORY_BYTES,
   mesh: Mesh | None = None,
   axes: Axes = AXES,
@@ -208,7 +214,7 @@ def linear_loss_sums(
     parameters: a pytree of scalars for the terms.
     wants: which of `STATS` the terms read.
     temperature: T of the softmax behind log_z and expected.
-    softcap, bias_V, vocab_size, memory_bytes, mesh, axes: see
+    softcap, bias_V, vocab_size, transposed, memory_bytes, mesh, axes: see
       `linear_pdl_loss`.
 
   Returns:
@@ -216,8 +222,8 @@ def linear_loss_sums(
     plain: Sums(sum nll at T, n), unweighted, to be watched; no gradient.
   """
   plan = _plan(
-    hidden, head_DxV, labels, where, bias_V, vocab_size, softcap, temperature,
-    memory_bytes, mesh, axes, terms, _check_wants(wants),
+    hidden, head_DxV, labels, where, bias_V, vocab_size, transposed,
+    softcap, temperature, memory_bytes, mesh, axes, terms, _check_wants(wants),
   )  # fmt: skip
   weight = _weight(weights_V, labels, where, plan.vocab_size)
   inputs = _inputs(hidden, head_DxV, bias_V, labels, weight, where)
@@ -237,6 +243,7 @@ def linear_token_stats(
   softcap: float | None = None,
   bias_V: Array | None = None,
   vocab_size: int | None = None,
+  transposed: bool = False,
   memory_bytes: int = MEMORY_BYTES,
   mesh: Mesh | None = None,
   axes: Axes = AXES,
@@ -252,8 +259,8 @@ def linear_token_stats(
   """
   wants = _check_wants(wants)
   plan = _plan(
-    hidden, head_DxV, labels, where, bias_V, vocab_size, softcap, temperature,
-    memory_bytes, mesh, axes, None, wants,
+    hidden, head_DxV, labels, where, bias_V, vocab_size, transposed,
+    softcap, temperature, memory_bytes, mesh, axes, None, wants,
   )  # fmt: skip
   weight = jnp.ones(labels.shape, jnp.float32)
   inputs = _inputs(hidden, head_DxV, bias_V, labels, weight, where)
@@ -265,7 +272,7 @@ def linear_token_stats(
     stats.log_z,
     stats.label,
     stats.average if 'average' in wants else nan,
-    lax.stop_gradient(stats.expected) if 'expected' in wants else nan,
+    stats.expected if 'expected' in wants else nan,
     stats.argmax if 'argmax' in wants else jnp.full(labels.shape, -1),
   )
 
@@ -290,6 +297,7 @@ def _plan(
   where: Array | None,
   bias_V: Array | None,
   vocab_size: int | None,
+  transposed: bool,
   softcap: float | None,
   temperature: float,
   memory_bytes: int,
@@ -299,7 +307,7 @@ def _plan(
   wants: tuple[str, ...],
 ) -> Plan:
   """Checks the arguments against each other."""
-  width, columns = head_DxV.shape
+  width, columns = head_DxV.shape[::-1] if transposed else head_DxV.shape
   size = columns if vocab_size is None else vocab_size
   if hidden.shape != (*labels.shape, width):
     raise ConfigError(
@@ -316,6 +324,12 @@ def _plan(
     )
   if not temperature > 0:
     raise ConfigError(f'temperature must be > 0, got {temperature}')
+  if not jnp.issubdtype(labels.dtype, jnp.integer):
+    raise ConfigError(f'labels must be integers, got {labels.dtype}')
+  if where is not None and where.shape != labels.shape:
+    raise ConfigError(
+      f'where has shape {where.shape}, the labels have {labels.shape}'
+    )
   if where is not None and where.dtype != bool:
     raise ConfigError(
       f'where must be True or False, got {where.dtype}; weights of single '
@@ -325,7 +339,7 @@ def _plan(
   used = sharded.usable_mesh(mesh)
   return Plan(
     terms, wants, size, softcap, temperature, memory_bytes, where is not None,
-    used, sharded.present_axes(axes, used),
+    transposed, used, sharded.present_axes(axes, used),
   )  # fmt: skip
 
 

@@ -10,19 +10,20 @@ the head one psum over data and one reduce-scatter over fsdp.
 
 import dataclasses
 import math
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import Array, lax
 from jax.custom_derivatives import SymbolicZero
-from jax.sharding import AbstractMesh, AxisType, Mesh
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from pdl_jax.losses import kernel
 from pdl_jax.losses.kernel import Gradients, Slopes, StatsFunction, Wanted
 from pdl_jax.losses.terms import TokenStats
-from pdl_jax.losses.tiles import Head, Tiles, Tokens, plan_tiles
+from pdl_jax.losses.tiles import Head, Scale, Tiles, Tokens, plan_tiles
 
 
 class Axes(NamedTuple):
@@ -49,6 +50,7 @@ class Plan:
     wants: statistics besides log Z and the label's logit.
     vocab_size, softcap, temperature, memory_bytes: of the loss.
     masked: whether some tokens may not count.
+    transposed: whether the head is [V, D].
     mesh: that splits the arrays; None: one device, or a caller who is inside
       `jax.shard_map` already.
     axes: that the mesh has.
@@ -61,8 +63,14 @@ class Plan:
   temperature: float
   memory_bytes: int
   masked: bool
+  transposed: bool
   mesh: Mesh | AbstractMesh | None
   axes: Axes
+
+  @property
+  def vocab_dim(self) -> int:
+    """The axis of the head that the vocabulary is on."""
+    return 0 if self.transposed else 1
 
   @property
   def explicit(self) -> bool:
@@ -71,7 +79,8 @@ class Plan:
 
   def tiles(self, head: Head, tokens: Tokens, *, keep: bool) -> Tiles:
     """Of one device's share."""
-    rows, width = tokens.labels_N.size, head.matrix_DxV.shape[1]
+    rows = tokens.labels_N.size
+    width = head.matrix.shape[self.vocab_dim]
     size, block = plan_tiles(rows, width, self.memory_bytes, keep)
     return Tiles(
       tokens=size,
@@ -81,6 +90,7 @@ class Plan:
       softcap=self.softcap,
       temperature=self.temperature,
       masked=self.masked,
+      transposed=self.transposed,
       wants=self.wants,
       vocab_axis=self.axes.vocab,
       all_axes=_used_names(self.mesh),
@@ -91,7 +101,7 @@ class Inputs(NamedTuple):
   """Flat arrays of a loss, tokens by rows: or their specs, or None."""
 
   hidden_NxD: Any
-  matrix_DxV: Any
+  matrix: Any
   bias_V: Any
   labels_N: Any
   weight_N: Any
@@ -129,7 +139,8 @@ def _specs(plan: Plan, inputs: Inputs) -> Inputs:
   """How the inputs are split."""
   tokens, (_, embed, vocab) = P(plan.axes.batch), plan.axes
   bias = None if inputs.bias_V is None else P(vocab)
-  return Inputs(tokens, P(embed, vocab), bias, tokens, tokens, tokens)
+  matrix = P(vocab, embed) if plan.transposed else P(embed, vocab)
+  return Inputs(tokens, matrix, bias, tokens, tokens, tokens)
 
 
 def _split(plan: Plan, inputs: Inputs) -> tuple[Plan, Inputs]:
@@ -137,7 +148,8 @@ def _split(plan: Plan, inputs: Inputs) -> tuple[Plan, Inputs]:
   if plan.mesh is None:
     return plan, inputs
   sizes, axes = plan.mesh.shape, plan.axes
-  width, columns = inputs.matrix_DxV.shape
+  columns = inputs.matrix.shape[plan.vocab_dim]
+  width = inputs.matrix.shape[1 - plan.vocab_dim]
   if axes.embed is not None and width % sizes[axes.embed]:
     axes = axes._replace(embed=None)
   tokens = -inputs.labels_N.size % math.prod(sizes[a] for a in axes.batch)
@@ -145,13 +157,19 @@ def _split(plan: Plan, inputs: Inputs) -> tuple[Plan, Inputs]:
   plan = dataclasses.replace(plan, axes=axes, masked=plan.masked or tokens > 0)
   padded = Inputs(
     _pad(inputs.hidden_NxD, 0, tokens),
-    _pad(inputs.matrix_DxV, 1, types),
+    _pad(inputs.matrix, plan.vocab_dim, types),
     _pad(inputs.bias_V, 0, types),
     *(_pad(x, 0, tokens) for x in inputs[3:]),
   )
   if plan.explicit:
-    padded = jax.tree.map(jax.sharding.reshard, padded, _specs(plan, padded))
+    reshard = partial(_reshard, plan)
+    padded = jax.tree.map(reshard, padded, _specs(plan, padded))
   return plan, padded
+
+
+def _reshard(plan: Plan, x: Array, spec: P) -> Array:
+  assert plan.mesh is not None
+  return jax.sharding.reshard(x, NamedSharding(plan.mesh, spec))
 
 
 def _pad(x: Array | None, axis: int, missing: int) -> Array | None:
@@ -165,8 +183,8 @@ def _cut(plan: Plan, x: Array, like: Array) -> Array:
   if plan.explicit:
     if x.shape != like.shape:
       # What does not divide over the mesh cannot be split over it.
-      x = jax.sharding.reshard(x, P())[tuple(map(slice, like.shape))]
-    return jax.sharding.reshard(x, jax.typeof(like).sharding.spec)
+      x = _reshard(plan, x, P())[tuple(map(slice, like.shape))]
+    return _reshard(plan, x, jax.typeof(like).sharding.spec)
   return x if x.shape == like.shape else x[tuple(map(slice, like.shape))]
 
 
@@ -192,9 +210,11 @@ def _on_devices(plan: Plan, f: Any, in_specs: Any, out_specs: Any) -> Any:
 
 def _share(plan: Plan, local: Inputs) -> tuple[Head, Tokens]:
   """The slice of the head, its width whole again, and the tokens."""
-  matrix = local.matrix_DxV.astype(local.hidden_NxD.dtype)
+  matrix = local.matrix.astype(local.hidden_NxD.dtype)
   if plan.axes.embed is not None:
-    matrix = lax.all_gather(matrix, plan.axes.embed, axis=0, tiled=True)
+    matrix = lax.all_gather(
+      matrix, plan.axes.embed, axis=1 - plan.vocab_dim, tiled=True
+    )
   return Head(matrix, local.bias_V), Tokens(local.hidden_NxD, *local[3:])
 
 
@@ -205,7 +225,9 @@ def _combine(plan: Plan, shares: Gradients) -> Gradients:
   if hidden is not None and vocab is not None:
     hidden = lax.psum(hidden, vocab)
   if matrix is not None and embed is not None:
-    matrix = lax.psum_scatter(matrix, embed, scatter_dimension=0, tiled=True)
+    matrix = lax.psum_scatter(
+      matrix, embed, scatter_dimension=1 - plan.vocab_dim, tiled=True
+    )
   others = tuple(name for name in batch if name != embed)
   if matrix is not None and others:
     matrix = lax.psum(matrix, others)
@@ -246,11 +268,10 @@ def _sums_and_gradients(
   return sums, _cut_gradients(plan, gradients, inputs)
 
 
-def _token_stats(plan: Plan, inputs: Inputs) -> TokenStats:
-  """Of every token, [N]; differentiable in hidden, matrix and bias."""
+def _stats_and_scale(plan: Plan, inputs: Inputs) -> tuple[TokenStats, Scale]:
   plan, padded = _split(plan, inputs)
 
-  def share(local: Inputs) -> TokenStats:
+  def share(local: Inputs) -> tuple[TokenStats, Scale]:
     head, tokens = _share(plan, local)
     tiles = plan.tiles(head, tokens, keep=False)
     return kernel.stats_by_vocabulary(tiles, head, tokens)
@@ -258,25 +279,26 @@ def _token_stats(plan: Plan, inputs: Inputs) -> TokenStats:
   shared = _on_devices(
     plan, share, (_specs(plan, padded),), P(plan.axes.batch)
   )
-  stats = shared(padded)
-  return jax.tree.map(lambda x: _cut(plan, x, inputs.labels_N), stats)
+  found = shared(padded)
+  return jax.tree.map(lambda x: _cut(plan, x, inputs.labels_N), found)
 
 
 def _gradient_of_stats(
-  plan: Plan, wanted: Wanted, inputs: Inputs, log_z_N: Array, slopes: Slopes
+  plan: Plan, wanted: Wanted, inputs: Inputs, scale: Scale, slopes: Slopes
 ) -> Gradients:
   plan, padded = _split(plan, inputs)
-  missing = padded.labels_N.size - log_z_N.size
-  by_token = tuple(_pad(x, 0, missing) for x in (log_z_N, *slopes))
+  missing = padded.labels_N.size - inputs.labels_N.size
+  by_token = [jnp.pad(x, (0, missing)) for x in (*scale, *slopes)]
   tokens_spec = P(plan.axes.batch)
   if plan.explicit:
-    by_token = tuple(jax.sharding.reshard(x, tokens_spec) for x in by_token)
+    by_token = [_reshard(plan, x, tokens_spec) for x in by_token]
 
-  def share(local: Inputs, log_z_N: Array, *slopes: Array) -> Gradients:
+  def share(local: Inputs, *by_token: Array) -> Gradients:
+    top, mass, *slopes = by_token
     head, tokens = _share(plan, local)
     tiles = plan.tiles(head, tokens, keep=False)
     shares = kernel.gradient_by_vocabulary(
-      tiles, wanted, head, tokens, log_z_N, Slopes(*slopes)
+      tiles, wanted, head, tokens, Scale(top, mass), Slopes(*slopes)
     )
     return _combine(plan, shares)
 
@@ -324,6 +346,11 @@ def _summed_backward(_: Plan, residuals: tuple, cotangents: tuple) -> tuple:
 summed.defvjp(_summed_forward, _summed_backward, symbolic_zeros=True)
 
 
+def _token_stats(plan: Plan, inputs: Inputs) -> TokenStats:
+  """Of every token, [N]; differentiable in hidden, matrix and bias."""
+  return _stats_and_scale(plan, inputs)[0]
+
+
 token_stats = jax.custom_vjp(_token_stats, nondiff_argnums=(0,))
 
 
@@ -338,19 +365,19 @@ class _Static:
 def _token_stats_forward(plan: Plan, inputs: Any) -> tuple:
   wanted = _wanted(inputs)
   inputs = _values(inputs)
-  stats = _token_stats(plan, inputs)
-  return stats, (inputs, stats.log_z, _Static(wanted))
+  stats, scale = _stats_and_scale(plan, inputs)
+  return stats, (inputs, scale, _Static(wanted))
 
 
 def _token_stats_backward(
   plan: Plan, residuals: tuple, cotangents: TokenStats
 ) -> tuple:
-  inputs, log_z_N, wanted = residuals
+  inputs, scale, wanted = residuals
   slopes = Slopes(*(
-    jnp.zeros_like(log_z_N) if isinstance(x, SymbolicZero) else x
+    jnp.zeros_like(scale.top) if isinstance(x, SymbolicZero) else x
     for x in (cotangents.log_z, cotangents.label, cotangents.average)
   ))  # fmt: skip
-  gradients = _gradient_of_stats(plan, wanted.value, inputs, log_z_N, slopes)
+  gradients = _gradient_of_stats(plan, wanted.value, inputs, scale, slopes)
   return (_cotangent(gradients, _dtypes(inputs)),)
 
 
@@ -371,7 +398,7 @@ def _wanted(inputs: Any) -> Wanted:
   bias = inputs.bias_V
   return Wanted(
     hidden=inputs.hidden_NxD.perturbed,
-    matrix=inputs.matrix_DxV.perturbed,
+    matrix=inputs.matrix.perturbed,
     bias=bias is not None and bias.perturbed,
   )
 

@@ -7,7 +7,6 @@ the vocabulary, and the statistics are combined over the axis that splits it.
 """
 
 import dataclasses
-from functools import partial
 from typing import NamedTuple
 
 import jax.numpy as jnp
@@ -34,6 +33,7 @@ class Tiles:
     softcap: see `linear_pdl_loss`.
     temperature: T of the softmax.
     masked: whether some rows may not count.
+    transposed: whether the head is [V, D].
     wants: which of 'average', 'expected', 'argmax' are computed.
     vocab_axis: mesh axis that splits the vocabulary, or None.
     all_axes: mesh axes over which the number of steps must agree.
@@ -46,9 +46,15 @@ class Tiles:
   softcap: float | None
   temperature: float
   masked: bool
+  transposed: bool
   wants: tuple[str, ...]
   vocab_axis: str | None
   all_axes: tuple[str, ...]
+
+  @property
+  def vocab_dim(self) -> int:
+    """The axis of the head that the vocabulary is on."""
+    return 0 if self.transposed else 1
 
   @property
   def blocks(self) -> int:
@@ -66,9 +72,12 @@ class Tiles:
 
 
 class Head(NamedTuple):
-  """This device's slice of the output matrix, and the bias of its columns."""
+  """This device's slice of the output matrix, and the bias of its columns.
 
-  matrix_DxV: Array
+  The matrix is [D, V], or [V, D] where `Tiles.transposed`.
+  """
+
+  matrix: Array
   bias_V: Array | None
 
 
@@ -107,7 +116,7 @@ def plan_tiles(
 
 def _even(total: int, most: int, multiple: int) -> int:
   """The size of equal parts of `total`, each at most about `most`."""
-  parts = -(-total // most)
+  parts = max(1, -(-total // most))
   size = -(-total // parts)
   return -(-size // multiple) * multiple
 
@@ -149,7 +158,8 @@ def compress(
 
 def fill(tiles: Tiles, x: Array) -> Array:
   """Zeros at the end, up to whole groups of rows."""
-  missing = -x.shape[0] % tiles.tokens
+  groups = max(1, -(-x.shape[0] // tiles.tokens))
+  missing = groups * tiles.tokens - x.shape[0]
   return jnp.pad(x, [(0, missing)] + [(0, 0)] * (x.ndim - 1))
 
 
@@ -187,9 +197,9 @@ def block_at(tiles: Tiles, number: Array) -> Block:
 
 
 def matrix_of(tiles: Tiles, head: Head, block: Block) -> Array:
-  """The tile's columns of the output matrix."""
+  """The tile's columns of the output matrix; rows where it is transposed."""
   return lax.dynamic_slice_in_dim(
-    head.matrix_DxV, block.start, tiles.block, axis=1
+    head.matrix, block.start, tiles.block, axis=tiles.vocab_dim
   )
 
 
@@ -206,9 +216,10 @@ def logits_of(
 ) -> Array:
   """Of one tile, fp32; -inf in columns that are not the tile's."""
   matrix = matrix_of(tiles, head, block)
-  logits = jnp.dot(
-    hidden_nxD, matrix, preferred_element_type=jnp.float32
-  ).astype(jnp.float32)
+  logits = lax.dot_general(
+    hidden_nxD, matrix, (((1,), (1 - tiles.vocab_dim,)), ((), ())),
+    preferred_element_type=jnp.float32,
+  )  # fmt: skip
   if tiles.softcap is not None:
     logits = tiles.softcap * jnp.tanh(logits / tiles.softcap)
   logits = logits + bias_of(tiles, head, block)
@@ -267,7 +278,18 @@ def update(
   ), powers
 
 
-def _finish(tiles: Tiles, seen: _Online) -> TokenStats:
+class Scale(NamedTuple):
+  """softmax(z / T) = exp((z - top) / T) / mass, per token.
+
+  Apart, because exp(z - log Z) would turn the rounding of log Z, which is that
+  of a large number where logits are peaked, into an error of a whole row.
+  """
+
+  top: Array
+  mass: Array
+
+
+def _finish(tiles: Tiles, seen: _Online) -> tuple[TokenStats, Scale]:
   """Statistics over the whole vocabulary."""
   top, mass, label, total, moment, argmax = seen
   if tiles.vocab_axis is not None:
@@ -280,15 +302,14 @@ def _finish(tiles: Tiles, seen: _Online) -> TokenStats:
       first = jnp.where(seen.top == top, argmax, jnp.iinfo(jnp.int32).max)
       argmax = lax.pmin(first, axis)
   log_z = top / tiles.temperature + jnp.log(mass)
-  return TokenStats(
-    log_z, label, total / tiles.vocab_size, moment / mass, argmax
-  )
+  average, expected = total / tiles.vocab_size, moment / mass
+  return TokenStats(log_z, label, average, expected, argmax), Scale(top, mass)
 
 
 def stats_of_rows(
   tiles: Tiles, head: Head, hidden_nxD: Array, labels_n: Array
-) -> TokenStats:
-  """Statistics of one group of rows; nothing is kept."""
+) -> tuple[TokenStats, Scale]:
+  """Statistics of one group of rows; no logits are kept."""
 
   def step(number: Array, seen: _Online) -> _Online:
     block = block_at(tiles, number)
@@ -303,26 +324,33 @@ class Kept(NamedTuple):
   """What the softmax of each tile of a group of rows is made from.
 
   Attributes:
-    tiles: [blocks, n, block], exp((z - top) / T) under the top known at the
+    tiles: [blocks, rows, block], exp((z - top) / T) under the top known at the
       time, or the logits where the soft cap needs them again.
-    tops: [blocks, n].
+    tops: [blocks, rows].
+
+  A group may have fewer rows; the others are left alone.
   """
 
   tiles: Array
   tops: Array
 
 
-def empty_kept(tiles: Tiles, size: int) -> Kept:
-  """Room for groups of `size` rows."""
-  zeros = partial(jnp.zeros, dtype=jnp.float32)
-  return Kept(
-    zeros((tiles.blocks, size, tiles.block)), zeros((tiles.blocks, size))
-  )
+def empty_kept(tiles: Tiles) -> Kept:
+  """Room for a whole group of rows."""
+  shape = (tiles.blocks, tiles.tokens, tiles.block)
+  return Kept(jnp.zeros(shape), jnp.zeros(shape[:2]))
+
+
+def kept_tile(tiles: Tiles, kept: Kept, number: Array) -> tuple[Array, Array]:
+  """One tile of a group of rows, and the tops of these."""
+  size = (1, tiles.tokens, tiles.block)
+  tile = lax.dynamic_slice(kept.tiles, (number, 0, 0), size)
+  return tile[0], lax.dynamic_slice(kept.tops, (number, 0), size[:2])[0]
 
 
 def kept_stats(
   tiles: Tiles, head: Head, hidden_nxD: Array, labels_n: Array, kept: Kept
-) -> tuple[TokenStats, Kept]:
+) -> tuple[TokenStats, Scale, Kept]:
   """Statistics of one group of rows; `kept` is written over."""
 
   def step(number: Array, carry: tuple) -> tuple:
@@ -332,8 +360,9 @@ def kept_stats(
     seen, powers = update(tiles, seen, logits, block, labels_n)
     keep = powers if tiles.softcap is None else logits
     written = lax.dynamic_update_slice(kept.tiles, keep[None], (number, 0, 0))
-    return seen, Kept(written, kept.tops.at[number].set(seen.top))
+    tops = lax.dynamic_update_slice(kept.tops, seen.top[None], (number, 0))
+    return seen, Kept(written, tops)
 
   carry = (_start(labels_n.size), kept)
   seen, kept = lax.fori_loop(0, tiles.blocks, step, carry)
-  return _finish(tiles, seen), kept
+  return *_finish(tiles, seen), kept

@@ -120,8 +120,8 @@ def hidden(
 
 
 def head(params: Params) -> Array:
-  """The output matrix head_DxV; logits are hidden @ head."""
-  return params['embed_VxD'].T
+  """The output matrix head_VxD; logits are hidden @ head.T."""
+  return params['embed_VxD']
 
 
 def logits(
@@ -245,6 +245,6 @@ def _apply(module: nn.Module, weights: Params, *inputs: Any) -> Any:
 
 def _logits(config: ModelConfig, params: Params, x_BxLxD: Array) -> Array:
   return jnp.einsum(
-    'bld,dv->blv', x_BxLxD, head(params).astype(config.compute_dtype),
+    'bld,vd->blv', x_BxLxD, head(params).astype(config.compute_dtype),
     preferred_element_type=jnp.float32,
   )
