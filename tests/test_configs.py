@@ -134,6 +134,27 @@ def test_cross_entropy_does_not_read_alpha():
   assert 'loss.alpha' not in numbers(a)
 
 
+@pytest.mark.parametrize(
+  ('name', 'key', 'value', 'read'),
+  [
+    ('focal', 'loss.focal.gamma', 1.0, True),
+    ('focal', 'loss.mile.gamma', 2.0, False),
+    ('focal', 'loss.schedule_start', 2, False),
+    ('focal', 'loss.label_smoothing', 0.1, False),
+    ('cross_entropy', 'loss.label_smoothing', 0.1, True),
+    ('cross_entropy', 'loss.frequency_table', 'x.npz', False),
+    ('logit_adjustment', 'loss.frequency_table', 'x.npz', True),
+    ('face', 'loss.face.normalize', 'corpus_mean', True),
+    ('face', 'loss.alpha', 0.9, False),
+    ('power_law', 'loss.schedule', 'anneal', True),
+  ],
+)
+def test_a_loss_reads_its_own_keys(name, key, value, read):
+  a = changed(**{'loss.name': name})
+  b = changed(**{'loss.name': name, key: value})
+  assert (config_hash(a) != config_hash(b)) == read
+
+
 def test_run_ids_are_readable():
   config = changed(**{'loss.alpha': 0.5, 'seed': 3, 'train.log_every': 2})
   keys = ['loss.alpha', 'seed', 'train.log_every']

@@ -114,3 +114,17 @@ def test_the_loop_ends_with_the_last_row(monkeypatch):
   jax.effects_barrier()
   assert lengths.tolist() == [1, 1]
   assert len(steps) == 1
+
+
+def test_bias_is_added_before_the_choice():
+  """Post-hoc logit adjustment: at every step, and to nothing else."""
+  bias = np.zeros(CONFIG.vocab_size, np.float32)
+  bias[7] = 1e4
+  run = jax.jit(
+    partial(decode.greedy, CONFIG, PARAMS, max_new_tokens=3, stop_id=NO_STOP)
+  )
+  tokens, _ = run(*left_padded(PROMPTS), bias_V=bias)
+  assert (np.asarray(tokens) == 7).all()
+  none, _ = run(*left_padded(PROMPTS), bias_V=np.zeros_like(bias))
+  plain, _ = run(*left_padded(PROMPTS))
+  np.testing.assert_array_equal(none, plain)

@@ -1,15 +1,18 @@
 """Committed tables follow from committed records, byte for byte."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from experiments import cells
 
+ROOT = Path(__file__).parent.parent
 FOLDERS = sorted(
   path.parent
-  for path in (Path(__file__).parent.parent / 'experiments').glob('*/table.md')
+  for path in (ROOT / 'experiments').glob('*/table.md')
 )
 IN_CELLS = [f for f in FOLDERS if f.name in ('choose_alpha', 'summarize')]
 
@@ -25,6 +28,27 @@ def test_records_hold_no_text_of_the_data_and_no_paths(folder):
   for line in text.splitlines():
     assert 'examples' not in json.loads(line).get('results', {})
   assert str(Path.home()) not in text
+
+
+def test_loss_speed_table_follows_from_its_records():
+  from experiments.loss_speed import experiment
+
+  folder = next(path for path in FOLDERS if path.name == 'loss_speed')
+  records = experiment.read(folder / 'records.jsonl')
+  assert experiment.table(records) == (folder / 'table.md').read_text()
+
+
+def test_loss_speed_runs(tmp_path):
+  """Every part of the benchmark at tiny sizes, without the peers."""
+  command = [
+    sys.executable, '-m', 'experiments.loss_speed.experiment', '--smoke',
+    '--ours', f'--folder={tmp_path}',
+  ]  # fmt: skip
+  subprocess.run(command, check=True, cwd=ROOT)
+  table = (tmp_path / 'table.md').read_text()
+  assert 'optax, unfused' in table
+  assert 'ours, vocabulary' in table
+  assert len(list(tmp_path.glob('*.png'))) == 1
 
 
 def test_step_cost_table_follows_from_its_record():

@@ -249,3 +249,57 @@ def test_all_checkpoints_damaged_is_an_error(
     file.write_bytes(b'')
   with pytest.raises(CheckpointError, match='no intact checkpoint'):
     run(data_dir, tmp_path, train.StopRequest())
+
+
+def results_of(workdir):
+  return json.loads((workdir / 'results.json').read_text())
+
+
+def test_a_rival_with_a_tilt_and_a_mixed_table(
+  finished, data_dir, tmp_path, stop, capsys
+):
+  """What only the job puts together: schedule, general corpus, tilt."""
+  workdir = run(data_dir, tmp_path / 'rival', stop, **{
+    'loss.name': 'class_balanced',
+    'loss.class_balanced.beta': 0.99,
+    'loss.schedule': 'cross_entropy_first',
+    'loss.schedule_start': 3,
+    'loss.general_table': str(finished / 'frequency.npz'),
+    'loss.general_share': 0.25,
+    'evaluate.tilt': 0.5,
+  })  # fmt: skip
+  results = results_of(workdir)
+  assert results['tilt'] == 0.5
+  assert results['loss']['settings']['beta'] == 0.99
+  assert 'class_balanced beta=0.99' in results['columns'].popitem()[0]
+  assert 'class_balanced beta=0.99' in capsys.readouterr().out
+  lines = (workdir / 'predictions' / 'after.jsonl').read_text().splitlines()
+  assert all(json.loads(line)['decode']['tilt'] == 0.5 for line in lines)
+  rows = [row for row in losses(workdir) if 'loss' in row]
+  same = [row['loss'] == pytest.approx(row['plain_loss']) for row in rows]
+  assert same == [True] * 3 + [False] * 3
+  own, mixed = (
+    results_of(path)['loss']['frequency_table_fingerprint']
+    for path in (finished, workdir)
+  )
+  assert own != mixed
+
+
+def test_weights_by_words(finished, data_dir, tmp_path, stop):
+  workdir = run(data_dir, tmp_path / 'words', stop, **{'loss.level': 'word'})
+  tokens, words = (
+    results_of(path)['loss']['weights_crc32'] for path in (finished, workdir)
+  )
+  assert tokens != words
+  assert results_of(workdir)['loss']['level'] == 'word'
+
+
+def test_a_general_table_of_another_tokenizer_is_refused(
+  finished, data_dir, tmp_path, stop
+):
+  with pytest.raises(DataError, match='was counted with tokenizer'):
+    run(data_dir, tmp_path / 'mix', stop, **{
+      'loss.general_table': str(finished / 'frequency.npz'),
+      'loss.general_share': 0.5,
+      'model.vocab_size': 600,
+    })  # fmt: skip

@@ -230,6 +230,36 @@ def test_loss_per_token_and_its_cotangent(options, masked):
   close(found, expected)
 
 
+@METHODS
+@MASKED
+def test_a_transposed_head_is_the_same_head(masked, method):
+  """[V, D], as a tied embedding is: value and gradient, nothing turned."""
+  case = make_case((21,), 43, 37)
+  where = case.where if masked else None
+
+  def loss(hidden, head, transposed):
+    return small_loss(
+      hidden, head, case.labels, case.weights_V, where=where, method=method,
+      vocab_size=37, softcap=3.0, transposed=transposed,
+    )  # fmt: skip
+
+  run = jax.jit(jax.value_and_grad(loss, (0, 1)), static_argnums=2)
+  value, (hidden, head) = run(case.hidden, case.head_DxV.T, True)
+  close((value, (hidden, head.T)), run(case.hidden, case.head_DxV, False))
+
+
+@METHODS
+@pytest.mark.parametrize('shape', [(0,), (2, 0)])
+def test_no_token_at_all(shape, method):
+  hidden, head = jnp.ones((*shape, 4)), jnp.ones((4, 5))
+  labels = jnp.zeros(shape, int)
+  loss = lambda *inputs: linear_pdl_loss(*inputs, labels, None, method=method)
+  value, gradients = jax.value_and_grad(loss, (0, 1))(hidden, head)
+  assert value == 0
+  assert gradients[0].shape == hidden.shape
+  assert not gradients[1].any()
+
+
 def test_method_follows_the_reduction():
   """None is 'vocabulary' where a value per token is asked for."""
   case = make_case((9,), 5)
@@ -488,7 +518,8 @@ def test_masked_rows_at_the_end_change_no_bit(method):
 def tiles_of(tokens, masked):
   return tiles.Tiles(
     tokens=tokens, block=8, width=37, vocab_size=37, softcap=None,
-    temperature=1.0, masked=masked, wants=(), vocab_axis=None, all_axes=(),
+    temperature=1.0, masked=masked, transposed=False, wants=(),
+    vocab_axis=None, all_axes=(),
   )  # fmt: skip
 
 
@@ -887,6 +918,12 @@ INPUTS = {
       r'the weight table has shape \(4,\), .* 5 types',
     ),
     ({'where': jnp.full(9, 0.5)}, 'where must be True or False, got float32'),
+    (
+      {'where': jnp.ones(3, bool)},
+      r'where has shape \(3,\), the labels have \(9,\)',
+    ),
+    ({'labels': jnp.ones(9)}, 'labels must be integers, got float32'),
+    ({'transposed': True}, r'hidden has shape .* it must be \(9, 5\)'),
     ({'label_smoothing': 1.0}, r'label_smoothing must be in \[0, 1'),
     ({'z_loss': -1.0}, r'z_loss must be in \[0, inf\), got -1'),
     ({'softcap': 0.0}, 'softcap must be > 0 or None, got 0'),

@@ -155,6 +155,11 @@ CONTENDERS = {
   ),
 }
 BASELINE = 'optax'
+# Without variants of settings.
+MAIN = (
+  'optax', 'tokens', 'vocabulary_low', 'tokamax', 'levanter_1024',
+  'torch_class',
+)  # fmt: skip
 # Of the others those that can weigh a token, and so mask it.
 RIVALS = ('tokamax', 'levanter', 'levanter_1024', 'torch_class', 'torch_token')
 
