@@ -1,9 +1,7 @@
 """The main job: evaluate, fine-tune, evaluate again, and say what changed."""
 
 import dataclasses
-import textwrap
 import time
-import zlib
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -14,7 +12,14 @@ import numpy as np
 from jax import Array
 from jax.sharding import Mesh
 
-from pdl_jax import frequency, optimizer, sharding, state, weighting
+from pdl_jax import (
+  frequency,
+  optimizer,
+  sharding,
+  state,
+  summary,
+  weighting,
+)
 from pdl_jax.checkpoint import Checkpointer
 from pdl_jax.data import pipeline, sources
 from pdl_jax.data.pipeline import Examples, Survey
@@ -36,7 +41,6 @@ from pdl_jax.step import StepConfig, train_step
 from pdl_jax.train import Loop, StopRequest
 from pdl_jax.weighting import Frequencies
 
-EXAMPLES_SHOWN = 3
 # Texts that the tokenizer of a model from scratch is trained on.
 _BPE_RECORDS = 4000
 Tree = Any
@@ -71,16 +75,16 @@ def run(settings: Settings, workdir: Path, stop: StopRequest) -> None:
   folder = RunFolder(workdir, settings.resolved)
   if folder.finished:
     print(f'{workdir} is finished; its table again:\n')
-    print_results(folder.read('results.json'))
+    summary.print_results(folder.read('results.json'))
     return
   folder.write('env.json', environment(mesh.shape))
   folder.write_status('starting', 0)
   with jax.set_mesh(mesh):
     results = _run(settings, mesh, folder, stop)
-  folder.write_text('table.md', tables(results))
+  folder.write_text('table.md', summary.tables(results))
   folder.write('results.json', results)
   folder.write_status('finished', settings.train.steps)
-  print_results(results)
+  summary.print_results(results)
   print(f'\nrun folder: {workdir}')
 
 
@@ -117,7 +121,7 @@ def _run(
   tables = weighting.make_tables(settings.loss, frequencies, specials)
   weights_V = tables.weights_V
   used = frequencies.used.fingerprint[:8]
-  print(f'loss       {_loss_name(settings)} (table {used})')
+  print(f'loss       {summary.loss_name(settings.loss)} (table {used})')
   print(weighting.describe(weights_V, table, model.tokenizer))
   _, labels = train.prompt_and_target(0)
   print(weighting.check_alpha_zero(table, np.asarray(labels)))
@@ -166,9 +170,12 @@ def _run(
     neutral_ids=model.tokenizer.special_ids,
   )
   return {
-    'columns': {model.name: score(before), _loss_name(settings): score(after)},
-    'loss': _loss_record(settings, frequencies, tables),
-    'examples': _shown(before, after),
+    'columns': {
+      model.name: score(before),
+      summary.loss_name(settings.loss): score(after),
+    },
+    'loss': summary.loss_record(settings.loss, frequencies, tables),
+    'examples': summary.shown(before, after),
     'split': f'{settings.data.name}/{settings.evaluate.split}',
     'seed': settings.seed,
     'steps': settings.train.steps,
@@ -340,69 +347,3 @@ def _params(current: TrainState) -> Tree:
 
 def _count(params: Tree) -> int:
   return sum(x.size for x in jax.tree.leaves(params))
-
-
-def _loss_name(settings: Settings) -> str:
-  """The loss with what tells it from others of the same name."""
-  loss = settings.loss
-  parts = [loss.name]
-  if loss.name == 'power_law':
-    parts += [f'alpha={loss.alpha:g}', f'epsilon={loss.epsilon:g}']
-  own = loss.rivals.get(loss.name, {})
-  parts += [
-    f'{key}={value:g}' if isinstance(value, float | int) else f'{key}={value}'
-    for key, value in own.items()
-  ]
-  return ' '.join(parts)
-
-
-def _loss_record(
-  settings: Settings, frequencies: Frequencies, tables: LossTables
-) -> dict[str, Any]:
-  """Proof of what was trained: the name alone would not be."""
-  weights, table = np.asarray(tables.weights_V), frequencies.task
-  loss = dataclasses.asdict(settings.loss)
-  own = loss.pop('rivals').get(settings.loss.name, {})
-  crc32 = lambda x: f'{zlib.crc32(np.asarray(x).tobytes()):08x}'  # noqa: E731
-  return {
-    **loss,
-    'settings': own,
-    'weights_crc32': crc32(weights),
-    'bias_crc32': None if tables.bias_V is None else crc32(tables.bias_V),
-    'frequency_table_fingerprint': frequencies.used.fingerprint,
-    'effective_sample_size': frequency.effective_sample_size(
-      table.counts_V, weights
-    ),
-  }
-
-
-def _shown(before: list[dict], after: list[dict]) -> list[dict[str, str]]:
-  """The first few examples of the sample: not chosen by hand."""
-  return [
-    {
-      'source': a['source'],
-      'reference': a['references'][0],
-      'before': b['text'],
-      'after': a['text'],
-    }
-    for b, a in zip(before[:EXAMPLES_SHOWN], after, strict=False)
-  ]
-
-
-def tables(results: dict[str, Any]) -> str:
-  """Both tables as Markdown."""
-  return (
-    f'{evaluation.format_table(results["columns"])}\n'
-    f'{evaluation.format_frequency_table(results["columns"])}'
-  )
-
-
-def print_results(results: dict[str, Any]) -> None:
-  """What the terminal ends with: the tables, then a few examples."""
-  print(f'\n{results["split"]}, {results["steps"]} steps\n')
-  print(tables(results))
-  for number, example in enumerate(results['examples'], start=1):
-    print(f'example {number}')
-    for name in ('source', 'reference', 'before', 'after'):
-      text = textwrap.shorten(example[name], 400) or '(nothing)'
-      print(textwrap.indent(textwrap.fill(f'{name:10s}{text}', 78), '  '))

@@ -16,7 +16,7 @@ LAYERS = [
   {'data', 'decode', 'checkpoint'},
   {'settings'},
   {'records', 'weighting', 'evaluate'},
-  {'train'},
+  {'train', 'summary'},
   {'job'},
 ]
 LEVEL = {name: i for i, names in enumerate(LAYERS) for name in names}
