@@ -25,7 +25,9 @@ def tables(records: list[Record], paper: list[dict[str, Any]]) -> str:
 
 
 def ratios(found: Found, name: str, by: str = BASELINE) -> list[float]:
-  """Time over that of `by` in the same round."""
+  """Time over that of `by` in the same round; nothing if one was not run."""
+  if not {name, by} <= set(found):
+    return []
   pairs = zip(found[name]['seconds'], found[by]['seconds'], strict=True)
   return [a / b for a, b in pairs]
 
@@ -70,6 +72,8 @@ def _columns(cases: list[Record]) -> list[str]:
 
 
 def _quartiles(values: list[float]) -> str:
+  if not values:
+    return MISSING
   low, middle, high = _three(values)
   return f'{middle:.2f} ({low:.2f}-{high:.2f})'
 
