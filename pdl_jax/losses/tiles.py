@@ -116,7 +116,8 @@ def plan_tiles(
 
 def _even(total: int, most: int, multiple: int) -> int:
   """The size of equal parts of `total`, each at most about `most`."""
-  parts = max(1, -(-total // most))
+  total = max(1, total)
+  parts = -(-total // most)
   size = -(-total // parts)
   return -(-size // multiple) * multiple
 
