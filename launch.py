@@ -74,12 +74,12 @@ def _one_line(error: Exception) -> str:
 
 def main(arguments: Sequence[str]) -> int:
   """Runs the command; returns its exit code."""
-  stop, workdir = StopRequest(), None
+  stop, settings, workdir = StopRequest(), None, None
   try:
     settings, workdir = parse(arguments)
     job.run(settings, workdir, stop)
   except PdlError as error:
-    return _report(error, workdir)
+    return _report(error, settings, workdir)
   except OSError as error:
     # Whatever the operating system refuses: a full disk, a read-only folder.
     where = f' ({error.filename})' if error.filename else ''
@@ -88,17 +88,20 @@ def main(arguments: Sequence[str]) -> int:
         f'{error.strerror or error}{where}, with --workdir={workdir}; free '
         'space there or choose another'
       ),
+      settings,
       workdir,
     )
   return 0
 
 
-def _report(error: PdlError, workdir: Path | None) -> int:
+def _report(
+  error: PdlError, settings: Settings | None, workdir: Path | None
+) -> int:
   """One line for the person, one field for whoever reads status.json."""
   word = 'stopped' if isinstance(error, PreemptedError) else 'error'
   print(f'{word}: {error}', file=sys.stderr)
-  if workdir is not None:
-    records.note_failure(workdir, word, str(error))
+  if settings is not None and workdir is not None:
+    records.note_failure(workdir, settings.resolved, word, str(error))
   return error.exit_code
 
 

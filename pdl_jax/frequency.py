@@ -258,8 +258,8 @@ def load(
       an evaluation split; names both sides and how to rebuild it.
   """
   rebuild = (
-    'leave out --config.loss.frequency_table and the run counts its own '
-    'training split'
+    'leave it out (loss.frequency_table, loss.general_table) and the run '
+    'counts its own training split'
   )
   if not path.is_file():
     raise DataError(f'there is no frequency table {path}; {rebuild}')

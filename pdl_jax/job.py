@@ -29,7 +29,7 @@ from pdl_jax.errors import ConfigError
 from pdl_jax.evaluate import run as evaluation
 from pdl_jax.evaluate.predict import Predictor
 from pdl_jax.frequency import FrequencyTable
-from pdl_jax.losses import LossTables
+from pdl_jax.losses import LOSSES, LossTables
 from pdl_jax.model import api
 from pdl_jax.model.config import ModelConfig
 from pdl_jax.model.pretrained.gguf import GGUFModel, find_package_file
@@ -62,6 +62,7 @@ def run(settings: Settings, workdir: Path, stop: StopRequest) -> None:
   Raises:
     PdlError: with one line that says what to do; status.json has it too.
   """
+  weighting.make_loss(settings.loss)  # Refuses before the folder is opened.
   mesh = sharding.make_mesh(settings.mesh)
   sharding.check_batch(
     mesh,
@@ -122,11 +123,13 @@ def _run(
   weights_V = tables.weights_V
   used = frequencies.used.fingerprint[:8]
   print(f'loss       {summary.loss_name(settings.loss)} (table {used})')
-  print(weighting.describe(weights_V, table, model.tokenizer))
+  if LOSSES[settings.loss.name].weights is not None:
+    print(weighting.describe(weights_V, table, model.tokenizer))
   _, labels = train.prompt_and_target(0)
   print(weighting.check_alpha_zero(table, np.asarray(labels)))
 
   tilt, bias_V = settings.evaluate.tilt, None
+  tilted = f' tilt={tilt:g}' if tilt else ''
   if tilt:
     bias_V = weighting.tilt_bias(table.counts_V, tilt, specials)
   predictor = Predictor(
@@ -171,8 +174,8 @@ def _run(
   )
   return {
     'columns': {
-      model.name: score(before),
-      summary.loss_name(settings.loss): score(after),
+      model.name + tilted: score(before),
+      summary.loss_name(settings.loss) + tilted: score(after),
     },
     'loss': summary.loss_record(settings.loss, frequencies, tables),
     'examples': summary.shown(before, after),

@@ -188,13 +188,20 @@ class RunFolder:
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
-def note_failure(workdir: Path, state: str, error: str) -> None:
-  """Writes an error into the status of a run that had begun.
+def note_failure(
+  workdir: Path, config: Mapping[str, Any], state: str, error: str
+) -> None:
+  """Writes an error into the status of this configuration's run, if begun.
 
-  Where even that cannot be written, the line on the terminal has to do.
+  The folder may be that of another run, or of a finished one: neither failed.
+  Where the status cannot be written, the line on the terminal has to do.
   """
   status = workdir / 'status.json'
   with contextlib.suppress(OSError):
+    stored = json.loads((workdir / 'config.json').read_text())
+    finished = (workdir / 'results.json').exists()
+    if finished or stored.pop('hash') != config_hash(config):
+      return
     before = json.loads(status.read_text())
     after = {**before, 'state': state, 'error': error, 'heartbeat': time.time()}
     status.write_text(json.dumps(after, indent=2) + '\n')

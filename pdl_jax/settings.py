@@ -107,6 +107,11 @@ class LossSettings:
     _one_of('loss.schedule', self.schedule, SCHEDULES)
     if self.level == 'word' and self.unit != 'count':
       raise ConfigError('loss.level word counts words: loss.unit must be count')
+    if self.level == 'word' and (self.general_table or self.frequency_table):
+      raise ConfigError(
+        "loss.level word counts this task's words: leave out "
+        'loss.general_table and loss.frequency_table'
+      )
     if not 0 <= self.general_share <= 1:
       raise ConfigError(
         f'loss.general_share must be in [0, 1], got {self.general_share}'
@@ -120,10 +125,15 @@ class LossSettings:
         f'loss.label_smoothing must be in [0, 1), got {self.label_smoothing}'
       )
     check_number('loss.z_loss', self.z_loss)
-    decay_factor(
-      0, kind=self.schedule, start=self.schedule_start,
-      steps=self.schedule_steps,
-    )  # fmt: skip
+    try:
+      decay_factor(
+        0, kind=self.schedule, start=self.schedule_start,
+        steps=self.schedule_steps,
+      )  # fmt: skip
+    except ConfigError as error:
+      raise ConfigError(
+        f'loss.schedule (with schedule_start and schedule_steps): {error}'
+      ) from None
     spec = LOSSES[self.name]
     if self.schedule != 'constant' and spec.weights is None:
       raise ConfigError(
@@ -133,9 +143,10 @@ class LossSettings:
     _one_of('loss.reduction', self.reduction, REDUCTIONS)
     check_number('loss.alpha', self.alpha)
     check_number('loss.epsilon', self.epsilon)
-    if self.clip and not self.clip >= 1:
+    if self.clip and not 1 <= self.clip < math.inf:
       raise ConfigError(
-        f'loss.clip must be 0 (no limit) or at least 1, got {self.clip}'
+        'loss.clip must be 0 (no limit) or a finite number of at least 1, got '
+        f'{self.clip}'
       )
 
 

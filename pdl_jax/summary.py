@@ -27,8 +27,11 @@ def loss_name(loss: LossSettings) -> str:
     for key, value in own.items()
   ]
   unusual = (
-    ('label_smoothing', 0), ('z_loss', 0), ('level', 'token'),
-    ('schedule', 'constant'), ('general_share', 0),
+    ('epsilon_policy', 'absolute'), ('unit', 'count'), ('level', 'token'),
+    ('clip', 0), ('normalize', 'corpus_mean'), ('unseen', 'as_once'),
+    ('label_smoothing', 0), ('z_loss', 0), ('reduction', 'weighted_mean'),
+    ('schedule', 'constant'), ('schedule_start', 0), ('schedule_steps', 0),
+    ('general_share', 0),
   )  # fmt: skip
   parts += [
     f'{key}={getattr(loss, key)}'
@@ -43,8 +46,9 @@ def loss_record(
 ) -> dict[str, Any]:
   """Proof of what was trained: the name alone would not be."""
   weights, table = np.asarray(tables.weights_V), frequencies.task
-  loss = dataclasses.asdict(settings)
-  own = loss.pop('rivals').get(settings.name, {})
+  read = LOSSES[settings.name].read
+  loss = {k: v for k, v in dataclasses.asdict(settings).items() if k in read}
+  own = settings.rivals.get(settings.name, {})
   crc32 = lambda x: f'{zlib.crc32(np.asarray(x).tobytes()):08x}'  # noqa: E731
   return {
     **loss,

@@ -55,6 +55,11 @@ def make_loss(loss: LossSettings) -> Loss:
   try:
     # Here the settings are not traced, and can be looked at.
     made.check()
+    own, counts_V = loss.rivals.get(loss.name, {}), np.ones(2)
+    if spec.weights is not None and own:
+      spec.weights(counts_V, neutral_ids=(), **own)
+    if spec.bias is not None:
+      spec.bias(counts_V, **own)
   except ConfigError as error:
     raise ConfigError(f'loss.{loss.name}: {error}') from None
   return made

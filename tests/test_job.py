@@ -7,7 +7,7 @@ import signal
 import jax.numpy as jnp
 import pytest
 
-from pdl_jax import job, step, train
+from pdl_jax import job, records, step, train
 from pdl_jax.errors import (
   CheckpointError,
   ConfigError,
@@ -303,3 +303,24 @@ def test_a_general_table_of_another_tokenizer_is_refused(
       'loss.general_share': 0.5,
       'model.vocab_size': 600,
     })  # fmt: skip
+
+
+def test_a_refused_command_leaves_the_record_of_another_run(finished):
+  """Neither a finished run nor one of another configuration has failed."""
+  before = (finished / 'status.json').read_text()
+  stored = json.loads((finished / 'config.json').read_text())
+  stored.pop('hash')
+  other = {**stored, 'seed': 7}
+  records.note_failure(finished, stored, 'error', 'of a finished run')
+  records.note_failure(finished, other, 'error', 'of another run')
+  assert (finished / 'status.json').read_text() == before
+
+
+def test_a_failure_is_noted_in_its_own_run(tmp_path, data_dir):
+  settings = Settings.from_config(small.job_config(data_dir))
+  folder = RunFolder(tmp_path, settings.resolved)
+  folder.write_status('running', 3)
+  records.note_failure(tmp_path, settings.resolved, 'error', 'a full disk')
+  status = json.loads((tmp_path / 'status.json').read_text())
+  assert (status['state'], status['error']) == ('error', 'a full disk')
+  assert status['step'] == 3

@@ -48,6 +48,10 @@ def launch(*arguments, **options):
     (['--config.loss.alpha=half'], None, "float: 'half'"),
     (['--wrkdir=x'], None, "'wrkdir'. Did you mean: workdir"),
     (['tiny'], None, 'arguments without a flag: tiny'),
+    (
+      ['--config.loss.name=focal', '--config.loss.focal.gamma=-1'], None,
+      'loss.focal: gamma must be .* -1.0',
+    ),
     ([], 'configs/summarize.py:tinny', "'tinny' is not one of default, tiny"),
     ([], 'configs/summarise.py', 'no file configs/summarise.py'),
   ],

@@ -794,3 +794,15 @@ def test_bad_settings_are_refused(name, options, message):
       from_logits(name, **options)(LOGITS)
     else:
       STATS[name](stats, WEIGHT, **options)
+
+
+@pytest.mark.parametrize('rare', [0.065, 1.0])
+def test_a_type_never_counted_is_no_commoner_than_the_rarest(rare):
+  """Also in the fractional counts of a mix."""
+  counts = np.array([59.0, 51.0, rare, 0.0, 0.53 if rare < 1 else 7.0])
+  weights = np.asarray(
+    by_type.class_balanced_weights(counts, neutral_ids=(), beta=0.99)
+  )
+  bias = np.asarray(by_type.logit_adjustment_bias(counts))
+  assert weights[3] == weights[2] == weights.max()
+  assert bias[3] == bias[2] == bias.min()

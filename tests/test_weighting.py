@@ -143,8 +143,10 @@ def test_settings_of_a_rival_are_checked(name, own, message):
     weighting.make_loss(changed(name=name, rivals={name: own}))
 
 
-def test_settings_of_a_table_are_checked(table):
+def test_settings_of_a_table_are_checked_before_anything_is_counted(table):
   rivals = {'class_balanced': {'beta': 1.0, 'normalize': 'published'}}
+  with pytest.raises(ConfigError, match=r'loss.class_balanced: beta must be'):
+    weighting.make_loss(changed(name='class_balanced', rivals=rivals))
   with pytest.raises(ConfigError, match=r'loss.class_balanced: beta must be'):
     make(table, name='class_balanced', rivals=rivals)
 
@@ -228,9 +230,11 @@ def test_a_schedule_needs_weights():
     ({'label_smoothing': 1.0}, r'label_smoothing must be in \[0, 1\)'),
     ({'z_loss': -1.0}, 'z_loss'),
     ({'schedule': 'ramp'}, "'ramp' is not one of constant"),
-    ({'schedule': 'warmup'}, 'warmup needs steps of at least 1'),
+    ({'schedule': 'warmup'}, 'loss.schedule .* warmup needs steps of at least'),
     ({'epsilon_policy': 'mean'}, "'mean' is not one of absolute"),
     ({'level': 'sentence'}, "'sentence' is not one of token"),
+    ({'level': 'word', 'general_table': 'x.npz'}, 'leave out loss.general'),
+    ({'clip': float('inf')}, 'loss.clip must be 0 .* got inf'),
   ],
 )
 def test_settings_out_of_range_are_refused(changes, message):

@@ -118,7 +118,7 @@ def class_balanced_weights(
   with np.errstate(divide='ignore'):
     log_beta = np.log(float(beta))
   # The factor 1 - beta cancels in the scale.
-  raw_V = -1 / np.expm1(np.where(counts_V == 0, 1.0, counts_V) * log_beta)
+  raw_V = -1 / np.expm1(_as_once(counts_V) * log_beta)
   return _finish(_scaled(raw_V, ~neutral_V), counts_V, neutral_V, normalize)
 
 
@@ -220,6 +220,12 @@ def _types(
   return counts_V, neutral_V
 
 
+def _as_once(counts_V: np.ndarray) -> np.ndarray:
+  """Types never counted as if once, or as the rarest where a mix has rarer."""
+  rarest = counts_V[counts_V > 0].min(initial=1.0)
+  return np.where(counts_V == 0, rarest, counts_V)
+
+
 def _scaled(raw_V: np.ndarray, mass_V: np.ndarray) -> np.ndarray:
   """The weights scaled to a mean of 1 over `mass_V`; ones if they are zero."""
   total = (mass_V * raw_V).sum()
@@ -267,5 +273,5 @@ def logit_adjustment_bias(
   counts_V, _ = _types(frequency_V, ())
   if not counts_V.any():
     raise ConfigError(f'none of the {counts_V.size} token types was counted')
-  counts_V = np.where(counts_V == 0, 1.0, counts_V)
+  counts_V = _as_once(counts_V)
   return tau * jnp.asarray(np.log(counts_V / counts_V.sum()), jnp.float32)

@@ -13,7 +13,7 @@ from typing import Any, Literal, overload
 
 import jax
 import jax.numpy as jnp
-from jax import Array
+from jax import Array, lax
 from jax.sharding import Mesh
 
 from pdl_jax.errors import ConfigError
@@ -115,14 +115,17 @@ def linear_pdl_loss(
   that `where` masks are skipped, matmuls and all.
 
   Args:
-    hidden: [..., D], any float dtype.
-    head_DxV: output matrix, any float dtype; products add up in fp32.
+    hidden: [..., D], fp32 or bf16. In fp16 the gradient of the logits may
+      underflow under 'tokens', before a loss scale is known.
+    head_DxV: output matrix, taken in the dtype of hidden; products add up in
+      fp32.
     labels: [...], integers in [0, V) wherever `where` is True.
     weights_V: >= 0, of each type, from `power_law_weights`; None:
       cross-entropy. No gradient flows into it.
     where: [...], True at tokens that count; what the others hold, NaN too,
       reaches neither loss nor gradient. None: all.
-    reduction, denominator, label_smoothing, z_loss: see `pdl_loss`.
+    reduction, denominator, label_smoothing, z_loss: see `pdl_loss`; under
+      'tokens' no gradient flows into the last two.
     softcap: z becomes softcap * tanh(z / softcap), before the bias.
     bias_V: [head's V], added to the logits.
     vocab_size: V, where the head has columns of padding at its end.
@@ -267,13 +270,13 @@ def linear_token_stats(
   stats = jax.tree.map(
     lambda x: x.reshape(labels.shape), sharded.token_stats(plan, inputs)
   )
-  nan = jnp.full(labels.shape, jnp.nan)
+  nan = jnp.full(labels.shape, jnp.nan, jnp.float32)
   return TokenStats(
     stats.log_z,
     stats.label,
     stats.average if 'average' in wants else nan,
     stats.expected if 'expected' in wants else nan,
-    stats.argmax if 'argmax' in wants else jnp.full(labels.shape, -1),
+    stats.argmax if 'argmax' in wants else jnp.full_like(stats.argmax, -1),
   )
 
 
@@ -336,7 +339,7 @@ def _plan(
       'tokens would be lost in it'
     )
   check_labels(labels, size, where)
-  used = sharded.usable_mesh(mesh)
+  used, memory_bytes = sharded.usable_mesh(mesh), int(memory_bytes)
   return Plan(
     terms, wants, size, softcap, temperature, memory_bytes, where is not None,
     transposed, used, sharded.present_axes(axes, used),
@@ -348,7 +351,7 @@ def _weight(
 ) -> Array:
   if where is not None:
     labels = jnp.where(where, labels, 0)
-  return token_weights(weights_V, labels, size)
+  return lax.stop_gradient(token_weights(weights_V, labels, size))
 
 
 def _inputs(

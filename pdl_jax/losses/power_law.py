@@ -88,6 +88,10 @@ def power_law_weights(
   if mass_V is None:
     mass_V = frequency_V
   _check_frequency(mass_V)
+  if np.shape(mass_V) != frequency_V.shape:
+    raise ConfigError(
+      f'mass_V has shape {np.shape(mass_V)}, frequency_V {frequency_V.shape}'
+    )
   mass_V = jnp.asarray(np.where(neutral_V, 0, mass_V), jnp.float32)
   base_V = frequency_V.astype(np.float64)
   smoothing = epsilon
@@ -153,8 +157,10 @@ def _neutral(neutral_ids: Sequence[int], size: int) -> np.ndarray:
 def _check_choices(
   clip: float | None, normalize: str, unseen: str, epsilon_policy: str
 ) -> None:
-  if clip is not None and not clip >= 1:
-    raise ConfigError(f'clip must be at least 1 (the mean weight), got {clip}')
+  if clip is not None and not 1 <= clip < np.inf:
+    raise ConfigError(
+      f'clip must be None or at least 1 (the mean weight), got {clip}'
+    )
   for name, value, allowed in (
     ('normalize', normalize, NORMALIZE),
     ('unseen', unseen, UNSEEN),

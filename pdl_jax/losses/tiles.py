@@ -7,6 +7,7 @@ the vocabulary, and the statistics are combined over the axis that splits it.
 """
 
 import dataclasses
+from functools import partial
 from typing import NamedTuple
 
 import jax.numpy as jnp
@@ -339,7 +340,8 @@ class Kept(NamedTuple):
 def empty_kept(tiles: Tiles) -> Kept:
   """Room for a whole group of rows."""
   shape = (tiles.blocks, tiles.tokens, tiles.block)
-  return Kept(jnp.zeros(shape), jnp.zeros(shape[:2]))
+  zeros = partial(jnp.zeros, dtype=jnp.float32)
+  return Kept(zeros(shape), zeros(shape[:2]))
 
 
 def kept_tile(tiles: Tiles, kept: Kept, number: Array) -> tuple[Array, Array]:
