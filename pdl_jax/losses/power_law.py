@@ -159,7 +159,7 @@ def _check_choices(
 ) -> None:
   if clip is not None and not 1 <= clip < np.inf:
     raise ConfigError(
-      f'clip must be None or at least 1 (the mean weight), got {clip}'
+      f'clip must be at least 1 (the mean weight) and finite, got {clip}'
     )
   for name, value, allowed in (
     ('normalize', normalize, NORMALIZE),
