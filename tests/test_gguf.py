@@ -144,7 +144,7 @@ def test_a_package_without_weights(package):
   with pytest.raises(HostError) as error:
     find_package_file(package)
   assert f'the package {package} ' in str(error.value)
-  assert 'requirements-weights.txt' in str(error.value)
+  assert 'requirements-nodeps.txt' in str(error.value)
   assert '\n' not in str(error.value)
 
 

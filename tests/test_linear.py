@@ -360,7 +360,9 @@ def test_error_is_at_most_twice_that_of_optax(vocabulary, dtype):
     for memory in memories
   ]
   for scale in (0.1, 10.0):  # flat, peaked
-    draws = [rng.normal(size=(n, D)) * scale for _ in range(4)]
+    # The worst of a few draws is luck: one rounding of a sum either way.
+    count = 64 if vocabulary < 10_000 else 4
+    draws = [rng.normal(size=(n, D)) * scale for _ in range(count)]
     head_DxV = jnp.asarray(rng.normal(size=(D, vocabulary)), dtype)
     arguments = [(jnp.asarray(x, dtype), head_DxV, labels) for x in draws]
     truths = [true_loss(*x) for x in arguments]
@@ -552,8 +554,8 @@ def test_without_a_mask_no_row_moves():
   tokens = tiles.Tokens(rows[:, None], jnp.arange(33), rows, everywhere)
   moved, steps, order_N = tiles.compress(tiles_of(16, False), tokens)
   assert order_N is None
-  assert steps == [(16, 0, 3)]
-  np.testing.assert_array_equal(moved.labels_N[:33], jnp.arange(33))
+  assert steps == [(16, 0, 2), (1, 32, 1)]
+  np.testing.assert_array_equal(moved.labels_N, jnp.arange(33))
 
 
 @pytest.mark.parametrize('differentiate', [False, True])

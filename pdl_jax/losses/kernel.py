@@ -316,7 +316,7 @@ def gradient_by_vocabulary(
   """
   moved, steps, order_N = compress(tiles, tokens)
   top, mass, *slope = (
-    fill(tiles, x if order_N is None else x[order_N])
+    x if order_N is None else fill(tiles, x[order_N])
     for x in (jnp.where(tokens.where_N, x, 0.0) for x in (*scale, *slopes))
   )
 

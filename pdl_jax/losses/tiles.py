@@ -130,17 +130,19 @@ Steps = list[tuple[int, Array | int, Array | int]]
 def compress(
   tiles: Tiles, tokens: Tokens
 ) -> tuple[Tokens, Steps, Array | None]:
-  """Rows that count first, filled up to whole groups.
+  """Rows that count first.
 
   Returns:
-    the tokens; the groups that have any that counts, whole ones and then
-    quarters, so that little more than these rows is ever multiplied; the row
-    that each came from, None where none has moved.
+    the tokens, where masked filled up to whole groups; the groups that have
+    any that counts, whole ones and then smaller ones, so that little more than
+    these rows is ever multiplied; the row that each came from, None where none
+    has moved.
   """
   if not tiles.masked:
-    filled = Tokens(*(fill(tiles, x) for x in tokens))
-    count = filled.labels_N.size // tiles.tokens
-    return filled, [(tiles.tokens, 0, count)], None
+    # Exactly these rows: a last group filled up would multiply zeros.
+    count, rest = divmod(tokens.labels_N.size, tiles.tokens)
+    groups: Steps = [(tiles.tokens, 0, count), (rest, count * tiles.tokens, 1)]
+    return tokens, [(n, i, k) for n, i, k in groups if n and k], None
   order_N = jnp.argsort(~tokens.where_N, stable=True)
   quarter = tiles.tokens // 4
   quarters = -(-tokens.where_N.sum() // quarter)

