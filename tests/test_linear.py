@@ -153,6 +153,43 @@ def test_value_and_gradient_of_every_option(variant, method):
 
 
 @METHODS
+@pytest.mark.parametrize('transposed', [False, True])
+def test_what_stands_in_padding_columns_changes_nothing(transposed, method):
+  case = make_case((3, 15), 43, 37)
+
+  @jax.jit
+  def loss(head_DxV):
+    scalar = lambda hidden, head: small_loss(
+      hidden, head.T if transposed else head, case.labels, case.weights_V,
+      vocab_size=37, transposed=transposed, method=method,
+    )  # fmt: skip
+    return jax.value_and_grad(scalar, (0, 1))(case.hidden, head_DxV)
+
+  same_bits(
+    loss(case.head_DxV.at[:, 37:].set(jnp.nan)),
+    loss(case.head_DxV.at[:, 37:].set(0.0)),
+  )
+
+
+@METHODS
+@pytest.mark.parametrize('softcap', [None, 2.0])
+def test_a_bias_of_minus_infinity_bans_a_type(softcap, method):
+  case = make_case((3, 15), 37)
+  banned = int(np.setdiff1d(np.arange(37), np.asarray(case.labels))[0])
+
+  @jax.jit
+  def loss(value):
+    bias_V = case.bias_V.at[banned].set(value)
+    scalar = lambda hidden, head_DxV: small_loss(
+      hidden, head_DxV, case.labels, case.weights_V, bias_V=bias_V,
+      softcap=softcap, method=method,
+    )  # fmt: skip
+    return jax.value_and_grad(scalar, (0, 1))(case.hidden, case.head_DxV)
+
+  close(loss(-jnp.inf), loss(-1e4))
+
+
+@METHODS
 @pytest.mark.parametrize(
   ('masked', 'options'),
   [

@@ -234,6 +234,7 @@ def test_epsilon_carries_its_unit():
     ),
     ({'neutral_ids': [2, 7]}, 'neutral_ids has 7, outside the 7 types'),
     ({'neutral_ids': [-1]}, 'neutral_ids has -1, outside the 7 types'),
+    ({'neutral_ids': [True, False]}, 'neutral_ids must be token ids, got bool'),
     ({'frequency_V': [1, -2.0]}, r'shape \(2,\) with 1 negative'),
     ({'frequency_V': [np.nan, np.inf]}, 'with 2 negative or non-finite'),
     ({'frequency_V': np.ones((2, 2))}, r'got shape \(2, 2\)'),

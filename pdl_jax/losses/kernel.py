@@ -89,19 +89,23 @@ def _tile_gradient(
   inner = outer
   if tiles.softcap is not None:
     assert logits is not None
-    if block.mine is not None:
-      logits = jnp.where(block.mine[None], logits, 0.0)
+    # A column that is not the tile's, or has a bias of -inf, has no share.
     capped = (logits - bias_of(tiles, head, block)) / tiles.softcap
+    capped = jnp.where(jnp.isfinite(logits), capped, 0.0)
     inner = outer * (1.0 - jnp.square(capped))
   narrow = inner.astype(part.hidden_NxD.dtype)
+  matrix = matrix_of(tiles, head, block)
+  if block.mine is not None:
+    # What stands in padding columns is nobody's business: 0 * NaN is NaN.
+    shape = (-1, 1) if tiles.transposed else (1, -1)
+    matrix = jnp.where(block.mine.reshape(shape), matrix, 0)
   factors = (part.hidden_NxD, narrow)
   if tiles.transposed:
     factors = (narrow, part.hidden_NxD)
   product = partial(lax.dot_general, preferred_element_type=jnp.float32)
   return Gradients(
     product(
-      narrow, matrix_of(tiles, head, block),
-      (((1,), (tiles.vocab_dim,)), ((), ())),
+      narrow, matrix, (((1,), (tiles.vocab_dim,)), ((), ())),
     ) if wanted.hidden else None,
     product(*factors, (((0,), (0,)), ((), ()))) if wanted.matrix else None,
     outer.sum(axis=0) if wanted.bias else None,

@@ -143,7 +143,13 @@ def _median(counted: np.ndarray) -> float:
 
 def _neutral(neutral_ids: Sequence[int], size: int) -> np.ndarray:
   """True at the neutral types."""
-  ids = np.asarray(neutral_ids, int)
+  ids = np.asarray(neutral_ids)
+  if ids.size and not np.issubdtype(ids.dtype, np.integer):
+    raise ConfigError(
+      f'neutral_ids must be token ids, got {ids.dtype}; of a mask, give '
+      'np.flatnonzero(mask)'
+    )
+  ids = ids.astype(int)
   outside = ids[(ids < 0) | (ids >= size)]
   if outside.size:
     raise ConfigError(
