@@ -4,13 +4,17 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: summarize tiny test lint types clean
+.PHONY: summarize tiny debian test lint types clean
 
 summarize: $(READY)
 	$(BIN)/python launch.py --config=configs/summarize.py
 
 tiny: $(READY)
 	$(BIN)/python launch.py --config=configs/summarize.py:tiny
+
+# Descriptions of Debian's packages, by apt, into .cache: a harder set.
+debian: $(READY)
+	$(BIN)/python -m pdl_jax.data.builders.debian_synopses
 
 test: $(READY)
 	$(BIN)/python -m pytest -q

@@ -1,16 +1,24 @@
 """The one door from the shell.
 
   python launch.py --config=configs/summarize.py[:MODE] [--workdir=DIR]
-                   [--config.KEY=VALUE ...]
+                   [--config.KEY=VALUE ...] [--preview]
+  python launch.py --evaluate=RUN [--decode.KEY=VALUE ...]
+                   [--models=before,after]
+
+--preview shows what the loss will do, token by token, and trains nothing.
+--evaluate measures a finished run again from its stored predictions; with
+--decode it first generates in that way too.
 
 Exit codes: 0 done, 2 bad config, 3 data, 4 environment or host, 5 diverged,
 6 checkpoint, 75 preempted: the same command continues.
 """
 
+import dataclasses
 import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 # On jax 0.10.2 several CPU devices in one process can deadlock with fewer
 # threads; it has to be set before JAX starts. One device neither needs it nor
@@ -19,13 +27,16 @@ if os.environ.get('JAX_NUM_CPU_DEVICES', '1') != '1':
   os.environ.setdefault('NPROC', '16')
 
 from absl import flags
-from ml_collections import config_flags
+from ml_collections import ConfigDict, config_flags
 
-from pdl_jax import job, records
+from pdl_jax import job, preview, records, reevaluate, setup
+from pdl_jax.data import pipeline
+from pdl_jax.decode import DecodeSettings
 from pdl_jax.errors import ConfigError, HostError, PdlError, PreemptedError
 from pdl_jax.settings import Settings
 from pdl_jax.train import StopRequest
 
+_PREVIEW_EXAMPLES = 5
 _CONFIG = config_flags.DEFINE_config_file(
   'config', None, 'configs/NAME.py, or configs/NAME.py:MODE.'
 )
@@ -33,19 +44,59 @@ _WORKDIR = flags.DEFINE_string(
   'workdir', None, 'Run folder; default: runs/NAME/<overrides>-<hash>.'
 )
 
+_PREVIEW = flags.DEFINE_bool(
+  'preview', False, 'Show the weights of some examples; trains nothing.'
+)
+_EVALUATE = flags.DEFINE_string(
+  'evaluate', None, 'Folder of a finished run, to be measured again.'
+)
+_MODELS = flags.DEFINE_list(
+  'models', ['after'], 'With --evaluate: before, after, or both.'
+)
 
-def parse(arguments: Sequence[str]) -> tuple[Settings, Path]:
-  """The settings and the run folder that a command line means.
+
+def parse(arguments: Sequence[str]) -> dict[str, Any] | None:
+  """Reads the flags.
+
+  Returns:
+    all keys of --decode, or None if none was given.
 
   Raises:
-    ConfigError: for anything in it that is not understood.
+    ConfigError: for anything in them that is not understood.
   """
   try:
+    # Looks for its keys on the command line as soon as it is defined.
+    decode = config_flags.DEFINE_config_dict(
+      'decode', ConfigDict(dataclasses.asdict(DecodeSettings())).lock(),
+      'With --evaluate: how to generate; the keys of config.decode.',
+    )  # fmt: skip
     rest = flags.FLAGS(arguments)
   except (flags.Error, KeyError, AttributeError, TypeError) as error:
     raise ConfigError(_one_line(error)) from error
   if rest[1:]:
     raise ConfigError(f'arguments without a flag: {" ".join(rest[1:])}')
+  if _EVALUATE.value is not None and _CONFIG.value is not None:
+    raise ConfigError(
+      '--evaluate takes the configuration from its run; leave out --config'
+    )
+  if _EVALUATE.value is None and _overrides('decode'):
+    raise ConfigError(
+      '--decode belongs to --evaluate=RUN; a run is told by --config.decode'
+    )
+  if unknown := set(_MODELS.value) - set(reevaluate.MODELS):
+    raise ConfigError(
+      f'--models {", ".join(sorted(unknown))} is not one of '
+      f'{", ".join(reevaluate.MODELS)}'
+    )
+  return decode.value.to_dict() if _overrides('decode') else None
+
+
+def configured() -> tuple[Settings, Path]:
+  """The settings and the run folder that the flags mean.
+
+  Raises:
+    ConfigError: no --config, no such file, or a wrong value in it.
+  """
   if _CONFIG.value is None:
     raise ConfigError('no --config; try --config=configs/summarize.py:tiny')
   flag = flags.FLAGS['config']
@@ -55,10 +106,37 @@ def parse(arguments: Sequence[str]) -> tuple[Settings, Path]:
   settings = Settings.from_config(_CONFIG.value)
   if _WORKDIR.value is not None:
     return settings, Path(_WORKDIR.value)
-  overrides = config_flags.get_override_values(flag)
   name = '-'.join(part for part in (Path(file).stem, mode) if part)
-  run = records.run_id(settings.resolved, overrides)
+  run = records.run_id(settings.resolved, _overrides('config'))
   return settings, Path('runs') / name / run
+
+
+def _overrides(name: str) -> dict[str, Any]:
+  return config_flags.get_override_values(flags.FLAGS[name])
+
+
+def show_preview(settings: Settings, workdir: Path) -> None:
+  """On the terminal, and as a page beside where the run would be."""
+  ready = setup.prepare(settings, None)
+  examples = ready.train.examples
+  chosen = [
+    preview.PreviewExample(
+      record['id'], ready.model.tokenizer.decode(prompt, keep_special=True),
+      target,
+    )
+    for number in pipeline.sample(examples, _PREVIEW_EXAMPLES).tolist()
+    for record in [examples.record(number)]
+    for prompt, target in [examples.prompt_and_target(number)]
+  ]  # fmt: skip
+  found = preview.collect(
+    settings.loss, ready.tables, ready.frequencies.task, ready.model.tokenizer,
+    chosen,
+  )  # fmt: skip
+  preview.print_terminal(found)
+  page = workdir.with_name(f'{workdir.name}.preview.html')
+  page.parent.mkdir(parents=True, exist_ok=True)
+  page.write_text(preview.to_html(found))
+  print(f'\nthe same with the plot of weight against rank: {page}')
 
 
 def _one_line(error: Exception) -> str:
@@ -76,8 +154,16 @@ def main(arguments: Sequence[str]) -> int:
   """Runs the command; returns its exit code."""
   stop, settings, workdir = StopRequest(), None, None
   try:
-    settings, workdir = parse(arguments)
-    job.run(settings, workdir, stop)
+    decode = parse(arguments)
+    if _EVALUATE.value is not None:
+      models = tuple(_MODELS.value)
+      reevaluate.run(Path(_EVALUATE.value), decode, models, stop)
+      return 0
+    settings, workdir = configured()
+    if _PREVIEW.value:
+      show_preview(settings, workdir)
+    else:
+      job.run(settings, workdir, stop)
   except PdlError as error:
     return _report(error, settings, workdir)
   except OSError as error:

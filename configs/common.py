@@ -4,9 +4,28 @@ import math
 
 from ml_collections import ConfigDict
 
+MODES = ('default', 'tiny', 'full')
 
-def get_config() -> ConfigDict:
-  """The base that every task's config starts from; not a task itself."""
+
+def get_config(mode: str = 'default') -> ConfigDict:
+  """The base that every task's config starts from; not a task itself.
+
+  Args:
+    mode: default, fine-tunes SmolLM2-135M in minutes on two cores; tiny, a
+      small model from scratch in under a minute, to see every part at work;
+      full, for accelerators: whole data, long context, not measured.
+  """
+  if mode not in MODES:
+    raise ValueError(f'mode {mode!r} is not one of {", ".join(MODES)}')
+  config = _base()
+  if mode == 'tiny':
+    _tiny(config)
+  if mode == 'full':
+    _full(config)
+  return config.lock()
+
+
+def _base() -> ConfigDict:
   config = ConfigDict()
   # Of the order of the data and of random initialisation.
   config.seed = 0
@@ -30,20 +49,37 @@ def get_config() -> ConfigDict:
   })
 
   config.data = ConfigDict({
-    # A packaged data set, see pdl_jax/data/sources.py.
+    # A packaged data set (botocore, debian, chitchat, bible, sotu_time,
+    # sotu_interleaved), tfds:NAME of the TFDS catalogue, jsonl:PATH (a folder
+    # with SPLIT.jsonl, or a path with {split} in it), or hf:FOLDER of the
+    # Hugging Face library datasets.
     'name': 'botocore',
     # Where prepared data sets live; '' is TFDS's own default,
     # $TFDS_DATA_DIR or ~/tensorflow_datasets.
     'data_dir': '',
-    # Prompt and target of a record, see pdl_jax/data/tasks.py.
+    # Where a record's parts are, for the last three: names of its fields; ''
+    # is the part's own name, and a source of '' is none.
+    'fields': {'id': '', 'group': '', 'source': '', 'target': ''},
+    # What train, validation and test are called there; TFDS knows
+    # 'train[:90%]' besides.
+    'splits': {'train': 'train', 'validation': 'validation', 'test': 'test'},
+    # Records that cannot be read: error, or skip up to 1 % of them.
+    'bad_records': 'error',
+    # What is asked of the model, see pdl_jax/data/tasks.py: summarize,
+    # dialogue, style_transfer or language_model.
     'task': 'summarize',
     # Longest prompt in tokens, chat format included; longer sources are cut.
     'max_prompt': 80,
     # Longest target in tokens, end of turn included; records above are left
-    # out and counted. Also the longest text generated.
+    # out and counted. Also the longest text generated. A language model trains
+    # on rows of max_prompt + max_target - 1 tokens, and is evaluated on
+    # max_target tokens after at most max_prompt.
     'max_target': 40,
-    # Use only the first so many training records; 0: all.
+    # Count and use only the first so many training records; 0: all.
     'train_limit': 0,
+    # Lengths that a training batch can have; above 1, examples of like lengths
+    # share a batch, and each length is compiled once.
+    'buckets': 1,
   })
 
   config.loss = ConfigDict({
@@ -157,13 +193,77 @@ def get_config() -> ConfigDict:
     # Scored at every checkpoint.
     'validation_examples': 64,
     'batch_size': 32,
-    # Post-hoc logit adjustment while generating: log prior(t), counted on the
-    # training targets, is taken off the logits so many times. > 0 favours rare
-    # tokens, < 0 common ones (-alpha undoes Power-Law Decay Loss); for any
-    # model, whatever it was trained with. Scores are not touched.
+    # Folders of the models that two more metrics need, with their packages
+    # mauve-text (GPL-3) and bert-score; '' leaves them out.
+    'extra_models': {'mauve': '', 'bertscore': ''},
+  })
+
+  config.decode = ConfigDict({
+    # greedy, sample or beam; each reads some of the keys below, and the others
+    # have to stay at their defaults.
+    'method': 'greedy',
+    # sample: divides the logits, then the truncations in this order: the k
+    # likeliest (0: all), the smallest set of mass top_p, at least min_p of the
+    # likeliest one's probability, the most typical set of mass typical_p.
+    'temperature': 1.0,
+    'top_k': 0,
+    'top_p': 1.0,
+    'min_p': 0.0,
+    'typical_p': 1.0,
+    # Texts of a prompt, and the seed they are drawn with.
+    'samples': 1,
+    'seed': 0,
+    # beam: hypotheses, and alpha of GNMT's length penalty.
+    'beams': 4,
+    'length_penalty': 0.6,
+    # No n-gram of so many tokens twice in a text; 0: off.
+    'no_repeat_ngram': 0,
+    # The end of turn included; 0: the longest target.
+    'min_new_tokens': 0,
+    'max_new_tokens': 0,
+    # Post-hoc logit adjustment: log prior(t), counted on the training targets,
+    # is taken off the logits so many times. > 0 favours rare tokens, < 0
+    # common ones (-alpha undoes Power-Law Decay Loss); for any model, whatever
+    # it was trained with. Scores are not touched.
     'tilt': 0.0,
+    # Lengths to which prompts are padded; each compiles once.
+    'prompt_buckets': 4,
   })
 
   # Devices along each axis of the mesh; -1 is what is left.
   config.mesh = ConfigDict({'data': -1, 'fsdp': 1, 'tensor': 1})
-  return config.lock()
+  return config
+
+
+def _tiny(config: ConfigDict) -> None:
+  config.model.pretrained = ''
+  config.model.vocab_size = 2048
+  config.model.layers = 2
+  config.data.max_prompt = 64
+  config.data.max_target = 32
+  config.optimizer.trainable = 'all'
+  config.optimizer.learning_rate = 3e-3
+  config.train.steps = 100
+  config.train.checkpoint_every = 50
+  config.train.batch_size = 16
+  config.evaluate.examples = 32
+  config.evaluate.validation_examples = 32
+
+
+def _full(config: ConfigDict) -> None:
+  config.model.dtype = 'bfloat16'
+  config.model.remat = True
+  config.data.max_prompt = 1024
+  config.data.max_target = 128
+  config.train.steps = 3000
+  config.train.batch_size = 64
+  config.train.log_every = 10
+  config.train.checkpoint_every = 250
+  config.optimizer.trainable = 'all'
+  config.optimizer.warmup_steps = 100
+  config.optimizer.learning_rate = 1e-4
+  config.evaluate.examples = 1000
+  config.evaluate.validation_examples = 500
+  config.evaluate.batch_size = 64
+  config.mesh.data = 1
+  config.mesh.fsdp = -1

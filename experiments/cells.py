@@ -18,6 +18,10 @@ from pdl_jax.records import numbers
 ROOT = Path(__file__).parent.parent
 
 Cells = Mapping[str, Sequence[str]]
+AGAINST_CROSS_ENTROPY: Cells = {
+  'PDL': (),
+  'Cross-entropy': ('--config.loss.name=cross_entropy',),
+}
 
 
 def run(name: str, config: str, cells: Cells) -> None:

@@ -12,6 +12,7 @@ import zipfile
 import zlib
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from itertools import chain, islice
 from pathlib import Path
 
 import numpy as np
@@ -30,6 +31,12 @@ _UNREADABLE = (
   zlib.error,
 )
 UNITS = ('count', 'probability')
+# Lists of ids that are counted at once.
+_LISTS = 1024
+_REBUILD = (
+  'leave it out (loss.frequency_table, loss.general_table) and the run counts '
+  'its own training split'
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,16 +105,16 @@ class FrequencyTable:
 def count(
   token_lists: Iterable[Iterable[int]], vocab_size: int
 ) -> np.ndarray:
-  """Counts ids into counts_V, int64, a list at a time.
+  """Counts ids into counts_V, int64; streams, some lists at a time.
 
   Raises:
     DataError: for an id outside [0, vocab_size).
   """
-  counts_V = np.zeros(vocab_size, np.int64)
-  for tokens in token_lists:
-    ids = np.asarray(list(tokens), np.int64)
+  counts_V, lists = np.zeros(vocab_size, np.int64), iter(token_lists)
+  while group := list(islice(lists, _LISTS)):
+    ids = np.fromiter(chain.from_iterable(group), np.int64)
     _check_ids(ids, vocab_size)
-    np.add.at(counts_V, ids, 1)
+    counts_V += np.bincount(ids, minlength=vocab_size)
   return counts_V
 
 
@@ -242,6 +249,26 @@ def word_level(
   return np.where(seen_V, np.exp(means_V), 0.0)
 
 
+def read(path: Path) -> FrequencyTable:
+  """Reads a table, of whatever tokenizer.
+
+  Raises:
+    DataError: if there is none or it is unreadable.
+  """
+  if not path.is_file():
+    raise DataError(f'there is no frequency table {path}; {_REBUILD}')
+  try:
+    with np.load(path, allow_pickle=False) as stored:
+      return FrequencyTable(
+        stored['counts_V'], **json.loads(str(stored['meta']))
+      )
+  except _UNREADABLE as e:
+    raise DataError(
+      f'{path} is not a frequency table that a run has written '
+      f'({type(e).__name__}); {_REBUILD}'
+    ) from e
+
+
 def load(
   path: Path, *, tokenizer: str, tokenizer_name: str, vocab_size: int
 ) -> FrequencyTable:
@@ -257,22 +284,7 @@ def load(
     DataError: if it is unreadable, of another tokenizer or size, or counted on
       an evaluation split; names both sides and how to rebuild it.
   """
-  rebuild = (
-    'leave it out (loss.frequency_table, loss.general_table) and the run '
-    'counts its own training split'
-  )
-  if not path.is_file():
-    raise DataError(f'there is no frequency table {path}; {rebuild}')
-  try:
-    with np.load(path, allow_pickle=False) as stored:
-      table = FrequencyTable(
-        stored['counts_V'], **json.loads(str(stored['meta']))
-      )
-  except _UNREADABLE as e:
-    raise DataError(
-      f'{path} is not a frequency table that a run has written '
-      f'({type(e).__name__}); {rebuild}'
-    ) from e
+  table, rebuild = read(path), _REBUILD
   if table.tokenizer != tokenizer or table.counts_V.shape != (vocab_size,):
     raise DataError(
       f'{path} was counted with tokenizer {table.tokenizer_name} '

@@ -4,7 +4,7 @@
   env.json        commit, versions, devices, mesh
   status.json     state, step, last error, heartbeat
   metrics.jsonl   one object a log step
-  predictions/    one JSON line an evaluated example
+  predictions/    one JSON line an evaluated example; NAME.parts until whole
   results.json    written last: its presence means that the run finished
 """
 
@@ -29,7 +29,8 @@ from pdl_jax.losses import LOSSES
 _SILENT = ('data.data_dir', 'train.log_every', 'train.keep_checkpoints')
 _PACKAGES = (
   'jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'grain', 'numpy',
-  'tensorflow-datasets', 'tokenizers', 'gguf', 'rouge-score', 'ml_collections',
+  'tensorflow-datasets', 'tokenizers', 'gguf', 'rouge-score', 'sacrebleu',
+  'scikit-learn', 'ml_collections',
 )
 
 
@@ -176,9 +177,10 @@ class RunFolder:
     return [json.loads(line) for line in lines]
 
   def write_predictions(self, name: str, records: Iterable[dict]) -> None:
-    """Writes predictions/NAME.jsonl; whole or not at all."""
-    lines = ''.join(json.dumps(record) + '\n' for record in records)
-    self.write_text(f'predictions/{name}.jsonl', lines)
+    """Writes predictions/NAME.jsonl, whole or not at all; parts go."""
+    self.write_text(f'predictions/{name}.jsonl', _lines(records))
+    if self._writes:
+      self._parts(name).unlink(missing_ok=True)
 
   def predictions(self, name: str) -> list[dict] | None:
     """Stored predictions, or None."""
@@ -186,6 +188,36 @@ class RunFolder:
     if not path.exists():
       return None
     return [json.loads(line) for line in path.read_text().splitlines()]
+
+  def prediction_names(self) -> list[str]:
+    """Of all predictions that are whole, `before` and `after` first."""
+    names = {path.stem for path in (self.path / 'predictions').glob('*.jsonl')}
+    first = [name for name in ('before', 'after') if name in names]
+    return [*first, *sorted(names - set(first))]
+
+  def append_predictions(self, name: str, records: Iterable[dict]) -> None:
+    """Keeps some of a set that is not whole yet."""
+    if self._writes:
+      with self._parts(name).open('a') as file:
+        file.write(_lines(records))
+
+  def partial_predictions(self, name: str) -> dict[str, dict]:
+    """What was kept of a set that is not whole yet, by id."""
+    if not self._parts(name).exists():
+      return {}
+    text = self._parts(name).read_text()
+    # A crash may have torn the last line.
+    whole = text[: text.rfind('\n') + 1].splitlines()
+    if self._writes:
+      self._parts(name).write_text(''.join(line + '\n' for line in whole))
+    return {record['id']: record for record in map(json.loads, whole)}
+
+  def _parts(self, name: str) -> Path:
+    return self.path / 'predictions' / f'{name}.parts'
+
+
+def _lines(records: Iterable[dict]) -> str:
+  return ''.join(json.dumps(record) + '\n' for record in records)
 
 
 def note_failure(

@@ -11,8 +11,9 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from pdl_jax.data.pipeline import Lengths
+from pdl_jax.data.examples import Lengths
 from pdl_jax.data.tasks import TASKS
+from pdl_jax.decode import DecodeSettings
 from pdl_jax.errors import ConfigError
 from pdl_jax.frequency import UNITS
 from pdl_jax.losses import LOSSES
@@ -46,15 +47,25 @@ class DataSettings:
 
   name: str
   data_dir: str
+  fields: dict[str, str]
+  splits: dict[str, str]
+  bad_records: str
   task: str
   max_prompt: int
   max_target: int
   train_limit: int
+  buckets: int
 
   def __post_init__(self):
     _one_of('data.task', self.task, TASKS)
-    _positive('data', self, 'max_prompt', 'max_target')
+    _one_of('data.bad_records', self.bad_records, ('error', 'skip'))
+    _positive('data', self, 'max_prompt', 'max_target', 'buckets')
     _not_negative('data', self, 'train_limit')
+    if TASKS[self.task].documents and self.buckets > 1:
+      raise ConfigError(
+        f'data.buckets {self.buckets}: rows of {self.task} are packed and of '
+        'one length; leave it at 1'
+      )
 
   @property
   def lengths(self) -> Lengths:
@@ -173,13 +184,11 @@ class EvaluateSettings:
   examples: int
   validation_examples: int
   batch_size: int
-  tilt: float
+  extra_models: dict[str, str]
 
   def __post_init__(self):
     _one_of('evaluate.split', self.split, ('validation', 'test'))
     _positive('evaluate', self, 'examples', 'validation_examples', 'batch_size')
-    if not math.isfinite(self.tilt):
-      raise ConfigError(f'evaluate.tilt must be finite, got {self.tilt}')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -197,6 +206,7 @@ class Settings:
   optimizer: OptimizerConfig
   train: TrainSettings
   evaluate: EvaluateSettings
+  decode: DecodeSettings
   mesh: tuple[int, int, int]
   resolved: dict[str, Any]
 
@@ -207,7 +217,11 @@ class Settings:
     Raises:
       ConfigError: with the key and the value that is wrong.
     """
-    resolved: dict[str, Any] = json.loads(config.to_json())
+    return cls.from_resolved(json.loads(config.to_json()))
+
+  @classmethod
+  def from_resolved(cls, resolved: dict[str, Any]) -> 'Settings':
+    """The same from plain values, as a run folder keeps them."""
     if resolved['seed'] < 0:
       raise ConfigError(f'seed must be >= 0, got {resolved["seed"]}')
     warmup = resolved['optimizer']['warmup_steps']
@@ -225,6 +239,7 @@ class Settings:
       optimizer=OptimizerConfig(**resolved['optimizer']),
       train=TrainSettings(**resolved['train']),
       evaluate=EvaluateSettings(**resolved['evaluate']),
+      decode=DecodeSettings(**resolved['decode']),
       mesh=(data, fsdp, tensor),
       resolved=resolved,
     )

@@ -104,7 +104,7 @@ def train_step(
   Args:
     config: static.
     state: donated by the caller's jit.
-    batch: arrays of `data.pipeline.empty_example`, with a leading batch axis.
+    batch: arrays of `data.examples.empty_example`, with a leading batch axis.
     tables: of the loss.
 
   Returns:
@@ -142,6 +142,7 @@ def train_step(
     'learning_rate': jnp.asarray(config.schedule(state.step), jnp.float32),
     'target_tokens': plain.den,
     'input_tokens': (batch['segments'] > 0).sum(),
+    'positions': jnp.asarray(batch['segments'].size),
     'skipped': after.skipped,
     'skipped_in_row': after.skipped_in_row,
   }

@@ -3,11 +3,13 @@
 import dataclasses
 import textwrap
 import zlib
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from pdl_jax import frequency
+from pdl_jax.decode import DecodeSettings
 from pdl_jax.evaluate import run as evaluation
 from pdl_jax.losses import LOSSES, LossTables
 from pdl_jax.settings import LossSettings
@@ -41,6 +43,28 @@ def loss_name(loss: LossSettings) -> str:
   return ' '.join(parts)
 
 
+def decode_name(decode: DecodeSettings) -> str:
+  """The way of decoding, with a space before it; nothing for plain greedy."""
+  usual = DecodeSettings(method=decode.method)
+  parts = [] if decode.method == 'greedy' else [decode.method]
+  parts += [
+    f'{field.name}={getattr(decode, field.name):g}'
+    for field in dataclasses.fields(decode)
+    if getattr(decode, field.name) != getattr(usual, field.name)
+  ]
+  return ''.join(f' {part}' for part in parts)
+
+
+def padding_share(rows: Sequence[Mapping[str, Any]]) -> float:
+  """Share in [0, 1] of the positions in logged batches that hold no token.
+
+  Args: rows: of metrics.jsonl, those of validations too.
+  """
+  steps = [row for row in rows if 'positions' in row]
+  positions = sum(row['positions'] for row in steps)
+  return 1 - sum(row['input_tokens'] for row in steps) / positions
+
+
 def loss_record(
   settings: LossSettings, frequencies: Frequencies, tables: LossTables
 ) -> dict[str, Any]:
@@ -66,7 +90,7 @@ def shown(before: list[dict], after: list[dict]) -> list[dict[str, str]]:
   """The first few examples of the sample: not chosen by hand."""
   return [
     {
-      'source': a['source'],
+      'prompt': a['source'] or a['prompt'],
       'reference': a['references'][0],
       'before': b['text'],
       'after': a['text'],
@@ -85,10 +109,13 @@ def tables(results: dict[str, Any]) -> str:
 
 def print_results(results: dict[str, Any]) -> None:
   """What the terminal ends with: the tables, then a few examples."""
-  print(f'\n{results["split"]}, {results["steps"]} steps\n')
+  print(
+    f'\n{results["task"]}, {results["split"]}, {results["steps"]} steps, '
+    f'{results["padding_share"]:.0%} of the training positions were padding\n'
+  )
   print(tables(results))
   for number, example in enumerate(results['examples'], start=1):
     print(f'example {number}')
-    for name in ('source', 'reference', 'before', 'after'):
+    for name in ('prompt', 'reference', 'before', 'after'):
       text = textwrap.shorten(example[name], 400) or '(nothing)'
       print(textwrap.indent(textwrap.fill(f'{name:10s}{text}', 78), '  '))

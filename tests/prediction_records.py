@@ -4,6 +4,13 @@ from hypothesis import strategies as st
 
 VOCAB = 12
 STOP = 0
+# The corpus of the golden values.
+TEXTS = (
+  'token number one token number two token number three',
+  'the cat sat on the mat',
+  'the cat sat on the mat',
+  'a rare quokka smiled',
+)
 WORDS = ('the', 'cat', 'sat', 'rare', 'quokka', 'smiled')
 
 

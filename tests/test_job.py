@@ -266,10 +266,10 @@ def test_a_rival_with_a_tilt_and_a_mixed_table(
     'loss.schedule_start': 3,
     'loss.general_table': str(finished / 'frequency.npz'),
     'loss.general_share': 0.25,
-    'evaluate.tilt': 0.5,
+    'decode.tilt': 0.5,
   })  # fmt: skip
   results = results_of(workdir)
-  assert results['tilt'] == 0.5
+  assert results['decode']['tilt'] == 0.5
   assert results['loss']['settings']['beta'] == 0.99
   assert 'class_balanced beta=0.99' in results['columns'].popitem()[0]
   assert 'class_balanced beta=0.99' in capsys.readouterr().out

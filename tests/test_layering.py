@@ -16,8 +16,10 @@ LAYERS = [
   {'data', 'decode', 'checkpoint'},
   {'settings'},
   {'records', 'weighting', 'evaluate'},
-  {'train', 'summary'},
+  {'train', 'summary', 'preview'},
+  {'setup'},
   {'job'},
+  {'reevaluate'},
 ]
 LEVEL = {name: i for i, names in enumerate(LAYERS) for name in names}
 MODULES = sorted((ROOT / 'pdl_jax').rglob('*.py'))

@@ -210,7 +210,40 @@ def test_decoding_with_a_cache_is_the_full_forward_pass():
   full = logits(CONFIG, PARAMS, real, *one_document(*real.shape))
   for row, length in enumerate(lengths):
     expected = full[row, length - 1 : length + extra]
-    np.testing.assert_allclose(cached[row], expected, atol=1e-4)
+    np.testing.assert_allclose(cached[row], expected, atol=1e-5)
+
+
+def test_layers_apart_are_the_same_model():
+  parts = api.part_layers(PARAMS)
+  assert len(parts['blocks']) == CONFIG.layers
+  tokens, where = tiny_tokens(2, L), one_document(2, L)
+  found = logits(CONFIG, parts, tokens, *where)
+  whole = logits(CONFIG, PARAMS, tokens, *where)
+  np.testing.assert_allclose(found, whole, atol=1e-5)
+  for a, b in zip(
+    *map(jax.tree.leaves, (api.join_blocks(parts), PARAMS)), strict=True
+  ):
+    np.testing.assert_array_equal(a, b)
+
+
+def test_rows_of_a_cache_are_taken_from_a_slot_on():
+  prompt, size = 4, 6
+  start = jax.jit(partial(api.prefill, CONFIG, size=size))
+  _, cache = start(PARAMS, tiny_tokens(2, prompt), np.ones((2, prompt), bool))
+  cache = api.repeat_rows(cache, 2)
+  step = jax.jit(partial(api.decode_step, CONFIG))
+  _, cache = step(PARAMS, cache, np.array([1, 2, 3, 4]))
+  rows = np.array([1, 1, 2, 3])
+  taken = api.take_rows(cache, rows, prompt)
+  # The rows of one prompt are equal before: taking them whole is the same.
+  for found, x in zip(
+    (*taken.keys, *taken.values), (*cache.keys, *cache.values), strict=True
+  ):
+    np.testing.assert_array_equal(found, x[rows])
+    assert not np.array_equal(found, x)
+  before, _ = step(PARAMS, cache, np.full(4, 7))
+  after, _ = step(PARAMS, taken, np.full(4, 7))
+  np.testing.assert_array_equal(after, before[rows])
 
 
 @pytest.mark.parametrize(

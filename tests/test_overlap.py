@@ -1,9 +1,17 @@
+import math
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pdl_jax.errors import DataError
-from pdl_jax.evaluate.overlap import ROUGE_TYPES, rouge, rouge_per_item
+from pdl_jax.evaluate.overlap import (
+  ROUGE_TYPES,
+  bleu_and_chrf,
+  rouge,
+  rouge_per_item,
+  rouge_where_readable,
+)
 from tests.prediction_records import make_record, record_lists
 
 
@@ -13,11 +21,8 @@ def pair(text, *references, name='a'):
 
 def test_identical_output_scores_one():
   found = rouge([pair('a rare quokka smiled', 'a rare quokka smiled')])
-  assert {kind: metric.value for kind, metric in found.items()} == {
-    'rouge1': 1.0,
-    'rouge2': 1.0,
-    'rougeL': 1.0,
-  }
+  values = {kind: metric.value for kind, metric in found.items()}
+  assert values == dict.fromkeys(ROUGE_TYPES, 1.0)
 
 
 def test_disjoint_and_empty_outputs_score_zero():
@@ -71,7 +76,7 @@ def test_one_readable_reference_is_enough():
   assert rouge([pair('cat', '猫', 'cat')])['rouge1'].value == 1.0
 
 
-@settings(max_examples=30)
+@settings(max_examples=30, deadline=None)
 @given(record_lists(), st.randoms())
 def test_order_changes_nothing_and_copying_the_reference_is_perfect(
   records, random
@@ -82,3 +87,131 @@ def test_order_changes_nothing_and_copying_the_reference_is_perfect(
   copies = [r | {'text': r['references'][0]} for r in records]
   found = rouge(copies)
   assert found['rouge1'].value == found['rougeL'].value == 1.0
+  assert bleu_and_chrf(records) == bleu_and_chrf(shuffled)
+  assert bleu_and_chrf(copies)['chrf++'].value == pytest.approx(100)
+
+
+def test_rouge_golden_of_the_package():
+  # tests of rouge-score; LCS over sentences as in the ROUGE paper, 3.2.
+  two_sentences = 'w1 w2 w6 w7 w8\nw1 w3 w8 w9 w5'
+  scores = rouge_per_item([pair(two_sentences, 'w1 w2 w3 w4 w5')])
+  assert scores['rougeLsum'] == [pytest.approx(2 * 0.4 * 0.8 / 1.2)]
+  scores = rouge_per_item([pair('testing one', 'testing one two')])
+  assert scores['rouge2'] == [pytest.approx(2 / 3)]
+  assert scores['rougeL'] == [pytest.approx(4 / 5)]
+
+
+@pytest.mark.parametrize(
+  'text', ['A b c. D e f!', 'A b c.\n\nD e f!', 'A b c.  \n D e f!']
+)
+def test_lsum_is_taken_over_sentences(text):
+  # In one piece only one of the swapped sentences is in order.
+  scores = rouge_per_item([pair(text, 'D e f! A b c.')])
+  assert scores['rougeLsum'] == [1.0]
+  assert scores['rougeL'] == [0.5]
+
+
+def test_a_number_does_not_end_a_sentence():
+  # Split at the point, the halves of both would match in any order.
+  scores = rouge_per_item([pair('4.2 is', 'is 4.2')])
+  assert scores['rougeLsum'] == scores['rougeL'] != [1.0]
+
+
+def test_another_script_leaves_rouge_undefined_and_says_why():
+  records = [pair('cat', 'cat'), pair('猫', '猫が座った', name='b')]
+  for metric in rouge_where_readable(records).values():
+    assert (metric.value, metric.n) == (None, 0)
+    assert '1 of 2 examples are in another script' in metric.definition
+    assert metric.signature == rouge(records[:1])['rouge1'].signature
+
+
+def test_references_without_any_word_are_left_out_and_counted():
+  records = [pair('cat', 'cat'), pair('cat', ':-)', name='smile')]
+  found = rouge_where_readable(records)['rouge1']
+  assert (found.value, found.n) == (1.0, 1)
+  assert found.definition.endswith('1 left out, whose references have no word')
+  assert rouge_where_readable(records[:1]) == rouge(records[:1])
+
+
+def test_bleu_and_chrf_golden_of_the_package():
+  # README and tests of sacrebleu.
+  found = bleu_and_chrf([
+    pair(
+      'The dog bit the man.', 'The dog bit the man.',
+      'The dog had bit the man.', name='1',
+    ),
+    pair(
+      "It wasn't surprising.", 'It was not unexpected.',
+      'No one was surprised.', name='2',
+    ),
+    pair(
+      'The man had just bitten him.', 'The man bit him first.',
+      'The man had bitten the dog.', name='3',
+    ),
+  ])  # fmt: skip
+  assert found['bleu'].value == pytest.approx(48.530827, abs=1e-6)
+  assert found['chrf'].value == pytest.approx(59.73, abs=0.005)
+  assert found['bleu'].signature == (
+    'sacrebleu nrefs:2|case:mixed|eff:no|tok:13a|smooth:exp|version:2.6.0'
+  )
+  assert 'nc:6|nw:0' in found['chrf'].signature
+  assert 'nc:6|nw:2' in found['chrf++'].signature
+
+
+@pytest.mark.parametrize(
+  ('texts', 'references', 'value'),
+  [
+    (['a', 'b'], ['a', 'c'], 50),
+    (['aa'], ['ab'], 25),
+    (['a b c'], ['abc'], 100),
+  ],
+)
+def test_chrf_golden_of_the_package(texts, references, value):
+  records = [
+    pair(text, reference, name=str(i))
+    for i, (text, reference) in enumerate(zip(texts, references, strict=True))
+  ]
+  assert bleu_and_chrf(records)['chrf'].value == pytest.approx(value)
+
+
+def test_bleu_is_of_the_corpus_not_a_mean():
+  perfect = pair('a rare quokka smiled', 'a rare quokka smiled')
+  wrong = pair('x y z w', 'a b c d', name='b')
+  assert bleu_and_chrf([perfect])['bleu'].value == pytest.approx(100)
+  # Half of the n-grams of each order match.
+  assert bleu_and_chrf([perfect, wrong])['bleu'].value == pytest.approx(50)
+  assert bleu_and_chrf([wrong])['bleu'].value == 0
+
+
+def test_each_item_has_its_own_number_of_references():
+  few = pair('a b c d e', 'a b c d e f g h i j')
+  many = pair('k l m n', 'k l m n', 'k l m n', name='b')
+  for order in ([few, many], [many, few]):
+    found = bleu_and_chrf(order)['bleu']
+    # All n-grams match, which leaves the brevity penalty. An empty second
+    # reference of the first record would be the closest in length.
+    assert found.value == pytest.approx(100 * math.exp(1 - 14 / 9))
+    assert 'nrefs:var' in found.signature
+
+
+@pytest.mark.parametrize(
+  ('text', 'tokenizer'),
+  [
+    ('猫坐在垫子上面了', 'zh'),
+    ('猫がマットにすわった', 'char'),
+    ('кот сидел на коврике', '13a'),
+    ('the cat 猫 sat', '13a'),
+    ('...', '13a'),
+  ],
+)
+def test_bleu_and_chrf_read_every_script(text, tokenizer):
+  found = bleu_and_chrf([pair(text, text)])
+  assert f'tok:{tokenizer}|' in found['bleu'].signature
+  assert found['chrf'].value == pytest.approx(100)
+  if len(text) > 3:
+    assert found['bleu'].value == pytest.approx(100)
+
+
+def test_bleu_and_chrf_of_nothing():
+  assert bleu_and_chrf([])['bleu'].value is None
+  assert bleu_and_chrf([pair('', 'the cat')])['chrf'].value == 0

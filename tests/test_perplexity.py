@@ -10,9 +10,11 @@ from pdl_jax.errors import DataError
 from pdl_jax.evaluate.perplexity import (
   BUCKETS,
   bits_per_byte,
+  mass_deciles,
   nats_per_token,
   perplexity,
   perplexity_by_frequency,
+  perplexity_by_mass,
 )
 from tests.prediction_records import (
   VOCAB,
@@ -83,6 +85,7 @@ def test_perplexity_above_the_largest_float_is_none_and_json():
     nats_per_token,
     bits_per_byte,
     lambda records: perplexity_by_frequency(records, np.ones(VOCAB, int)),
+    lambda records: perplexity_by_mass(records, np.ones(VOCAB, int)),
   ],
 )
 def test_likelihood_that_is_not_finite_names_the_record(measure, bad):
@@ -99,14 +102,98 @@ def test_order_of_records_changes_nothing(records, random):
     assert measure(records) == measure(shuffled)
 
 
+@pytest.mark.parametrize(
+  'measure', [perplexity_by_frequency, perplexity_by_mass]
+)
 @given(record_lists(), count_arrays())
-def test_buckets_add_up_to_the_total(records, counts):
-  found = perplexity_by_frequency(records, np.array(counts))
+def test_buckets_add_up_to_the_total(measure, records, counts):
+  found = measure(records, np.array(counts))
   total = nats_per_token(records)
   buckets = found['buckets'].values()
   assert sum(bucket['tokens'] for bucket in buckets) == total.n == found['n']
   nats = sum(b['tokens'] * b['nats_per_token'] for b in buckets if b['tokens'])
   assert nats == pytest.approx(total.value * total.n, rel=1e-12, abs=1e-12)
+
+
+@pytest.mark.parametrize(
+  'measure', [perplexity_by_frequency, perplexity_by_mass]
+)
+def test_buckets_add_up_exactly(measure):
+  # Powers of two, so that no division rounds.
+  records = [
+    make_record(str(i), reference_ids=[i, i], reference_nll=[0.5 * i, 4.0])
+    for i in range(VOCAB)
+  ]
+  counts = np.array([0, 1, 2, 3, 4, 5, 9, 10, 99, 100, 999, 1000])
+  buckets = measure(records, counts)['buckets'].values()
+  sums = [b['tokens'] * b['nats_per_token'] for b in buckets if b['tokens']]
+  assert sum(sums) == 0.5 * 66 + 4.0 * VOCAB
+
+
+def test_even_counts_fall_into_even_deciles():
+  # Four counts with 10 tokens each: middles at 12.5, 37.5, 62.5 and 87.5 %.
+  counts = np.array([1] * 10 + [2] * 5 + [5] * 2 + [10, 0, 0])
+  assert mass_deciles(counts).tolist() == (
+    [2] * 10 + [4] * 5 + [7] * 2 + [9] + [0, 0]
+  )
+  ten = np.array([11, 12, 13, 14, 15, 16, 17, 18, 19, 20]) + 10_000
+  assert mass_deciles(ten).tolist() == list(range(1, 11))
+
+
+def test_deciles_keep_one_count_together_and_take_the_middle():
+  # Two types hold 98 of 100 tokens: their middle is at 51 %.
+  assert mass_deciles(np.array([49, 1, 49, 1])).tolist() == [6, 1, 6, 1]
+  # The middle of the whole mass is exactly half.
+  assert mass_deciles(np.array([3, 3])).tolist() == [6, 6]
+
+
+def test_deciles_without_any_training_token_are_unseen():
+  with np.errstate(all='raise'):
+    assert mass_deciles(np.array([0, 0])).tolist() == [0, 0]
+  found = perplexity_by_mass(
+    [make_record(reference_ids=[1], reference_nll=[2.0])], np.array([0, 0])
+  )
+  assert found['buckets']['unseen'] == {
+    'tokens': 1,
+    'nats_per_token': 2.0,
+    'perplexity': math.exp(2),
+    'counts': [0, 0],
+    'training_share': None,
+  }
+
+
+@given(count_arrays(), st.permutations(range(VOCAB)))
+def test_deciles_ascend_and_do_not_depend_on_the_order(counts, order):
+  counts = np.array(counts)
+  deciles = mass_deciles(counts)
+  assert mass_deciles(counts[order]).tolist() == deciles[order].tolist()
+  assert (np.diff(deciles[np.argsort(counts, kind='stable')]) >= 0).all()
+  assert (deciles == 0).tolist() == (counts == 0).tolist()
+  assert deciles.max() <= 10
+
+
+def test_mass_buckets_say_what_training_held():
+  counts = np.array([0, 1, 1, 2, 16])
+  record = make_record(reference_ids=[1, 3, 4], reference_nll=[4.0, 1.0, 2.0])
+  buckets = perplexity_by_mass([record], counts)['buckets']
+  assert list(buckets) == ['unseen', *map(str, range(1, 11))]
+  # Middles of 1 1, of 2 and of 16 in 20 tokens: 5 %, 15 %, 60 %.
+  assert buckets['1'] == {
+    'tokens': 1,
+    'nats_per_token': 4.0,
+    'perplexity': math.exp(4),
+    'counts': [1, 1],
+    'training_share': 0.1,
+  }
+  assert (buckets['2']['counts'], buckets['7']['counts']) == ([2, 2], [16, 16])
+  assert buckets['7']['training_share'] == 0.8
+  assert buckets['3'] == {
+    'tokens': 0,
+    'nats_per_token': None,
+    'perplexity': None,
+    'counts': None,
+    'training_share': 0.0,
+  }
 
 
 @pytest.mark.parametrize(
@@ -150,6 +237,8 @@ def test_token_outside_the_counts_is_refused(token):
   record = make_record('x', reference_ids=[token], reference_nll=[1.0])
   with pytest.raises(DataError, match=rf"'x'.*id {token}, outside \[0, 3\)"):
     perplexity_by_frequency([record], np.array([1, 2, 3]))
+  with pytest.raises(DataError, match=rf"'x'.*id {token}, outside \[0, 3\)"):
+    perplexity_by_mass([record], np.array([1, 2, 3]))
 
 
 @pytest.mark.parametrize(
@@ -164,3 +253,5 @@ def test_token_outside_the_counts_is_refused(token):
 def test_bad_counts_are_refused(counts, message):
   with pytest.raises(DataError, match=message):
     perplexity_by_frequency([make_record()], counts)
+  with pytest.raises(DataError, match=message):
+    perplexity_by_mass([make_record()], counts)

@@ -10,7 +10,7 @@ import sys
 import grain
 import pytest
 
-from pdl_jax.data import sources
+from pdl_jax.data import schema, sources
 from pdl_jax.data.builders import botocore_summaries, pairs
 from pdl_jax.errors import ConfigError, DataError, HostError
 
@@ -48,7 +48,7 @@ def test_nothing_leaks_between_splits(records):
   for field in ('id', 'group'):
     values = [{r[field] for r in rows} for rows in records.values()]
     assert len(set.union(*values)) == sum(map(len, values))
-  for field in ('document', 'summary'):
+  for field in ('source', 'target'):
     texts = [pairs.normalised(r[field]) for s in records for r in records[s]]
     assert len(set(texts)) == len(texts)
 
@@ -56,7 +56,7 @@ def test_nothing_leaks_between_splits(records):
 def test_no_held_out_pair_is_a_near_copy_of_a_training_pair(records):
   def shingles(record):
     words = pairs.normalised(
-      f'{record["summary"]} {record["document"]}'
+      f'{record["target"]} {record["source"]}'
     ).split()
     return {tuple(words[i : i + 8]) for i in range(len(words) - 7)}
 
@@ -79,13 +79,18 @@ def test_sizes_and_lengths(records, splits):
   }
   for record in (r for rows in records.values() for r in rows):
     assert tuple(record) == sources.FIELDS
-    assert 4 <= len(record['summary'].split()) <= 48
-    assert len(record['document'].split()) >= 20
+    assert 4 <= len(record['target'].split()) <= 48
+    assert len(record['source'].split()) >= 20
 
 
 def test_content_changes_only_with_the_version(records):
   # When this fails on purpose, the builder needs a new VERSION.
-  rows = [tuple(r.values()) for split in records.values() for r in split]
+  order = ('id', 'source', 'target', 'group')
+  rows = [
+    tuple(r[field] for field in order)
+    for split in records.values()
+    for r in split
+  ]
   digest = hashlib.sha256(repr(rows).encode()).hexdigest()
   assert (botocore_summaries.BotocoreSummaries.VERSION, digest[:16]) == (
     '1.0.0',
@@ -95,11 +100,11 @@ def test_content_changes_only_with_the_version(records):
 
 def test_the_text_is_clean(records):
   rows = [r for split in records.values() for r in split]
-  texts = [f'{r["summary"]} {r["document"]}' for r in rows]
+  texts = [f'{r["target"]} {r["source"]}' for r in rows]
   tag = re.compile(r'</?(?:p|li|ul|ol|code|b|i|a|dd|dt|dl|note|important)>')
   assert not [text for text in texts if tag.search(text) or '  ' in text]
-  assert not [r for r in rows if r['summary'].endswith(':')]
-  assert not [r for r in rows if r['document'].endswith(':')]
+  assert not [r for r in rows if r['target'].endswith(':')]
+  assert not [r for r in rows if r['source'].endswith(':')]
   unbracketed = [re.sub(r'\([^)]*\)', '', text) for text in texts]
   assert not [t for t in unbracketed if '. For more information' in t]
 
@@ -159,17 +164,125 @@ def test_data_of_another_package_version_is_refused(copy):
     _load_copy(copy)
 
 
-def test_a_missing_field_is_named():
-  record = {'id': b'x/y', 'group': b'x', 'document': b'd', 'summary': None}
-  source = sources.Source(
-    [record], name='botocore', split='train', fingerprint='', metadata={},
-    folder='there',
+def _source(records, fields, split='train', name='made_up'):
+  opened = schema.Opened(
+    records=records, fields=fields, identity=[name, split], metadata={},
+    place='there', remedy='mend it',
   )  # fmt: skip
-  with pytest.raises(DataError, match=r"0 \(x/y\) has no field 'summary'"):
+  return sources.Source(opened, name=name, split=split)
+
+
+def test_a_missing_field_is_named():
+  fields = {'id': 'id', 'group': 'group', 'target': 'summary'}
+  record = {'id': b'x/y', 'group': b'x', 'summary': None}
+  source = _source([record], fields)
+  with pytest.raises(DataError, match=r"0 \(x/y\) in there has no text in fi"):
     source[0]
   del record['id']
-  with pytest.raises(DataError, match=r"0 \(no id\) has no field 'id'"):
+  with pytest.raises(DataError, match=r"\(no id\) .* field 'id'; mend it"):
     source[0]
+  record |= {'id': b'x/y', 'summary': b'caf\xe9'}
+  with pytest.raises(DataError, match=r"0 in there is not UTF-8 in field 's"):
+    source[0]
+
+
+def test_defaults_of_what_is_not_stored():
+  record = {'text': 'words', 'number': 7}
+  assert _source([record] * 3, {'target': 'text'}, 'test')[-1] == {
+    'id': 'test:2', 'group': 'test:2', 'source': '', 'target': 'words',
+  }  # fmt: skip
+  assert _source([record], {'id': 'number', 'target': 'text'})[0] == {
+    'id': '7', 'group': '7', 'source': '', 'target': 'words',
+  }  # fmt: skip
+  with pytest.raises(DataError, match="no text in field 'number'"):
+    _source([record], {'target': 'number'})[0]
+  with pytest.raises(DataError, match="no text in field 'flag'"):
+    _source([{'flag': True}], {'id': 'flag'})[0]
+
+
+def test_extra_fields_come_last():
+  record = {'style': b'plain', 'id': b'1', 'text': b'words'}
+  fields = {'id': 'id', 'target': 'text', 'style': 'style'}
+  source = _source([record], fields)
+  assert list(source[0].items())[2:] == [
+    ('source', ''), ('target', 'words'), ('style', 'plain'),
+  ]  # fmt: skip
+  assert repr(source).startswith("Source('made_up', 'train', ")
+
+
+def test_packaged_fields_are_those_of_the_builder(splits):
+  assert splits['test'].fields == {
+    'id': 'id', 'group': 'group', 'source': 'document', 'target': 'summary',
+  }  # fmt: skip
+
+
+def test_splits_that_share_no_group_are_disjoint(splits):
+  sources.check_disjoint(list(splits.values()))
+
+
+def test_a_group_in_two_splits_is_named():
+  def of(split, groups):
+    rows = [{'id': f'{split}{i}', 'group': g} for i, g in enumerate(groups)]
+    return _source(rows, {'id': 'id', 'group': 'group'}, split)
+
+  train, validation = of('train', 'aabcd'), of('validation', 'ef')
+  sources.check_disjoint([train, validation, of('test', 'xxyz')])
+  sources.check_disjoint([train, of('train', 'a')])
+  with pytest.raises(DataError, match="1 groups .* train and in test, .*'c'"):
+    sources.check_disjoint([train, validation, of('test', 'xcyz')])
+  with pytest.raises(DataError, match="2 groups .* as '[bd]'"):
+    sources.check_disjoint([train, of('validation', 'bewd')])
+
+
+def test_groups_are_the_ids_if_there_are_none():
+  def of(split, ids):
+    return _source([{'id': i} for i in ids], {'id': 'id'}, split)
+
+  with pytest.raises(DataError, match="1 groups .* 'b'"):
+    sources.check_disjoint([of('train', 'ab'), of('test', 'bc')])
+
+
+def test_a_group_is_read_by_itself():
+  record = {'id': 'x', 'topic': 'y', 'text': None}
+  fields = {'id': 'id', 'target': 'text'}
+  assert _source([record], fields).group(-1) == 'x'
+  assert _source([record], fields | {'group': 'topic'}).group(0) == 'y'
+  assert _source([record], {'target': 'text'}).group(-1) == 'train:0'
+  with pytest.raises(IndexError):
+    _source([record], fields).group(1)
+
+
+def test_numbered_records_need_no_reading():
+  class Unread(list):
+    def __getitem__(self, index):
+      raise AssertionError('read')
+
+  unread = Unread([{'text': 'words'}])
+  pair = [_source(unread, {'target': 'text'}, s) for s in ('train', 'test')]
+  sources.check_disjoint(pair)
+
+
+@pytest.mark.parametrize(
+  ('arguments', 'message'),
+  [
+    ({'fields': {'target': 'text'}}, 'botocore has its own fields and splits'),
+    ({'splits': {'test': 'held_out'}}, 'botocore has its own fields and spl'),
+    ({'splits': {'tests': 'held_out'}}, "'tests'; did you mean 'test'"),
+    ({'bad_records': 'skip'}, "'skip' is for jsonl:PATH, not for botocore"),
+    ({'bad_records': 'ignore'}, "no policy for bad records 'ignore'"),
+  ],
+)
+def test_arguments_that_are_for_other_data_sets(arguments, message):
+  with pytest.raises(ConfigError, match=message):
+    sources.load('botocore', 'test', **arguments)
+
+
+def test_arguments_that_say_nothing_new_are_accepted(data_dir):
+  same = {split: split for split in sources.SPLITS}
+  source = sources.load(
+    'botocore', 'test', str(data_dir), fields={'source': ''}, splits=same
+  )
+  assert source.fingerprint == GOLDEN
 
 
 def test_the_loser_of_a_race_reads_what_the_winner_prepared(
@@ -185,9 +298,9 @@ def test_the_loser_of_a_race_reads_what_the_winner_prepared(
   assert len(sources.load('botocore', 'test', str(tmp_path))) == 2286
 
 
-def test_importing_sources_imports_no_tfds():
+def test_importing_sources_imports_no_library_of_data_sets():
   code = (
     'import sys, pdl_jax.data.sources;'
-    'sys.exit("tensorflow_datasets" in sys.modules)'
+    'sys.exit(bool({"tensorflow_datasets", "datasets"} & set(sys.modules)))'
   )
   assert subprocess.run([sys.executable, '-c', code]).returncode == 0

@@ -5,10 +5,5 @@
 
 from experiments import cells
 
-CELLS = {
-  'PDL': (),
-  'Cross-entropy': ('--config.loss.name=cross_entropy',),
-}
-
 if __name__ == '__main__':
-  cells.main('summarize', 'configs/summarize.py', CELLS)
+  cells.main('summarize', 'configs/summarize.py', cells.AGAINST_CROSS_ENTROPY)

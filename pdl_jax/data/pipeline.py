@@ -1,42 +1,33 @@
 """From a split of a data set to batches of arrays."""
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+import threading
+from collections.abc import Iterator, Sequence, Sized
+from functools import lru_cache
 
 import grain
 import numpy as np
 
 from pdl_jax import frequency
+from pdl_jax.data.examples import (
+  Batch,
+  Examples,
+  Lengths,
+  Rows,
+  empty_example,
+  encode_targets,
+)
 from pdl_jax.data.sources import Source
-from pdl_jax.data.tasks import Task, chat_parts
+from pdl_jax.data.tasks import Task
 from pdl_jax.data.tokenizer import Tokenizer
-from pdl_jax.errors import ConfigError, DataError
+from pdl_jax.errors import DataError
 
 # A split that loses more of its records than this is not what it claims to be.
 MAX_EMPTY_SHARE = 0.01
 _CHUNK = 1024
-
-Batch = dict[str, np.ndarray]
-
-
-@dataclasses.dataclass(frozen=True)
-class Lengths:
-  """Sizes of the arrays, in tokens.
-
-  Attributes:
-    prompt: longest prompt P, chat format included; longer sources are cut at
-      their end, so that the target always survives.
-    target: longest target T, end of turn included; records with longer
-      targets are left out and counted.
-  """
-
-  prompt: int
-  target: int
-
-  @property
-  def sequence(self) -> int:
-    """L: the last target token is only ever predicted, never read."""
-    return self.prompt + self.target - 1
+# Batches whose examples are sorted by length together.
+_WINDOW = 16
+_ENDLESS = 2**40
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,13 +36,16 @@ class Survey:
 
   Attributes:
     usable: indices of the records that are kept.
+    sizes: ids of each kept target, its end and, of a document, its beginning
+      included.
     empty: records without a source or a target.
     too_long: records whose target exceeds the longest target.
     counts_V: how often each type occurs in the kept targets.
-    total: records in all.
+    total: records that were looked at.
   """
 
   usable: np.ndarray
+  sizes: np.ndarray
   empty: int
   too_long: int
   counts_V: np.ndarray
@@ -60,159 +54,183 @@ class Survey:
   def describe(self) -> str:
     """One line for the terminal."""
     return (
-      f'{len(self.usable)} of {self.total} pairs, '
+      f'{len(self.usable)} of {self.total} records, '
       f'{int(self.counts_V.sum())} target tokens; left out: {self.empty} '
       f'without text, {self.too_long} with too long a target'
     )
 
 
 def survey(
-  source: Source, task: Task, tokenizer: Tokenizer, lengths: Lengths
+  source: Source,
+  task: Task,
+  tokenizer: Tokenizer,
+  lengths: Lengths,
+  limit: int = 0,
 ) -> Survey:
   """Finds the usable records and counts their target tokens.
+
+  Streams: beside the counts, memory grows by two integers a record.
+
+  Args:
+    source: a split.
+    task: pairs, or documents of any length.
+    tokenizer: of the model.
+    lengths: of which the longest target is used.
+    limit: stop after so many usable records; 0: all.
 
   Raises:
     DataError: if more than 1 % of the records have no source or target, or
       none is usable.
   """
-  usable, empty, too_long = [], 0, 0
+  usable, sizes, empty, too_long, total = [], [], 0, 0, 0
   counts_V = np.zeros(tokenizer.vocab_size, np.int64)
   for start in range(0, len(source), _CHUNK):
     numbers = range(start, min(start + _CHUNK, len(source)))
     records = [source[i] for i in numbers]
-    targets = _encode_targets([r[task.target] for r in records], tokenizer)
+    targets = _targets(records, task, tokenizer)
     kept = []
     for number, record, target in zip(numbers, records, targets, strict=True):
-      if not record[task.target].strip() or not record[task.source].strip():
+      if limit and len(usable) == limit:
+        break
+      total += 1
+      if _is_empty(record, task):
         empty += 1
-      elif len(target) > lengths.target:
+      elif len(target) > lengths.target and not task.documents:
         too_long += 1
       else:
         usable.append(number)
+        sizes.append(len(target) + task.documents)
         kept.append(target)
     counts_V += frequency.count(kept, tokenizer.vocab_size)
-  if empty > MAX_EMPTY_SHARE * len(source) or not usable:
+    if limit and len(usable) == limit:
+      break
+  if empty > MAX_EMPTY_SHARE * total or not usable:
+    parts = 'target' if task.documents else 'source or no target'
     raise DataError(
-      f'{source.name}/{source.split}: {empty} of {len(source)} records have no '
-      f'{task.source} or no {task.target}, {too_long} have a target over '
-      f'{lengths.target} tokens, {len(usable)} remain; more than '
-      f'{MAX_EMPTY_SHARE:.0%} empty or nothing left is an error'
+      f'{source.name}/{source.split}: {empty} of {total} records have no '
+      f'{parts}, {too_long} have a target over {lengths.target} tokens, '
+      f'{len(usable)} remain; more than {MAX_EMPTY_SHARE:.0%} empty or nothing '
+      'left is an error'
     )
-  return Survey(np.asarray(usable), empty, too_long, counts_V, len(source))
+  return Survey(
+    np.asarray(usable), np.asarray(sizes), empty, too_long, counts_V, total
+  )
 
 
-def target_texts(
-  source: Source, task: Task, seen: Survey
-) -> Iterator[list[str]]:
+def _targets(
+  records: Sequence[dict[str, str]], task: Task, tokenizer: Tokenizer
+) -> list[list[int]]:
+  texts = [record['target'] for record in records]
+  if not task.documents:
+    return encode_targets(texts, tokenizer)
+  ids = tokenizer.encode([text.strip() for text in texts])
+  return [[*document, tokenizer.end_of_text] for document in ids]
+
+
+def _is_empty(record: dict[str, str], task: Task) -> bool:
+  parts = ('target',) if task.documents else ('source', 'target')
+  return not all(record[part].strip() for part in parts)
+
+
+def target_texts(source: Source, seen: Survey) -> Iterator[list[str]]:
   """The targets of the usable records, some at a time."""
   for start in range(0, len(seen.usable), _CHUNK):
     numbers = seen.usable[start : start + _CHUNK]
-    yield [source[int(i)][task.target].strip() for i in numbers]
-
-
-def _encode_targets(
-  texts: Sequence[str], tokenizer: Tokenizer
-) -> list[list[int]]:
-  ended = tokenizer.encode([text.strip() for text in texts])
-  return [[*ids, tokenizer.end_of_turn] for ids in ended]
-
-
-class Examples:
-  """The usable records of a split, encoded when they are asked for."""
-
-  def __init__(
-    self,
-    source: Source,
-    usable: np.ndarray,
-    task: Task,
-    tokenizer: Tokenizer,
-    lengths: Lengths,
-  ):
-    self.source, self.usable = source, usable
-    self.task, self.lengths, self._tokenizer = task, lengths, tokenizer
-    before, between, _ = chat_parts(task)
-    self._before = tokenizer.encode_template(before)
-    self._between = tokenizer.encode_template(between)
-    room = lengths.prompt - len(self._before) - len(self._between)
-    if room < 1:
-      least = lengths.prompt - room
-      raise ConfigError(
-        f'data.max_prompt {lengths.prompt} leaves no room for a source: the '
-        f'chat format alone takes {least} tokens; use at least {least + 1}'
-      )
-    self._room = room
-
-  def __len__(self) -> int:
-    return len(self.usable)
-
-  def record(self, index: int) -> dict[str, str]:
-    """The text of an example."""
-    return self.source[int(self.usable[index])]
-
-  def prompt_and_target(self, index: int) -> tuple[list[int], list[int]]:
-    """Ids of the prompt, at most P, and of the target, at most T."""
-    record = self.record(index)
-    (source,) = self._tokenizer.encode([record[self.task.source].strip()])
-    (target,) = _encode_targets([record[self.task.target]], self._tokenizer)
-    return [*self._before, *source[: self._room], *self._between], target
-
-  def __getitem__(self, index: int) -> Batch:
-    """One padded example; see `empty_example` for the arrays."""
-    prompt, target = self.prompt_and_target(index)
-    example = empty_example(self.lengths, self._tokenizer.end_of_turn)
-    tokens = [*prompt, *target[:-1]]
-    example['tokens'][: len(tokens)] = tokens
-    example['segments'][: len(tokens)] = 1
-    example['positions'][: len(tokens)] = np.arange(len(tokens))
-    example['labels'][: len(target)] = target
-    example['reads'][: len(target)] = len(prompt) - 1 + np.arange(len(target))
-    example['where'][: len(target)] = True
-    return example
-
-
-def empty_example(lengths: Lengths, pad: int) -> Batch:
-  """An example without a token.
-
-  Returns:
-    tokens, segments, positions: [L] int32, segment 0 is padding.
-    labels: [T] int32, the target tokens.
-    reads: [T] int32, the position whose hidden state predicts each label, so
-      that the head is applied at targets only.
-    where: [T] bool, True at real labels.
-  """
-  length, target = lengths.sequence, lengths.target
-  return {
-    'tokens': np.full(length, pad, np.int32),
-    'segments': np.zeros(length, np.int32),
-    'positions': np.zeros(length, np.int32),
-    'labels': np.zeros(target, np.int32),
-    'reads': np.zeros(target, np.int32),
-    'where': np.zeros(target, bool),
-  }
+    yield [source[int(i)]['target'].strip() for i in numbers]
 
 
 def train_iterator(
-  examples: Examples, batch: int, seed: int, process: int, processes: int
+  examples: Rows,
+  batch: int,
+  seed: int,
+  process: int,
+  processes: int,
+  buckets: int = 1,
 ) -> grain.DatasetIterator:
   """Endless shuffled batches, the same global batches on any process count.
 
   Args:
-    examples: the training split.
+    examples: the training split, padded or packed.
     batch: global batch size, divisible by `processes`.
     seed: of the order.
     process: which share of each global batch to give.
     processes: number of shares.
+    buckets: lengths that a batch can have. Above 1, examples of like lengths
+      meet in a batch (they are sorted in windows of 16 batches), and it is cut
+      to the shortest of so many equal steps of L that holds them.
 
   Returns:
     an iterator over Batch with rows [batch / processes, ...]; its state can be
     saved and restored.
   """
   dataset = grain.MapDataset.source(examples).seed(seed).shuffle().repeat()
-  dataset = dataset[process::processes]
-  dataset = dataset.batch(batch // processes, drop_remainder=True)
   # A step takes far longer than its batch: a short queue keeps up.
   options = grain.ReadOptions(num_threads=2, prefetch_buffer_size=8)
+  if buckets > 1:
+    sorted_batches = _Sorted(dataset, batch, seed, buckets)
+    numbers = grain.MapDataset.range(_ENDLESS)
+    share = slice(process, None, processes)
+    batches = numbers.map(
+      lambda k: {
+        name: rows[share] for name, rows in sorted_batches[k].items()
+      }
+    )
+    return iter(batches.to_iter_dataset(options))
+  dataset = dataset[process::processes]
+  dataset = dataset.batch(batch // processes, drop_remainder=True)
   return iter(dataset.to_iter_dataset(options))
+
+
+class _Sorted:
+  """Global batches of examples of like lengths, by their number."""
+
+  def __init__(
+    self, dataset: grain.MapDataset, batch: int, seed: int, buckets: int
+  ):
+    self._dataset, self._batch, self._seed = dataset, batch, seed
+    self._buckets, self._lock = buckets, threading.Lock()
+    self._window = lru_cache(2)(self._make_window)
+
+  def __getitem__(self, number: int) -> Batch:
+    window, index = divmod(int(number), _WINDOW)
+    # Reading threads want the same window: one of them makes it.
+    with self._lock:
+      return self._window(window)[index]
+
+  def _row(self, number: int) -> Batch:
+    row = self._dataset[number]
+    assert row is not None, 'nothing was filtered'
+    return row
+
+  def _make_window(self, window: int) -> list[Batch]:
+    size = _WINDOW * self._batch
+    first = window * size
+    rows = [self._row(i) for i in range(first, first + size)]
+    used = np.array([int((row['segments'] > 0).sum()) for row in rows])
+    order = np.argsort(used, kind='stable').reshape(_WINDOW, self._batch)
+    random = np.random.default_rng((self._seed, window))
+    return [
+      _cut_to_bucket(
+        _stack([rows[i] for i in order[index]]),
+        used[order[index]].max(), self._buckets,
+      )
+      for index in random.permutation(_WINDOW)
+    ]  # fmt: skip
+
+
+def _cut_to_bucket(batch: Batch, longest: int, buckets: int) -> Batch:
+  length = batch['tokens'].shape[1]
+  sizes = (-(-length * i // buckets) for i in range(1, buckets + 1))
+  size = min(size for size in sizes if size >= longest)
+  by_position = ('tokens', 'segments', 'positions')
+  return {
+    name: rows[:, :size] if name in by_position else rows
+    for name, rows in batch.items()
+  }
+
+
+def _stack(rows: Sequence[Batch]) -> Batch:
+  return {name: np.stack([row[name] for row in rows]) for name in rows[0]}
 
 
 def evaluation_batches(
@@ -222,20 +240,24 @@ def evaluation_batches(
   empty = empty_example(examples.lengths, 0)
   for start in range(0, len(numbers), batch):
     rows = [examples[int(i)] for i in numbers[start : start + batch]]
-    rows += [empty] * (batch - len(rows))
-    yield {key: np.stack([row[key] for row in rows]) for key in empty}
+    yield _stack(rows + [empty] * (batch - len(rows)))
 
 
 def left_padded(
-  examples: Examples, numbers: np.ndarray, batch: int
+  examples: Examples, numbers: np.ndarray, batch: int, length: int
 ) -> Batch:
   """Prompts that all end in the last column, to generate from.
 
+  Args:
+    examples: a split.
+    numbers: which of them, at most `batch`.
+    batch: rows; those beyond the numbers are empty.
+    length: columns, at least the longest of these prompts.
+
   Returns:
-    prompts: [batch, P] int32; filled: [batch, P] bool, True at real tokens.
-    Rows beyond the numbers are empty.
+    prompts: [batch, length] int32; filled: [batch, length] bool, True at real
+    tokens.
   """
-  length = examples.lengths.prompt
   prompts = np.zeros((batch, length), np.int32)
   filled = np.zeros((batch, length), bool)
   for row, number in enumerate(numbers):
@@ -245,7 +267,7 @@ def left_padded(
   return {'prompts': prompts, 'filled': filled}
 
 
-def sample(examples: Examples, count: int) -> np.ndarray:
-  """Numbers of `count` examples, the same in every run; all if fewer."""
-  order = np.random.default_rng(0).permutation(len(examples))
+def sample(items: Sized, count: int) -> np.ndarray:
+  """Numbers of `count` of the items, the same in every run; all if fewer."""
+  order = np.random.default_rng(0).permutation(len(items))
   return np.sort(order[:count])

@@ -32,7 +32,8 @@ class Tokenizer:
   Attributes:
     name: where it comes from, for messages.
     vocab_size: V, added tokens included.
-    end_of_turn: id that ends every target.
+    end_of_turn: id that ends every answer.
+    end_of_text: id that ends every document.
     special_ids: ids of control tokens, end of turn included.
     definition: all of it, as JSON; `load` reads it from a file.
     fingerprint: hex SHA-256 of the definition.
@@ -42,10 +43,8 @@ class Tokenizer:
     self._backend = backend
     self.name = name
     self.vocab_size = backend.get_vocab_size(with_added_tokens=True)
-    end = backend.token_to_id(END_OF_TURN)
-    if end is None:
-      raise DataError(f'tokenizer {name} has no {END_OF_TURN} token')
-    self.end_of_turn: int = end
+    self.end_of_turn = _required(backend, END_OF_TURN, name)
+    self.end_of_text = _required(backend, END_OF_TEXT, name)
     self.special_ids = tuple(
       sorted(
         number
@@ -137,6 +136,13 @@ class Tokenizer:
   def token(self, number: int) -> str:
     """One id as readable text, for tables."""
     return self._backend.decode([number], skip_special_tokens=False)
+
+
+def _required(backend: Backend, token: str, name: str) -> int:
+  number = backend.token_to_id(token)
+  if number is None:
+    raise DataError(f'tokenizer {name} has no {token} token')
+  return number
 
 
 def _words(text: str, encoding: Encoding) -> list[tuple[str, list[int]]]:

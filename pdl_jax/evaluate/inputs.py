@@ -1,5 +1,6 @@
 """Checks on what every metric reads: prediction records and token counts."""
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -87,6 +88,28 @@ def _check_values(record: Record) -> None:
       f"record {name!r}: field 'finish_reason' is "
       f'{record["finish_reason"]!r}, not one of {_FINISH_REASONS}'
     )
+
+
+_SAMPLE_ID = re.compile(r'(?P<item>.*)#(?P<number>\d+)', re.DOTALL)
+
+
+def first_samples(records: Sequence[Record]) -> list[Record]:
+  """One record an item, in their order.
+
+  Of an item that was sampled several times (ids 'x#0', 'x#1' with the same
+  prompt and references) the lowest number: repeated references would say
+  nothing of how varied people write.
+  """
+  chosen: dict[tuple[str, ...], tuple[int, Record]] = {}
+  for record in records:
+    found = _SAMPLE_ID.fullmatch(record['id'])
+    name, number = record['id'], 0
+    if found:
+      name, number = found['item'], int(found['number'])
+    item = (name, record['prompt'], *record['references'])
+    if item not in chosen or number < chosen[item][0]:
+      chosen[item] = (number, record)
+  return [record for _, record in chosen.values()]
 
 
 def check_counts(counts_V: np.ndarray) -> np.ndarray:

@@ -3,6 +3,7 @@
 import dataclasses
 import math
 import sys
+from collections.abc import Sequence
 from typing import Any
 
 
@@ -35,6 +36,11 @@ class Metric:
 def ratio(numerator: float, denominator: int) -> float | None:
   """numerator / denominator, or None where there is nothing to divide by."""
   return numerator / denominator if denominator else None
+
+
+def mean(values: Sequence[float]) -> float | None:
+  """The mean, or None of no values; the order of them cannot change it."""
+  return ratio(math.fsum(values), len(values))
 
 
 def exp_or_none(nats: float | None) -> float | None:

@@ -1,22 +1,40 @@
-"""ROUGE against the references, by the rouge-score package."""
+"""ROUGE, BLEU and chrF against the references.
+
+By the packages rouge-score and sacrebleu.
+"""
 
 import importlib.metadata
-import math
+import itertools
+import re
+import unicodedata
+from collections import Counter
 from collections.abc import Sequence
 
 from rouge_score import rouge_scorer, tokenizers
+from sacrebleu.metrics.bleu import BLEU
+from sacrebleu.metrics.chrf import CHRF
 
 from pdl_jax.errors import DataError
 from pdl_jax.evaluate.inputs import Record
-from pdl_jax.evaluate.metric import Metric, ratio
+from pdl_jax.evaluate.metric import Metric, mean
 
-ROUGE_TYPES = ('rouge1', 'rouge2', 'rougeL')
+ROUGE_TYPES = ('rouge1', 'rouge2', 'rougeL', 'rougeLsum')
 
 _WHAT = {
   'rouge1': 'clipped unigram overlap',
   'rouge2': 'clipped bigram overlap',
   'rougeL': 'longest common subsequence over the whole text',
+  'rougeLsum': 'union of longest common subsequences over sentences (split '
+  'after . ! ? and white space, and at newlines)',
 }
+_SENTENCE_END = re.compile(r'(?<=[.!?])\s+')
+# Scripts, as the names of their characters begin, that put no spaces between
+# words.
+_UNSPACED = {'CJK', 'HIRAGANA', 'KATAKANA', 'THAI', 'LAO', 'KHMER', 'MYANMAR'}
+
+
+def _one_sentence_a_line(text: str) -> str:
+  return _SENTENCE_END.sub('\n', text)
 
 
 def rouge_per_item(records: Sequence[Record]) -> dict[str, list[float]]:
@@ -30,7 +48,13 @@ def rouge_per_item(records: Sequence[Record]) -> dict[str, list[float]]:
   """
   _check_words(records)
   scorer = rouge_scorer.RougeScorer(list(ROUGE_TYPES), use_stemmer=True)
-  scores = [scorer.score_multi(r['references'], r['text']) for r in records]
+  scores = [
+    scorer.score_multi(
+      list(map(_one_sentence_a_line, record['references'])),
+      _one_sentence_a_line(record['text']),
+    )
+    for record in records
+  ]
   return {
     kind: [float(score[kind].fmeasure) for score in scores]
     for kind in ROUGE_TYPES
@@ -43,36 +67,133 @@ def rouge(records: Sequence[Record]) -> dict[str, Metric]:
   Raises:
     DataError: records whose references hold no word that ROUGE can see.
   """
-  per_item = rouge_per_item(records)
   return {
-    kind: Metric(
-      value=ratio(math.fsum(scores), len(scores)),
-      n=len(scores),
-      unit='examples',
-      definition=f'F-measure in [0, 1] of the {_WHAT[kind]} of stemmed '
-      '[a-z0-9] words, best over the references of an item, mean over items',
-      signature=_signature(),
-    )
-    for kind, scores in per_item.items()
+    kind: _rouge_metric(kind, scores)
+    for kind, scores in rouge_per_item(records).items()
   }
 
 
-def _signature() -> str:
+def rouge_where_readable(records: Sequence[Record]) -> dict[str, Metric]:
+  """`rouge`, for corpora that it may be unable to read.
+
+  None for all types where the references of any record are written in another
+  script. Records whose references have no word in any script (a smiley) are
+  left out of the mean, and the definition counts them: which they are does not
+  depend on the outputs.
+  """
+  unseen = _unseen(records)
+  foreign = sum(
+    any(map(str.isalpha, ''.join(record['references']))) for record in unseen
+  )
+  if foreign:
+    reason = (
+      f'undefined: ROUGE sees only a-z and 0-9, and the references of '
+      f'{foreign} of {len(records)} examples are in another script'
+    )
+    return {
+      kind: Metric(None, 0, 'examples', reason, _rouge_signature())
+      for kind in ROUGE_TYPES
+    }
+  left_out = {id(record) for record in unseen}
+  kept = [record for record in records if id(record) not in left_out]
+  note = f'; {len(unseen)} left out, whose references have no word'
+  return {
+    kind: _rouge_metric(kind, scores, note if unseen else '')
+    for kind, scores in rouge_per_item(kept).items()
+  }
+
+
+def _rouge_metric(kind: str, scores: Sequence[float], note: str = '') -> Metric:
+  return Metric(
+    value=mean(scores),
+    n=len(scores),
+    unit='examples',
+    definition=f'F-measure in [0, 1] of the {_WHAT[kind]} of stemmed [a-z0-9] '
+    f'words, best over the references of an item, mean over items{note}',
+    signature=_rouge_signature(),
+  )
+
+
+def _rouge_signature() -> str:
   version = importlib.metadata.version('rouge-score')
   return f'rouge-score=={version} use_stemmer=True (Porter)'
 
 
-def _check_words(records: Sequence[Record]) -> None:
+def _unseen(records: Sequence[Record]) -> list[Record]:
+  """Records without a word that ROUGE can see in any reference."""
   tokenizer = tokenizers.DefaultTokenizer(use_stemmer=False)
-  wordless = [
-    record['id']
+  return [
+    record
     for record in records
     if not any(map(tokenizer.tokenize, record['references']))
   ]
+
+
+def _check_words(records: Sequence[Record]) -> None:
+  wordless = _unseen(records)
   if wordless:
     raise DataError(
       f'ROUGE keeps only the characters a-z and 0-9, and the references of '
       f'{len(wordless)} of {len(records)} records have none (first: '
-      f'{wordless[0]!r}); it cannot score text in a non-Latin script: use '
-      'another metric for such text, and drop references of punctuation alone'
+      f'{wordless[0]["id"]!r}); it cannot score text in a non-Latin script: '
+      'use another metric for such text, and drop references of punctuation '
+      'alone'
     )
+
+
+def bleu_and_chrf(records: Sequence[Record]) -> dict[str, Metric]:
+  """BLEU-4, chrF2 and chrF2++ of a corpus, in [0, 100], by sacrebleu.
+
+  Over all records before the one division, against all references of each.
+  BLEU splits words as mteval-v13a; where most letters of the references are of
+  a script without spaces, Chinese as sacrebleu's zh, others by character. The
+  signature says which.
+  """
+  references = [record['references'] for record in records]
+  tokenizer = _bleu_tokenizer(itertools.chain.from_iterable(references))
+  scorers = {
+    # force: texts may end in ' .' without having been tokenized.
+    'bleu': (BLEU(tokenize=tokenizer, force=True), 'BLEU-4, exp smoothing'),
+    'chrf': (CHRF(), 'chrF2: F2 of character 1- to 6-grams'),
+    'chrf++': (
+      CHRF(word_order=2),
+      'chrF2++: F2 of character 1- to 6-grams and word 1- to 2-grams',
+    ),
+  }
+  return {
+    key: _sacrebleu_metric(scorer, what, records)
+    for key, (scorer, what) in scorers.items()
+  }
+
+
+def _sacrebleu_metric(
+  scorer: BLEU | CHRF, what: str, records: Sequence[Record]
+) -> Metric:
+  score = signature = None
+  if records:
+    # Streams: the k-th reference of every record, None where there is none.
+    streams = itertools.zip_longest(*(r['references'] for r in records))
+    outputs = [record['text'] for record in records]
+    score = scorer.corpus_score(outputs, list(map(list, streams))).score
+    signature = f'sacrebleu {scorer.get_signature()}'
+  return Metric(
+    value=score,
+    n=len(records),
+    unit='examples',
+    definition=f'{what}, in [0, 100], counts summed over the corpus, against '
+    'all references of an item',
+    signature=signature,
+  )
+
+
+def _bleu_tokenizer(texts: itertools.chain[str]) -> str:
+  scripts = Counter(
+    unicodedata.name(character, '').split(' ')[0]
+    for text in texts
+    for character in text
+    if character.isalpha()
+  )
+  unspaced = {script for script in scripts if script in _UNSPACED}
+  if 2 * sum(scripts[script] for script in unspaced) <= scripts.total():
+    return '13a'
+  return 'zh' if unspaced == {'CJK'} else 'char'

@@ -17,6 +17,8 @@ from pdl_jax.evaluate.metric import Metric, exp_or_none, ratio
 # begins.
 _BUCKET_STARTS = (0, 1, 2, 3, 4, 5, 10, 100, 1000)
 BUCKETS = ('0', '1', '2', '3', '4', '5-9', '10-99', '100-999', '1000+')
+DECILES = 10
+UNSEEN = 'unseen'
 
 
 def _target_nats(record: Record) -> list[float]:
@@ -115,19 +117,104 @@ def perplexity_by_frequency(
       finite.
   """
   counts_V = check_counts(counts_V)
-  nats: dict[str, list[float]] = {name: [] for name in BUCKETS}
-  for record in records:
-    ids_L = ids_array(record, 'reference_ids', len(counts_V))
-    bucket_L = np.searchsorted(_BUCKET_STARTS, counts_V[ids_L], 'right') - 1
-    for bucket, value in zip(bucket_L, _target_nats(record), strict=True):
-      nats[BUCKETS[bucket]].append(value)
+  bucket_V = np.searchsorted(_BUCKET_STARTS, counts_V, 'right') - 1
+  nats = _nats_by_bucket(records, bucket_V, len(BUCKETS))
   return {
-    'n': sum(map(len, nats.values())),
+    'n': sum(map(len, nats)),
     'unit': 'tokens',
     'definition': 'perplexity of the target tokens whose type occurs so many '
     'times in the training targets; unweighted, end-of-turn token included',
-    'buckets': {name: _bucket(values) for name, values in nats.items()},
+    'buckets': dict(zip(BUCKETS, map(_bucket, nats), strict=True)),
   }
+
+
+def mass_deciles(counts_V: np.ndarray) -> np.ndarray:
+  """The tenth of the running training tokens that each type belongs to.
+
+  Types stand by ascending count, all types of one count together: they belong
+  to the tenth in which the middle of their tokens lies. So a tenth can hold
+  more or less than its share, or, beside a very common type, nothing.
+
+  Args:
+    counts_V: integers [V], tokens of each type in the training split's targets.
+
+  Returns:
+    Integers [V]: 0 for types never seen, 1 (rarest) to 10.
+
+  Raises:
+    DataError: bad counts.
+  """
+  counts_V = check_counts(counts_V)
+  levels, level_V, types = np.unique(
+    counts_V, return_inverse=True, return_counts=True
+  )
+  mass = levels * types
+  end = np.cumsum(mass)
+  # In integers: half a token either way would move a level on the border.
+  decile = DECILES * (2 * end - mass) // (2 * max(int(end[-1]), 1)) + 1
+  return np.where(levels == 0, 0, decile)[level_V]
+
+
+def perplexity_by_mass(
+  records: Sequence[Record], counts_V: np.ndarray
+) -> dict[str, Any]:
+  """Perplexity of the target tokens, by tenths of the training tokens.
+
+  Tenths as in `mass_deciles`, types never seen apart; they add up to the
+  total, end-of-turn tokens included as in `perplexity_by_frequency`.
+
+  Args:
+    records: prediction records.
+    counts_V: integers [V], tokens of each type in the training split's targets.
+
+  Returns:
+    `n`, `unit`, `definition` and `buckets`: for 'unseen' and '1' (rarest) to
+    '10' what a bucket of `perplexity_by_frequency` has, `counts`, the smallest
+    and largest training count, and `training_share`, in [0, 1], of the tokens.
+
+  Raises:
+    DataError: bad counts, a token id outside [0, V), a likelihood that is not
+      finite.
+  """
+  counts_V = check_counts(counts_V)
+  decile_V = mass_deciles(counts_V)
+  nats = _nats_by_bucket(records, decile_V, DECILES + 1)
+  names = (UNSEEN, *map(str, range(1, DECILES + 1)))
+  return {
+    'n': sum(map(len, nats)),
+    'unit': 'tokens',
+    'definition': 'perplexity of the target tokens by tenths of the running '
+    'training tokens, types by ascending count, from 1 (rarest) to 10; types '
+    'of one count stay together, in the tenth of the middle of their tokens; '
+    'unweighted, end-of-turn token included',
+    'buckets': {
+      name: _bucket(nats[index])
+      | _training_side(counts_V[decile_V == index], int(counts_V.sum()))
+      for index, name in enumerate(names)
+    },
+  }
+
+
+def _training_side(counts_T: np.ndarray, total: int) -> dict[str, Any]:
+  """What training holds of the T types of a bucket."""
+  edges = [int(counts_T.min()), int(counts_T.max())] if counts_T.size else None
+  return {
+    'counts': edges,
+    'training_share': ratio(int(counts_T.sum()), total),
+  }
+
+
+def _nats_by_bucket(
+  records: Sequence[Record], bucket_V: np.ndarray, n_buckets: int
+) -> list[list[float]]:
+  """Nats of each target token, under the bucket of its type."""
+  nats: list[list[float]] = [[] for _ in range(n_buckets)]
+  for record in records:
+    ids_L = ids_array(record, 'reference_ids', len(bucket_V))
+    values = _target_nats(record)
+    for bucket, value in zip(bucket_V[ids_L].tolist(), values, strict=True):
+      nats[bucket].append(value)
+  return nats
 
 
 def _bucket(nats: list[float]) -> dict[str, float | None]:

@@ -1,8 +1,10 @@
 """A model's answers on held-out examples, stored once for every metric."""
 
+import dataclasses
+import time
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -12,29 +14,70 @@ from tqdm import tqdm
 
 from pdl_jax import decode
 from pdl_jax.data.pipeline import (
-  Batch,
   Examples,
   evaluation_batches,
   left_padded,
 )
 from pdl_jax.data.tokenizer import Tokenizer
+from pdl_jax.decode import DecodeSettings
+from pdl_jax.model import api
 from pdl_jax.model.config import ModelConfig
 from pdl_jax.sharding import put_batch
 from pdl_jax.step import score_step
 
 Tree = Any
+# Fields of a record that metrics may want to group predictions by.
+_KEPT = ('group', 'style')
+
+
+@dataclasses.dataclass(frozen=True)
+class Throughput:
+  """What one call of `Predictor.predict` did, padding not counted.
+
+  Attributes:
+    prefill_tokens: of the prompts.
+    prefill_seconds: wall time of reading them, compilation excluded.
+    decode_tokens: generated, stop tokens included.
+    decode_seconds: wall time of generating them, compilation excluded.
+    compilations: prompt lengths that were compiled anew.
+  """
+
+  prefill_tokens: int = 0
+  prefill_seconds: float = 0.0
+  decode_tokens: int = 0
+  decode_seconds: float = 0.0
+  compilations: int = 0
+
+  def __add__(self, other: 'Throughput') -> 'Throughput':
+    pairs = zip(
+      dataclasses.astuple(self), dataclasses.astuple(other), strict=True
+    )
+    return Throughput(*(a + b for a, b in pairs))
+
+
+class _Row(NamedTuple):
+  """A text to be generated: its place among the numbers asked for."""
+
+  place: int
+  sample: int
+  number: int
+  size: int
 
 
 class Predictor:
-  """Scores targets and generates from prompts; compiles each once.
+  """Scores targets and generates from prompts; compiles each length once.
 
   Args:
     model: shape of the model.
     mesh: over which rows are split.
     tokenizer: decodes, and gives the stop token.
     batch: rows at a time; divisible by the mesh's data x fsdp.
-    tilt: of the logits towards rare tokens, for the record.
-    bias_V: what that adds to them; None at tilt 0.
+    settings: how text is generated.
+    bias_V: what `settings.tilt` adds to the logits; None at tilt 0.
+
+  Attributes:
+    settings: how text is generated.
+    throughput: of the last call of `predict`.
   """
 
   def __init__(
@@ -43,16 +86,18 @@ class Predictor:
     mesh: Mesh,
     tokenizer: Tokenizer,
     batch: int,
-    tilt: float = 0.0,
+    settings: DecodeSettings,
     bias_V: jax.Array | None = None,
   ):
-    self._tilt, self._bias_V = tilt, bias_V
-    self._mesh, self._tokenizer, self._batch = mesh, tokenizer, batch
+    self._model, self._mesh, self._tokenizer = model, mesh, tokenizer
+    self._batch, self.settings, self._bias_V = batch, settings, bias_V
     self._score = jax.jit(partial(score_step, model))
-    self._generate = jax.jit(
-      partial(decode.greedy, model, stop_id=tokenizer.end_of_turn),
-      static_argnames='max_new_tokens',
+    self._prefill = jax.jit(
+      partial(api.prefill, model), static_argnames='size'
     )
+    self._extend = jax.jit(self._extended, static_argnames='limit')
+    self._compiled: dict[Any, jax.stages.Compiled] = {}
+    self.throughput = Throughput()
 
   def nll(
     self,
@@ -83,54 +128,154 @@ class Predictor:
     examples: Examples,
     numbers: np.ndarray,
     check: Callable[[], None],
+    done: Callable[[list[dict[str, Any]]], None] | None = None,
   ) -> list[dict[str, Any]]:
     """Prediction records: what every metric is computed from.
 
-    Args: see `nll`. Text is generated greedily, up to the longest target.
+    Prompts of like lengths are generated from together, the longest first, so
+    that a lack of memory shows at once.
+
+    Args:
+      params: of the model, with one group of layers, on devices.
+      examples: a split.
+      numbers: which of them; those whose records are stored may be left out.
+      check: called between batches; may raise to stop.
+      done: called with the new records after each batch.
+
+    Returns:
+      a record an example, or one a sample of each, in the order of `numbers`.
     """
+    self.throughput = Throughput()
+    numbers = np.asarray(numbers)
     losses = self.nll(params, examples, numbers, check)
-    limit = examples.lengths.target
-    records: list[dict[str, Any]] = []
-    starts = range(0, len(numbers), self._batch)
+    rows = self._rows(examples, numbers)
+    records: dict[tuple[int, int], dict[str, Any]] = {}
+    starts = range(0, len(rows), self._batch)
     for start in tqdm(starts, desc='generate', unit='batch', disable=None):
       check()
-      chosen = numbers[start : start + self._batch]
-      batch = left_padded(examples, chosen, self._batch)
-      tokens, lengths = self._generate(
-        params, *self._put_prompts(batch), max_new_tokens=limit,
-        bias_V=self._bias_V,
-      )  # fmt: skip
-      for number, row, size in zip(
-        chosen, _host(tokens), _host(lengths), strict=False
-      ):
-        record = self._record(examples, int(number), row[:size].tolist(), limit)
-        record['reference_nll'] = losses[len(records)].tolist()
-        records.append(record)
-    return records
+      chosen = rows[start : start + self._batch]
+      texts = self._generate(params, examples, chosen)
+      new = {
+        (row.place, row.sample): self._record(examples, row, ids)
+        | {'reference_nll': losses[row.place].tolist()}
+        for row, ids in zip(chosen, texts, strict=True)
+      }
+      records |= new
+      if done is not None:
+        done(list(new.values()))
+    return [record for _, record in sorted(records.items())]
 
-  def _put_prompts(self, batch: Batch) -> tuple[jax.Array, jax.Array]:
+  def _rows(self, examples: Examples, numbers: np.ndarray) -> list[_Row]:
+    """What is to be generated, the longest prompts first."""
+    rows = []
+    for place, number in enumerate(numbers.tolist()):
+      prompt, _ = examples.prompt_and_target(number)
+      for sample in range(self.settings.samples):
+        rows.append(_Row(place, sample, number, len(prompt)))
+    return sorted(rows, key=lambda row: -row.size)
+
+  def _generate(
+    self, params: Tree, examples: Examples, rows: list[_Row]
+  ) -> list[list[int]]:
+    """Ids of each row's text; adds to the throughput."""
+    length = bucket_length(
+      rows[0].size, examples.lengths.prompt, self.settings.prompt_buckets
+    )
+    limit = self._limit(examples)
+    batch = self._prompts(examples, rows, length)
     placed = put_batch(batch, self._mesh)
-    return placed['prompts'], placed['filled']
+    prompts = (params, placed['prompts'], placed['filled'])
+    known = len(self._compiled)
+    state, prefill_seconds = self._timed(
+      self._prefill, *prompts, size=length + limit
+    )
+    generated, decode_seconds = self._timed(
+      self._extend, params, *state, placed['hashes'], placed['samples'],
+      self._bias_V, limit=limit,
+    )  # fmt: skip
+    tokens, lengths = (_host(x)[: len(rows)] for x in generated)
+    self.throughput += Throughput(
+      int(batch['filled'].sum()), prefill_seconds, int(lengths.sum()),
+      decode_seconds, (len(self._compiled) - known) // 2,
+    )  # fmt: skip
+    pairs = zip(tokens, lengths, strict=True)
+    return [ids[:size].tolist() for ids, size in pairs]
+
+  def _prompts(
+    self, examples: Examples, rows: list[_Row], length: int
+  ) -> dict[str, np.ndarray]:
+    numbers = np.asarray([row.number for row in rows])
+    batch = left_padded(examples, numbers, self._batch, length)
+    ids = [examples.record(row.number)['id'] for row in rows]
+    empty = self._batch - len(rows)
+    samples = [row.sample for row in rows] + [0] * empty
+    return {
+      **batch,
+      'hashes': decode.hash_ids(ids + [''] * empty),
+      'samples': np.asarray(samples, np.uint32),
+    }
+
+  def _extended(
+    self,
+    params: Tree,
+    logits_BxV: jax.Array,
+    cache: api.Cache,
+    hashes_Bx2: jax.Array,
+    samples_B: jax.Array,
+    bias_V: jax.Array | None,
+    *,
+    limit: int,
+  ) -> tuple[jax.Array, jax.Array]:
+    keys_B = decode.row_keys(self.settings.seed, hashes_Bx2, samples_B)
+    generated = decode.extend(
+      self._model, params, logits_BxV, cache, keys_B, settings=self.settings,
+      max_new_tokens=limit, stop_ids=(self._tokenizer.end_of_turn,),
+      bias_V=bias_V,
+    )  # fmt: skip
+    return generated.tokens_BxT, generated.lengths_B
+
+  def _timed(
+    self, function: Any, *arrays: Any, **static: int
+  ) -> tuple[Any, float]:
+    """Its result, and the seconds that it took without its compilation."""
+    leaves, structure = jax.tree.flatten(arrays)
+    shapes = tuple((leaf.shape, leaf.sharding) for leaf in leaves)
+    key = (function, structure, shapes, *static.items())
+    if key not in self._compiled:
+      self._compiled[key] = function.lower(*arrays, **static).compile()
+    began = time.perf_counter()
+    result = jax.block_until_ready(self._compiled[key](*arrays))
+    return result, time.perf_counter() - began
+
+  def _limit(self, examples: Examples) -> int:
+    return self.settings.max_new_tokens or examples.lengths.target
 
   def _record(
-    self, examples: Examples, number: int, ids: list[int], limit: int
+    self, examples: Examples, row: _Row, ids: list[int]
   ) -> dict[str, Any]:
-    record = examples.record(number)
-    prompt, target = examples.prompt_and_target(number)
+    record = examples.record(row.number)
+    prompt, target = examples.prompt_and_target(row.number)
     stopped = bool(ids) and ids[-1] == self._tokenizer.end_of_turn
+    several = self.settings.samples > 1
+    kept = {name: record[name] for name in _KEPT if name in record}
     return {
-      'id': record['id'],
+      'id': f'{record["id"]}#{row.sample}' if several else record['id'],
+      **kept,
       'prompt': self._tokenizer.decode(prompt, keep_special=True),
-      'source': record[examples.task.source],
-      'references': [record[examples.task.target]],
+      'source': record['source'],
+      'references': [record['target']],
       'text': self._tokenizer.decode(ids).strip(),
       'token_ids': ids,
       'finish_reason': 'stop' if stopped else 'length',
       'reference_ids': target,
-      'decode': {
-        'method': 'greedy', 'max_new_tokens': limit, 'tilt': self._tilt,
-      },
+      'decode': self.settings.record(self._limit(examples)),
     }
+
+
+def bucket_length(size: int, longest: int, buckets: int) -> int:
+  """The shortest of `buckets` equal steps up to `longest` that holds `size`."""
+  step = max((size - 1) * buckets // longest + 1, 1)
+  return -(-longest * step // buckets)
 
 
 def _host(x: jax.Array) -> np.ndarray:

@@ -1,249 +1,145 @@
-"""Every metric of one set of predictions, and the tables that compare sets."""
+"""Every metric of one set of predictions.
 
-from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple, TypeVar
+`table` has the tables that compare several; they are named here too, so that
+callers need one module.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from pdl_jax.errors import ConfigError, DataError
-from pdl_jax.evaluate import diversity, overlap, perplexity, rare
-from pdl_jax.evaluate.inputs import Record, check_counts, validate_records
+from pdl_jax.evaluate import (
+  diversity,
+  extras,
+  overlap,
+  perplexity,
+  rare,
+  repetition,
+  style,
+)
+from pdl_jax.evaluate.inputs import (
+  Record,
+  check_counts,
+  first_samples,
+  validate_records,
+)
 from pdl_jax.evaluate.metric import Metric
+from pdl_jax.evaluate.table import format_frequency_table, format_table
+
+__all__ = ['evaluate', 'format_frequency_table', 'format_table']
 
 RARE_PERCENTS = (1, 5, 10)
-MISSING = 'missing'
-NOT_APPLICABLE = '-'
-
-Result = Mapping[str, Any]
-_T = TypeVar('_T')
+NGRAM_ORDERS = (1, 2, 3, 4)
 
 
 def evaluate(
   records: Sequence[Record],
   counts_V: np.ndarray,
   neutral_ids: Sequence[int],
+  classifier: style.StyleClassifier | None = None,
+  *,
+  dialogue: bool = False,
+  extra_models: Mapping[str, Path] | None = None,
 ) -> dict[str, Any]:
   """All metrics of one system's predictions, as plain JSON types.
+
+  What tells how varied texts are is measured on the outputs and, under
+  `reference_...`, on the first references. Of examples that were sampled
+  several times it takes the first sample alone, so that both are as many, and
+  so do the likelihoods, which all samples share; the rest takes all outputs.
 
   Args:
     records: one object an evaluated example, as in predictions.jsonl.
     counts_V: integers [V], tokens of each type in the training split's targets.
     neutral_ids: special tokens, the stop token among them; the rare-token
       metrics leave them out.
+    classifier: for records with a `style`, adds `style.style_metrics`.
+    dialogue: adds how often whole texts repeat each other.
+    extra_models: see `extras.extra_metrics`.
 
   Returns:
-    `examples`, the number of records; `perplexity_by_frequency`, see there;
-    and for every other key {value, n, unit, definition[, signature]}: a value
-    is None where it is undefined.
+    `examples` and `outputs`, the numbers of examples and of records;
+    `perplexity_by_frequency` and `perplexity_by_mass`, see there; and for every
+    other key {value, n, unit, definition[, signature]}: a value is None where
+    it is undefined.
 
   Raises:
     DataError: records, counts or token ids that no metric can be trusted on.
-    ConfigError: a neutral id outside [0, V).
+    ConfigError: a neutral id outside [0, V); an extra metric set up wrongly.
+    HostError: a package or model of an extra metric is missing.
   """
   validate_records(records)
   counts_V = check_counts(counts_V)
+  examples = first_samples(records)
   metrics: dict[str, Metric] = {
-    'perplexity': perplexity.perplexity(records),
-    'nats_per_token': perplexity.nats_per_token(records),
-    'bits_per_byte': perplexity.bits_per_byte(records),
-    **overlap.rouge(records),
+    # First, because it may be refused.
+    **extras.extra_metrics(records, extra_models or {}),
+    'perplexity': perplexity.perplexity(examples),
+    'nats_per_token': perplexity.nats_per_token(examples),
+    'bits_per_byte': perplexity.bits_per_byte(examples),
+    **overlap.rouge_where_readable(records),
+    **overlap.bleu_and_chrf(records),
+    **_both_sides(examples, dialogue),
   }
-  for n in (1, 2):
-    metrics[f'distinct_{n}'] = diversity.output_distinct_n(records, n)
-    metrics[f'reference_distinct_{n}'] = diversity.reference_distinct_n(
-      records, n
-    )
   for percent in RARE_PERCENTS:
     found = rare.rare_metrics(records, counts_V, percent, neutral_ids)
     metrics |= {f'{key}_{percent}': metric for key, metric in found.items()}
   metrics['length_ratio'] = diversity.length_ratio(records)
   metrics['finish_rate'] = diversity.finish_rate(records)
   metrics['empty_rate'] = diversity.empty_rate(records)
+  if classifier is not None:
+    metrics |= style.style_metrics(records, classifier)
   return {
-    'examples': len(records),
+    'examples': len(examples),
+    'outputs': len(records),
     **{key: metric.to_json() for key, metric in metrics.items()},
     'perplexity_by_frequency': perplexity.perplexity_by_frequency(
-      records, counts_V
+      examples, counts_V
     ),
+    'perplexity_by_mass': perplexity.perplexity_by_mass(examples, counts_V),
   }
 
 
-class _Row(NamedTuple):
-  label: str
-  key: str
-  best: str
-  spec: str
-  scale: float = 1.0
-  reference_key: str | None = None
-  with_n: bool = False  # the value means little without its length
+def _both_sides(
+  records: Sequence[Record], dialogue: bool
+) -> dict[str, Metric]:
+  """Variety of the outputs, and of the references under `reference_...`."""
+  references = _variety(records, _first_reference, dialogue)
+  return _variety(records, _output, dialogue) | {
+    f'reference_{key}': metric for key, metric in references.items()
+  }
 
 
-_HUMAN = 'closest to references'
-_ROWS = (
-  _Row('Target perplexity', 'perplexity', 'lower', '.2f'),
-  _Row('Bits per byte', 'bits_per_byte', 'lower', '.3f'),
-  _Row('ROUGE-1 (F x100)', 'rouge1', 'higher', '.2f', 100),
-  _Row('ROUGE-2 (F x100)', 'rouge2', 'higher', '.2f', 100),
-  _Row('ROUGE-L (F x100)', 'rougeL', 'higher', '.2f', 100),
-  _Row(
-    'Distinct-1 (of words)',
-    'distinct_1',
-    _HUMAN,
-    '.3f',
-    reference_key='reference_distinct_1',
-    with_n=True,
-  ),
-  _Row(
-    'Distinct-2 (of bigrams)',
-    'distinct_2',
-    _HUMAN,
-    '.3f',
-    reference_key='reference_distinct_2',
-    with_n=True,
-  ),
-  _Row('Rare-token precision (%)', 'rare_precision_10', 'higher', '.1f', 100),
-  _Row('Rare-token recall (%)', 'rare_recall_10', 'higher', '.1f', 100),
-  _Row('Rare-token F1 (x100)', 'rare_f1_10', 'higher', '.1f', 100),
-  _Row(
-    'Rare mass (% of tokens)',
-    'rare_mass_10',
-    _HUMAN,
-    '.1f',
-    100,
-    reference_key='reference_rare_mass_10',
-  ),
-  _Row('Length ratio', 'length_ratio', 'closest to 1', '.2f'),
-  _Row('Finish rate (%)', 'finish_rate', 'higher', '.1f', 100),
-)
+def _output(record: Record) -> str:
+  return record['text']
 
 
-def format_table(columns: Mapping[str, Result]) -> str:
-  """One row a metric, one column a system, and the references' own numbers.
-
-  Rare means the rarest 10 % of running training tokens. Distinct-n stands with
-  the number of n-grams it was taken at. A value that is absent or undefined
-  prints as 'missing'; '-' where a row has no reference value.
-
-  Args:
-    columns: system name -> result of `evaluate`, in the order to print.
-
-  Returns:
-    An aligned Markdown table, ending in a newline.
-
-  Raises:
-    ConfigError: no columns.
-    DataError: systems whose references differ: not the same examples.
-  """
-  _check_columns(columns)
-  header = ['Metric (rare: rarest 10 %)', 'Better']
-  header += [_heading(name, result) for name, result in columns.items()]
-  rows = [[*header, 'References']]
-  for row in _ROWS:
-    cells = [_cell(r, row.key, row) or MISSING for r in columns.values()]
-    rows.append([row.label, row.best, *cells, _reference_cell(columns, row)])
-  return _markdown(rows, text_columns=2)
+def _first_reference(record: Record) -> str:
+  return record['references'][0]
 
 
-def format_frequency_table(columns: Mapping[str, Result]) -> str:
-  """Perplexity of the target tokens by training count, one column a system.
-
-  A bucket without target tokens prints '-', an absent or overflown value
-  'missing'.
-
-  Args:
-    columns: system name -> result of `evaluate`, in the order to print.
-
-  Returns:
-    An aligned Markdown table, ending in a newline.
-
-  Raises:
-    ConfigError: no columns.
-    DataError: systems whose buckets hold different numbers of tokens.
-  """
-  _check_columns(columns)
-  header = ['Count in training', 'Target tokens']
-  header += [_heading(name, result) for name, result in columns.items()]
-  rows = [header]
-  for bucket in perplexity.BUCKETS:
-    found = {
-      name: result.get('perplexity_by_frequency', {})
-      .get('buckets', {})
-      .get(bucket, {})
-      for name, result in columns.items()
+def _variety(
+  records: Sequence[Record], side: Callable[[Record], str], dialogue: bool
+) -> dict[str, Metric]:
+  texts = [side(record) for record in records]
+  sources = [record['source'] for record in records]
+  sample = [side(record) for record in repetition.fixed_sample(records)]
+  found: dict[str, Metric] = {}
+  for n in NGRAM_ORDERS:
+    found |= {
+      f'distinct_{n}': diversity.distinct_n(texts, n),
+      f'sentence_distinct_{n}': diversity.sentence_distinct_n(texts, n),
+      f'hapax_share_{n}': diversity.hapax_share_n(texts, n),
+      f'entropy_{n}': diversity.entropy_n(texts, n),
+      f'novel_share_{n}': diversity.novel_share_n(texts, sources, n),
+      f'rep_{n}': repetition.rep_n(texts, n),
     }
-    tokens = _agreed(
-      f'target tokens of count {bucket}',
-      {name: cells.get('tokens') for name, cells in found.items()},
-    )
-    rows.append([bucket, MISSING if tokens is None else f'{tokens:,}'])
-    rows[-1] += [_bucket_cell(cells) for cells in found.values()]
-  return _markdown(rows, text_columns=1)
-
-
-def _check_columns(columns: Mapping[str, Result]) -> None:
-  if not columns:
-    raise ConfigError('a table needs the results of at least one system')
-  _agreed('examples', {name: r.get('examples') for name, r in columns.items()})
-
-
-def _agreed(what: str, values: Mapping[str, _T | None]) -> _T | None:
-  """The value that all systems which have one agree on; None if none has."""
-  present = {name: value for name, value in values.items() if value is not None}
-  if len(set(present.values())) > 1:
-    listed = ', '.join(f'{name} {value}' for name, value in present.items())
-    raise DataError(
-      f'systems differ in {what}: {listed}; evaluate all on the same examples '
-      'with the same frequency table'
-    )
-  return next(iter(present.values()), None)
-
-
-def _heading(name: str, result: Result) -> str:
-  return f'{name} (n={result.get("examples", MISSING)})'
-
-
-def _cell(result: Result, key: str, row: _Row) -> str | None:
-  """The printed value at `key`; None where it is absent or undefined."""
-  metric = result.get(key, {})
-  if metric.get('value') is None:
-    return None
-  number = format(metric['value'] * row.scale, row.spec)
-  return f'{number} ({metric["n"]:,})' if row.with_n else number
-
-
-def _reference_cell(columns: Mapping[str, Result], row: _Row) -> str:
-  key = row.reference_key
-  if key is None:
-    return NOT_APPLICABLE
-  values = {name: r.get(key, {}).get('value') for name, r in columns.items()}
-  _agreed(f'the references of {row.label}', values)
-  cells = [_cell(result, key, row) for result in columns.values()]
-  return next((cell for cell in cells if cell is not None), MISSING)
-
-
-def _bucket_cell(cells: Mapping[str, Any]) -> str:
-  if cells.get('tokens') == 0:
-    return NOT_APPLICABLE
-  value = cells.get('perplexity')
-  return MISSING if value is None else f'{value:.2f}'
-
-
-def _markdown(rows: Sequence[Sequence[str]], text_columns: int) -> str:
-  """Aligns cells; all columns after the first `text_columns` to the right."""
-  # A bar inside a cell would start another column.
-  rows = [[cell.replace('|', r'\|') for cell in row] for row in rows]
-  widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-  is_text = [index < text_columns for index in range(len(widths))]
-  lines = [
-    [
-      cell.ljust(width) if text else cell.rjust(width)
-      for cell, width, text in zip(row, widths, is_text, strict=True)
-    ]
-    for row in rows
-  ]
-  rule = [
-    '-' * width if text else '-' * (width - 1) + ':'
-    for width, text in zip(widths, is_text, strict=True)
-  ]
-  lines.insert(1, rule)
-  return ''.join(f'| {" | ".join(line)} |\n' for line in lines)
+  found['seq_rep_4'] = repetition.seq_rep_n(texts)
+  found['self_bleu_4'] = repetition.self_bleu_4(sample)
+  found['zipf'] = diversity.zipf(texts)
+  if dialogue:
+    found['distinct_responses'] = diversity.distinct_responses(texts)
+    found['top_response_share'] = diversity.top_response_share(texts)
+  return found

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from jax import Array
 from jax.sharding import PartitionSpec as P
 
-from pdl_jax.model.attention import INIT, LayerCache
+from pdl_jax.model.attention import INIT, LayerCache, cached
 from pdl_jax.model.config import ModelConfig
 from pdl_jax.model.transformer import Block, RMSNorm
 from pdl_jax.sharding import constrain
@@ -30,14 +30,15 @@ class Cache(NamedTuple):
   """Everything decoding needs from the tokens before.
 
   Attributes:
-    keys, values: [layers, B, S, K, Dh].
+    keys, values: of each layer, [B, K, Dh, S] and [B, K, S, Dh]; arrays of
+      their own, which a loop writes in place.
     filled_BxS: True where a slot holds a real token.
     slot: scalar, where the next token goes: the same for every row.
     positions_B: position of the next token of each row in its document.
   """
 
-  keys: Array
-  values: Array
+  keys: tuple[Array, ...]
+  values: tuple[Array, ...]
   filled_BxS: Array
   slot: Array
   positions_B: Array
@@ -95,6 +96,20 @@ def join_blocks(params: Params) -> Params:
   return {**params, 'blocks': (joined,)}
 
 
+def part_layers(params: Params) -> Params:
+  """The same model with each layer in a group of its own.
+
+  For a loop of decoding steps: there, taking a layer out of a stack would copy
+  all weights at every token.
+  """
+  groups = [
+    jax.tree.map(lambda x, i=i: x[i : i + 1], group)
+    for group in params['blocks']
+    for i in range(len(jax.tree.leaves(group)[0]))
+  ]
+  return {**params, 'blocks': tuple(groups)}
+
+
 def hidden(
   config: ModelConfig,
   params: Params,
@@ -147,7 +162,7 @@ def prefill(
 
   Args:
     config: shape of the model.
-    params: with one group of layers (`join_blocks`).
+    params: with any groups of layers.
     tokens_BxP: prompts, padded on the left so that all end at one slot.
     filled_BxP: True at real tokens.
     size: S, slots in the cache, at least P.
@@ -160,13 +175,17 @@ def prefill(
   x, kept = _run_blocks(
     config, params, tokens_BxP, filled_BxP.astype(int), positions
   )
-  (kept,) = kept
-  room = [(0, 0), (0, 0), (0, size - length), (0, 0), (0, 0)]
-  keys, values = (jnp.pad(cached, room) for cached in kept)
+  keys, values = [], []
+  for group in kept:
+    group_keys, group_values = cached(*group)
+    room = (0, size - length)
+    keys += list(jnp.pad(group_keys, [(0, 0)] * 4 + [room]))
+    values += list(jnp.pad(group_values, [(0, 0)] * 3 + [room, (0, 0)]))
   filled = jnp.pad(filled_BxP, [(0, 0), (0, size - length)])
   cache = Cache(
-    keys, values, filled, jnp.asarray(length), filled_BxP.sum(axis=1)
-  )
+    tuple(keys), tuple(values), filled, jnp.asarray(length),
+    filled_BxP.sum(axis=1),
+  )  # fmt: skip
   last = _final_norm(config, params, x[:, -1:])
   return _logits(config, params, last)[:, 0], cache
 
@@ -176,6 +195,12 @@ def decode_step(
 ) -> tuple[Array, Cache]:
   """Appends one token to every row.
 
+  Args:
+    config: shape of the model.
+    params: with any groups of layers; `part_layers` for many steps.
+    cache: with a free slot.
+    tokens_B: ids.
+
   Returns:
     logits_BxV of the token after it, fp32, and the cache with it in.
   """
@@ -183,24 +208,51 @@ def decode_step(
   mask_BxLxS = filled_BxS[:, None, :]
   positions_BxL = cache.positions_B[:, None]
   x = _embed(config, params, tokens_B[:, None])
-  (blocks,) = params['blocks']
-
-  def layer(carry: tuple, number: Array) -> tuple[tuple, None]:
-    x, keys, values = carry
-    weights = jax.tree.map(lambda w: w[number], blocks)
-    before = LayerCache(keys, values, number, cache.slot)
-    x, (keys, values) = _apply(
-      Block(config), weights, x, positions_BxL, mask_BxLxS, before
+  keys, values = [], []
+  before = zip(cache.keys, cache.values, strict=True)
+  for group in part_layers(params)['blocks']:
+    weights = jax.tree.map(lambda w: w[0], group)
+    layer = LayerCache(*next(before), cache.slot)
+    x, (k, v) = _apply(
+      Block(config), weights, x, positions_BxL, mask_BxLxS, layer
     )
-    return (x, keys, values), None
-
-  carry = (x, cache.keys, cache.values)
-  (x, keys, values), _ = jax.lax.scan(layer, carry, jnp.arange(config.layers))
+    keys.append(k)
+    values.append(v)
   x = _final_norm(config, params, x)
   after = Cache(
-    keys, values, filled_BxS, cache.slot + 1, cache.positions_B + 1
-  )
+    tuple(keys), tuple(values), filled_BxS, cache.slot + 1,
+    cache.positions_B + 1,
+  )  # fmt: skip
   return _logits(config, params, x)[:, 0], after
+
+
+def repeat_rows(cache: Cache, times: int) -> Cache:
+  """The cache of rows 0, ..., 0, 1, ..., 1, ..., each so often."""
+
+  def repeat(x: Array) -> Array:
+    return jnp.repeat(x, times, axis=0)
+
+  return Cache(
+    tuple(map(repeat, cache.keys)), tuple(map(repeat, cache.values)),
+    repeat(cache.filled_BxS), cache.slot, repeat(cache.positions_B),
+  )  # fmt: skip
+
+
+def take_rows(cache: Cache, rows_B: Array, start: int) -> Cache:
+  """Row b becomes row rows_B[b] from slot `start` on.
+
+  For beams, which differ in nothing before: neither the slots of the prompt
+  nor which slots are filled.
+  """
+
+  def take(x: Array, axis: int) -> Array:
+    tail = jax.lax.slice_in_dim(x, start, None, axis=axis)[rows_B]
+    return jax.lax.dynamic_update_slice_in_dim(x, tail, start, axis)
+
+  return cache._replace(
+    keys=tuple(take(x, 3) for x in cache.keys),
+    values=tuple(take(x, 2) for x in cache.values),
+  )
 
 
 def _run_blocks(

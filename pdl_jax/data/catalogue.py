@@ -1,0 +1,246 @@
+"""Data sets that others prepared: TFDS by name, Hugging Face folders."""
+
+import hashlib
+import importlib.util
+import itertools
+import os
+import re
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, cast
+
+import numpy as np
+
+from pdl_jax.data import schema
+from pdl_jax.errors import ConfigError, DataError, HostError
+
+if TYPE_CHECKING:
+  import tensorflow_datasets as tfds
+
+# NAME, NAME/CONFIG, NAME:VERSION. Not NAMESPACE:NAME, which asks a network.
+_TFDS_NAME = re.compile(r'[A-Za-z]\w*(/[\w.+-]+)?(:\d+\.\d+\.\d+)?')
+
+
+def open_tfds(
+  name: str,
+  split: str,
+  data_dir: str | None,
+  fields: Mapping[str, str] | None,
+  splits: Mapping[str, str],
+) -> schema.Opened:
+  """Opens a split of a TFDS data set that is prepared on this machine.
+
+  Args:
+    name: as in TFDS: NAME, NAME/CONFIG, each with or without :VERSION.
+    split: train, validation or test.
+    data_dir: where TFDS keeps its data; None is its own default.
+    fields: see `schema.resolve`.
+    splits: our split -> TFDS split string, such as 'train[90%:]'; one not
+      named is the data set's own.
+
+  Raises:
+    ConfigError: no such data set, split or field, or splits that overlap.
+    DataError: it is not prepared, or as TFRecord.
+    HostError: its code needs a package that is missing.
+  """
+  builder = _tfds_builder(name, data_dir)
+  remedy = 'prepare it once, where there is a network and TensorFlow: ' + (
+    _tfds_command(name, data_dir)
+  )
+  _check_prepared(name, builder, remedy)
+  _check_splits(name, builder, split, splits)
+  instruction = splits.get(split, split)
+  texts, integers = stored_fields(builder)
+  chosen = schema.resolve(fields, texts + integers)
+  schema.check_stored(f'tfds:{name}', chosen, texts, integers)
+  # Its own annotations lose the parameters.
+  as_records = cast(Callable[..., schema.Records], builder.as_data_source)
+  records = as_records(split=instruction)
+  return schema.Opened(
+    records=records,
+    fields=chosen,
+    identity=[
+      'tfds',
+      builder.info.full_name,
+      instruction,
+      len(records),
+      sorted(chosen.items()),
+    ],
+    metadata={
+      **(builder.info.metadata or {}),
+      'dataset': builder.info.full_name,
+      'split': instruction,
+      'kept': len(records),
+    },
+    place=str(builder.data_dir),
+    remedy=f'delete that folder and {remedy}',
+  )
+
+
+def _tfds_command(name: str, data_dir: str | None) -> str:
+  place = f', data_dir="{os.path.expanduser(data_dir)}"' if data_dir else ''
+  return (
+    "python -c 'import tensorflow_datasets as tfds;"
+    f' tfds.builder("{name}"{place})'
+    '.download_and_prepare(file_format="array_record")\''
+  )
+
+
+def _tfds_builder(
+  name: str, data_dir: str | None
+) -> 'tfds.core.DatasetBuilder':
+  # Takes half a second, which those who only import this module save.
+  import tensorflow_datasets as tfds
+
+  if not _TFDS_NAME.fullmatch(name):
+    raise ConfigError(
+      f'tfds:{name} is no name of a data set: write tfds:NAME, NAME/CONFIG, or'
+      ' either with :VERSION'
+    )
+  folder = os.path.expanduser(data_dir) if data_dir else None
+  try:
+    return tfds.builder(name, data_dir=folder)
+  except tfds.core.DatasetNotFoundError as error:
+    raise ConfigError(
+      f'tfds:{name} is neither a data set that TFDS knows nor prepared in the'
+      f' data_dir {folder or "of TFDS (TFDS_DATA_DIR)"}'
+    ) from error
+  # What TFDS raises for a version or configuration that it does not know.
+  except (AssertionError, ValueError) as error:
+    reason = str(error).splitlines()[0].strip(' :')
+    raise ConfigError(f'tfds:{name} cannot be opened: {reason}') from error
+  except ImportError as error:
+    raise HostError(
+      f'the code of tfds:{name} needs {error.name}: pip install {error.name}'
+    ) from error
+
+
+def _check_prepared(
+  name: str, builder: 'tfds.core.DatasetBuilder', remedy: str
+) -> None:
+  if not builder.info.initialized:
+    raise DataError(
+      f'tfds:{name} is not prepared in {builder.data_dir}; {remedy}'
+    )
+  formats = {f.value for f in builder.info.available_file_formats()}
+  if formats.isdisjoint(('array_record', 'parquet')):
+    raise DataError(
+      f'tfds:{name} is prepared in {builder.data_dir} as'
+      f' {", ".join(formats)}, which cannot be read by position; delete that'
+      f' folder and {remedy}'
+    )
+
+
+def _check_splits(
+  name: str,
+  builder: 'tfds.core.DatasetBuilder',
+  split: str,
+  splits: Mapping[str, str],
+) -> None:
+  """Refuses splits that are not there, are empty, or share examples."""
+  known = ', '.join(builder.info.splits)
+  spans = []
+  for each in schema.SPLITS:
+    if each not in {split, *splits, *builder.info.splits}:
+      continue
+    instruction = splits.get(each, each)
+    try:
+      parts = builder.info.splits[instruction].file_instructions
+    except ValueError as error:
+      raise ConfigError(
+        f'tfds:{name} has no split {instruction!r} for {each}'
+        f' ({str(error).splitlines()[0]}); it has: {known}; name one in the'
+        " splits of the data set, such as 'train[95%:]'"
+      ) from error
+    if not parts:
+      raise ConfigError(f'tfds:{name}: split {instruction!r} is empty')
+    spans += [
+      (part.filename, part.skip, part.skip + part.take, each, instruction)
+      for part in parts
+    ]
+  for before, after in itertools.pairwise(sorted(spans)):
+    if before[0] == after[0] and after[1] < before[2]:
+      raise ConfigError(
+        f'tfds:{name}: {before[3]} ({before[4]!r}) and {after[3]}'
+        f' ({after[4]!r}) share examples; name splits that do not overlap,'
+        " such as 'train[:95%]' and 'train[95%:]'"
+      )
+
+
+def stored_fields(
+  builder: 'tfds.core.DatasetBuilder',
+) -> tuple[list[str], list[str]]:
+  """Returns the names of the fields of text, and of those of integers."""
+  import tensorflow_datasets as tfds
+
+  features = builder.info.features
+  if not isinstance(features, tfds.features.FeaturesDict):
+    return [], []
+  scalars = {
+    field: np.dtype(cast(type, feature.np_dtype))
+    for field, feature in features.items()
+    if feature.shape == ()
+  }
+  texts = [field for field, dtype in scalars.items() if dtype.kind == 'O']
+  integers = [field for field, dtype in scalars.items() if dtype.kind in 'iu']
+  return texts, integers
+
+
+def open_hf(
+  name: str, split: str, folder: str, fields: Mapping[str, str] | None
+) -> schema.Opened:
+  """Opens a split that `datasets` wrote with `save_to_disk`.
+
+  Args:
+    name: of the data set, for errors.
+    split: as it is called in the DatasetDict, which is its subfolder.
+    folder: of the DatasetDict.
+    fields: see `schema.resolve`.
+
+  Raises:
+    ConfigError: no such field.
+    DataError: no such folder or split, or it is damaged.
+    HostError: the package datasets is not installed.
+  """
+  if importlib.util.find_spec('datasets') is None:
+    raise HostError(
+      f'{name} needs the package datasets, which is not installed: pip install'
+      ' datasets'
+    )
+  # Takes a second, and is needed for these folders only.
+  import datasets
+
+  place = os.path.join(folder, split)
+  try:
+    dataset = datasets.load_from_disk(place)
+  except (OSError, ValueError) as error:
+    raise DataError(
+      f'{place} cannot be opened ({error}); name a folder that'
+      ' DatasetDict.save_to_disk wrote, with this split in it'
+    ) from error
+  if not isinstance(dataset, datasets.Dataset):
+    raise DataError(f'{place} holds several splits, not one')
+  dtypes = {
+    field: feature.dtype
+    for field, feature in dataset.features.items()
+    if isinstance(feature, datasets.Value)
+  }
+  texts = [f for f, dtype in dtypes.items() if dtype.endswith('string')]
+  integers = [f for f, dtype in dtypes.items() if 'int' in dtype]
+  chosen = schema.resolve(fields, texts + integers)
+  schema.check_stored(name, chosen, texts, integers)
+  sums = [_sha256(file['filename']) for file in dataset.cache_files]
+  return schema.Opened(
+    records=cast(
+      schema.Records, dataset.select_columns(sorted({*chosen.values()}))
+    ),
+    fields=chosen,
+    identity=['hf', *sums, sorted(chosen.items())],
+    metadata={'folder': place, 'kept': len(dataset)},
+    place=place,
+    remedy='save it again, without such records',
+  )
+
+
+def _sha256(path: str) -> str:
+  with open(path, 'rb') as file:
+    return hashlib.file_digest(file, 'sha256').hexdigest()

@@ -1,0 +1,165 @@
+"""Pairs of prompt and target as arrays of one shape."""
+
+import dataclasses
+from collections.abc import Sequence
+from functools import cache
+from typing import Protocol
+
+import numpy as np
+
+from pdl_jax.data.sources import Source
+from pdl_jax.data.tasks import TURN_CLOSES, Task, system_turn, turn_opens
+from pdl_jax.data.tokenizer import Tokenizer
+from pdl_jax.errors import ConfigError
+
+Batch = dict[str, np.ndarray]
+
+
+@dataclasses.dataclass(frozen=True)
+class Lengths:
+  """Sizes of the arrays, in tokens.
+
+  Attributes:
+    prompt: longest prompt P, chat format included; longer sources are cut at
+      their end and conversations at their beginning, so that the target
+      always survives.
+    target: longest target T, end of turn included; records with longer
+      targets are left out and counted.
+  """
+
+  prompt: int
+  target: int
+
+  @property
+  def sequence(self) -> int:
+    """L: the last target token is only ever predicted, never read."""
+    return self.prompt + self.target - 1
+
+
+class Rows(Protocol):
+  """What training batches are drawn from."""
+
+  def __len__(self) -> int: ...
+
+  def __getitem__(self, index: int) -> Batch:
+    """One padded or packed row; see `empty_example` for the arrays."""
+    ...
+
+
+class Examples(Rows, Protocol):
+  """What is scored and generated from, too."""
+
+  lengths: Lengths
+
+  def record(self, index: int) -> dict[str, str]:
+    """The text of an example: id, group, source, target, perhaps style."""
+    ...
+
+  def prompt_and_target(self, index: int) -> tuple[list[int], list[int]]:
+    """Ids of the prompt, at most P, and of the target, at most T."""
+    ...
+
+
+def empty_example(lengths: Lengths, pad: int) -> Batch:
+  """An example without a token.
+
+  Returns:
+    tokens, segments, positions: [L] int32, segment 0 is padding.
+    labels: [T] int32, the target tokens.
+    reads: [T] int32, the position whose hidden state predicts each label, so
+      that the head is applied at targets only.
+    where: [T] bool, True at real labels.
+  """
+  length, target = lengths.sequence, lengths.target
+  return {
+    'tokens': np.full(length, pad, np.int32),
+    'segments': np.zeros(length, np.int32),
+    'positions': np.zeros(length, np.int32),
+    'labels': np.zeros(target, np.int32),
+    'reads': np.zeros(target, np.int32),
+    'where': np.zeros(target, bool),
+  }
+
+
+def padded_example(
+  prompt: list[int], target: list[int], lengths: Lengths, pad: int
+) -> Batch:
+  """A prompt, its target, and padding up to L and T."""
+  example = empty_example(lengths, pad)
+  tokens = [*prompt, *target[:-1]]
+  example['tokens'][: len(tokens)] = tokens
+  example['segments'][: len(tokens)] = 1
+  example['positions'][: len(tokens)] = np.arange(len(tokens))
+  example['labels'][: len(target)] = target
+  example['reads'][: len(target)] = len(prompt) - 1 + np.arange(len(target))
+  example['where'][: len(target)] = True
+  return example
+
+
+def encode_targets(
+  texts: Sequence[str], tokenizer: Tokenizer
+) -> list[list[int]]:
+  """Ids of answers, each with its end of turn."""
+  answers = tokenizer.encode([text.strip() for text in texts])
+  return [[*ids, tokenizer.end_of_turn] for ids in answers]
+
+
+class Pairs:
+  """The usable records of a split, encoded when they are asked for."""
+
+  def __init__(
+    self,
+    source: Source,
+    usable: np.ndarray,
+    task: Task,
+    tokenizer: Tokenizer,
+    lengths: Lengths,
+  ):
+    self.source, self.usable = source, usable
+    self.task, self.lengths, self._tokenizer = task, lengths, tokenizer
+    template = self._template = cache(tokenizer.encode_template)
+    longest = max(
+      len(template(system_turn(text))) for text in task.instructions.values()
+    )
+    turn = len(template(turn_opens('user'))) + len(template(TURN_CLOSES))
+    least = longest + turn + len(template(turn_opens('assistant'))) + 1
+    if lengths.prompt < least:
+      raise ConfigError(
+        f'data.max_prompt {lengths.prompt} leaves no room for a source: the '
+        f'chat format alone takes {least - 1} tokens; use at least {least}'
+      )
+
+  def __len__(self) -> int:
+    return len(self.usable)
+
+  def record(self, index: int) -> dict[str, str]:
+    """See `Examples`."""
+    return self.source[int(self.usable[index])]
+
+  def prompt_and_target(self, index: int) -> tuple[list[int], list[int]]:
+    """See `Examples`."""
+    record = self.record(index)
+    (target,) = encode_targets([record['target']], self._tokenizer)
+    return self._prompt(record), target
+
+  def __getitem__(self, index: int) -> Batch:
+    """See `Rows`."""
+    pad = self._tokenizer.end_of_turn
+    return padded_example(*self.prompt_and_target(index), self.lengths, pad)
+
+  def _prompt(self, record: dict[str, str]) -> list[int]:
+    """The system turn, the turns that fit, and the opening of the answer."""
+    template, text = self._template, record['source'].strip()
+    system = template(system_turn(self.task.instruction(record)))
+    answer, closes = template(turn_opens('assistant')), template(TURN_CLOSES)
+    turns = text.split('\n') if self.task.turns else [text]
+    left = self.lengths.prompt - len(system) - len(answer)
+    kept: list[int] = []
+    for age, ids in enumerate(reversed(self._tokenizer.encode(turns))):
+      opens = template(turn_opens('assistant' if age % 2 else 'user'))
+      room = left - len(kept) - len(opens) - len(closes)
+      # Only the turn to be answered is cut; an older one is whole or gone.
+      if age and len(ids) > room:
+        break
+      kept = [*opens, *ids[:room], *closes, *kept]
+    return [*system, *kept, *answer]

@@ -1,0 +1,140 @@
+"""Canonical fields of a record, and which stored field gives each of them."""
+
+import dataclasses
+import difflib
+import numbers
+import os
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from typing import Any, Protocol
+
+from pdl_jax.errors import ConfigError
+
+FIELDS = ('id', 'group', 'source', 'target')
+EXTRAS = ('style',)
+SPLITS = ('train', 'validation', 'test')
+
+
+class Records(Protocol):
+  """Stored records by position, from several threads at once."""
+
+  def __len__(self) -> int: ...
+
+  def __getitem__(self, index: int, /) -> Mapping[str, Any]: ...
+
+
+@dataclasses.dataclass(frozen=True)
+class Opened:
+  """One split as it lies on disk.
+
+  Attributes:
+    records: by index, under the stored names; UTF-8 or text.
+    fields: canonical name -> stored name, in the order of FIELDS and EXTRAS.
+    identity: what the fingerprint is made of; JSON.
+    metadata: what is known about the data set.
+    place: the folder or file it was found in.
+    remedy: what to do if a record of it cannot be read.
+  """
+
+  records: Records
+  fields: Mapping[str, str]
+  identity: Sequence[Any]
+  metadata: Mapping[str, Any]
+  place: str
+  remedy: str
+
+
+def check_known(what: str, value: str, known: Collection[str]) -> None:
+  """Raises ConfigError, naming the nearest, if the value is not known."""
+  if value not in known:
+    nearest = difflib.get_close_matches(value, known, n=1, cutoff=0)[0]
+    raise ConfigError(
+      f'there is no {what} {value!r}; did you mean {nearest!r}?'
+      f' Known: {", ".join(known)}'
+    )
+
+
+def resolve(
+  fields: Mapping[str, str] | None, stored: Collection[str]
+) -> dict[str, str]:
+  """Says which stored field gives which canonical one.
+
+  If none is named, each that is stored under its own name is used. Otherwise
+  only those that are named, and `target` and `id` by their own names. What is
+  not in the result has its default: the id numbers the records, the group is
+  the id, and the source is '' (language modelling).
+
+  Args:
+    fields: canonical name -> stored name; one mapped to '' is not named.
+    stored: names of the stored fields.
+
+  Raises:
+    ConfigError: there is no such canonical field.
+  """
+  chosen = named(fields)
+  for field in chosen:
+    check_known('field of a record', field, FIELDS + EXTRAS)
+  if not chosen:
+    own = [f for f in ('group', 'source', *EXTRAS) if f in stored]
+    chosen = {field: field for field in own}
+  chosen = {'target': 'target'} | chosen
+  if 'id' in stored:
+    chosen = {'id': 'id'} | chosen
+  return {field: chosen[field] for field in FIELDS + EXTRAS if field in chosen}
+
+
+def named(mapping: Mapping[str, str] | None) -> dict[str, str]:
+  """Leaves out what is mapped to ''."""
+  return {key: value for key, value in (mapping or {}).items() if value}
+
+
+def renamed_splits(splits: Mapping[str, str] | None) -> dict[str, str]:
+  """Leaves out the splits that are called as we call them.
+
+  Raises:
+    ConfigError: there is no such split.
+  """
+  chosen = named(splits)
+  for split in chosen:
+    check_known('split', split, SPLITS)
+  return {ours: theirs for ours, theirs in chosen.items() if ours != theirs}
+
+
+def check_stored(
+  name: str,
+  fields: Mapping[str, str],
+  texts: Iterable[str],
+  integers: Iterable[str],
+) -> None:
+  """Raises ConfigError unless every field is stored and can be text."""
+  texts, integers = sorted(texts), sorted(integers)
+  for field, stored in fields.items():
+    allowed = texts + integers if field in ('id', 'group') else texts
+    if stored not in allowed:
+      raise ConfigError(
+        f'{name} stores no text {stored!r}, which is to be the {field}; its'
+        f' text fields are: {", ".join(texts) or "none"}; set the fields of the'
+        ' data set'
+      )
+
+
+def as_text(value: object, field: str) -> str | None:
+  """Returns a value as text; None if it is none.
+
+  Integers are accepted as id and group.
+
+  Raises:
+    UnicodeDecodeError: bytes that are not UTF-8.
+  """
+  if isinstance(value, bytes):
+    return value.decode()
+  is_integer = isinstance(value, numbers.Integral)
+  if is_integer and not isinstance(value, bool) and field in ('id', 'group'):
+    return str(value)
+  return value if isinstance(value, str) else None
+
+
+def local_path(path: str, data_dir: str | None) -> str:
+  """Resolves ~ and a path relative to data_dir, or else the current folder."""
+  return os.path.abspath(
+    os.path.join(os.path.expanduser(data_dir or ''), os.path.expanduser(path))
+  )

@@ -1,0 +1,26 @@
+"""Text generation from a cached model: greedy, sampled, or by beam search.
+
+`generate` is the whole; `api.prefill` and then `extend` are its two parts,
+for a caller who compiles or times them apart.
+"""
+
+from pdl_jax.decode.bans import repeated
+from pdl_jax.decode.generate import (
+  Generated,
+  extend,
+  generate,
+  hash_ids,
+  row_keys,
+)
+from pdl_jax.decode.settings import METHODS, DecodeSettings
+
+__all__ = [
+  'METHODS',
+  'DecodeSettings',
+  'Generated',
+  'extend',
+  'generate',
+  'hash_ids',
+  'repeated',
+  'row_keys',
+]

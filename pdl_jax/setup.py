@@ -1,0 +1,294 @@
+"""What a run starts from: model, splits, frequencies, and the loss's tables."""
+
+import dataclasses
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from pdl_jax import frequency, summary, weighting
+from pdl_jax.data import pipeline, sources
+from pdl_jax.data.documents import Documents, Packed, Windows
+from pdl_jax.data.examples import Examples, Pairs, Rows
+from pdl_jax.data.pipeline import Survey
+from pdl_jax.data.sources import Source
+from pdl_jax.data.tasks import TASKS, Task
+from pdl_jax.data.tokenizer import Tokenizer
+from pdl_jax.errors import ConfigError
+from pdl_jax.evaluate.style import StyleClassifier
+from pdl_jax.frequency import FrequencyTable
+from pdl_jax.losses import LOSSES, LossTables
+from pdl_jax.model import api
+from pdl_jax.model.config import ModelConfig
+from pdl_jax.model.pretrained.gguf import GGUFModel, find_package_file
+from pdl_jax.records import RunFolder
+from pdl_jax.settings import Settings
+from pdl_jax.weighting import Frequencies
+
+# Texts that the tokenizer of a model from scratch is trained on.
+_BPE_RECORDS = 4000
+# Texts that the classifier of style is trained on, and checked on.
+_STYLE_RECORDS, _STYLE_CHECKS = 20_000, 2000
+Tree = Any
+
+
+@dataclasses.dataclass(frozen=True)
+class Model:
+  """A model before fine-tuning, on the host, with its tokenizer."""
+
+  name: str
+  config: ModelConfig
+  params: Tree
+  tokenizer: Tokenizer
+
+
+@dataclasses.dataclass(frozen=True)
+class Split:
+  """One split of the data.
+
+  Attributes:
+    source: its records.
+    seen: which of them are usable, and the counts of their targets.
+    examples: to be scored and generated from.
+  """
+
+  source: Source
+  seen: Survey
+  examples: Examples
+
+
+@dataclasses.dataclass(frozen=True)
+class Setup:
+  """Everything but the run folder and the mesh.
+
+  Attributes:
+    task: what is asked of the model.
+    model: before fine-tuning.
+    train, validation, held_out: the splits; `evaluate.split` is held out.
+    frequencies: what the weights are made from.
+    tables: of the loss.
+  """
+
+  task: Task
+  model: Model
+  train: Split
+  validation: Split
+  held_out: Split
+  frequencies: Frequencies
+  tables: LossTables
+
+  def training_rows(self) -> Rows:
+    """What batches are drawn from: padded pairs, or packed documents."""
+    examples = self.train.examples
+    if not isinstance(examples, Windows):
+      return examples
+    return Packed(
+      examples.documents, self.train.seen.sizes, examples.lengths
+    )
+
+
+def prepare(settings: Settings, folder: RunFolder | None) -> Setup:
+  """Loads and counts; says on the terminal what it found.
+
+  Args:
+    settings: of the run.
+    folder: keeps a tokenizer that is trained here, and the counts; None keeps
+      nothing.
+
+  Raises:
+    PdlError: with one line that says what to do.
+  """
+  task = TASKS[settings.data.task]
+  names = dict.fromkeys(('train', 'validation', settings.evaluate.split))
+  found = {name: load_source(settings, name) for name in names}
+  if settings.data.name not in sources.BUILDERS:
+    # Packaged ones are split by group; tests of each assert it.
+    sources.check_disjoint(list(found.values()))
+  model = load_model(settings, folder, found['train'])
+  print(f'model      {model.name}: {_count(model.params):,} parameters')
+  _check_context(settings, model)
+  splits = {
+    name: open_split(settings, source, model.tokenizer)
+    for name, source in found.items()
+  }
+  train = splits['train']
+  frequencies = find_frequencies(settings, folder, train, model.tokenizer)
+  tables = weighting.make_tables(
+    settings.loss, frequencies, model.tokenizer.special_ids
+  )
+  _describe_loss(settings, frequencies, tables, train, model.tokenizer)
+  return Setup(
+    task, model, train, splits['validation'],
+    splits[settings.evaluate.split], frequencies, tables,
+  )  # fmt: skip
+
+
+def _describe_loss(
+  settings: Settings,
+  frequencies: Frequencies,
+  tables: LossTables,
+  train: Split,
+  tokenizer: Tokenizer,
+) -> None:
+  used = frequencies.used.fingerprint[:8]
+  print(f'loss       {summary.loss_name(settings.loss)} (table {used})')
+  table = frequencies.task
+  if LOSSES[settings.loss.name].weights is not None:
+    print(weighting.describe(tables.weights_V, table, tokenizer))
+  _, labels = train.examples.prompt_and_target(0)
+  print(weighting.check_alpha_zero(table, np.asarray(labels)))
+
+
+def load_source(settings: Settings, split: str) -> Source:
+  """One split of the configured data set."""
+  data = settings.data
+  return sources.load(
+    data.name, split, data.data_dir or None, fields=data.fields,
+    splits=data.splits, bad_records=data.bad_records,
+  )  # fmt: skip
+
+
+def open_split(
+  settings: Settings, source: Source, tokenizer: Tokenizer
+) -> Split:
+  """Looks through a split, and says what it keeps."""
+  task, lengths = TASKS[settings.data.task], settings.data.lengths
+  limit = settings.data.train_limit if source.split == 'train' else 0
+  seen = pipeline.survey(source, task, tokenizer, lengths, limit)
+  print(f'{source.split:10s} {seen.describe()}')
+  if task.documents:
+    documents = Documents(source, seen.usable, tokenizer)
+    examples = Windows(documents, seen.sizes, lengths)
+  else:
+    examples = Pairs(source, seen.usable, task, tokenizer, lengths)
+  return Split(source, seen, examples)
+
+
+def _check_context(settings: Settings, model: Model) -> None:
+  lengths = settings.data.lengths
+  new = max(lengths.target, settings.decode.max_new_tokens)
+  if lengths.prompt + new - 1 > model.config.context:
+    raise ConfigError(
+      f'data.max_prompt {lengths.prompt} and {new} tokens more (the larger of '
+      'data.max_target and decode.max_new_tokens) do not fit the context of '
+      f'{model.name}, {model.config.context} tokens'
+    )
+
+
+def load_model(
+  settings: Settings, folder: RunFolder | None, source: Source
+) -> Model:
+  """The pretrained model, or one from scratch with its own tokenizer."""
+  options = settings.model
+  if options.pretrained:
+    file = GGUFModel(find_package_file(options.pretrained))
+    return Model(
+      file.fields['general.basename'],
+      file.config(options.dtype, options.remat),
+      file.params(),
+      Tokenizer.from_gguf(file),
+    )
+  tokenizer = _own_tokenizer(settings, folder, source)
+  new = max(settings.data.max_target, settings.decode.max_new_tokens)
+  config = ModelConfig(
+    vocab_size=tokenizer.vocab_size,
+    width=options.width,
+    layers=options.layers,
+    heads=options.heads,
+    kv_heads=options.kv_heads,
+    head_dim=options.head_dim,
+    mlp=options.mlp,
+    context=settings.data.max_prompt + new - 1,
+    dtype=options.dtype,
+    remat=options.remat,
+  )
+  key = jax.random.key(settings.seed)
+  params = jax.jit(partial(api.init, config))(key)
+  return Model('untrained', config, params, tokenizer)
+
+
+def _own_tokenizer(
+  settings: Settings, folder: RunFolder | None, source: Source
+) -> Tokenizer:
+  if folder is not None and (folder.path / 'tokenizer.json').exists():
+    return Tokenizer.load(folder.path / 'tokenizer.json')
+  records = (source[i] for i in range(min(len(source), _BPE_RECORDS)))
+  texts = (record[part] for record in records for part in ('source', 'target'))
+  name = f'bpe-{settings.data.name}'
+  trained = Tokenizer.train(texts, settings.model.vocab_size, name)
+  if folder is not None:
+    folder.write_text('tokenizer.json', trained.definition)
+  return trained
+
+
+def find_frequencies(
+  settings: Settings,
+  folder: RunFolder | None,
+  train: Split,
+  tokenizer: Tokenizer,
+) -> Frequencies:
+  """Counted or stored, mixed, or by words; the run folder keeps the task's."""
+  loss, vocab_size = settings.loss, tokenizer.vocab_size
+  stored = partial(
+    frequency.load,
+    tokenizer=tokenizer.fingerprint,
+    tokenizer_name=tokenizer.name,
+    vocab_size=vocab_size,
+  )
+  if loss.frequency_table:
+    table = stored(Path(loss.frequency_table))
+  else:
+    table = FrequencyTable(
+      train.seen.counts_V,
+      tokenizer.fingerprint,
+      tokenizer.name,
+      train.source.fingerprint,
+      train.source.name,
+      train.source.split,
+    )
+  if folder is not None:
+    table.save(folder.path / 'frequency.npz')
+  used, words_V = table, None
+  if loss.general_table:
+    general = stored(Path(loss.general_table))
+    used = frequency.mix(table, general, loss.general_share)
+  if loss.name == 'power_law' and loss.level == 'word':
+    targets = pipeline.target_texts(train.source, train.seen)
+    words = (w for texts in targets for w in tokenizer.encode_words(texts))
+    words_V = frequency.word_level(words, vocab_size)
+  return Frequencies(table, used, words_V)
+
+
+def metric_options(settings: Settings) -> dict[str, Any]:
+  """What `evaluate.run.evaluate` has to know of the task."""
+  models = settings.evaluate.extra_models
+  return {
+    'classifier': style_classifier(settings),
+    'dialogue': TASKS[settings.data.task].turns,
+    'extra_models': {k: Path(folder) for k, folder in models.items() if folder},
+  }
+
+
+def style_classifier(settings: Settings) -> StyleClassifier | None:
+  """Learned on training targets, tested on validation ones.
+
+  None where the task knows no styles.
+  """
+  if not any(TASKS[settings.data.task].instructions):
+    return None
+  train, held_out = (load_source(settings, s) for s in ('train', 'validation'))
+  classifier = StyleClassifier.fit(
+    *_styled(train, _STYLE_RECORDS), name=f'{train.name}/{train.split}'
+  )
+  return classifier.tested(*_styled(held_out, _STYLE_CHECKS))
+
+
+def _styled(source: Source, most: int) -> tuple[list[str], list[str]]:
+  records = [source[int(number)] for number in pipeline.sample(source, most)]
+  return [r['target'] for r in records], [r['style'] for r in records]
+
+
+def _count(params: Tree) -> int:
+  return sum(x.size for x in jax.tree.leaves(params))

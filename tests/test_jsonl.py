@@ -1,0 +1,323 @@
+"""JSON lines: round trips, every defect by its line, bounded memory."""
+
+import hashlib
+import json
+import os
+import pickle
+import subprocess
+import sys
+import threading
+
+import grain
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pdl_jax.data import jsonl, sources
+from pdl_jax.errors import ConfigError, DataError
+
+FIELDS = {'source': 'article', 'target': 'title'}
+
+
+def line(number, **changes):
+  """The bytes of one good record, or of one with changes."""
+  record = {'id': f'r{number}', 'article': f'a {number}', 'title': f't{number}'}
+  kept = {k: v for k, v in (record | changes).items() if v is not ...}
+  return json.dumps(kept).encode() + b'\n'
+
+
+def load(path, lines, split='train', **arguments):
+  """Writes the lines into PATH/SPLIT.jsonl and opens the folder."""
+  (path / f'{split}.jsonl').write_bytes(b''.join(lines))
+  arguments = {'fields': FIELDS} | arguments
+  return sources.load(f'jsonl:{path}', split, **arguments)
+
+
+def test_records_by_position(tmp_path):
+  source = load(tmp_path, [line(i) for i in range(5)])
+  assert len(source) == 5
+  assert source[-2] == source[3] == {
+    'id': 'r3', 'group': 'r3', 'source': 'a 3', 'target': 't3',
+  }  # fmt: skip
+  with pytest.raises(IndexError):
+    source[5]
+  assert source.metadata['dropped'] == {}
+  assert source.metadata['kept'] == 5
+
+
+ENCODABLE = st.characters(exclude_categories=['Cs'], exclude_characters='\0')
+
+
+@settings(deadline=None, max_examples=50)
+@given(
+  st.lists(
+    st.tuples(st.text(ENCODABLE), st.text(ENCODABLE).filter(str.strip)),
+    min_size=1,
+    max_size=8,
+  ),
+  st.booleans(),
+  st.sampled_from(['\n', '\r\n']),
+  st.booleans(),
+)
+def test_any_text_comes_back(tmp_path_factory, pairs, ascii_, newline, bom):
+  path = tmp_path_factory.mktemp('any')
+  rows = [
+    json.dumps({'source': s, 'target': t}, ensure_ascii=ascii_)
+    for s, t in pairs
+  ]
+  text = '\ufeff' * bom + newline.join(rows)
+  source = load(path, [text.encode()], fields=None)
+  assert [(r['source'], r['target']) for r in source] == pairs
+
+
+def test_what_is_harmless(tmp_path):
+  plain = list(load(tmp_path, [line(0), line(1)]))
+  odd = [b'\xef\xbb\xbf', line(0)[:-1], b'\r\n', line(1)[:-1]]
+  for end in ([], [b'\n'], [b'\r\n'], [b'\n', b'  \n', b'\n']):
+    assert list(load(tmp_path, odd + end)) == plain
+
+
+# Reason, what the line is, what is said about it.
+DEFECTS = [
+  ('not_utf8', b'{"article": "caf\xe9", "title": "t"}\n', r'is not UTF-8'),
+  ('not_utf8', '{"title": "t"}\n'.encode('utf-16')[:-1], r'UTF-8|NUL'),
+  ('not_json', b'{"article": "a", "title": "t"\n', r'is no JSON'),
+  ('not_json', b'[' * 100_000 + b'\n', r'is no JSON'),
+  ('not_an_object', b'["a", "t"]\n', r'is a JSON list, not an object'),
+  ('not_an_object', b'null\n', r'is a JSON NoneType'),
+  ('missing_field', line(9, title=...), r"'title' .*, but article, id; "),
+  ('missing_field', line(9, id=...), r"has no field 'id'"),
+  ('not_a_string', line(9, title=3), r"has a int as field 'title' \(target\)"),
+  ('not_a_string', line(9, article=None), r"has a NoneType as field 'article'"),
+  ('not_a_string', line(9, id=True), r"has a bool as field 'id'"),
+  ('empty_target', line(9, title=''), r"has an empty field 'title'"),
+  ('empty_target', line(9, title=' \n\u00a0'), r"has an empty field 'title'"),
+  ('nul', line(9, article='a\0b'), r"has a NUL character in field 'article'"),
+  ('nul', b'\0' * 40 + b'\n', r'has a NUL byte in it'),
+  ('lone_surrogate', line(9, title='t\ud83d'), r'has half a character in fi'),
+  ('duplicate_id', line(1), r'repeats the id of line 2'),
+  ('blank_line', b'\n', r'is blank'),
+]
+IDS = [f'{reason}-{i}' for i, (reason, _, _) in enumerate(DEFECTS)]
+
+
+@pytest.mark.parametrize(('reason', 'bad', 'message'), DEFECTS, ids=IDS)
+def test_a_defect_is_named_by_its_line(tmp_path, reason, bad, message):
+  lines = [line(0), line(1), bad, line(2)]
+  where = r'train\.jsonl:3: the line'
+  with pytest.raises(DataError, match=f'{where}.*(?:{message})'):
+    load(tmp_path, lines)
+
+
+@pytest.mark.parametrize(('reason', 'bad', 'message'), DEFECTS, ids=IDS)
+def test_a_defect_is_skipped_and_counted(tmp_path, reason, bad, message):
+  if bad.startswith(b'\xff\xfe'):
+    reason = 'nul'  # what UTF-16 is full of
+  lines = [line(i) for i in range(99)]
+  source = load(tmp_path, [*lines[:50], bad, *lines[50:]], bad_records='skip')
+  assert list(source) == list(load(tmp_path, lines))
+  assert source.metadata['dropped'] == {reason: 1}
+
+
+def test_a_torn_last_line(tmp_path):
+  lines = [line(0), line(1)[:-4]]
+  with pytest.raises(DataError, match=r'jsonl:2: the line is torn: the file'):
+    load(tmp_path, lines)
+  with pytest.raises(DataError, match=r'jsonl:2: the line is not UTF-8'):
+    load(tmp_path, [line(0), b'{"title": "caf\xc3'])
+  lines = [*(line(i) for i in range(2, 102)), lines[1]]
+  source = load(tmp_path, lines, bad_records='skip')
+  assert source.metadata['dropped'] == {'torn_line': 1}
+
+
+def test_too_many_bad_records(tmp_path):
+  good = [line(i) for i in range(198)]
+  two = [b'{\n', line(999, title='')]
+  source = load(tmp_path, [*good, *two], bad_records='skip')
+  assert source.metadata['dropped'] == {'not_json': 1, 'empty_target': 1}
+  message = (
+    r'3 of 201 records are bad \(1 not_json, 2 empty_target\), more than the'
+    r' 1% .* the first: \S+train.jsonl:199: the line is no JSON'
+  )
+  with pytest.raises(DataError, match=message):
+    load(tmp_path, [*good, *two, two[1]], bad_records='skip')
+
+
+def test_blank_lines_are_counted_one_by_one(tmp_path):
+  good = [line(i) for i in range(300)]
+  lines = [b'\n', b' \n', *good[:-1], b'\n', good[-1], b'\n', b'\n']
+  source = load(tmp_path, lines, bad_records='skip')
+  assert (len(source), source.metadata['dropped']) == (300, {'blank_line': 3})
+  with pytest.raises(DataError, match='jsonl:1: the line is blank'):
+    load(tmp_path, lines)
+
+
+def test_only_the_later_ones_of_an_id_are_left_out(tmp_path):
+  lines = [line(i) for i in range(300)]
+  lines[100] = line(7, title='second')
+  lines[200] = line(7, title='third')
+  source = load(tmp_path, lines, bad_records='skip')
+  assert (len(source), source[7]['target']) == (298, 't7')
+  assert source.metadata['dropped'] == {'duplicate_id': 2}
+  lines[0] = b'\n' + lines[0]
+  with pytest.raises(DataError, match='jsonl:1: the line is blank'):
+    load(tmp_path, lines)
+
+
+def test_nothing_in_it(tmp_path):
+  for lines in ([], [b'\n', b'\n'], [b'\xef\xbb\xbf']):
+    with pytest.raises(DataError, match='train.jsonl holds no records'):
+      load(tmp_path, lines)
+
+
+def test_a_line_beyond_all_measure(tmp_path, monkeypatch):
+  monkeypatch.setattr(jsonl, 'MAX_LINE', 200)
+  fits = line(1, title='t' * 120)
+  assert len(load(tmp_path, [fits])) == 1
+  with pytest.raises(DataError, match=r'jsonl:2: the line is over .* one rec'):
+    load(tmp_path, [fits, line(2, title='t' * 200)], bad_records='skip')
+
+
+def test_ids_are_numbers_if_there_are_none(tmp_path):
+  lines = [line(i, id=...) for i in range(3)]
+  assert [r['id'] for r in load(tmp_path, lines)] == [
+    'train:0', 'train:1', 'train:2',
+  ]  # fmt: skip
+  lines = [line(i, id=i + 10) for i in range(3)]
+  assert [r['id'] for r in load(tmp_path, lines)] == ['10', '11', '12']
+
+
+def test_fields_that_are_named(tmp_path):
+  lines = [line(i, topic=f'g{i // 2}', source='web') for i in range(3)]
+  fields = {'target': 'title', 'group': 'topic', 'source': '', 'id': ''}
+  assert load(tmp_path, lines, fields=fields)[2] == {
+    'id': 'r2', 'group': 'g1', 'source': '', 'target': 't2',
+  }  # fmt: skip
+  with pytest.raises(ConfigError, match="'targte'; did you mean 'target'"):
+    load(tmp_path, lines, fields={'targte': 'title'})
+  with pytest.raises(DataError, match=r"jsonl:1: .* no field 'titel' \(target"):
+    load(tmp_path, lines, fields={'target': 'titel'})
+
+
+def test_fields_by_their_own_names(tmp_path):
+  full = {'id': 'i', 'group': 'g', 'source': 's', 'target': 't', 'style': 'x'}
+  text = json.dumps(full | {'more': 1}).encode()
+  assert load(tmp_path, [text], fields=None)[0] == full
+  text = json.dumps({'target': 't'}).encode()
+  assert load(tmp_path, [text], fields={'target': ''})[0] == {
+    'id': 'train:0', 'group': 'train:0', 'source': '', 'target': 't',
+  }  # fmt: skip
+
+
+def test_places(tmp_path):
+  (tmp_path / 'dev').mkdir()
+  file = tmp_path / 'dev' / 'x.jsonl'
+  file.write_bytes(line(0))
+  arguments = {'fields': FIELDS, 'splits': {'validation': 'dev'}}
+  name = 'jsonl:{split}/x.jsonl'
+  source = sources.load(name, 'validation', str(tmp_path), **arguments)
+  assert (source.name, source.split) == (name, 'validation')
+  assert source[0]['target'] == 't0'
+  arguments['splits'] = {'test': 'x'}
+  folder = sources.load(f'jsonl:{tmp_path}/dev', 'test', **arguments)
+  assert folder[0] == source[0]
+  with pytest.raises(ConfigError, match='x.jsonl is one file for all splits'):
+    sources.load(f'jsonl:{file}', 'train')
+  with pytest.raises(DataError, match=r'no plain file \S+/dev/test.jsonl$'):
+    sources.load(f'jsonl:{tmp_path}/dev', 'test')
+
+
+def test_compressed_files_are_refused(tmp_path):
+  (tmp_path / 'train.jsonl.gz').touch()
+  for place in (tmp_path, f'{tmp_path}/{{split}}.jsonl.gz'):
+    with pytest.raises(DataError, match='by position: gunzip it first'):
+      sources.load(f'jsonl:{place}', 'train')
+
+
+def test_the_fingerprint_is_that_of_the_bytes_and_fields(tmp_path):
+  lines = [line(i) for i in range(3)]
+  here, there = tmp_path / 'here', tmp_path / 'there'
+  here.mkdir(), there.mkdir()
+  first = load(here, lines)
+  digest = hashlib.sha256(b''.join(lines)).hexdigest()
+  assert jsonl.JsonLines(str(here / 'train.jsonl'), FIELDS).digest == digest
+  assert load(there, lines).fingerprint == first.fingerprint
+  others = [
+    load(there, lines[::-1]),
+    load(there, [*lines, b'\n']),
+    load(there, lines, fields={'target': 'title'}),
+    load(there, lines, fields={'target': 'article', 'source': 'title'}),
+  ]
+  assert len({first.fingerprint, *(o.fingerprint for o in others)}) == 5
+
+
+def test_threads_and_pickles_read_the_same(tmp_path):
+  lines = [line(i, title='é' * (i % 97) + str(i)) for i in range(2000)]
+  source = load(tmp_path, lines)
+  wanted, wrong = list(source), []
+  copy = pickle.loads(pickle.dumps(source))
+  assert len(pickle.dumps(source)) < 16 * len(lines) + 10_000
+
+  def read(first):
+    for i in range(first, len(copy), 5):
+      if copy[i] != wanted[i]:
+        wrong.append(i)
+
+  threads = [threading.Thread(target=read, args=[i]) for i in range(5)]
+  for thread in threads:
+    thread.start()
+  for thread in threads:
+    thread.join()
+  assert not wrong
+  dataset = grain.MapDataset.source(source).seed(3).shuffle()
+  options = grain.ReadOptions(num_threads=4, prefetch_buffer_size=16)
+  ids = [record['id'] for record in dataset.to_iter_dataset(options)]
+  assert sorted(ids) == sorted(record['id'] for record in wanted)
+  assert ids != [record['id'] for record in wanted]
+
+
+def test_a_file_that_changes_is_noticed(tmp_path):
+  source = load(tmp_path, [line(i) for i in range(10)])
+  pickled = pickle.dumps(source)
+  file = tmp_path / 'train.jsonl'
+  os.truncate(file, 200)
+  with pytest.raises(DataError, match='train.jsonl has changed since'):
+    source[9]
+  with pytest.raises(DataError, match='train.jsonl has changed since'):
+    pickle.loads(pickled)
+  file.unlink()
+  with pytest.raises(DataError, match='train.jsonl cannot be read'):
+    pickle.loads(pickled)
+
+
+def test_no_file_stays_open(tmp_path):
+  before = len(os.listdir('/proc/self/fd'))
+  for _ in range(5):
+    load(tmp_path, [line(0)])
+  assert len(os.listdir('/proc/self/fd')) == before
+
+
+def test_memory_does_not_grow_with_the_text(tmp_path):
+  code = (
+    'import resource, sys\n'
+    'from pdl_jax.data import jsonl\n'
+    'peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n'
+    'fields = {"target": "title"}\n'
+    'jsonl.JsonLines(sys.argv[1], fields)\n'
+    'before = peak()\n'
+    'lines = jsonl.JsonLines(sys.argv[2], fields)\n'
+    'print(len(lines), peak() - before)\n'
+  )
+  small, large = tmp_path / 'small', tmp_path / 'large'
+  small.write_bytes(line(0))
+  with large.open('wb') as file:
+    for i in range(3000):
+      file.write(line(i, title='word ' * 4000))
+  assert large.stat().st_size > 60e6
+  output = subprocess.run(
+    [sys.executable, '-c', code, small, large],
+    check=True, capture_output=True, text=True,
+  ).stdout  # fmt: skip
+  records, kilobytes = map(int, output.split())
+  assert records == 3000
+  assert kilobytes < 8000

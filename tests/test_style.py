@@ -1,0 +1,140 @@
+import functools
+
+import pytest
+from sacrebleu.metrics.chrf import CHRF
+
+from pdl_jax.errors import DataError
+from pdl_jax.evaluate.style import StyleClassifier, style_metrics
+from tests.prediction_records import make_record
+
+OLD = ('thou hast a cat', 'he goeth unto the mat', 'thy quokka smileth', 'yea')
+NEW = ('you have a cat', 'he goes to the mat', 'your quokka smiles', 'yes')
+TEXTS = (*OLD, *NEW)
+STYLES = ('old',) * len(OLD) + ('new',) * len(NEW)
+
+
+@functools.cache
+def classifier():
+  return StyleClassifier.fit(TEXTS, STYLES, name='pairs')
+
+
+def transfer(name, source, reference, text, style):
+  return make_record(
+    name, source=source, references=[reference], text=text, style=style
+  )
+
+
+def chrf(text, reference):
+  return CHRF().sentence_score(text, [reference]).score
+
+
+def test_learns_its_texts_and_the_words_in_them():
+  assert classifier().predict(TEXTS) == list(STYLES)
+  assert classifier().predict(['thou smileth', 'you have']) == ['old', 'new']
+  assert classifier().styles == ('new', 'old')
+
+
+def test_order_of_the_texts_changes_nothing():
+  again = StyleClassifier.fit(TEXTS[::-1], STYLES[::-1], name='pairs')
+  assert again.signature == classifier().signature
+  probes = ['thou goes', 'a cat', '', 'x']
+  assert again.predict(probes) == classifier().predict(probes)
+  steps = [c.pipeline.steps[-1][1].coef_ for c in (again, classifier())]
+  assert (steps[0] == steps[1]).all()
+
+
+def test_signature_tells_classifiers_apart():
+  signature = classifier().signature
+  assert 'scikit-learn==1.9.1 LogisticRegression' in signature
+  assert 'pairs' in signature and '(n=8)' in signature
+  assert signature.endswith('held-out accuracy unmeasured')
+  fewer = StyleClassifier.fit(TEXTS[1:], STYLES[1:], name='pairs')
+  assert fewer.fingerprint != classifier().fingerprint
+  swapped = StyleClassifier.fit(TEXTS, STYLES[::-1], name='pairs')
+  assert swapped.fingerprint != classifier().fingerprint
+
+
+def test_held_out_accuracy_is_in_the_signature():
+  tested = classifier().tested(
+    ['thou art', 'you are', 'your hat', 'thy hat'], ['old', 'new', 'new', 'new']
+  )
+  assert (tested.held_out_accuracy, tested.held_out_n) == (0.75, 4)
+  assert tested.signature.endswith('held-out accuracy 0.7500 (n=4)')
+  assert classifier().held_out_accuracy is None
+
+
+def test_useless_training_data_are_refused():
+  with pytest.raises(DataError, match="'x' needs texts of two .*2 texts of"):
+    StyleClassifier.fit(['a', 'b'], ['old', 'old'], name='x')
+  with pytest.raises(DataError, match='2 texts with 1 styles'):
+    StyleClassifier.fit(['a', 'b'], ['old'], name='x')
+  with pytest.raises(DataError, match='0 texts with 0 styles'):
+    classifier().tested([], [])
+
+
+def values(records):
+  found = style_metrics(records, classifier())
+  return {key: metric.value for key, metric in found.items()}
+
+
+RECORDS = [
+  transfer('a', OLD[0], NEW[0], 'you have a dog', 'new'),  # right style
+  transfer('b', OLD[1], NEW[1], OLD[1], 'new'),  # a copy of the source
+  transfer('c', NEW[2], OLD[2], OLD[2], 'old'),  # perfect
+]
+
+
+def test_metrics_by_hand():
+  found = values(RECORDS)
+  assert found['style_accuracy'] == pytest.approx(2 / 3)
+  assert found['reference_style_accuracy'] == 1
+  assert found['source_style_accuracy'] == 0
+  to_reference = [
+    chrf('you have a dog', NEW[0]), chrf(OLD[1], NEW[1]), 100
+  ]  # fmt: skip
+  assert found['style_chrf'] == pytest.approx(sum(to_reference) / 3)
+  assert found['style_source_chrf'] == pytest.approx(
+    (chrf('you have a dog', OLD[0]) + 100 + chrf(OLD[2], NEW[2])) / 3
+  )
+  assert found['source_style_chrf'] == pytest.approx(
+    sum(map(chrf, (OLD[0], OLD[1], NEW[2]), (NEW[0], NEW[1], OLD[2]))) / 3
+  )
+  assert found['style_joint'] == pytest.approx(
+    (to_reference[0] + to_reference[2]) / 300
+  )
+  assert found['source_style_joint'] == 0
+
+
+def test_metrics_by_target_style():
+  found = values(RECORDS)
+  for style, records in (('new', RECORDS[:2]), ('old', RECORDS[2:])):
+    alone = values(records)
+    for key in [key for key in found if '_to_' not in key]:
+      assert found[f'{key}_to_{style}'] == alone[key] == alone[
+        f'{key}_to_{style}'
+      ]  # fmt: skip
+  metric = style_metrics(RECORDS, classifier())['style_accuracy_to_new']
+  assert (metric.n, metric.unit) == (2, 'examples')
+  assert metric.definition.endswith(' into new')
+  assert metric.signature.startswith(classifier().signature)
+
+
+def test_copies_of_the_references_score_as_the_references():
+  copies = [r | {'text': r['references'][0]} for r in RECORDS]
+  found = values(copies)
+  assert found['style_accuracy'] == found['reference_style_accuracy']
+  assert found['style_joint'] == pytest.approx(1)
+
+
+def test_copies_of_the_sources_score_as_the_floor():
+  found = values([r | {'text': r['source']} for r in RECORDS])
+  for key in ('style_accuracy', 'style_chrf', 'style_joint'):
+    assert found[key] == found[f'source_{key}']
+  assert found['style_source_chrf'] == pytest.approx(100)
+
+
+def test_style_that_is_missing_or_unknown_is_refused():
+  with pytest.raises(DataError, match="'a': field 'style' is None.*new, old"):
+    values([make_record('a')])
+  with pytest.raises(DataError, match="'a': field 'style' is 'web'.*'pairs'"):
+    values([make_record('a', style='web')])
