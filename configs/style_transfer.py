@@ -19,10 +19,11 @@ def get_config(mode: str = 'default') -> ConfigDict:
   config = common.get_config(mode)
   config.data.name = 'bible'
   config.data.task = 'style_transfer'
-  if mode == 'default':
-    # A verse, at most; the format of the chat takes 24 of the prompt.
+  if mode != 'full':
+    # Most verses; the format of the chat takes 24 of the prompt.
     config.data.max_prompt = 96
     config.data.max_target = 64
+  if mode == 'default':
     config.train.steps = 40
     config.evaluate.examples = 64
   return config

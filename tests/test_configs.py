@@ -78,7 +78,7 @@ def test_configs_are_locked():
     ('loss.alpha', float('inf')), ('loss.epsilon', -1e-9),
     ('loss.name', 'powerlaw'), ('loss.unit', 'counts'), ('loss.clip', 0.5),
     ('loss.reduction', 'mean'), ('loss.normalize', 'mean'),
-    ('loss.unseen', 'zero'), ('data.task', 'dialogue'),
+    ('loss.unseen', 'zero'), ('data.task', 'dialog'),
     ('data.max_target', 0), ('data.train_limit', -1), ('train.steps', 0),
     ('train.batch_size', 0), ('optimizer.learning_rate', 0.0),
     ('optimizer.learning_rate', float('nan')), ('optimizer.b2', 1.0),

@@ -38,20 +38,27 @@ def all_texts(stop):
   ]
 
 
+def log_softmax(logits):
+  return logits - np.logaddexp.reduce(logits, axis=-1, keepdims=True)
+
+
 def enumerate_best(prompt, stop, alpha, bias):
   texts = all_texts(stop)
   width = len(prompt) + T
   rows = np.zeros((len(texts), width), np.int32)
   for row, text in zip(rows, texts, strict=True):
     row[: len(prompt) + len(text)] = [*prompt, *text]
-  logits = np.asarray(four_logits(rows), np.float64) + bias
-  log_p = logits - np.logaddexp.reduce(logits, axis=-1, keepdims=True)
+  logits = np.asarray(four_logits(rows), np.float64)
+  log_p, plain = map(log_softmax, (logits + bias, logits))
   scores = [
     sum(log_p[i, len(prompt) + j - 1, token] for j, token in enumerate(text))
     / ((5 + len(text)) / 6) ** alpha
     for i, text in enumerate(texts)
   ]
-  return list(texts[int(np.argmax(scores))])
+  best = int(np.argmax(scores))
+  places = np.arange(len(texts[best]))
+  reads = len(prompt) - 1 + places
+  return list(texts[best]), plain[best, reads, texts[best]]
 
 
 @pytest.mark.parametrize(
@@ -63,16 +70,59 @@ def test_a_wide_beam_finds_the_best_of_all_texts(alpha, stop):
   for shift in (3.0, 0.0, -1.5):
     bias = np.zeros(4, np.float32)
     bias[list(stop)] = shift
+    tokens, lengths, log_probs = generate(
+      FOUR_PROMPTS, settings, new=T, stop=stop, width=4, bias_V=bias,
+      model=FOUR, params=FOUR_PARAMS,
+    )  # fmt: skip
+    for prompt, row, found, size in zip(
+      FOUR_PROMPTS, tokens, log_probs, lengths, strict=True
+    ):
+      best, expected = enumerate_best(prompt, stop, alpha, bias)
+      assert row[:size].tolist() == best
+      np.testing.assert_allclose(found[:size], expected, atol=1e-5)
+      sizes.add(size)
+  # Otherwise the penalty would have had nothing to decide.
+  assert len(sizes) > 1
+
+
+def plain_beam_search(prompt, stop, alpha, bias, beams):
+  """The rules of `beam_search` on lists, never ending early."""
+  texts = list(itertools.product(range(4), repeat=T))
+  rows = np.array([[*prompt, *text] for text in texts], np.int32)
+  log_p = log_softmax(np.asarray(four_logits(rows), np.float64) + bias)
+  after = {
+    text[:size]: log_p[i, len(prompt) - 1 + size]
+    for i, text in enumerate(texts)
+    for size in range(T)
+  }
+  live, complete = [(0.0, ())], []
+  for size in range(1, T + 1):
+    continued = [
+      (score + after[text][v], (*text, v)) for score, text in live
+      for v in range(4)
+    ]  # fmt: skip
+    taken = sorted(continued, reverse=True)[: beams - len(complete)]
+    ended = [x for x in taken if x[1][-1] in stop or size == T]
+    complete += [(score / ((5 + size) / 6) ** alpha, x) for score, x in ended]
+    live = [x for x in taken if x not in ended]
+  return list(max(complete)[1])
+
+
+def test_a_complete_text_takes_its_beam():
+  settings, stop = DecodeSettings('beam', beams=2, length_penalty=3.0), (3,)
+  pruned, random = 0, np.random.default_rng(0)
+  for _ in range(150):
+    bias = random.normal([0, 0, 0, 5], 2).astype(np.float32)
     tokens, lengths, _ = generate(
       FOUR_PROMPTS, settings, new=T, stop=stop, width=4, bias_V=bias,
       model=FOUR, params=FOUR_PARAMS,
     )  # fmt: skip
     for prompt, row, size in zip(FOUR_PROMPTS, tokens, lengths, strict=True):
-      best = enumerate_best(prompt, stop, alpha, bias)
-      assert row[:size].tolist() == best
-      sizes.add(size)
-  # Otherwise the penalty would have had nothing to decide.
-  assert len(sizes) > 1
+      found = row[:size].tolist()
+      assert found == plain_beam_search(prompt, stop, 3.0, bias, 2)
+      pruned += found != enumerate_best(prompt, stop, 3.0, bias)[0]
+  # Otherwise all texts were in reach.
+  assert pruned
 
 
 def test_one_beam_is_greedy():

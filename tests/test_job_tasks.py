@@ -101,11 +101,10 @@ def test_every_task_runs_and_learns(finished, task):
   assert after['perplexity']['value'] < before['perplexity']['value']
   assert before['examples'] == 8
   assert results['task'] == task
-  rows = RunFolder(workdir, json.loads(
-    (workdir / 'config.json').read_text()
-  )).metrics()  # fmt: skip
-  used = sum(row['input_tokens'] for row in rows if 'loss' in row)
-  positions = sum(row['positions'] for row in rows if 'loss' in row)
+  lines = (workdir / 'metrics.jsonl').read_text().splitlines()
+  rows = [row for row in map(json.loads, lines) if 'loss' in row]
+  used = sum(row['input_tokens'] for row in rows)
+  positions = sum(row['positions'] for row in rows)
   assert results['padding_share'] == pytest.approx(1 - used / positions)
 
 
@@ -113,7 +112,7 @@ def test_buckets_and_packing_save_padding(finished, tmp_path):
   results, workdir = finished['dialogue']
   data = workdir.parent / 'data'
   padded = run(data, 'dialogue', tmp_path / 'padded')
-  assert results['padding_share'] < padded['padding_share'] - 0.1
+  assert results['padding_share'] < 0.85 * padded['padding_share']
   assert finished['language_model'][0]['padding_share'] < 0.2
 
 

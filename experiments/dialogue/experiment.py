@@ -2,11 +2,12 @@
 
   python -m experiments.dialogue.experiment [--report]
 
-The main job of configs/dialogue.py with PDL and with cross-entropy, on the test
-split.
+The main job of its config with PDL and with cross-entropy, on the test split.
 """
 
 from experiments import cells
 
+NAME = 'dialogue'
+
 if __name__ == '__main__':
-  cells.main('dialogue', 'configs/dialogue.py', cells.AGAINST_CROSS_ENTROPY)
+  cells.main(NAME, f'configs/{NAME}.py', cells.AGAINST_CROSS_ENTROPY)

@@ -2,11 +2,12 @@
 
   python -m experiments.language_model.experiment [--report]
 
-The main job of configs/language_model.py with PDL and with cross-entropy, on the test
-split.
+The main job of its config with PDL and with cross-entropy, on the test split.
 """
 
 from experiments import cells
 
+NAME = 'language_model'
+
 if __name__ == '__main__':
-  cells.main('language_model', 'configs/language_model.py', cells.AGAINST_CROSS_ENTROPY)
+  cells.main(NAME, f'configs/{NAME}.py', cells.AGAINST_CROSS_ENTROPY)

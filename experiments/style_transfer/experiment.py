@@ -2,11 +2,12 @@
 
   python -m experiments.style_transfer.experiment [--report]
 
-The main job of configs/style_transfer.py with PDL and with cross-entropy, on the test
-split.
+The main job of its config with PDL and with cross-entropy, on the test split.
 """
 
 from experiments import cells
 
+NAME = 'style_transfer'
+
 if __name__ == '__main__':
-  cells.main('style_transfer', 'configs/style_transfer.py', cells.AGAINST_CROSS_ENTROPY)
+  cells.main(NAME, f'configs/{NAME}.py', cells.AGAINST_CROSS_ENTROPY)
