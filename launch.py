@@ -3,7 +3,7 @@
   python launch.py --config=configs/summarize.py[:MODE] [--workdir=DIR]
                    [--config.KEY=VALUE ...] [--preview]
   python launch.py --evaluate=RUN [--decode.KEY=VALUE ...]
-                   [--models=before,after]
+                   [--models=before,after] [--extra_models=mauve=FOLDER]
 
 --preview shows what the loss will do, token by token, and trains nothing.
 --evaluate measures a finished run again from its stored predictions; with
@@ -53,6 +53,9 @@ _EVALUATE = flags.DEFINE_string(
 _MODELS = flags.DEFINE_list(
   'models', ['after'], 'With --evaluate: before, after, or both.'
 )
+_EXTRA_MODELS = flags.DEFINE_list(
+  'extra_models', [], 'With --evaluate: mauve=FOLDER, bertscore=FOLDER.'
+)
 
 
 def parse(arguments: Sequence[str]) -> dict[str, Any] | None:
@@ -89,6 +92,20 @@ def parse(arguments: Sequence[str]) -> dict[str, Any] | None:
       f'{", ".join(reevaluate.MODELS)}'
     )
   return decode.value.to_dict() if _overrides('decode') else None
+
+
+def extra_models() -> dict[str, Path]:
+  """Metrics that need a model, and its folder.
+
+  Raises:
+    ConfigError: an entry that is not NAME=FOLDER.
+  """
+  pairs = [entry.partition('=') for entry in _EXTRA_MODELS.value]
+  if bad := [name for name, _, folder in pairs if not folder]:
+    raise ConfigError(
+      f'--extra_models {bad[0]} is not NAME=FOLDER, as in mauve=models/gpt2'
+    )
+  return {name: Path(folder) for name, _, folder in pairs}
 
 
 def configured() -> tuple[Settings, Path]:
@@ -156,8 +173,10 @@ def main(arguments: Sequence[str]) -> int:
   try:
     decode = parse(arguments)
     if _EVALUATE.value is not None:
-      models = tuple(_MODELS.value)
-      reevaluate.run(Path(_EVALUATE.value), decode, models, stop)
+      reevaluate.run(
+        Path(_EVALUATE.value), decode, tuple(_MODELS.value), extra_models(),
+        stop,
+      )  # fmt: skip
       return 0
     settings, workdir = configured()
     if _PREVIEW.value:

@@ -193,9 +193,6 @@ def _base() -> ConfigDict:
     # Scored at every checkpoint.
     'validation_examples': 64,
     'batch_size': 32,
-    # Folders of the models that two more metrics need, with their packages
-    # mauve-text (GPL-3) and bert-score; '' leaves them out.
-    'extra_models': {'mauve': '', 'bertscore': ''},
   })
 
   config.decode = ConfigDict({

@@ -184,7 +184,6 @@ class EvaluateSettings:
   examples: int
   validation_examples: int
   batch_size: int
-  extra_models: dict[str, str]
 
   def __post_init__(self):
     _one_of('evaluate.split', self.split, ('validation', 'test'))

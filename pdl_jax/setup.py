@@ -263,11 +263,9 @@ def find_frequencies(
 
 def metric_options(settings: Settings) -> dict[str, Any]:
   """What `evaluate.run.evaluate` has to know of the task."""
-  models = settings.evaluate.extra_models
   return {
     'classifier': style_classifier(settings),
     'dialogue': TASKS[settings.data.task].turns,
-    'extra_models': {k: Path(folder) for k, folder in models.items() if folder},
   }
 
 

@@ -144,7 +144,7 @@ def test_another_way_of_decoding_and_every_number_from_the_files(
   results, workdir = finished['dialogue']
   decode = {**results['decode'], 'method': 'beam', 'beams': 2}
   stop = train.StopRequest()
-  reevaluate.run(workdir, decode, ('before', 'after'), stop)
+  reevaluate.run(workdir, decode, ('before', 'after'), {}, stop)
   assert '| after-beam,beams=2' in capsys.readouterr().out.replace(' (n=8)', '')
   found = json.loads((workdir / reevaluate.RESULTS).read_text())
   assert list(found) == [
@@ -159,13 +159,14 @@ def test_another_way_of_decoding_and_every_number_from_the_files(
   with monkeypatch.context() as patch:
     patch.setattr(job, 'predict', None)
     patch.setattr(reevaluate.setup, 'prepare', None)
-    reevaluate.run(workdir, None, (), stop)
+    reevaluate.run(workdir, None, (), {}, stop)
   assert json.loads((workdir / reevaluate.RESULTS).read_text()) == found
 
 
 def test_greedy_again_writes_what_the_run_wrote(finished):
   results, workdir = finished['language_model']
-  reevaluate.run(workdir, results['decode'], ('after',), train.StopRequest())
+  decode, stop = results['decode'], train.StopRequest()
+  reevaluate.run(workdir, decode, ('after',), {}, stop)
   folder = workdir / 'predictions'
   again = (folder / 'after-greedy.jsonl').read_text()
   assert again == (folder / 'after.jsonl').read_text()
@@ -187,13 +188,13 @@ def test_stopped_generation_continues(finished, monkeypatch):
   with monkeypatch.context() as patch:
     patch.setattr(RunFolder, 'append_predictions', append_and_stop)
     with pytest.raises(PreemptedError):
-      reevaluate.run(workdir, decode, ('after',), train.StopRequest())
+      reevaluate.run(workdir, decode, ('after',), {}, train.StopRequest())
   folder, name = workdir / 'predictions', 'after-sample,top_p=0.9,samples=3'
   parts = folder / f'{name}.parts'
   assert len(parts.read_text().splitlines()) == calls[0] == 8
   with parts.open('a') as file:
     file.write('{"torn')
-  reevaluate.run(workdir, decode, ('after',), train.StopRequest())
+  reevaluate.run(workdir, decode, ('after',), {}, train.StopRequest())
   lines = (folder / f'{name}.jsonl').read_text().splitlines()
   ids = [json.loads(line)['id'] for line in lines]
   assert len(ids) == len(set(ids)) == 24
@@ -201,7 +202,7 @@ def test_stopped_generation_continues(finished, monkeypatch):
   assert not parts.exists()
   # The same, had it never been stopped.
   (folder / f'{name}.jsonl').unlink()
-  reevaluate.run(workdir, decode, ('after',), train.StopRequest())
+  reevaluate.run(workdir, decode, ('after',), {}, train.StopRequest())
   assert (folder / f'{name}.jsonl').read_text().splitlines() == lines
 
 
@@ -219,4 +220,4 @@ def test_only_a_finished_run_of_this_version(tmp_path, finished, what):
       (tmp_path / 'results.json').write_text('{}')
     (tmp_path / 'config.json').write_text(json.dumps(config))
   with pytest.raises(ConfigError, match=messages[what]):
-    reevaluate.run(tmp_path, None, (), train.StopRequest())
+    reevaluate.run(tmp_path, None, (), {}, train.StopRequest())
