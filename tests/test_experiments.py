@@ -57,3 +57,11 @@ def test_step_cost_table_follows_from_its_record():
   folder = next(path for path in FOLDERS if path.name == 'step_cost')
   record = json.loads((folder / 'records.jsonl').read_text())
   assert table(record) == (folder / 'table.md').read_text()
+
+
+def test_decode_speed_table_follows_from_its_records():
+  from experiments.decode_speed import experiment
+
+  folder = next(path for path in FOLDERS if path.name == 'decode_speed')
+  records = experiment.read(folder / 'records.jsonl')
+  assert experiment.table(records) == (folder / 'table.md').read_text()

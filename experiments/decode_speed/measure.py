@@ -34,6 +34,9 @@ from pdl_jax.model.pretrained.gguf import GGUFModel, find_package_file
 from pdl_jax.settings import Settings
 
 PACKAGES = ('jax', 'jaxlib', 'flax', 'numpy', 'torch', 'transformers')
+REFERENCE = 'transformers'
+# Numbers of prompt lengths: the default of evaluation, and one alone.
+BUCKETS = (1, 4)
 Case = dict[str, Any]
 
 
@@ -59,6 +62,11 @@ class Work(NamedTuple):
   prompt_tokens: int
   new_tokens: int
   stop: int
+
+  def bucketed(self, buckets: int) -> list[int]:
+    """Columns to which evaluation pads each batch."""
+    longest = self.examples.lengths.prompt
+    return [bucket_length(size, longest, buckets) for size in self.longest]
 
   def prompts(self, lengths: list[int]) -> list[dict[str, np.ndarray]]:
     """Each batch padded on the left to its length."""
@@ -92,10 +100,11 @@ def main() -> None:
     'environment': started | {'load_end': list(os.getloadavg())},
     'prompt_tokens': work.prompt_tokens,
     'longest_prompts': work.longest,
+    'bucketed_prompts': {str(b): work.bucketed(b) for b in BUCKETS},
     'contenders': found,
     'agreement': {
-      name: agreement(work, texts[name], texts[case['reference']])
-      for name in texts if name != case['reference']
+      name: agreement(work, texts[name], texts[REFERENCE])
+      for name in texts if name != REFERENCE
     },
   }  # fmt: skip
   print(json.dumps(record))
@@ -147,7 +156,7 @@ def prepare(case: Case) -> Work:
 
 def make_ours(buckets: int, work: Work) -> Call:
   """The two parts of `decode.generate`, as evaluation calls them."""
-  config, longest = work.file.config(), work.examples.lengths.prompt
+  config = work.file.config()
   settings = DecodeSettings(min_new_tokens=work.new_tokens)
   prefill = jax.jit(partial(api.prefill, config), static_argnames='size')
   extend = jax.jit(
@@ -156,9 +165,7 @@ def make_ours(buckets: int, work: Work) -> Call:
       max_new_tokens=work.new_tokens, stop_ids=(work.stop,),
     )
   )  # fmt: skip
-  batches = work.prompts(
-    [bucket_length(size, longest, buckets) for size in work.longest]
-  )
+  batches = work.prompts(work.bucketed(buckets))
 
   def generate(prompts: np.ndarray, filled: np.ndarray) -> Texts:
     began = time.perf_counter()
@@ -172,32 +179,21 @@ def make_ours(buckets: int, work: Work) -> Call:
   return lambda: _joined([generate(**batch) for batch in batches])
 
 
-def make_transformers(compiled: bool, work: Work) -> Call:
-  """`generate` of transformers, from the same file.
-
-  Args:
-    compiled: its static cache with torch.compile, in place of its defaults.
-    work: what is to be generated.
-  """
+def make_transformers(work: Work) -> Call:
+  """`generate` of transformers with its defaults, from the same file."""
   import torch
   from transformers import AutoModelForCausalLM, GenerationConfig
-  from transformers.generation import CompileConfig
 
   torch.set_num_threads(len(os.sched_getaffinity(0)))
   path = work.file.path
   model = AutoModelForCausalLM.from_pretrained(
     path.parent, gguf_file=path.name, dtype=torch.float32
   )
-  static = {
-    'cache_implementation': 'static', 'compile_config': CompileConfig(),
-  }  # fmt: skip
   config = GenerationConfig(
     do_sample=False, max_new_tokens=work.new_tokens,
     min_new_tokens=work.new_tokens, eos_token_id=work.stop,
-    pad_token_id=work.stop, **(static if compiled else {}),
+    pad_token_id=work.stop,
   )  # fmt: skip
-  if compiled:
-    config.compile_config._compile_all_devices = True
   batches = [
     {name: torch.from_numpy(array) for name, array in batch.items()}
     for batch in work.prompts(work.longest)
@@ -228,10 +224,8 @@ def _joined(batches: list[Texts]) -> Texts:
 
 
 CONTENDERS: dict[str, Callable[[Work], Call]] = {
-  'ours_1': partial(make_ours, 1),
-  'ours_4': partial(make_ours, 4),
-  'transformers': partial(make_transformers, False),
-  'transformers_compiled': partial(make_transformers, True),
+  **{f'ours_{b}': partial(make_ours, b) for b in BUCKETS},
+  REFERENCE: make_transformers,
 }
 
 
