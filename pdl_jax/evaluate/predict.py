@@ -149,12 +149,14 @@ class Predictor:
     numbers = np.asarray(numbers)
     losses = self.nll(params, examples, numbers, check)
     rows = self._rows(examples, numbers)
+    # Once for all batches: the loop wants its layers apart.
+    parts = api.part_layers(params)
     records: dict[tuple[int, int], dict[str, Any]] = {}
     starts = range(0, len(rows), self._batch)
     for start in tqdm(starts, desc='generate', unit='batch', disable=None):
       check()
       chosen = rows[start : start + self._batch]
-      texts = self._generate(params, examples, chosen)
+      texts = self._generate(params, parts, examples, chosen)
       new = {
         (row.place, row.sample): self._record(examples, row, ids)
         | {'reference_nll': losses[row.place].tolist()}
@@ -175,7 +177,7 @@ class Predictor:
     return sorted(rows, key=lambda row: -row.size)
 
   def _generate(
-    self, params: Tree, examples: Examples, rows: list[_Row]
+    self, params: Tree, parts: Tree, examples: Examples, rows: list[_Row]
   ) -> list[list[int]]:
     """Ids of each row's text; adds to the throughput."""
     length = bucket_length(
@@ -190,7 +192,7 @@ class Predictor:
       self._prefill, *prompts, size=length + limit
     )
     generated, decode_seconds = self._timed(
-      self._extend, params, *state, placed['hashes'], placed['samples'],
+      self._extend, parts, *state, placed['hashes'], placed['samples'],
       self._bias_V, limit=limit,
     )  # fmt: skip
     tokens, lengths = (_host(x)[: len(rows)] for x in generated)
