@@ -15,7 +15,7 @@ LAYERS = [
   {'optimizer', 'state', 'metrics', 'step'},
   {'data', 'decode', 'checkpoint'},
   {'settings'},
-  {'records', 'weighting', 'evaluate'},
+  {'records', 'weighting', 'evaluate', 'report'},
   {'train', 'summary', 'preview'},
   {'setup'},
   {'job'},

@@ -26,7 +26,7 @@ from pdl_jax.model.pretrained.gguf import GGUFModel, find_package_file
 FOLDER = Path(__file__).parent
 ROOT = FOLDER.parent.parent
 RUNS = ROOT / 'runs' / 'data_speed'
-SIZES = (10_000, 100_000, 1_000_000)
+SIZES = (10_000, 100_000, 400_000)
 BATCH, BATCHES, LENGTHS = 64, 200, Lengths(prompt=80, target=40)
 BUCKETS = (1, 4)
 

@@ -1,0 +1,127 @@
+"""What was measured on each document, as sums from which a metric follows.
+
+A metric here is a function of sums over documents: nats and tokens for
+perplexity; matches, generated and reference counts for F1. A metric that looks
+across documents, such as corpus distinct-n, is none: a document drawn twice
+would repeat all its n-grams.
+"""
+
+import dataclasses
+from collections import Counter
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from pdl_jax.errors import DataError
+
+# Sums [..., K] over documents -> metric [...]. Called with zero denominators;
+# NaN means that the metric is undefined there.
+Statistic = Callable[[np.ndarray], np.ndarray]
+
+
+def ratio(sums: np.ndarray) -> np.ndarray:
+  """Sums [..., 2] (numerator, denominator) -> their ratio [...]."""
+  return sums[..., 0] / sums[..., 1]
+
+
+def perplexity(sums: np.ndarray) -> np.ndarray:
+  """Sums [..., 2] (nats, tokens) -> exp(nats / tokens) [...]."""
+  return np.exp(ratio(sums))
+
+
+def f1(sums: np.ndarray) -> np.ndarray:
+  """Sums [..., 3] (matches, generated, reference) -> micro F1 in [0, 1]."""
+  return 2 * sums[..., 0] / (sums[..., 1] + sums[..., 2])
+
+
+def item_sums(values_SxD: np.ndarray) -> np.ndarray:
+  """Values of items [S, D] -> [S, D, 2]; their `ratio` is the plain mean."""
+  return np.stack([values_SxD, np.ones_like(values_SxD)], axis=-1)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class System:
+  """What was measured on each document with each seed of one system.
+
+  Seeds and documents are sorted here, so that the order in which runs finished
+  changes no digit of a report.
+
+  Attributes:
+    name: of the system, for tables and errors.
+    seeds: the seed of each run, [S].
+    documents: the id of each document, [D].
+    sums_SxDxK: sufficient statistics; all finite.
+
+  Raises:
+    DataError: shapes that do not fit, nothing measured, a seed or document
+      there twice, or a statistic that is not finite.
+  """
+
+  name: str
+  seeds: Sequence[int]
+  documents: Sequence[str]
+  sums_SxDxK: np.ndarray
+
+  def __post_init__(self):
+    sums = np.asarray(self.sums_SxDxK, dtype=np.float64)
+    self._check(sums)
+    seed_order = sorted(range(len(self.seeds)), key=self.seeds.__getitem__)
+    order = sorted(range(len(self.documents)), key=self.documents.__getitem__)
+    for field, value in {
+      'seeds': tuple(self.seeds[i] for i in seed_order),
+      'documents': tuple(self.documents[i] for i in order),
+      'sums_SxDxK': sums[np.ix_(seed_order, order)],
+    }.items():
+      object.__setattr__(self, field, value)
+
+  def _check(self, sums: np.ndarray) -> None:
+    wanted = (len(self.seeds), len(self.documents))
+    if sums.ndim != 3 or sums.shape[:2] != wanted or not sums.size:
+      raise DataError(
+        f'system {self.name!r}: statistics of shape {sums.shape} for '
+        f'{wanted[0]} seeds and {wanted[1]} documents; at least one of each '
+        'is wanted, and (seeds, documents, statistics)'
+      )
+    for kind, names in (('seed', self.seeds), ('document', self.documents)):
+      name, times = Counter(names).most_common(1)[0]
+      if times > 1:
+        raise DataError(
+          f'system {self.name!r}: {kind} {name!r} is there {times} times'
+        )
+    bad = np.argwhere(~np.isfinite(sums))
+    if len(bad):
+      s, d, k = bad[0]
+      raise DataError(
+        f'system {self.name!r}: statistic {k} of document '
+        f'{self.documents[d]!r} with seed {self.seeds[s]} is {sums[s, d, k]}; '
+        f'{len(bad)} of {sums.size} are not finite. Leave such a run out'
+      )
+
+
+def identical(a: System, b: System) -> bool:
+  """True where all statistics of all documents and seeds are the same.
+
+  A report then prints "identical", never a p value.
+
+  Raises:
+    DataError: other documents, or other statistics.
+  """
+  check_pair(a, b)
+  return np.array_equal(a.sums_SxDxK, b.sums_SxDxK)
+
+
+def check_pair(a: System, b: System) -> None:
+  """Raise a DataError unless both have the same documents and statistics."""
+  odd = sorted(set(a.documents) ^ set(b.documents))
+  if odd:
+    owner = a if odd[0] in a.documents else b
+    raise DataError(
+      f'systems {a.name!r} and {b.name!r} were measured on different documents '
+      f'({len(a.documents)} and {len(b.documents)}, {len(odd)} not shared): '
+      f'{odd[0]!r} is only in {owner.name!r}'
+    )
+  if a.sums_SxDxK.shape[2] != b.sums_SxDxK.shape[2]:
+    raise DataError(
+      f'systems {a.name!r} and {b.name!r} have {a.sums_SxDxK.shape[2]} and '
+      f'{b.sums_SxDxK.shape[2]} statistics a document; not the same metric'
+    )
