@@ -4,18 +4,26 @@
                    [--config.KEY=VALUE ...] [--preview]
   python launch.py --evaluate=RUN [--decode.KEY=VALUE ...]
                    [--models=before,after] [--extra_models=mauve=FOLDER]
+  python launch.py --config=configs/summarize.py --sweep=alpha,seed
+                   [--workers=N] [--retries=N] [--fail_fast] [--dry_run]
+  python launch.py --status=FOLDER
 
 --preview shows what the loss will do, token by token, and trains nothing.
 --evaluate measures a finished run again from its stored predictions; with
 --decode it first generates in that way too.
+--sweep runs the product of named axes, each cell a run of its own; the same
+command again runs what is missing. --status says how far a sweep is.
 
-Exit codes: 0 done, 2 bad config, 3 data, 4 environment or host, 5 diverged,
-6 checkpoint, 75 preempted: the same command continues.
+Exit codes: 0 done, 1 cells of a sweep failed, 2 bad config, 3 data, 4
+environment or host, 5 diverged, 6 checkpoint, 75 preempted: the same command
+continues.
 """
 
 import dataclasses
 import os
+import runpy
 import sys
+import types
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -29,7 +37,7 @@ if os.environ.get('JAX_NUM_CPU_DEVICES', '1') != '1':
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from pdl_jax import job, preview, records, reevaluate, setup
+from pdl_jax import job, preview, records, reevaluate, setup, sweep
 from pdl_jax.data import pipeline
 from pdl_jax.decode import DecodeSettings
 from pdl_jax.errors import ConfigError, HostError, PdlError, PreemptedError
@@ -56,6 +64,22 @@ _MODELS = flags.DEFINE_list(
 _EXTRA_MODELS = flags.DEFINE_list(
   'extra_models', [], 'With --evaluate: mauve=FOLDER, bertscore=FOLDER.'
 )
+_SWEEP = flags.DEFINE_list(
+  'sweep', [], 'Axes, the generators sweep_NAME of the config file: alpha,seed.'
+)
+_WORKERS = flags.DEFINE_integer(
+  'workers', 1, 'With --sweep: cells at a time.', lower_bound=1
+)
+_RETRIES = flags.DEFINE_integer(
+  'retries', 1, 'With --sweep: new tries of a failed cell.', lower_bound=0
+)
+_FAIL_FAST = flags.DEFINE_bool(
+  'fail_fast', False, 'With --sweep: stop at the first cell that fails.'
+)
+_DRY_RUN = flags.DEFINE_bool(
+  'dry_run', False, 'With --sweep: print the cells, run nothing.'
+)
+_STATUS = flags.DEFINE_string('status', None, 'Folder of a sweep.')
 
 
 def parse(arguments: Sequence[str]) -> dict[str, Any] | None:
@@ -86,6 +110,15 @@ def parse(arguments: Sequence[str]) -> dict[str, Any] | None:
     raise ConfigError(
       '--decode belongs to --evaluate=RUN; a run is told by --config.decode'
     )
+  alone = {'evaluate': _EVALUATE, 'status': _STATUS, 'sweep': _SWEEP}
+  told = [f'--{name}' for name, flag in alone.items() if flag.value]
+  told += ['--preview'] * _PREVIEW.value
+  if len(told) > 1:
+    raise ConfigError(f'{" and ".join(told)} are different commands; give one')
+  if flags.FLAGS['models'].present and not _overrides('decode'):
+    raise ConfigError(
+      '--models says what generates, and nothing does without --decode'
+    )
   if unknown := set(_MODELS.value) - set(reevaluate.MODELS):
     raise ConfigError(
       f'--models {", ".join(sorted(unknown))} is not one of '
@@ -114,18 +147,60 @@ def configured() -> tuple[Settings, Path]:
   Raises:
     ConfigError: no --config, no such file, or a wrong value in it.
   """
-  if _CONFIG.value is None:
-    raise ConfigError('no --config; try --config=configs/summarize.py:tiny')
-  flag = flags.FLAGS['config']
-  file, _, mode = config_flags.get_config_filename(flag).partition(':')
-  if not Path(file).is_file():
-    raise ConfigError(f'--config: there is no file {file} in {Path.cwd()}')
+  folder = config_folder()
   settings = Settings.from_config(_CONFIG.value)
   if _WORKDIR.value is not None:
     return settings, Path(_WORKDIR.value)
+  return settings, folder / records.run_id(
+    settings.resolved, _overrides('config')
+  )
+
+
+def config_folder() -> Path:
+  """Where runs of this config file and mode go by default.
+
+  Raises:
+    ConfigError: no --config, or no such file.
+  """
+  if _CONFIG.value is None:
+    raise ConfigError('no --config; try --config=configs/summarize.py:tiny')
+  file, _, mode = _config_file().partition(':')
+  if not Path(file).is_file():
+    raise ConfigError(f'--config: there is no file {file} in {Path.cwd()}')
   name = '-'.join(part for part in (Path(file).stem, mode) if part)
-  run = records.run_id(settings.resolved, _overrides('config'))
-  return settings, Path('runs') / name / run
+  return Path('runs') / name
+
+
+def _config_file() -> str:
+  """The value of --config: file and mode."""
+  return config_flags.get_config_filename(flags.FLAGS['config'])
+
+
+def run_sweep() -> int:
+  """Runs the cells of --sweep, or says which they are; the exit code."""
+  folder = config_folder()
+  root = folder if _WORKDIR.value is None else Path(_WORKDIR.value)
+  module = types.ModuleType('config')
+  vars(module).update(runpy.run_path(_config_file().partition(':')[0]))
+  given = _overrides('config')
+  cells = sweep.cells(module, _SWEEP.value, _CONFIG.value, given)
+  if _DRY_RUN.value:
+    print(sweep.format_dry_run(root, cells, _WORKERS.value))
+    return 0
+
+  def command(cell: sweep.Cell, run: Path) -> list[str]:
+    return [
+      sys.executable, __file__, f'--config={_config_file()}',
+      f'--workdir={run}',
+      *(f'--config.{key}={value}' for key, value in given.items()),
+      *cell.flags,
+    ]  # fmt: skip
+
+  outcome = sweep.run(
+    cells, root, _WORKERS.value, _RETRIES.value, _FAIL_FAST.value, command
+  )
+  print(sweep.format_status(sweep.status(root, cells)))
+  return 1 if outcome.failed else 0
 
 
 def _overrides(name: str) -> dict[str, Any]:
@@ -178,6 +253,11 @@ def main(arguments: Sequence[str]) -> int:
         stop,
       )  # fmt: skip
       return 0
+    if _STATUS.value is not None:
+      print(sweep.format_status(sweep.status(Path(_STATUS.value))))
+      return 0
+    if _SWEEP.value:
+      return run_sweep()
     settings, workdir = configured()
     if _PREVIEW.value:
       show_preview(settings, workdir)

@@ -1,8 +1,12 @@
 """Every configuration key that exists, with its default and its meaning."""
 
 import math
+from collections.abc import Iterator
+from typing import Any
 
 from ml_collections import ConfigDict
+
+from pdl_jax.losses import LOSSES
 
 MODES = ('default', 'tiny', 'full')
 
@@ -58,8 +62,10 @@ def _base() -> ConfigDict:
     # $TFDS_DATA_DIR or ~/tensorflow_datasets.
     'data_dir': '',
     # Where a record's parts are, for the last three: names of its fields; ''
-    # is the part's own name, and a source of '' is none.
-    'fields': {'id': '', 'group': '', 'source': '', 'target': ''},
+    # is the part's own name. Once any is named, a source of '' is none.
+    'fields': {
+      'id': '', 'group': '', 'source': '', 'target': '', 'style': '',
+    },
     # What train, validation and test are called there; TFDS knows
     # 'train[:90%]' besides.
     'splits': {'train': 'train', 'validation': 'validation', 'test': 'test'},
@@ -71,7 +77,8 @@ def _base() -> ConfigDict:
     # Longest prompt in tokens, chat format included; longer sources are cut.
     'max_prompt': 80,
     # Longest target in tokens, end of turn included; records above are left
-    # out and counted. Also the longest text generated. A language model trains
+    # out and counted. Also the longest text generated, unless
+    # decode.max_new_tokens says otherwise. A language model trains
     # on rows of max_prompt + max_target - 1 tokens, and is evaluated on
     # max_target tokens after at most max_prompt.
     'max_target': 40,
@@ -264,3 +271,27 @@ def _full(config: ConfigDict) -> None:
   config.evaluate.batch_size = 64
   config.mesh.data = 1
   config.mesh.fsdp = -1
+
+
+def sweep_alpha() -> Iterator[dict[str, Any]]:
+  """The decay exponent; 0 is cross-entropy."""
+  for alpha in (0.0, 0.1, 0.25, 0.5, 0.75, 1.0, 1.5):
+    yield {'loss.alpha': alpha}
+
+
+def sweep_epsilon() -> Iterator[dict[str, Any]]:
+  """The smoothing constant, in counts."""
+  for epsilon in (0.1, 1.0, 10.0, 100.0):
+    yield {'loss.epsilon': epsilon}
+
+
+def sweep_loss() -> Iterator[dict[str, Any]]:
+  """Every loss, at its defaults."""
+  for name in LOSSES:
+    yield {'loss.name': name}
+
+
+def sweep_seed() -> Iterator[dict[str, Any]]:
+  """Of the order of the data, and of a model from scratch."""
+  for seed in range(3):
+    yield {'seed': seed}

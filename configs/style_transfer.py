@@ -12,6 +12,8 @@ from ml_collections import ConfigDict
 from configs import common
 
 MODES = common.MODES
+sweep_alpha, sweep_epsilon = common.sweep_alpha, common.sweep_epsilon
+sweep_loss, sweep_seed = common.sweep_loss, common.sweep_seed
 
 
 def get_config(mode: str = 'default') -> ConfigDict:

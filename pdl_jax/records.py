@@ -50,8 +50,21 @@ def numbers(config: Mapping[str, Any]) -> dict[str, Any]:
 
   Paths and cadences are left out, and so is what the chosen loss, model or
   selection does not read: two configurations with equal `numbers` are one run.
+  Power-Law Decay Loss at alpha 0 is cross-entropy, and counts as it.
   """
   flat = flatten(config)
+  # A stored table says besides which tokens are rare when results are measured.
+  if (
+    flat['loss.name'] == 'power_law'
+    and flat['loss.alpha'] == 0
+    and not flat['loss.frequency_table']
+  ):
+    flat['loss.name'] = 'cross_entropy'
+  return _read(flat)
+
+
+def _read(flat: Mapping[str, Any]) -> dict[str, Any]:
+  """Without what changes no number, and what nothing reads."""
   name = flat['loss.name']
   read = (*LOSSES[name].read, name)
   unread = {
@@ -61,9 +74,10 @@ def numbers(config: Mapping[str, Any]) -> dict[str, Any]:
   } | set(_SILENT)
   if flat['model.pretrained']:
     unread |= {
-      f'model.{key}'
-      for key in config['model']
-      if key not in ('pretrained', 'dtype', 'remat')
+      key
+      for key in flat
+      if key.startswith('model.')
+      and key not in ('model.pretrained', 'model.dtype', 'model.remat')
     }
   if flat['optimizer.trainable'] != 'last_layers':
     unread.add('optimizer.last_layers')
@@ -83,7 +97,7 @@ def run_id(config: Mapping[str, Any], overrides: Iterable[str]) -> str:
     config: resolved.
     overrides: dotted keys given on the command line.
   """
-  counted = numbers(config)
+  counted = _read(flatten(config))
   changed = [
     f'{key.rsplit(".", 1)[-1]}={counted[key]}'
     for key in sorted(overrides)
@@ -236,7 +250,9 @@ def note_failure(
       return
     before = json.loads(status.read_text())
     after = {**before, 'state': state, 'error': error, 'heartbeat': time.time()}
-    status.write_text(json.dumps(after, indent=2) + '\n')
+    partial = status.with_suffix('.partial')
+    partial.write_text(json.dumps(after, indent=2) + '\n')
+    partial.replace(status)
 
 
 def environment(mesh: Mapping[str, int]) -> dict[str, Any]:

@@ -72,6 +72,7 @@ def run(
     mesh = job.make_mesh(settings)
     with jax.set_mesh(mesh):
       ready = setup.prepare(settings, folder)
+      setup.check_context(settings, ready.model, wanted)
       _generate(settings, mesh, folder, ready, wanted, models, stop)
   results = _measure(settings, folder, extra_models)
   folder.write(RESULTS, results)

@@ -16,7 +16,8 @@ from pdl_jax.data.pipeline import Survey
 from pdl_jax.data.sources import Source
 from pdl_jax.data.tasks import TASKS, Task
 from pdl_jax.data.tokenizer import Tokenizer
-from pdl_jax.errors import ConfigError
+from pdl_jax.decode import DecodeSettings
+from pdl_jax.errors import ConfigError, DataError
 from pdl_jax.evaluate.style import StyleClassifier
 from pdl_jax.frequency import FrequencyTable
 from pdl_jax.losses import LOSSES, LossTables
@@ -108,7 +109,7 @@ def prepare(settings: Settings, folder: RunFolder | None) -> Setup:
     sources.check_disjoint(list(found.values()))
   model = load_model(settings, folder, found['train'])
   print(f'model      {model.name}: {_count(model.params):,} parameters')
-  _check_context(settings, model)
+  check_context(settings, model, settings.decode)
   splits = {
     name: open_split(settings, source, model.tokenizer)
     for name, source in found.items()
@@ -158,6 +159,9 @@ def open_split(
   limit = settings.data.train_limit if source.split == 'train' else 0
   seen = pipeline.survey(source, task, tokenizer, lengths, limit)
   print(f'{source.split:10s} {seen.describe()}')
+  if dropped := source.metadata.get('dropped'):
+    reasons = ', '.join(f'{count} {why}' for why, count in dropped.items())
+    print(f'{"":10s} not read at all: {reasons}')
   if task.documents:
     documents = Documents(source, seen.usable, tokenizer)
     examples = Windows(documents, seen.sizes, lengths)
@@ -166,9 +170,12 @@ def open_split(
   return Split(source, seen, examples)
 
 
-def _check_context(settings: Settings, model: Model) -> None:
+def check_context(
+  settings: Settings, model: Model, decode: DecodeSettings
+) -> None:
+  """Refuses prompts and texts that the model was not made for."""
   lengths = settings.data.lengths
-  new = max(lengths.target, settings.decode.max_new_tokens)
+  new = max(lengths.target, decode.max_new_tokens)
   if lengths.prompt + new - 1 > model.config.context:
     raise ConfigError(
       f'data.max_prompt {lengths.prompt} and {new} tokens more (the larger of '
@@ -249,7 +256,7 @@ def find_frequencies(
       train.source.split,
     )
   if folder is not None:
-    table.save(folder.path / 'frequency.npz')
+    _keep(table, folder)
   used, words_V = table, None
   if loss.general_table:
     general = stored(Path(loss.general_table))
@@ -259,6 +266,22 @@ def find_frequencies(
     words = (w for texts in targets for w in tokenizer.encode_words(texts))
     words_V = frequency.word_level(words, vocab_size)
   return Frequencies(table, used, words_V)
+
+
+def _keep(table: FrequencyTable, folder: RunFolder) -> None:
+  """Saves the table; a finished run must have been measured with the same."""
+  path = folder.path / 'frequency.npz'
+  if folder.finished:
+    before = frequency.read(path).fingerprint
+    if before != table.fingerprint:
+      raise DataError(
+        f'the training data of {table.data_name} now counts '
+        f'{table.total} target tokens ({table.fingerprint[:8]}), not what the '
+        f'run in {folder.path} counted ({before[:8]}): it has changed, and '
+        'nothing new can be compared with this run'
+      )
+    return
+  table.save(path)
 
 
 def metric_options(settings: Settings) -> dict[str, Any]:

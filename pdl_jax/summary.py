@@ -48,7 +48,7 @@ def decode_name(decode: DecodeSettings) -> str:
   usual = DecodeSettings(method=decode.method)
   parts = [] if decode.method == 'greedy' else [decode.method]
   parts += [
-    f'{field.name}={getattr(decode, field.name):g}'
+    f'{field.name}={getattr(decode, field.name)}'
     for field in dataclasses.fields(decode)
     if getattr(decode, field.name) != getattr(usual, field.name)
   ]
@@ -117,5 +117,6 @@ def print_results(results: dict[str, Any]) -> None:
   for number, example in enumerate(results['examples'], start=1):
     print(f'example {number}')
     for name in ('prompt', 'reference', 'before', 'after'):
-      text = textwrap.shorten(example[name], 400) or '(nothing)'
+      text = example[name].strip().replace('\n', ' | ')
+      text = textwrap.shorten(text, 400) or '(nothing)'
       print(textwrap.indent(textwrap.fill(f'{name:10s}{text}', 78), '  '))

@@ -41,7 +41,7 @@ class StopRequest:
     """Raises PreemptedError if a signal has come."""
     if self.requested:
       raise PreemptedError(
-        f'stopped by a signal while {doing}; the same command continues'
+        f'by a signal while {doing}; the same command continues'
       )
 
 

@@ -184,3 +184,10 @@ def test_order_of_application():
   np.testing.assert_allclose(
     np.asarray(found)[0, sorted(expected)], logits[0, sorted(expected)] / 2
   )
+
+
+@pytest.mark.parametrize('mass', [0.3, 0.6])
+def test_both_zeros_are_one_logit(mass):
+  """As compiled: the compiler may take x + 0 for x, and -0 is not 0 in bits."""
+  kept = np.asarray(top_p(np.float32([[-0.0, 0.0, -5, -5]]), mass))
+  assert kept.tolist() == [[True, True, False, False]]

@@ -1,12 +1,14 @@
 """The main job on every task, from JSONL files, packed or in buckets."""
 
 import json
+import shutil
 import signal
 
 import numpy as np
 import pytest
 
-from pdl_jax import job, reevaluate, train
+from pdl_jax import job, reevaluate, setup, train
+from pdl_jax.decode import DecodeSettings
 from pdl_jax.errors import ConfigError, DataError, PreemptedError
 from pdl_jax.records import RunFolder
 from pdl_jax.settings import Settings
@@ -204,6 +206,52 @@ def test_stopped_generation_continues(finished, monkeypatch):
   (folder / f'{name}.jsonl').unlink()
   reevaluate.run(workdir, decode, ('after',), {}, train.StopRequest())
   assert (folder / f'{name}.jsonl').read_text().splitlines() == lines
+
+
+def test_data_that_has_changed_is_refused_and_the_counts_stay(
+  finished, tmp_path
+):
+  results, workdir = finished['dialogue']
+  copy, file = tmp_path / 'run', workdir.parent / 'data' / 'train.jsonl'
+  shutil.copytree(workdir, copy)
+  text, counts = file.read_text(), (copy / 'frequency.npz').read_bytes()
+  try:
+    file.write_text(''.join(text.splitlines(keepends=True)[:250]))
+    with pytest.raises(DataError, match='it has changed'):
+      stop = train.StopRequest()
+      reevaluate.run(copy, results['decode'], ('after',), {}, stop)
+  finally:
+    file.write_text(text)
+  assert (copy / 'frequency.npz').read_bytes() == counts
+
+
+def test_texts_longer_than_the_context_are_refused(finished):
+  results, workdir = finished['dialogue']
+  decode = {**results['decode'], 'max_new_tokens': 5000}
+  with pytest.raises(ConfigError, match='5000 tokens more .* context'):
+    reevaluate.run(workdir, decode, ('after',), {}, train.StopRequest())
+
+
+def test_ways_of_decoding_have_names_of_their_own():
+  names = {
+    reevaluate.prediction_name('after', DecodeSettings(**settings))
+    for settings in (
+      {'method': 'sample', 'seed': 1_234_567},
+      {'method': 'sample', 'seed': 1_234_568},
+      {'tilt': 0.1234567}, {'tilt': 0.1234568}, {},
+    )
+  }  # fmt: skip
+  assert len(names) == 5
+  assert 'after-greedy' in names
+
+
+def test_skipped_records_are_counted_on_the_terminal(tmp_path, capsys):
+  data = write(tmp_path / 'data', 'dialogue')
+  with (data / 'train.jsonl').open('a') as file:
+    file.write('{"id": "torn\n')
+  settings = settings_of(data, 'dialogue', **{'data.bad_records': 'skip'})
+  setup.prepare(settings, None)
+  assert 'not read at all: 1 ' in capsys.readouterr().out
 
 
 @pytest.mark.parametrize('what', ['nothing', 'unfinished', 'old'])

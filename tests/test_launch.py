@@ -71,6 +71,39 @@ def test_bad_command_lines_end_in_one_line(
   assert not workdir.exists()
 
 
+@pytest.mark.parametrize(
+  ('arguments', 'words'),
+  [
+    (['--status=x', '--preview'], '--status and --preview are different'),
+    (['--evaluate=x', '--sweep=alpha'], '--evaluate and --sweep are different'),
+    (['--evaluate=x', '--models=before'], 'nothing does without --decode'),
+    (['--evaluate=x', '--models=middle'], 'middle is not one of before, after'),
+    (['--evaluate=x', '--decode.metod=beam'], 'Did you mean "method"'),
+    (['--evaluate=x', '--extra_models=mauve'], 'mauve is not NAME=FOLDER'),
+    (['--evaluate=nowhere'], 'there is no run in nowhere'),
+    (['--decode.top_k=3'], '--decode belongs to --evaluate'),
+    (['--config=configs/dialogue.py', '--sweep=alhpa'], "did you mean 'alpha'"),
+  ],
+)
+def test_commands_that_contradict_themselves(arguments, words):
+  done = subprocess.run(
+    [sys.executable, 'launch.py', *arguments], cwd=ROOT, env=environment(),
+    capture_output=True, text=True, check=False,
+  )  # fmt: skip
+  assert done.returncode == 2
+  assert done.stderr.startswith('error: ') and words in done.stderr
+  assert len(done.stderr.splitlines()) == 1
+
+
+def test_a_sweep_says_what_it_would_run(tmp_path):
+  done = launch(
+    '--sweep=alpha,seed', '--dry_run', f'--workdir={tmp_path}', '--workers=2'
+  )
+  assert done.returncode == 0, done.stderr
+  assert '21 cells from 21 points, 0 done' in done.stdout
+  assert not any(tmp_path.iterdir())
+
+
 def test_a_folder_that_cannot_be_made_is_exit_code_4(tmp_path, data_dir):
   (tmp_path / 'file').write_text('')
   done = launch(

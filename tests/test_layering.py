@@ -16,7 +16,7 @@ LAYERS = [
   {'data', 'decode', 'checkpoint'},
   {'settings'},
   {'records', 'weighting', 'evaluate', 'report'},
-  {'train', 'summary', 'preview'},
+  {'train', 'summary', 'preview', 'sweep'},
   {'setup'},
   {'job'},
   {'reevaluate'},

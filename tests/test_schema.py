@@ -14,7 +14,11 @@ from pdl_jax.errors import ConfigError
     (None, 'style target id source group more', 'id group source target style'),
     ({'source': '', 'group': ''}, 'source target', 'source target'),
     (None, 'text', 'target'),
-    ({'target': 'text'}, 'text source group id', 'id target=text'),
+    ({'target': 'text'}, 'text source group id', 'id group target=text'),
+    (
+      {'source': 'a', 'target': 'b'}, 'a b id group style',
+      'id group source=a target=b style',
+    ),
     ({'source': 'a'}, 'a source target', 'source=a target'),
     ({'id': 'key', 'target': 't'}, 'id key t', 'id=key target=t'),
     ({'target': 'id'}, 'id', 'id target=id'),

@@ -1,4 +1,4 @@
-"""What does PDL do to a language model of speeches from another time?
+"""What does PDL do to a language model of speeches?
 
   python -m experiments.language_model.experiment [--report]
 

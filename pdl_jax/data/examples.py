@@ -134,7 +134,10 @@ class Pairs:
 
   def record(self, index: int) -> dict[str, str]:
     """See `Examples`."""
-    return self.source[int(self.usable[index])]
+    record = self.source[int(self.usable[index])]
+    # As they are encoded: what is measured by its bytes must be what was read.
+    parts = ('source', 'target')
+    return record | {part: record[part].strip() for part in parts}
 
   def prompt_and_target(self, index: int) -> tuple[list[int], list[int]]:
     """See `Examples`."""
@@ -149,7 +152,7 @@ class Pairs:
 
   def _prompt(self, record: dict[str, str]) -> list[int]:
     """The system turn, the turns that fit, and the opening of the answer."""
-    template, text = self._template, record['source'].strip()
+    template, text = self._template, record['source']
     system = template(system_turn(self.task.instruction(record)))
     answer, closes = template(turn_opens('assistant')), template(TURN_CLOSES)
     turns = text.split('\n') if self.task.turns else [text]

@@ -58,10 +58,10 @@ def resolve(
 ) -> dict[str, str]:
   """Says which stored field gives which canonical one.
 
-  If none is named, each that is stored under its own name is used. Otherwise
-  only those that are named, and `target` and `id` by their own names. What is
-  not in the result has its default: the id numbers the records, the group is
-  the id, and the source is '' (language modelling).
+  A field that is not named is used if it is stored under its own name; the
+  source only if nothing is named, since a column of that name often says where
+  a text comes from. What is not in the result has its default: the id numbers
+  the records, the group is the id, and the source is '' (language modelling).
 
   Args:
     fields: canonical name -> stored name; one mapped to '' is not named.
@@ -73,12 +73,9 @@ def resolve(
   chosen = named(fields)
   for field in chosen:
     check_known('field of a record', field, FIELDS + EXTRAS)
-  if not chosen:
-    own = [f for f in ('group', 'source', *EXTRAS) if f in stored]
-    chosen = {field: field for field in own}
+  own = ['id', 'group', *EXTRAS] + ([] if chosen else ['source'])
+  chosen = {field: field for field in own if field in stored} | chosen
   chosen = {'target': 'target'} | chosen
-  if 'id' in stored:
-    chosen = {'id': 'id'} | chosen
   return {field: chosen[field] for field in FIELDS + EXTRAS if field in chosen}
 
 

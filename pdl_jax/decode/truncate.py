@@ -135,6 +135,7 @@ def _least_mass(rank_BxV: Array, p_BxV: Array, mass: float) -> Array:
 
 def _ordered_bits(x: Array) -> Array:
   """uint32 in the order of the floats, -inf first; both zeros are one."""
-  bits = jax.lax.bitcast_convert_type(x + 0.0, jnp.uint32)
+  one_zero = jnp.where(x == 0, jnp.zeros_like(x), x)
+  bits = jax.lax.bitcast_convert_type(one_zero, jnp.uint32)
   sign = jnp.uint32(0x80000000)
   return jnp.where(bits & sign, ~bits, bits | sign)

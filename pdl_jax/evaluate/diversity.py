@@ -24,7 +24,10 @@ def _corpus_ngrams(texts: Sequence[str], n: int) -> list[NGram]:
 
 
 def distinct_n(texts: Sequence[str], n: int) -> Metric:
-  """Distinct over all n-grams of a corpus, in (0, 1] (arXiv 1510.03055).
+  """Distinct over all n-grams of a corpus, in (0, 1].
+
+  arXiv 1510.03055 divides by the generated tokens; here it is by the n-grams
+  there are.
 
   It falls as the corpus grows: compare only at like `Metric.n`, the number of
   n-grams it was taken at. Texts of fewer than n words add nothing; None where
@@ -83,7 +86,7 @@ def hapax_share_n(texts: Sequence[str], n: int) -> Metric:
     n=counts.total(),
     unit=f'word {n}-grams',
     definition=f'{n}-grams of whitespace words that occur once in the whole '
-    f'corpus / total {n}-grams, in [0, 1]; it falls with n',
+    f'corpus / total {n}-grams, in [0, 1]; it falls with the number given as n',
   )
 
 
@@ -103,7 +106,8 @@ def entropy_n(texts: Sequence[str], n: int) -> Metric:
     n=total,
     unit=f'word {n}-grams',
     definition=f'-sum p log2 p in bits, p the share of a type among all '
-    f'{n}-grams of whitespace words of the corpus; it grows with n',
+    f'{n}-grams of whitespace words of the corpus; it grows with the number '
+    'given as n',
   )
 
 
@@ -169,7 +173,7 @@ def distinct_responses(texts: Sequence[str]) -> Metric:
     n=len(texts),
     unit='texts',
     definition='distinct whole texts / all texts, in (0, 1], white space '
-    'evened out; it falls with n',
+    'evened out; it falls with the number given as n',
   )
 
 

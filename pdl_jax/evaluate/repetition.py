@@ -117,7 +117,8 @@ def _bleu(
     correct, total, length, reference_length, 'floor', _SMOOTHING,
     effective_order=True, max_ngram_order=_SELF_BLEU_ORDER,
   )  # fmt: skip
-  return score.score / 100
+  # Rounding can leave equal texts a hair above 1.
+  return min(1.0, score.score / 100)
 
 
 def self_bleu_4(texts: Sequence[str]) -> Metric:
@@ -136,7 +137,8 @@ def self_bleu_4(texts: Sequence[str]) -> Metric:
     definition='mean BLEU-4 in [0, 1] of a text against all others of the '
     'sample, on whitespace words; sample: the at most '
     f'{SELF_BLEU_TEXTS} records with the smallest CRC-32 of source and first '
-    'reference, without those that have no word; it grows with n',
+    'reference, without those that have no word; it grows with the number '
+    'given as n',
     signature=f'sacrebleu=={version} BLEU-4 case:mixed eff:yes tok:none '
     f'smooth:floor[{_SMOOTHING:.2f}]',
   )

@@ -4,6 +4,7 @@
 callers need one module.
 """
 
+import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -81,8 +82,11 @@ def evaluate(
     'bits_per_byte': perplexity.bits_per_byte(examples),
     **overlap.rouge_where_readable(records),
     **overlap.bleu_and_chrf(records),
-    **_both_sides(examples, dialogue),
   }
+  variety = _both_sides(examples, dialogue)
+  if len(examples) < len(records):
+    variety = {key: _of_first(metric) for key, metric in variety.items()}
+  metrics |= variety
   for percent in RARE_PERCENTS:
     found = rare.rare_metrics(records, counts_V, percent, neutral_ids)
     metrics |= {f'{key}_{percent}': metric for key, metric in found.items()}
@@ -100,6 +104,11 @@ def evaluate(
     ),
     'perplexity_by_mass': perplexity.perplexity_by_mass(examples, counts_V),
   }
+
+
+def _of_first(metric: Metric) -> Metric:
+  definition = f'{metric.definition}; of the first sample of each example'
+  return dataclasses.replace(metric, definition=definition)
 
 
 def _both_sides(

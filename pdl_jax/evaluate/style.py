@@ -176,10 +176,8 @@ def style_metrics(
   found = _metrics(items, classifier, '')
   for style in sorted({record['style'] for record in records}):
     own = [item for item in items if item.style == style]
-    found |= {
-      f'{key}_to_{style}': metric
-      for key, metric in _metrics(own, classifier, f' into {style}').items()
-    }
+    of_style = _metrics(own, classifier, f'; targets in {style} alone')
+    found |= {f'{key}_to_{style}': of_style[key] for key in of_style}
   return found
 
 
@@ -238,7 +236,7 @@ def _metrics(
 ) -> dict[str, Metric]:
   def metric(values: Sequence[float], definition: str) -> Metric:
     return Metric(
-      mean(values), len(values), 'examples', definition + where, signature
+      mean(values), len(values), 'outputs', definition + where, signature
     )
 
   def joint(right: Sequence[bool], chrf: Sequence[float], who: str) -> Metric:
@@ -250,7 +248,7 @@ def _metrics(
     )
 
   version = importlib.metadata.version('sacrebleu')
-  signature = f'{classifier.signature}; sacrebleu=={version} CHRF()'
+  signature = f'{classifier.signature}; chrF by sacrebleu=={version} CHRF()'
   right = {
     'outputs': [item.output_right for item in items],
     'references': [item.reference_right for item in items],

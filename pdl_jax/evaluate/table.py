@@ -60,6 +60,14 @@ _ROWS = (
     optional=True,
   ),
   _Row(
+    'Right style if copied (%)',
+    'source_style_accuracy',
+    '-',
+    '.1f',
+    100,
+    optional=True,
+  ),
+  _Row(
     'Right style x chrF (x100)',
     'style_joint',
     'higher',
@@ -82,6 +90,7 @@ _ROWS = (
   ),
   _Row('Length ratio', 'length_ratio', 'closest to 1', '.2f'),
   _Row('Finish rate (%)', 'finish_rate', 'higher', '.1f', 100),
+  _Row('Empty outputs (%)', 'empty_rate', 'lower', '.1f', 100, optional=True),
 )
 
 
@@ -171,7 +180,10 @@ def _agreed(what: str, values: Mapping[str, _T | None]) -> _T | None:
 
 
 def _heading(name: str, result: Result) -> str:
-  return f'{name} (n={result.get("examples", MISSING)})'
+  examples = result.get('examples', MISSING)
+  outputs = result.get('outputs', examples)
+  of_each = '' if outputs == examples else f', {outputs} outputs'
+  return f'{name} (n={examples}{of_each})'
 
 
 def _cell(result: Result, key: str, row: _Row) -> str | None:

@@ -1,0 +1,151 @@
+"""Axes to cells: the product of named generators, each run once.
+
+An axis is a generator beside get_config in a config file; `sweep_alpha` is
+the axis alpha. Each value that it yields is a set of overrides:
+
+  def sweep_alpha() -> Iterator[dict[str, Any]]:
+    for alpha in (0.0, 0.25, 0.5):
+      yield {'loss.alpha': alpha}
+"""
+
+import dataclasses
+import itertools
+import json
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from types import ModuleType
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from pdl_jax.data.schema import check_known
+from pdl_jax.errors import ConfigError
+from pdl_jax.records import config_hash, flatten, numbers, run_id
+from pdl_jax.settings import Settings
+
+_PREFIX = 'sweep_'
+
+Overrides = Mapping[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Cell:
+  """One run of a sweep; several points of the product can be the same run.
+
+  Attributes:
+    labels: of its points, as in 'alpha=0.5 seed=1'.
+    overrides: of the first of them, dotted key -> value.
+    config: resolved, as the run folder keeps it.
+    run_id: what its folder is called, unless the run has one already.
+    digest: hash of everything that changes numbers; who the cell is.
+  """
+
+  labels: tuple[str, ...]
+  overrides: Overrides
+  config: Mapping[str, Any]
+  run_id: str
+  digest: str
+
+  @property
+  def flags(self) -> list[str]:
+    """The overrides as arguments of launch.py."""
+    return [f'--config.{key}={value}' for key, value in self.overrides.items()]
+
+
+def cells(
+  module: ModuleType,
+  names: Sequence[str],
+  base_config: ConfigDict,
+  given: Collection[str] = (),
+) -> list[Cell]:
+  """The product of the named axes; the last one varies fastest.
+
+  Args:
+    module: the config file, with its sweep_NAME generators.
+    names: axes.
+    base_config: what the overrides are applied to.
+    given: keys of base_config that the command line has set: no axis may set
+      them again, and they are part of the names of the folders.
+
+  Returns:
+    each run once, where its first point stands.
+
+  Raises:
+    ConfigError: an axis that does not exist, is empty or named twice; a key
+      set twice; an override that the configuration does not take.
+  """
+  axes = [_axis(module, name) for name in names]
+  if repeated := {name for name in names if names.count(name) > 1}:
+    raise ConfigError(f'sweep axis {repeated.pop()} is named twice')
+  found: dict[str, Cell] = {}
+  for point in itertools.product(*axes):
+    overrides = _merge(names, point, given)
+    cell = _cell(base_config, overrides, given)
+    same = found.setdefault(cell.digest, cell)
+    if same is not cell:
+      found[cell.digest] = _join(same, cell)
+  return list(found.values())
+
+
+def _axis(module: ModuleType, name: str) -> list[Overrides]:
+  known = [
+    key.removeprefix(_PREFIX)
+    for key, value in vars(module).items()
+    if key.startswith(_PREFIX) and callable(value)
+  ]
+  if not known:
+    raise ConfigError(
+      f'{module.__name__} has no sweep axes; write a generator '
+      f'{_PREFIX}{name} beside its get_config'
+    )
+  check_known('sweep axis', name, known)
+  values = list(getattr(module, _PREFIX + name)())
+  if not values:
+    raise ConfigError(f'sweep axis {name} of {module.__name__} yields nothing')
+  return values
+
+
+def _merge(
+  names: Sequence[str], point: Sequence[Overrides], given: Collection[str]
+) -> dict[str, Any]:
+  """One point of the product; no key may have two values."""
+  merged: dict[str, Any] = {}
+  owner = dict.fromkeys(given, 'the command line')
+  for name, overrides in zip(names, point, strict=True):
+    for key, value in overrides.items():
+      if key in owner and merged.get(key) != value:
+        raise ConfigError(
+          f'{key} is set by sweep axis {name} and by {owner[key]}; leave one '
+          'of them out'
+        )
+      owner[key] = f'sweep axis {name}'
+      merged[key] = value
+  return merged
+
+
+def _cell(
+  base_config: ConfigDict, overrides: Overrides, given: Iterable[str]
+) -> Cell:
+  label = ' '.join(f'{k.rsplit(".", 1)[-1]}={v}' for k, v in overrides.items())
+  config = base_config.copy_and_resolve_references()
+  known = flatten(json.loads(config.to_json()))
+  for key in overrides:
+    check_known('config key', key, known)
+  try:
+    config.update_from_flattened_dict(overrides)
+    resolved = Settings.from_config(config).resolved
+  except (ConfigError, TypeError) as error:
+    raise ConfigError(f'sweep cell {label}: {error}') from None
+  return Cell(
+    (label,), overrides, resolved, run_id(resolved, {*given, *overrides}),
+    config_hash(resolved),
+  )  # fmt: skip
+
+
+def _join(first: Cell, second: Cell) -> Cell:
+  """The same run under another label."""
+  if numbers(first.config) != numbers(second.config):
+    raise ConfigError(
+      f'cells {first.labels[0]} and {second.labels[0]} are different runs with '
+      f'the same hash {first.digest}; sweep them into two folders'
+    )
+  return dataclasses.replace(first, labels=first.labels + second.labels)

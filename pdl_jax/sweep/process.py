@@ -1,0 +1,69 @@
+"""Processes: which are alive, and a run that ends with its sweeper.
+
+Runs as a script too, by its path and with the standard library alone: it ties
+itself to the process that started it, leaves its name, and becomes the
+command.
+
+  python process.py PARENT_PID FILE COMMAND...
+"""
+
+import ctypes
+import json
+import os
+import signal
+import sys
+from pathlib import Path
+
+_PR_SET_PDEATHSIG = 1
+_PREEMPTED = 75
+
+
+def machine() -> str:
+  """One boot of one machine, and the process ids that are seen from here."""
+  boot = Path('/proc/sys/kernel/random/boot_id').read_text().strip()
+  return f'{boot} {Path("/proc/self/ns/pid").readlink()}'
+
+
+def start_time(pid: int) -> int | None:
+  """When a process began, in ticks since the boot; None if it has ended.
+
+  With the process id it is one process: ids are used again.
+  """
+  try:
+    text = Path(f'/proc/{pid}/stat').read_text()
+  except (FileNotFoundError, ProcessLookupError):
+    return None
+  # The name, in brackets, may hold anything.
+  state, *fields = text[text.rindex(')') + 2 :].split()
+  return None if state in 'ZX' else int(fields[18])
+
+
+def become(parent: int, file: Path, command: list[str]) -> None:
+  """Turns this process into the command; ends instead if the parent is gone.
+
+  The command gets SIGTERM when the parent dies, however it dies. A sweeper
+  that finds the parent dead and no file knows that the command never ran:
+  the file is written before it is looked whether the parent lives.
+
+  Args:
+    parent: id of the process that started this one.
+    file: gets id and start time of this process, which the command keeps.
+    command: its arguments; the first is looked for on the path.
+  """
+  libc = ctypes.CDLL(None, use_errno=True)
+  if libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM) != 0:
+    raise OSError(ctypes.get_errno(), 'prctl(PR_SET_PDEATHSIG) failed')
+  name = {'pid': os.getpid(), 'started': start_time(os.getpid())}
+  partial = file.with_name(f'{file.name}.partial')
+  partial.write_text(json.dumps(name))
+  partial.replace(file)
+  if os.getppid() != parent:
+    sys.exit(_PREEMPTED)
+  try:
+    os.execvp(command[0], command)
+  except FileNotFoundError:
+    sys.exit(f'error: there is no program {command[0]}')
+
+
+if __name__ == '__main__':
+  become(int(sys.argv[1]), Path(sys.argv[2]), sys.argv[3:])

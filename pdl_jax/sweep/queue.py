@@ -1,0 +1,198 @@
+"""Who runs which cell: claims on a file system that sweepers share.
+
+  ROOT/<run id>/                the ordinary run folder of each cell
+  ROOT/sweep/<hash>.<n>.claim   attempt n at a cell, and whose it is; touched
+                                now and then while it lasts
+  ROOT/sweep/<hash>.<n>.worker  the process that became the run
+  ROOT/sweep/<hash>.<n>.end     how it ended: exit code, seconds, last error
+
+Nothing is ever removed or taken away: a cell whose last attempt has ended, or
+whose owner is dead, is claimed by making attempt n + 1, and of all who try the
+file system lets one. The claim is a hard link to a file that is already whole,
+which is atomic on NFS too; locks do not outlive their holder's host there, and
+a file made by O_EXCL is empty for a moment, in which its maker may die.
+"""
+
+import contextlib
+import dataclasses
+import json
+import os
+import re
+import socket
+import tempfile
+import time
+from collections import defaultdict
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from pdl_jax.errors import HostError, PreemptedError
+from pdl_jax.sweep import process
+
+# Seconds: a claim of another machine is touched so often, and dead when it has
+# not been for so long.
+HEARTBEAT = 15.0
+STALE = 300.0
+PREEMPTED = PreemptedError.exit_code
+
+_RUN = re.compile(r'.*-([0-9a-f]{8})')
+
+
+@dataclasses.dataclass(frozen=True)
+class End:
+  """How an attempt ended.
+
+  Attributes:
+    code: exit code; below 0 the signal that killed it.
+    seconds: from its start.
+    error: its last line, if it failed.
+  """
+
+  code: int
+  seconds: float
+  error: str
+
+  @property
+  def failed(self) -> bool:
+    """Neither finished nor stopped after saving."""
+    return self.code not in (0, PREEMPTED)
+
+
+@dataclasses.dataclass(frozen=True)
+class Attempt:
+  """One claim of one cell.
+
+  Attributes:
+    folder: of all attempts.
+    digest: of the cell.
+    number: from 1.
+  """
+
+  folder: Path
+  digest: str
+  number: int
+
+  def path(self, kind: str) -> Path:
+    """Of its claim, worker or end."""
+    return self.folder / f'{self.digest}.{self.number}.{kind}'
+
+  @property
+  def end(self) -> End | None:
+    """None while it lasts, and for ever if its sweeper was killed."""
+    with contextlib.suppress(FileNotFoundError):
+      return End(**json.loads(self.path('end').read_text()))
+    return None
+
+  def write_end(self, end: End) -> None:
+    """Gives the cell back."""
+    partial = self.path('end.partial')
+    partial.write_text(json.dumps(dataclasses.asdict(end)))
+    partial.replace(self.path('end'))
+
+  def beat(self) -> None:
+    """Shows other machines that its sweeper lives."""
+    os.utime(self.path('claim'))
+
+  @property
+  def superseded(self) -> bool:
+    """Whether another machine took this one's silence for death."""
+    later = dataclasses.replace(self, number=self.number + 1)
+    return later.path('claim').exists()
+
+  def lasts(self, now: float) -> bool:
+    """Whether it has not ended, and its sweeper or its run still lives.
+
+    Args:
+      now: seconds since 1970 by the clock that the claims are dated with.
+    """
+    if self.path('end').exists():
+      return False
+    claim = json.loads(self.path('claim').read_text())
+    if claim['machine'] != process.machine():
+      return now - self.path('claim').stat().st_mtime < STALE
+    # In this order: a sweeper that is dead starts no more runs.
+    return _alive(claim) or self._worker_alive()
+
+  def _worker_alive(self) -> bool:
+    with contextlib.suppress(FileNotFoundError):
+      return _alive(json.loads(self.path('worker').read_text()))
+    return False
+
+
+def _alive(name: dict[str, Any]) -> bool:
+  return process.start_time(name['pid']) == name['started']
+
+
+def open_folder(root: Path) -> None:
+  """Makes the folder of the claims where there is none.
+
+  Raises:
+    HostError: where processes cannot be looked at as on Linux.
+  """
+  if not Path('/proc/self/ns/pid').is_symlink():
+    raise HostError('--sweep needs Linux: it looks for processes in /proc')
+  (root / 'sweep').mkdir(parents=True, exist_ok=True)
+
+
+def claim(root: Path, digest: str, before: Sequence[Attempt]) -> Attempt | None:
+  """The next attempt at a cell, or None if somebody else has it.
+
+  Args:
+    root: holds the run folders.
+    digest: of the cell.
+    before: its attempts, the last of which has ended or is dead.
+  """
+  number = before[-1].number + 1 if before else 1
+  attempt = Attempt(root / 'sweep', digest, number)
+  owner = {
+    'machine': process.machine(),
+    'host': socket.gethostname(),
+    'pid': os.getpid(),
+    'started': process.start_time(os.getpid()),
+    'time': time.time(),
+  }
+  with tempfile.NamedTemporaryFile('w', dir=attempt.folder) as whole:
+    json.dump(owner, whole)
+    whole.flush()
+    try:
+      os.link(whole.name, attempt.path('claim'))
+    except FileExistsError:
+      # An NFS client may ask twice, and hear this of its own link.
+      if os.fstat(whole.fileno()).st_nlink != 2:
+        return None
+  return attempt
+
+
+def clock(root: Path) -> float:
+  """Seconds since 1970, as the file system dates the claims."""
+  with tempfile.TemporaryFile(dir=root / 'sweep') as file:
+    return os.fstat(file.fileno()).st_mtime
+
+
+def attempts(root: Path) -> dict[str, list[Attempt]]:
+  """Those at each cell below a sweep folder, by hash, oldest first."""
+  found: defaultdict[str, list[Attempt]] = defaultdict(list)
+  for path in (root / 'sweep').glob('*.claim'):
+    digest, number = path.stem.split('.')
+    found[digest].append(Attempt(path.parent, digest, int(number)))
+  for each in found.values():
+    each.sort(key=lambda attempt: attempt.number)
+  return found
+
+
+def run_folders(root: Path) -> dict[str, Path]:
+  """Where each run below a folder is, by its hash.
+
+  Of several that are the same run under different names, a finished one.
+  """
+  found: dict[str, Path] = {}
+  for path in sorted(root.iterdir()):
+    match = _RUN.fullmatch(path.name)
+    if match and (match[1] not in found or finished(path)):
+      found[match[1]] = path
+  return found
+
+
+def finished(run: Path) -> bool:
+  """Whether a run folder has results."""
+  return (run / 'results.json').exists()

@@ -1,0 +1,253 @@
+"""Claims: one winner, the living are left alone, the dead are replaced."""
+
+import json
+import os
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from pdl_jax.errors import HostError
+from pdl_jax.sweep import process, queue
+from pdl_jax.sweep.queue import PREEMPTED, Attempt, End
+
+HASH = '0123abcd'
+
+
+@pytest.fixture
+def root(tmp_path):
+  queue.open_folder(tmp_path)
+  return tmp_path
+
+
+@pytest.fixture
+def sleeper():
+  with subprocess.Popen(['sleep', '600']) as child:
+    yield child
+    child.kill()
+
+
+def gone():
+  """Of a process that was, as a claim has it."""
+  child = subprocess.Popen(['sleep', '600'])
+  name = name_of(child.pid)
+  child.kill()
+  child.wait()
+  return name
+
+
+def name_of(pid):
+  return {'pid': pid, 'started': process.start_time(pid)}
+
+
+def rewrite(attempt, **changes):
+  path = attempt.path('claim')
+  path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+def wait_for(condition):
+  give_up = time.monotonic() + 60
+  while not condition():
+    assert time.monotonic() < give_up, 'never came true'
+    time.sleep(0.01)
+
+
+def test_of_all_who_claim_at_once_one_gets_it(root):
+  for number in range(20):
+    before = [Attempt(root / 'sweep', HASH, number)] if number else []
+    barrier, won = threading.Barrier(8), []
+
+    def claim(before=before, barrier=barrier, won=won):
+      barrier.wait()
+      won.append(queue.claim(root, HASH, before))
+
+    threads = [threading.Thread(target=claim) for _ in range(8)]
+    for thread in threads:
+      thread.start()
+    for thread in threads:
+      thread.join()
+    winners = [attempt for attempt in won if attempt is not None]
+    assert winners == [Attempt(root / 'sweep', HASH, number + 1)]
+
+
+def test_attempts_are_listed_in_their_order(root):
+  made = []
+  for _ in range(11):
+    made.append(queue.claim(root, HASH, made))
+  other = queue.claim(root, 'ffffffff', [])
+  assert queue.attempts(root) == {HASH: made, 'ffffffff': [other]}
+  assert queue.attempts(root / 'no_such_folder') == {}
+
+
+def test_a_claim_leaves_nothing_else_behind(root):
+  attempt = queue.claim(root, HASH, [])
+  queue.claim(root, HASH, [])
+  assert list((root / 'sweep').iterdir()) == [attempt.path('claim')]
+
+
+def test_a_claim_of_a_living_sweeper_lasts_until_its_end(root):
+  attempt = queue.claim(root, HASH, [])
+  assert attempt.lasts(queue.clock(root))
+  assert attempt.end is None
+  attempt.write_end(End(5, 1.5, 'error: diverged'))
+  assert not attempt.lasts(queue.clock(root))
+  assert attempt.end == End(5, 1.5, 'error: diverged')
+
+
+def test_a_claim_of_a_dead_sweeper_does_not_last(root):
+  attempt = queue.claim(root, HASH, [])
+  rewrite(attempt, **gone())
+  assert not attempt.lasts(queue.clock(root))
+
+
+def test_a_process_id_that_was_used_again_is_not_the_sweeper(root):
+  attempt = queue.claim(root, HASH, [])
+  started = process.start_time(os.getpid())
+  assert started is not None
+  rewrite(attempt, started=started - 1)
+  assert not attempt.lasts(queue.clock(root))
+
+
+def test_a_run_that_outlives_its_sweeper_lasts(root, sleeper):
+  attempt = queue.claim(root, HASH, [])
+  rewrite(attempt, **gone())
+  attempt.path('worker').write_text(json.dumps(name_of(sleeper.pid)))
+  assert attempt.lasts(queue.clock(root))
+  sleeper.kill()
+  sleeper.wait()
+  assert not attempt.lasts(queue.clock(root))
+
+
+@pytest.mark.parametrize(
+  ('age', 'lasts'), [(0, True), (queue.STALE - 5, True), (queue.STALE, False)]
+)
+def test_on_another_machine_the_heartbeat_decides(root, age, lasts):
+  """Its process ids say nothing here."""
+  attempt = queue.claim(root, HASH, [])
+  rewrite(attempt, machine='another', **gone())
+  then = queue.clock(root) - age
+  os.utime(attempt.path('claim'), (then, then))
+  assert attempt.lasts(queue.clock(root)) == lasts
+  attempt.beat()
+  assert attempt.lasts(queue.clock(root))
+
+
+def test_another_boot_is_another_machine(monkeypatch):
+  here = process.machine()
+  monkeypatch.setattr(
+    Path, 'read_text', lambda *_, **__: '00000000-0000-0000-0000-000000000000'
+  )
+  assert process.machine() != here
+
+
+def test_superseded_by_the_next_attempt(root):
+  first = queue.claim(root, HASH, [])
+  assert not first.superseded
+  second = queue.claim(root, HASH, [first])
+  assert (first.superseded, second.superseded) == (True, False)
+
+
+def test_what_counts_as_a_failure():
+  codes = (0, PREEMPTED, 1, 2, 5, -9)
+  failed = [End(code, 0.0, '').failed for code in codes]
+  assert failed == [False, False, True, True, True, True]
+
+
+def test_a_zombie_is_dead():
+  child = subprocess.Popen(['sleep', '600'])
+  assert process.start_time(child.pid) is not None
+  child.kill()
+  os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
+  assert process.start_time(child.pid) is None
+  child.wait()
+  assert process.start_time(child.pid) is None
+
+
+def test_names_of_processes_may_hold_anything(tmp_path):
+  odd = tmp_path / 'a) Z 1 (b'
+  odd.symlink_to('/bin/sleep')
+  with subprocess.Popen([odd, '600']) as child:
+    wait_for(
+      lambda: 'a) Z' in Path(f'/proc/{child.pid}/comm').read_text()
+    )
+    fields = Path(f'/proc/{child.pid}/stat').read_text().split()
+    assert process.start_time(child.pid) == int(fields[21 + 3])
+    child.kill()
+
+
+def become(parent, file, *command):
+  return [
+    sys.executable, '-I', '-S', process.__file__, str(parent), str(file),
+    *command,
+  ]  # fmt: skip
+
+
+def test_becoming_a_command_leaves_its_name(tmp_path):
+  file = tmp_path / 'worker'
+  code = 'import os; print(os.getpid())'
+  done = subprocess.run(
+    become(os.getpid(), file, sys.executable, '-c', code),
+    capture_output=True, text=True, check=True,
+  )  # fmt: skip
+  assert json.loads(file.read_text())['pid'] == int(done.stdout)
+
+
+def test_without_its_parent_the_command_never_runs(tmp_path):
+  made = tmp_path / 'made'
+  line = become(os.getpid() + 1, tmp_path / 'worker', 'touch', str(made))
+  assert subprocess.run(line, check=False).returncode == PREEMPTED
+  assert not made.exists()
+
+
+def test_a_missing_program_is_named(tmp_path):
+  line = become(os.getpid(), tmp_path / 'worker', 'no_such_program')
+  done = subprocess.run(line, capture_output=True, text=True, check=False)
+  assert done.returncode == 1
+  assert done.stderr == 'error: there is no program no_such_program\n'
+
+
+def test_a_command_ends_with_its_parent_even_by_kill_9(tmp_path):
+  file = tmp_path / 'worker'
+  code = (
+    'import os, subprocess, sys\n'
+    'line = [sys.argv[1], "-I", "-S", sys.argv[2], str(os.getpid())]\n'
+    'subprocess.run([*line, sys.argv[3], "sleep", "600"])\n'
+  )
+  parent = subprocess.Popen([
+    sys.executable, '-S', '-c', code, sys.executable, process.__file__,
+    str(file),
+  ])  # fmt: skip
+  wait_for(file.exists)
+  child = json.loads(file.read_text())
+  comm = Path(f'/proc/{child["pid"]}/comm')
+  wait_for(lambda: comm.read_text() == 'sleep\n')
+  parent.kill()
+  parent.wait()
+  wait_for(lambda: process.start_time(child['pid']) != child['started'])
+
+
+def test_run_folders_are_found_by_their_hash(tmp_path):
+  for name in (f'a=1-{HASH}', 'b-ffffffff', 'sweep', 'c-12', 'runs'):
+    (tmp_path / name).mkdir()
+  (tmp_path / 'c-eeeeeeee.preview.html').touch()
+  assert queue.run_folders(tmp_path) == {
+    HASH: tmp_path / f'a=1-{HASH}', 'ffffffff': tmp_path / 'b-ffffffff',
+  }  # fmt: skip
+
+
+@pytest.mark.parametrize('finished', ['a', 'b', 'c'])
+def test_of_two_folders_of_one_run_the_finished_one(tmp_path, finished):
+  for name in 'abc':
+    (tmp_path / f'{name}-{HASH}').mkdir()
+  (tmp_path / f'{finished}-{HASH}' / 'results.json').touch()
+  assert queue.run_folders(tmp_path)[HASH].name == f'{finished}-{HASH}'
+
+
+def test_other_systems_than_linux_are_refused(tmp_path, monkeypatch):
+  monkeypatch.setattr(Path, 'is_symlink', lambda _: False)
+  with pytest.raises(HostError, match='needs Linux'):
+    queue.open_folder(tmp_path)
+  assert list(tmp_path.iterdir()) == []
