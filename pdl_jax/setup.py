@@ -272,13 +272,14 @@ def _keep(table: FrequencyTable, folder: RunFolder) -> None:
   """Saves the table; a finished run must have been measured with the same."""
   path = folder.path / 'frequency.npz'
   if folder.finished:
-    before = frequency.read(path).fingerprint
-    if before != table.fingerprint:
+    before = frequency.read(path)
+    same = np.array_equal(before.counts_V, table.counts_V)
+    if before.data != table.data or not same:
       raise DataError(
-        f'the training data of {table.data_name} now counts '
-        f'{table.total} target tokens ({table.fingerprint[:8]}), not what the '
-        f'run in {folder.path} counted ({before[:8]}): it has changed, and '
-        'nothing new can be compared with this run'
+        f'{table.data_name} has changed since the run in {folder.path}: '
+        f'{before.total} training target tokens of {before.data[:8]} there, '
+        f'{table.total} of {table.data[:8]} now; nothing new can be compared '
+        'with that run'
       )
     return
   table.save(path)

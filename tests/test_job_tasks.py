@@ -217,7 +217,7 @@ def test_data_that_has_changed_is_refused_and_the_counts_stay(
   text, counts = file.read_text(), (copy / 'frequency.npz').read_bytes()
   try:
     file.write_text(''.join(text.splitlines(keepends=True)[:250]))
-    with pytest.raises(DataError, match='it has changed'):
+    with pytest.raises(DataError, match='has changed since the run'):
       stop = train.StopRequest()
       reevaluate.run(copy, results['decode'], ('after',), {}, stop)
   finally:
