@@ -49,7 +49,7 @@ def test_count_is_a_naive_count(lists):
   assert found.tolist() == [running.count(token) for token in range(V)]
 
 
-@pytest.mark.parametrize(('ids', 'shown'), [([1, 7], '1..7'), ([-1], '-1..-1')])
+@pytest.mark.parametrize(('ids', 'shown'), [([1, 7], '0..7'), ([-1], '-1..0')])
 def test_ids_outside_the_vocabulary_are_refused(ids, shown):
   with pytest.raises(DataError, match=f'{shown} do not fit .* of 7'):
     frequency.count([[0], ids], V)

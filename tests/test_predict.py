@@ -89,7 +89,8 @@ def test_records():
     assert record['group'] == f'g{number % 2}'
     assert record['style'] == 'old'
     assert record['text'] == tokenizer().decode(record['token_ids']).strip()
-    stopped = record['token_ids'][-1] == tokenizer().end_of_turn
+    ends = (tokenizer().end_of_turn, tokenizer().end_of_text)
+    stopped = record['token_ids'][-1] in ends
     assert record['finish_reason'] == ('stop' if stopped else 'length')
     assert stopped or len(record['token_ids']) == LENGTHS.target
     assert record['decode'] == SAMPLE.record(LENGTHS.target)
