@@ -115,14 +115,14 @@ def parse(arguments: Sequence[str]) -> dict[str, Any] | None:
   told += ['--preview'] * _PREVIEW.value
   if len(told) > 1:
     raise ConfigError(f'{" and ".join(told)} are different commands; give one')
-  if flags.FLAGS['models'].present and not _overrides('decode'):
-    raise ConfigError(
-      '--models says what generates, and nothing does without --decode'
-    )
   if unknown := set(_MODELS.value) - set(reevaluate.MODELS):
     raise ConfigError(
       f'--models {", ".join(sorted(unknown))} is not one of '
       f'{", ".join(reevaluate.MODELS)}'
+    )
+  if flags.FLAGS['models'].present and not _overrides('decode'):
+    raise ConfigError(
+      '--models says what generates, and nothing does without --decode'
     )
   return decode.value.to_dict() if _overrides('decode') else None
 

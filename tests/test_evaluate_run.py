@@ -134,8 +134,11 @@ def test_samples_of_one_example():
     'perplexity_by_frequency',
     'perplexity_by_mass',
   )
-  for key in (*VARIETY, *(f'reference_{k}' for k in VARIETY), *likelihoods):
+  for key in likelihoods:
     assert found[key] == alone[key]
+  for key in (*VARIETY, *(f'reference_{k}' for k in VARIETY)):
+    said = f'{alone[key]["definition"]}; of the first sample of each example'
+    assert found[key] == {**alone[key], 'definition': said}
 
 
 def test_responses_are_compared_in_dialogue_alone():

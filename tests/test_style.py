@@ -114,8 +114,8 @@ def test_metrics_by_target_style():
         f'{key}_to_{style}'
       ]  # fmt: skip
   metric = style_metrics(RECORDS, classifier())['style_accuracy_to_new']
-  assert (metric.n, metric.unit) == (2, 'examples')
-  assert metric.definition.endswith(' into new')
+  assert (metric.n, metric.unit) == (2, 'outputs')
+  assert metric.definition.endswith('; targets in new alone')
   assert metric.signature.startswith(classifier().signature)
 
 
