@@ -14,7 +14,10 @@ FOLDERS = sorted(
   path.parent
   for path in (ROOT / 'experiments').glob('*/table.md')
 )
-IN_CELLS = [f for f in FOLDERS if f.name in ('choose_alpha', 'summarize')]
+NAMES = (
+  'choose_alpha', 'dialogue', 'language_model', 'style_transfer', 'summarize',
+)  # fmt: skip
+IN_CELLS = [folder for folder in FOLDERS if folder.name in NAMES]
 
 
 @pytest.mark.parametrize('folder', IN_CELLS, ids=lambda path: path.name)
