@@ -34,7 +34,7 @@ def row(table, label):
 @pytest.mark.parametrize(
   ('format_any', 'before', 'after', 'n_rows'),
   [
-    (format_table, 2, 1, 18),
+    (format_table, 2, 1, 19),
     (format_frequency_table, 2, 0, 1 + len(BUCKETS)),
   ],
 )
@@ -150,7 +150,7 @@ def test_samples_stand_beside_single_outputs():
     for name, chosen in (('greedy', records), ('sampled', samples))
   }
   table = format_table(columns)
-  assert cells(table)[0][2:4] == ['greedy (n=2)', 'sampled (n=2)']
+  assert cells(table)[0][2:4] == ['greedy (n=2)', 'sampled (n=2, 6 outputs)']
   assert row(table, 'Distinct-1')[2] == row(table, 'Distinct-1')[3]
   assert row(format_frequency_table(columns), '5-9')[1:] == [
     '2',
