@@ -68,3 +68,10 @@ def test_decode_speed_table_follows_from_its_records():
   folder = next(path for path in FOLDERS if path.name == 'decode_speed')
   records = experiment.read(folder / 'records.jsonl')
   assert experiment.table(records) == (folder / 'table.md').read_text()
+
+
+def test_data_speed_table_follows_from_its_records():
+  from experiments.data_speed.experiment import read, table
+
+  folder = next(path for path in FOLDERS if path.name == 'data_speed')
+  assert table(read()) == (folder / 'table.md').read_text()
