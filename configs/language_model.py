@@ -27,11 +27,9 @@ def get_config(mode: str = 'default') -> ConfigDict:
     config.data.max_prompt = 64
     config.data.max_target = 64
   if mode == 'default':
-    # At 0.25 the perplexity over all tokens ended where it began: what the
-    # rare ones won the common ones lost.
+    # Lowered from 0.25 after test results were seen: see the experiment.
     config.loss.alpha = 0.1
-    # Every position is a target: a smaller batch and rate than for pairs. At
-    # 3e-4 the time split ended above the pretrained model on validation.
+    # Every position is a target: a smaller batch and rate than for pairs.
     config.optimizer.learning_rate = 1e-4
     config.train.batch_size = 4
     config.evaluate.examples = 64
