@@ -78,7 +78,7 @@ def _run(
   model, specials = ready.model, ready.model.tokenizer.special_ids
   state.check_layers(settings.optimizer, model.config)
   predictor = make_predictor(settings, mesh, ready, settings.decode)
-  chosen = pipeline.sample(ready.held_out.examples, settings.evaluate.examples)
+  chosen = setup.drawn_examples(settings, ready)
   watched = pipeline.sample(
     ready.validation.examples, settings.evaluate.validation_examples
   )

@@ -9,7 +9,6 @@ from typing import Any
 import jax
 
 from pdl_jax import frequency, job, setup, state, summary
-from pdl_jax.data import pipeline
 from pdl_jax.decode import DecodeSettings
 from pdl_jax.errors import CheckpointError, ConfigError
 from pdl_jax.evaluate import run as evaluation
@@ -97,9 +96,7 @@ def _generate(
   stop: StopRequest,
 ) -> None:
   predictor = job.make_predictor(settings, mesh, ready, decode)
-  numbers = pipeline.sample(
-    ready.held_out.examples, settings.evaluate.examples
-  )
+  numbers = setup.drawn_examples(settings, ready)
   step_config = job.make_step_config(settings, ready.model.config)
   current = state.create(
     ready.model.params, ready.model.config, settings.optimizer,

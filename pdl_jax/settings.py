@@ -182,11 +182,13 @@ class EvaluateSettings:
 
   split: str
   examples: int
+  draw: int
   validation_examples: int
   batch_size: int
 
   def __post_init__(self):
     _one_of('evaluate.split', self.split, ('validation', 'test'))
+    _not_negative('evaluate', self, 'draw')
     _positive('evaluate', self, 'examples', 'validation_examples', 'batch_size')
 
 

@@ -285,11 +285,21 @@ def _keep(table: FrequencyTable, folder: RunFolder) -> None:
   table.save(path)
 
 
+def drawn_examples(settings: Settings, ready: Setup) -> np.ndarray:
+  """Numbers of the held-out examples that a run is measured on."""
+  options = settings.evaluate
+  return pipeline.sample(
+    ready.held_out.examples, options.examples, options.draw
+  )
+
+
 def metric_options(settings: Settings) -> dict[str, Any]:
   """What `evaluate.run.evaluate` has to know of the task."""
+  task = TASKS[settings.data.task]
   return {
     'classifier': style_classifier(settings),
-    'dialogue': TASKS[settings.data.task].turns,
+    'dialogue': task.turns,
+    'windows': task.documents,
   }
 
 

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pdl_jax.errors import DataError, HostError
-from pdl_jax.evaluate.run import evaluate
+from pdl_jax.evaluate.run import evaluate, format_table
 from pdl_jax.evaluate.style import StyleClassifier
 from tests.prediction_records import STOP, make_record, record_lists
 
@@ -267,3 +267,11 @@ def test_no_records_are_refused():
 def test_counts_of_another_vocabulary_are_refused():
   with pytest.raises(DataError, match=r"'a'.*outside \[0, 4\)"):
     evaluate([make_record()], COUNTS[:4], [STOP])
+
+
+def test_windows_have_no_finish_rate():
+  whole = evaluate([make_record()], COUNTS, [STOP])
+  windows = evaluate([make_record()], COUNTS, [STOP], windows=True)
+  assert windows == {k: v for k, v in whole.items() if k != 'finish_rate'}
+  assert 'Finish rate' in format_table({'a': whole})
+  assert 'Finish rate' not in format_table({'a': windows})

@@ -391,6 +391,14 @@ def test_sample(examples):
   assert pipeline.sample(examples, 99).tolist() == list(range(23))
 
 
+def test_draws_share_no_example(examples):
+  draws = [pipeline.sample(examples, 7, draw).tolist() for draw in range(4)]
+  assert [len(draw) for draw in draws] == [7, 7, 7, 2]
+  assert sorted(x for draw in draws for x in draw) == list(range(23))
+  with pytest.raises(ConfigError, match='evaluate.draw 4: 23 examples make '):
+    pipeline.sample(examples, 7, 4)
+
+
 def test_a_limit_counts_only_what_is_used(tokenizer, lengths):
   data = records(50)
   data[2] = record('one', 'two ' * 30)

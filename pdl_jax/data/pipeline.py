@@ -20,7 +20,7 @@ from pdl_jax.data.examples import (
 from pdl_jax.data.sources import Source
 from pdl_jax.data.tasks import Task
 from pdl_jax.data.tokenizer import Tokenizer
-from pdl_jax.errors import DataError
+from pdl_jax.errors import ConfigError, DataError
 
 # A split that loses more of its records than this is not what it claims to be.
 MAX_EMPTY_SHARE = 0.01
@@ -267,7 +267,21 @@ def left_padded(
   return {'prompts': prompts, 'filled': filled}
 
 
-def sample(items: Sized, count: int) -> np.ndarray:
-  """Numbers of `count` of the items, the same in every run; all if fewer."""
+def sample(items: Sized, count: int, draw: int = 0) -> np.ndarray:
+  """Numbers of `count` of the items, the same in every run.
+
+  Args:
+    items: to choose from.
+    count: how many; the last draw may have fewer.
+    draw: 0, 1, ...; no two draws of a size share an item.
+
+  Raises:
+    ConfigError: nothing is left for that draw.
+  """
+  if draw and draw * count >= len(items):
+    raise ConfigError(
+      f'evaluate.draw {draw}: {len(items)} examples make only '
+      f'{-(-len(items) // count)} draws of {count}, numbered from 0'
+    )
   order = np.random.default_rng(0).permutation(len(items))
-  return np.sort(order[:count])
+  return np.sort(order[draw * count : (draw + 1) * count])

@@ -42,6 +42,7 @@ def evaluate(
   classifier: style.StyleClassifier | None = None,
   *,
   dialogue: bool = False,
+  windows: bool = False,
   extra_models: Mapping[str, Path] | None = None,
 ) -> dict[str, Any]:
   """All metrics of one system's predictions, as plain JSON types.
@@ -58,6 +59,8 @@ def evaluate(
       metrics leave them out.
     classifier: for records with a `style`, adds `style.style_metrics`.
     dialogue: adds how often whole texts repeat each other.
+    windows: references are cut from a longer text and end anywhere, so that
+      there is no finish rate.
     extra_models: see `extras.extra_metrics`.
 
   Returns:
@@ -91,7 +94,8 @@ def evaluate(
     found = rare.rare_metrics(records, counts_V, percent, neutral_ids)
     metrics |= {f'{key}_{percent}': metric for key, metric in found.items()}
   metrics['length_ratio'] = diversity.length_ratio(records)
-  metrics['finish_rate'] = diversity.finish_rate(records)
+  if not windows:
+    metrics['finish_rate'] = diversity.finish_rate(records)
   metrics['empty_rate'] = diversity.empty_rate(records)
   if classifier is not None:
     metrics |= style.style_metrics(records, classifier)

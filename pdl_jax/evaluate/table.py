@@ -89,7 +89,9 @@ _ROWS = (
     'Rare mass (% of tokens)', 'rare_mass_10', '.1f', 100, optional=False
   ),
   _Row('Length ratio', 'length_ratio', 'closest to 1', '.2f'),
-  _Row('Finish rate (%)', 'finish_rate', 'higher', '.1f', 100),
+  _Row(
+    'Finish rate (%)', 'finish_rate', 'higher', '.1f', 100, optional=True
+  ),
   _Row('Empty outputs (%)', 'empty_rate', 'lower', '.1f', 100, optional=True),
 )
 
