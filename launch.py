@@ -7,12 +7,17 @@
   python launch.py --config=configs/summarize.py --sweep=alpha,seed
                    [--workers=N] [--retries=N] [--fail_fast] [--dry_run]
   python launch.py --status=FOLDER
+  python launch.py --sweep=experiments/NAME [--workers=N ...]
+  python launch.py --report=experiments[/NAME] [--check]
 
 --preview shows what the loss will do, token by token, and trains nothing.
 --evaluate measures a finished run again from its stored predictions; with
 --decode it first generates in that way too.
 --sweep runs the product of named axes, each cell a run of its own; the same
 command again runs what is missing. --status says how far a sweep is.
+--sweep=experiments/NAME runs what an experiment declares and collects its
+records; --report makes its tables, figures and page from the records alone,
+--check compares them with those that are there.
 
 Exit codes: 0 done, 1 cells of a sweep failed, 2 bad config, 3 data, 4
 environment or host, 5 diverged, 6 checkpoint, 75 preempted: the same command
@@ -41,6 +46,7 @@ from pdl_jax import job, preview, records, reevaluate, setup, sweep
 from pdl_jax.data import pipeline
 from pdl_jax.decode import DecodeSettings
 from pdl_jax.errors import ConfigError, HostError, PdlError, PreemptedError
+from pdl_jax.report import carry_out, index, plan, write
 from pdl_jax.settings import Settings
 from pdl_jax.train import StopRequest
 
@@ -80,6 +86,12 @@ _DRY_RUN = flags.DEFINE_bool(
   'dry_run', False, 'With --sweep: print the cells, run nothing.'
 )
 _STATUS = flags.DEFINE_string('status', None, 'Folder of a sweep.')
+_REPORT = flags.DEFINE_string(
+  'report', None, 'Folder of an experiment, or of all of them.'
+)
+_CHECK = flags.DEFINE_bool(
+  'check', False, 'With --report: compare, write nothing.'
+)
 
 
 def parse(arguments: Sequence[str]) -> dict[str, Any] | None:
@@ -110,11 +122,16 @@ def parse(arguments: Sequence[str]) -> dict[str, Any] | None:
     raise ConfigError(
       '--decode belongs to --evaluate=RUN; a run is told by --config.decode'
     )
-  alone = {'evaluate': _EVALUATE, 'status': _STATUS, 'sweep': _SWEEP}
+  alone = {
+    'evaluate': _EVALUATE, 'status': _STATUS, 'sweep': _SWEEP,
+    'report': _REPORT,
+  }  # fmt: skip
   told = [f'--{name}' for name, flag in alone.items() if flag.value]
   told += ['--preview'] * _PREVIEW.value
   if len(told) > 1:
     raise ConfigError(f'{" and ".join(told)} are different commands; give one')
+  if _CHECK.value and not _REPORT.value:
+    raise ConfigError('--check belongs to --report=experiments/NAME')
   if unknown := set(_MODELS.value) - set(reevaluate.MODELS):
     raise ConfigError(
       f'--models {", ".join(sorted(unknown))} is not one of '
@@ -174,6 +191,36 @@ def config_folder() -> Path:
 def _config_file() -> str:
   """The value of --config: file and mode."""
   return config_flags.get_config_filename(flags.FLAGS['config'])
+
+
+def run_experiment(folder: Path) -> int:
+  """Runs what an experiment declares, or says what that is; the exit code."""
+  declared = plan.load(folder)
+  if _DRY_RUN.value:
+    for root, runs in carry_out.planned(declared):
+      cells = [run.cell for run in runs]
+      print(f'{root}:')
+      print(sweep.format_dry_run(root, cells, _WORKERS.value))
+    return 0
+
+  def engine(
+    cells: Sequence[sweep.Cell], root: Path, command: sweep.Command
+  ) -> sweep.Outcome:
+    return sweep.run(
+      cells, root, _WORKERS.value, _RETRIES.value, _FAIL_FAST.value, command
+    )
+
+  return 1 if carry_out.carry_out(declared, folder, engine) else 0
+
+
+def show_report(folder: Path) -> None:
+  """Of an experiment, or of each below a folder and their index."""
+  for each in index.experiments(folder):
+    if _CHECK.value:
+      print(f'{each}: {write.check(each)} files follow from the records')
+    else:
+      print('\n'.join(f'wrote {path}' for path in write.write(each)))
+  index.write(folder, check=_CHECK.value)
 
 
 def run_sweep() -> int:
@@ -256,6 +303,11 @@ def main(arguments: Sequence[str]) -> int:
     if _STATUS.value is not None:
       print(sweep.format_status(sweep.status(Path(_STATUS.value))))
       return 0
+    if _REPORT.value is not None:
+      show_report(Path(_REPORT.value))
+      return 0
+    if _SWEEP.value and '/' in _SWEEP.value[0]:
+      return run_experiment(Path(_SWEEP.value[0]))
     if _SWEEP.value:
       return run_sweep()
     settings, workdir = configured()

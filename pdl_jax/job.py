@@ -12,15 +12,14 @@ from jax import Array
 from jax.sharding import Mesh
 
 from pdl_jax import optimizer, setup, sharding, state, summary, weighting
-from pdl_jax.checkpoint import Checkpointer
 from pdl_jax.data import pipeline
 from pdl_jax.decode import DecodeSettings
+from pdl_jax.evaluate import items
 from pdl_jax.evaluate import run as evaluation
 from pdl_jax.evaluate.predict import Predictor
+from pdl_jax.finished import abstract, open_checkpoints, params_of
 from pdl_jax.losses import LossTables
-from pdl_jax.model import api
 from pdl_jax.model.config import ModelConfig
-from pdl_jax.optimizer import merge
 from pdl_jax.records import RunFolder, environment
 from pdl_jax.settings import Settings
 from pdl_jax.setup import Setup, Split
@@ -104,12 +103,13 @@ def _run(
     settings, mesh, folder, stop, ready, step_config, start, validate
   )
   after = evaluate('after', trained)
+  options = setup.metric_options(settings)
+  counts_V = ready.frequencies.task.counts_V
   score = partial(
-    evaluation.evaluate,
-    counts_V=ready.frequencies.task.counts_V,
-    neutral_ids=specials,
-    **setup.metric_options(settings),
+    evaluation.evaluate, counts_V=counts_V, neutral_ids=specials, **options
   )
+  predictions = {'before': before, 'after': after}
+  items.write(folder, predictions, counts_V, specials, options['classifier'])
   decoded = summary.decode_name(settings.decode)
   return {
     'columns': {
@@ -265,21 +265,3 @@ def _train(
       stop=stop,
     )
     return loop.run(start)
-
-
-def open_checkpoints(settings: Settings, folder: RunFolder) -> Checkpointer:
-  """Of a run; the best is that on validation."""
-  keep = settings.train.keep_checkpoints
-  return Checkpointer(folder.path, keep=keep, best='validation_nats')
-
-
-def abstract(tree: Tree) -> Tree:
-  """Shapes, dtypes and shardings alone."""
-  return jax.tree.map(
-    lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), tree
-  )
-
-
-def params_of(current: TrainState) -> Tree:
-  """The whole model's parameters, layers in one group."""
-  return api.join_blocks(merge(current.trained, current.frozen))

@@ -5,6 +5,7 @@
   status.json     state, step, last error, heartbeat
   metrics.jsonl   one object a log step
   predictions/    one JSON line an evaluated example; NAME.parts until whole
+  items.json      sums of each evaluated example, for the report to resample
   results.json    written last: its presence means that the run finished
 """
 
@@ -81,6 +82,9 @@ def _read(flat: Mapping[str, Any]) -> dict[str, Any]:
     }
   if flat['optimizer.trainable'] != 'last_layers':
     unread.add('optimizer.last_layers')
+  if not flat['evaluate.draw']:
+    # Runs from before the key was there are of the first draw.
+    unread.add('evaluate.draw')
   return {key: value for key, value in flat.items() if key not in unread}
 
 

@@ -1,17 +1,17 @@
 """A finished run, decoded in another way, or measured again from its files."""
 
-import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import jax
 
-from pdl_jax import frequency, job, setup, state, summary
+from pdl_jax import finished, frequency, job, setup, state, summary
 from pdl_jax.decode import DecodeSettings
-from pdl_jax.errors import CheckpointError, ConfigError
+from pdl_jax.evaluate import items
 from pdl_jax.evaluate import run as evaluation
+from pdl_jax.evaluate.table import Result
 from pdl_jax.records import RunFolder
 from pdl_jax.settings import Settings
 from pdl_jax.setup import Setup
@@ -19,31 +19,6 @@ from pdl_jax.train import StopRequest
 
 MODELS = ('before', 'after')
 RESULTS = 'evaluations.json'
-
-
-def open_run(workdir: Path) -> tuple[Settings, RunFolder]:
-  """The settings of a finished run, and its folder.
-
-  Raises:
-    ConfigError: there is none, or it has not finished.
-  """
-  if not (workdir / 'config.json').exists():
-    raise ConfigError(f'--evaluate: there is no run in {workdir}')
-  if not (workdir / 'results.json').exists():
-    raise ConfigError(
-      f'--evaluate: the run in {workdir} has not finished; the command that '
-      'began it continues it'
-    )
-  stored = json.loads((workdir / 'config.json').read_text())
-  del stored['hash']
-  try:
-    settings = Settings.from_resolved(stored)
-  except (KeyError, TypeError) as error:
-    raise ConfigError(
-      f'{workdir}/config.json has not the keys of this version of pdl_jax '
-      f'({error}); evaluate it with the commit in its env.json'
-    ) from None
-  return settings, RunFolder(workdir, settings.resolved)
 
 
 def run(
@@ -55,6 +30,8 @@ def run(
 ) -> None:
   """Generates if a way of decoding is given, then measures everything stored.
 
+  All of it is written to RESULTS; see `shown` for the terminal.
+
   Args:
     workdir: of a finished run.
     decode: all keys of `config.decode`; None generates nothing.
@@ -65,7 +42,8 @@ def run(
   Raises:
     PdlError: with one line that says what to do.
   """
-  settings, folder = open_run(workdir)
+  settings, folder = finished.open_run('--evaluate', workdir)
+  made: list[str] = []
   if decode is not None:
     wanted = DecodeSettings(**decode)
     mesh = job.make_mesh(settings)
@@ -73,11 +51,26 @@ def run(
       ready = setup.prepare(settings, folder)
       setup.check_context(settings, ready.model, wanted)
       _generate(settings, mesh, folder, ready, wanted, models, stop)
+    made = [prediction_name(model, wanted) for model in models]
   results = _measure(settings, folder, extra_models)
   folder.write(RESULTS, results)
   print()
-  print(evaluation.format_table(results))
-  print(f'every value with its definition: {workdir / RESULTS}')
+  print(evaluation.format_tables(shown(results, made)))
+  print(
+    f'all {len(results)} stored sets, every value with its definition: '
+    f'{workdir / RESULTS}'
+  )
+
+
+def shown(
+  results: Mapping[str, Result], made: Sequence[str]
+) -> dict[str, Result]:
+  """What the tables hold: `before`, `after` and the sets made by this call.
+
+  Every set if the call made none.
+  """
+  chosen = {*MODELS, *made} if made else results.keys()
+  return {name: r for name, r in results.items() if name in chosen}
 
 
 def prediction_name(model: str, decode: DecodeSettings) -> str:
@@ -109,38 +102,29 @@ def _generate(
   if 'before' in models:
     name = prediction_name('before', decode)
     print(f'\n{name}: scoring and generating')
-    predict(name, params=job.params_of(current))
+    predict(name, params=finished.params_of(current))
   if 'after' not in models:
     return
-  with job.open_checkpoints(settings, folder) as checkpoints:
-    restored = checkpoints.restore_latest(job.abstract(current), None)
-    if restored is None:
-      raise CheckpointError(
-        f'{folder.path} has no checkpoint to generate from; its stored '
-        'predictions can be measured without --decode flags'
-      )
-    number, current, _ = restored
-    if number != settings.train.steps:
-      raise CheckpointError(
-        f'the newest intact checkpoint of {folder.path} is of step {number}, '
-        f'not of the last one, {settings.train.steps}; what it would generate '
-        'is not what the run reports'
-      )
+  current = finished.restore(settings, folder, current)
   name = prediction_name('after', decode)
   print(f'\n{name}: scoring and generating')
-  predict(name, params=job.params_of(current))
+  predict(name, params=finished.params_of(current))
 
 
 def _measure(
   settings: Settings, folder: RunFolder, extra_models: Mapping[str, Path]
 ) -> dict[str, Any]:
   """Every metric of every stored set of predictions, by its name."""
-  evaluate = partial(
-    evaluation.evaluate,
-    counts_V=frequency.read(folder.path / 'frequency.npz').counts_V,
-    neutral_ids=folder.read('results.json')['neutral_ids'],
-    **setup.metric_options(settings),
-    extra_models=extra_models,
-  )
-  names = folder.prediction_names()
-  return {name: evaluate(folder.predictions(name) or []) for name in names}
+  counts_V = frequency.read(folder.path / 'frequency.npz').counts_V
+  neutral_ids = folder.read('results.json')['neutral_ids']
+  options = setup.metric_options(settings)
+  stored = {
+    name: folder.predictions(name) or [] for name in folder.prediction_names()
+  }
+  items.write(folder, stored, counts_V, neutral_ids, options['classifier'])
+  return {
+    name: evaluation.evaluate(
+      records, counts_V, neutral_ids, **options, extra_models=extra_models
+    )
+    for name, records in stored.items()
+  }

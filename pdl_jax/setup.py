@@ -7,8 +7,17 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 
-from pdl_jax import frequency, summary, weighting
+from pdl_jax import (
+  finished,
+  frequency,
+  optimizer,
+  sharding,
+  state,
+  summary,
+  weighting,
+)
 from pdl_jax.data import pipeline, sources
 from pdl_jax.data.documents import Documents, Packed, Windows
 from pdl_jax.data.examples import Examples, Pairs, Rows
@@ -187,8 +196,11 @@ def check_context(
 def load_model(
   settings: Settings, folder: RunFolder | None, source: Source
 ) -> Model:
-  """The pretrained model, or one from scratch with its own tokenizer."""
+  """The pretrained model, that of a run, or one with its own tokenizer."""
   options = settings.model
+  kind, _, place = options.pretrained.partition(':')
+  if kind == 'run':
+    return _trained_model(settings, Path(place), source)
   if options.pretrained:
     file = GGUFModel(find_package_file(options.pretrained))
     return Model(
@@ -214,6 +226,27 @@ def load_model(
   key = jax.random.key(settings.seed)
   params = jax.jit(partial(api.init, config))(key)
   return Model('untrained', config, params, tokenizer)
+
+
+def _trained_model(settings: Settings, run: Path, source: Source) -> Model:
+  """What a finished run ended with, on the host of every process."""
+  before, folder = finished.open_run('model.pretrained', run)
+  model = load_model(before, folder, source)
+  start = state.create(
+    model.params, model.config, before.optimizer,
+    optimizer.make_optimizer(before.optimizer, before.train.steps),
+    sharding.make_mesh(settings.mesh),
+  )  # fmt: skip
+  params = finished.params_of(finished.restore(before, folder, start))
+  options = settings.model
+  return Model(
+    run.name,
+    dataclasses.replace(
+      model.config, dtype=options.dtype, remat=options.remat
+    ),
+    multihost_utils.process_allgather(params, tiled=True),
+    model.tokenizer,
+  )
 
 
 def _own_tokenizer(

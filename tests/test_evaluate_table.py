@@ -5,7 +5,11 @@ from pdl_jax.errors import ConfigError, DataError
 from pdl_jax.evaluate.perplexity import BUCKETS
 from pdl_jax.evaluate.run import evaluate
 from pdl_jax.evaluate.style import StyleClassifier
-from pdl_jax.evaluate.table import format_frequency_table, format_table
+from pdl_jax.evaluate.table import (
+  format_frequency_table,
+  format_table,
+  format_tables,
+)
 from tests.prediction_records import STOP, make_record
 
 COUNTS = np.array([50, 0, 1, 2, 3, 4, 5, 10, 100, 1000, 20, 30])
@@ -220,6 +224,56 @@ def test_cells_of_newer_rows():
   assert row(table, 'Self-BLEU-4')[3] == '1.000'
   assert row(table, 'BLEU')[1] == row(table, 'chrF')[1] == 'higher'
   assert row(table, 'BLEU')[3] == '-'
+
+
+def test_rows_between_samples():
+  records = [make_record('a#0'), make_record('a#1', text='the dog smiled')]
+  single = evaluate(records[:1], COUNTS, [STOP])
+  found = evaluate(records, COUNTS, [STOP])
+  table = format_table({'one': single, 'two': found})
+  cells = ['missing', '0.667', '-']
+  assert row(table, 'Per prompt: distinct-1')[1:] == ['-', *cells]
+  assert row(table, 'Per prompt: distinct-2')[3] == '1.000'
+  # Of three words two are shared, of two bigrams and a trigram none: 0.1.
+  # (2 / 3 x 0.1 / 2 x 0.1) ** (1 / 3)
+  assert row(table, 'Per prompt: self-BLEU-4')[3] == '0.149'
+  table = format_table({'one': single})
+  assert not any('prompt' in name for name in labels(table))
+
+
+@pytest.mark.parametrize(
+  ('room', 'parts'),
+  [
+    (1000, ['a b c d e']),
+    (0, ['a b c', 'd e']),
+    (-1, ['a b', 'c d', 'e']),
+    (-1000, ['a', 'b', 'c', 'd', 'e']),
+  ],
+)
+def test_tables_in_parts_of_a_width(room, parts):
+  columns = {f'system {name}': results() for name in 'abcde'}
+  three = format_table({name: columns[name] for name in list(columns)[:3]})
+  width = three.index('\n') + room
+  whole = format_tables(columns, width)
+  tables = whole.split('\n\n')
+  assert [
+    [cell.split()[1] for cell in cells(table)[0] if 'system' in cell]
+    for table in tables
+  ] == [part.split() for part in parts]
+  for table, part in zip(tables, parts, strict=True):
+    some = {name: columns[name] for name in columns if name[-1] in part}
+    assert table.rstrip('\n') == format_table(some).rstrip('\n')
+    if len(some) > 1:
+      assert max(map(len, table.splitlines())) <= width
+  assert whole.endswith('|\n') and not whole.endswith('\n\n')
+
+
+def test_parts_are_of_the_same_examples():
+  columns = {'a': results(), 'b': results(references=['the cat the cat'])}
+  with pytest.raises(DataError, match='differ in the references of Distinct-1'):
+    format_tables(columns, 1)
+  with pytest.raises(ConfigError, match='at least one system'):
+    format_tables({})
 
 
 def test_rows_of_dialogue_and_of_style():

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pdl_jax.data import jsonl, sources
+from pdl_jax.data import json_index, jsonl, sources
 from pdl_jax.errors import ConfigError, DataError
 
 FIELDS = {'source': 'article', 'target': 'title'}
@@ -171,7 +171,7 @@ def test_nothing_in_it(tmp_path):
 
 
 def test_a_line_beyond_all_measure(tmp_path, monkeypatch):
-  monkeypatch.setattr(jsonl, 'MAX_LINE', 200)
+  monkeypatch.setattr(json_index, 'MAX_LINE', 200)
   fits = line(1, title='t' * 120)
   assert len(load(tmp_path, [fits])) == 1
   with pytest.raises(DataError, match=r'jsonl:2: the line is over .* one rec'):
@@ -207,6 +207,64 @@ def test_fields_by_their_own_names(tmp_path):
   assert load(tmp_path, [text], fields={'target': ''})[0] == {
     'id': 'train:0', 'group': 'train:0', 'source': '', 'target': 't',
   }  # fmt: skip
+
+
+def test_a_field_that_only_later_records_have_is_kept(tmp_path):
+  rows = [{'target': f't{i}', 'source': 's'} for i in range(3)]
+  rows[0] |= {'more': 1}
+  del rows[0]['source']
+  rows[2] |= {'style': 'x'}
+  lines = [json.dumps(row).encode() + b'\n' for row in rows]
+  source = load(tmp_path, lines, fields=None)
+  assert [record['style'] for record in source] == ['', '', 'x']
+  assert [record['source'] for record in source] == ['', 's', 's']
+  assert list(source.fields) == ['source', 'target', 'style']
+  assert list(pickle.loads(pickle.dumps(source))) == list(source)
+  # The order of the lines does not matter.
+  backwards = load(tmp_path, lines[::-1], fields=None)
+  assert list(backwards.fields) == list(source.fields)
+  assert backwards[0]['style'] == 'x' and backwards[2]['source'] == ''
+  # What is not text is no field, wherever it is.
+  lines[2] = json.dumps(rows[2] | {'style': 3}).encode()
+  with pytest.raises(DataError, match="jsonl:3: .* has a int as field 'style'"):
+    load(tmp_path, lines, fields=None)
+
+
+def test_a_field_that_is_named_must_be_in_every_record(tmp_path):
+  lines = [line(i, style='x') for i in range(199)]
+  lines[7] = line(7)
+  fields = FIELDS | {'style': 'style'}
+  with pytest.raises(DataError, match="jsonl:8: .* no field 'style'"):
+    load(tmp_path, lines, fields=fields)
+  source = load(tmp_path, lines, fields=fields, bad_records='skip')
+  assert source.metadata['dropped'] == {'missing_field': 1}
+  source = load(tmp_path, lines)
+  assert (len(source), source[7]['style'], source[8]['style']) == (199, '', 'x')
+
+
+@pytest.mark.parametrize('field', ['id', 'group'])
+@pytest.mark.parametrize('lacking', [0, 5])
+def test_all_records_have_an_id_or_a_group_or_none(tmp_path, field, lacking):
+  rows = [{'id': f'r{i}', 'group': f'g{i}', 'target': 't'} for i in range(250)]
+  del rows[lacking][field]
+  other = 2 if lacking == 0 else 1
+  message = (
+    f"jsonl:{lacking + 1}: the line has no field '{field}', but line {other}"
+    ' has; mend it'
+  )
+  lines = [json.dumps(row).encode() + b'\n' for row in rows]
+  with pytest.raises(DataError, match=message):
+    load(tmp_path, lines, fields=None)
+  # One that lacks both is one bad record, and no copy of another.
+  rows[9] = {'target': 't'}
+  rows[lacking] = dict(rows[20])
+  del rows[lacking][field]
+  lines = [json.dumps(row).encode() + b'\n' for row in rows]
+  source = load(tmp_path, lines, fields=None, bad_records='skip')
+  assert (len(source), source.metadata['dropped']) == (
+    248, {'missing_field': 2},
+  )  # fmt: skip
+  assert {'r20'} < {record['id'] for record in source}
 
 
 def test_places(tmp_path):

@@ -16,7 +16,7 @@ LAYERS = [
   {'data', 'decode', 'checkpoint'},
   {'settings'},
   {'records', 'weighting', 'evaluate', 'report'},
-  {'train', 'summary', 'preview', 'sweep'},
+  {'train', 'summary', 'preview', 'sweep', 'finished'},
   {'setup'},
   {'job'},
   {'reevaluate'},

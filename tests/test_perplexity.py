@@ -36,7 +36,7 @@ def test_perplexity_golden():
   # exp(8 / 4); a mean of the two means would give exp(3).
   assert found.value == pytest.approx(7.389056, abs=1e-6)
   assert (found.n, found.unit) == (4, 'tokens')
-  assert 'end-of-turn token included' in found.definition
+  assert 'stop tokens included' in found.definition
   assert nats_per_token(records).value == 2.0
 
 
@@ -57,7 +57,7 @@ def test_bits_per_byte_counts_utf8_bytes_of_the_first_reference():
   found = bits_per_byte([record])
   assert found.value == pytest.approx(1.0)
   assert (found.n, found.unit) == (3, 'bytes')
-  assert 'end-of-turn' in found.definition
+  assert 'stop tokens' in found.definition
 
 
 def test_bits_per_byte_of_empty_targets_is_undefined():

@@ -280,11 +280,37 @@ def test_a_target_as_long_as_allowed_is_kept(tokenizer):
   source = FakeSource([record('four', 'one two three')] * 3)
   for size, too_long in ((len(ids) + 1, 0), (len(ids), 3)):
     if too_long:
-      with pytest.raises(DataError, match=f'3 have a target over {size} token'):
+      with pytest.raises(DataError, match=f'3 with a target over {size} token'):
         pipeline.survey(source, TASK, tokenizer, Lengths(90, size))
     else:
       seen = pipeline.survey(source, TASK, tokenizer, Lengths(90, size))
       assert seen.too_long == 0
+
+
+def _complaint(texts, tokenizer, lengths):
+  source = FakeSource([record('one', text) for text in texts])
+  with pytest.raises(DataError) as caught:
+    pipeline.survey(source, TASK, tokenizer, lengths)
+  return str(caught.value)
+
+
+def test_what_dropped_the_records_comes_first(tokenizer, lengths):
+  long = 'two ' * 30
+  empty = 'without a source or a target'
+  too_long = 'with a target over 12 tokens'
+  found = _complaint(['', long, long], tokenizer, lengths)
+  assert found == (
+    f'fake/train: left out are 2 {too_long} and 1 {empty}, 0 of 3 records '
+    'remain; raise data.max_target'
+  )
+  found = _complaint(['', '', long], tokenizer, lengths)
+  assert found == (
+    f'fake/train: left out are 2 {empty} and 1 {too_long}, 0 of 3 records '
+    'remain; at most 1% may lack one; name other fields'
+  )
+  # Too long targets alone are no error as long as anything remains.
+  found = _complaint(['', long, long, 'one'], tokenizer, lengths)
+  assert f'left out are 1 {empty} and 2 {too_long}, 1 of 4' in found
 
 
 @pytest.mark.parametrize(('empty', 'fails'), [(1, False), (2, True)])
@@ -295,14 +321,14 @@ def test_more_than_one_percent_empty_is_an_error(
   data[:empty] = [record('one', '')] * empty
   survey = lambda: pipeline.survey(FakeSource(data), TASK, tokenizer, lengths)
   if fails:
-    with pytest.raises(DataError, match='fake/train: 2 of 100 .* 98 remain'):
+    with pytest.raises(DataError, match='train: .* 2 without .* 98 of 100 '):
       survey()
   else:
     assert survey().empty == 1
 
 
 def test_nothing_usable_is_an_error(tokenizer, lengths):
-  with pytest.raises(DataError, match='0 of 0 records'):
+  with pytest.raises(DataError, match='0 of 0 records remain'):
     pipeline.survey(FakeSource([]), TASK, tokenizer, lengths)
 
 

@@ -12,7 +12,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.cells import cell_len
 from rich.console import Console
-from tokenizers import pre_tokenizers
 
 from configs import common
 from pdl_jax import preview, weighting
@@ -24,7 +23,6 @@ from pdl_jax.losses import LOSSES, LossTables
 from pdl_jax.preview import pieces, plot, scale
 from pdl_jax.settings import LossSettings
 from pdl_jax.weighting import Frequencies
-from tests.tiny_model import smollm2
 
 CONFIG = json.loads(common.get_config().loss.to_json())
 SETTINGS = LossSettings.from_config(CONFIG)
@@ -307,11 +305,6 @@ def test_colour_is_relative_to_a_running_token(table, tokenizer):
 # --- tokens as text ----------------------------------------------------------
 
 
-def test_every_byte_has_the_character_of_the_tokenizers():
-  assert sorted(pieces._BYTES.values()) == list(range(256))
-  assert set(pieces._BYTES) == set(pre_tokenizers.ByteLevel.alphabet())
-
-
 @settings(deadline=None, max_examples=50)
 @given(text=st.text())
 def test_bytes_of_tokens_make_the_target(table, tokenizer, text):
@@ -321,12 +314,24 @@ def test_bytes_of_tokens_make_the_target(table, tokenizer, text):
   assert all(token.text.isprintable() for token in shown.tokens)
 
 
-def test_bytes_of_tokens_of_the_pretrained_model():
-  tokenizer = Tokenizer.from_gguf(smollm2())
-  source = pieces.Pieces(tokenizer)
-  (ids,) = tokenizer.encode([ODD + SCRIPTS])
-  assert b''.join(map(source.raw, ids)).decode() == ODD + SCRIPTS
-  assert source.raw(tokenizer.end_of_turn) == b'<|im_end|>'
+def test_parts_of_a_character_are_shown_as_bytes(table, tokenizer):
+  (ids,) = tokenizer.encode(['a €'])
+  assert len(ids) == 5
+  cut = preview.PreviewExample('cut', '', ids[:-1])
+  counts_V = np.zeros_like(table.counts_V)
+  counts_V[ids] = 1, 2, 3, 4, 5
+  table = dataclasses.replace(table, counts_V=counts_V)
+  tables = tables_of(table, tokenizer, SETTINGS)
+  made = preview.collect(SETTINGS, tables, table, tokenizer, [cut])
+  (shown,) = made.examples
+  assert shown.target == 'a <0xE2><0x82>'
+  texts = ['a', '·', '<0xE2>', '<0x82>']
+  assert [token.text for token in shown.tokens] == texts
+  assert [token.text for token in made.heaviest] == [*texts, '<0xAC>']
+  assert [token.text for token in made.lightest] == ['<0xAC>', *texts[::-1]]
+  page, console = preview.to_html(made), terminal(made)
+  assert '�' not in page + console and '<0xAC>' in console
+  assert page.count('&lt;0xAC&gt;') == 2
 
 
 @pytest.mark.parametrize(
@@ -335,8 +340,8 @@ def test_bytes_of_tokens_of_the_pretrained_model():
     (b' the', '·the'),
     (b'\n\n', '↵↵'),
     (b'\t\r', '⇥␍'),
-    (b'\xe6\x97', '\\xe6\\x97'),
-    (b' \xe6', '·\\xe6'),
+    (b'\xe6\x97', '<0xE6><0x97>'),
+    (b' \xe6', '·<0xE6>'),
     ('日本'.encode(), '日本'),
     ('\u202e\u200d\xa0'.encode(), '\\u202e\\u200d\\xa0'),
     (b'\x1b[31m\x00', '\\x1b[31m\\x00'),
@@ -520,7 +525,7 @@ of           267    1,782      7     1.11
 ex           266    1,768      8     1.11
 ·small       265    1,755      9     1.11
 
-signs: · space, ↵ new line, ⇥ tab, \\xe6 a byte that is no
+signs: · space, ↵ new line, ⇥ tab, <0xE6> a byte that is no
 character by itself
 below each token: its weight
 
@@ -585,7 +590,7 @@ def with_texts(made, texts):
 @pytest.mark.parametrize('width', [26, 40, 1000])
 def test_numbers_stand_below_their_tokens(table, tokenizer, width):
   """At any width, below wide characters too."""
-  texts = ['日本語', '·a', 'longer', '文', '\\xe6', 'x'] * 4
+  texts = ['日本語', '·a', 'longer', '文', '<0xE6>', 'x'] * 4
   made = with_texts(make(table, tokenizer), texts)
   lines = terminal(made, width=width).splitlines()
   lines = lines[lines.index('target: the small text') + 1 :]

@@ -3,13 +3,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer as Backend
-from tokenizers import models
+from tokenizers import models, pre_tokenizers
 
+from pdl_jax.data import tokenizer as tokenizer_module
 from pdl_jax.data.tokenizer import (
   END_OF_TEXT,
   END_OF_TURN,
   START_OF_TURN,
   Tokenizer,
+  spelled,
 )
 from pdl_jax.errors import DataError
 from pdl_jax.model.pretrained.gguf import GGUFModel
@@ -151,6 +153,51 @@ def test_specials_are_left_out_of_text_unless_asked_for(tokenizer):
     f'fin{END_OF_TURN}'
   )
   assert tokenizer.token(2) == END_OF_TURN
+
+
+def test_every_byte_has_the_character_of_the_tokenizers():
+  table = tokenizer_module._BYTES
+  assert sorted(table.values()) == list(range(256))
+  assert set(table) == set(pre_tokenizers.ByteLevel.alphabet())
+
+
+@pytest.mark.parametrize('text', SCRIPTS)
+def test_bytes_of_tokens_are_those_of_the_text(tokenizer, text):
+  (ids,) = tokenizer.encode([text])
+  assert b''.join(map(tokenizer.raw, ids)) == text.encode()
+  for number in ids:
+    # The backend writes one sign for whatever is no character.
+    lossy = tokenizer.decode([number])
+    assert tokenizer.raw(number).decode(errors='replace') == lossy
+    if '\ufffd' not in lossy:
+      assert tokenizer.token(number) == lossy
+
+
+@pytest.mark.parametrize(
+  ('raw', 'text'),
+  [
+    (b'', ''),
+    (b' the\n', ' the\n'),
+    ('naïve 日本'.encode(), 'naïve 日本'),
+    (b'\xe2\x80', '<0xE2><0x80>'),
+    (b'\x99 a\xc3', '<0x99> a<0xC3>'),
+    ('\ud83d'.encode(errors='surrogatepass'), '<0xED><0xA0><0xBD>'),
+    (b'<0xE2>', '<0xE2>'),
+  ],
+)
+def test_bytes_that_are_no_character_can_be_read(raw, text):
+  assert spelled(raw) == text
+
+
+def test_a_type_that_is_part_of_a_character_shows_its_bytes(pretrained):
+  (ids,) = pretrained.encode(['\U0001f9ff'])
+  texts = [pretrained.token(number) for number in ids]
+  assert len(texts) > 1 and '\ufffd' not in ''.join(texts)
+  assert ''.join(texts) == '<0xF0><0x9F><0xA7><0xBF>'
+  assert pretrained.token(pretrained.end_of_turn) == END_OF_TURN
+  assert pretrained.raw(pretrained.end_of_turn) == END_OF_TURN.encode()
+  with pytest.raises(DataError, match='no token 49152, only 49152'):
+    pretrained.raw(49_152)
 
 
 def test_fingerprint_names_the_definition(tmp_path, trained, pretrained):

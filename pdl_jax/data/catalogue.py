@@ -47,7 +47,7 @@ def open_tfds(
     _tfds_command(name, data_dir)
   )
   _check_prepared(name, builder, remedy)
-  _check_splits(name, builder, split, splits)
+  check_splits(f'tfds:{name}', builder, split, splits)
   instruction = splits.get(split, split)
   texts, integers = stored_fields(builder)
   chosen = schema.resolve(fields, texts + integers)
@@ -130,7 +130,7 @@ def _check_prepared(
     )
 
 
-def _check_splits(
+def check_splits(
   name: str,
   builder: 'tfds.core.DatasetBuilder',
   split: str,
@@ -147,12 +147,12 @@ def _check_splits(
       parts = builder.info.splits[instruction].file_instructions
     except ValueError as error:
       raise ConfigError(
-        f'tfds:{name} has no split {instruction!r} for {each}'
+        f'{name} has no split {instruction!r} for {each}'
         f' ({str(error).splitlines()[0]}); it has: {known}; name one in the'
         " splits of the data set, such as 'train[95%:]'"
       ) from error
     if not parts:
-      raise ConfigError(f'tfds:{name}: split {instruction!r} is empty')
+      raise ConfigError(f'{name}: split {instruction!r} is empty')
     spans += [
       (part.filename, part.skip, part.skip + part.take, each, instruction)
       for part in parts
@@ -160,7 +160,7 @@ def _check_splits(
   for before, after in itertools.pairwise(sorted(spans)):
     if before[0] == after[0] and after[1] < before[2]:
       raise ConfigError(
-        f'tfds:{name}: {before[3]} ({before[4]!r}) and {after[3]}'
+        f'{name}: {before[3]} ({before[4]!r}) and {after[3]}'
         f' ({after[4]!r}) share examples; name splits that do not overlap,'
         " such as 'train[:95%]' and 'train[95%:]'"
       )

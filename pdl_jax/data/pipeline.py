@@ -105,12 +105,19 @@ def survey(
     if limit and len(usable) == limit:
       break
   if empty > MAX_EMPTY_SHARE * total or not usable:
-    parts = 'target' if task.documents else 'source or no target'
+    parts = 'target' if task.documents else 'source or a target'
+    reasons = [
+      f'{empty} without a {parts}',
+      f'{too_long} with a target over {lengths.target} tokens',
+    ]
+    remedy = f'at most {MAX_EMPTY_SHARE:.0%} may lack one; name other fields'
+    # While some remain, it is the empty ones that there are too many of.
+    if not usable and too_long > empty:
+      reasons.reverse()
+      remedy = 'raise data.max_target'
     raise DataError(
-      f'{source.name}/{source.split}: {empty} of {total} records have no '
-      f'{parts}, {too_long} have a target over {lengths.target} tokens, '
-      f'{len(usable)} remain; more than {MAX_EMPTY_SHARE:.0%} empty or nothing '
-      'left is an error'
+      f'{source.name}/{source.split}: left out are {" and ".join(reasons)}, '
+      f'{len(usable)} of {total} records remain; {remedy}'
     )
   return Survey(
     np.asarray(usable), np.asarray(sizes), empty, too_long, counts_V, total

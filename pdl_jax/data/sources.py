@@ -185,12 +185,15 @@ def load(
       opened = catalogue.open_hf(name, called, path, fields)
   else:
     schema.check_known('data set', name, [*BUILDERS, *KINDS.values()])
-    if splits or schema.named(fields):
+    called = splits.get(split, split)
+    other = called.partition('[')[0] != split
+    if other or schema.named(fields):
       raise ConfigError(
         f'{name} has its own fields and splits; they can be named for'
-        f' {", ".join(KINDS.values())} only'
+        f' {", ".join(KINDS.values())} only (a part of a split, such as'
+        f' {split}[:10%], for all)'
       )
-    opened = _open_packaged(name, split, data_dir)
+    opened = _open_packaged(name, split, called, data_dir)
   return Source(opened, name=name, split=split)
 
 
@@ -229,7 +232,7 @@ def _hash(text: str) -> int:
 
 
 def _open_packaged(
-  name: str, split: str, data_dir: str | None
+  name: str, split: str, part: str, data_dir: str | None
 ) -> schema.Opened:
   # Takes half a second, which those who only import this module save.
   import tensorflow_datasets as tfds
@@ -244,13 +247,14 @@ def _open_packaged(
       f' {metadata.get("package_version")}, not {builder.PACKAGE_VERSION};'
       ' delete that folder and it is prepared again'
     )
+  catalogue.check_splits(name, builder, split, {split: part})
   renamed = BUILDERS[name][2]
   fields = {field: renamed.get(field, field) for field in schema.FIELDS}
   texts, _ = catalogue.stored_fields(builder)
   fields |= {field: field for field in schema.EXTRAS if field in texts}
   records = tfds.data_source(
     f'{builder.name}:{builder.version}',
-    split=split,
+    split=part,
     data_dir=builder.data_dir_root,
     download=False,
   )
@@ -260,8 +264,8 @@ def _open_packaged(
     identity=[
       builder.name,
       str(builder.version),
-      split,
-      builder.info.splits[split].num_examples,
+      part,
+      len(records),
       f'{builder.PACKAGE}=={builder.PACKAGE_VERSION}',
     ],
     metadata=metadata,

@@ -24,6 +24,15 @@ END_OF_TEXT = '<|endoftext|>'
 START_OF_TURN = '<|im_start|>'
 END_OF_TURN = '<|im_end|>'
 _CONTROL = 3  # GGUF's token type of specials
+# Byte-level BPE spells every byte as a printable character: those that are one
+# already as themselves, the others from 256 on.
+_PRINTABLE = (*range(33, 127), *range(161, 173), *range(174, 256))
+_OTHERS = [byte for byte in range(256) if byte not in _PRINTABLE]
+_BYTES = {chr(byte): byte for byte in _PRINTABLE} | {
+  chr(256 + number): byte for number, byte in enumerate(_OTHERS)
+}
+# Where Python's `surrogateescape` puts the bytes that are no UTF-8.
+_NO_TEXT = 0xDC00
 
 
 class Tokenizer:
@@ -133,9 +142,31 @@ class Tokenizer:
       list(ids), skip_special_tokens=not keep_special
     )
 
+  def raw(self, number: int) -> bytes:
+    """The bytes behind an id; of a control token, its name."""
+    added = self._backend.get_added_tokens_decoder().get(number)
+    if added is not None:
+      return added.content.encode()
+    piece = self._backend.id_to_token(number)
+    if piece is None:
+      raise DataError(
+        f'tokenizer {self.name} has no token {number}, only {self.vocab_size}'
+      )
+    return bytes(_BYTES[sign] for sign in piece)
+
   def token(self, number: int) -> str:
-    """One id as readable text, for tables."""
-    return self._backend.decode([number], skip_special_tokens=False)
+    """One id as readable text, for tables; see `spelled`."""
+    return spelled(self.raw(number))
+
+
+def spelled(raw: bytes) -> str:
+  """Text of bytes; each that is no part of a character reads like <0xE2>."""
+  return ''.join(
+    f'<0x{ord(sign) - _NO_TEXT:X}>'
+    if '\udc80' <= sign <= '\udcff'
+    else sign
+    for sign in raw.decode(errors='surrogateescape')
+  )
 
 
 def _required(backend: Backend, token: str, name: str) -> int:

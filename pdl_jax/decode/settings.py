@@ -5,7 +5,6 @@ import math
 from typing import Any
 
 from pdl_jax.errors import ConfigError
-from pdl_jax.losses.checks import check_number, check_range
 
 # What each method reads on top of what all of them do.
 _READS = {
@@ -24,6 +23,15 @@ _LEAST = {
   'top_k': 0, 'beams': 1, 'no_repeat_ngram': 0, 'min_new_tokens': 0,
   'max_new_tokens': 0, 'samples': 1, 'seed': 0, 'prompt_buckets': 1,
 }  # fmt: skip
+# Whatever is compared with nan is false, so that no range holds it.
+_RANGES = {
+  'temperature': ('(0, inf)', lambda x: 0 < x < math.inf),
+  'top_p': ('(0, 1]', lambda x: 0 < x <= 1),
+  'min_p': ('[0, 1]', lambda x: 0 <= x <= 1),
+  'typical_p': ('(0, 1]', lambda x: 0 < x <= 1),
+  'length_penalty': ('[0, inf)', lambda x: 0 <= x < math.inf),
+  'tilt': ('(-inf, inf)', lambda x: -math.inf < x < math.inf),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,17 +99,12 @@ class DecodeSettings:
         raise ConfigError(
           f'decode.{name} must be a whole number >= {least}, got {value!r}'
         )
-    for name in ('top_p', 'typical_p'):
+    for name, (interval, holds) in _RANGES.items():
       value = getattr(self, name)
-      check_range(f'decode.{name}', value, 0, 1, closed_low=False)
-    check_range('decode.min_p', self.min_p, 0, 1)
-    check_number('decode.length_penalty', self.length_penalty)
-    check_range(
-      'decode.temperature', self.temperature, 0, math.inf, closed_low=False,
-      closed_high=False,
-    )  # fmt: skip
-    if not math.isfinite(self.tilt):
-      raise ConfigError(f'decode.tilt must be finite, got {self.tilt}')
+      if not isinstance(value, int | float) or not holds(value):
+        raise ConfigError(
+          f'decode.{name} must be a number in {interval}, got {value!r}'
+        )
 
   def _check_unread(self) -> None:
     read = (*_ALWAYS, *_READS[self.method])

@@ -1,5 +1,6 @@
 """Checks on what every metric reads: prediction records and token counts."""
 
+import operator
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -93,23 +94,32 @@ def _check_values(record: Record) -> None:
 _SAMPLE_ID = re.compile(r'(?P<item>.*)#(?P<number>\d+)', re.DOTALL)
 
 
-def first_samples(records: Sequence[Record]) -> list[Record]:
-  """One record an item, in their order.
+def samples_by_example(records: Sequence[Record]) -> list[list[Record]]:
+  """The records of each example, in the order in which examples first come.
 
-  Of an item that was sampled several times (ids 'x#0', 'x#1' with the same
-  prompt and references) the lowest number: repeated references would say
-  nothing of how varied people write.
+  Those of an example that was sampled several times (ids 'x#0', 'x#1' with the
+  same prompt and references) by their number.
   """
-  chosen: dict[tuple[str, ...], tuple[int, Record]] = {}
+  samples: dict[tuple[str, ...], list[tuple[int, Record]]] = {}
   for record in records:
     found = _SAMPLE_ID.fullmatch(record['id'])
     name, number = record['id'], 0
     if found:
       name, number = found['item'], int(found['number'])
     item = (name, record['prompt'], *record['references'])
-    if item not in chosen or number < chosen[item][0]:
-      chosen[item] = (number, record)
-  return [record for _, record in chosen.values()]
+    samples.setdefault(item, []).append((number, record))
+  return [
+    [record for _, record in sorted(group, key=operator.itemgetter(0))]
+    for group in samples.values()
+  ]
+
+
+def first_samples(records: Sequence[Record]) -> list[Record]:
+  """One record an example, in their order: the sample of the lowest number.
+
+  Repeated references would say nothing of how varied people write.
+  """
+  return [samples[0] for samples in samples_by_example(records)]
 
 
 def check_counts(counts_V: np.ndarray) -> np.ndarray:

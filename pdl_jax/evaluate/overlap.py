@@ -103,6 +103,21 @@ def rouge_where_readable(records: Sequence[Record]) -> dict[str, Metric]:
   }
 
 
+def rouge_by_record(
+  records: Sequence[Record],
+) -> list[dict[str, float] | None]:
+  """F-measures of each record; None where its references have no word."""
+  left_out = {id(record) for record in _unseen(records)}
+  kept = [record for record in records if id(record) not in left_out]
+  scores = iter(zip(*rouge_per_item(kept).values(), strict=True))
+  return [
+    None
+    if id(record) in left_out
+    else dict(zip(ROUGE_TYPES, next(scores), strict=True))
+    for record in records
+  ]
+
+
 def _rouge_metric(kind: str, scores: Sequence[float], note: str = '') -> Metric:
   return Metric(
     value=mean(scores),

@@ -51,7 +51,7 @@ def nats_per_token(records: Sequence[Record]) -> Metric:
     n=len(nats),
     unit='tokens',
     definition='sum of -ln p over target tokens / number of target tokens, '
-    'unweighted, end-of-turn token included',
+    'unweighted, stop tokens included',
   )
 
 
@@ -70,7 +70,7 @@ def perplexity(records: Sequence[Record]) -> Metric:
     n=mean.n,
     unit='tokens',
     definition='exp(sum of -ln p over target tokens / number of target '
-    'tokens), unweighted, end-of-turn token included; it depends on the '
+    'tokens), unweighted, stop tokens included; it depends on the '
     'tokenizer',
   )
 
@@ -90,8 +90,8 @@ def bits_per_byte(records: Sequence[Record]) -> Metric:
     n=n_bytes,
     unit='bytes',
     definition='sum of -ln p over target tokens / ln 2 / UTF-8 bytes of the '
-    'target text (references[0]); the nats of the end-of-turn token are '
-    'included, it has no bytes',
+    'target text (references[0]); the nats of stop tokens are included, which '
+    'have no bytes',
   )
 
 
@@ -100,9 +100,9 @@ def perplexity_by_frequency(
 ) -> dict[str, Any]:
   """Perplexity of the target tokens, by how often training saw their type.
 
-  The buckets add up to the total, end-of-turn tokens included: these fall into
-  the bucket of their own count, so a table that never counted them puts one a
-  record into bucket '0'.
+  The buckets add up to the total, stop tokens included: these fall into the
+  bucket of their own count, so a table that never counted them puts that of
+  each target that ends into bucket '0'.
 
   Args:
     records: prediction records.
@@ -123,7 +123,7 @@ def perplexity_by_frequency(
     'n': sum(map(len, nats)),
     'unit': 'tokens',
     'definition': 'perplexity of the target tokens whose type occurs so many '
-    'times in the training targets; unweighted, end-of-turn token included',
+    'times in the training targets; unweighted, stop tokens included',
     'buckets': dict(zip(BUCKETS, map(_bucket, nats), strict=True)),
   }
 
@@ -161,7 +161,7 @@ def perplexity_by_mass(
   """Perplexity of the target tokens, by tenths of the training tokens.
 
   Tenths as in `mass_deciles`, types never seen apart; they add up to the
-  total, end-of-turn tokens included as in `perplexity_by_frequency`.
+  total, stop tokens included as in `perplexity_by_frequency`.
 
   Args:
     records: prediction records.
@@ -186,7 +186,7 @@ def perplexity_by_mass(
     'definition': 'perplexity of the target tokens by tenths of the running '
     'training tokens, types by ascending count, from 1 (rarest) to 10; types '
     'of one count stay together, in the tenth of the middle of their tokens; '
-    'unweighted, end-of-turn token included',
+    'unweighted, stop tokens included',
     'buckets': {
       name: _bucket(nats[index])
       | _training_side(counts_V[decile_V == index], int(counts_V.sum()))

@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from typing import NamedTuple
 
 import numpy as np
 
@@ -89,35 +90,63 @@ def rare_metrics(
   counts_V = check_counts(counts_V)
   neutral_V = neutral_mask(neutral_ids, len(counts_V))
   rare_V = rare_types(counts_V, percent, neutral_ids)
-  total, rare, matches = Counter[str](), Counter[str](), 0
-  for record in records:
-    rare_ids = {}
-    for field in ('token_ids', 'reference_ids'):
-      ids_L = ids_array(record, field, len(counts_V))
-      rare_ids[field] = ids_L[rare_V[ids_L]].tolist()
-      total[field] += int((~neutral_V[ids_L]).sum())
-      rare[field] += len(rare_ids[field])
-    matches += clipped_matches(rare_ids['token_ids'], rare_ids['reference_ids'])
-  total['training'] = int(counts_V[~neutral_V].sum())
-  rare['training'] = int(counts_V[rare_V].sum())
+  by_record = rare_by_record(records, counts_V, percent, neutral_ids)
+  matches, rare_generated, generated, rare_targets, targets = (
+    sum(getattr(counts, name) for counts in by_record)
+    for name in RareCounts._fields
+  )
 
-  def mass(key: str, which: str) -> Metric:
+  def mass(rare: int, total: int, which: str) -> Metric:
     return Metric(
-      value=ratio(rare[key], total[key]),
-      n=total[key],
+      value=ratio(rare, total),
+      n=total,
       unit='tokens',
       definition=f'share in [0, 1] of the {which} tokens that are of the types '
       f'{_which_types(percent)}',
     )
 
   return {
-    **_match_metrics(
-      matches, rare['token_ids'], rare['reference_ids'], percent
+    **_match_metrics(matches, rare_generated, rare_targets, percent),
+    'rare_mass': mass(rare_generated, generated, 'generated'),
+    'reference_rare_mass': mass(rare_targets, targets, 'target'),
+    'rare_training_share': mass(
+      int(counts_V[rare_V].sum()), int(counts_V[~neutral_V].sum()), 'training'
     ),
-    'rare_mass': mass('token_ids', 'generated'),
-    'reference_rare_mass': mass('reference_ids', 'target'),
-    'rare_training_share': mass('training', 'training'),
   }
+
+
+class RareCounts(NamedTuple):
+  """Tokens of one record; `targets` are those of its first reference."""
+
+  matches: int
+  rare_generated: int
+  generated: int
+  rare_targets: int
+  targets: int
+
+
+def rare_by_record(
+  records: Sequence[Record],
+  counts_V: np.ndarray,
+  percent: float,
+  neutral_ids: Sequence[int] = (),
+) -> list[RareCounts]:
+  """What `rare_metrics` sums, one a record; arguments and errors as there."""
+  counts_V = check_counts(counts_V)
+  neutral_V = neutral_mask(neutral_ids, len(counts_V))
+  rare_V = rare_types(counts_V, percent, neutral_ids)
+  found = []
+  for record in records:
+    rare_ids, totals = [], []
+    for field in ('token_ids', 'reference_ids'):
+      ids_L = ids_array(record, field, len(counts_V))
+      rare_ids.append(ids_L[rare_V[ids_L]].tolist())
+      totals.append(int((~neutral_V[ids_L]).sum()))
+    found.append(RareCounts(
+      clipped_matches(*rare_ids),
+      len(rare_ids[0]), totals[0], len(rare_ids[1]), totals[1],
+    ))  # fmt: skip
+  return found
 
 
 def _which_types(percent: float) -> str:

@@ -129,7 +129,6 @@ def self_bleu_4(texts: Sequence[str]) -> Metric:
   """
   worded = [text for text in texts if text.split()]
   scores = self_bleu_per_text(worded) if len(worded) > 1 else []
-  version = importlib.metadata.version('sacrebleu')
   return Metric(
     value=mean(scores),
     n=len(scores),
@@ -139,6 +138,14 @@ def self_bleu_4(texts: Sequence[str]) -> Metric:
     f'{SELF_BLEU_TEXTS} records with the smallest CRC-32 of source and first '
     'reference, without those that have no word; it grows with the number '
     'given as n',
-    signature=f'sacrebleu=={version} BLEU-4 case:mixed eff:yes tok:none '
-    f'smooth:floor[{_SMOOTHING:.2f}]',
+    signature=self_bleu_signature(),
+  )
+
+
+def self_bleu_signature() -> str:
+  """The package that computes self-BLEU, and its settings."""
+  version = importlib.metadata.version('sacrebleu')
+  return (
+    f'sacrebleu=={version} BLEU-4 case:mixed eff:yes tok:none '
+    f'smooth:floor[{_SMOOTHING:.2f}]'
   )

@@ -18,6 +18,7 @@ from pdl_jax.evaluate import (
   perplexity,
   rare,
   repetition,
+  samples,
   style,
 )
 from pdl_jax.evaluate.inputs import (
@@ -27,9 +28,18 @@ from pdl_jax.evaluate.inputs import (
   validate_records,
 )
 from pdl_jax.evaluate.metric import Metric
-from pdl_jax.evaluate.table import format_frequency_table, format_table
+from pdl_jax.evaluate.table import (
+  format_frequency_table,
+  format_table,
+  format_tables,
+)
 
-__all__ = ['evaluate', 'format_frequency_table', 'format_table']
+__all__ = [
+  'evaluate',
+  'format_frequency_table',
+  'format_table',
+  'format_tables',
+]
 
 RARE_PERCENTS = (1, 5, 10)
 NGRAM_ORDERS = (1, 2, 3, 4)
@@ -51,6 +61,7 @@ def evaluate(
   `reference_...`, on the first references. Of examples that were sampled
   several times it takes the first sample alone, so that both are as many, and
   so do the likelihoods, which all samples share; the rest takes all outputs.
+  How the samples of one example differ stands under `prompt_...`.
 
   Args:
     records: one object an evaluated example, as in predictions.jsonl.
@@ -89,6 +100,7 @@ def evaluate(
   variety = _both_sides(examples, dialogue)
   if len(examples) < len(records):
     variety = {key: _of_first(metric) for key, metric in variety.items()}
+    variety |= _between_samples(records)
   metrics |= variety
   for percent in RARE_PERCENTS:
     found = rare.rare_metrics(records, counts_V, percent, neutral_ids)
@@ -123,6 +135,16 @@ def _both_sides(
   return _variety(records, _output, dialogue) | {
     f'reference_{key}': metric for key, metric in references.items()
   }
+
+
+def _between_samples(records: Sequence[Record]) -> dict[str, Metric]:
+  """Variety of what was generated for the same prompt."""
+  sets = samples.sample_sets(records)
+  distinct = {
+    f'prompt_distinct_{n}': samples.prompt_distinct_n(sets, n)
+    for n in NGRAM_ORDERS
+  }
+  return {**distinct, 'prompt_self_bleu_4': samples.prompt_self_bleu_4(sets)}
 
 
 def _output(record: Record) -> str:

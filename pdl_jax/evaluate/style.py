@@ -172,7 +172,7 @@ def style_metrics(
       learned.
   """
   _check_styles(records, classifier)
-  items = _items(records, classifier)
+  items = style_by_record(records, classifier)
   found = _metrics(items, classifier, '')
   for style in sorted({record['style'] for record in records}):
     own = [item for item in items if item.style == style]
@@ -194,7 +194,7 @@ def _check_styles(
 
 
 @dataclasses.dataclass(frozen=True)
-class _Item:
+class Item:
   """Of one record, whether each text has the style, and chrF of pairs."""
 
   style: str
@@ -206,9 +206,10 @@ class _Item:
   copy_chrf: float
 
 
-def _items(
+def style_by_record(
   records: Sequence[Record], classifier: StyleClassifier
-) -> list[_Item]:
+) -> list[Item]:
+  """What `style_metrics` takes its means over, one a record."""
   sides = (
     [record['text'] for record in records],
     [record['references'][0] for record in records],
@@ -216,7 +217,7 @@ def _items(
   )
   guesses = zip(*map(classifier.predict, sides), strict=True)
   return [
-    _Item(
+    Item(
       record['style'],
       *(guess == record['style'] for guess in guessed),
       chrf=_chrf(record['text'], record['references']),
@@ -232,7 +233,7 @@ def _chrf(text: str, references: Sequence[str]) -> float:
 
 
 def _metrics(
-  items: Sequence[_Item], classifier: StyleClassifier, where: str
+  items: Sequence[Item], classifier: StyleClassifier, where: str
 ) -> dict[str, Metric]:
   def metric(values: Sequence[float], definition: str) -> Metric:
     return Metric(

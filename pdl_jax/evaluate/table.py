@@ -8,6 +8,7 @@ from pdl_jax.evaluate import perplexity
 
 MISSING = 'missing'
 NOT_APPLICABLE = '-'
+WIDTH = 120  # characters of a line that is still read at a glance
 
 Result = Mapping[str, Any]
 _T = TypeVar('_T')
@@ -78,6 +79,14 @@ _ROWS = (
   _human('Distinct-1 (of words)', 'distinct_1', with_n=True, optional=False),
   _human('Distinct-2 (of bigrams)', 'distinct_2', with_n=True, optional=False),
   _human('Self-BLEU-4', 'self_bleu_4'),
+  *(
+    _Row(f'Per prompt: {label}', f'prompt_{key}', '-', '.3f', optional=True)
+    for label, key in (
+      ('distinct-1', 'distinct_1'),
+      ('distinct-2', 'distinct_2'),
+      ('self-BLEU-4', 'self_bleu_4'),
+    )
+  ),
   _human('Repeated 4-grams (%)', 'seq_rep_4', '.1f', 100),
   _human('Novel bigrams (%)', 'novel_share_2', '.1f', 100),
   _human('Distinct responses (%)', 'distinct_responses', '.1f', 100),
@@ -100,9 +109,11 @@ def format_table(columns: Mapping[str, Result]) -> str:
   """One row a metric, one column a system, and the references' own numbers.
 
   Rare means the rarest 10 % of running training tokens. Distinct-n stands with
-  the number of n-grams it was taken at. A value that is absent or undefined
-  prints as 'missing'; '-' where a row has no reference value. Rows that not
-  every task has stand only where some system or the references have a value.
+  the number of n-grams it was taken at; what is per prompt compares the
+  samples of one prompt, and is a mean over prompts. A value that is absent or
+  undefined prints as 'missing'; '-' where a row has no reference value. Rows
+  that not every task has stand only where some system or the references have a
+  value.
 
   Args:
     columns: system name -> result of `evaluate`, in the order to print.
@@ -125,6 +136,30 @@ def format_table(columns: Mapping[str, Result]) -> str:
       continue
     rows.append([row.label, row.best, *cells, reference])
   return _markdown(rows, text_columns=2)
+
+
+def format_tables(columns: Mapping[str, Result], width: int = WIDTH) -> str:
+  """`format_table` in parts, one below the other.
+
+  Args:
+    columns: as of `format_table`.
+    width: no part with more than one system is wider, in characters.
+
+  Returns:
+    Tables with an empty line between them.
+
+  Raises:
+    ConfigError: no columns.
+    DataError: systems whose references differ, be it in another part.
+  """
+  # All in one first: it refuses systems that differ, wherever they end up.
+  names, table = list(columns), format_table(columns)
+  size = len(names)
+  while size > 1 and table.index('\n') > width:
+    size -= 1
+    table = format_table({name: columns[name] for name in names[:size]})
+  rest = {name: columns[name] for name in names[size:]}
+  return f'{table}\n{format_tables(rest, width)}' if rest else table
 
 
 def format_frequency_table(columns: Mapping[str, Result]) -> str:

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from pdl_jax import frequency
-from pdl_jax.data.tokenizer import Tokenizer
+from pdl_jax.data.tokenizer import Tokenizer, spelled
 from pdl_jax.errors import ConfigError, DataError
 from pdl_jax.evaluate.perplexity import BUCKETS
 from pdl_jax.frequency import FrequencyTable, effective_sample_size
@@ -22,7 +22,7 @@ from pdl_jax.preview.content import (
   ShownExample,
   Token,
 )
-from pdl_jax.preview.pieces import Pieces, visible
+from pdl_jax.preview.pieces import visible
 from pdl_jax.settings import LossSettings
 
 # Heaviest and lightest types that are named.
@@ -146,7 +146,7 @@ class _Lookup:
     mean: float,
     kind: Kind,
   ):
-    self._tokenizer, self._pieces = tokenizer, Pieces(tokenizer)
+    self._tokenizer = tokenizer
     self._counts_V, self._values_V = counts_V, values_V
     order = np.argsort(-counts_V, kind='stable')
     self.by_rank = order[: int((counts_V > 0).sum())]
@@ -156,7 +156,7 @@ class _Lookup:
     self._shown = kind != 'none'
 
   def token(self, number: int) -> Token:
-    raw = self._pieces.raw(int(number))
+    raw = self._tokenizer.raw(int(number))
     return Token(
       id=int(number),
       raw=raw,
@@ -172,11 +172,13 @@ class _Lookup:
     ids = example.target_ids
     # Refuses ids outside the vocabulary.
     frequency.count([ids], self._counts_V.size)
+    tokens = tuple(self.token(number) for number in ids)
     return ShownExample(
       id=example.id,
       prompt=example.prompt,
-      target=self._tokenizer.decode(ids),
-      tokens=tuple(self.token(number) for number in ids),
+      # A window of a document may end inside a character.
+      target=spelled(b''.join(t.raw for t in tokens if not t.special)),
+      tokens=tokens,
       mean=float(self._values_V[ids].mean()) if self._shown and ids else None,
     )
 

@@ -3,7 +3,7 @@
 from pdl_jax.preview.content import Bucket, Preview, ShownExample, Token
 
 TOKEN_SIGNS = (
-  '· space, ↵ new line, ⇥ tab, \\xe6 a byte that is no character by itself'
+  '· space, ↵ new line, ⇥ tab, <0xE6> a byte that is no character by itself'
 )
 _MISSING = '-'
 

@@ -1,13 +1,15 @@
 """Sweeps: named axes to cells, and cells to finished runs that survive.
 
-Reading order: axes, queue (and process below it), local, overview.
+Reading order: axes, queue (and process below it), child, local, ray_engine,
+overview.
 """
 
 from pdl_jax.sweep.axes import Cell, cells
-from pdl_jax.sweep.local import Outcome, run
+from pdl_jax.sweep.local import Command, Outcome, run
 from pdl_jax.sweep.overview import Row, format_dry_run, format_status, status
+from pdl_jax.sweep.ray_engine import parse_resources, run_on_ray
 
 __all__ = [
-  'Cell', 'Outcome', 'Row', 'cells', 'format_dry_run', 'format_status', 'run',
-  'status',
+  'Cell', 'Command', 'Outcome', 'Row', 'cells', 'format_dry_run',
+  'format_status', 'parse_resources', 'run', 'run_on_ray', 'status',
 ]  # fmt: skip

@@ -79,10 +79,10 @@ def cells(
   found: dict[str, Cell] = {}
   for point in itertools.product(*axes):
     overrides = _merge(names, point, given)
-    cell = _cell(base_config, overrides, given)
-    same = found.setdefault(cell.digest, cell)
-    if same is not cell:
-      found[cell.digest] = _join(same, cell)
+    made = cell(base_config, overrides, given)
+    same = found.setdefault(made.digest, made)
+    if same is not made:
+      found[made.digest] = _join(same, made)
   return list(found.values())
 
 
@@ -122,9 +122,19 @@ def _merge(
   return merged
 
 
-def _cell(
-  base_config: ConfigDict, overrides: Overrides, given: Iterable[str]
+def cell(
+  base_config: ConfigDict, overrides: Overrides, given: Iterable[str] = ()
 ) -> Cell:
+  """One run.
+
+  Args:
+    base_config: what the overrides are applied to.
+    overrides: dotted key -> value.
+    given: further keys that its folder is named by.
+
+  Raises:
+    ConfigError: an override that the configuration does not take.
+  """
   label = ' '.join(f'{k.rsplit(".", 1)[-1]}={v}' for k, v in overrides.items())
   config = base_config.copy_and_resolve_references()
   known = flatten(json.loads(config.to_json()))

@@ -1,32 +1,28 @@
 """Runs cells as child processes of one machine, until each is done or failed.
 
-A cell is exactly what a user would run: the command line of `launch.py`, in a
-process group of its own, with its output in log.txt of its run folder.
+supervise is what every engine shares: which cell is next, retries, signals.
 """
 
 import contextlib
 import dataclasses
-import os
+import functools
 import signal
-import subprocess
-import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import FrameType
+from typing import Protocol
 
 from pdl_jax.errors import ConfigError, PreemptedError
-from pdl_jax.sweep import process, queue
+from pdl_jax.sweep import child, queue
 from pdl_jax.sweep.axes import Cell
-from pdl_jax.sweep.queue import PREEMPTED, Attempt, End
-
-Command = Callable[[Cell, Path], list[str]]
+from pdl_jax.sweep.child import Command
+from pdl_jax.sweep.queue import Attempt
 
 # Seconds between looks at the own runs, and at what other sweepers do.
 _POLL = 0.1
 _LOOK = 1.0
-_TAIL = 8192  # bytes of a log in which the error is looked for
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,22 +40,22 @@ class Outcome:
   left: int
 
 
-@dataclasses.dataclass
-class _Worker:
-  """One run of a cell.
-
-  Attributes:
-    logged: size of the log before it began.
-    told: signals that were passed to it.
-  """
+class Worker(Protocol):
+  """A run of a cell that has been started, wherever it is."""
 
   cell: Cell
-  attempt: Attempt
-  run: Path
-  child: subprocess.Popen
-  began: float
-  logged: int
-  told: int = 0
+
+  def poll(self) -> int | None:
+    """Notes down how it ended and gives the exit code; None until then."""
+
+  def stop(self, signals: int) -> None:
+    """Passes on the next signal, if it has had fewer than so many."""
+
+  def beat(self) -> None:
+    """Shows that it lives."""
+
+
+Start = Callable[[Cell, Sequence[Attempt]], Worker | None]
 
 
 class _Signals:
@@ -92,11 +88,31 @@ def run(
   fail_fast: bool,
   command: Command,
 ) -> Outcome:
-  """Runs what is not done yet; other sweepers may be at the same folder.
+  """Runs what is not done yet, as child processes.
+
+  To be called in the main thread, whose death is what ends the runs. The rest
+  is as in supervise.
+
+  Args:
+    command: (cell, run folder) -> the command line that runs it.
+  """
+  start = functools.partial(child.start, root, command)
+  return supervise(cells, root, workers, retries, fail_fast, start)
+
+
+def supervise(
+  cells: Sequence[Cell],
+  root: Path,
+  workers: int,
+  retries: int,
+  fail_fast: bool,
+  start: Start,
+) -> Outcome:
+  """Sees to it that every cell is done; others may be at the same folder.
 
   Returns once every cell has results or was given up, those of other sweepers
-  too: theirs are taken over if they die. To be called in the main thread,
-  whose death is what ends the runs.
+  too: theirs are taken over if they die. For the main thread alone, which
+  gets the signals.
 
   Args:
     cells: in the order in which they are begun.
@@ -106,7 +122,8 @@ def run(
       lasts. Runs that stopped after saving (exit code 75) or whose sweeper was
       killed did not fail; a bad configuration (2) is not tried again.
     fail_fast: whether the first cell given up stops the others, which save.
-    command: (cell, run folder) -> the command line that runs it.
+    start: (cell, its attempts so far, none of which lasts) -> its run, or None
+      if there is no need of one.
 
   Raises:
     ConfigError: workers or retries out of range.
@@ -121,7 +138,7 @@ def run(
   queue.open_folder(root)
   with _signals() as signals:
     sweeper = _Sweeper(
-      cells, root, workers, retries, fail_fast, command, signals
+      cells, root, workers, retries, fail_fast, start, signals
     )
     outcome = sweeper.run()
   if signals.count:
@@ -140,13 +157,13 @@ class _Sweeper:
     workers: int,
     retries: int,
     fail_fast: bool,
-    command: Command,
+    start: Start,
     signals: _Signals,
   ):
     self._root, self._workers, self._retries = root, workers, retries
-    self._fail_fast, self._command, self._signals = fail_fast, command, signals
+    self._fail_fast, self._start, self._signals = fail_fast, start, signals
     self._total, self._pending = len(cells), list(cells)
-    self._running: list[_Worker] = []
+    self._running: list[Worker] = []
     self._failed: dict[str, str] = {}
     self._done = 0
     self._tried = Counter[str]()
@@ -162,8 +179,7 @@ class _Sweeper:
   def run(self) -> Outcome:
     """Looks after the runs until nothing is left to do."""
     while True:
-      for worker in [w for w in self._running if w.child.poll() is not None]:
-        self._end(worker)
+      self._poll()
       self._look()
       if self._stopping:
         self._stop()
@@ -186,7 +202,8 @@ class _Sweeper:
     attempts, now = queue.attempts(self._root), queue.clock(self._root)
     folders = queue.run_folders(self._root)
     ours = {worker.cell.digest for worker in self._running}
-    for cell in sorted(self._pending, key=lambda c: self._tried[c.digest]):
+    startable = []
+    for cell in list(self._pending):
       before, folder = attempts.get(cell.digest, []), folders.get(cell.digest)
       if cell.digest in ours:
         continue
@@ -196,8 +213,16 @@ class _Sweeper:
         continue
       elif error := self._given_up(before):
         self._settle(cell, error)
-      elif len(self._running) < self._workers and not self._stopping:
-        self._start(cell, before)
+      else:
+        startable.append((cell, before))
+    # After all that is settled, which may have stopped the sweep.
+    startable.sort(key=lambda pair: self._tried[pair[0].digest])
+    for cell, before in startable:
+      if len(self._running) == self._workers or self._stopping:
+        return
+      if (worker := self._start(cell, before)) is not None:
+        self._tried[cell.digest] += 1
+        self._running.append(worker)
 
   def _given_up(self, before: Sequence[Attempt]) -> str:
     """The last error of a cell that has failed too often, or ''."""
@@ -221,74 +246,22 @@ class _Sweeper:
     settled = self._total - len(self._pending)
     print(f'[{settled}/{self._total}] {cell.run_id} {word}', flush=True)
 
-  def _start(self, cell: Cell, before: Sequence[Attempt]) -> None:
-    attempt = queue.claim(self._root, cell.digest, before)
-    if attempt is None:
-      return
-    run = queue.run_folders(self._root).get(cell.digest)
-    if run is not None and queue.finished(run):
-      # By another sweeper, after this one had looked.
-      attempt.write_end(End(PREEMPTED, 0.0, ''))
-      return
-    run = self._root / cell.run_id if run is None else run
-    run.mkdir(exist_ok=True)
-    self._tried[cell.digest] += 1
-    with (run / 'log.txt').open('ab') as log:
-      child = subprocess.Popen(
-        [
-          sys.executable, '-I', '-S', process.__file__, str(os.getpid()),
-          str(attempt.path('worker')), *self._command(cell, run),
-        ],
-        stdin=subprocess.DEVNULL, stdout=log, stderr=log,
-        # Ctrl-C reaches the sweeper alone, which passes it on once.
-        process_group=0,
-        # Else what was printed last would stand after the error.
-        env={**os.environ, 'PYTHONUNBUFFERED': '1'},
-      )  # fmt: skip
-      worker = _Worker(
-        cell, attempt, run, child, time.monotonic(), log.tell()
-      )
-    self._running.append(worker)
-
-  def _end(self, worker: _Worker) -> None:
-    """Writes down how a run ended, and lets the cell be looked at again."""
-    self._running.remove(worker)
-    code, error = worker.child.returncode, ''
-    if worker.told and code == -signal.SIGTERM:
-      code = PREEMPTED  # before it could listen, or told twice
-    if code == 0 and not queue.finished(worker.run):
-      code, error = 1, 'ended with exit code 0 and without results.json'
-    elif code < 0:
-      error = f'killed by {signal.Signals(-code).name}'
-    elif code not in (0, PREEMPTED):
-      error = _last_error(worker.run / 'log.txt', worker.logged)
-    seconds = time.monotonic() - worker.began
-    worker.attempt.write_end(End(code, round(seconds, 1), error))
-    if code == 0 or self._stopping:
+  def _poll(self) -> None:
+    """Lets the cells of runs that have ended be looked at again."""
+    codes = [(worker, worker.poll()) for worker in self._running]
+    self._running = [worker for worker, code in codes if code is None]
+    ends = [code for _, code in codes if code is not None]
+    if 0 in ends or (ends and self._stopping):
       self._next_look = 0.0  # Else a run that ends at once would spin.
 
   def _stop(self) -> None:
     """Passes on each signal once; the first lets the runs save."""
     for worker in self._running:
-      if worker.told < max(self._signals.count, 1):
-        worker.told += 1
-        worker.child.terminate()
+      worker.stop(max(self._signals.count, 1))
 
   def _beat(self) -> None:
     if time.monotonic() < self._next_beat:
       return
     self._next_beat = time.monotonic() + queue.HEARTBEAT
     for worker in self._running:
-      worker.attempt.beat()
-      if worker.attempt.superseded:
-        worker.child.kill()
-
-
-def _last_error(log: Path, start: int) -> str:
-  """The line of a log that says what went wrong, from a position on."""
-  with log.open('rb') as file:
-    file.seek(max(start, log.stat().st_size - _TAIL))
-    text = file.read().decode(errors='replace')
-  lines = [line.strip() for line in text.splitlines() if line.strip()]
-  errors = [line for line in lines if line.startswith('error: ')]
-  return (errors or lines or ['nothing was printed'])[-1][:300]
+      worker.beat()

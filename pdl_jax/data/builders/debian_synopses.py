@@ -7,11 +7,10 @@ release, its date and a checksum are part of the data set's identity.
 """
 
 import collections
-import hashlib
 import re
 import sys
 from collections.abc import Iterator
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import tensorflow_datasets as tfds
 
@@ -23,10 +22,9 @@ from pdl_jax.data.builders.pairs import (
   normalised,
   without_copies,
 )
+from pdl_jax.data.schema import SPLITS
 from pdl_jax.errors import PdlError
 
-SPLITS = ('train', 'validation', 'test')
-FIELDS = ('id', 'group', 'source', 'target')
 MIN_SYNOPSIS_WORDS, MAX_SYNOPSIS_WORDS = 3, 16
 MIN_DESCRIPTION_WORDS = 15
 
@@ -48,6 +46,15 @@ _STUB = re.compile(
 _ITEM = re.compile(r'^(?:[-*+•·o]|\(?\d{1,2}[.)]) +')
 
 
+class Synopsis(NamedTuple):
+  """One example."""
+
+  id: str  # the package
+  group: str  # the source package it is built from
+  source: str  # the long description, on one line
+  target: str
+
+
 def split_of(source: str) -> str:
   """Assigns a source package to a split, by a hash that no machine changes.
 
@@ -55,9 +62,7 @@ def split_of(source: str) -> str:
   the same text: digits and dots in the name do not count.
   """
   stem = re.sub(r'[\d.]+', '', source)
-  digest = hashlib.sha256(f'debian/{stem}'.encode()).digest()
-  percent = int.from_bytes(digest[:8], 'big') % 100
-  return 'train' if percent < 80 else 'validation' if percent < 90 else 'test'
+  return packages.split_by_hash(f'debian/{stem}')
 
 
 def paragraphs(text: str) -> list[str]:
@@ -185,7 +190,7 @@ class DebianSynopses(packages.PackagedBuilder):
         ' near-copy occurs twice.'
       ),
       features=tfds.features.FeaturesDict(
-        {name: tfds.features.Text() for name in FIELDS}
+        {name: tfds.features.Text() for name in Synopsis._fields}
       ),
       supervised_keys=('source', 'target'),
       citation='The Debian Project: descriptions by the package maintainers.',
@@ -198,22 +203,8 @@ class DebianSynopses(packages.PackagedBuilder):
   ) -> dict[str, Iterator[tuple[str, dict[str, str]]]]:
     del dl_manager  # apt has fetched everything
     pairs, dropped = make_pairs(debian_index.read_index(debian_index.CACHE))
-    by_split = {s: [p for p in pairs if split_of(p.group) == s] for s in SPLITS}
-    self.report.update(
-      package=self.PACKAGE,
-      package_version=self.PACKAGE_VERSION,
-      kept={s: len(by_split[s]) for s in SPLITS},
-      groups={s: len({p.group for p in by_split[s]}) for s in SPLITS},
-      dropped=dropped,
-    )
-    return {s: self._generate_examples(by_split[s]) for s in SPLITS}
-
-  def _generate_examples(
-    self, pairs: list[Pair]
-  ) -> Iterator[tuple[str, dict[str, str]]]:
-    for pair in pairs:
-      values = pair.id, pair.group, pair.document, pair.summary
-      yield pair.id, dict(zip(FIELDS, values, strict=True))
+    records = [Synopsis(*pair) for pair in pairs]
+    return self.examples_of(packages.by_split(records, split_of), dropped)
 
 
 def main() -> int:

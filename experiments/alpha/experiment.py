@@ -1,0 +1,50 @@
+"""How does what is generated change with alpha, on every task?
+
+Models of a million parameters, pretrained on one half of a task's training
+data with cross-entropy, then fine-tuned on the other half from that one
+checkpoint.
+
+  python launch.py --sweep=experiments/alpha     # what is missing
+  python launch.py --report=experiments/alpha    # from records.jsonl alone
+"""
+
+from configs import common
+from experiments import metrics
+from experiments.small import BASE, OVERRIDES
+from pdl_jax.report.experiment import Experiment, Metric, Study, Variant
+from pdl_jax.report.layout import ByCount, Curves, Frontier, Line
+
+VARIANTS = tuple(
+  Variant(f'alpha {overrides["loss.alpha"]:g}', overrides)
+  for overrides in common.sweep_alpha()
+)
+
+
+def study(
+  name: str, title: str, config: str, data: str, *more: Metric
+) -> Study:
+  """Every alpha on one task."""
+  return Study(
+    name, title, f'configs/{config}.py:small', VARIANTS,
+    baseline='alpha 0', metrics=(*metrics.QUALITY, *metrics.DIVERSITY, *more),
+    overrides={**OVERRIDES, 'data.name': data}, base=BASE,
+  )  # fmt: skip
+
+
+EXPERIMENT = Experiment(
+  question='How do quality, diversity and rare words change with alpha?',
+  studies=(
+    study('debian', 'Synopses of Debian packages', 'summarize', 'debian'),
+    study('dialogue', 'Dialogue', 'dialogue', 'chitchat', metrics.RESPONSES),
+    study(
+      'style_transfer', 'King James to Basic English, and back',
+      'style_transfer', 'bible', metrics.STYLE,
+    ),
+  ),
+  figures=(
+    Line('loss.alpha', ('perplexity', 'rougeL', 'rare_f1_10', 'rare_mass_10')),
+    Frontier('distinct_2', 'rougeL'),
+    ByCount(),
+    Curves(),
+  ),
+)  # fmt: skip

@@ -1,0 +1,44 @@
+"""What does Power-Law Decay Loss do to a pretrained model, on every task?
+
+The main job of each config, SmolLM2-135M, with PDL and with cross-entropy.
+
+  python launch.py --sweep=experiments/smollm2     # what is missing
+  python launch.py --report=experiments/smollm2    # from records.jsonl alone
+"""
+
+from experiments import metrics
+from pdl_jax.report.experiment import Experiment, Study, Variant
+from pdl_jax.report.layout import ByCount, Curves
+
+CROSS_ENTROPY = Variant('cross-entropy', {'loss.name': 'cross_entropy'})
+COLUMNS = metrics.QUALITY + metrics.DIVERSITY
+
+
+def study(name: str, title: str, label: str, *more: metrics.Metric) -> Study:
+  """Both losses on one task, as its config has them."""
+  return Study(
+    name, title, f'configs/{name}.py', (CROSS_ENTROPY, Variant(label)),
+    baseline='cross-entropy', metrics=(*COLUMNS, *more),
+  )  # fmt: skip
+
+
+EXPERIMENT = Experiment(
+  question='What does PDL, as the configs have it, do to SmolLM2-135M on each '
+  'task, against cross-entropy?',
+  studies=(
+    study('summarize', 'Summaries of API documentation', 'PDL, alpha 0.25'),
+    Study(
+      'debian', 'Synopses of Debian packages', 'configs/summarize.py',
+      (CROSS_ENTROPY, Variant('PDL, alpha 0.25')),
+      baseline='cross-entropy', metrics=COLUMNS,
+      overrides={'data.name': 'debian'},
+    ),
+    study('dialogue', 'Dialogue', 'PDL, alpha 0.25', metrics.RESPONSES),
+    study(
+      'style_transfer', 'King James to Basic English, and back',
+      'PDL, alpha 0.25', metrics.STYLE,
+    ),
+    study('language_model', 'Language modelling', 'PDL, alpha 0.1'),
+  ),
+  figures=(ByCount(), Curves()),
+)  # fmt: skip

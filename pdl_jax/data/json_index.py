@@ -1,0 +1,184 @@
+"""Where the good records of a JSON lines file are, found in one pass."""
+
+import array
+import collections
+import hashlib
+import os
+from collections.abc import Iterator, Mapping
+
+import numpy as np
+import tqdm
+
+from pdl_jax.data import schema
+from pdl_jax.data.json_record import BadRecordError, check, parse
+from pdl_jax.errors import DataError
+
+# A file that loses more of its records than this is not what it claims to be.
+MAX_BAD_SHARE = 0.01
+MAX_LINE = 64 * 2**20  # bytes; what one line may take of the memory
+# Every record has them or none has: without a group of its own a record would
+# share one with all others that have none.
+_NAMING = ('id', 'group')
+_BOM = b'\xef\xbb\xbf'
+
+
+class Index:
+  """What one pass over a file finds; it keeps 26 bytes a record.
+
+  Attributes:
+    digest: SHA-256 of its bytes.
+    dropped: reason -> number of lines left out.
+    found: canonical names of the fields that some good record has.
+  """
+
+  def __init__(
+    self, path: str, fields: Mapping[str, str] | None, *, skip: bool
+  ) -> None:
+    """Begins with nothing; see `JsonLines` for the arguments."""
+    self.digest = ''
+    self.dropped: collections.Counter[str] = collections.Counter()
+    self.found: set[str] = set()
+    self._path, self._skip = path, skip
+    self._required = schema.resolve(fields, ())
+    self._possible = schema.resolve(fields, schema.FIELDS + schema.EXTRAS)
+    self._first = ''  # the first defect
+    self._starts, self._sizes = array.array('q'), array.array('q')
+    self._ids = array.array('Q')  # 64-bit hashes; 0 without one
+    self._has = {field: bytearray() for field in _NAMING}
+
+  @property
+  def optional(self) -> set[str]:
+    """Canonical names of fields that a good record may lack."""
+    return self.found - {*self._required, *_NAMING}
+
+  def read(self, file: int) -> None:
+    """Reads all lines of a file descriptor."""
+    sha = hashlib.sha256()
+    blank, blanks = 0, 0  # line of the first one, and how many, so far
+    for number, start, line in _lines(file, self._path):
+      sha.update(line)
+      if number == 1 and line.startswith(_BOM):
+        start, line = len(_BOM), line.removeprefix(_BOM)
+      if not line.strip():
+        blank, blanks = blank or number, blanks + 1
+        continue
+      # Blank lines are harmless at the end of a file only.
+      if blanks:
+        self._drop(blank, BadRecordError('blank_line', 'is blank'), blanks)
+        blank, blanks = 0, 0
+      self._read_line(number, start, line)
+    self.digest = sha.hexdigest()
+
+  def _read_line(self, number: int, start: int, line: bytes) -> None:
+    try:
+      record = parse(line)
+      fields = self._required | {
+        field: stored
+        for field, stored in self._possible.items()
+        if stored in record
+      }
+      check(record, fields)
+    except BadRecordError as error:
+      self._drop(number, error)
+      return
+    self.found.update(fields)
+    self._starts.append(start)
+    self._sizes.append(len(line))
+    self._ids.append(_hash(record[fields['id']]) if 'id' in fields else 0)
+    for field, has in self._has.items():
+      has.append(field in fields)
+
+  def _drop(self, number: int, bad: BadRecordError, count: int = 1) -> None:
+    place = f'{self._path}:{number}: the line {bad}'
+    if not self._skip:
+      raise DataError(
+        f'{place}; mend it, name other fields, or set bad_records to skip'
+      )
+    self._first = self._first or place
+    self.dropped[bad.reason] += count
+
+  def good_spans(self) -> tuple[np.ndarray, np.ndarray]:
+    """Returns start and size, in bytes, of every good record.
+
+    Raises:
+      DataError: too many bad records, or no good one.
+    """
+    kept_N = np.ones(len(self._starts), bool)
+    kept_N[self._unnamed()] = False
+    kept_N[self._duplicates(kept_N)] = False
+    bad, good = self.dropped.total(), int(kept_N.sum())
+    if bad > MAX_BAD_SHARE * (bad + good):
+      counts = ', '.join(f'{self.dropped[r]} {r}' for r in self.dropped)
+      raise DataError(
+        f'{self._path}: {bad} of {bad + good} records are bad ({counts}), more'
+        f' than the {MAX_BAD_SHARE:.0%} that may be skipped; the first:'
+        f' {self._first}'
+      )
+    if not good:
+      raise DataError(f'{self._path} holds no records')
+    starts_N = np.asarray(self._starts, np.int64)
+    sizes_N = np.asarray(self._sizes, np.int64)
+    return starts_N[kept_N], sizes_N[kept_N]
+
+  def _unnamed(self) -> np.ndarray:
+    """Returns the positions of records without a field that others have."""
+    lacks_N = np.zeros(len(self._starts), bool)
+    for field, has in self._has.items():
+      has_N = np.frombuffer(has, bool)
+      lacking = np.flatnonzero(~has_N & ~lacks_N)
+      if has_N.any() and len(lacking):
+        other = self._line(int(np.argmax(has_N)))
+        text = f'has no field {field!r}, but line {other} has'
+        bad = BadRecordError('missing_field', text)
+        self._drop(self._line(int(lacking[0])), bad, len(lacking))
+        lacks_N[lacking] = True
+    return np.flatnonzero(lacks_N)
+
+  def _duplicates(self, kept_N: np.ndarray) -> np.ndarray:
+    """Returns the positions of records whose id an earlier one has."""
+    ids_N = np.where(kept_N, self._ids, np.uint64(0))
+    order_N = np.argsort(ids_N, kind='stable')
+    order_N = order_N[ids_N[order_N] > 0]
+    same = ids_N[order_N[1:]] == ids_N[order_N[:-1]]
+    repeats, befores = order_N[1:][same], order_N[:-1][same]
+    if len(repeats):
+      at = int(repeats.argmin())
+      repeat, before = self._line(repeats[at]), self._line(befores[at])
+      text = f'repeats the id of line {before}'
+      bad = BadRecordError('duplicate_id', text)
+      self._drop(repeat, bad, len(repeats))
+    return repeats
+
+  def _line(self, position: int) -> int:
+    """Returns the number, from 1, of the line of a record."""
+    left, number = self._starts[position], 1
+    with open(self._path, 'rb') as file:
+      while left > 0 and (chunk := file.read(min(left, 2**20))):
+        number, left = number + chunk.count(b'\n'), left - len(chunk)
+    return number
+
+
+def _lines(file: int, path: str) -> Iterator[tuple[int, int, bytes]]:
+  """Yields number, start in bytes, and bytes of each line."""
+  number, start, size = 0, 0, os.fstat(file).st_size
+  with (
+    open(file, 'rb', closefd=False) as lines,
+    tqdm.tqdm(
+      total=size, desc=path, unit='B', unit_scale=True, disable=None
+    ) as bar,
+  ):
+    while line := lines.readline(MAX_LINE + 1):
+      number += 1
+      if len(line) > MAX_LINE:
+        raise DataError(
+          f'{path}:{number}: the line is over {MAX_LINE // 2**20} MiB; every'
+          ' line is to be one record, a JSON object'
+        )
+      yield number, start, line
+      start += len(line)
+      bar.update(len(line))
+
+
+def _hash(value: object) -> int:
+  digest = hashlib.blake2b(str(value).encode(), digest_size=8).digest()
+  return int.from_bytes(digest)

@@ -1,0 +1,95 @@
+"""A finished run: its settings, its folder, and what it ended with."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from pdl_jax.checkpoint import Checkpointer
+from pdl_jax.errors import CheckpointError, ConfigError
+from pdl_jax.model import api
+from pdl_jax.optimizer import merge
+from pdl_jax.records import RunFolder
+from pdl_jax.settings import Settings
+from pdl_jax.state import TrainState
+
+Tree = Any
+
+
+def open_run(option: str, workdir: Path) -> tuple[Settings, RunFolder]:
+  """The settings of a finished run, and its folder.
+
+  Args:
+    option: that named it, for the errors.
+    workdir: its folder.
+
+  Raises:
+    ConfigError: there is none, it has not finished, or it is of a version of
+      pdl_jax with other keys.
+  """
+  if not (workdir / 'config.json').exists():
+    raise ConfigError(f'{option}: there is no run in {workdir}')
+  if not (workdir / 'results.json').exists():
+    raise ConfigError(
+      f'{option}: the run in {workdir} has not finished; the command that '
+      'began it continues it'
+    )
+  stored = json.loads((workdir / 'config.json').read_text())
+  del stored['hash']
+  try:
+    settings = Settings.from_resolved(stored)
+  except (KeyError, TypeError) as error:
+    raise ConfigError(
+      f'{option}: {workdir}/config.json has not the keys of this version of '
+      f'pdl_jax ({error}); use the commit in its env.json'
+    ) from None
+  return settings, RunFolder(workdir, settings.resolved)
+
+
+def open_checkpoints(settings: Settings, folder: RunFolder) -> Checkpointer:
+  """Of a run; the best is that on validation."""
+  keep = settings.train.keep_checkpoints
+  return Checkpointer(folder.path, keep=keep, best='validation_nats')
+
+
+def restore(
+  settings: Settings, folder: RunFolder, start: TrainState
+) -> TrainState:
+  """The state at the end of a finished run.
+
+  Args:
+    settings: of the run.
+    folder: of the run.
+    start: a state of the same shapes, on the mesh to restore to.
+
+  Raises:
+    CheckpointError: its last step is not there, or is damaged.
+  """
+  with open_checkpoints(settings, folder) as checkpoints:
+    restored = checkpoints.restore_latest(abstract(start), None)
+  if restored is None:
+    raise CheckpointError(
+      f'{folder.path} has no checkpoint to start from; its stored predictions '
+      'can be measured without one'
+    )
+  number, current, _ = restored
+  if number != settings.train.steps:
+    raise CheckpointError(
+      f'the newest intact checkpoint of {folder.path} is of step {number}, not '
+      f'of the last one, {settings.train.steps}; the model is not the one that '
+      'the run reports'
+    )
+  return current
+
+
+def abstract(tree: Tree) -> Tree:
+  """Shapes, dtypes and shardings alone."""
+  return jax.tree.map(
+    lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), tree
+  )
+
+
+def params_of(current: TrainState) -> Tree:
+  """The whole model's parameters, layers in one group."""
+  return api.join_blocks(merge(current.trained, current.frozen))

@@ -1,0 +1,183 @@
+"""What a report shows, before it is written as Markdown, LaTeX, HTML or SVG.
+
+A report has parts (a task each), a part has one table: a row a system, a column
+a metric. Numbers are in the unit that is shown (percent, F x100).
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Literal
+
+from pdl_jax.report.bootstrap import Difference
+from pdl_jax.report.statistics import Spread
+
+# done: measured on every seed; partly: on some; the others on none.
+State = Literal['done', 'partly', 'missing', 'failed', 'diverged']
+
+
+@dataclasses.dataclass(frozen=True)
+class Column:
+  """A metric.
+
+  Attributes:
+    key: in the results of a run, e.g. 'rougeL'.
+    label: heading.
+    better: what is better; 'reference' is closest to `reference`.
+    digits: decimals that are shown.
+    reference: value of the human texts; None where there is none.
+    definition: in words, with its unit.
+    over_documents: whether differences have an interval over documents and
+      seeds; otherwise the metric looks across documents, and only seeds count.
+  """
+
+  key: str
+  label: str
+  better: Literal['higher', 'lower', 'reference', 'none']
+  digits: int
+  reference: float | None
+  definition: str
+  over_documents: bool
+
+
+@dataclasses.dataclass(frozen=True)
+class Entry:
+  """A metric of a system.
+
+  Attributes:
+    by_seed: seed -> value; empty where nothing was measured.
+    spread: of them; None where `by_seed` is empty.
+    difference: this system minus the baseline; None for the baseline, and
+      where either is missing. For better='reference' it is the difference of
+      the distances |value - reference|.
+    adjusted_p: of the difference, after Holm over all rows and columns of the
+      table that have one; None where there is no p.
+    best: whether it is the best of its column, alone or among those that
+      cannot be told from it.
+    alone: best, and no other is.
+    identical: every number of every document is the baseline's.
+  """
+
+  by_seed: Mapping[int, float] = dataclasses.field(default_factory=dict)
+  spread: Spread | None = None
+  difference: Difference | None = None
+  adjusted_p: float | None = None
+  best: bool = False
+  alone: bool = False
+  identical: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+  """A system.
+
+  Attributes:
+    label: its name, e.g. 'alpha 0.25'.
+    state: of its runs.
+    note: why it is not done, e.g. 'seeds 1, 2 missing', or what is to be known
+      of it, e.g. 'chosen on validation'; '' for nothing.
+    seeds: wanted.
+    entries: by key of the column; all columns.
+    settings: dotted key -> value, of what tells the rows apart, e.g.
+      {'loss.alpha': 0.25, 'loss.epsilon': 1.0}; what figures put on their axes.
+    is_baseline: what the others are compared with.
+    chosen: picked on validation.
+    nats_by_count: bucket of training counts ('0', '1', '2-9', ...) -> seed ->
+      nats a token, in the order of the buckets; empty where not measured.
+    curves: seed -> (step, validation nats a token) in order of steps.
+  """
+
+  label: str
+  state: State
+  note: str
+  seeds: tuple[int, ...]
+  entries: Mapping[str, Entry]
+  settings: Mapping[str, float | str]
+  is_baseline: bool
+  chosen: bool
+  nats_by_count: Mapping[str, Mapping[int, float]]
+  curves: Mapping[int, tuple[tuple[int, float], ...]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Part:
+  """One table and its figures.
+
+  Attributes:
+    name: short, for file names: 'dialogue'.
+    title: heading.
+    columns: metrics, in order.
+    rows: systems, in order.
+    documents: evaluated with each seed.
+    split: which they are from, e.g. 'chitchat/test'.
+    notes: sentences that have to stand below the table.
+  """
+
+  name: str
+  title: str
+  columns: tuple[Column, ...]
+  rows: tuple[Row, ...]
+  documents: int
+  split: str
+  notes: tuple[str, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Line:
+  """Figure: metrics against a setting, a panel a metric.
+
+  Mean over seeds, every seed as a point, a band of one sample standard
+  deviation, the baseline and the human texts as lines.
+  """
+
+  x: str
+  metrics: tuple[str, ...]
+  log_x: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class Frontier:
+  """Figure: one metric against another, a point a system, the humans too."""
+
+  x: str
+  y: str
+
+
+@dataclasses.dataclass(frozen=True)
+class ByCount:
+  """Figure: nats a token minus the baseline's, by training count."""
+
+
+@dataclasses.dataclass(frozen=True)
+class HeatMap:
+  """Figure: a metric over two settings, numbers in the cells."""
+
+  x: str
+  y: str
+  metric: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Curves:
+  """Figure: validation nats a token against step, a line a run."""
+
+
+Figure = Line | Frontier | ByCount | HeatMap | Curves
+
+
+@dataclasses.dataclass(frozen=True)
+class Report:
+  """Of an experiment.
+
+  Attributes:
+    name: of its folder.
+    question: that it asks, in one sentence.
+    command: that repeats it.
+    parts: in order.
+    figures: drawn for each part.
+  """
+
+  name: str
+  question: str
+  command: str
+  parts: tuple[Part, ...]
+  figures: tuple[Figure, ...]

@@ -1,0 +1,233 @@
+"""Colours, markers, legends and ticks that the figures of a report share."""
+
+import dataclasses
+import math
+import textwrap
+from collections.abc import Sequence
+
+import matplotlib
+from matplotlib.axes import Axes
+from matplotlib.colors import to_hex
+from matplotlib.figure import Figure
+
+from pdl_jax.report.layout import Column, Part, Row
+from pdl_jax.report.wording import one_line
+
+# Inches; an inch is 96 pixels on a screen.
+WIDTH = 7.3
+BASELINE, HUMAN, ONLY = '#000000', '#d55e00', '#0072b2'
+# Far from the blues and greens of the scale.
+_CATEGORIES = ('#cc79a7', '#56b4e9', '#7f7f7f', '#e69f00', '#8b4513')
+_SCALE, _PALEST = 'viridis', 0.84
+_MARKERS = 'o^DvPX<>'
+_DASHES = ('-', '--', '-.', ':')
+BETTER = {
+  'higher': 'higher is better',
+  'lower': 'lower is better',
+  'reference': 'closer to human is better',
+  'none': '',
+}
+_LABEL_WIDTH, _LEGEND_WIDTH, _LINE_HEIGHT = 46, 100, 0.19
+# Of the length of an axis.
+_MARGIN = 0.05
+_LEAST_TICK_DISTANCE = 0.08
+
+Setting = float | str
+Rest = tuple[tuple[str, Setting], ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Mark:
+  """How a system looks."""
+
+  colour: str
+  marker: str
+  dash: str
+
+
+def number_at(row: Row, key: str | None) -> float | None:
+  """A setting of a system; None where it has none, or a word."""
+  value = row.settings.get(key) if key is not None else None
+  return None if value is None or isinstance(value, str) else float(value)
+
+
+def rest_of(row: Row, *keys: str | None) -> Rest:
+  """All settings but those."""
+  return tuple(sorted(kv for kv in row.settings.items() if kv[0] not in keys))
+
+
+def scale_key(part: Part) -> str | None:
+  """The setting that takes most numbers, the first of equals; two at least."""
+  numbers: dict[str, set[float]] = {}
+  for row in part.rows:
+    for key in row.settings:
+      value = number_at(row, key)
+      if value is not None and not row.is_baseline:
+        numbers.setdefault(key, set()).add(value)
+  key = max(numbers, key=lambda key: len(numbers[key]), default=None)
+  return key if key is not None and len(numbers[key]) > 1 else None
+
+
+def marks(part: Part) -> tuple[Mark, ...]:
+  """One a row: a sequential colour by the setting that takes most numbers.
+
+  Systems alike in it differ in marker and dash; those without it have colours
+  of their own. The baseline is black.
+  """
+  key = scale_key(part)
+  numbers = [
+    None if row.is_baseline else number_at(row, key) for row in part.rows
+  ]
+  values = sorted({number for number in numbers if number is not None})
+  colours = dict(zip(values, sequential(len(values)), strict=True))
+  rests: dict[Rest, int] = {}
+  found, categories = [], 0
+  for row, number in zip(part.rows, numbers, strict=True):
+    if row.is_baseline:
+      found.append(Mark(BASELINE, 's', '-'))
+    elif number is None:
+      found.append(category(categories))
+      categories += 1
+    else:
+      i = rests.setdefault(rest_of(row, key), len(rests))
+      found.append(dataclasses.replace(category(i), colour=colours[number]))
+  return tuple(found)
+
+
+def line_styles(rests: Sequence[Rest]) -> dict[Rest, tuple[str, Mark]]:
+  """Label and look of each line, ordered; one line alone has no label.
+
+  Colours are sequential where the lines differ in one number.
+  """
+  common = set.intersection(*map(set, rests))
+  ordered = sorted(rests, key=lambda rest: [(k, order(v)) for k, v in rest])
+  told = [[kv for kv in rest if kv not in common] for rest in ordered]
+  if len(rests) == 1:
+    return {ordered[0]: ('', Mark(ONLY, 'o', '-'))}
+  by_number = all(len(t) == 1 and not isinstance(t[0][1], str) for t in told)
+  colours = sequential(len(rests))
+  styles = {}
+  for i, (rest, settings) in enumerate(zip(ordered, told, strict=True)):
+    mark = category(i)
+    if by_number:
+      mark = dataclasses.replace(mark, colour=colours[i])
+    label = ', '.join(f'{key} {word(value)}' for key, value in settings)
+    styles[rest] = (label or 'others', mark)
+  return styles
+
+
+def order(value: Setting) -> tuple[bool, float, str]:
+  """Sorts numbers by size, then words."""
+  if isinstance(value, str):
+    return True, 0.0, value
+  return False, value, ''
+
+
+def word(value: Setting) -> str:
+  """A setting as it stands at an axis."""
+  return one_line(value) if isinstance(value, str) else f'{value:g}'
+
+
+def category(i: int) -> Mark:
+  """The i-th of systems without an order; repeats after eight or so."""
+  return Mark(
+    _CATEGORIES[i % len(_CATEGORIES)],
+    _MARKERS[i % len(_MARKERS)],
+    _DASHES[i % len(_DASHES)],
+  )
+
+
+def sequential(n: int) -> list[str]:
+  """From dark to light, the lightest still seen on white."""
+  return [shade(_PALEST * i / max(n - 1, 1)) for i in range(n)]
+
+
+def shade(share: float) -> str:
+  """The colour at a share in [0, 1] of the scale, from dark to light."""
+  return to_hex(matplotlib.colormaps[_SCALE](share))
+
+
+def ink(share: float) -> str:
+  """What can be read on that shade."""
+  return 'white' if share < 0.55 else 'black'
+
+
+def label_of(row: Row) -> str:
+  """The name of a system in a legend."""
+  return one_line(row.label) + (' (baseline)' if row.is_baseline else '')
+
+
+def wrapped(text: str, width: int) -> str:
+  """In lines of at most `width` characters."""
+  return '\n'.join(textwrap.wrap(one_line(text), width))
+
+
+def axis_title(column: Column, width: int) -> str:
+  """A metric and what is better, in lines of at most `width`."""
+  better = BETTER[column.better]
+  title = one_line(column.label) + (f', {better}' if better else '')
+  return wrapped(title, width)
+
+
+def panels(n: int, height: float) -> tuple[Figure, list[Axes]]:
+  """Two side by side; `height` of a row in inches."""
+  columns = min(n, 2)
+  rows = math.ceil(n / columns)
+  picture = Figure(figsize=(WIDTH, height * rows), layout='constrained')
+  axes = [picture.add_subplot(rows, columns, i + 1) for i in range(n)]
+  return picture, axes
+
+
+def add_legend(figure: Figure, axes: Sequence[Axes]) -> None:
+  """Below everything, a label once; the figure grows by its height."""
+  handles = {
+    wrapped(label, _LABEL_WIDTH): handle
+    for ax in axes
+    for handle, label in zip(*ax.get_legend_handles_labels(), strict=True)
+  }
+  lines = [label.split('\n') for label in handles]
+  longest = max(len(line) for label in lines for line in label)
+  columns = max(1, min(5, _LEGEND_WIDTH // (longest + 7), len(handles)))
+  rows = math.ceil(len(handles) / columns)
+  height = _LINE_HEIGHT * rows * max(map(len, lines))
+  figure.set_figheight(figure.get_figheight() + height)
+  figure.legend(
+    list(handles.values()),
+    list(handles),
+    loc='outside lower center',
+    ncols=columns,
+  )
+
+
+def set_x_axis(ax: Axes, values: Sequence[float], log: bool) -> None:
+  """Ticks at the values themselves, as many as can be read.
+
+  A logarithmic axis is linear below the smallest positive value if there are
+  smaller ones, so that 0 has a place on it.
+
+  Args:
+    ax: to be set.
+    values: increasing.
+    log: whether equal ratios are equally far apart.
+  """
+  if log and values[0] > 0:
+    ax.set_xscale('log')
+  elif log:
+    least = min((value for value in values if value > 0), default=1.0)
+    ax.set_xscale('symlog', linthresh=least)
+  to_place = ax.transScale.transform
+  places = [float(to_place((value, 1))[0]) for value in values]
+  length = places[-1] - places[0] or 1.0
+  margin = _MARGIN * length
+  from_place = ax.transScale.inverted().transform
+  ax.set_xlim(*(
+    float(from_place((place, 1))[0])
+    for place in (places[0] - margin, places[-1] + margin)
+  ))
+  kept = [0]
+  for i, place in enumerate(places):
+    if place - places[kept[-1]] >= _LEAST_TICK_DISTANCE * length:
+      kept.append(i)
+  ticks = [values[i] for i in kept]
+  ax.set_xticks(ticks, [f'{tick:g}' for tick in ticks])
+  ax.minorticks_off()

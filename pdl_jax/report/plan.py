@@ -1,0 +1,121 @@
+"""The runs that an experiment declares: cells, folders, command lines."""
+
+import dataclasses
+import importlib
+import runpy
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+
+from ml_collections import ConfigDict
+
+from pdl_jax.errors import ConfigError
+from pdl_jax.report.experiment import Experiment, Overrides, Study, Variant
+from pdl_jax.sweep.axes import Cell, cell
+
+
+@dataclasses.dataclass(frozen=True)
+class Planned:
+  """A run.
+
+  Attributes:
+    cell: of the sweep.
+    root: folder that its run folder is in.
+    flags: of launch.py, apart from --workdir.
+  """
+
+  cell: Cell
+  root: Path
+  flags: tuple[str, ...]
+
+  @property
+  def folder(self) -> Path:
+    """Where its run goes."""
+    return self.root / self.cell.run_id
+
+  def command(self, run: Path) -> list[str]:
+    """The command line that makes the run in a folder."""
+    return [
+      sys.executable, 'launch.py', *self.flags, f'--workdir={run}'
+    ]  # fmt: skip
+
+
+def module(folder: Path) -> ModuleType:
+  """The code of an experiment.
+
+  Args:
+    folder: experiments/NAME, below the current folder.
+
+  Raises:
+    ConfigError: there is none.
+  """
+  if not (folder / 'experiment.py').is_file():
+    known = sorted(path.parent.name for path in Path('experiments').glob(
+      '*/experiment.py'
+    ))  # fmt: skip
+    raise ConfigError(
+      f'there is no {folder / "experiment.py"}; experiments are: '
+      f'{", ".join(known) or "none in this folder"}'
+    )
+  return importlib.import_module('.'.join([*folder.parts, 'experiment']))
+
+
+def load(folder: Path) -> Experiment:
+  """The experiment that a folder declares; as `module`.
+
+  Raises:
+    ConfigError: there is no such folder, or it declares none.
+  """
+  found = getattr(module(folder), 'EXPERIMENT', None)
+  if not isinstance(found, Experiment):
+    raise ConfigError(
+      f'{folder / "experiment.py"} declares no EXPERIMENT; its docstring says '
+      'how it is run'
+    )
+  return found
+
+
+def root(study: Study) -> Path:
+  """Where its runs go: the default folder of its config and mode."""
+  file, _, mode = study.config.partition(':')
+  return Path('runs') / '-'.join(filter(None, (Path(file).stem, mode)))
+
+
+def base(study: Study) -> Planned | None:
+  """The run that all variants start from."""
+  if study.base is None:
+    return None
+  return _planned(study, {**study.overrides, **study.base}, {})
+
+
+def runs(study: Study, seed: int) -> Iterator[tuple[Variant, Planned]]:
+  """Each variant with the run of a seed; several may share one."""
+  shared = dict(study.overrides)
+  start = base(study)
+  if start is not None:
+    shared['model.pretrained'] = f'run:{start.folder}'
+  for variant in study.variants:
+    yield variant, _planned(
+      study, shared, {**variant.overrides, 'seed': seed}
+    )
+
+
+def _planned(study: Study, shared: Overrides, own: Overrides) -> Planned:
+  """A run; its folder is named by its own overrides."""
+  config = _config(study)
+  with config.unlocked():
+    config.update_from_flattened_dict(dict(shared))
+  made = cell(config, own)
+  flags = (
+    f'--config={study.config}',
+    *(f'--config.{key}={value}' for key, value in shared.items()),
+    *made.flags,
+  )
+  return Planned(made, root(study), flags)
+
+
+def _config(study: Study) -> ConfigDict:
+  file, _, mode = study.config.partition(':')
+  get_config = runpy.run_path(file)['get_config']
+  return get_config(mode) if mode else get_config()

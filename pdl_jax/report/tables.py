@@ -1,0 +1,188 @@
+"""A report as Markdown, as LaTeX, and as raw numbers.
+
+Equal reports give equal text: no dates, no paths, rounded numbers.
+"""
+
+import csv as csv_format
+import io
+import re
+
+from pdl_jax.report import wording
+from pdl_jax.report.layout import Part, Report
+from pdl_jax.report.wording import Cell, Table, one_line
+
+_MARKDOWN = str.maketrans({sign: f'\\{sign}' for sign in '\\`*_[]<>|~$&#'})
+# At the start of a line: '- ', '+ ', '1. ' and the like.
+_LIST_SIGN = re.compile(r'^(\d*)([-+.)])(?= )')
+_LATEX = str.maketrans({
+  **{sign: f'\\{sign}' for sign in '%_&#{}$'},
+  '\\': r'\textbackslash{}',
+  '~': r'\textasciitilde{}',
+  '^': r'\textasciicircum{}',
+  # At the start of a row they would be arguments of the end of the one before.
+  '[': '{[}',
+  '*': '{*}',
+  # The oldest font encoding has other signs in these places.
+  '<': r'\textless{}',
+  '>': r'\textgreater{}',
+  '|': r'\textbar{}',
+  # Those of the report itself.
+  '±': r'$\pm$',
+  '↑': r'$\uparrow$',
+  '↓': r'$\downarrow$',
+  '≈': r'$\approx$',
+  '∞': r'$\infty$',
+})
+
+
+def markdown(report: Report) -> str:
+  """The whole report, for people on a code host.
+
+  For each part two tables, a row a system: mean ± sample standard deviation of
+  each metric, then the differences to the baseline with interval and p. Below
+  them: conventions, notes, and the definition of every column.
+
+  Args:
+    report: its texts are plain: none of their signs acts as Markdown.
+
+  Returns:
+    Text that ends in a newline; tables are aligned.
+  """
+  lines = [
+    f'# {_escaped(report.name)}',
+    _escaped(report.question),
+    f'```\n{report.command}\n```',
+    *(block for part in report.parts for block in _part(part)),
+  ]
+  return '\n\n'.join(lines) + '\n'
+
+
+def latex(report: Report) -> str:
+  r"""A booktabs table a part, with caption and label `tab:REPORT-PART`.
+
+  Needs \usepackage{booktabs} and UTF-8, nothing else.
+
+  Args:
+    report: its texts are plain: none of their signs acts as LaTeX.
+
+  Returns:
+    Table environments, ending in a newline.
+  """
+  return '\n'.join(_environment(report, part) for part in report.parts)
+
+
+def csv(report: Report) -> str:
+  """The numbers behind the tables: part, system, seed, metric, value.
+
+  A line for each seed that was wanted or measured, in full precision; without
+  a value where nothing was measured. Fields as in RFC 4180, lines end in '\\n'.
+  """
+  file = io.StringIO()
+  writer = csv_format.writer(file, lineterminator='\n')
+  writer.writerow(('part', 'system', 'seed', 'metric', 'value'))
+  for part in report.parts:
+    for row in part.rows:
+      for column in part.columns:
+        by_seed = row.entries[column.key].by_seed
+        for seed in sorted({*row.seeds, *by_seed}):
+          value = repr(float(by_seed[seed])) if seed in by_seed else ''
+          writer.writerow((part.name, row.label, seed, column.key, value))
+  return file.getvalue()
+
+
+def _part(part: Part) -> list[str]:
+  blocks = [
+    f'## {_escaped(part.title)}',
+    _markdown_table(wording.results(part)),
+    _escaped(wording.results_legend(part)),
+  ]
+  differences = wording.differences(part)
+  if differences is not None:
+    blocks += [
+      '### Difference to the baseline',
+      _markdown_table(differences),
+      _escaped(wording.differences_legend(part)),
+    ]
+  blocks += [
+    '### Notes',
+    '\n'.join(f'- {_escaped(text)}' for text in wording.remarks(part)),
+    '### Columns',
+    '\n'.join(
+      f'- **{_escaped(heading)}**: {_escaped(text)}'
+      for heading, text in wording.definitions(part)
+    ),
+  ]
+  return blocks
+
+
+def _escaped(text: str) -> str:
+  escaped = one_line(text).translate(_MARKDOWN)
+  return _LIST_SIGN.sub(r'\1\\\2', escaped)
+
+
+def _markdown_table(table: Table) -> str:
+  """Aligned, all columns after the first to the right."""
+  rows = [[_escaped(heading) for heading in table.headings]]
+  rows += [
+    [_escaped(label), *map(_markdown_cell, cells)]
+    for label, cells in table.rows
+  ]
+  widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+  lines = [
+    [row[0].ljust(widths[0])]
+    + [c.rjust(w) for c, w in zip(row[1:], widths[1:], strict=True)]
+    for row in rows
+  ]
+  rule = ['-' * widths[0], *('-' * (width - 1) + ':' for width in widths[1:])]
+  return '\n'.join(
+    f'| {" | ".join(line)} |' for line in (lines[0], rule, *lines[1:])
+  )
+
+
+def _markdown_cell(cell: Cell) -> str:
+  """Numbers and words of the report's own: nothing to escape."""
+  text = ' '.join(cell.pieces)
+  return f'**{text}**' if cell.bold else text
+
+
+def _environment(report: Report, part: Part) -> str:
+  table = wording.results(part)
+  caption = ' '.join([
+    f'{one_line(part.title).rstrip(".")}.',
+    wording.remarks(part)[0],
+    wording.results_legend(part),
+  ])
+  label = re.sub(r'[^A-Za-z0-9]+', '-', f'{report.name}-{part.name}')
+  *systems, references = (
+    ' & '.join([_latex_text(name), *map(_latex_cell, cells)])
+    for name, cells in table.rows
+  )
+  return '\n'.join([
+    r'\begin{table}',
+    r'\centering',
+    r'\small',
+    rf'\caption{{{_latex_text(caption)}}}',
+    rf'\label{{tab:{label}}}',
+    rf'\begin{{tabular}}{{l{"r" * (len(table.headings) - 1)}}}',
+    r'\toprule',
+    ' & '.join(map(_latex_text, table.headings)) + r' \\',
+    r'\midrule',
+    *(rf'{row} \\' for row in systems),
+    r'\midrule',
+    rf'{references} \\',
+    r'\bottomrule',
+    r'\end{tabular}',
+    r'\end{table}',
+    '',
+  ])
+
+
+def _latex_text(text: str) -> str:
+  # Two hyphens would become a dash.
+  return re.sub('-(?=-)', '-{}', one_line(text).translate(_LATEX))
+
+
+def _latex_cell(cell: Cell) -> str:
+  # A hyphen is shorter than a minus.
+  text = re.sub(r'-(?=\d)', '$-$', _latex_text(' '.join(cell.pieces)))
+  return rf'\textbf{{{text}}}' if cell.bold else text

@@ -1,0 +1,260 @@
+"""What the tables of a report say, before any markup.
+
+The one place that turns entries into text: what is bold, what a missing value
+is called, how many digits stand. The writers of Markdown, LaTeX and HTML only
+put these words into their own signs.
+"""
+
+import dataclasses
+import re
+
+from pdl_jax.report.layout import Column, Entry, Part, Row
+from pdl_jax.report.statistics import seed_floor
+
+NONE = '-'
+_ARROWS = {'higher': '↑', 'lower': '↓', 'reference': '≈', 'none': ''}
+_BETTER = {
+  'higher': '↑ higher is better',
+  'lower': '↓ lower is better',
+  'reference': '≈ closest to the references is better',
+}
+_CONVENTIONS = (
+  'Mean ± sample standard deviation over seeds; one seed: its value alone. '
+  'Bold: the best of its column, told apart from all others. '
+  '=: tied, the best and those that cannot be told from it (the same at these '
+  'digits, or the 95 % interval of their difference holds 0 or is unknown).'
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Cell:
+  """A cell without markup.
+
+  Attributes:
+    pieces: of its text; a line may break between them, never inside.
+    bold: an undisputed best value.
+  """
+
+  pieces: tuple[str, ...]
+  bold: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class Table:
+  """Headings of all columns, and rows of a label and the other cells."""
+
+  headings: tuple[str, ...]
+  rows: tuple[tuple[str, tuple[Cell, ...]], ...]
+
+
+def results(part: Part) -> Table:
+  """A row a system: its metrics and its seeds; the references last."""
+  headings = ('System', *map(_heading, part.columns), 'Seeds')
+  rows = [
+    (
+      _label(row),
+      (
+        *(_result(row, row.entries[c.key], c) for c in part.columns),
+        Cell((_seeds(row),)),
+      ),
+    )
+    for row in part.rows
+  ]
+  references = (*(Cell((_reference(c),)) for c in part.columns), Cell((NONE,)))
+  return Table(headings, (*rows, ('References', references)))
+
+
+def differences(part: Part) -> Table | None:
+  """A row a system: every metric minus the baseline's; None without others."""
+  if _baseline(part) is None or len(part.rows) < 2:
+    return None
+  headings = ('System', *map(_heading, part.columns))
+  rows = [
+    (
+      _label(row),
+      tuple(_difference(row, row.entries[c.key], c) for c in part.columns),
+    )
+    for row in part.rows
+  ]
+  return Table(headings, tuple(rows))
+
+
+def results_legend(part: Part) -> str:
+  """The conventions of `results`, as one line."""
+  used = {column.better for column in part.columns}
+  arrows = [text for better, text in _BETTER.items() if better in used]
+  sentences = [_CONVENTIONS]
+  if arrows:
+    sentences.append(f'{", ".join(arrows)}.')
+  if any(
+    _is_short_of_seeds(row, entry)
+    for row in part.rows
+    for entry in row.entries.values()
+  ):
+    sentences.append('(n=1): a value of fewer seeds than its row, here 1.')
+  if any(row.chosen for row in part.rows):
+    sentences.append('Chosen: picked on validation.')
+  return ' '.join(sentences)
+
+
+def differences_legend(part: Part) -> str:
+  """The conventions of `differences`, as one line."""
+  compared = [
+    entry
+    for row in part.rows
+    for entry in row.entries.values()
+    if entry.adjusted_p is not None
+  ]
+  sentences = [
+    'System minus baseline, with the 95 % interval over documents and seeds '
+    'in brackets where there is one, and p after Holm over the '
+    f'{len(compared)} comparisons of this table that have one.'
+  ]
+  if any(column.better == 'reference' for column in part.columns):
+    sentences.append(
+      '≈: difference of the distances to the references; below 0 is closer.'
+    )
+  across = [one_line(c.label) for c in part.columns if not c.over_documents]
+  if across:
+    sentences.append(
+      f'No interval over documents, only seeds count: {", ".join(across)}.'
+    )
+  return ' '.join(sentences)
+
+
+def remarks(part: Part) -> tuple[str, ...]:
+  """Sentences that stand below the tables of a part."""
+  plural = '' if part.documents == 1 else 's'
+  return (
+    f'{part.documents:,} document{plural} of {one_line(part.split)}, evaluated '
+    'with each seed.',
+    *_floors(part),
+    *(
+      f'{one_line(row.label)}: {one_line(row.note)}'
+      for row in part.rows
+      if row.note
+    ),
+    *map(one_line, part.notes),
+  )
+
+
+def definitions(part: Part) -> tuple[tuple[str, str], ...]:
+  """Heading and definition of each column."""
+  return tuple((_heading(c), one_line(c.definition)) for c in part.columns)
+
+
+def number(value: float, digits: int) -> str:
+  """Rounded, never a negative zero."""
+  return f'{value:z.{digits}f}'
+
+
+def one_line(text: str) -> str:
+  """Without line breaks, which no table cell can hold."""
+  return ' '.join(text.split())
+
+
+def file_stem(name: str) -> str:
+  """The name of a part or figure as it stands in file names."""
+  return re.sub(r'[^A-Za-z0-9_.-]+', '-', name)
+
+
+def _heading(column: Column) -> str:
+  return f'{one_line(column.label)} {_ARROWS[column.better]}'.rstrip()
+
+
+def _label(row: Row) -> str:
+  roles = [
+    role
+    for role, has_it in (('baseline', row.is_baseline), ('chosen', row.chosen))
+    if has_it
+  ]
+  label = one_line(row.label)
+  return f'{label} ({", ".join(roles)})' if roles else label
+
+
+def _measured_seeds(row: Row) -> set[int]:
+  return {seed for entry in row.entries.values() for seed in entry.by_seed}
+
+
+def _seeds(row: Row) -> str:
+  measured, wanted = len(_measured_seeds(row)), len(row.seeds)
+  return f'{wanted}' if measured == wanted else f'{measured} of {wanted}'
+
+
+def _is_short_of_seeds(row: Row, entry: Entry) -> bool:
+  return 0 < len(entry.by_seed) < len(_measured_seeds(row))
+
+
+def absent(row: Row) -> str:
+  """What a cell without a value is called."""
+  return 'missing' if row.state in ('done', 'partly') else row.state
+
+
+def _result(row: Row, entry: Entry, column: Column) -> Cell:
+  if entry.spread is None:
+    return Cell((absent(row),))
+  text = number(entry.spread.mean, column.digits)
+  if entry.spread.std is not None:
+    text += f' ± {number(entry.spread.std, column.digits)}'
+  if entry.best and not entry.alone:
+    text += ' ='
+  if _is_short_of_seeds(row, entry):
+    return Cell((text, f'(n={len(entry.by_seed)})'), entry.alone)
+  return Cell((text,), entry.alone)
+
+
+def _reference(column: Column) -> str:
+  if column.reference is None:
+    return NONE
+  return number(column.reference, column.digits)
+
+
+def _difference(row: Row, entry: Entry, column: Column) -> Cell:
+  if row.is_baseline:
+    return Cell((NONE,))
+  if entry.spread is None:
+    return Cell((absent(row),))
+  if entry.identical:
+    return Cell(('identical',))
+  found = entry.difference
+  if found is None:
+    return Cell(('no baseline',))
+  if found.value is None:
+    return Cell(('undefined',))
+  pieces = [_signed(found.value, column.digits)]
+  if found.low is not None and found.high is not None:
+    ends = (_signed(end, column.digits) for end in (found.low, found.high))
+    pieces.append(f'[{", ".join(ends)}]')
+  if entry.adjusted_p is not None:
+    pieces.append(_p(entry.adjusted_p))
+  return Cell(tuple(pieces))
+
+
+def _signed(value: float, digits: int) -> str:
+  return f'{value:+z.{digits}f}'.replace('inf', '∞')
+
+
+def _p(p: float) -> str:
+  return 'p<0.001' if p < 0.001 else f'p={p:.3f}'
+
+
+def _baseline(part: Part) -> Row | None:
+  return next((row for row in part.rows if row.is_baseline), None)
+
+
+def _floors(part: Part) -> list[str]:
+  """What as few seeds as these cannot show, whatever the numbers are."""
+  baseline = _baseline(part)
+  if baseline is None:
+    return []
+  seeds = _measured_seeds(baseline)
+  paired = {
+    len(seeds & _measured_seeds(row))
+    for row in part.rows
+    if not row.is_baseline
+  }
+  return [
+    f'{n} paired seed{"" if n == 1 else "s"} cannot reach p below '
+    f'{seed_floor(n):.3g} (2/2^{n}), even before the adjustment.'
+    for n in sorted(paired - {0})
+  ]

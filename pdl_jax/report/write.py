@@ -1,0 +1,123 @@
+"""The files of a report, from the records of an experiment alone."""
+
+import csv
+from collections.abc import Callable
+from itertools import zip_longest
+from pathlib import Path
+
+from threadpoolctl import threadpool_limits
+
+from pdl_jax.errors import DataError
+from pdl_jax.report import carry_out, compare, figures, page, plan, tables
+
+CSV = 'table.csv'
+
+
+def files(folder: Path) -> dict[str, str]:
+  """Name -> text of every file that the records give.
+
+  Args:
+    folder: experiments/NAME.
+
+  Raises:
+    ConfigError: no such experiment.
+    DataError: records that cannot stand in one table.
+  """
+  # Not a sweep of runs but a measurement: it makes its own table.
+  own: Callable[[], dict[str, str]] | None = getattr(
+    plan.module(folder), 'report_files', None
+  )
+  if own is not None:
+    return own()
+  report = compare.make_report(
+    folder.name,
+    f'python launch.py --sweep={folder}',
+    plan.load(folder),
+    carry_out.read(folder),
+    carry_out.read_definitions(folder),
+  )
+  drawn = figures.draw(report)
+  return {
+    'table.md': tables.markdown(report),
+    'table.tex': tables.latex(report),
+    CSV: tables.csv(report),
+    **drawn,
+    'report.html': page.to_html(report, drawn),
+  }
+
+
+def write(folder: Path) -> list[Path]:
+  """Writes them beside the records; figures of before are removed.
+
+  Returns:
+    what was written.
+  """
+  # Small products: several times faster than with a thread for each core.
+  with threadpool_limits(1):
+    made = files(folder)
+  for old in folder.glob('*.svg'):
+    if old.name not in made:
+      old.unlink()
+  for name, text in made.items():
+    (folder / name).write_text(text)
+  return [folder / name for name in made]
+
+
+def check(folder: Path) -> int:
+  """Compares what is there with what the records give, byte for byte.
+
+  Files that are made but not kept (report.html) may be absent.
+
+  Returns:
+    how many files are the same.
+
+  Raises:
+    DataError: the first file that differs, is missing, or has no records any
+      more; of a run whose record is gone, its cell.
+  """
+  with threadpool_limits(1):
+    made = files(folder)
+  again = f'python launch.py --report={folder} writes it anew'
+  for name, text in sorted(made.items(), key=lambda item: item[0] != CSV):
+    path = folder / name
+    if not path.exists():
+      if name == 'report.html':
+        continue
+      raise DataError(f'{path} is missing; {again}')
+    kept = path.read_text()
+    if kept != text:
+      where = _cells(kept, text) if name == CSV else _line(kept, text)
+      raise DataError(
+        f'{path} does not follow from the records: {where}; {again}'
+      )
+  for path in sorted(folder.glob('*.svg')):
+    if path.name not in made:
+      raise DataError(f'{path} follows from no record; {again}')
+  return sum((folder / name).exists() for name in made)
+
+
+def _line(kept: str, made: str) -> str:
+  """The first line that differs, as it stands in the file."""
+  numbered = enumerate(zip_longest(kept.splitlines(), made.splitlines()), 1)
+  for number, (old, new) in numbered:
+    if old != new:
+      return f'line {number} is {old!r}, and should be {new!r}'
+  return 'the end of the last line differs'
+
+
+def _cells(kept: str, made: str) -> str:
+  """Runs that one has and the other has not, or the first other number."""
+  old, new = (_runs(text) for text in (kept, made))
+  if gone := [run for run in old if run not in new]:
+    return f'there is no record of {gone[0]} ({len(gone)} such)'
+  if added := [run for run in new if run not in old]:
+    return f'it has not {added[0]} ({len(added)} such)'
+  return _line(kept, made)
+
+
+def _runs(text: str) -> list[str]:
+  """Study, row and seed of each line, once."""
+  rows = list(csv.reader(text.splitlines()))[1:]
+  return list(dict.fromkeys(
+    f'study {study}, row {row!r}, seed {seed}' for study, row, seed, *_ in rows
+  ))  # fmt: skip

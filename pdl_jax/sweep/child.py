@@ -1,0 +1,113 @@
+"""One run of a cell as a child process, claimed first.
+
+It is exactly what a user would run: the command line of `launch.py`, in a
+process group of its own, with its output in log.txt of its run folder.
+"""
+
+import dataclasses
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from pdl_jax.sweep import process, queue
+from pdl_jax.sweep.axes import Cell
+from pdl_jax.sweep.queue import PREEMPTED, Attempt, End
+
+Command = Callable[[Cell, Path], list[str]]
+
+_TAIL = 8192  # bytes of a log in which the error is looked for
+
+
+@dataclasses.dataclass
+class Child:
+  """A run as a child process; a local.Worker.
+
+  Attributes:
+    cell: what it runs.
+    attempt: claimed for it.
+    run: its folder.
+    popen: the process.
+    began: when, by time.monotonic.
+    logged: size of the log before it began.
+    told: signals that were passed to it.
+  """
+
+  cell: Cell
+  attempt: Attempt
+  run: Path
+  popen: subprocess.Popen
+  began: float
+  logged: int
+  told: int = 0
+
+  def poll(self) -> int | None:
+    """Its exit code, once it has ended; gives the cell back."""
+    code, error = self.popen.poll(), ''
+    if code is None:
+      return None
+    if self.told and code == -signal.SIGTERM:
+      code = PREEMPTED  # before it could listen, or told twice
+    if code == 0 and not queue.finished(self.run):
+      code, error = 1, 'ended with exit code 0 and without results.json'
+    elif code < 0:
+      error = f'killed by {signal.Signals(-code).name}'
+    elif code not in (0, PREEMPTED):
+      error = _last_error(self.run / 'log.txt', self.logged)
+    seconds = time.monotonic() - self.began
+    self.attempt.write_end(End(code, round(seconds, 1), error))
+    return code
+
+  def stop(self, signals: int) -> None:
+    """Sends SIGTERM, if it has had fewer than so many."""
+    if self.told < signals:
+      self.told += 1
+      self.popen.terminate()
+
+  def beat(self) -> None:
+    """Keeps the claim fresh; ends what another machine has taken over."""
+    self.attempt.beat()
+    if self.attempt.superseded:
+      self.popen.kill()
+
+
+def start(
+  root: Path, command: Command, cell: Cell, before: Sequence[Attempt]
+) -> Child | None:
+  """Claims a cell and runs it, unless another sweeper was first."""
+  attempt = queue.claim(root, cell.digest, before)
+  if attempt is None:
+    return None
+  run = queue.run_folders(root).get(cell.digest)
+  if run is not None and queue.finished(run):
+    # By another sweeper, after this one had looked.
+    attempt.write_end(End(PREEMPTED, 0.0, ''))
+    return None
+  run = root / cell.run_id if run is None else run
+  run.mkdir(exist_ok=True)
+  with (run / 'log.txt').open('ab') as log:
+    child = subprocess.Popen(
+      [
+        sys.executable, '-I', '-S', process.__file__, str(os.getpid()),
+        str(attempt.path('worker')), *command(cell, run),
+      ],
+      stdin=subprocess.DEVNULL, stdout=log, stderr=log,
+      # Ctrl-C reaches the sweeper alone, which passes it on once.
+      process_group=0,
+      # Else what was printed last would stand after the error.
+      env={**os.environ, 'PYTHONUNBUFFERED': '1'},
+    )  # fmt: skip
+    return Child(cell, attempt, run, child, time.monotonic(), log.tell())
+
+
+def _last_error(log: Path, start: int) -> str:
+  """The line of a log that says what went wrong, from a position on."""
+  with log.open('rb') as file:
+    file.seek(max(start, log.stat().st_size - _TAIL))
+    text = file.read().decode(errors='replace')
+  lines = [line.strip() for line in text.splitlines() if line.strip()]
+  errors = [line for line in lines if line.startswith('error: ')]
+  return (errors or lines or ['nothing was printed'])[-1][:300]

@@ -1,0 +1,234 @@
+"""Runs cells on the machines of a Ray cluster.
+
+A task of Ray is the local engine with one cell: it claims the cell where it
+runs, in the folder that all machines share, and looks after the child process.
+This side says which cell is next and reads how each ended from those files,
+so that sweepers of both engines can be at the same folder.
+
+RAY_ADDRESS says which cluster; without it one is started on this machine, for
+as long as the sweep lasts.
+"""
+
+import dataclasses
+import logging
+import os
+import socket
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from pdl_jax.data.schema import check_known
+from pdl_jax.errors import ConfigError, HostError, PreemptedError
+from pdl_jax.sweep import local, queue
+from pdl_jax.sweep.axes import Cell
+from pdl_jax.sweep.child import Command
+from pdl_jax.sweep.queue import PREEMPTED, Attempt
+
+_RESOURCES = ('CPU', 'GPU', 'TPU')
+# Of this environment, what a run has to see on its machine: it changes numbers.
+_PASSED_ON = ('JAX_', 'XLA_', 'LIBTPU_')
+_PATIENCE = 10.0  # seconds for the cluster to answer; Ray alone takes minutes
+
+
+def parse_resources(entries: Sequence[str]) -> dict[str, float]:
+  """What a cell takes of its machine: one CPU, and what 'TPU=4' and so on say.
+
+  Raises:
+    ConfigError: an entry that is not NAME=NUMBER, or a name unknown to Ray.
+  """
+  wanted = {'CPU': 1.0}
+  for entry in entries:
+    name, _, number = entry.partition('=')
+    check_known('resource', name, _RESOURCES)
+    try:
+      wanted[name] = float(number)
+    except ValueError:
+      raise ConfigError(
+        f'--resources {entry} is not NAME=NUMBER, as in TPU=4'
+      ) from None
+  return wanted
+
+
+def run_on_ray(
+  cells: Sequence[Cell],
+  root: Path,
+  workers: int,
+  retries: int,
+  fail_fast: bool,
+  command: Command,
+  resources: Mapping[str, float],
+) -> local.Outcome:
+  """Runs what is not done yet on a cluster; the rest is as in local.supervise.
+
+  The machines share the working folder, the run folders and the packages,
+  each under the same path everywhere. A cell whose machine was lost is begun
+  again when its claim is stale; one whose process was killed, at once if that
+  was on this machine.
+
+  Args:
+    command: (cell, run folder) -> the command line that runs it.
+    resources: that a cell takes of one machine, by Ray's names.
+
+  Raises:
+    HostError: Ray is not installed, the cluster does not answer, no machine
+      of it has the resources, or a machine cannot run cells at all.
+  """
+  ray = _connect()
+  try:
+    _check_fits(ray, resources)
+    start = _Starter(ray, root, command, resources)
+    return local.supervise(cells, root, workers, retries, fail_fast, start)
+  finally:
+    ray.shutdown()
+
+
+def _connect() -> ModuleType:
+  """Ray, connected to a cluster."""
+  address = os.environ.get('RAY_ADDRESS') or 'local'
+  try:
+    import ray
+
+    _check_answers(address)
+    # The arguments are those of a cluster of our own; others ignore them.
+    ray.init(
+      address, include_dashboard=False, log_to_driver=False,
+      logging_level=logging.ERROR,
+    )  # fmt: skip
+  except ModuleNotFoundError as error:
+    raise HostError(
+      f'--engine=ray needs the package {error.name}, which is not installed: '
+      'pip install ray'
+    ) from error
+  # RuntimeError: another version of Ray or Python, or no access.
+  except (OSError, ValueError, RuntimeError) as error:
+    reason = str(error).strip().splitlines()[0]
+    raise HostError(
+      f'the Ray cluster RAY_ADDRESS={address} cannot be used: {reason}'
+    ) from error
+  return ray
+
+
+def _check_answers(address: str) -> None:
+  host, _, port = address.rpartition(':')
+  if host and port.isdecimal() and '://' not in address:
+    socket.create_connection((host, int(port)), _PATIENCE).close()
+
+
+def _check_fits(ray: ModuleType, wanted: Mapping[str, float]) -> None:
+  machines = [node['Resources'] for node in ray.nodes() if node['Alive']]
+  if not any(
+    all(machine.get(name, 0) >= number for name, number in wanted.items())
+    for machine in machines
+  ):
+    words = ' '.join(f'{name}={number:g}' for name, number in wanted.items())
+    raise HostError(
+      f'none of the {len(machines)} machines of the Ray cluster has {words}, '
+      'which --resources asks for a cell'
+    )
+
+
+@dataclasses.dataclass
+class _Starter:
+  """Starts tasks; a local.Start."""
+
+  ray: ModuleType
+  root: Path
+  command: Command
+  resources: Mapping[str, float]
+
+  def __call__(self, cell: Cell, before: Sequence[Attempt]) -> '_Task':
+    run = queue.run_folders(self.root).get(
+      cell.digest, self.root / cell.run_id
+    )
+    passed_on = {
+      name: value
+      for name, value in os.environ.items()
+      if name.startswith(_PASSED_ON)
+    }
+    others = {k: v for k, v in self.resources.items() if k == 'TPU'}
+    # What to do about a death is decided here, by the claim that is left.
+    task = self.ray.remote(_run_cell).options(
+      name=cell.run_id, max_retries=0, num_cpus=self.resources['CPU'],
+      num_gpus=self.resources.get('GPU', 0), resources=others,
+    )  # fmt: skip
+    line = self.command(cell, run)
+    reference = task.remote(cell, self.root, run, line, Path.cwd(), passed_on)
+    number = before[-1].number + 1 if before else 1
+    attempt = Attempt(self.root / 'sweep', cell.digest, number)
+    return _Task(self.ray, cell, run, attempt, reference)
+
+
+@dataclasses.dataclass
+class _Task:
+  """A run somewhere on the cluster; a local.Worker.
+
+  Attributes:
+    attempt: that it will claim, unless another sweeper is first.
+    reference: by which Ray knows it.
+    stopped: whether it was told to end, for certain or not.
+    told: signals that it has heard.
+  """
+
+  ray: ModuleType
+  cell: Cell
+  run: Path
+  attempt: Attempt
+  reference: Any
+  stopped: bool = False
+  told: int = 0
+
+  def poll(self) -> int | None:
+    """0 or 75 once it is over; the files tell how a run has failed."""
+    if not self.ray.wait([self.reference], timeout=0)[0]:
+      return None
+    try:
+      self.ray.get(self.reference)
+    except self.ray.exceptions.RayError as error:
+      self._explain(error)
+    return 0 if queue.finished(self.run) else PREEMPTED
+
+  def _explain(self, error: Exception) -> None:
+    reason = (str(error).strip().splitlines() or [type(error).__name__])[-1]
+    if self.stopped:
+      return  # Before it had begun.
+    if isinstance(error, self.ray.exceptions.RayTaskError):
+      raise HostError(
+        f'a machine of the Ray cluster cannot run cells: {reason}; it needs '
+        f'{Path.cwd()} and the packages under the same path as here'
+      )
+    name = type(error).__name__
+    print(f'{self.cell.run_id} lost its process: {name}', flush=True)
+
+  def stop(self, signals: int) -> None:
+    """Interrupts it, if it has heard fewer signals than so many."""
+    self.stopped = True
+    # It listens before it claims; until then Ray may lose what it is told.
+    listens = self.attempt.path('claim').exists()
+    if self.told < signals or not listens:
+      self.told += listens
+      self.ray.cancel(self.reference)
+
+  def beat(self) -> None:
+    """Left to the task, which has the claim."""
+
+
+def _run_cell(
+  cell: Cell,
+  root: Path,
+  run: Path,
+  line: list[str],
+  folder: Path,
+  environment: Mapping[str, str],
+) -> None:
+  """What a task does, on whatever machine it is; Ray cancels it by Ctrl-C."""
+  os.chdir(folder)
+  os.environ.update(environment)
+  before = queue.attempts(root).get(cell.digest, [])
+  lasts = before and before[-1].lasts(queue.clock(root))
+  if lasts or queue.run_folders(root).get(cell.digest, run) != run:
+    return  # Another sweeper was at it while this waited for its turn.
+  try:
+    local.run([cell], root, 1, 0, False, lambda *_: line)
+  except PreemptedError:
+    return

@@ -1,0 +1,342 @@
+import dataclasses
+import itertools
+import math
+import re
+import subprocess
+import sys
+import xml.etree.ElementTree as ET
+
+import matplotlib
+import pytest
+
+from pdl_jax.errors import ConfigError
+from pdl_jax.report import figures, heat_map, marks, plots
+from pdl_jax.report.layout import ByCount, Frontier, HeatMap, Line
+from tests import stand_in_report as stand_in
+
+ALPHA, EPSILON = stand_in.ALPHA, stand_in.EPSILON
+
+
+@pytest.fixture(scope='module')
+def drawn():
+  parts = stand_in.figure_part(), stand_in.empty_part(name='e')
+  report = stand_in.report(*parts)
+  return figures.draw(report)
+
+
+def texts(svg):
+  """Letters are paths, each text with itself as a comment."""
+  found = re.findall(r'<!-- (.*?) -->', svg, re.DOTALL)
+  return [ET.fromstring(f'<t>{text}</t>').text for text in found]
+
+
+def artists(ax):
+  return {line.get_label(): line for line in ax.lines}
+
+
+def test_a_file_for_each_figure_that_has_something_to_show(drawn):
+  assert list(drawn) == [
+    'dialogue_line.svg',
+    'dialogue_frontier.svg',
+    'dialogue_by_count.svg',
+    'dialogue_heat_map.svg',
+    'dialogue_curves.svg',
+  ]
+  for svg in drawn.values():
+    root = ET.fromstring(svg)
+    assert root.tag == '{http://www.w3.org/2000/svg}svg'
+    # 700 pixels of 1/96 inch; the file counts points of 1/72.
+    width = float(root.attrib['width'].removesuffix('pt'))
+    assert width == pytest.approx(525.6)
+    assert root[0].text.startswith('Dialogue: ')
+
+
+def test_drawn_again_it_is_the_same_whatever_the_style_of_the_user(drawn):
+  report = stand_in.report(stand_in.figure_part())
+  style = {'font.size': 20, 'svg.fonttype': 'none', 'xtick.color': 'red'}
+  with matplotlib.rc_context(style):
+    again = figures.draw(report)
+    assert {key: matplotlib.rcParams[key] for key in style} == style
+  assert again == drawn
+  for svg in drawn.values():
+    assert 'dc:date' not in svg and matplotlib.__version__ not in svg
+
+
+def test_everything_is_named(drawn):
+  line = texts(drawn['dialogue_line.svg'])
+  for said in (
+    'Perplexity', 'lower is better', 'Distinct-1', 'closer to human is better',
+    ALPHA, 'loss.epsilon 1', 'loss.epsilon 10', 'human texts',
+    'cross-entropy (baseline)',
+  ):  # fmt: skip
+    assert said in line
+  frontier = texts(drawn['dialogue_frontier.svg'])
+  assert 'Perplexity, lower is better' in frontier
+  for said in ('alpha 1, epsilon 10', 'focal', 'human texts'):
+    assert said in frontier
+  cells = texts(drawn['dialogue_heat_map.svg'])
+  assert cells.count('missing') == 1 and cells.count('diverged') == 1
+  # Of 14.65, 14.85 and 15.35.
+  assert '14.95' in cells and '± 0.36' in cells
+  assert '0' in texts(drawn['dialogue_by_count.svg'])
+  assert 'step' in texts(drawn['dialogue_curves.svg'])
+
+
+def test_names_of_several_figures_of_a_kind():
+  report = stand_in.report(
+    stand_in.figure_part(name='a/b c'),
+    figures=(
+      Line(ALPHA, ('ppl', 'distinct')),
+      Line(ALPHA, ('distinct',), log_x=True),
+      Frontier('ppl', 'distinct'),
+      HeatMap(ALPHA, EPSILON, 'ppl'),
+      HeatMap(ALPHA, EPSILON, 'distinct'),
+    ),
+  )
+  assert list(figures.draw(report)) == [
+    'a-b-c_line_loss.alpha_ppl.svg',
+    'a-b-c_line_loss.alpha_distinct.svg',
+    'a-b-c_frontier.svg',
+    'a-b-c_heat_map_loss.alpha_loss.epsilon_ppl.svg',
+    'a-b-c_heat_map_loss.alpha_loss.epsilon_distinct.svg',
+  ]
+
+
+@pytest.mark.parametrize('figure', [ByCount(), Line(ALPHA, ('ppl',))])
+def test_two_figures_of_one_name(figure):
+  report = stand_in.report(stand_in.figure_part(), figures=(figure, figure))
+  with pytest.raises(ConfigError, match='2 figures of the report'):
+    figures.draw(report)
+
+
+@pytest.mark.parametrize('figure', [
+  Line('loss.gamma', ('ppl',)), Line(ALPHA, ('other',)),
+  Frontier('ppl', 'other'), HeatMap(ALPHA, 'loss.gamma', 'ppl'),
+  HeatMap(ALPHA, EPSILON, 'other'),
+], ids=str)  # fmt: skip
+def test_what_a_part_does_not_have_is_not_drawn(figure):
+  report = stand_in.report(stand_in.figure_part(), figures=(figure,))
+  assert figures.draw(report) == {}
+
+
+def test_signs_in_labels_are_drawn_as_they_are():
+  row = stand_in.row(stand_in.ODD, (1.0, 2.0), (0.4, 0.5))
+  part = stand_in.part([stand_in.baseline(), row], title=stand_in.ODD)
+  svg = figures.draw(stand_in.report(part))['dialogue_frontier.svg']
+  assert ''.join(texts(svg)).count('$x^2$') == 1
+  # The glyph of the dollar sign.
+  assert 'id="DejaVuSans-24"' in svg
+  assert ET.fromstring(svg)[0].text == f'{stand_in.ODD}: frontier'
+
+
+def test_no_figure_is_kept_by_pyplot():
+  code = (
+    'import sys\n'
+    'from pdl_jax.report import figures\n'
+    'assert "matplotlib.pyplot" not in sys.modules\n'
+  )
+  subprocess.run([sys.executable, '-c', code], check=True)
+
+
+def test_line_has_means_bands_and_every_seed():
+  part = stand_in.part([
+    stand_in.baseline(),
+    stand_in.row('c', (3.0, 5.0), settings={ALPHA: 1.0}),
+    stand_in.row('b', state='failed', settings={ALPHA: 0.5}),
+    stand_in.row('a', (1.0, 2.0), settings={ALPHA: 0.25}),
+    stand_in.row('other', (9.0,), settings={}),
+  ])
+  picture = plots.line(part, Line(ALPHA, ('distinct', 'ppl')))
+  assert picture is not None
+  [ax] = picture.axes
+  [mean] = [x for x in ax.lines if x.get_label() == 'mean over seeds']
+  assert list(mean.get_xdata()) == [0.25, 0.5, 1.0]
+  assert list(mean.get_ydata())[::2] == [1.5, 4.0]
+  # No line across the system that failed.
+  assert math.isnan(mean.get_ydata()[1])
+  dots = [
+    tuple(point)
+    for collection in ax.collections
+    for point in collection.get_offsets().tolist()
+    if type(collection).__name__ == 'PathCollection'
+  ]
+  assert sorted(dots) == [(0.25, 1.0), (0.25, 2.0), (1.0, 3.0), (1.0, 5.0)]
+  corners = [
+    y
+    for collection in ax.collections
+    if type(collection).__name__ != 'PathCollection'
+    for path in collection.get_paths()
+    for _, y in path.vertices.tolist()
+  ]
+  assert max(corners) == pytest.approx(4 + math.sqrt(2))
+  assert min(corners) == pytest.approx(1.5 - math.sqrt(0.5))
+  assert list(artists(ax)['cross-entropy (baseline)'].get_ydata()) == [16, 16]
+  assert 'human texts' not in artists(ax)
+
+
+def test_a_line_of_single_seeds_says_so():
+  rows = [
+    stand_in.row(f'{a}', (a,), settings={ALPHA: a}, seeds=(0,))
+    for a in (0.25, 0.5)
+  ]
+  picture = plots.line(stand_in.part(rows), Line(ALPHA, ('ppl',)))
+  assert picture is not None
+  assert 'one seed' in artists(picture.axes[0])
+
+
+def test_human_texts_are_dashed():
+  picture = plots.line(stand_in.figure_part(), Line(ALPHA, ('distinct',)))
+  assert picture is not None
+  human = artists(picture.axes[0])['human texts']
+  assert list(human.get_ydata()) == [0.448, 0.448]
+  assert human.get_linestyle() == '--'
+
+
+@pytest.mark.parametrize('log', [False, True])
+@pytest.mark.parametrize('values', [
+  [0.0], [0.0, 0.1, 1.0, 10.0], [0.1, 1.0, 10.0], [0.25, 0.5],
+], ids=str)  # fmt: skip
+def test_every_x_has_a_place(log, values):
+  _, [ax] = marks.panels(1, 3.0)
+  marks.set_x_axis(ax, values, log)
+  low, high = ax.get_xlim()
+  assert low < values[0] and values[-1] < high
+  places = [float(ax.transAxes.inverted().transform(
+    ax.transData.transform((x, 0.5))
+  )[0]) for x in values]  # fmt: skip
+  assert places == sorted(places) and places[0] > 0 and places[-1] < 1
+  if log:
+    assert list(ax.get_xticks()) == values
+  for before, after in itertools.pairwise(places):
+    assert not log or after - before > 0.2
+
+
+def test_frontier_places_systems_and_humans():
+  part = stand_in.figure_part()
+  reference = dataclasses.replace(stand_in.columns()[0], reference=12.0)
+  part = dataclasses.replace(part, columns=(reference, part.columns[1]))
+  picture = plots.frontier(part, Frontier('ppl', 'distinct'))
+  assert picture is not None
+  [ax] = picture.axes
+  [star] = [line for line in ax.lines if line.get_marker() == '*']
+  assert (list(star.get_xdata()), list(star.get_ydata())) == ([12], [0.448])
+  points = {
+    (float(x.get_xdata()[0]), float(x.get_ydata()[0]))
+    for x in ax.lines
+    if x.get_marker() in 's^oD' and len(x.get_xdata()) == 1
+  }
+  for row in part.rows:
+    x, y = row.entries['ppl'].spread, row.entries['distinct'].spread
+    if x is not None and y is not None:
+      assert (x.mean, y.mean) in points
+
+
+def nats(*values):
+  return {'0': dict(enumerate(values))}
+
+
+def test_by_count_pairs_seeds_where_it_can():
+  rows = [
+    stand_in.baseline(nats_by_count=nats(1.0, 3.0)),
+    stand_in.row('paired', nats_by_count=nats(2.0, 5.0)),
+    stand_in.row('more seeds', nats_by_count=nats(2.0, 5.0, 2.0)),
+  ]
+  picture = plots.by_count(stand_in.part(rows))
+  assert picture is not None
+  [ax] = picture.axes
+  dots = [
+    [y for _, y in collection.get_offsets().tolist()]
+    for collection in ax.collections
+    if type(collection).__name__ == 'PathCollection'
+  ]
+  assert dots == [[1.0, 2.0], [0.0, 3.0, 0.0]]
+  assert list(artists(ax)['paired'].get_ydata()) == [1.5]
+
+
+def test_by_count_needs_a_baseline_and_another():
+  counted = stand_in.row('x', nats_by_count=nats(1.0))
+  assert plots.by_count(stand_in.part([counted])) is None
+  assert plots.by_count(stand_in.part([stand_in.baseline(), counted])) is None
+  alone = stand_in.baseline(nats_by_count=nats(1.0))
+  assert plots.by_count(stand_in.part([alone])) is None
+
+
+def test_two_systems_in_one_cell():
+  rows = [
+    stand_in.row(name, (1.0,), settings={ALPHA: 1.0, EPSILON: 1.0})
+    for name in ('first', 'second')
+  ]
+  with pytest.raises(ConfigError, match="'first' and 'second' both have"):
+    heat_map.draw(stand_in.part(rows), HeatMap(ALPHA, EPSILON, 'ppl'))
+
+
+def test_heat_map_orders_numbers_before_words():
+  rows = [
+    stand_in.row(f'{x} {y}', (1.0,), settings={ALPHA: x, EPSILON: y})
+    for x, y in ((10.0, 'b'), (2.0, 'a'), ('none', 'a'))
+  ]
+  figure = HeatMap(ALPHA, EPSILON, 'ppl')
+  picture = heat_map.draw(stand_in.part(rows), figure)
+  assert picture is not None
+  [ax] = picture.axes
+  assert [t.get_text() for t in ax.get_xticklabels()] == ['2', '10', 'none']
+  assert [t.get_text() for t in ax.get_yticklabels()] == ['a', 'b']
+  said = [text.get_text() for text in ax.texts]
+  assert said.count('1.00') == 3 and said.count('missing') == 3
+
+
+def test_heat_map_says_what_the_human_texts_have():
+  figure = HeatMap(ALPHA, EPSILON, 'distinct')
+  picture = heat_map.draw(stand_in.figure_part(), figure)
+  assert picture is not None
+  title = picture.axes[0].get_title()
+  assert title == 'Distinct-1, closer to human is better\nhuman texts: 0.448'
+
+
+def test_what_diverged_does_not_set_the_scale():
+  curve = ((0, 5.0), (10, 3.0))
+  wild = ((0, 5.0), (10, 1e6), (20, math.inf))
+  rows = [
+    stand_in.row('calm', curves={0: curve, 1: ()}),
+    stand_in.row('wild', curves={0: wild}, state='diverged'),
+  ]
+  picture = plots.curves(stand_in.part(rows))
+  assert picture is not None
+  [ax] = picture.axes
+  low, high = ax.get_ylim()
+  assert 2 < low < 3 and 5 < high < 6
+  assert 'wild' in artists(ax)
+
+
+def luminance(colour):
+  red, green, blue = (int(colour[i : i + 2], 16) for i in (1, 3, 5))
+  return 0.2126 * red + 0.7152 * green + 0.0722 * blue
+
+
+def test_marks_follow_the_settings():
+  part = stand_in.figure_part()
+  labels = [row.label for row in part.rows]
+  found = dict(zip(labels, marks.marks(part), strict=True))
+  assert found['cross-entropy'].colour == marks.BASELINE
+  assert len({(m.colour, m.marker) for m in found.values()}) == len(part.rows)
+  by_alpha = [found[f'alpha {a}, epsilon 1'] for a in ('0.25', '0.5', '1')]
+  light = [luminance(mark.colour) for mark in by_alpha]
+  assert light == sorted(light) and light[-1] < 200
+  one, ten = found['alpha 1, epsilon 1'], found['alpha 1, epsilon 10']
+  assert one.colour == ten.colour
+  assert one.marker != ten.marker and one.dash != ten.dash
+
+
+def test_a_legend_has_every_label_once_and_room_for_it():
+  picture, axes = marks.panels(2, 2.0)
+  for ax in axes:
+    ax.plot([1], [1], label='twice')
+    ax.plot([1], [1], label='a rather long name of a system ' * 3)
+  before = picture.get_figheight()
+  marks.add_legend(picture, axes)
+  [legend] = picture.legends
+  assert len(legend.get_texts()) == 2
+  assert picture.get_figheight() > before
+  picture.draw_without_rendering()
+  box = legend.get_window_extent().transformed(picture.transFigure.inverted())
+  assert box.x0 >= 0 and box.x1 <= 1 and box.y0 >= 0

@@ -1,0 +1,259 @@
+"""Sweeps of a stand-in on a Ray cluster of three machines, all this one."""
+
+import contextlib
+import json
+import os
+import signal
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+
+from pdl_jax.errors import ConfigError, HostError, PreemptedError
+from pdl_jax.sweep import parse_resources, run_on_ray, status
+from tests.test_sweep_local import (
+  PATIENCE,
+  SERVER,
+  alive_runs,
+  assert_finished_once,
+  begin,
+  begun,
+  cell,
+  cells,
+  codes,
+  command,
+  hasten,
+  results,
+  sweep,
+  wait_for,
+)
+
+ONE_CPU = {'CPU': 1.0}
+# All that the second machine has, or the third.
+TPU = {'CPU': 1.0, 'TPU': 4.0}
+
+
+@pytest.fixture(scope='module')
+def cluster():
+  with pytest.MonkeyPatch.context() as patch:
+    # As on a cluster that others can reach; read when Ray is imported.
+    patch.setenv('RAY_AUTH_MODE', 'token')
+    patch.setenv('RAY_AUTH_TOKEN', 'of-this-test')
+    from ray.cluster_utils import Cluster
+
+    made = Cluster(
+      initialize_head=True,
+      head_node_args={
+        'num_cpus': 3,
+        'include_dashboard': False,
+        # Of a lost machine it hears in 3 s instead of 15.
+        '_system_config': {'health_check_period_ms': 500},
+      },
+    )
+    for _ in range(2):
+      made.add_node(num_cpus=1, resources={'TPU': 4})
+    patch.setenv('RAY_ADDRESS', made.address)
+    yield made
+    made.shutdown()
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch):
+  hasten(monkeypatch.setattr)
+
+
+def sweep_on_ray(
+  root, cells, workers=2, retries=0, fail_fast=False, resources=ONE_CPU
+):
+  return run_on_ray(
+    cells, root, workers, retries, fail_fast, command, resources
+  )
+
+
+def sweeper_on_ray(root, cells):
+  """What a process of its own runs, in a group as a shell would make it."""
+  os.setpgid(0, 0)
+  hasten(setattr)
+  try:
+    sweep_on_ray(root, cells)
+  except PreemptedError as error:
+    sys.exit(error.exit_code)
+
+
+@contextlib.contextmanager
+def meanwhile(condition, action):
+  """Does something as soon as a condition is true, beside the main thread."""
+  def wait_and_act():
+    wait_for(condition)
+    action()
+
+  thread = threading.Thread(target=wait_and_act)
+  thread.start()
+  yield
+  thread.join()
+
+
+def claims(root):
+  return {
+    path.name: json.loads(path.read_text())
+    for path in (root / 'sweep').glob('*.claim')
+  }
+
+
+def test_ends_and_records_are_those_of_the_local_engine(
+  tmp_path, cluster, capsys
+):
+  mended = [*cells(3), cell(3, codes=[75]), cell(4, codes=[5])]
+  bad, wrong = cell('bad', codes=[5, 3, 4]), cell('wrong', codes=[2, 2])
+  wanted = [*mended, bad, wrong]
+  here, there = tmp_path / 'here', tmp_path / 'there'
+  expected = sweep(here, wanted, retries=1)
+  assert sweep_on_ray(there, wanted, 3, retries=1) == expected
+  assert expected.failed == {
+    bad.run_id: 'error: attempt 1 was to fail',
+    wrong.run_id: 'error: attempt 0 was to fail',
+  }
+  assert '[7/7] value=' in capsys.readouterr().out
+  assert_finished_once(there, mended)
+  assert results(there) == results(here)
+  assert [codes(there, c) for c in wanted] == [
+    [0], [0], [0], [75, 0], [5, 0], [5, 3], [2],
+  ]  # fmt: skip
+  states = [[row.state for row in status(r, wanted)] for r in (here, there)]
+  assert states[0] == states[1]
+  # By the tasks, not by this process.
+  assert os.getpid() not in {c['pid'] for c in claims(there).values()}
+  logs = [(root / bad.run_id / 'log.txt').read_text() for root in (here, there)]
+  assert logs[0] == logs[1]
+
+
+def test_fail_fast_stops_the_others_which_save(tmp_path, cluster):
+  slow = cell('slow', steps=2000)
+  bad, never = cell('bad', codes=[5]), cell('never')
+  outcome = sweep_on_ray(tmp_path, [slow, bad, never], 2, fail_fast=True)
+  assert list(outcome.failed) == [bad.run_id]
+  assert outcome.left == 2
+  assert codes(tmp_path, slow) in ([75], [])  # If it was told in time.
+  assert begun(tmp_path, never) == 0
+
+
+def owner(root, cell):
+  """The process of Ray that claimed a cell first."""
+  return claims(root)[f'{cell.digest}.1.claim']['pid']
+
+
+def test_a_killed_process_of_ray_loses_nothing(tmp_path, cluster):
+  wanted = cells(2, steps=60)
+  saved = lambda: len(list(tmp_path.glob('*/saved.json'))) == 2
+  kill = lambda: os.kill(owner(tmp_path, wanted[0]), signal.SIGKILL)
+  with meanwhile(saved, kill):
+    assert sweep_on_ray(tmp_path, wanted).done == 2
+  assert_finished_once(tmp_path, wanted)
+  assert [codes(tmp_path, c) for c in wanted] == [[None, 0], [0]]
+  assert [begun(tmp_path, c) for c in wanted] == [2, 1]
+
+
+def test_a_lost_machine_is_replaced_by_another(tmp_path, cluster):
+  """All that makes it a machine: Ray's daemon, and the process below it."""
+  wanted = cell(1, steps=60)
+
+  def lose():
+    process = owner(tmp_path, wanted)
+    status = Path(f'/proc/{process}/status').read_text()
+    (line,) = [x for x in status.splitlines() if x.startswith('PPid:')]
+    os.kill(int(line.split()[1]), signal.SIGKILL)
+    os.kill(process, signal.SIGKILL)
+
+  with meanwhile((tmp_path / wanted.run_id / 'saved.json').exists, lose):
+    assert sweep_on_ray(tmp_path, [wanted], 1, resources=TPU).done == 1
+  assert_finished_once(tmp_path, [wanted])
+  assert codes(tmp_path, wanted) == [None, 0]
+  assert begun(tmp_path, wanted) == 2
+
+
+def test_sweepers_of_both_engines_share_the_cells(tmp_path, cluster):
+  wanted, local = cells(16, steps=20), []
+  join = lambda: local.append(begin(tmp_path, wanted))
+  with meanwhile(lambda: claims(tmp_path), join):
+    assert sweep_on_ray(tmp_path, wanted).done == 16
+  local[0].join(PATIENCE)
+  assert local[0].exitcode == 0
+  assert_finished_once(tmp_path, wanted)
+  assert [begun(tmp_path, c) for c in wanted] == [1] * 16
+  owners = {claim['pid'] for claim in claims(tmp_path).values()}
+  assert local[0].pid in owners
+  assert len(owners) > 1
+
+
+def test_ctrl_c_saves_and_a_second_one_ends_at_once(tmp_path, monkeypatch):
+  """On a cluster of its own, whose processes are in the group in front too."""
+  monkeypatch.delenv('RAY_ADDRESS', raising=False)
+  good, deaf = cell(1, steps=2000), cell(2, steps=2000, deaf=True)
+  wanted = [good, deaf, cell(3)]
+  process = SERVER.Process(target=sweeper_on_ray, args=(tmp_path, wanted))
+  process.start()
+  wait_for(lambda: len(list(tmp_path.glob('*/saved.json'))) == 2)
+  os.killpg(process.pid, signal.SIGINT)
+  wait_for((tmp_path / deaf.run_id / 'told').exists)
+  wait_for(lambda: codes(tmp_path, good) == [75])
+  assert process.is_alive()
+  os.killpg(process.pid, signal.SIGINT)
+  process.join(PATIENCE)
+  assert process.exitcode == 75
+  assert [codes(tmp_path, c) for c in wanted] == [[75], [75], []]
+  assert alive_runs(tmp_path) == []
+
+
+def refused(tmp_path, resources=ONE_CPU):
+  with pytest.raises(HostError) as error:
+    sweep_on_ray(tmp_path, cells(1), resources=resources)
+  assert '\n' not in str(error.value)
+  assert list(tmp_path.glob('*/log.txt')) == []
+  return str(error.value)
+
+
+def test_without_ray_it_says_what_to_install(tmp_path, monkeypatch):
+  monkeypatch.setitem(sys.modules, 'ray', None)
+  assert 'the package ray, which is not installed' in refused(tmp_path)
+
+
+@pytest.mark.parametrize(
+  ('address', 'reason'),
+  [('127.0.0.1:1', 'refused'), ('nonsense', 'Invalid address')],
+)
+def test_a_cluster_that_does_not_answer(
+  tmp_path, monkeypatch, address, reason
+):
+  monkeypatch.setenv('RAY_ADDRESS', address)
+  line = refused(tmp_path)
+  assert f'RAY_ADDRESS={address} cannot be used: ' in line
+  assert reason in line
+
+
+def test_resources_that_no_machine_has(tmp_path, cluster):
+  line = refused(tmp_path, {'CPU': 1.0, 'GPU': 8.0})
+  assert 'machines of the Ray cluster has CPU=1 GPU=8' in line
+  assert 'CPU=3 TPU=4' in refused(tmp_path, {'CPU': 3.0, 'TPU': 4.0})
+
+
+def test_a_machine_without_the_shared_folder(tmp_path, cluster, monkeypatch):
+  monkeypatch.setattr(Path, 'cwd', lambda: tmp_path / 'not_there')
+  line = refused(tmp_path)
+  assert 'cannot run cells: ' in line
+  assert f'it needs {tmp_path}/not_there' in line
+
+
+def test_resources_are_read():
+  assert parse_resources([]) == ONE_CPU
+  assert parse_resources(['TPU=4']) == TPU
+  assert parse_resources(['GPU=0.5', 'CPU=8']) == {'CPU': 8.0, 'GPU': 0.5}
+
+
+@pytest.mark.parametrize(
+  ('entry', 'words'),
+  [('tpu=4', "'tpu'; did you mean 'TPU'"), ('TPU', 'TPU is not NAME=NUMBER')],
+)
+def test_resources_that_are_not_understood_are_refused(entry, words):
+  with pytest.raises(ConfigError, match=words):
+    parse_resources([entry])
