@@ -6,6 +6,7 @@
                    [--models=before,after] [--extra_models=mauve=FOLDER]
   python launch.py --config=configs/summarize.py --sweep=alpha,seed
                    [--workers=N] [--retries=N] [--fail_fast] [--dry_run]
+                   [--engine=ray [--resources=TPU=4]]
   python launch.py --status=FOLDER
   python launch.py --sweep=experiments/NAME [--workers=N ...]
   python launch.py --report=experiments[/NAME] [--check]
@@ -14,7 +15,8 @@
 --evaluate measures a finished run again from its stored predictions; with
 --decode it first generates in that way too.
 --sweep runs the product of named axes, each cell a run of its own; the same
-command again runs what is missing. --status says how far a sweep is.
+command again runs what is missing. --engine=ray does it on the cluster that
+RAY_ADDRESS names. --status says how far a sweep is.
 --sweep=experiments/NAME runs what an experiment declares and collects its
 records; --report makes its tables, figures and page from the records alone,
 --check compares them with those that are there.
@@ -84,6 +86,13 @@ _FAIL_FAST = flags.DEFINE_bool(
 )
 _DRY_RUN = flags.DEFINE_bool(
   'dry_run', False, 'With --sweep: print the cells, run nothing.'
+)
+_ENGINE = flags.DEFINE_enum(
+  'engine', 'local', ['local', 'ray'],
+  'With --sweep: this machine, or the Ray cluster RAY_ADDRESS.',
+)  # fmt: skip
+_RESOURCES = flags.DEFINE_list(
+  'resources', [], 'With --engine=ray: what a cell takes: CPU=1,TPU=4.'
 )
 _STATUS = flags.DEFINE_string('status', None, 'Folder of a sweep.')
 _REPORT = flags.DEFINE_string(
@@ -193,6 +202,17 @@ def _config_file() -> str:
   return config_flags.get_config_filename(flags.FLAGS['config'])
 
 
+def run_cells(
+  cells: Sequence[sweep.Cell], root: Path, command: sweep.Command
+) -> sweep.Outcome:
+  """By the engine of the flags."""
+  resources = sweep.parse_resources(_RESOURCES.value)
+  how = _WORKERS.value, _RETRIES.value, _FAIL_FAST.value, command
+  if _ENGINE.value == 'ray':
+    return sweep.run_on_ray(cells, root, *how, resources)
+  return sweep.run(cells, root, *how)
+
+
 def run_experiment(folder: Path) -> int:
   """Runs what an experiment declares, or says what that is; the exit code."""
   declared = plan.load(folder)
@@ -203,14 +223,7 @@ def run_experiment(folder: Path) -> int:
       print(sweep.format_dry_run(root, cells, _WORKERS.value))
     return 0
 
-  def engine(
-    cells: Sequence[sweep.Cell], root: Path, command: sweep.Command
-  ) -> sweep.Outcome:
-    return sweep.run(
-      cells, root, _WORKERS.value, _RETRIES.value, _FAIL_FAST.value, command
-    )
-
-  return 1 if carry_out.carry_out(declared, folder, engine) else 0
+  return 1 if carry_out.carry_out(declared, folder, run_cells) else 0
 
 
 def show_report(folder: Path) -> None:
@@ -243,9 +256,7 @@ def run_sweep() -> int:
       *cell.flags,
     ]  # fmt: skip
 
-  outcome = sweep.run(
-    cells, root, _WORKERS.value, _RETRIES.value, _FAIL_FAST.value, command
-  )
+  outcome = run_cells(cells, root, command)
   print(sweep.format_status(sweep.status(root, cells)))
   return 1 if outcome.failed else 0
 

@@ -273,7 +273,7 @@ def _small(config: ConfigDict) -> None:
   config.optimizer.trainable = 'all'
   config.optimizer.learning_rate = 1e-3
   config.optimizer.warmup_steps = 20
-  config.train.steps = 400
+  config.train.steps = 300
   config.train.checkpoint_every = 50
   config.train.batch_size = 16
   config.train.log_every = 10

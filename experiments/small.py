@@ -8,7 +8,7 @@ BASE = {
   'loss.name': 'cross_entropy',
   'data.splits.train': 'train[:50%]',
   'optimizer.learning_rate': 3e-3,
-  'train.steps': 2000,
+  'train.steps': 1500,
   'train.checkpoint_every': 250,
 }
 OVERRIDES = {'data.splits.train': 'train[50%:]'}

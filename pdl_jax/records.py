@@ -82,7 +82,7 @@ def _read(flat: Mapping[str, Any]) -> dict[str, Any]:
     }
   if flat['optimizer.trainable'] != 'last_layers':
     unread.add('optimizer.last_layers')
-  if not flat['evaluate.draw']:
+  if not flat.get('evaluate.draw'):
     # Runs from before the key was there are of the first draw.
     unread.add('evaluate.draw')
   return {key: value for key, value in flat.items() if key not in unread}

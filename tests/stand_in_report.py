@@ -115,13 +115,19 @@ def figure_part(**fields):
       center = 15 - alpha + epsilon / 10
       rows.append(row(
         label,
-        (center - 0.2, center, center + 0.5),
+        entry(
+          (center - 0.2, center, center + 0.5),
+          difference=Difference(center - 16.0),
+        ),
         (0.4 + alpha / 20, 0.41 + alpha / 20, 0.43 + alpha / 20),
         settings=settings,
         nats_by_count=_nats(-alpha),
         curves=_curves(3.0 + alpha),
       ))  # fmt: skip
   rows.append(row('focal', (16.0, 16.5, 17.0), (0.39, 0.40, 0.41)))
+  rows.append(row(
+    'before', (90.0,), (0.1,), seeds=(0,), nats_by_count=_nats(4.0)
+  ))  # fmt: skip
   return part(rows, **fields)
 
 

@@ -11,6 +11,7 @@ import pytest
 
 from pdl_jax.errors import ConfigError
 from pdl_jax.report import figures, heat_map, marks, plots
+from pdl_jax.report.bootstrap import Difference
 from pdl_jax.report.layout import ByCount, Frontier, HeatMap, Line
 from tests import stand_in_report as stand_in
 
@@ -78,7 +79,10 @@ def test_everything_is_named(drawn):
   assert cells.count('missing') == 1 and cells.count('diverged') == 1
   # Of 14.65, 14.85 and 15.35.
   assert '14.95' in cells and '± 0.36' in cells
-  assert '0' in texts(drawn['dialogue_by_count.svg'])
+  counts = texts(drawn['dialogue_by_count.svg'])
+  assert '2-9' in counts and 'alpha 1, epsilon 10' in counts
+  # Not compared with the baseline.
+  assert 'before' in frontier and 'before' not in counts
   assert 'step' in texts(drawn['dialogue_curves.svg'])
 
 
@@ -125,7 +129,7 @@ def test_signs_in_labels_are_drawn_as_they_are():
   svg = figures.draw(stand_in.report(part))['dialogue_frontier.svg']
   assert ''.join(texts(svg)).count('$x^2$') == 1
   # The glyph of the dollar sign.
-  assert 'id="DejaVuSans-24"' in svg
+  assert 'id="DejaVuSans-7"' in svg
   assert ET.fromstring(svg)[0].text == f'{stand_in.ODD}: frontier'
 
 
@@ -172,6 +176,22 @@ def test_line_has_means_bands_and_every_seed():
   assert min(corners) == pytest.approx(1.5 - math.sqrt(0.5))
   assert list(artists(ax)['cross-entropy (baseline)'].get_ydata()) == [16, 16]
   assert 'human texts' not in artists(ax)
+
+
+def test_the_baseline_is_part_of_a_line_where_another_system_is():
+  rows = [
+    stand_in.row(f'{a}', (a,), settings={ALPHA: a, 'loss.name': 'pdl'})
+    for a in (0.25, 0.5)
+  ]
+  figure = Line(ALPHA, ('ppl',))
+  for name, xs in (('pdl', [0.0, 0.25, 0.5]), ('plain', [0.25, 0.5])):
+    zero = stand_in.baseline(settings={ALPHA: 0.0, 'loss.name': name})
+    picture = plots.line(stand_in.part([zero, *rows]), figure)
+    assert picture is not None
+    found = artists(picture.axes[0])
+    assert list(found['mean over seeds'].get_xdata()) == xs
+    assert 'cross-entropy (baseline)' in found
+  assert plots.line(stand_in.part([zero]), figure) is None
 
 
 def test_a_line_of_single_seeds_says_so():
@@ -235,11 +255,16 @@ def nats(*values):
   return {'0': dict(enumerate(values))}
 
 
+def compared(label, **fields):
+  entry = stand_in.entry((1.0,), difference=Difference(0.0))
+  return stand_in.row(label, entry, **fields)
+
+
 def test_by_count_pairs_seeds_where_it_can():
   rows = [
     stand_in.baseline(nats_by_count=nats(1.0, 3.0)),
-    stand_in.row('paired', nats_by_count=nats(2.0, 5.0)),
-    stand_in.row('more seeds', nats_by_count=nats(2.0, 5.0, 2.0)),
+    compared('paired', nats_by_count=nats(2.0, 5.0)),
+    compared('more seeds', nats_by_count=nats(2.0, 5.0, 2.0)),
   ]
   picture = plots.by_count(stand_in.part(rows))
   assert picture is not None
@@ -254,7 +279,7 @@ def test_by_count_pairs_seeds_where_it_can():
 
 
 def test_by_count_needs_a_baseline_and_another():
-  counted = stand_in.row('x', nats_by_count=nats(1.0))
+  counted = compared('x', nats_by_count=nats(1.0))
   assert plots.by_count(stand_in.part([counted])) is None
   assert plots.by_count(stand_in.part([stand_in.baseline(), counted])) is None
   alone = stand_in.baseline(nats_by_count=nats(1.0))

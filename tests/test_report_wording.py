@@ -61,6 +61,17 @@ def test_infinite_ends_have_a_sign():
   assert table.rows[1][1][0].pieces == ('+0.50', '[-∞, +∞]', 'p=1.000')
 
 
+def test_a_row_that_nobody_compared():
+  before = stand_in.row('before', (90.0,), seeds=(0,))
+  part = stand_in.part([before, stand_in.baseline()], notes=())
+  table = wording.differences(part)
+  assert table is not None
+  found = [[cell.pieces for cell in cells] for _, cells in table.rows]
+  assert found == [[('-',), ('missing',)], [('-',), ('-',)]]
+  assert '-: not compared' in wording.differences_legend(part)
+  assert not any('paired' in text for text in wording.remarks(part))
+
+
 def test_without_a_baseline():
   alone = stand_in.part([stand_in.baseline()])
   assert wording.differences(alone) is None

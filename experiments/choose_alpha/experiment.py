@@ -1,23 +1,28 @@
 """Which alpha and epsilon should configs/summarize.py have? On validation.
 
-  python -m experiments.choose_alpha.experiment [--report]
+Measured once, at an earlier commit, each run by
+
+  python launch.py --config=configs/summarize.py --config.evaluate.examples=192 \\
+    --config.evaluate.split=validation --config.loss.alpha=ALPHA
 """
 
-from experiments import cells
+import json
+from pathlib import Path
+from typing import Any
 
-_ON = ('--config.evaluate.split=validation', '--config.evaluate.examples=192')
+from pdl_jax.evaluate import run as evaluation
 
-CELLS = {
-  'CE': (*_ON, '--config.loss.name=cross_entropy'),
-  'alpha 0.1': (*_ON, '--config.loss.alpha=0.1'),
-  'alpha 0.25': (*_ON, '--config.loss.alpha=0.25'),
-  'alpha 0.5': (*_ON, '--config.loss.alpha=0.5'),
-  'alpha 0.25, epsilon 1e-7': (
-    *_ON,
-    '--config.loss.alpha=0.25',
-    '--config.loss.epsilon=1e-7',
-  ),
-}
+FOLDER = Path(__file__).parent
 
-if __name__ == '__main__':
-  cells.main('choose_alpha', 'configs/summarize.py', CELLS)
+
+def report_files() -> dict[str, str]:
+  """What follows from the records: name -> text."""
+  lines = (FOLDER / 'records.jsonl').read_text().splitlines()
+  columns: dict[str, Any] = {}
+  for record in map(json.loads, lines):
+    before, after = record['results']['columns'].values()
+    columns.setdefault('Pretrained', before)
+    columns[record['cell']] = after
+  table = evaluation.format_table(columns)
+  by_count = evaluation.format_frequency_table(columns)
+  return {'table.md': f'{table}\n{by_count}'}

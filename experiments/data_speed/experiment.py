@@ -48,6 +48,11 @@ def main() -> None:
   print(text)
 
 
+def report_files() -> dict[str, str]:
+  """What follows from the records: name -> text."""
+  return {'table.md': table(read())}
+
+
 def read() -> list[dict[str, Any]]:
   """The committed records."""
   lines = (FOLDER / 'records.jsonl').read_text().splitlines()

@@ -111,6 +111,11 @@ def main() -> None:
   print(text)
 
 
+def report_files() -> dict[str, str]:
+  """What follows from the records: name -> text."""
+  return {'table.md': table(read(FOLDER / 'records.jsonl'))}
+
+
 def read(path: Path) -> list[Record]:
   """The finished cases; none, where nothing was run."""
   if not path.exists():

@@ -22,6 +22,7 @@ from pdl_jax.model import api
 from pdl_jax.model.config import ModelConfig
 from pdl_jax.model.pretrained.gguf import GGUFModel, find_package_file
 
+FOLDER = Path(__file__).parent
 WINDOWS, LENGTH = 48, 512
 
 
@@ -42,17 +43,27 @@ def main() -> None:
     records.append(
       {'length': length, 'windows': len(rows), 'nats_per_token': mean}
     )
-  folder = Path(__file__).parent
   lines = ''.join(json.dumps(record) + '\n' for record in records)
-  (folder / 'records.jsonl').write_text(lines)
+  (FOLDER / 'records.jsonl').write_text(lines)
+  (FOLDER / 'table.md').write_text(table(records))
+  print(table(records))
+
+
+def table(records: list[dict[str, float]]) -> str:
+  """The records as Markdown."""
   text = '| window, tokens | windows | nats a token |\n| ---: | ---: | ---: |\n'
   for record in records:
     text += (
       f'| {record["length"]} | {record["windows"]} | '
       f'{record["nats_per_token"]:.3f} |\n'
     )
-  (folder / 'table.md').write_text(text)
-  print(text)
+  return text
+
+
+def report_files() -> dict[str, str]:
+  """What follows from the records: name -> text."""
+  lines = (FOLDER / 'records.jsonl').read_text().splitlines()
+  return {'table.md': table([json.loads(line) for line in lines])}
 
 
 def _windows(tokenizer: Tokenizer) -> np.ndarray:

@@ -25,6 +25,7 @@ from pdl_jax.model.pretrained.gguf import GGUFModel, find_package_file
 from pdl_jax.settings import Settings
 from pdl_jax.step import StepConfig, train_step
 
+FOLDER = Path(__file__).parent
 PAIRS = 12
 
 
@@ -75,10 +76,9 @@ def main() -> None:
     ),
     'jax': jax.__version__,
   }
-  folder = Path(__file__).parent
-  (folder / 'records.jsonl').write_text(json.dumps(record) + '\n')
+  (FOLDER / 'records.jsonl').write_text(json.dumps(record) + '\n')
   text = table(record)
-  (folder / 'table.md').write_text(text)
+  (FOLDER / 'table.md').write_text(text)
   print(text)
 
 
@@ -108,6 +108,11 @@ def table(record: dict) -> str:
   return '| measured | value |\n| --- | ---: |\n' + ''.join(
     f'| {name} | {value} |\n' for name, value in cells
   )
+
+
+def report_files() -> dict[str, str]:
+  """What follows from the records: name -> text."""
+  return {'table.md': table(json.loads((FOLDER / 'records.jsonl').read_text()))}
 
 
 def _batch(

@@ -38,6 +38,11 @@ def line(part: Part, figure: Line) -> Picture | None:
     if x is not None:
       rest = looks.rest_of(row, figure.x)
       lines.setdefault(rest, []).append((x, row))
+  lines = {
+    rest: found
+    for rest, found in lines.items()
+    if not all(row.is_baseline for _, row in found)
+  }
   points = [point for found in lines.values() for point in found]
   columns = [
     column
@@ -92,7 +97,9 @@ def frontier(part: Part, figure: Frontier) -> Picture | None:
 def by_count(part: Part) -> Picture | None:
   """Differences of paired seeds where the baseline has all of the system's.
 
-  Otherwise the mean of the baseline is taken from each seed.
+  Otherwise the mean of the baseline is taken from each seed. What the tables do
+  not compare with the baseline, such as the model before fine-tuning, is left
+  out: its distance would set the scale.
   """
   baseline = next((row for row in part.rows if row.is_baseline), None)
   if baseline is None or not baseline.nats_by_count:
@@ -101,7 +108,8 @@ def by_count(part: Part) -> Picture | None:
   shown = [
     (row, mark)
     for row, mark in zip(part.rows, looks.marks(part), strict=True)
-    if row is not baseline and row.nats_by_count
+    if row.nats_by_count
+    and any(entry.difference for entry in row.entries.values())
   ]
   if not shown:
     return None

@@ -66,13 +66,14 @@ def results(part: Part) -> Table:
 
 def differences(part: Part) -> Table | None:
   """A row a system: every metric minus the baseline's; None without others."""
-  if _baseline(part) is None or len(part.rows) < 2:
+  baseline = _baseline(part)
+  if baseline is None or len(part.rows) < 2:
     return None
   headings = ('System', *map(_heading, part.columns))
   rows = [
     (
       _label(row),
-      tuple(_difference(row, row.entries[c.key], c) for c in part.columns),
+      tuple(_difference(row, baseline, column) for column in part.columns),
     )
     for row in part.rows
   ]
@@ -108,7 +109,8 @@ def differences_legend(part: Part) -> str:
   sentences = [
     'System minus baseline, with the 95 % interval over documents and seeds '
     'in brackets where there is one, and p after Holm over the '
-    f'{len(compared)} comparisons of this table that have one.'
+    f'{len(compared)} comparisons of this table that have one. '
+    f'{NONE}: not compared.'
   ]
   if any(column.better == 'reference' for column in part.columns):
     sentences.append(
@@ -209,7 +211,8 @@ def _reference(column: Column) -> str:
   return number(column.reference, column.digits)
 
 
-def _difference(row: Row, entry: Entry, column: Column) -> Cell:
+def _difference(row: Row, baseline: Row, column: Column) -> Cell:
+  entry = row.entries[column.key]
   if row.is_baseline:
     return Cell((NONE,))
   if entry.spread is None:
@@ -218,7 +221,8 @@ def _difference(row: Row, entry: Entry, column: Column) -> Cell:
     return Cell(('identical',))
   found = entry.difference
   if found is None:
-    return Cell(('no baseline',))
+    lost = baseline.entries[column.key].spread is None
+    return Cell(('no baseline' if lost else NONE,))
   if found.value is None:
     return Cell(('undefined',))
   pieces = [_signed(found.value, column.digits)]
@@ -251,7 +255,7 @@ def _floors(part: Part) -> list[str]:
   paired = {
     len(seeds & _measured_seeds(row))
     for row in part.rows
-    if not row.is_baseline
+    if any(entry.difference is not None for entry in row.entries.values())
   }
   return [
     f'{n} paired seed{"" if n == 1 else "s"} cannot reach p below '

@@ -55,7 +55,7 @@ def write(folder: Path) -> list[Path]:
   # Small products: several times faster than with a thread for each core.
   with threadpool_limits(1):
     made = files(folder)
-  for old in folder.glob('*.svg'):
+  for old in _figures(folder):
     if old.name not in made:
       old.unlink()
   for name, text in made.items():
@@ -90,10 +90,16 @@ def check(folder: Path) -> int:
       raise DataError(
         f'{path} does not follow from the records: {where}; {again}'
       )
-  for path in sorted(folder.glob('*.svg')):
+  for path in _figures(folder):
     if path.name not in made:
       raise DataError(f'{path} follows from no record; {again}')
   return sum((folder / name).exists() for name in made)
+
+
+def _figures(folder: Path) -> list[Path]:
+  """Those that are there; a measurement draws its own and looks after them."""
+  declared = hasattr(plan.module(folder), 'EXPERIMENT')
+  return sorted(folder.glob('*.svg')) if declared else []
 
 
 def _line(kept: str, made: str) -> str:

@@ -10,9 +10,11 @@ as long as the sweep lasts.
 """
 
 import dataclasses
+import functools
 import logging
 import os
 import socket
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
@@ -77,7 +79,7 @@ def run_on_ray(
   ray = _connect()
   try:
     _check_fits(ray, resources)
-    start = _Starter(ray, root, command, resources)
+    start = functools.partial(_start, ray, root, command, resources)
     return local.supervise(cells, root, workers, retries, fail_fast, start)
   finally:
     ray.shutdown()
@@ -91,10 +93,13 @@ def _connect() -> ModuleType:
 
     _check_answers(address)
     # The arguments are those of a cluster of our own; others ignore them.
-    ray.init(
-      address, include_dashboard=False, log_to_driver=False,
-      logging_level=logging.ERROR,
-    )  # fmt: skip
+    with warnings.catch_warnings():
+      # It forks to start its daemons; JAX has no threads in a sweeper.
+      warnings.filterwarnings('ignore', r'os\.fork\(\)', RuntimeWarning)
+      ray.init(
+        address, include_dashboard=False, log_to_driver=False,
+        logging_level=logging.ERROR,
+      )  # fmt: skip
   except ModuleNotFoundError as error:
     raise HostError(
       f'--engine=ray needs the package {error.name}, which is not installed: '
@@ -128,35 +133,32 @@ def _check_fits(ray: ModuleType, wanted: Mapping[str, float]) -> None:
     )
 
 
-@dataclasses.dataclass
-class _Starter:
-  """Starts tasks; a local.Start."""
-
-  ray: ModuleType
-  root: Path
-  command: Command
-  resources: Mapping[str, float]
-
-  def __call__(self, cell: Cell, before: Sequence[Attempt]) -> '_Task':
-    run = queue.run_folders(self.root).get(
-      cell.digest, self.root / cell.run_id
-    )
-    passed_on = {
-      name: value
-      for name, value in os.environ.items()
-      if name.startswith(_PASSED_ON)
-    }
-    others = {k: v for k, v in self.resources.items() if k == 'TPU'}
-    # What to do about a death is decided here, by the claim that is left.
-    task = self.ray.remote(_run_cell).options(
-      name=cell.run_id, max_retries=0, num_cpus=self.resources['CPU'],
-      num_gpus=self.resources.get('GPU', 0), resources=others,
-    )  # fmt: skip
-    line = self.command(cell, run)
-    reference = task.remote(cell, self.root, run, line, Path.cwd(), passed_on)
-    number = before[-1].number + 1 if before else 1
-    attempt = Attempt(self.root / 'sweep', cell.digest, number)
-    return _Task(self.ray, cell, run, attempt, reference)
+def _start(
+  ray: ModuleType,
+  root: Path,
+  command: Command,
+  resources: Mapping[str, float],
+  cell: Cell,
+  before: Sequence[Attempt],
+) -> '_Task':
+  """Asks Ray to run a cell as soon as a machine has room."""
+  number = before[-1].number + 1 if before else 1
+  attempt = Attempt(root / 'sweep', cell.digest, number)
+  run = queue.run_folders(root).get(cell.digest, root / cell.run_id)
+  passed_on = {
+    name: value
+    for name, value in os.environ.items()
+    if name.startswith(_PASSED_ON)
+  }
+  # No retries of Ray: after a death the claim says when the cell is free.
+  task = ray.remote(_run_cell).options(
+    name=cell.run_id, max_retries=0, num_cpus=resources['CPU'],
+    num_gpus=resources.get('GPU', 0),
+    resources={k: v for k, v in resources.items() if k == 'TPU'},
+  )  # fmt: skip
+  line = command(cell, run)
+  reference = task.remote(cell, root, run, line, Path.cwd(), passed_on)
+  return _Task(ray, cell, run, attempt, reference)
 
 
 @dataclasses.dataclass
