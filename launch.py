@@ -46,6 +46,7 @@ from ml_collections import ConfigDict, config_flags
 
 from pdl_jax import job, preview, records, reevaluate, setup, sweep
 from pdl_jax.data import pipeline
+from pdl_jax.data.tokenizer import spelled
 from pdl_jax.decode import DecodeSettings
 from pdl_jax.errors import ConfigError, HostError, PdlError, PreemptedError
 from pdl_jax.report import carry_out, index, plan, write
@@ -271,7 +272,7 @@ def show_preview(settings: Settings, workdir: Path) -> None:
   examples = ready.train.examples
   chosen = [
     preview.PreviewExample(
-      record['id'], ready.model.tokenizer.decode(prompt, keep_special=True),
+      record['id'], spelled(b''.join(map(ready.model.tokenizer.raw, prompt))),
       target,
     )
     for number in pipeline.sample(examples, _PREVIEW_EXAMPLES).tolist()

@@ -15,7 +15,7 @@ from pdl_jax.report.layout import (
 )
 from pdl_jax.report.statistics import over_seeds
 
-ODD = r'100 % a_b & {c} #1 $x^2$ ~\alpha \_ | <b>*d*</b> `e` [f](g) "h" --i é'
+ODD = r'100 % a_b & {c} #1 $x^2$ ~\alpha \" | <b>*d*</b> `e` [f](g) "h" --i é'
 ALPHA, EPSILON = 'loss.alpha', 'loss.epsilon'
 FIGURES = (
   Line(ALPHA, ('ppl', 'distinct')),

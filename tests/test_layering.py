@@ -15,9 +15,9 @@ LAYERS = [
   {'optimizer', 'state', 'metrics', 'step'},
   {'data', 'decode', 'checkpoint'},
   {'settings'},
-  {'records', 'weighting', 'evaluate', 'report'},
+  {'records', 'weighting', 'evaluate'},
   {'train', 'summary', 'preview', 'sweep', 'finished'},
-  {'setup'},
+  {'setup', 'report'},
   {'job'},
   {'reevaluate'},
 ]

@@ -88,13 +88,12 @@ def fingerprint(value: Any) -> str:
 def _results(
   run: Path, measured: Mapping[str, Any], predictions: str
 ) -> dict[str, Any] | None:
-  by_name = dict(
-    zip(('before', 'after'), measured['columns'].values(), strict=True)
-  )
-  if predictions in by_name:
-    return by_name[predictions]
-  path = run / 'evaluations.json'
-  return _read(path).get(predictions) if path.exists() else None
+  """Those of --evaluate, which are newer, or of the run itself."""
+  names = ('before', 'after')
+  found = dict(zip(names, measured['columns'].values(), strict=True))
+  if (run / 'evaluations.json').exists():
+    found |= _read(run / 'evaluations.json')
+  return found.get(predictions)
 
 
 def _curve(path: Path) -> list[tuple[int, float]]:

@@ -122,8 +122,10 @@ def _cells(kept: str, made: str) -> str:
 
 
 def _runs(text: str) -> list[str]:
-  """Study, row and seed of each line, once."""
+  """Study, row and seed of each line with a value, once."""
   rows = list(csv.reader(text.splitlines()))[1:]
   return list(dict.fromkeys(
-    f'study {study}, row {row!r}, seed {seed}' for study, row, seed, *_ in rows
+    f'study {study}, row {row!r}, seed {seed}'
+    for study, row, seed, _, value in rows
+    if value
   ))  # fmt: skip

@@ -1,0 +1,216 @@
+"""From records to tables: closed forms, identities, and what is refused."""
+
+import copy
+import math
+
+import numpy as np
+import pytest
+
+from pdl_jax.errors import ConfigError, DataError
+from pdl_jax.report import tables
+from pdl_jax.report.compare import make_report
+from pdl_jax.report.experiment import Experiment, Metric, Study, Variant
+
+METRICS = (
+  Metric('perplexity', 'Perplexity', 'lower'),
+  Metric('rare_mass_10', 'Rare mass (%)', 'reference', 1, 100),
+  Metric('distinct_2', 'Distinct-2', 'higher', 3),
+)
+DEFINITIONS = {
+  'aa': {metric.key: {'definition': f'of {metric.key}'} for metric in METRICS}
+}
+DOCUMENTS = 30
+
+
+def study(**changes):
+  return Study(**{
+    'name': 'talk', 'title': 'Talk', 'config': 'configs/dialogue.py',
+    'variants': (Variant('CE'), Variant('PDL', {'loss.alpha': 0.5})),
+    'baseline': 'CE', 'metrics': METRICS, 'seeds': (0, 1, 2), 'before': '',
+    **changes,
+  })  # fmt: skip
+
+
+def record(row, seed, nats=2.0, rare=0.2, distinct=0.5, **changes):
+  random = np.random.default_rng([seed, int(1000 * nats)])
+  nats_D = nats + 0.1 * random.standard_normal(DOCUMENTS)
+  generated = [10] * DOCUMENTS
+  rare_D = random.binomial(10, rare, DOCUMENTS).tolist()
+  return {
+    'study': 'talk', 'row': row, 'seed': seed, 'hash': f'{row}{seed}',
+    'predictions': 'after', 'overrides': {}, 'state': 'done', 'commit': 'c' * 9,
+    'dirty': False, 'split': 'chitchat/test', 'examples': 'ee',
+    'tokenizer': 'tt', 'definitions': 'aa',
+    'metrics': {
+      'perplexity': math.exp(float(nats_D.mean())),
+      'rare_mass_10': sum(rare_D) / sum(generated),
+      'reference_rare_mass_10': 0.3, 'distinct_2': distinct,
+    },
+    'nats_by_count': {'0': nats + 2, '1000+': nats - 1},
+    'curve': [[10, nats + 1], [20, nats]],
+    'items': {
+      'nats': nats_D.tolist(), 'tokens': [1] * DOCUMENTS,
+      'rare_generated': rare_D, 'generated': generated,
+    },
+    **changes,
+  }  # fmt: skip
+
+
+def records(seeds=(0, 1, 2), **pdl):
+  return [record('CE', seed) for seed in seeds] + [
+    record('PDL', seed, **{'nats': 1.5, **pdl}) for seed in seeds
+  ]
+
+
+def part(found, **changes):
+  declared = Experiment('Which?', (study(**changes),))
+  return make_report('x', 'command', declared, found, DEFINITIONS).parts[0]
+
+
+def rows(found, **changes):
+  return {row.label: row for row in part(found, **changes).rows}
+
+
+def test_values_are_those_of_the_records_scaled():
+  found = records()
+  made = rows(found)
+  entry = made['PDL'].entries['rare_mass_10']
+  assert entry.by_seed == {
+    r['seed']: 100 * r['metrics']['rare_mass_10'] for r in found[3:]
+  }
+  values = list(entry.by_seed.values())
+  assert entry.spread.mean == pytest.approx(np.mean(values))
+  assert entry.spread.std == pytest.approx(np.std(values, ddof=1))
+  assert made['CE'].entries['perplexity'].difference is None
+  assert made['CE'].is_baseline and made['CE'].state == 'done'
+
+
+def test_a_clear_difference_is_one():
+  entry = rows(records())['PDL'].entries['perplexity']
+  difference = entry.difference
+  assert difference.low < difference.value < difference.high < 0
+  assert difference.value == pytest.approx(
+    np.mean([
+      np.exp(np.mean(b['items']['nats'])) - np.exp(np.mean(a['items']['nats']))
+      for a, b in zip(records()[:3], records()[3:], strict=True)
+    ])
+  )  # fmt: skip
+  # Three paired seeds cannot show more, and Holm makes it no smaller.
+  assert entry.adjusted_p >= 0.25
+  assert entry.alone and entry.best
+
+
+def test_metrics_across_documents_have_the_interval_of_their_seeds():
+  found = records()
+  for record_, value in zip(found[3:], (0.6, 0.7, 0.65), strict=True):
+    record_['metrics']['distinct_2'] = value
+  difference = rows(found)['PDL'].entries['distinct_2'].difference
+  half = 4.302652729911275 * 0.05 / math.sqrt(3)
+  assert difference.value == pytest.approx(0.15)
+  assert difference.high - difference.low == pytest.approx(2 * half)
+  assert difference.p == 0.25
+
+
+def test_closest_to_references_compares_distances():
+  found = records()
+  for record_, value in zip(found[3:], (0.31, 0.29, 0.3), strict=True):
+    record_['metrics']['rare_mass_10'] = value
+    record_['items']['rare_generated'] = [value * 10] * DOCUMENTS
+  entry = rows(found)['PDL'].entries['rare_mass_10']
+  means = [r['metrics']['rare_mass_10'] for r in found[:3]]
+  assert entry.difference.value == pytest.approx(
+    -100 * abs(np.mean(means) - 0.3), abs=1e-6
+  )
+
+
+def test_the_same_numbers_are_called_identical():
+  found = [record('CE', seed) for seed in (0, 1, 2)]
+  found += [{**copy.deepcopy(r), 'row': 'PDL'} for r in found]
+  entries = rows(found)['PDL'].entries
+  assert all(entry.identical for entry in entries.values())
+  assert all(entry.adjusted_p is None for entry in entries.values())
+  assert not any(entry.alone for entry in entries.values())
+
+
+def test_one_seed_has_an_interval_over_documents_and_says_nothing_of_seeds():
+  made = rows(records(seeds=(0,)), seeds=(0,))['PDL'].entries
+  assert made['perplexity'].difference.high < 0
+  assert made['perplexity'].spread.std is None
+  assert made['distinct_2'].difference.low is None
+
+
+def test_missing_partly_failed_and_diverged():
+  found = records()
+  assert rows(found[:3])['PDL'].state == 'missing'
+  assert rows(found[:3])['PDL'].note == 'missing: seed 0, 1, 2'
+  assert rows(found[:4])['PDL'].state == 'partly'
+  failed = [
+    {**found[3 + seed], 'state': state, 'error': 'error: x'}
+    for seed, state in enumerate(('diverged', 'diverged', 'failed'))
+  ]
+  bad = [{k: v for k, v in r.items() if k != 'metrics'} for r in failed]
+  assert rows([*found[:3], *bad])['PDL'].state == 'failed'
+  assert rows([*found[:3], *bad[:2]])['PDL'].state == 'diverged'
+  assert 'seed 0 diverged: error: x' in rows([*found[:3], *bad])['PDL'].note
+  assert not rows([*found[:3], *bad])['PDL'].entries['perplexity'].by_seed
+
+
+def test_seeds_that_only_one_has_are_not_compared():
+  with_one = rows(records()[:4])['PDL'].entries['perplexity'].difference
+  alone = rows(
+    [record('CE', 0), record('PDL', 0, nats=1.5)], seeds=(0,)
+  )['PDL'].entries['perplexity'].difference
+  assert with_one == alone
+
+
+@pytest.mark.parametrize(
+  ('change', 'message'),
+  [
+    ({'split': 'chitchat/validation'}, 'differ in split: chitchat/test and'),
+    ({'examples': 'ff'}, 'differ in examples'),
+    ({'tokenizer': 'uu'}, 'differ in tokenizer'),
+    ({'definitions': 'bb'}, 'define perplexity differently'),
+    ({'row': 'other'}, "the row 'other', which is not declared"),
+    ({'study': 'other'}, "of the study 'other'"),
+  ],
+)
+def test_what_cannot_stand_in_one_table_is_refused(change, message):
+  found = [*records()[:-1], {**records()[-1], **change}]
+  definitions = {**DEFINITIONS, 'bb': {'perplexity': {'definition': 'other'}}}
+  with pytest.raises(DataError, match=message):
+    make_report(
+      'x', 'command', Experiment('Which?', (study(),)), found, definitions
+    )
+
+
+def test_before_fine_tuning_is_one_model():
+  found = [{**record('before', 0, nats=3.0), 'predictions': 'before'}]
+  made = rows([*found, *records()], before='before')
+  assert made['before'].seeds == (0,) and made['before'].state == 'done'
+  assert made['before'].entries['perplexity'].difference is None
+  assert not made['before'].entries['perplexity'].best
+  # The worst of a column is not tied with the best for being one model.
+  assert made['PDL'].entries['perplexity'].alone
+
+
+def test_the_lowest_validation_loss_is_chosen_once_all_are_there():
+  assert rows(records())['PDL'].chosen
+  assert not rows(records())['CE'].chosen
+  assert not any(row.chosen for row in rows(records()[:-1]).values())
+
+
+def test_order_of_records_changes_nothing():
+  found = records()
+  declared = Experiment('Which?', (study(),))
+  texts = {
+    tables.markdown(make_report('x', 'c', declared, each, DEFINITIONS))
+    for each in (found, found[::-1])
+  }
+  assert len(texts) == 1
+
+
+def test_declarations_are_checked():
+  with pytest.raises(ConfigError, match="'XE' is none of its rows: CE, PDL"):
+    study(baseline='XE')
+  with pytest.raises(ConfigError, match='two rows have the same label'):
+    study(before='CE')
