@@ -107,46 +107,85 @@ def _rows(
         yield study, variant, seed, run
 
 
+class _Runs:
+  """The run folders on this machine."""
+
+  def __init__(self):
+    self._folders: dict[Path, dict[str, Path]] = {}
+    self._attempts: dict[Path, dict[str, list[queue.Attempt]]] = {}
+
+  def folder(self, run: Planned) -> Path | None:
+    if run.root not in self._folders:
+      there = run.root.exists()
+      self._folders[run.root] = queue.run_folders(run.root) if there else {}
+      self._attempts[run.root] = queue.attempts(run.root)
+    return self._folders[run.root].get(run.cell.digest)
+
+  def finished(self, run: Planned) -> bool:
+    folder = self.folder(run)
+    return folder is not None and queue.finished(folder)
+
+  def collect(
+    self, run: Planned, predictions: str
+  ) -> tuple[Record, dict[str, Any]] | None:
+    folder = self.folder(run)
+    if folder is None:
+      return None
+    tries = self._attempts[run.root].get(run.cell.digest, [])
+    return collect(folder, predictions, tries)
+
+
 def keep(experiment: Experiment, folder: Path) -> None:
   """Writes the records of all runs that have ended.
 
   Those of runs that are not on this machine stay as they are.
   """
-  records = {_who(record): record for record in read(folder)}
-  definitions = read_definitions(folder)
-  wanted = []
-  folders: dict[Path, dict[str, Path]] = {}
-  attempts: dict[Path, dict[str, list[queue.Attempt]]] = {}
-  for study, variant, seed, run in _rows(experiment):
-    root = run.root
-    if root not in folders:
-      folders[root] = queue.run_folders(root) if root.exists() else {}
-      attempts[root] = queue.attempts(root)
-    at = folders[root].get(run.cell.digest)
-    sets = {variant.label: predictions_of(variant)}
-    first = variant.label == study.baseline and seed == study.seeds[0]
-    if study.before and first:
-      sets = {study.before: 'before', **sets}
-    for label, predictions in sets.items():
-      who = {
-        'study': study.name, 'row': label, 'seed': seed,
-        'hash': run.cell.digest, 'predictions': predictions,
-      }  # fmt: skip
-      wanted.append(_who(who))
-      tries = attempts[root].get(run.cell.digest, [])
-      found = None if at is None else collect(at, predictions, tries)
-      if found is None:
-        continue
-      record, defined = found
-      overrides = {**study.overrides, **variant.overrides}
-      records[_who(who)] = {**who, 'overrides': overrides, **record}
-      if defined:
-        definitions[fingerprint(defined)] = defined
-  lines = [json.dumps(records[who]) for who in wanted if who in records]
-  _write(folder / RECORDS, ''.join(line + '\n' for line in lines))
-  used = {json.loads(line).get('definitions') for line in lines}
+  before = {_who(record): record for record in read(folder)}
+  definitions, runs = read_definitions(folder), _Runs()
+  records = []
+  for study in experiment.studies:
+    rows = [
+      (_named(study, variant.label, seed, run, predictions_of(variant)), run,
+       {**study.overrides, **variant.overrides})
+      for seed in study.seeds
+      for variant, run in plan.runs(study, seed)
+    ]  # fmt: skip
+    for who, run, overrides in [*_first_before(study, before, runs), *rows]:
+      found = runs.collect(run, who['predictions'])
+      if found is not None:
+        record, defined = found
+        records.append({**who, 'overrides': overrides, **record})
+        definitions |= {fingerprint(defined): defined} if defined else {}
+      elif _who(who) in before:
+        records.append(before[_who(who)])
+  _write(folder / RECORDS, ''.join(json.dumps(r) + '\n' for r in records))
+  used = {record.get('definitions') for record in records}
   kept = {key: definitions[key] for key in sorted(definitions) if key in used}
   _write(folder / DEFINITIONS, json.dumps(kept, indent=1) + '\n')
+
+
+def _named(
+  study: Study, row: str, seed: int, run: Planned, predictions: str
+) -> Record:
+  return {
+    'study': study.name, 'row': row, 'seed': seed, 'hash': run.cell.digest,
+    'predictions': predictions,
+  }  # fmt: skip
+
+
+def _first_before(
+  study: Study, records: Mapping[tuple[Any, ...], Record], runs: _Runs
+) -> Iterator[tuple[Record, Planned, dict[str, Any]]]:
+  """The model before fine-tuning: the same in all runs, so of the first."""
+  if not study.before:
+    return
+  for seed in study.seeds:
+    for _, run in plan.runs(study, seed):
+      # The row has one seed, whichever run it is of.
+      who = _named(study, study.before, study.seeds[0], run, 'before')
+      if _who(who) in records or runs.finished(run):
+        yield who, run, dict(study.overrides)
+        return
 
 
 def _who(record: Mapping[str, Any]) -> tuple[Any, ...]:

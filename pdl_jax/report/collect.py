@@ -90,7 +90,8 @@ def _results(
 ) -> dict[str, Any] | None:
   """Those of --evaluate, which are newer, or of the run itself."""
   names = ('before', 'after')
-  found = dict(zip(names, measured['columns'].values(), strict=True))
+  columns = measured['columns'].values()
+  found: dict[str, Any] = dict(zip(names, columns, strict=True))
   if (run / 'evaluations.json').exists():
     found |= _read(run / 'evaluations.json')
   return found.get(predictions)

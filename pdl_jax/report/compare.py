@@ -298,6 +298,8 @@ class _Table:
       return _Compared(None, identical=True)
     if len(seeds) == 1:
       found = paired_bootstrap(a, b, statistic, seed=_SEED, target=target)
+      # It counts documents alone: one seed says nothing of the others.
+      found = dataclasses.replace(found, p=None)
     else:
       found = hierarchical_bootstrap(
         a, b, statistic, seed=_SEED, paired_seeds=True, stretch_seeds=True,
@@ -339,10 +341,21 @@ class _Table:
       if column.reference is None:
         return ()
       direction = column.reference
-    means = {
-      label: over_seeds(label, list(values.values())).mean
+    measured = {
+      label: list(values.values())
       for label in self._labels
       if (values := self._values(label, metric))
+    }
+    seeds = [
+      len(values)
+      for label, values in measured.items()
+      if label != self._study.before
+    ]
+    if len(seeds) < 2 or min(seeds) < 2:
+      return ()  # No choice, or no telling chance from merit.
+    means = {
+      label: over_seeds(label, values).mean
+      for label, values in measured.items()
     }
 
     def tied(best: str, other: str) -> bool:

@@ -209,7 +209,7 @@ class _Task:
     listens = self.attempt.path('claim').exists()
     if self.told < signals or not listens:
       self.told += listens
-      self.ray.cancel(self.reference)
+      pass
 
   def beat(self) -> None:
     """Left to the task, which has the claim."""
