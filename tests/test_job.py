@@ -7,7 +7,7 @@ import signal
 import jax.numpy as jnp
 import pytest
 
-from pdl_jax import job, records, step, train
+from pdl_jax import frequency, job, records, step, train
 from pdl_jax.errors import (
   CheckpointError,
   ConfigError,
@@ -58,6 +58,7 @@ def test_a_run_folder_proves_what_ran(finished):
   assert names == {
     'config.json', 'env.json', 'status.json', 'metrics.jsonl', 'checkpoints',
     'predictions', 'results.json', 'frequency.npz', 'tokenizer.json',
+    'items.json',
     'table.md',
   }  # fmt: skip
   results = json.loads((finished / 'results.json').read_text())
@@ -324,3 +325,38 @@ def test_a_failure_is_noted_in_its_own_run(tmp_path, data_dir):
   status = json.loads((tmp_path / 'status.json').read_text())
   assert (status['state'], status['error']) == ('error', 'a full disk')
   assert status['step'] == 3
+
+
+def read_predictions(workdir, name):
+  lines = (workdir / 'predictions' / f'{name}.jsonl').read_text().splitlines()
+  return [json.loads(line) for line in lines]
+
+
+def test_a_run_can_start_from_what_another_ended_with(
+  finished, data_dir, tmp_path, stop
+):
+  from_it = {'model.pretrained': f'run:{finished}', 'train.steps': 3}
+  workdir = run(data_dir, tmp_path / 'run', stop, **from_it)
+  assert read_predictions(workdir, 'before') == read_predictions(
+    finished, 'after'
+  )
+  assert read_predictions(workdir, 'after') != read_predictions(
+    workdir, 'before'
+  )
+  one, other = (
+    frequency.read(path / 'frequency.npz') for path in (finished, workdir)
+  )
+  assert one.tokenizer == other.tokenizer
+
+
+def test_a_run_to_start_from_has_to_be_there_and_finished(
+  finished, data_dir, tmp_path, stop
+):
+  missing = {'model.pretrained': f'run:{tmp_path}/none'}
+  with pytest.raises(ConfigError, match='model.pretrained: there is no run in'):
+    run(data_dir, tmp_path / 'a', stop, **missing)
+  half = tmp_path / 'half'
+  half.mkdir()
+  (half / 'config.json').write_text((finished / 'config.json').read_text())
+  with pytest.raises(ConfigError, match='half has not finished; the command'):
+    run(data_dir, tmp_path / 'b', stop, **{'model.pretrained': f'run:{half}'})

@@ -322,7 +322,7 @@ def test_what_diverged_does_not_set_the_scale():
   curve = ((0, 5.0), (10, 3.0))
   wild = ((0, 5.0), (10, 1e6), (20, math.inf))
   rows = [
-    stand_in.row('calm', curves={0: curve, 1: ()}),
+    stand_in.row('calm', curves={0: curve, 1: (), 2: ((5, math.inf),)}),
     stand_in.row('wild', curves={0: wild}, state='diverged'),
   ]
   picture = plots.curves(stand_in.part(rows))
@@ -352,11 +352,38 @@ def test_marks_follow_the_settings():
   assert one.marker != ten.marker and one.dash != ten.dash
 
 
+def test_a_scale_wants_two_numbers():
+  rows = [
+    stand_in.baseline(settings={ALPHA: 0.0}),
+    *(
+      stand_in.row(name, settings={ALPHA: 1.0, EPSILON: epsilon})
+      for name, epsilon in (('a', 1.0), ('b', 10.0))
+    ),
+  ]
+  assert marks.scale_key(stand_in.part(rows)) == EPSILON
+  assert marks.scale_key(stand_in.part(rows[:2])) is None
+
+
+def test_lines_are_ordered_and_named_by_what_differs():
+  shared = ('loss.name', 'pdl')
+  rests = [(shared, (EPSILON, 10.0)), (shared, (EPSILON, 2.0))]
+  found = marks.line_styles(rests)
+  assert [label for label, _ in found.values()] == [
+    'loss.epsilon 2', 'loss.epsilon 10',
+  ]  # fmt: skip
+  colours = [mark.colour for _, mark in found.values()]
+  assert colours == marks.sequential(2)
+  words = marks.line_styles([(('a', 'x'),), (('a', 'y'),)])
+  assert [m.colour for _, m in words.values()] == [
+    marks.category(i).colour for i in range(2)
+  ]
+
+
 def test_a_legend_has_every_label_once_and_room_for_it():
   picture, axes = marks.panels(2, 2.0)
   for ax in axes:
     ax.plot([1], [1], label='twice')
-    ax.plot([1], [1], label='a rather long name of a system ' * 3)
+    ax.plot([1], [1], label='a rather long name of a system ' * 6)
   before = picture.get_figheight()
   marks.add_legend(picture, axes)
   [legend] = picture.legends

@@ -171,8 +171,5 @@ def test_written_twice_is_the_same(write):
 
 def test_nothing_measured_is_said():
   text = tables.markdown(stand_in.report(stand_in.empty_part()))
-  _, cells = rendered_cells(text)
-  assert cells[1:4] == [
-    [label, 'missing', 'missing', '0 of 3']
-    for label in ('cross-entropy (baseline)', 'alpha 0.25', 'alpha 0.5')
-  ]
+  assert '| ' not in text
+  assert r'cross-entropy (missing), alpha 0.25 (missing), alpha 0.5' in text

@@ -6,12 +6,20 @@ import os
 import signal
 import sys
 import threading
+import types
 from pathlib import Path
 
 import pytest
 
 from pdl_jax.errors import ConfigError, HostError, PreemptedError
-from pdl_jax.sweep import parse_resources, run_on_ray, status
+from pdl_jax.sweep import (
+  local,
+  parse_resources,
+  queue,
+  ray_engine,
+  run_on_ray,
+  status,
+)
 from tests.test_sweep_local import (
   PATIENCE,
   SERVER,
@@ -173,16 +181,16 @@ def test_a_lost_machine_is_replaced_by_another(tmp_path, cluster):
 
 
 def test_sweepers_of_both_engines_share_the_cells(tmp_path, cluster):
-  wanted, local = cells(16, steps=20), []
-  join = lambda: local.append(begin(tmp_path, wanted))
+  wanted, other = cells(16, steps=20), []
+  join = lambda: other.append(begin(tmp_path, wanted))
   with meanwhile(lambda: claims(tmp_path), join):
     assert sweep_on_ray(tmp_path, wanted).done == 16
-  local[0].join(PATIENCE)
-  assert local[0].exitcode == 0
+  other[0].join(PATIENCE)
+  assert other[0].exitcode == 0
   assert_finished_once(tmp_path, wanted)
   assert [begun(tmp_path, c) for c in wanted] == [1] * 16
   owners = {claim['pid'] for claim in claims(tmp_path).values()}
-  assert local[0].pid in owners
+  assert other[0].pid in owners
   assert len(owners) > 1
 
 
@@ -195,14 +203,57 @@ def test_ctrl_c_saves_and_a_second_one_ends_at_once(tmp_path, monkeypatch):
   process.start()
   wait_for(lambda: len(list(tmp_path.glob('*/saved.json'))) == 2)
   os.killpg(process.pid, signal.SIGINT)
-  wait_for((tmp_path / deaf.run_id / 'told').exists)
   wait_for(lambda: codes(tmp_path, good) == [75])
-  assert process.is_alive()
+  wait_for((tmp_path / deaf.run_id / 'told').exists)
+  status = tmp_path / deaf.run_id / 'status.json'
+  step = lambda: json.loads(status.read_text())['step']
+  then = step()
+  # It goes on, for as long as it is not told again.
+  wait_for(lambda: step() > then + 25 or codes(tmp_path, deaf) != [None])
+  assert codes(tmp_path, deaf) == [None]
   os.killpg(process.pid, signal.SIGINT)
   process.join(PATIENCE)
   assert process.exitcode == 75
   assert [codes(tmp_path, c) for c in wanted] == [[75], [75], []]
   assert alive_runs(tmp_path) == []
+
+
+@pytest.mark.parametrize('name', ['value=1', 'a=0,value=1'])
+def test_a_task_leaves_a_cell_alone_that_another_has(
+  tmp_path, monkeypatch, name
+):
+  """It was claimed, or got another folder, while the task had to wait."""
+  wanted, calls = cell(1), []
+  queue.open_folder(tmp_path)
+  run = tmp_path / wanted.run_id
+  (tmp_path / f'{name}-{wanted.digest}').mkdir()
+  attempt = queue.claim(tmp_path, wanted.digest, [])
+  monkeypatch.setattr(local, 'run', lambda *_: calls.append(1))
+  turn = lambda: ray_engine._run_cell(
+    wanted, tmp_path, run, [], Path.cwd(), {}
+  )
+  turn()
+  assert calls == []
+  attempt.write_end(queue.End(queue.PREEMPTED, 0.0, ''))
+  turn()
+  assert len(calls) == (name == 'value=1')
+
+
+def test_a_task_is_told_until_it_listens_and_then_once_a_signal(tmp_path):
+  """Ray may lose what it is told before that."""
+  wanted, told = cell(1), []
+  queue.open_folder(tmp_path)
+  attempt = queue.Attempt(tmp_path / 'sweep', wanted.digest, 1)
+  ray = types.ModuleType('ray')
+  vars(ray)['cancel'] = told.append
+  task = ray_engine._Task(ray, wanted, tmp_path, attempt, 'its name')
+  for signals, count in [(1, 1), (1, 2)]:
+    task.stop(signals)
+    assert told == ['its name'] * count
+  assert queue.claim(tmp_path, wanted.digest, []) == attempt
+  for signals, count in [(1, 3), (1, 3), (2, 4), (2, 4)]:
+    task.stop(signals)
+    assert told == ['its name'] * count
 
 
 def refused(tmp_path, resources=ONE_CPU):

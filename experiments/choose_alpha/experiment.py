@@ -2,8 +2,8 @@
 
 Measured once, at an earlier commit, each run by
 
-  python launch.py --config=configs/summarize.py --config.evaluate.examples=192 \\
-    --config.evaluate.split=validation --config.loss.alpha=ALPHA
+  python launch.py --config=configs/summarize.py --config.loss.alpha=ALPHA \\
+    --config.evaluate.split=validation --config.evaluate.examples=192
 """
 
 import json

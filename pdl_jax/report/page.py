@@ -97,8 +97,11 @@ def _with_own_ids(tag: str, prefix: str) -> str:
 
 
 def _section(part: Part, figures: list[str]) -> str:
+  heading = f'<section><h2>{escape(part.title)}</h2>'
+  if nothing := wording.unmeasured(part):
+    return f'{heading}<p>{escape(nothing)}</p></section>'
   blocks = [
-    f'<section><h2>{escape(part.title)}</h2>',
+    heading,
     _table(wording.results(part), 'results'),
     f'<p>{escape(wording.results_legend(part))}</p>',
   ]

@@ -48,13 +48,25 @@ def markdown(report: Report) -> str:
   Returns:
     Text that ends in a newline; tables are aligned.
   """
+  measured = [part for part in report.parts if not wording.unmeasured(part)]
+  legends = dict.fromkeys(map(wording.results_legend, measured))
+  # Most parts share most columns; one of another definition has a line too.
+  columns = dict.fromkeys(
+    definition for part in measured for definition in wording.definitions(part)
+  )
   lines = [
     f'# {_escaped(report.name)}',
     _escaped(report.question),
     f'```\n{report.command}\n```',
     *(block for part in report.parts for block in _part(part)),
+    '## How to read the tables',
+    *map(_escaped, legends),
+    '\n'.join(
+      f'- **{_escaped(heading)}**: {_escaped(told)}'
+      for heading, told in columns
+    ),
   ]
-  return '\n\n'.join(lines) + '\n'
+  return '\n\n'.join(line for line in lines if line) + '\n'
 
 
 def latex(report: Report) -> str:
@@ -68,7 +80,11 @@ def latex(report: Report) -> str:
   Returns:
     Table environments, ending in a newline.
   """
-  return '\n'.join(_environment(report, part) for part in report.parts)
+  return '\n'.join(
+    _environment(report, part)
+    for part in report.parts
+    if not wording.unmeasured(part)
+  )
 
 
 def csv(report: Report) -> str:
@@ -91,11 +107,10 @@ def csv(report: Report) -> str:
 
 
 def _part(part: Part) -> list[str]:
-  blocks = [
-    f'## {_escaped(part.title)}',
-    _markdown_table(wording.results(part)),
-    _escaped(wording.results_legend(part)),
-  ]
+  heading = f'## {_escaped(part.title)}'
+  if nothing := wording.unmeasured(part):
+    return [heading, _escaped(nothing)]
+  blocks = [heading, _markdown_table(wording.results(part))]
   differences = wording.differences(part)
   if differences is not None:
     blocks += [
@@ -103,16 +118,8 @@ def _part(part: Part) -> list[str]:
       _markdown_table(differences),
       _escaped(wording.differences_legend(part)),
     ]
-  blocks += [
-    '### Notes',
-    '\n'.join(f'- {_escaped(text)}' for text in wording.remarks(part)),
-    '### Columns',
-    '\n'.join(
-      f'- **{_escaped(heading)}**: {_escaped(text)}'
-      for heading, text in wording.definitions(part)
-    ),
-  ]
-  return blocks
+  remarks = [f'- {_escaped(text)}' for text in wording.remarks(part)]
+  return [*blocks, '### Notes', '\n'.join(remarks)]
 
 
 def _escaped(text: str) -> str:

@@ -80,6 +80,14 @@ def differences(part: Part) -> Table | None:
   return Table(headings, tuple(rows))
 
 
+def unmeasured(part: Part) -> str:
+  """What stands in place of the tables of a part without a number; or ''."""
+  if any(_measured_seeds(row) for row in part.rows):
+    return ''
+  rows = ', '.join(f'{one_line(row.label)} ({row.state})' for row in part.rows)
+  return f'No numbers yet. Declared on {one_line(part.split)}: {rows}.'
+
+
 def results_legend(part: Part) -> str:
   """The conventions of `results`, as one line."""
   used = {column.better for column in part.columns}

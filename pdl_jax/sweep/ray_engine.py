@@ -207,9 +207,9 @@ class _Task:
     self.stopped = True
     # It listens before it claims; until then Ray may lose what it is told.
     listens = self.attempt.path('claim').exists()
-    if self.told < signals or not listens:
+    if self.told < signals:
       self.told += listens
-      pass
+      self.ray.cancel(self.reference)
 
   def beat(self) -> None:
     """Left to the task, which has the claim."""

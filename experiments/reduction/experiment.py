@@ -1,0 +1,44 @@
+"""What do the reduction and the scale of the weights change?
+
+Sum, token mean, weighted mean, and weights scaled to a corpus mean of 1 or
+not; one denominator for the whole batch, or four micro-batches of it.
+
+  python launch.py --sweep=experiments/reduction     # what is missing
+  python launch.py --report=experiments/reduction    # from records.jsonl alone
+"""
+
+from experiments import metrics
+from experiments.small import BASE, OVERRIDES
+from pdl_jax.report.experiment import Experiment, Study, Variant
+from pdl_jax.report.layout import Curves
+
+ALPHA = 0.5
+REDUCTIONS = ('weighted_mean', 'token_mean', 'sum')
+
+
+def variants() -> tuple[Variant, ...]:
+  """Cross-entropy, and PDL reduced and scaled in every way."""
+  found = [Variant('cross-entropy', {'loss.alpha': 0.0})]
+  for reduction in REDUCTIONS:
+    for normalize in ('corpus_mean', 'none'):
+      scaled = 'corpus mean 1' if normalize == 'corpus_mean' else 'unscaled'
+      found.append(Variant(f'{reduction.replace("_", " ")}, {scaled}', {
+        'loss.alpha': ALPHA, 'loss.reduction': reduction,
+        'loss.normalize': normalize,
+      }))  # fmt: skip
+  micro = {'loss.alpha': ALPHA, 'optimizer.accumulation': 4}
+  return (*found, Variant('weighted mean, four micro-batches', micro))
+
+
+EXPERIMENT = Experiment(
+  question='Does it matter how weighted losses are summed and scaled?',
+  studies=(
+    Study(
+      'debian', 'Synopses of Debian packages', 'configs/summarize.py:small',
+      variants(), baseline='weighted mean, corpus mean 1',
+      metrics=metrics.QUALITY + metrics.DIVERSITY,
+      overrides={**OVERRIDES, 'data.name': 'debian'}, base=BASE,
+    ),
+  ),
+  figures=(Curves(),),
+)  # fmt: skip

@@ -1,0 +1,77 @@
+"""Do the rivals of PDL do better, at their defaults and when tuned?
+
+Every loss at its published defaults, with three seeds on the test split; and
+three values of each one's own constant with one seed on the validation split,
+from which the tuned ones are to be chosen. Synopses of Debian's packages.
+
+  python launch.py --sweep=experiments/rivals     # what is missing
+  python launch.py --report=experiments/rivals    # from records.jsonl alone
+"""
+
+from experiments import metrics
+from experiments.small import BASE, OVERRIDES
+from pdl_jax.losses import LOSSES
+from pdl_jax.report.experiment import Experiment, Study, Variant
+from pdl_jax.report.layout import ByCount, Frontier
+
+# The same budget for each: the default, one value to each side.
+VALUES = {
+  'power_law.alpha': (0.1, 0.25, 0.5),
+  'inverse_frequency.exponent': (0.2, 0.4, 0.6),
+  'class_balanced.beta': (0.999, 0.9999, 0.99999),
+  'adaptive_exponential.decay': (1.0, 1.75, 3.0),
+  'adaptive_chi_square.decay': (1.0, 1.75, 3.0),
+  'logit_adjustment.tau': (0.25, 0.5, 1.0),
+  'focal.gamma': (0.5, 1.0, 2.0),
+  'mile.gamma': (0.5, 1.0, 2.0),
+  'mixce.eta': (0.25, 0.5, 0.75),
+  'gem.beta': (0.5, 0.7, 0.9),
+  'unlikelihood.alpha': (0.3, 1.0, 3.0),
+  'scale_grad.gamma': (0.2, 0.5, 0.8),
+}
+CROSS_ENTROPY = Variant('cross_entropy', {'loss.alpha': 0.0})
+COLUMNS = metrics.QUALITY + metrics.DIVERSITY
+
+
+def defaults() -> tuple[Variant, ...]:
+  """Every loss of the registry."""
+  rivals = [name for name in LOSSES if name != 'cross_entropy']
+  return (
+    CROSS_ENTROPY, *(Variant(name, {'loss.name': name}) for name in rivals)
+  )  # fmt: skip
+
+
+def tuning() -> tuple[Variant, ...]:
+  """The three values of each loss that has a constant."""
+  found = [CROSS_ENTROPY]
+  for key, values in VALUES.items():
+    loss, constant = key.split('.')
+    where = 'loss.alpha' if loss == 'power_law' else f'loss.{key}'
+    found += [
+      Variant(f'{loss}, {constant} {v:g}', {'loss.name': loss, where: v})
+      for v in values
+    ]
+  return tuple(found)
+
+
+def study(name: str, title: str, variants: tuple[Variant, ...], split: str,
+          seeds: tuple[int, ...]) -> Study:  # fmt: skip
+  """Variants on one split."""
+  return Study(
+    name, title, 'configs/summarize.py:small', variants,
+    baseline='cross_entropy', metrics=COLUMNS,
+    overrides={**OVERRIDES, 'data.name': 'debian', 'evaluate.split': split},
+    base=BASE, seeds=seeds,
+  )  # fmt: skip
+
+
+EXPERIMENT = Experiment(
+  question='Does any loss of the registry beat PDL, or cross-entropy?',
+  studies=(
+    study('defaults', 'Published defaults, test', defaults(), 'test',
+          (0, 1, 2)),
+    study('tuning', 'Three values each, validation', tuning(), 'validation',
+          (0,)),
+  ),
+  figures=(Frontier('distinct_2', 'rougeL'), ByCount()),
+)  # fmt: skip

@@ -1,0 +1,56 @@
+"""Is there anything in training with PDL that tilted decoding does not give?
+
+Cross-entropy decoded with the tilt of PDL (log prior taken off the logits),
+and PDL with its tilt undone. The runs are those of experiments/alpha.
+
+  python launch.py --sweep=experiments/tilt     # what is missing
+  python launch.py --report=experiments/tilt    # from records.jsonl alone
+"""
+
+from experiments import metrics
+from experiments.small import BASE, OVERRIDES
+from pdl_jax.report.experiment import Experiment, Metric, Study, Variant
+from pdl_jax.report.layout import Frontier
+
+ALPHAS = (0.25, 0.5, 1.0)
+# Of training, as experiments/alpha writes them: the same runs.
+CROSS_ENTROPY = {'loss.alpha': 0.0}
+
+
+def variants() -> tuple[Variant, ...]:
+  """Trained and decoded, for each alpha, and cross-entropy alone."""
+  found = [Variant('cross-entropy', CROSS_ENTROPY)]
+  for alpha in ALPHAS:
+    pdl = {'loss.alpha': alpha}
+    found += [
+      Variant(f'PDL {alpha:g}', pdl),
+      Variant(f'cross-entropy, tilt {alpha:g}', CROSS_ENTROPY, {'tilt': alpha}),
+      Variant(f'PDL {alpha:g}, tilt {-alpha:g}', pdl, {'tilt': -alpha}),
+    ]
+  return tuple(found)
+
+
+def study(
+  name: str, title: str, config: str, data: str, *more: Metric
+) -> Study:
+  """All of them on one task."""
+  # Perplexity is of the model, whatever the decoding.
+  columns = (*metrics.QUALITY[1:], *metrics.DIVERSITY, *more)
+  return Study(
+    name, title, f'configs/{config}.py:small', variants(),
+    baseline='cross-entropy', metrics=columns,
+    overrides={**OVERRIDES, 'data.name': data}, base=BASE,
+  )  # fmt: skip
+
+
+EXPERIMENT = Experiment(
+  question='Does training with PDL give anything that cross-entropy, decoded '
+  'with the opposite tilt, does not?',
+  studies=(
+    study('debian', 'Synopses of Debian packages', 'summarize', 'debian'),
+    study('dialogue', 'Dialogue', 'dialogue', 'chitchat', metrics.RESPONSES),
+  ),
+  figures=(
+    Frontier('distinct_2', 'rougeL'), Frontier('rare_mass_10', 'rougeL')
+  ),
+)  # fmt: skip
