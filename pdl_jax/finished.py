@@ -37,6 +37,8 @@ def open_run(option: str, workdir: Path) -> tuple[Settings, RunFolder]:
     )
   stored = json.loads((workdir / 'config.json').read_text())
   del stored['hash']
+  # Runs from before the key was there are of the first draw.
+  stored['evaluate'].setdefault('draw', 0)
   try:
     settings = Settings.from_resolved(stored)
   except (KeyError, TypeError) as error:

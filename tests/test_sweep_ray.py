@@ -282,6 +282,17 @@ def test_a_cluster_that_does_not_answer(
   assert reason in line
 
 
+def test_a_cluster_whose_token_is_not_here(tmp_path, cluster, monkeypatch):
+  import ray
+
+  def no_token(*_, **__):
+    raise ray.exceptions.AuthenticationError('no token')
+
+  monkeypatch.setattr(ray, 'init', no_token)
+  line = refused(tmp_path)
+  assert f'RAY_ADDRESS={cluster.address} cannot be used: no token' in line
+
+
 def test_resources_that_no_machine_has(tmp_path, cluster):
   line = refused(tmp_path, {'CPU': 1.0, 'GPU': 8.0})
   assert 'machines of the Ray cluster has CPU=1 GPU=8' in line

@@ -1,6 +1,7 @@
 """The runs that an experiment declares: cells, folders, command lines."""
 
 import dataclasses
+import functools
 import importlib
 import runpy
 import sys
@@ -96,16 +97,14 @@ def runs(study: Study, seed: int) -> Iterator[tuple[Variant, Planned]]:
   if start is not None:
     shared['model.pretrained'] = f'run:{start.folder}'
   for variant in study.variants:
-    yield variant, _planned(
-      study, shared, {**variant.overrides, 'seed': seed}
-    )
+    own = {**variant.overrides, 'seed': seed}
+    yield variant, _planned(study, shared, own)
 
 
 def _planned(study: Study, shared: Overrides, own: Overrides) -> Planned:
   """A run; its folder is named by its own overrides."""
-  config = _config(study)
-  with config.unlocked():
-    config.update_from_flattened_dict(dict(shared))
+  config = _config(study.config).copy_and_resolve_references()
+  config.update_from_flattened_dict(dict(shared))
   made = cell(config, own)
   flags = (
     f'--config={study.config}',
@@ -115,7 +114,9 @@ def _planned(study: Study, shared: Overrides, own: Overrides) -> Planned:
   return Planned(made, root(study), flags)
 
 
-def _config(study: Study) -> ConfigDict:
-  file, _, mode = study.config.partition(':')
+@functools.lru_cache
+def _config(config: str) -> ConfigDict:
+  """Of a file and mode; read once, for experiments of a thousand runs."""
+  file, _, mode = config.partition(':')
   get_config = runpy.run_path(file)['get_config']
   return get_config(mode) if mode else get_config()

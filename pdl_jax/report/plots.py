@@ -171,11 +171,12 @@ def _draw_seeds(
 ) -> None:
   """The mean at each x, one standard deviation around it, and every seed."""
   means, stds = [], []
-  for x, by_seed in zip(xs, values, strict=True):
+  dots = [(x, y) for x, of in zip(xs, values, strict=True) for y in of.values()]
+  _draw_dots(ax, [x for x, _ in dots], [y for _, y in dots], mark)
+  for by_seed in values:
     spread = over_seeds(label, list(by_seed.values())) if by_seed else None
     means.append(math.nan if spread is None else spread.mean)
     stds.append(_std(spread) or math.nan)
-    _draw_dots(ax, [x] * len(by_seed), list(by_seed.values()), mark)
   lows = [mean - std for mean, std in zip(means, stds, strict=True)]
   highs = [mean + std for mean, std in zip(means, stds, strict=True)]
   ax.fill_between(xs, lows, highs, color=mark.colour, alpha=0.15, linewidth=0)

@@ -5,8 +5,8 @@ runs, in the folder that all machines share, and looks after the child process.
 This side says which cell is next and reads how each ended from those files,
 so that sweepers of both engines can be at the same folder.
 
-RAY_ADDRESS says which cluster; without it one is started on this machine, for
-as long as the sweep lasts.
+RAY_ADDRESS says which cluster, of which this must be a machine; without it one
+is started here, for as long as the sweep lasts.
 """
 
 import dataclasses
@@ -87,12 +87,17 @@ def run_on_ray(
 
 def _connect() -> ModuleType:
   """Ray, connected to a cluster."""
-  address = os.environ.get('RAY_ADDRESS') or 'local'
   try:
     import ray
-
+    from ray.exceptions import RayError
+  except ModuleNotFoundError as error:
+    raise HostError(
+      f'--engine=ray needs the package {error.name}, which is not installed: '
+      'pip install ray'
+    ) from error
+  address = os.environ.get('RAY_ADDRESS') or 'local'
+  try:
     _check_answers(address)
-    # The arguments are those of a cluster of our own; others ignore them.
     with warnings.catch_warnings():
       # It forks to start its daemons; JAX has no threads in a sweeper.
       warnings.filterwarnings('ignore', r'os\.fork\(\)', RuntimeWarning)
@@ -100,16 +105,12 @@ def _connect() -> ModuleType:
         address, include_dashboard=False, log_to_driver=False,
         logging_level=logging.ERROR,
       )  # fmt: skip
-  except ModuleNotFoundError as error:
+  # RuntimeError: another version of Ray or Python. RayError: no access.
+  except (OSError, ValueError, RuntimeError, RayError) as error:
+    reason = (str(error).strip() or type(error).__name__).splitlines()[0]
     raise HostError(
-      f'--engine=ray needs the package {error.name}, which is not installed: '
-      'pip install ray'
-    ) from error
-  # RuntimeError: another version of Ray or Python, or no access.
-  except (OSError, ValueError, RuntimeError) as error:
-    reason = str(error).strip().splitlines()[0]
-    raise HostError(
-      f'the Ray cluster RAY_ADDRESS={address} cannot be used: {reason}'
+      f'the Ray cluster RAY_ADDRESS={address} cannot be used: {reason[:200]}; '
+      'it needs this version of Ray, and its token with RAY_AUTH_MODE=token'
     ) from error
   return ray
 
@@ -205,10 +206,9 @@ class _Task:
   def stop(self, signals: int) -> None:
     """Interrupts it, if it has heard fewer signals than so many."""
     self.stopped = True
-    # It listens before it claims; until then Ray may lose what it is told.
-    listens = self.attempt.path('claim').exists()
     if self.told < signals:
-      self.told += listens
+      # It listens before it claims; until then Ray may lose what it is told.
+      self.told += self.attempt.path('claim').exists()
       self.ray.cancel(self.reference)
 
   def beat(self) -> None:
