@@ -78,9 +78,7 @@ def test_without_a_baseline():
   row = stand_in.row('x', (1.0, 2.0, 3.0))
   assert wording.differences(stand_in.part([row, row])) is None
   lost = stand_in.row('cross-entropy', is_baseline=True, state='failed')
-  table = wording.differences(stand_in.part([lost, row]))
-  assert table is not None
-  assert table.rows[1][1][0].pieces == ('no baseline',)
+  assert wording.differences(stand_in.part([lost, row])) is None
   assert not any('paired' in text for text in wording.remarks(stand_in.part(
     [lost, row], notes=()
   )))  # fmt: skip

@@ -65,9 +65,12 @@ def results(part: Part) -> Table:
 
 
 def differences(part: Part) -> Table | None:
-  """A row a system: every metric minus the baseline's; None without others."""
+  """A row a system: every metric minus the baseline's.
+
+  None without other systems, or numbers of the baseline.
+  """
   baseline = _baseline(part)
-  if baseline is None or len(part.rows) < 2:
+  if baseline is None or len(part.rows) < 2 or not _measured_seeds(baseline):
     return None
   headings = ('System', *map(_heading, part.columns))
   rows = [
