@@ -1,14 +1,22 @@
-"""Small models of the wide grids: one base a task, then every variant from it.
+"""Small models of the wide grids: one base, then every variant from it.
 
-The base learns with cross-entropy on one half of the training data; variants
-fine-tune it on the other half. Both are random halves of the records.
+The base, about a million parameters, reads the training text of all tasks as a
+language model, with cross-entropy; variants fine-tune it on one task. First
+
+  python -m experiments.corpus
 """
 
-BASE = {
+from pdl_jax.report.experiment import Start
+
+BASE = Start('configs/language_model.py:small', {
+  'data.name': 'jsonl:runs/corpus',
+  'data.buckets': 1,
+  'data.max_prompt': 96,
+  'data.max_target': 64,
   'loss.name': 'cross_entropy',
-  'data.splits.train': 'train[:50%]',
   'optimizer.learning_rate': 3e-3,
-  'train.steps': 1500,
-  'train.checkpoint_every': 250,
-}
-OVERRIDES = {'data.splits.train': 'train[50%:]'}
+  'optimizer.warmup_steps': 100,
+  'train.steps': 3000,
+  'train.checkpoint_every': 500,
+  'evaluate.examples': 64,
+})  # fmt: skip

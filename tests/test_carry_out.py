@@ -8,7 +8,7 @@ import pytest
 
 from pdl_jax.errors import ConfigError, DataError
 from pdl_jax.report import carry_out, index, plan, write
-from pdl_jax.report.experiment import Experiment, Metric, Study, Variant
+from pdl_jax.report.experiment import Experiment, Metric, Start, Study, Variant
 from pdl_jax.sweep import queue
 from pdl_jax.sweep.local import Outcome
 from pdl_jax.sweep.queue import End
@@ -128,7 +128,9 @@ def test_failed_and_diverged_cells_have_records_too(here):
 
 
 def test_a_base_is_made_first_and_all_start_from_it(here):
-  base = {'loss.name': 'cross_entropy', 'train.steps': 50}
+  base = Start(
+    f'{ROOT}/configs/language_model.py:tiny', {'train.steps': 50}
+  )
   sweep = Sweep()
   declared = Experiment('Q?', (study(base=base, seeds=(0,)),))
   carry_out.carry_out(declared, here, sweep)

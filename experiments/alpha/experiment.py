@@ -1,16 +1,16 @@
 """How does what is generated change with alpha, on every task?
 
-Models of a million parameters, pretrained on one half of a task's training
-data with cross-entropy, then fine-tuned on the other half from that one
-checkpoint.
+One model of a million parameters, pretrained on the training text of all tasks
+with cross-entropy, then fine-tuned with each alpha from that one checkpoint.
 
+  python -m experiments.corpus                   # once: text for the base
   python launch.py --sweep=experiments/alpha     # what is missing
   python launch.py --report=experiments/alpha    # from records.jsonl alone
 """
 
 from configs import common
 from experiments import metrics
-from experiments.small import BASE, OVERRIDES
+from experiments.small import BASE
 from pdl_jax.report.experiment import Experiment, Metric, Study, Variant
 from pdl_jax.report.layout import ByCount, Curves, Frontier, Line
 
@@ -27,7 +27,7 @@ def study(
   return Study(
     name, title, f'configs/{config}.py:small', VARIANTS,
     baseline='alpha 0', metrics=(*metrics.QUALITY, *metrics.DIVERSITY, *more),
-    overrides={**OVERRIDES, 'data.name': data}, base=BASE,
+    overrides={'data.name': data}, base=BASE,
   )  # fmt: skip
 
 

@@ -8,7 +8,7 @@ on the synopses of Debian's packages.
 """
 
 from experiments import metrics
-from experiments.small import BASE, OVERRIDES
+from experiments.small import BASE
 from pdl_jax.report.experiment import Experiment, Study, Variant
 from pdl_jax.report.layout import HeatMap
 
@@ -33,7 +33,7 @@ def study(unit: str, title: str) -> Study:
     unit, title, 'configs/summarize.py:small',
     (Variant('cross-entropy', {'loss.alpha': 0.0}), *grid),
     baseline='cross-entropy', metrics=metrics.QUALITY + metrics.DIVERSITY,
-    overrides={**OVERRIDES, 'data.name': 'debian'}, base=BASE,
+    overrides={'data.name': 'debian'}, base=BASE,
   )  # fmt: skip
 
 

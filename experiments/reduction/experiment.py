@@ -8,7 +8,7 @@ not; one denominator for the whole batch, or four micro-batches of it.
 """
 
 from experiments import metrics
-from experiments.small import BASE, OVERRIDES
+from experiments.small import BASE
 from pdl_jax.report.experiment import Experiment, Study, Variant
 from pdl_jax.report.layout import Curves
 
@@ -37,7 +37,7 @@ EXPERIMENT = Experiment(
       'debian', 'Synopses of Debian packages', 'configs/summarize.py:small',
       variants(), baseline='weighted mean, corpus mean 1',
       metrics=metrics.QUALITY + metrics.DIVERSITY,
-      overrides={**OVERRIDES, 'data.name': 'debian'}, base=BASE,
+      overrides={'data.name': 'debian'}, base=BASE,
     ),
   ),
   figures=(Curves(),),

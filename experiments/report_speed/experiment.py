@@ -85,7 +85,7 @@ def _original() -> Path:
 def _copies(original: Path) -> int:
   """A folder for every declared run, with numbers of its own."""
   [study] = DECLARED.studies
-  shutil.rmtree(plan.root(study), ignore_errors=True)
+  shutil.rmtree(plan.root(study.config), ignore_errors=True)
   texts = {
     name: json.loads((original / name).read_text())
     for name in ('results.json', 'items.json')
@@ -140,7 +140,7 @@ def _round() -> dict[str, float]:
 
   timed('collect', lambda: carry_out.keep(DECLARED, out))
   timed('report', report)
-  root = plan.root(DECLARED.studies[0])
+  root = plan.root(DECLARED.studies[0].config)
   timed('status', lambda: sweep.format_status(sweep.status(root)))
   return seconds
 

@@ -9,7 +9,7 @@ from which the tuned ones are to be chosen. Synopses of Debian's packages.
 """
 
 from experiments import metrics
-from experiments.small import BASE, OVERRIDES
+from experiments.small import BASE
 from pdl_jax.losses import LOSSES
 from pdl_jax.report.experiment import Experiment, Study, Variant
 from pdl_jax.report.layout import ByCount, Frontier
@@ -60,7 +60,7 @@ def study(name: str, title: str, variants: tuple[Variant, ...], split: str,
   return Study(
     name, title, 'configs/summarize.py:small', variants,
     baseline='cross_entropy', metrics=COLUMNS,
-    overrides={**OVERRIDES, 'data.name': 'debian', 'evaluate.split': split},
+    overrides={'data.name': 'debian', 'evaluate.split': split},
     base=BASE, seeds=seeds,
   )  # fmt: skip
 

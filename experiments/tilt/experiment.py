@@ -8,7 +8,7 @@ and PDL with its tilt undone. The runs are those of experiments/alpha.
 """
 
 from experiments import metrics
-from experiments.small import BASE, OVERRIDES
+from experiments.small import BASE
 from pdl_jax.report.experiment import Experiment, Metric, Study, Variant
 from pdl_jax.report.layout import Frontier
 
@@ -39,7 +39,7 @@ def study(
   return Study(
     name, title, f'configs/{config}.py:small', variants(),
     baseline='cross-entropy', metrics=columns,
-    overrides={**OVERRIDES, 'data.name': data}, base=BASE,
+    overrides={'data.name': data}, base=BASE,
   )  # fmt: skip
 
 

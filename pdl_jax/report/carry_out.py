@@ -29,16 +29,17 @@ def planned(experiment: Experiment) -> Iterator[tuple[Path, list[Planned]]]:
 
   What the runs of a study start from comes first.
   """
-  for study in experiment.studies:
-    if (start := plan.base(study)) is not None:
-      yield start.root, [start]
+  starts = [plan.base(study) for study in experiment.studies]
+  different = {start.cell.digest: start for start in starts if start}
+  for start in different.values():
+    yield start.root, [start]
   for seed in sorted({seed for s in experiment.studies for seed in s.seeds}):
     for study in experiment.studies:
       if seed in study.seeds:
         different = {
           run.cell.digest: run for _, run in plan.runs(study, seed)
         }  # fmt: skip
-        yield plan.root(study), list(different.values())
+        yield plan.root(study.config), list(different.values())
 
 
 def carry_out(experiment: Experiment, folder: Path, sweep: Sweep) -> int:

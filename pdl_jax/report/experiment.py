@@ -46,6 +46,19 @@ class Variant:
 
 
 @dataclasses.dataclass(frozen=True)
+class Start:
+  """A run that is made first, and that all variants of a study start from.
+
+  Attributes:
+    config: file and mode.
+    overrides: of it.
+  """
+
+  config: str
+  overrides: Overrides = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass(frozen=True)
 class Study:
   """A table: variants of one job, each with every seed.
 
@@ -57,8 +70,7 @@ class Study:
     baseline: label of the row that the others are compared with.
     metrics: columns.
     overrides: of all variants.
-    base: overrides of a run that is made first, and that all variants start
-      from; None: they start from what the config says.
+    base: what all variants start from; None: what the config says.
     seeds: of each variant.
     before: label of a row for the model before fine-tuning; '' for none.
   """
@@ -70,7 +82,7 @@ class Study:
   baseline: str
   metrics: tuple[Metric, ...]
   overrides: Overrides = dataclasses.field(default_factory=dict)
-  base: Overrides | None = None
+  base: Start | None = None
   seeds: tuple[int, ...] = (0, 1, 2)
   before: str = 'before fine-tuning'
 

@@ -77,9 +77,9 @@ def load(folder: Path) -> Experiment:
   return found
 
 
-def root(study: Study) -> Path:
-  """Where its runs go: the default folder of its config and mode."""
-  file, _, mode = study.config.partition(':')
+def root(config: str) -> Path:
+  """Where its runs go: the default folder of a config and mode."""
+  file, _, mode = config.partition(':')
   return Path('runs') / '-'.join(filter(None, (Path(file).stem, mode)))
 
 
@@ -87,7 +87,7 @@ def base(study: Study) -> Planned | None:
   """The run that all variants start from."""
   if study.base is None:
     return None
-  return _planned(study, {**study.overrides, **study.base}, {})
+  return _planned(study.base.config, study.base.overrides, {})
 
 
 def runs(study: Study, seed: int) -> Iterator[tuple[Variant, Planned]]:
@@ -98,20 +98,20 @@ def runs(study: Study, seed: int) -> Iterator[tuple[Variant, Planned]]:
     shared['model.pretrained'] = f'run:{start.folder}'
   for variant in study.variants:
     own = {**variant.overrides, 'seed': seed}
-    yield variant, _planned(study, shared, own)
+    yield variant, _planned(study.config, shared, own)
 
 
-def _planned(study: Study, shared: Overrides, own: Overrides) -> Planned:
-  """A run; its folder is named by its own overrides."""
-  config = _config(study.config).copy_and_resolve_references()
+def _planned(name: str, shared: Overrides, own: Overrides) -> Planned:
+  """A run of a config; its folder is named by its own overrides."""
+  config = _config(name).copy_and_resolve_references()
   config.update_from_flattened_dict(dict(shared))
   made = cell(config, own)
   flags = (
-    f'--config={study.config}',
+    f'--config={name}',
     *(f'--config.{key}={value}' for key, value in shared.items()),
     *made.flags,
   )
-  return Planned(made, root(study), flags)
+  return Planned(made, root(name), flags)
 
 
 @functools.lru_cache
