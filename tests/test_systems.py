@@ -8,7 +8,6 @@ from pdl_jax.report.bootstrap import hierarchical_bootstrap, paired_bootstrap
 from pdl_jax.report.systems import (
   System,
   f1,
-  identical,
   item_sums,
   perplexity,
   ratio,
@@ -86,20 +85,9 @@ def test_no_number_is_refused_with_its_place(bad):
     make(seeds=(3, 7), documents=('c', 'b', 'a'), sums=changed(bad))
 
 
-def test_identical():
-  assert identical(make('pdl'), make('ce'))
-  assert identical(make(), make(documents=('c', 'b', 'a'), sums=SUMS[:, ::-1]))
-  assert not identical(make(), make(sums=changed(10.0 + 1e-14)))
-  # The same numbers of other seeds, and one seed more.
-  assert not identical(make(), make(seeds=(1, 0)))
-  assert not identical(make(), make(seeds=(0,), sums=SUMS[:1]))
-
-
 def test_other_documents_or_statistics_are_refused():
   other = make('ce', documents=('a', 'b', 'x'))
   told = r"'pdl' and 'ce' .* \(3 and 3, 2 not shared\): 'c' is only in 'pdl'"
-  with pytest.raises(DataError, match=told):
-    identical(make(), other)
   with pytest.raises(DataError, match=told):
     paired_bootstrap(make(), other, ratio, seed=0)
   with pytest.raises(DataError, match=told):
@@ -107,4 +95,4 @@ def test_other_documents_or_statistics_are_refused():
       make(), other, ratio, seed=0, paired_seeds=True, stretch_seeds=True
     )
   with pytest.raises(DataError, match='have 2 and 1 statistics a document'):
-    identical(make(), make('ce', sums=SUMS[..., :1]))
+    paired_bootstrap(make(), make('ce', sums=SUMS[..., :1]), ratio, seed=0)

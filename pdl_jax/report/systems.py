@@ -98,18 +98,6 @@ class System:
       )
 
 
-def identical(a: System, b: System) -> bool:
-  """True where all statistics of all documents and seeds are the same.
-
-  A report then prints "identical", never a p value.
-
-  Raises:
-    DataError: other documents, or other statistics.
-  """
-  check_pair(a, b)
-  return np.array_equal(a.sums_SxDxK, b.sums_SxDxK)
-
-
 def check_pair(a: System, b: System) -> None:
   """Raise a DataError unless both have the same documents and statistics."""
   odd = sorted(set(a.documents) ^ set(b.documents))

@@ -119,9 +119,14 @@ def differences_legend(part: Part) -> str:
   ]
   sentences = [
     'System minus baseline, with the 95 % interval over documents and seeds '
-    'in brackets where there is one, and p after Holm over the '
-    f'{len(compared)} comparisons of this table that have one. '
-    f'{NONE}: not compared.'
+    'in brackets where there is one. '
+    + (
+      f'p: after Holm over the {len(compared)} comparisons of this table that '
+      'have one. '
+      if compared
+      else ''
+    )
+    + f'{NONE}: not compared.'
   ]
   if any(column.better == 'reference' for column in part.columns):
     sentences.append(
