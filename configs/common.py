@@ -319,6 +319,12 @@ def sweep_loss() -> Iterator[dict[str, Any]]:
     yield {'loss.name': name}
 
 
+def sweep_data() -> Iterator[dict[str, Any]]:
+  """The share of the training data; the order of records is random on disk."""
+  for percent in (1, 10, 50, 100):
+    yield {'data.splits.train': f'train[:{percent}%]'}
+
+
 def sweep_seed() -> Iterator[dict[str, Any]]:
   """Of the order of the data, and of a model from scratch."""
   for seed in range(3):

@@ -14,7 +14,8 @@ from configs import common
 
 MODES = common.MODES
 sweep_alpha, sweep_epsilon = common.sweep_alpha, common.sweep_epsilon
-sweep_loss, sweep_seed = common.sweep_loss, common.sweep_seed
+sweep_loss, sweep_data = common.sweep_loss, common.sweep_data
+sweep_seed = common.sweep_seed
 
 
 def get_config(mode: str = 'default') -> ConfigDict:
@@ -26,6 +27,8 @@ def get_config(mode: str = 'default') -> ConfigDict:
     # Rows of 127 tokens in training; 64 are scored and generated after 64.
     config.data.max_prompt = 64
     config.data.max_target = 64
+  if mode == 'small':
+    config.data.buckets = 1  # Packed rows are of one length.
   if mode == 'default':
     # Lowered from 0.25 after results on the first draw of test windows were
     # seen: this one was looked at by nobody before (experiments/smollm2).

@@ -13,7 +13,8 @@ from configs import common
 
 MODES = common.MODES
 sweep_alpha, sweep_epsilon = common.sweep_alpha, common.sweep_epsilon
-sweep_loss, sweep_seed = common.sweep_loss, common.sweep_seed
+sweep_loss, sweep_data = common.sweep_loss, common.sweep_data
+sweep_seed = common.sweep_seed
 
 
 def get_config(mode: str = 'default') -> ConfigDict:

@@ -10,7 +10,6 @@ from pdl_jax.report.experiment import Start
 
 BASE = Start('configs/language_model.py:small', {
   'data.name': 'jsonl:runs/corpus',
-  'data.buckets': 1,
   'data.max_prompt': 96,
   'data.max_target': 64,
   'loss.name': 'cross_entropy',

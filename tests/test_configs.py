@@ -61,7 +61,7 @@ def test_every_key_is_explained():
 
 def test_unknown_mode_is_refused():
   module = importlib.import_module('configs.summarize')
-  with pytest.raises(ValueError, match='default, tiny, full'):
+  with pytest.raises(ValueError, match='default, tiny, small, full'):
     module.get_config('tinny')
 
 

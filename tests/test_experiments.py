@@ -10,6 +10,8 @@ from pdl_jax.report import index, plan, write
 
 ROOT = Path(__file__).parent.parent
 FOLDERS = index.experiments(Path('experiments'))
+# Some are declared, and not measured yet.
+RECORDED = [path for path in FOLDERS if (path / 'records.jsonl').exists()]
 
 
 @pytest.mark.parametrize('folder', FOLDERS, ids=lambda path: path.name)
@@ -21,7 +23,7 @@ def test_index_follows_from_the_experiments():
   index.write(Path('experiments'), check=True)
 
 
-@pytest.mark.parametrize('folder', FOLDERS, ids=lambda path: path.name)
+@pytest.mark.parametrize('folder', RECORDED, ids=lambda path: path.name)
 def test_records_hold_no_text_of_the_data_and_no_paths(folder):
   text = (folder / 'records.jsonl').read_text()
   assert '"examples": [' not in text
@@ -33,8 +35,7 @@ def test_declared_runs_have_configurations_that_exist(folder):
   declared = getattr(plan.module(folder), 'EXPERIMENT', None)
   for study in declared.studies if declared else ():
     runs = [run for seed in study.seeds for _, run in plan.runs(study, seed)]
-    assert len({run.folder for run in runs}) <= len(runs)
-    assert all(run.command(run.folder) for run in runs)
+    assert len(runs) == len(study.seeds) * len(study.variants)
 
 
 def test_loss_speed_runs(tmp_path):

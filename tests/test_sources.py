@@ -285,6 +285,24 @@ def test_arguments_that_say_nothing_new_are_accepted(data_dir):
   assert source.fingerprint == GOLDEN
 
 
+def test_a_part_of_a_packaged_split(data_dir, splits):
+  def part(name):
+    splits = {'test': name}
+    return sources.load('botocore', 'test', str(data_dir), splits=splits)
+
+  first, second = part('test[:50%]'), part('test[50%:]')
+  whole = [record['id'] for record in splits['test']]
+  assert [r['id'] for r in first] + [r['id'] for r in second] == whole
+  prints = {s.fingerprint for s in (first, second, splits['test'])}
+  assert len(prints) == 3
+  with pytest.raises(ConfigError, match=r"split 'test\[:0%\]' is empty"):
+    part('test[:0%]')
+  with pytest.raises(ConfigError, match='has its own fields and splits'):
+    part('train[:10%]')
+  with pytest.raises(ConfigError, match=r"botocore has no split 'test\[:x%\]'"):
+    part('test[:x%]')
+
+
 def test_the_loser_of_a_race_reads_what_the_winner_prepared(
   data_dir, tmp_path, monkeypatch
 ):

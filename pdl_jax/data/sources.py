@@ -190,8 +190,8 @@ def load(
     if other or schema.named(fields):
       raise ConfigError(
         f'{name} has its own fields and splits; they can be named for'
-        f' {", ".join(KINDS.values())} only (a part of a split, such as'
-        f' {split}[:10%], for all)'
+        f' {", ".join(KINDS.values())} only; of {name} a part can be taken,'
+        f' such as {split}[:10%]'
       )
     opened = _open_packaged(name, split, called, data_dir)
   return Source(opened, name=name, split=split)
