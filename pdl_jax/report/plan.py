@@ -87,7 +87,9 @@ def base(study: Study) -> Planned | None:
   """The run that all variants start from."""
   if study.base is None:
     return None
-  return _planned(study.base.config, study.base.overrides, {})
+  made = _planned(study.base.config, study.base.overrides, {})
+  named = dataclasses.replace(made.cell, labels=('all others start from it',))
+  return dataclasses.replace(made, cell=named)
 
 
 def runs(study: Study, seed: int) -> Iterator[tuple[Variant, Planned]]:
