@@ -56,7 +56,8 @@ def row(label, ppl=(), distinct=(), **fields):
 def part(rows, **fields):
   usual = {
     'name': 'dialogue', 'title': 'Dialogue', 'columns': columns(),
-    'documents': 96, 'split': 'chitchat/test', 'notes': ('Seeds are paired.',),
+    'documents': 96, 'groups': 96, 'split': 'chitchat/test',
+    'notes': ('Seeds are paired.',),
   }  # fmt: skip
   return Part(rows=tuple(rows), **(usual | fields))
 

@@ -48,6 +48,7 @@ def record(row, seed, nats=2.0, rare=0.2, distinct=0.5, **changes):
     },
     'nats_by_count': {'0': nats + 2, '1000+': nats - 1},
     'curve': [[10, nats + 1], [20, nats]],
+    'groups': list(range(DOCUMENTS)),
     'items': {
       'nats': nats_D.tolist(), 'tokens': [1] * DOCUMENTS,
       'rare_generated': rare_D, 'generated': generated,
@@ -207,6 +208,29 @@ def test_order_of_records_changes_nothing():
     for each in (found, found[::-1])
   }
   assert len(texts) == 1
+
+
+def test_groups_are_resampled_and_not_their_documents():
+  def difference(copies, groups):
+    found = records()
+    for r in found:
+      r['items'] = {name: v * copies for name, v in r['items'].items()}
+      r['groups'] = groups
+    made = part(found)
+    row = next(row for row in made.rows if row.label == 'PDL')
+    assert made.groups == len(set(groups))
+    return row.entries['perplexity'].difference
+
+  alone = list(range(DOCUMENTS))
+  single = difference(1, alone)
+  # Every document twice in its group says nothing new, alone it seems to.
+  together, apart = (
+    difference(2, groups) for groups in (2 * alone, list(range(2 * DOCUMENTS)))
+  )
+  assert together.value == pytest.approx(single.value)
+  assert together.low == pytest.approx(single.low)
+  assert together.high == pytest.approx(single.high)
+  assert apart.high - apart.low < single.high - single.low
 
 
 def test_declarations_are_checked():

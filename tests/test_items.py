@@ -95,6 +95,15 @@ def test_fingerprint_is_of_what_was_asked_and_not_of_the_answers():
   assert items.fingerprint(one) != items.fingerprint(one[::-1])
 
 
+def test_groups_of_examples():
+  records = [
+    make_record('a#0', group='x'), make_record('b', group='y', source='1'),
+    make_record('c', group='x', source='2'), make_record('a#1', group='x'),
+    make_record('d', source='3'),
+  ]  # fmt: skip
+  assert items.groups(records) == [0, 1, 0, 2]
+
+
 def test_they_are_json():
   found = items.items([make_record()], COUNTS, [STOP])
   assert json.loads(json.dumps(found)) == found

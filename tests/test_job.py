@@ -226,7 +226,7 @@ def test_another_tokenizers_table_is_refused(
     ),
     ({'data.name': 'botocor'}, ConfigError, "did you mean 'botocore'"),
     ({'data.max_prompt': 12}, ConfigError, 'leaves no room'),
-    ({'data.max_target': 1}, DataError, '0 remain'),
+    ({'data.max_target': 1}, DataError, '0 of .* records remain; raise data'),
     ({'train.steps': 2}, ConfigError, 'warmup_steps 2 must be below'),
   ],
 )

@@ -12,6 +12,7 @@ import pytest
 from flax import nnx
 
 from pdl_jax import pdl_loss
+from pdl_jax.report import plan
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / 'README.md').read_text()
@@ -102,3 +103,11 @@ def test_the_table_of_losses_is_the_registry():
   rows = re.findall(r'^\| ([a-z_, ]+) \|', section, re.MULTILINE)
   named = {name for row in rows[1:] for name in row.split(', ')}
   assert named == set(LOSSES)
+
+
+def test_a_declared_experiment():
+  declared = example('study').EXPERIMENT
+  [study] = declared.studies
+  runs = [run for seed in study.seeds for _, run in plan.runs(study, seed)]
+  assert len({run.folder for run in runs}) == 4
+  assert runs[0].command(runs[0].folder)[1] == 'launch.py'

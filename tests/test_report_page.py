@@ -81,7 +81,10 @@ def test_cells_are_those_of_the_other_formats():
 def test_texts_are_escaped():
   odd = f'{stand_in.ODD}</td></style><script>'
   part = stand_in.part(
-    [stand_in.baseline(), stand_in.row(odd, (1.0,), note=odd)],
+    [
+      stand_in.baseline(),
+      stand_in.row(odd, (1.0,), note=odd, state='partly'),
+    ],
     title=odd, split=odd, notes=(odd,),
   )  # fmt: skip
   reader = Reader(the_page(part))

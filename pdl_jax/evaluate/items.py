@@ -60,6 +60,7 @@ def write(
   found = {
     name: {
       'examples': fingerprint(records),
+      'groups': groups(records),
       'sums': items(records, counts_V, neutral_ids, classifier),
     }
     for name, records in predictions.items()
@@ -74,6 +75,19 @@ def fingerprint(records: Sequence[Record]) -> str:
     for record in first_samples(records)
   ]
   return hashlib.sha256(json.dumps(whole).encode()).hexdigest()[:8]
+
+
+def groups(records: Sequence[Record]) -> list[int]:
+  """A number for the group of each example, in their order.
+
+  Those of one group (a speech, a book, a conversation) are no independent
+  draws: a report resamples whole groups. Without groups each is its own.
+  """
+  names = [
+    record.get('group', record['id']) for record in first_samples(records)
+  ]
+  number = {name: i for i, name in enumerate(dict.fromkeys(names))}
+  return [number[name] for name in names]
 
 
 def items(

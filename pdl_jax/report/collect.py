@@ -62,6 +62,7 @@ def collect(
     'skipped_steps': measured['skipped_steps'],
     'decode': measured['decode'],
     'examples': items['examples'],
+    'groups': items['groups'],
     'tokenizer': table.tokenizer[:8],
     'training_data': table.data[:8],
     'definitions': fingerprint(definitions),

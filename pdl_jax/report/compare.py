@@ -136,7 +136,8 @@ class _Table:
     ]  # fmt: skip
     return Part(
       study.name, study.title, tuple(self._columns.values()), tuple(rows),
-      len(first['items']['nats']) if first else 0,
+      len(first['groups']) if first else 0,
+      len(set(first['groups'])) if first else 0,
       first['split'] if first else study.config,
       tuple(self._notes(chosen)),
     )  # fmt: skip

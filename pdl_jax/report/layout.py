@@ -108,6 +108,8 @@ class Part:
     columns: metrics, in order.
     rows: systems, in order.
     documents: evaluated with each seed.
+    groups: that they come from (speeches, books, services), at most as many;
+      intervals resample these.
     split: which they are from, e.g. 'chitchat/test'.
     notes: sentences that have to stand below the table.
   """
@@ -117,6 +119,7 @@ class Part:
   columns: tuple[Column, ...]
   rows: tuple[Row, ...]
   documents: int
+  groups: int
   split: str
   notes: tuple[str, ...]
 

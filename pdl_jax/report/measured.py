@@ -124,15 +124,20 @@ class Measured:
     )
 
   def system(self, row: str, seeds: Sequence[int], key: str) -> System:
-    """The sums behind a metric, of each example and seed."""
+    """The sums behind a metric, of each group of examples and seed.
+
+    Examples of one group are no independent draws.
+    """
     sums = [
       [self.record(row, seed)['items'][name] for name in items.SUMS[key]]
       for seed in seeds
     ]
-    sums_SxDxK = np.asarray(sums, float).transpose(0, 2, 1)
-    # They are the same examples in the same order: fingerprints say so.
-    documents = [f'{i:06d}' for i in range(sums_SxDxK.shape[1])]
-    return System(row, list(seeds), documents, sums_SxDxK)
+    # The same examples in the same order, says the fingerprint.
+    groups_D = np.asarray(self.record(row, seeds[0])['groups'])
+    member_GxD = (groups_D == np.arange(groups_D.max() + 1)[:, None]) * 1.0
+    sums_SxGxK = member_GxD @ np.asarray(sums, float).transpose(0, 2, 1)
+    groups = [f'{i:06d}' for i in range(len(member_GxD))]
+    return System(row, list(seeds), groups, sums_SxGxK)
 
   def chosen(self) -> str | None:
     """The row with the lowest validation loss, once all rows are done."""

@@ -79,8 +79,14 @@ def differences(part: Part) -> Table | None:
       tuple(_difference(row, baseline, column) for column in part.columns),
     )
     for row in part.rows
+    if row.is_baseline or row.state != 'done' or _is_compared(row)
   ]
   return Table(headings, tuple(rows))
+
+
+def _is_compared(row: Row) -> bool:
+  """The model before fine-tuning is not."""
+  return any(e.difference or e.identical for e in row.entries.values())
 
 
 def unmeasured(part: Part) -> str:
@@ -117,9 +123,12 @@ def differences_legend(part: Part) -> str:
     for entry in row.entries.values()
     if entry.adjusted_p is not None
   ]
+  over = 'groups of documents and seeds'
+  if _paired_seeds(part) == {1}:
+    over = 'groups of documents alone (one seed says nothing of others)'
   sentences = [
-    'System minus baseline, with the 95 % interval over documents and seeds '
-    'in brackets where there is one. '
+    f'System minus baseline, with the 95 % interval over {over} in brackets '
+    'where there is one. '
     + (
       f'p: after Holm over the {len(compared)} comparisons of this table that '
       'have one. '
@@ -145,7 +154,12 @@ def remarks(part: Part) -> tuple[str, ...]:
   plural = '' if part.documents == 1 else 's'
   return (
     f'{part.documents:,} document{plural} of {one_line(part.split)}, evaluated '
-    'with each seed.',
+    'with each seed'
+    + (
+      f'; they come from {part.groups:,} groups, which intervals resample.'
+      if part.groups < part.documents
+      else '.'
+    ),
     *_floors(part),
     *(
       f'{one_line(row.label)}: {one_line(row.note)}'
@@ -262,19 +276,23 @@ def _baseline(part: Part) -> Row | None:
   return next((row for row in part.rows if row.is_baseline), None)
 
 
-def _floors(part: Part) -> list[str]:
-  """What as few seeds as these cannot show, whatever the numbers are."""
+def _paired_seeds(part: Part) -> set[int]:
+  """How many seeds compared rows share with the baseline."""
   baseline = _baseline(part)
   if baseline is None:
-    return []
+    return set()
   seeds = _measured_seeds(baseline)
-  paired = {
+  return {
     len(seeds & _measured_seeds(row))
     for row in part.rows
     if any(entry.difference is not None for entry in row.entries.values())
   }
+
+
+def _floors(part: Part) -> list[str]:
+  """What as few seeds as these cannot show, whatever the numbers are."""
   return [
     f'{n} paired seed{"" if n == 1 else "s"} cannot reach p below '
     f'{seed_floor(n):.3g} (2/2^{n}), even before the adjustment.'
-    for n in sorted(paired - {0})
+    for n in sorted(_paired_seeds(part) - {0})
   ]
