@@ -252,11 +252,11 @@ def _trained_model(settings: Settings, run: Path, source: Source) -> Model:
 def _own_tokenizer(
   settings: Settings, folder: RunFolder | None, source: Source
 ) -> Tokenizer:
+  name = f'bpe-{settings.data.name}'
   if folder is not None and (folder.path / 'tokenizer.json').exists():
-    return Tokenizer.load(folder.path / 'tokenizer.json')
+    return Tokenizer.load(folder.path / 'tokenizer.json', name)
   records = (source[i] for i in range(min(len(source), _BPE_RECORDS)))
   texts = (record[part] for record in records for part in ('source', 'target'))
-  name = f'bpe-{settings.data.name}'
   trained = Tokenizer.train(texts, settings.model.vocab_size, name)
   if folder is not None:
     folder.write_text('tokenizer.json', trained.definition)

@@ -346,7 +346,7 @@ def test_a_run_can_start_from_what_another_ended_with(
   one, other = (
     frequency.read(path / 'frequency.npz') for path in (finished, workdir)
   )
-  assert one.tokenizer == other.tokenizer
+  assert one.fingerprint == other.fingerprint
 
 
 def test_a_run_to_start_from_has_to_be_there_and_finished(

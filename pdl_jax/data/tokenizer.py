@@ -109,9 +109,9 @@ class Tokenizer:
     return cls(backend, name)
 
   @classmethod
-  def load(cls, path: Path) -> 'Tokenizer':
+  def load(cls, path: Path, name: str) -> 'Tokenizer':
     """Reads a definition."""
-    return cls(Backend.from_file(str(path)), path.name)
+    return cls(Backend.from_file(str(path)), name)
 
   def encode_template(self, text: str) -> list[int]:
     """Ids of a piece of the chat format: control tokens are recognised."""
