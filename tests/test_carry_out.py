@@ -108,6 +108,15 @@ def test_records_of_runs_on_other_machines_stay(here):
   assert (here / 'records.jsonl').read_text() == before
 
 
+def test_runs_of_earlier_versions_are_named(here):
+  declared = Experiment('Q?', (study(),))
+  carry_out.carry_out(declared, here, Sweep())
+  run = next(Path('runs/dialogue-tiny').glob('alpha=0.5*'))
+  (run / 'items.json').unlink()
+  with pytest.raises(DataError, match='alpha=0.5.*--evaluate=.* adds them'):
+    carry_out.keep(declared, here)
+
+
 def test_what_is_declared_no_more_goes(here):
   carry_out.carry_out(Experiment('Q?', (study(),)), here, Sweep())
   carry_out.keep(Experiment('Q?', (study(seeds=(0,)),)), here)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from pdl_jax import frequency
-from pdl_jax.errors import DivergedError
+from pdl_jax.errors import DataError, DivergedError
 from pdl_jax.sweep import queue
 
 Record = dict[str, Any]
@@ -28,6 +28,9 @@ def collect(
     the record, and the definitions of its metrics (of a run that failed, an
     error and none); None for a run that is not finished, or was not decoded
     in this way.
+
+  Raises:
+    DataError: a run of an earlier version, without what a report resamples.
   """
   if not queue.finished(run):
     end = attempts[-1].end if attempts else None
@@ -41,7 +44,7 @@ def collect(
   found = _results(run, measured, predictions)
   if found is None:
     return None
-  items = _read(run / 'items.json')[predictions]
+  items = _items(run, predictions)
   table = frequency.read(run / 'frequency.npz')
   environment = _read(run / 'env.json')
   definitions = {
@@ -96,6 +99,17 @@ def _results(
   if (run / 'evaluations.json').exists():
     found |= _read(run / 'evaluations.json')
   return found.get(predictions)
+
+
+def _items(run: Path, predictions: str) -> dict[str, Any]:
+  path = run / 'items.json'
+  found = _read(path).get(predictions, {}) if path.exists() else {}
+  if not {'examples', 'groups', 'sums'} <= set(found):
+    raise DataError(
+      f'{run} keeps no sums of its examples, as runs of earlier versions; '
+      f'python launch.py --evaluate={run} adds them'
+    )
+  return found
 
 
 def _curve(path: Path) -> list[tuple[int, float]]:
