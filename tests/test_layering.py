@@ -17,7 +17,7 @@ LAYERS = [
   {'settings'},
   {'records', 'weighting', 'evaluate'},
   {'train', 'summary', 'preview', 'sweep', 'finished'},
-  {'setup', 'report'},
+  {'setup', 'report', 'start'},
   {'job'},
   {'reevaluate'},
 ]
