@@ -1,5 +1,6 @@
 """The README's examples, run as they stand."""
 
+import json
 import re
 from pathlib import Path
 from types import SimpleNamespace
@@ -111,3 +112,36 @@ def test_a_declared_experiment():
   runs = [run for seed in study.seeds for _, run in plan.runs(study, seed)]
   assert len({run.folder for run in runs}) == 4
   assert runs[0].command(runs[0].folder)[1] == 'launch.py'
+
+
+def test_the_first_table_is_that_of_the_records():
+  lines = (ROOT / 'experiments/smollm2/records.jsonl').read_text().splitlines()
+  measured = {
+    (r['study'], r['row'].split(',')[0]): r['metrics']
+    for r in map(json.loads, lines)
+    if r['seed'] == 0
+  }
+  shown = [
+    ('perplexity', 1, 2), ('rougeL', 100, 1), ('rare_f1_10', 100, 1),
+    ('rare_mass_10', 100, 1), ('distinct_2', 1, 3),
+  ]  # fmt: skip
+  studies = (
+    'summarize', 'debian', 'dialogue', 'style_transfer', 'language_model',
+  )  # fmt: skip
+  names = {
+    'pretrained': 'before fine-tuning', 'cross-entropy': 'cross-entropy',
+    'PDL': 'PDL', 'people': 'before fine-tuning',
+  }  # fmt: skip
+  table = README[README.index('| task | model |') :].splitlines()[2:22]
+  for number, line in enumerate(table):
+    _, name, *cells = (cell.strip() for cell in line.strip('|').split('|'))
+    found = measured.get((studies[number // 4], names[name]))
+    prefix = 'reference_' if name == 'people' else ''
+    for cell, (key, scale, digits) in zip(cells, shown, strict=True):
+      value = found and found.get(prefix + key)
+      if found is None:
+        assert cell == 'not run yet'
+      elif value is None:
+        assert cell == '-'
+      else:
+        assert cell == f'{value * scale:.{digits}f}'
