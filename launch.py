@@ -218,16 +218,12 @@ def run_experiment(folder: Path) -> int:
   """Runs what an experiment declares, or says what that is; the exit code."""
   declared = plan.load(folder)
   if _DRY_RUN.value:
-    rows = []
-    for root, runs in carry_out.planned(declared):
-      cells = [run.cell for run in runs]
-      print(f'{root}:')
-      print(sweep.format_dry_run(root, cells, _WORKERS.value))
-      rows += sweep.status(root, cells)
-    done = sum(row.state == 'done' for row in rows)
-    print(f'in all {len(rows)} runs, {done} done')
+    groups = [
+      (f'{group.title}:', group.root, group.cells)
+      for group in carry_out.planned(declared)
+    ]
+    print(sweep.format_dry_run(groups, _WORKERS.value))
     return 0
-
   return 1 if carry_out.carry_out(declared, folder, run_cells) else 0
 
 
@@ -250,7 +246,7 @@ def run_sweep() -> int:
   given = _overrides('config')
   cells = sweep.cells(module, _SWEEP.value, _CONFIG.value, given)
   if _DRY_RUN.value:
-    print(sweep.format_dry_run(root, cells, _WORKERS.value))
+    print(sweep.format_dry_run([('', root, cells)], _WORKERS.value))
     return 0
 
   def command(cell: sweep.Cell, run: Path) -> list[str]:

@@ -4,6 +4,7 @@ experiments/NAME/records.jsonl has one line a row of the table and seed;
 definitions.json says what their metrics are.
 """
 
+import dataclasses
 import json
 import subprocess
 import sys
@@ -24,22 +25,42 @@ RECORDS, DEFINITIONS = 'records.jsonl', 'definitions.json'
 Sweep = Callable[[Sequence[Cell], Path, Command], Outcome]
 
 
-def planned(experiment: Experiment) -> Iterator[tuple[Path, list[Planned]]]:
-  """Runs that can be made at once, in order: every study of a seed, then on.
+@dataclasses.dataclass(frozen=True)
+class Group:
+  """Runs that can be made at once.
+
+  Attributes:
+    title: what they are, for people.
+    root: folder that their run folders are in.
+    runs: each once, in the order in which they are begun.
+  """
+
+  title: str
+  root: Path
+  runs: tuple[Planned, ...]
+
+  @property
+  def cells(self) -> list[Cell]:
+    """Of the sweep."""
+    return [run.cell for run in self.runs]
+
+
+def planned(experiment: Experiment) -> Iterator[Group]:
+  """All runs, in order: every study of a seed, then the next seed.
 
   What the runs of a study start from comes first.
   """
   starts = [plan.base(study) for study in experiment.studies]
   different = {start.cell.digest: start for start in starts if start}
   for start in different.values():
-    yield start.root, [start]
+    yield Group(f'what they start from, in {start.root}', start.root, (start,))
   for seed in sorted({seed for s in experiment.studies for seed in s.seeds}):
     for study in experiment.studies:
       if seed in study.seeds:
-        different = {
-          run.cell.digest: run for _, run in plan.runs(study, seed)
-        }  # fmt: skip
-        yield plan.root(study.config), list(different.values())
+        runs = {run.cell.digest: run for _, run in plan.runs(study, seed)}
+        root = plan.root(study.config)
+        title = f'{study.title}, seed {seed}, in {root}'
+        yield Group(title, root, tuple(runs.values()))
 
 
 def carry_out(experiment: Experiment, folder: Path, sweep: Sweep) -> int:
@@ -54,16 +75,17 @@ def carry_out(experiment: Experiment, folder: Path, sweep: Sweep) -> int:
     how many cells failed.
   """
   failed = 0
-  for root, runs in planned(experiment):
-    by_cell = {run.cell.digest: run for run in runs}
-    cells = [run.cell for run in runs]
+  for group in planned(experiment):
+    print(f'{group.title}:', flush=True)
+    by_cell = {run.cell.digest: run for run in group.runs}
     outcome = sweep(
-      cells, root, lambda cell, at, of=by_cell: of[cell.digest].command(at)
-    )
+      group.cells, group.root,
+      lambda cell, at, of=by_cell: of[cell.digest].command(at),
+    )  # fmt: skip
     failed += len(outcome.failed)
     if outcome.left:
       break
-    _decode(experiment, root)
+    _decode(experiment, group.root)
     keep(experiment, folder)
   return failed
 

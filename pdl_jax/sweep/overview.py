@@ -125,15 +125,23 @@ def format_status(rows: Sequence[Row]) -> str:
 
 
 def format_dry_run(
-  root: Path, cells: Sequence[Cell], workers: int
+  groups: Sequence[tuple[str, Path, Sequence[Cell]]], workers: int
 ) -> str:
-  """What a sweep would run, what is done already, and how long it may take."""
-  rows = status(root, cells)
-  lines = [
-    f'{row.state:8s} {row.name}  <- {" | ".join(cell.labels)}'
-    for row, cell in zip(rows, cells, strict=True)
-  ]
-  points = sum(len(cell.labels) for cell in cells)
+  """What would be run, what is done already, and how long it may take.
+
+  Args:
+    groups: title ('' for none), root and cells of each sweep, one after the
+      other; a cell that is in several of them is counted once.
+    workers: runs at once.
+  """
+  lines, found, labels = [], {}, set[tuple[Path, str]]()
+  for title, root, cells in groups:
+    lines += [title] if title else []
+    for row, cell in zip(status(root, cells), cells, strict=True):
+      lines.append(f'{row.state:8s} {row.name}  <- {" | ".join(cell.labels)}')
+      found[root, cell.digest] = row
+      labels |= {(root, label) for label in cell.labels}
+  rows = list(found.values())
   done = sum(row.state == 'done' for row in rows)
   again = [
     dataclasses.replace(row, state='queued') if row.state == 'failed' else row
@@ -142,7 +150,7 @@ def format_dry_run(
   seconds = 0.0 if done == len(rows) else remaining_seconds(again, workers)
   return '\n'.join([
     *lines,
-    f'{len(cells)} cells from {points} points, {done} done; estimated time '
+    f'{len(rows)} cells from {len(labels)} points, {done} done; estimated time '
     f'with {workers} workers: {_duration(seconds)}',
   ])
 
