@@ -1,0 +1,167 @@
+"""Does an experiment that is killed ten times end as one left in peace?
+
+  python -m experiments.kill_9.experiment
+
+The four runs that drill/experiment.py declares are made twice by the command
+that users run: once undisturbed; once with kill -9 of the sweep or of a run,
+ten times at random moments, the sweep started again each time that it died.
+"""
+
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from pdl_jax.report import carry_out
+from pdl_jax.sweep import queue
+from pdl_jax.sweep.process import start_time
+
+FOLDER = Path(__file__).parent
+ROOT = FOLDER.parent.parent
+DRILL = Path('experiments/kill_9/drill')
+KILLS, LONGEST = 10, 90.0
+# Of a record: when and from which files the run was made, not what came of it.
+CIRCUMSTANCES = ('seconds', 'commit', 'dirty')
+
+
+def main() -> None:
+  """Measures, writes records.jsonl and table.md, prints the table."""
+  peace, killed = _place('undisturbed'), _place('killed')
+  began = time.monotonic()
+  assert _sweep(peace).wait() == 0
+  seconds = time.monotonic() - began
+  began, kills = time.monotonic(), []
+  sweeper, chance = _sweep(killed), random.Random(0)
+  for number in range(KILLS):
+    time.sleep(chance.uniform(1, LONGEST))
+    victim = ('sweep', 'run')[number % 2]
+    alive = dict(_alive(killed))
+    step = max(alive.values(), default=0)
+    if victim == 'sweep':
+      sweeper.kill()
+      sweeper.wait()
+      sweeper = _sweep(killed)
+    elif alive:
+      os.kill(chance.choice(list(alive)), signal.SIGKILL)
+    else:
+      victim = 'none alive'
+    kills.append({
+      'victim': victim, 'second': round(time.monotonic() - began, 1),
+      'step': step,
+    })  # fmt: skip
+  assert sweeper.wait() == 0
+  record = {
+    'seconds': round(seconds, 1),
+    'seconds_killed': round(time.monotonic() - began, 1),
+    'kills': kills,
+    'begun': sum(map(len, _attempts(killed).values())),
+    **_compared(peace, killed),
+  }
+  (FOLDER / 'records.jsonl').write_text(json.dumps(record) + '\n')
+  (FOLDER / 'table.md').write_text(table(record))
+  print(table(record))
+
+
+def _place(name: str) -> Path:
+  """An empty folder in which launch.py works as in the project's."""
+  place = ROOT / 'runs' / 'kill_9' / name
+  shutil.rmtree(place, ignore_errors=True)
+  (place / DRILL).mkdir(parents=True)
+  for path in (Path('launch.py'), Path('configs'), DRILL / 'experiment.py'):
+    (place / path).symlink_to(ROOT / path)
+  return place
+
+
+def _sweep(place: Path) -> subprocess.Popen[bytes]:
+  return subprocess.Popen(
+    [
+      sys.executable, 'launch.py', f'--sweep={DRILL}', '--workers=2',
+      f'--retries={KILLS}',
+    ],
+    cwd=place,
+  )  # fmt: skip
+
+
+def _root(place: Path) -> Path:
+  return place / 'runs' / 'summarize-tiny'
+
+
+def _attempts(place: Path) -> dict[str, list[queue.Attempt]]:
+  return queue.attempts(_root(place))
+
+
+def _alive(place: Path) -> Iterator[tuple[int, int]]:
+  """Process and last saved step of each run that is under way."""
+  for path in (_root(place) / 'sweep').glob('*.worker'):
+    worker = json.loads(path.read_text())
+    if start_time(worker['pid']) == worker['started']:
+      yield worker['pid'], _saved(place, path.name.partition('.')[0])
+
+
+def _saved(place: Path, digest: str) -> int:
+  steps = _root(place).glob(f'*-{digest}/checkpoints/[0-9]*')
+  return max((int(s.name) for s in steps if s.name.isdigit()), default=0)
+
+
+def _compared(peace: Path, killed: Path) -> dict[str, Any]:
+  """How many records there are, and how many are the same."""
+  one, other = (
+    {
+      (r['row'], r['seed']): {
+        k: v for k, v in r.items() if k not in CIRCUMSTANCES
+      }
+      for r in carry_out.read(place / DRILL)
+    }
+    for place in (peace, killed)
+  )
+  ends = [
+    sum(a.end is not None and a.end.code == 0 for a in tries)
+    for tries in _attempts(killed).values()
+  ]
+  return {
+    'records': len(one),
+    'records_killed': len(other),
+    'equal': sum(other.get(who) == record for who, record in one.items()),
+    'finished_twice': sum(count > 1 for count in ends),
+  }
+
+
+def table(record: dict[str, Any]) -> str:
+  """The record as Markdown."""
+  kills = record['kills']
+  rows = [
+    ('kill -9 of the sweep', sum(k['victim'] == 'sweep' for k in kills)),
+    ('kill -9 of a run', sum(k['victim'] == 'run' for k in kills)),
+    ('times a run was begun, of 4 runs', record['begun']),
+    ('runs that came to their end twice', record['finished_twice']),
+    ('records of the undisturbed sweep', record['records']),
+    ('records of the killed sweep', record['records_killed']),
+    ('of them equal, in every digit', record['equal']),
+    ('seconds undisturbed', record['seconds']),
+    ('seconds with the kills', record['seconds_killed']),
+  ]
+  lines = ['| | |', '| --- | ---: |', *(f'| {a} | {b} |' for a, b in rows), '']
+  lines += [
+    '| kill | of | at second | last saved step |',
+    '| ---: | --- | ---: | ---: |',
+    *(f'| {n} | {k["victim"]} | {k["second"]} | {k["step"]} |'
+      for n, k in enumerate(kills, 1)),
+  ]  # fmt: skip
+  return '\n'.join(lines) + '\n'
+
+
+def report_files() -> dict[str, str]:
+  """What follows from the records: name -> text."""
+  record = json.loads((FOLDER / 'records.jsonl').read_text())
+  return {'table.md': table(record)}
+
+
+if __name__ == '__main__':
+  main()
