@@ -55,6 +55,39 @@ def _base() -> ConfigDict:
     'dtype': 'float32',
     # Recompute blocks in the backward pass: less memory, a third more time.
     'remat': False,
+    # Package whose tokenizer a model from scratch takes; '' trains a BPE.
+    'tokenizer': '',
+    # What turns hidden states into logits: '', what the pretrained model has
+    # (from scratch: tied); tied, to the input embedding; dense, a matrix of its
+    # own; low_rank; vq, composed of codebooks (VQ-Logits, arXiv:2505.10202). A
+    # pretrained model's own is converted, and then trained whatever else is.
+    'head': '',
+    # Of each type, added to its logit: none, unigram (the logarithm of its
+    # training frequency, fixed) or learned. Read if head is given.
+    'bias': 'none',
+    # Of a low_rank head, or of what is added to the rows of vq; 0: nothing.
+    'rank': 0,
+  })
+  config.model.vq = ConfigDict({
+    # Rows of a codebook, and codebooks; each type has one code of each.
+    'codes': 1024,
+    'codebooks': 1,
+    # How a row is made of several: product (end to end), or sum.
+    'compose': 'product',
+    # The codes of each type: random, blocks (of ids), frequency_blocks,
+    # kmeans_output or kmeans_input (of the trained output or input embedding),
+    # or learned: from the former on, the codes follow training.
+    'mapping': 'kmeans_output',
+    # Where codebooks begin: rows (means of the trained rows of a code), random.
+    'start': 'rows',
+    # Commonest types that have a row of their own; with one codebook these are
+    # the first of its codes.
+    'own': 0,
+    # How many of the commonest types are composed as above; the tail, all that
+    # are rarer, has codebooks of its own, of so many codes; 0: no tail.
+    'tail_from': 0,
+    'tail_codes': 256,
+    'tail_codebooks': 16,
   })
 
   config.data = ConfigDict({

@@ -9,6 +9,7 @@ import jax
 from pdl_jax.checkpoint import Checkpointer
 from pdl_jax.errors import CheckpointError, ConfigError
 from pdl_jax.model import api
+from pdl_jax.model.config import ModelConfig
 from pdl_jax.optimizer import merge
 from pdl_jax.records import RunFolder
 from pdl_jax.settings import Settings
@@ -92,6 +93,7 @@ def abstract(tree: Tree) -> Tree:
   )
 
 
-def params_of(current: TrainState) -> Tree:
-  """The whole model's parameters, layers in one group."""
-  return api.join_blocks(merge(current.trained, current.frozen))
+def params_of(model: ModelConfig, current: TrainState) -> Tree:
+  """The whole model's parameters, layers in one group, codes written down."""
+  params = api.join_blocks(merge(current.trained, current.frozen))
+  return api.fix_head(model, params)

@@ -85,12 +85,14 @@ def _run(
   def evaluate(name: str, current: TrainState) -> list[dict[str, Any]]:
     print(f'\n{name} fine-tuning: scoring and generating')
     return predict(
-      folder, name, predictor, params_of(current), ready.held_out, chosen, stop
+      folder, name, predictor, params_of(model.config, current),
+      ready.held_out, chosen, stop,
     )
 
   def validate(current: TrainState) -> float:
     losses = predictor.nll(
-      params_of(current), ready.validation.examples, watched, lambda: None
+      params_of(model.config, current), ready.validation.examples, watched,
+      lambda: None,
     )
     return float(np.concatenate(losses).mean())
 

@@ -7,6 +7,7 @@ import jax
 import optax
 
 from pdl_jax.errors import ConfigError
+from pdl_jax.model import vq_logits
 
 TRAINABLE = ('all', 'last_layers', 'norms')
 SCHEDULES = ('cosine', 'linear', 'constant')
@@ -95,7 +96,9 @@ def make_optimizer(
   """Clipping, Adam, decoupled weight decay on matrices, schedule."""
 
   def matrices(params: Tree) -> Tree:
-    is_matrix = lambda path, _: path[-1].key != 'scale'  # noqa: E731
+    def is_matrix(path: tuple, _: object) -> bool:
+      return path[-1].key not in ('scale', 'bias_V')
+
     return jax.tree_util.tree_map_with_path(is_matrix, params)
 
   return optax.chain(
@@ -123,6 +126,9 @@ def trainable_mask(config: OptimizerConfig, params: Tree) -> Tree:
 
   def trains(path: tuple, _: object) -> bool:
     names = [str(getattr(key, 'key', getattr(key, 'idx', key))) for key in path]
+    if names[0] == 'head':
+      # A head of its own begins untrained; its codes are no numbers.
+      return names[-1] not in vq_logits.FIXED
     if config.trainable == 'all':
       return True
     if config.trainable == 'norms':

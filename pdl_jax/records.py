@@ -73,19 +73,30 @@ def _read(flat: Mapping[str, Any]) -> dict[str, Any]:
     for key in flat
     if key.startswith('loss.') and key.split('.')[1] not in read
   } | set(_SILENT)
-  if flat['model.pretrained']:
-    unread |= {
-      key
-      for key in flat
-      if key.startswith('model.')
-      and key not in ('model.pretrained', 'model.dtype', 'model.remat')
-    }
+  unread |= {key for key in flat if key.startswith('model.')} - _model(flat)
   if flat['optimizer.trainable'] != 'last_layers':
     unread.add('optimizer.last_layers')
   if not flat.get('evaluate.draw'):
     # Runs from before the key was there are of the first draw.
     unread.add('evaluate.draw')
   return {key: value for key, value in flat.items() if key not in unread}
+
+
+def _model(flat: Mapping[str, Any]) -> set[str]:
+  """Keys of the model that are read; those of heads only if there is one."""
+  read = {'pretrained', 'dtype', 'remat'}
+  if not flat['model.pretrained']:
+    read |= {
+      'width', 'layers', 'heads', 'kv_heads', 'head_dim', 'mlp', 'vocab_size'
+    }  # fmt: skip
+    read |= {'tokenizer'} if flat.get('model.tokenizer') else set()
+  head = flat.get('model.head')
+  read |= {'head', 'bias'} if head else set()
+  read |= {'rank'} if head in ('low_rank', 'vq') else set()
+  found = {f'model.{key}' for key in read}
+  if head == 'vq':
+    found |= {key for key in flat if key.startswith('model.vq.')}
+  return found
 
 
 def config_hash(config: Mapping[str, Any]) -> str:

@@ -102,13 +102,13 @@ def _generate(
   if 'before' in models:
     name = prediction_name('before', decode)
     print(f'\n{name}: scoring and generating')
-    predict(name, params=finished.params_of(current))
+    predict(name, params=finished.params_of(ready.model.config, current))
   if 'after' not in models:
     return
   current = finished.restore(settings, folder, current)
   name = prediction_name('after', decode)
   print(f'\n{name}: scoring and generating')
-  predict(name, params=finished.params_of(current))
+  predict(name, params=finished.params_of(ready.model.config, current))
 
 
 def _measure(

@@ -21,13 +21,42 @@ from pdl_jax.losses.checks import check_number
 from pdl_jax.losses.power_law import EPSILON_POLICIES, NORMALIZE, UNSEEN
 from pdl_jax.losses.reduce import REDUCTIONS
 from pdl_jax.losses.schedule import SCHEDULES, decay_factor
+from pdl_jax.model.assign import MAPPINGS, STARTS
+from pdl_jax.model.config import BIASES, COMPOSITIONS, HEADS, HeadConfig
 from pdl_jax.optimizer import OptimizerConfig
 from pdl_jax.sharding import MESH_AXES
 
 
 @dataclasses.dataclass(frozen=True)
+class CodeSettings:
+  """Of a vq head: its size, and how types get their codes."""
+
+  codes: int = 1024
+  codebooks: int = 1
+  compose: str = 'product'
+  mapping: str = 'kmeans_output'
+  start: str = 'rows'
+  own: int = 0
+  tail_from: int = 0
+  tail_codes: int = 256
+  tail_codebooks: int = 16
+
+  def __post_init__(self):
+    _positive(
+      'model.vq', self, 'codes', 'codebooks', 'tail_codes', 'tail_codebooks'
+    )
+    _not_negative('model.vq', self, 'own', 'tail_from')
+    _one_of('model.vq.compose', self.compose, COMPOSITIONS)
+    _one_of('model.vq.mapping', self.mapping, MAPPINGS)
+    _one_of('model.vq.start', self.start, STARTS)
+
+
+@dataclasses.dataclass(frozen=True)
 class ModelSettings:
-  """Where the model comes from; the shape is for models from scratch."""
+  """Where the model comes from; the shape is for models from scratch.
+
+  What has a default was not there in earlier versions.
+  """
 
   pretrained: str
   width: int
@@ -39,6 +68,38 @@ class ModelSettings:
   vocab_size: int
   dtype: str
   remat: bool
+  tokenizer: str = ''
+  head: str = ''
+  bias: str = 'none'
+  rank: int = 0
+  vq: CodeSettings = dataclasses.field(default_factory=CodeSettings)
+
+  @classmethod
+  def from_config(cls, config: dict[str, Any]) -> 'ModelSettings':
+    """With the group of keys of vq heads."""
+    return cls(**{**config, 'vq': CodeSettings(**config.get('vq', {}))})
+
+  def __post_init__(self):
+    _one_of('model.head', self.head, ('', *HEADS))
+    _one_of('model.bias', self.bias, BIASES)
+    _not_negative('model', self, 'rank')
+
+  @property
+  def output(self) -> HeadConfig | None:
+    """The head that is asked for; None: what the model has.
+
+    Raises:
+      ConfigError: keys that do not fit together.
+    """
+    if not self.head:
+      return None
+    if self.head != 'vq':
+      return HeadConfig(self.head, self.bias, self.rank)
+    return HeadConfig(
+      'vq', self.bias, self.rank, self.vq.codes, self.vq.codebooks,
+      self.vq.compose, self.vq.mapping == 'learned', self.vq.own,
+      self.vq.tail_from, self.vq.tail_codes, self.vq.tail_codebooks,
+    )  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -234,7 +295,7 @@ class Settings:
     data, fsdp, tensor = (resolved['mesh'][axis] for axis in MESH_AXES)
     return cls(
       seed=resolved['seed'],
-      model=ModelSettings(**resolved['model']),
+      model=ModelSettings.from_config(resolved['model']),
       data=DataSettings(**resolved['data']),
       loss=LossSettings.from_config(resolved['loss']),
       optimizer=OptimizerConfig(**resolved['optimizer']),

@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from pdl_jax import frequency, summary, weighting
+from pdl_jax import convert, frequency, summary, weighting
 from pdl_jax.data import pipeline, sources
 from pdl_jax.data.documents import Documents, Packed, Windows
 from pdl_jax.data.examples import Examples, Pairs, Rows
@@ -102,6 +102,7 @@ def prepare(settings: Settings, folder: RunFolder | None) -> Setup:
   }
   train = splits['train']
   frequencies = find_frequencies(settings, folder, train, model.tokenizer)
+  model = _with_head(settings, folder, model, frequencies.task.counts_V)
   tables = weighting.make_tables(
     settings.loss, frequencies, model.tokenizer.special_ids
   )
@@ -110,6 +111,25 @@ def prepare(settings: Settings, folder: RunFolder | None) -> Setup:
     task, model, train, splits['validation'],
     splits[settings.evaluate.split], frequencies, tables,
   )  # fmt: skip
+
+
+def _with_head(
+  settings: Settings,
+  folder: RunFolder | None,
+  model: Model,
+  counts_V: np.ndarray,
+) -> Model:
+  """The model with its head fitted to the data; says what it is."""
+  if settings.model.output is None:
+    return model
+  model = convert.fit_head(settings.model, model, counts_V, settings.seed)
+  print(
+    f'head       {convert.describe_head(model.config, model.params, counts_V)}'
+  )
+  report = convert.codes_report(model, counts_V)
+  if folder is not None and report:
+    folder.write_text('codes.txt', report)
+  return model
 
 
 def _describe_loss(

@@ -1,7 +1,7 @@
 """One table of logical axis names to mesh axes, and the checks around it.
 
 The mesh has three axes: 'data' (replicas, split batch), 'fsdp' (split batch
-and split parameters), 'tensor' (split heads, mlp and vocabulary).
+and split parameters), 'tensor' (split heads, mlp, vocabulary and codes).
 """
 
 import math
@@ -27,6 +27,8 @@ RULES: dict[str, str | tuple[str, ...] | None] = {
   'head_dim': None,
   'mlp': 'tensor',
   'vocab': 'tensor',
+  # Rows of the codebooks of a VQ-Logits head.
+  'codes': 'tensor',
   # The width of an activation: never split, its parameter's counterpart is.
   'activation': None,
 }

@@ -6,13 +6,14 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 from jax.experimental import multihost_utils
 
 from pdl_jax import finished, optimizer, sharding, state
 from pdl_jax.data.sources import Source
 from pdl_jax.data.tokenizer import Tokenizer
 from pdl_jax.model import api
-from pdl_jax.model.config import ModelConfig
+from pdl_jax.model.config import HeadConfig, ModelConfig
 from pdl_jax.model.pretrained.gguf import GGUFModel, find_package_file
 from pdl_jax.records import RunFolder
 from pdl_jax.settings import Settings
@@ -24,31 +25,61 @@ Tree = Any
 
 @dataclasses.dataclass(frozen=True)
 class Model:
-  """A model before fine-tuning, on the host, with its tokenizer."""
+  """A model before fine-tuning, on the host, with its tokenizer.
+
+  Attributes:
+    name: of it.
+    config: its shape, with the head that is asked for.
+    params: of that shape; the values of a head that it did not have are yet
+      to be fitted.
+    tokenizer: whose ids it reads.
+    outputs_VxD: its trained output rows; None from scratch.
+    bias_V: what was added to its logits; None: nothing.
+  """
 
   name: str
   config: ModelConfig
   params: Tree
   tokenizer: Tokenizer
+  outputs_VxD: np.ndarray | None = None
+  bias_V: np.ndarray | None = None
 
 
 def load_model(
   settings: Settings, folder: RunFolder | None, source: Source
 ) -> Model:
-  """The pretrained model, that of a run, or one with its own tokenizer."""
+  """The pretrained model, that of a run, or one from scratch.
+
+  With the head that is asked for: a new one is as it was initialised.
+  """
+  model = _load(settings, folder, source)
+  asked, key = settings.model.output, jax.random.key(settings.seed)
+  if asked is None or model.outputs_VxD is None:
+    return model
+  config = dataclasses.replace(model.config, head=asked)
+  made = api.with_head(config, model.params, key)
+  return dataclasses.replace(model, config=config, params=made)
+
+
+def _load(
+  settings: Settings, folder: RunFolder | None, source: Source
+) -> Model:
   options = settings.model
   kind, _, place = options.pretrained.partition(':')
   if kind == 'run':
     return _trained_model(settings, Path(place), source)
   if options.pretrained:
     file = GGUFModel(find_package_file(options.pretrained))
-    return Model(
-      file.fields['general.basename'],
-      file.config(options.dtype, options.remat),
-      file.params(),
+    config = file.config(options.dtype, options.remat)
+    return _with_rows(Model(
+      file.fields['general.basename'], config, file.params(),
       Tokenizer.from_gguf(file),
-    )
-  tokenizer = _own_tokenizer(settings, folder, source)
+    ))  # fmt: skip
+  if options.tokenizer:
+    package = GGUFModel(find_package_file(options.tokenizer))
+    tokenizer = Tokenizer.from_gguf(package)
+  else:
+    tokenizer = _own_tokenizer(settings, folder, source)
   new = max(settings.data.max_target, settings.decode.max_new_tokens)
   config = ModelConfig(
     vocab_size=tokenizer.vocab_size,
@@ -61,6 +92,7 @@ def load_model(
     context=settings.data.max_prompt + new - 1,
     dtype=options.dtype,
     remat=options.remat,
+    head=options.output or HeadConfig(),
   )
   key = jax.random.key(settings.seed)
   params = jax.jit(partial(api.init, config))(key)
@@ -76,15 +108,27 @@ def _trained_model(settings: Settings, run: Path, source: Source) -> Model:
     optimizer.make_optimizer(before.optimizer, before.train.steps),
     sharding.make_mesh(settings.mesh),
   )  # fmt: skip
-  params = finished.params_of(finished.restore(before, folder, start))
-  options = settings.model
-  return Model(
+  current = finished.restore(before, folder, start)
+  params = finished.params_of(model.config, current)
+  options, head = settings.model, model.config.head
+  # Its codes are written down now: they stay as they are.
+  head = dataclasses.replace(head, learned=False)
+  return _with_rows(Model(
     run.name,
     dataclasses.replace(
-      model.config, dtype=options.dtype, remat=options.remat
+      model.config, dtype=options.dtype, remat=options.remat, head=head
     ),
     multihost_utils.process_allgather(params, tiled=True),
     model.tokenizer,
+  ))  # fmt: skip
+
+
+def _with_rows(model: Model) -> Model:
+  """A trained model, with its output rows."""
+  head = api.head(model.config, model.params)
+  bias_V = None if head.bias_V is None else np.asarray(head.bias_V)
+  return dataclasses.replace(
+    model, outputs_VxD=np.asarray(head.rows()), bias_V=bias_V
   )
 
 

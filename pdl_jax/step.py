@@ -8,8 +8,7 @@ import jax.numpy as jnp
 import optax
 from jax import Array
 
-from pdl_jax.losses import Loss, LossTables
-from pdl_jax.losses.linear import linear_token_stats
+from pdl_jax.losses import Loss, LossTables, head_nll
 from pdl_jax.losses.reduce import divide
 from pdl_jax.losses.terms import Sums
 from pdl_jax.model import api
@@ -54,7 +53,8 @@ def loss_sums(
   """Weighted and plain Sums of a batch; the head is applied at targets only."""
   hidden_BxTxD = target_hidden(config.model, params, batch)
   return config.loss.sums(
-    hidden_BxTxD, api.head(params), batch['labels'], tables, batch['where']
+    api.head(config.model, params), hidden_BxTxD, batch['labels'], tables,
+    batch['where'],
   )
 
 
@@ -151,8 +151,6 @@ def train_step(
 def score_step(model: ModelConfig, params: Tree, batch: Batch) -> Array:
   """nll_BxT of the target tokens, unweighted, in nats; 0 where masked."""
   hidden_BxTxD = target_hidden(model, params, batch)
-  stats = linear_token_stats(
-    hidden_BxTxD, api.head(params), batch['labels'], where=batch['where'],
-    wants=(), transposed=True,
-  )  # fmt: skip
-  return stats.nll
+  return head_nll(
+    api.head(model, params), hidden_BxTxD, batch['labels'], batch['where']
+  )

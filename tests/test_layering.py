@@ -17,7 +17,7 @@ LAYERS = [
   {'settings'},
   {'records', 'weighting', 'evaluate'},
   {'train', 'summary', 'preview', 'sweep', 'finished'},
-  {'setup', 'report', 'start'},
+  {'setup', 'report', 'start', 'convert'},
   {'job'},
   {'reevaluate'},
 ]

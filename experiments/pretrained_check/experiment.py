@@ -85,8 +85,9 @@ def _nll(model: ModelConfig, params: dict, tokens: jax.Array) -> jax.Array:
   positions = jnp.broadcast_to(jnp.arange(tokens.shape[1])[None], tokens.shape)
   hidden = api.hidden(model, params, tokens, ones, positions)
   return linear_token_stats(
-    hidden[:, :-1], api.head(params), tokens[:, 1:], wants=(), transposed=True
-  ).nll
+    hidden[:, :-1], params['embed_VxD'], tokens[:, 1:], wants=(),
+    transposed=True,
+  ).nll  # fmt: skip
 
 
 if __name__ == '__main__':

@@ -45,7 +45,7 @@ class _Carry(NamedTuple):
 def beam_search(
   model: ModelConfig,
   params: Tree,
-  logits_BxV: Array,
+  hidden_BxD: Array,
   cache: api.Cache,
   *,
   settings: DecodeSettings,
@@ -67,7 +67,7 @@ def beam_search(
   the penalty is largest at the limit T, so that none can come to score above
   s / ((5 + T) / 6) ** alpha.
   """
-  batch, beams = len(logits_BxV), settings.beams
+  batch, beams = len(hidden_BxD), settings.beams
   prompt_slots = cache.keys[0].shape[-1] - limit
   longest = length_penalty(limit, settings.length_penalty)
 
@@ -103,7 +103,8 @@ def beam_search(
     cache = api.take_rows(carry.cache, carry.parents_N, prompt_slots)
     tokens = carry.live_BxK.tokens.reshape(-1, limit)
     last_N = jnp.take(tokens, carry.index - 1, axis=1)
-    logits_NxV, cache = api.decode_step(model, parts, cache, last_N)
+    hidden_NxD, cache = api.decode_step(model, parts, cache, last_N)
+    logits_NxV = api.head_logits(model, parts, hidden_NxD)
     return append(carry._replace(cache=cache), logits_NxV)
 
   parts = api.part_layers(params)
@@ -119,6 +120,7 @@ def beam_search(
     _no_texts((batch,), limit, stop_ids),
     jnp.zeros(batch, jnp.int32),
   )
+  logits_BxV = api.head_logits(model, parts, hidden_BxD)
   start = append(start, jnp.repeat(logits_BxV, beams, axis=0))
   best = jax.lax.while_loop(unfinished, step, start).best_B
   return best.tokens, best.lengths, best.log_probs

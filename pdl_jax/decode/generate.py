@@ -96,9 +96,9 @@ def generate(
     ConfigError: sampling without keys; bans that could leave no token.
   """
   size = prompts_BxP.shape[1] + max_new_tokens
-  logits_BxV, cache = api.prefill(model, params, prompts_BxP, filled_BxP, size)
+  hidden_BxD, cache = api.prefill(model, params, prompts_BxP, filled_BxP, size)
   return extend(
-    model, params, logits_BxV, cache, keys_B, settings=settings,
+    model, params, hidden_BxD, cache, keys_B, settings=settings,
     max_new_tokens=max_new_tokens, stop_ids=stop_ids, bias_V=bias_V,
   )  # fmt: skip
 
@@ -106,7 +106,7 @@ def generate(
 def extend(
   model: ModelConfig,
   params: Tree,
-  logits_BxV: Array,
+  hidden_BxD: Array,
   cache: api.Cache,
   keys_B: Array | None,
   *,
@@ -127,7 +127,7 @@ def extend(
     'stop_ids': stop_ids,
     'bias_V': bias_V,
   }
-  start = (model, params, logits_BxV, cache)
+  start = (model, params, hidden_BxD, cache)
   if settings.method == 'beam':
     return Generated(*beam_search(*start, **shared))
   return Generated(*greedy_or_sample(*start, keys_B, **shared))

@@ -1,14 +1,17 @@
 """Greedy decoding and sampling: one token a row and step, in one loop."""
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import Array
 
+from pdl_jax.decode import by_code
 from pdl_jax.decode.bans import ban, is_stop
 from pdl_jax.decode.settings import DecodeSettings
 from pdl_jax.decode.truncate import truncate
+from pdl_jax.losses.heads import CodeHead, code_tables
 from pdl_jax.model import api
 from pdl_jax.model.config import ModelConfig
 
@@ -27,7 +30,7 @@ class _Carry(NamedTuple):
 def greedy_or_sample(
   model: ModelConfig,
   params: Tree,
-  logits_BxV: Array,
+  hidden_BxD: Array,
   cache: api.Cache,
   keys_B: Array | None,
   *,
@@ -37,18 +40,30 @@ def greedy_or_sample(
   bias_V: Array | None,
 ) -> tuple[Array, Array, Array]:
   """The arrays of `Generated`; arguments as of `generate.extend`."""
-  batch, pad = len(logits_BxV), stop_ids[0] if stop_ids else 0
+  batch, pad = len(hidden_BxD), stop_ids[0] if stop_ids else 0
+  parts = api.part_layers(params)
+  head = api.head(model, parts)
+  if isinstance(head, CodeHead) and by_code.suffices(settings):
+    choose = _by_code(head, settings, bias_V)
+  else:
 
-  def append(carry: _Carry, logits_BxV: Array) -> _Carry:
+    def choose(
+      hidden_BxD: Array, keys_B: Array | None, index: Array, tokens_BxT: Array
+    ) -> tuple[Array, Array]:
+      logits_BxV = api.head_logits(model, parts, hidden_BxD)
+      scores = logits_BxV if bias_V is None else logits_BxV + bias_V[None]
+      scores = ban(scores, tokens_BxT, index, settings, stop_ids)
+      if settings.method == 'greedy' or keys_B is None:
+        chosen_B = first_argmax(scores)
+      else:
+        chosen_B = draw(truncate(scores, settings), keys_B, index)
+      log_p_B = token_log_probs(logits_BxV, chosen_B[:, None])[:, 0]
+      return chosen_B, log_p_B
+
+  def append(carry: _Carry, hidden_BxD: Array) -> _Carry:
     """Chooses the next token of every row."""
     index, done_B = carry.index, carry.done_B
-    scores = logits_BxV if bias_V is None else logits_BxV + bias_V[None]
-    scores = ban(scores, carry.tokens_BxT, index, settings, stop_ids)
-    if settings.method == 'greedy' or keys_B is None:
-      chosen_B = first_argmax(scores)
-    else:
-      chosen_B = draw(truncate(scores, settings), keys_B, index)
-    log_p_B = token_log_probs(logits_BxV, chosen_B[:, None])[:, 0]
+    chosen_B, log_p_B = choose(hidden_BxD, keys_B, index, carry.tokens_BxT)
     chosen_B = jnp.where(done_B, pad, chosen_B)
     return _Carry(
       index + 1,
@@ -64,10 +79,9 @@ def greedy_or_sample(
 
   def step(carry: _Carry) -> _Carry:
     last_B = jnp.take(carry.tokens_BxT, carry.index - 1, axis=1)
-    logits_BxV, cache = api.decode_step(model, parts, carry.cache, last_B)
-    return append(carry._replace(cache=cache), logits_BxV)
+    hidden_BxD, cache = api.decode_step(model, parts, carry.cache, last_B)
+    return append(carry._replace(cache=cache), hidden_BxD)
 
-  parts = api.part_layers(params)
   start = _Carry(
     jnp.asarray(0),
     cache,
@@ -76,9 +90,34 @@ def greedy_or_sample(
     jnp.zeros(batch, jnp.int32),
     ~cache.filled_BxS.any(axis=1),
   )
-  # The prompts have given the first logits: T tokens take T - 1 steps.
-  end = jax.lax.while_loop(unfinished, step, append(start, logits_BxV))
+  # The prompts have given the first state: T tokens take T - 1 steps.
+  end = jax.lax.while_loop(unfinished, step, append(start, hidden_BxD))
   return end.tokens_BxT, end.lengths_B, end.log_probs_BxT
+
+
+def _by_code(
+  head: CodeHead, settings: DecodeSettings, bias_V: Array | None
+) -> Callable[..., tuple[Array, Array]]:
+  """Chooses without the logits of all types."""
+  biased, heat = head.with_bias(bias_V), settings.temperature
+  sampled = settings.method == 'sample'
+  tables = code_tables(biased, heat if sampled else 1.0)
+  plain = code_tables(head)
+  order = by_code.sort_types(biased, heat) if sampled else None
+
+  def choose(
+    hidden_BxD: Array, keys_B: Array | None, index: Array, _: Array
+  ) -> tuple[Array, Array]:
+    code_logits = head.code_logits(hidden_BxD)
+    if order is None or keys_B is None:
+      chosen_B = by_code.greedy(biased, tables, code_logits)
+    else:
+      chosen_B = by_code.draw(
+        biased, tables, order, code_logits, keys_B, index, heat
+      )
+    return chosen_B, by_code.log_probs(head, plain, code_logits, chosen_B)
+
+  return choose
 
 
 def draw(logits_BxV: Array, keys_B: Array, index: Array) -> Array:

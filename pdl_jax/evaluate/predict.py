@@ -220,7 +220,7 @@ class Predictor:
   def _extended(
     self,
     params: Tree,
-    logits_BxV: jax.Array,
+    hidden_BxD: jax.Array,
     cache: api.Cache,
     hashes_Bx2: jax.Array,
     samples_B: jax.Array,
@@ -230,7 +230,7 @@ class Predictor:
   ) -> tuple[jax.Array, jax.Array]:
     keys_B = decode.row_keys(self.settings.seed, hashes_Bx2, samples_B)
     generated = decode.extend(
-      self._model, params, logits_BxV, cache, keys_B, settings=self.settings,
+      self._model, params, hidden_BxD, cache, keys_B, settings=self.settings,
       max_new_tokens=limit, stop_ids=_stops(self._tokenizer),
       bias_V=bias_V,
     )  # fmt: skip

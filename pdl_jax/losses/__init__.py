@@ -1,20 +1,32 @@
 """The losses: per-token terms, one reduction, one registry.
 
 Reading order: terms, reduce, cross_entropy, power_law, schedule; by_type,
-by_stats, by_logits (the rivals); linear, and below it sharded, kernel, tiles.
+by_stats, by_logits (the rivals); heads; linear, and below it sharded, kernel,
+tiles; chunked.
 """
 
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 from jax import Array
 
 from pdl_jax.losses import by_logits, by_stats, by_type
 from pdl_jax.losses.chunked import chunked_loss_sums
-from pdl_jax.losses.linear import linear_loss_sums
+from pdl_jax.losses.cross_entropy import token_nll
+from pdl_jax.losses.heads import (
+  CodeHead,
+  CodeTables,
+  Head,
+  LinearHead,
+  code_stats,
+  code_tables,
+)
+from pdl_jax.losses.linear import linear_loss_sums, linear_token_stats
 from pdl_jax.losses.power_law import power_law_weights
 from pdl_jax.losses.terms import LossTerms, StatsLoss, Sums, TokenStats
+from pdl_jax.sharding import constrain
 
 # Keys below `loss` that every loss made of a weight per type reads, and every
 # loss whose terms are those of cross-entropy.
@@ -121,29 +133,39 @@ class Loss(NamedTuple):
 
   def sums(
     self,
+    head: Head,
     hidden_BxLxD: Array,
-    head_VxD: Array,
     labels_BxL: Array,
     tables: LossTables,
     where_BxL: Array,
   ) -> tuple[Sums, Sums]:
-    """Weighted Sums of a linear head's loss, and plain ones to be watched.
+    """Weighted Sums of a head's loss, and plain ones to be watched.
 
-    The first numerator is differentiable in hidden and in the output matrix,
-    which is [V, D]. See `linear.linear_loss_sums` for the arguments; rows are
-    sequences of targets.
+    The first numerator is differentiable in hidden and in the head. See
+    `linear.linear_loss_sums` for the arguments; rows are sequences of targets.
     """
     spec = self.spec
+    tokens = hidden_BxLxD, labels_BxL, tables.weights_V, where_BxL
     if spec.on_logits is not None:
       weighted, plain = chunked_loss_sums(
-        spec.on_logits, hidden_BxLxD, head_VxD.T, labels_BxL, tables.weights_V,
-        where_BxL, settings=self.settings,
+        self._on_logits, head, *tokens, vocab_size=head.vocab_size,
+        columns=head.vocab_size,
+      )  # fmt: skip
+    elif isinstance(head, CodeHead):
+      head = head.with_bias(tables.bias_V)
+      tables_K = code_tables(head, self._temperature)
+      weighted, plain = chunked_loss_sums(
+        self._on_codes, (head, tables_K), *tokens, vocab_size=head.vocab_size,
+        columns=head.matrix_KxD.shape[0],
       )  # fmt: skip
     else:
+      bias_V = tables.bias_V
+      if head.bias_V is not None:
+        bias_V = head.bias_V if bias_V is None else head.bias_V + bias_V
       weighted, plain = linear_loss_sums(
-        self._terms, hidden_BxLxD, head_VxD, labels_BxL, tables.weights_V,
-        where_BxL, transposed=True, bias_V=tables.bias_V, wants=self._wants,
-        temperature=self.settings.get(spec.temperature, 1.0),
+        self._terms, head.project(hidden_BxLxD), head.matrix_VxR, labels_BxL,
+        tables.weights_V, where_BxL, transposed=True, bias_V=bias_V,
+        wants=self._wants, temperature=self._temperature,
       )  # fmt: skip
     den = {
       'weighted_mean': weighted.den,
@@ -169,6 +191,10 @@ class Loss(NamedTuple):
     self.spec.on_logits(logits, labels, context, ones, **self.settings)
 
   @property
+  def _temperature(self) -> float:
+    return self.settings.get(self.spec.temperature, 1.0)
+
+  @property
   def _wants(self) -> tuple[str, ...]:
     smooth = self.settings.get('label_smoothing', 0.0) > 0
     return ('average',) if smooth else self.spec.wants
@@ -178,3 +204,52 @@ class Loss(NamedTuple):
   ) -> LossTerms:
     terms = self.spec.terms or by_stats.cross_entropy_terms
     return terms(stats, weight, **self.settings)
+
+  def _on_logits(
+    self,
+    head: Head,
+    hidden: Array,
+    labels: Array,
+    weight: Array,
+    row: tuple[Array, Array],
+  ) -> tuple[LossTerms, Array]:
+    assert self.spec.on_logits is not None
+    logits = constrain(head.logits(hidden), 'batch', 'length', 'vocab')
+    labels_BxC, earlier = row
+    context = by_logits.Context(labels_BxC, earlier, head.rows().T)
+    terms = self.spec.on_logits(
+      logits, labels, context, weight, **self.settings
+    )
+    return terms, token_nll(jax.lax.stop_gradient(logits), labels)
+
+  def _on_codes(
+    self,
+    made: tuple[CodeHead, CodeTables],
+    hidden: Array,
+    labels: Array,
+    weight: Array,
+    _: tuple,
+  ) -> tuple[LossTerms, Array]:
+    head, tables_K = made
+    stats = code_stats(
+      head, tables_K, head.code_logits(hidden), labels, self._temperature
+    )
+    nll = stats.log_z - stats.label / self._temperature
+    return self._terms(stats, weight, ()), nll
+
+
+def head_nll(
+  head: Head, hidden: Array, labels: Array, where: Array
+) -> Array:
+  """-log p of each label, in nats, of the shape of the labels; 0 if masked."""
+  if isinstance(head, LinearHead):
+    return linear_token_stats(
+      head.project(hidden), head.matrix_VxR, labels, where=where, wants=(),
+      transposed=True, bias_V=head.bias_V,
+    ).nll  # fmt: skip
+  safe = jnp.where(where, labels, 0)
+  hidden = jnp.where(where[..., None], hidden, 0)
+  stats = code_stats(
+    head, code_tables(head), head.code_logits(hidden), safe
+  )
+  return jnp.where(where, stats.nll, 0.0)

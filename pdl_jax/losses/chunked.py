@@ -1,45 +1,48 @@
-"""Any loss on logits over a linear head, a few positions at a time.
+"""Any loss on logits, a few positions at a time.
 
-For losses that no statistic of a token is enough for. Each chunk of positions
-has its logits computed again in the backward pass, so that one chunk of them
-is alive at a time. The compiler splits the arrays over the mesh.
+For losses that no statistic of a token is enough for, and for heads that are
+no matrix. Each chunk of positions has its logits computed again in the
+backward pass, so that one chunk of them is alive at a time. The compiler
+splits the arrays over the mesh.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
-from pdl_jax.losses.by_logits import Context, earlier_targets
-from pdl_jax.losses.cross_entropy import check_labels, token_nll, token_weights
+from pdl_jax.losses.by_logits import earlier_targets
+from pdl_jax.losses.cross_entropy import check_labels, token_weights
 from pdl_jax.losses.terms import LossTerms, Sums
-from pdl_jax.sharding import constrain
 
 # Logits alive at once, in elements a chunk; 2**24 fp32 numbers are 64 MB.
 CHUNK_ELEMENTS = 2**24
 
 
 def chunked_loss_sums(
-  loss: Callable[..., LossTerms],
+  loss: Callable[..., tuple[LossTerms, Array]],
+  head: Any,
   hidden_BxLxD: Array,
-  head_DxV: Array,
   labels_BxL: Array,
   weights_V: Array | None,
   where_BxL: Array,
   *,
-  settings: Mapping[str, Any],
+  vocab_size: int,
+  columns: int,
 ) -> tuple[Sums, Sums]:
-  """Sums of a loss on logits.
+  """Sums of a loss that looks at logits.
 
   Args:
-    loss: (logits, labels, context, weight, **settings) -> LossTerms, of a
-      chunk of positions; see `by_logits.Context`.
+    loss: (head, hidden, labels, weight, earlier) -> LossTerms and nll, of a
+      chunk of positions; earlier is of `by_logits.earlier_targets`.
+    head: a pytree of arrays, what the logits are made from; its gradient adds
+      up in its own type.
     hidden_BxLxD: states that predict the targets of each row, in order.
-    head_DxV: output matrix; its gradient adds up in its own type.
     labels_BxL, weights_V, where_BxL: see `linear.linear_pdl_loss`.
-    settings: of the loss.
+    vocab_size: V, of labels and weights.
+    columns: logits of a position, from which the size of a chunk follows.
 
   Returns:
     weighted: Sums(sum loss, sum weight); num is differentiable in hidden and
@@ -47,12 +50,11 @@ def chunked_loss_sums(
     plain: Sums(sum nll, n), unweighted, to be watched; no gradient.
   """
   batch, length = labels_BxL.shape
-  size = head_DxV.shape[1]
-  check_labels(labels_BxL, size, where_BxL)
+  check_labels(labels_BxL, vocab_size, where_BxL)
   hidden_BxLxD = jnp.where(where_BxL[..., None], hidden_BxLxD, 0)
   labels_BxL = jnp.where(where_BxL, labels_BxL, 0)
-  weight_BxL = token_weights(weights_V, labels_BxL, size)
-  part = max(1, min(length, CHUNK_ELEMENTS // (batch * size)))
+  weight_BxL = token_weights(weights_V, labels_BxL, vocab_size)
+  part = max(1, min(length, CHUNK_ELEMENTS // (batch * columns)))
   part = -(-length // -(-length // part))
   count = -(-length // part)
 
@@ -63,23 +65,16 @@ def chunked_loss_sums(
     return jnp.moveaxis(x, 1, 0)
 
   @jax.checkpoint
-  def chunk(head_DxV: Array, start: Array, *arrays: Array) -> tuple:
+  def chunk(head: Any, start: Array, *arrays: Array) -> tuple:
     hidden, labels, weight, where = arrays
-    logits = jnp.einsum(
-      'bld,dv->blv', hidden, head_DxV.astype(hidden.dtype),
-      preferred_element_type=jnp.float32,
-    )
-    logits = constrain(logits, 'batch', 'length', 'vocab')
     earlier = earlier_targets(labels_BxL, where_BxL, start, part)
-    context = Context(labels_BxL, earlier, head_DxV)
-    terms = loss(logits, labels, context, weight, **settings)
-    nll = token_nll(lax.stop_gradient(logits), labels)
+    terms, nll = loss(head, hidden, labels, weight, (labels_BxL, earlier))
     return tuple(
-      jnp.where(where, x, 0.0).sum() for x in (*terms, nll)
+      jnp.where(where, x, 0.0).sum() for x in (*terms, lax.stop_gradient(nll))
     )
 
   def step(sums: tuple, arrays: tuple[Array, ...]) -> tuple[tuple, None]:
-    values = chunk(head_DxV, *arrays)
+    values = chunk(head, *arrays)
     return tuple(a + b for a, b in zip(sums, values, strict=True)), None
 
   zero = jnp.zeros((), jnp.float32)

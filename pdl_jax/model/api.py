@@ -2,7 +2,8 @@
 
 Parameters are a nested dict of fp32 arrays:
 
-  embed_VxD      token embedding, and the output head (tied)
+  embed_VxD      token embedding, and the output head where it is tied
+  head           parameters of another head, see `heads` and `vq_logits`
   blocks         a tuple of groups of layers; each leaf is stacked over the
                  group's layers, so that one compiled block serves them all.
                  Splitting the stack in two groups lets training leave the
@@ -18,6 +19,8 @@ import jax.numpy as jnp
 from jax import Array
 from jax.sharding import PartitionSpec as P
 
+from pdl_jax.losses.heads import Head
+from pdl_jax.model import heads, vq_logits
 from pdl_jax.model.attention import INIT, LayerCache, cached
 from pdl_jax.model.config import ModelConfig
 from pdl_jax.model.transformer import Block, RMSNorm
@@ -65,6 +68,7 @@ def logical_axes(config: ModelConfig, groups: int = 1) -> Params:
 
 def _init(config: ModelConfig, key: Array) -> Params:
   embed_key, block_key = jax.random.split(key)
+  own = heads.init(config, jax.random.fold_in(key, 1))
   embed = nn.with_logical_partitioning(INIT, ('vocab', 'embed'))
   x = jnp.zeros((1, 1, config.width))
   positions, mask = jnp.zeros((1, 1), int), jnp.ones((1, 1, 1), bool)
@@ -77,6 +81,7 @@ def _init(config: ModelConfig, key: Array) -> Params:
     'embed_VxD': embed(embed_key, (config.vocab_size, config.width)),
     'blocks': (jax.vmap(block)(keys),),
     'norm': RMSNorm(config).init(key, x)['params'],
+    **({'head': own} if own else {}),
   }
 
 
@@ -134,9 +139,33 @@ def hidden(
   return _final_norm(config, params, x)
 
 
-def head(params: Params) -> Array:
-  """The output matrix head_VxD; logits are hidden @ head.T."""
-  return params['embed_VxD']
+def head(config: ModelConfig, params: Params) -> Head:
+  """What turns hidden states into logits, as the losses take it."""
+  return heads.head(config, params)
+
+
+def with_head(config: ModelConfig, params: Params, key: Array) -> Params:
+  """The same model with a head of the kind of the config, as initialised.
+
+  Args:
+    config: with the new head.
+    params: of a model of that shape with any head.
+    key: of what is random.
+  """
+  rest = {name: x for name, x in params.items() if name != 'head'}
+  own = nn.meta.unbox(heads.init(config, key))
+  return {**rest, 'head': own} if own else rest
+
+
+def fix_head(config: ModelConfig, params: Params) -> Params:
+  """The same model with codes that are learned written down.
+
+  To be scored and to generate: training alone needs the rows behind them.
+  """
+  if 'head' not in params:
+    return params
+  fixed = vq_logits.fix_codes(config.head, params['head'])
+  return {**params, 'head': fixed}
 
 
 def logits(
@@ -148,7 +177,12 @@ def logits(
 ) -> Array:
   """logits_BxLxV in fp32; for short sequences and tests: it is V wide."""
   x = hidden(config, params, tokens_BxL, segments_BxL, positions_BxL)
-  return _logits(config, params, x)
+  return head_logits(config, params, x)
+
+
+def head_logits(config: ModelConfig, params: Params, hidden: Array) -> Array:
+  """logits [..., V] in fp32 of hidden states [..., D]."""
+  return heads.logits(config, params, hidden)
 
 
 def prefill(
@@ -168,7 +202,7 @@ def prefill(
     size: S, slots in the cache, at least P.
 
   Returns:
-    logits_BxV of the token after each prompt, and the cache.
+    hidden_BxD that predicts the token after each prompt, and the cache.
   """
   length = tokens_BxP.shape[1]
   positions = jnp.maximum(jnp.cumsum(filled_BxP, axis=1) - 1, 0)
@@ -187,7 +221,7 @@ def prefill(
     filled_BxP.sum(axis=1),
   )  # fmt: skip
   last = _final_norm(config, params, x[:, -1:])
-  return _logits(config, params, last)[:, 0], cache
+  return last[:, 0], cache
 
 
 def decode_step(
@@ -202,7 +236,7 @@ def decode_step(
     tokens_B: ids.
 
   Returns:
-    logits_BxV of the token after it, fp32, and the cache with it in.
+    hidden_BxD that predicts the token after it, and the cache with it in.
   """
   filled_BxS = cache.filled_BxS.at[:, cache.slot].set(True)
   mask_BxLxS = filled_BxS[:, None, :]
@@ -223,7 +257,7 @@ def decode_step(
     tuple(keys), tuple(values), filled_BxS, cache.slot + 1,
     cache.positions_B + 1,
   )  # fmt: skip
-  return _logits(config, params, x)[:, 0], after
+  return x[:, 0], after
 
 
 def repeat_rows(cache: Cache, times: int) -> Cache:
@@ -293,10 +327,3 @@ def _final_norm(config: ModelConfig, params: Params, x: Array) -> Array:
 def _apply(module: nn.Module, weights: Params, *inputs: Any) -> Any:
   """A Linen module as a function of its weights."""
   return module.apply({'params': weights}, *inputs)
-
-
-def _logits(config: ModelConfig, params: Params, x_BxLxD: Array) -> Array:
-  return jnp.einsum(
-    'bld,vd->blv', x_BxLxD, head(params).astype(config.compute_dtype),
-    preferred_element_type=jnp.float32,
-  )

@@ -1,15 +1,155 @@
 """The shape of a transformer; every model is fields of this, not a subclass."""
 
 import dataclasses
+from typing import NamedTuple
 
 import jax.numpy as jnp
 
 from pdl_jax.errors import ConfigError
 
+HEADS = ('tied', 'dense', 'low_rank', 'vq')
+COMPOSITIONS = ('product', 'sum')
+BIASES = ('none', 'unigram', 'learned')
+
+
+@dataclasses.dataclass(frozen=True)
+class HeadConfig:
+  """What turns the last hidden state into logits.
+
+  Attributes:
+    kind: tied, the input embedding; dense, a matrix of its own; low_rank, a
+      product of two; vq, rows composed of codebooks' (VQ-Logits,
+      arXiv:2505.10202).
+    bias: of each type, added to its logit: none, unigram (the logarithm of its
+      training frequency, fixed), or learned. Of vq, what parts types of equal
+      codes.
+    rank: of low_rank, and of what is added to the rows of vq; 0: nothing is.
+    codes: K, rows of a codebook.
+    codebooks: M.
+    compose: how a row is made of M codes: 'product', end to end, each of width
+      D / M; 'sum', each of width D.
+    learned: whether the codes of a type follow training: the nearest ones to a
+      row of its own, which exists while training alone (straight-through,
+      arXiv:1711.00937).
+    own: the commonest types, which have a row of their own: with one codebook
+      its first codes, of one type each.
+    tail_from: how many of the commonest types are not of the tail, whose rows
+      are composed of codebooks of its own; 0: there is no tail.
+    tail_codes, tail_codebooks: K and M of the tail.
+  """
+
+  kind: str = 'tied'
+  bias: str = 'none'
+  rank: int = 0
+  codes: int = 0
+  codebooks: int = 1
+  compose: str = 'product'
+  learned: bool = False
+  own: int = 0
+  tail_from: int = 0
+  tail_codes: int = 0
+  tail_codebooks: int = 0
+
+  def __post_init__(self):
+    for name, allowed in (
+      ('kind', HEADS), ('bias', BIASES), ('compose', COMPOSITIONS)
+    ):  # fmt: skip
+      if getattr(self, name) not in allowed:
+        raise ConfigError(
+          f'head {name} {getattr(self, name)!r} is not one of '
+          f'{", ".join(allowed)}'
+        )
+    if self.kind == 'low_rank' and self.rank < 1:
+      raise ConfigError(f'head rank of low_rank must be >= 1, got {self.rank}')
+    if self.kind == 'vq' and (self.codes < 1 or self.codebooks < 1):
+      raise ConfigError(
+        f'head codes and codebooks must be >= 1, got {self.codes} and '
+        f'{self.codebooks}'
+      )
+
+  def check(self, vocab_size: int, width: int) -> None:
+    """Refuses what does not fit a model.
+
+    Raises:
+      ConfigError: with the numbers.
+    """
+    if self.kind in ('low_rank', 'vq') and self.rank >= width:
+      raise ConfigError(
+        f'head rank {self.rank} must be below the width of the model, {width}'
+      )
+    if self.kind != 'vq':
+      return
+    if self.codes > vocab_size:
+      raise ConfigError(
+        f'head codes {self.codes} are more than the {vocab_size} types'
+      )
+    self._check_tiers(vocab_size, width)
+    if self.compose == 'product' and width % self.codebooks:
+      raise ConfigError(
+        f'the width {width} does not divide into {self.codebooks} codebooks; '
+        "take a divisor, or compose 'sum'"
+      )
+
+  def _check_tiers(self, vocab_size: int, width: int) -> None:
+    alone = self.codebooks == 1 and not self.tail_from
+    most = self.codes - 1 if alone else (self.tail_from or vocab_size) - 1
+    if self.own > most:
+      raise ConfigError(f'head own {self.own} must be at most {most}')
+    if self.own and self.learned and alone:
+      raise ConfigError(
+        'head own with one codebook whose codes are learned: there is nothing '
+        'that would keep them apart; take fixed codes, or several codebooks'
+      )
+    if not self.tail_from:
+      return
+    if self.tail_from >= vocab_size:
+      raise ConfigError(
+        f'head tail_from {self.tail_from} leaves nothing of {vocab_size} types'
+      )
+    if self.tail_codes < 1 or self.tail_codebooks < 1:
+      raise ConfigError(
+        'head tail_codes and tail_codebooks must be >= 1, got '
+        f'{self.tail_codes} and {self.tail_codebooks}'
+      )
+    if self.compose == 'product' and width % self.tail_codebooks:
+      raise ConfigError(
+        f'the width {width} does not divide into {self.tail_codebooks} '
+        "codebooks of the tail; take a divisor, or compose 'sum'"
+      )
+
+  @property
+  def in_tiers(self) -> bool:
+    """Whether types are in the order of their frequency."""
+    several = self.codebooks > 1 or self.tail_from > 0
+    return self.kind == 'vq' and (self.tail_from > 0 or self.own * several > 0)
+
+  def tiers(self, vocab_size: int) -> tuple['Tier', ...]:
+    """What composes the rows of which types, the commonest first."""
+    first = self.own if self.in_tiers else 0
+    end = self.tail_from or vocab_size
+    made = (Tier(first, end, self.codes, self.codebooks),)
+    if self.tail_from:
+      tail = Tier(end, vocab_size, self.tail_codes, self.tail_codebooks)
+      made = (*made, tail)
+    return made
+
+  def code_width(self, width: int, tier: 'Tier') -> int:
+    """S, of a row of a codebook of a tier."""
+    return width // tier.codebooks if self.compose == 'product' else width
+
+
+class Tier(NamedTuple):
+  """Types by rank of frequency, [first, end), and their codebooks."""
+
+  first: int
+  end: int
+  codes: int
+  codebooks: int
+
 
 @dataclasses.dataclass(frozen=True)
 class ModelConfig:
-  """A pre-norm decoder of the Llama family with a tied output head.
+  """A pre-norm decoder of the Llama family.
 
   Attributes:
     vocab_size: V.
@@ -24,6 +164,7 @@ class ModelConfig:
     norm_eps: added to the mean square in RMSNorm.
     dtype: of activations; parameters, norms, phases and logits stay fp32.
     remat: recompute each block in the backward pass: memory for time.
+    head: what turns the last hidden state into logits.
   """
 
   vocab_size: int
@@ -38,8 +179,10 @@ class ModelConfig:
   norm_eps: float = 1e-5
   dtype: str = 'float32'
   remat: bool = False
+  head: HeadConfig = HeadConfig()
 
   def __post_init__(self):
+    self.head.check(self.vocab_size, self.width)
     for field in dataclasses.fields(self):
       value = getattr(self, field.name)
       if field.type in (int, float) and not value > 0:

@@ -1,0 +1,147 @@
+"""A head of another kind for a model, from its own rows and the data."""
+
+import dataclasses
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from pdl_jax.model import assign, vq_logits
+from pdl_jax.model.config import ModelConfig
+from pdl_jax.settings import ModelSettings
+from pdl_jax.start import Model
+
+Tree = Any
+# Of a report of codes: the fullest ones, and the commonest types of each.
+_CODES, _TYPES = 40, 12
+
+
+def fit_head(
+  options: ModelSettings, model: Model, counts_V: np.ndarray, seed: int
+) -> Model:
+  """The model with its new head fitted: codes, codebooks, biases.
+
+  Args:
+    options: what is asked for.
+    model: from `load_model`, whose new head is as it was initialised.
+    counts_V: of the types in training targets.
+    seed: of random codes, and of k-means.
+
+  Raises:
+    ConfigError: k-means or rows of a model that was not trained.
+  """
+  head = model.config.head
+  if options.output is None:
+    return model
+  own, rows_VxD = dict(model.params.get('head', {})), model.outputs_VxD
+  if head.kind == 'vq':
+    inputs_VxD = None
+    if rows_VxD is not None:
+      inputs_VxD = np.asarray(model.params['embed_VxD'])
+    fitted = assign.fit(
+      head, options.vq.mapping, options.vq.start, counts_V, rows_VxD,
+      inputs_VxD, model.config.width, seed,
+    )  # fmt: skip
+    if 'tail' in own:
+      fitted['tail'] = own['tail'] | fitted['tail']
+    own |= fitted
+  elif rows_VxD is not None and head.kind == 'dense':
+    own['matrix_VxD'] = rows_VxD
+  elif rows_VxD is not None and head.kind == 'low_rank':
+    own['left_VxR'], own['right_DxR'] = _truncated(rows_VxD, head.rank)
+  if head.bias != 'none':
+    name = 'bias_V' if head.bias == 'learned' else 'prior_V'
+    own[name] = _bias(head.bias, own, counts_V, rows_VxD is not None)
+    if model.bias_V is not None and head.bias == 'learned':
+      own[name] = model.bias_V
+  params = {**model.params, 'head': own} if own else model.params
+  return dataclasses.replace(model, params=params)
+
+
+def _truncated(rows_VxD: np.ndarray, rank: int) -> tuple[np.ndarray, ...]:
+  """The best factors of a rank in the least-squares sense."""
+  values, vectors_DxD = np.linalg.eigh(rows_VxD.T @ rows_VxD)
+  right_DxR = vectors_DxD[:, np.argsort(-values)[:rank]]
+  return rows_VxD @ right_DxR, right_DxR
+
+
+def _bias(
+  kind: str, head: Tree, counts_V: np.ndarray, trained: bool
+) -> np.ndarray:
+  """Where the bias begins.
+
+  From scratch at the unigram distribution. Types that share all that a trained
+  row was turned into share its mass by their frequency; where they do not, a
+  learned one begins at 0.
+  """
+  log_V = np.log(np.maximum(counts_V, 1.0))
+  codes = head.get('codes_VxM')
+  alone = codes is not None and codes.shape[1] == 1
+  if trained and alone:
+    code_V = np.asarray(codes)[:, 0]
+    mass_K = np.bincount(code_V, np.maximum(counts_V, 1.0))
+    size_K = np.bincount(code_V)
+    log_V += np.log(size_K[code_V] / mass_K[code_V])
+  elif trained and kind == 'learned':
+    log_V = np.zeros(counts_V.size)
+  else:
+    log_V -= np.log(np.maximum(counts_V, 1.0).sum())
+  return log_V.astype(np.float32)
+
+
+def describe_head(config: ModelConfig, params: Tree, counts_V: Any) -> str:
+  """Its size against a dense head, and how its codes are spread."""
+  head, own = config.head, params.get('head', {})
+  dense = config.vocab_size * config.width
+  floats = vq_logits.float_parameters(own) if own else dense
+  parts = [f'{head.kind}, {floats:,} floats ({100 * floats / dense:.2f} % of '
+           'a dense head)']  # fmt: skip
+  if bits := vq_logits.index_bits(head, config.vocab_size):
+    parts.append(f'{bits:,} index bits')
+  parts += [
+    assign.describe(codes, count, counts_V[types])
+    for types, codes, count in _codes(config, params)
+  ]
+  return ', '.join(parts)
+
+
+def _codes(
+  config: ModelConfig, params: Tree
+) -> Iterator[tuple[np.ndarray, np.ndarray, int]]:
+  """Types, their codes_VxM, and how many codes there are, of each tier."""
+  own = params.get('head', {})
+  if config.head.kind != 'vq' or config.head.learned:
+    return
+  order_V = np.arange(config.vocab_size)
+  if 'places_V' in own:
+    order_V = np.argsort(np.asarray(own['places_V']))
+  tiers = config.head.tiers(config.vocab_size)
+  for tier, part in zip(tiers, (own, own.get('tail')), strict=False):
+    codes = np.asarray(part['codes_VxM'])
+    yield order_V[tier.first : tier.end], codes, tier.codes
+
+
+def codes_report(
+  model: Model, counts_V: np.ndarray
+) -> str:
+  """What the codes with the most training tokens hold, as text.
+
+  Empty for a head without codes, or whose codes are yet to be learned.
+  """
+  lines = []
+  found = _codes(model.config, model.params)
+  for number, (types, codes_VxM, _) in enumerate(found):
+    for m, code_V in enumerate(codes_VxM.T):
+      mass_K = np.bincount(code_V, counts_V[types])
+      for code in np.argsort(-mass_K, kind='stable')[:_CODES]:
+        held = types[code_V == code]
+        common = held[np.argsort(-counts_V[held], kind='stable')]
+        shown = ' '.join(
+          f'{model.tokenizer.token(int(v))!r}:{int(counts_V[v])}'
+          for v in common[:_TYPES]
+        )
+        lines.append(
+          f'tier {number} codebook {m} code {code}: {held.size} types, '
+          f'{int(mass_K[code])} tokens: {shown}\n'
+        )
+  return ''.join(lines)

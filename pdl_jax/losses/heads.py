@@ -1,0 +1,203 @@
+"""Output heads as a loss sees them: plain arrays, whatever they are made of."""
+
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+from jax.lax import stop_gradient
+
+from pdl_jax.losses.terms import TokenStats
+from pdl_jax.sharding import constrain
+
+
+def along(x: Array, row: Array) -> Array:
+  """A row as an array that x can be combined with along its last axis."""
+  return row.reshape((1,) * (x.ndim - 1) + row.shape)
+
+
+class LinearHead(NamedTuple):
+  """z_v = (h P) . W_v + b_v.
+
+  Attributes:
+    matrix_VxR: W, an output row for each type.
+    bias_V: b, or None.
+    projection_DxR: P, of a low-rank head; None: the hidden state itself.
+  """
+
+  matrix_VxR: Array
+  bias_V: Array | None = None
+  projection_DxR: Array | None = None
+
+  @property
+  def vocab_size(self) -> int:
+    """V."""
+    return self.matrix_VxR.shape[0]
+
+  def project(self, hidden: Array) -> Array:
+    """What the matrix is multiplied with, [..., R]."""
+    if self.projection_DxR is None:
+      return hidden
+    return hidden @ self.projection_DxR.astype(hidden.dtype)
+
+  def logits(self, hidden: Array) -> Array:
+    """[..., V], fp32."""
+    z = jnp.einsum(
+      '...r,vr->...v', self.project(hidden),
+      self.matrix_VxR.astype(hidden.dtype), preferred_element_type=jnp.float32,
+    )  # fmt: skip
+    return z if self.bias_V is None else z + along(z, self.bias_V)
+
+  def rows(self) -> Array:
+    """The effective output matrix."""
+    if self.projection_DxR is None:
+      return self.matrix_VxR
+    return self.matrix_VxR @ self.projection_DxR.T
+
+
+class CodeHead(NamedTuple):
+  """z_v = h . C[c(v)] + b_v: all types of a code share one row.
+
+  So p(v | h) = p(code | h) p(v | code), and the second factor does not depend
+  on h: a class-based language model (Brown et al. 1992, Computational
+  Linguistics 18(4)). Everything a loss needs follows from the K logits of the
+  codes.
+
+  Attributes:
+    matrix_KxD: C, the codebook.
+    codes_V: c, int32 in [0, K), the code of each type.
+    bias_V: b, or None: types of a code tie.
+  """
+
+  matrix_KxD: Array
+  codes_V: Array
+  bias_V: Array | None = None
+
+  @property
+  def vocab_size(self) -> int:
+    """V."""
+    return self.codes_V.shape[0]
+
+  def code_logits(self, hidden: Array) -> Array:
+    """h . C, [..., K], fp32."""
+    return jnp.einsum(
+      '...d,kd->...k', hidden, self.matrix_KxD.astype(hidden.dtype),
+      preferred_element_type=jnp.float32,
+    )  # fmt: skip
+
+  def logits(self, hidden: Array) -> Array:
+    """[..., V], fp32; of use where every type has to be looked at."""
+    z = jnp.take(self.code_logits(hidden), self.codes_V, axis=-1)
+    return z if self.bias_V is None else z + along(z, self.bias_V)
+
+  def rows(self) -> Array:
+    """The effective output matrix."""
+    return self.matrix_KxD[self.codes_V]
+
+  def with_bias(self, bias_V: Array | None) -> 'CodeHead':
+    """The same with something added to the logits of the types."""
+    if bias_V is None:
+      return self
+    own = 0.0 if self.bias_V is None else self.bias_V
+    return self._replace(bias_V=own + bias_V)
+
+
+Head = LinearHead | CodeHead
+
+
+class CodeTables(NamedTuple):
+  """What the types of each code come to; each [K], fp32 but for tokens_K.
+
+  Attributes:
+    size_K: number of types.
+    log_mass_K: log sum_i exp(b_i / T) over the types; -inf if there is none.
+    mean_K: mean of b under exp(b / T); 0 if there is none.
+    top_K: largest b; -inf if there is none.
+    tokens_K: the first type with that b; V if there is none.
+  """
+
+  size_K: Array
+  log_mass_K: Array
+  mean_K: Array
+  top_K: Array
+  tokens_K: Array
+
+
+def code_tables(head: CodeHead, temperature: float = 1.0) -> CodeTables:
+  """Sums over the types of each code: of size V once, not once a token."""
+  codes_V, count = head.codes_V, head.matrix_KxD.shape[0]
+  vocab = head.vocab_size
+  bias_V = jnp.zeros(vocab) if head.bias_V is None else head.bias_V
+  bias_V = bias_V.astype(jnp.float32)
+
+  def add(x_V: Array) -> Array:
+    return jax.ops.segment_sum(x_V, codes_V, count)
+
+  size_K = add(jnp.ones(vocab))
+  top_K = jax.ops.segment_max(stop_gradient(bias_V), codes_V, count)
+  full_K = size_K > 0
+  # Within a code nothing overflows; an empty one must not make a NaN.
+  base_K = jnp.where(full_K, top_K, 0.0)
+  share_V = jnp.exp((bias_V - base_K[codes_V]) / temperature)
+  mass_K = jnp.where(full_K, add(share_V), 1.0)
+  log_mass_K = jnp.where(
+    full_K, jnp.log(mass_K) + base_K / temperature, -jnp.inf
+  )
+  is_top_V = bias_V == top_K[codes_V]
+  places_V = jnp.where(is_top_V, jnp.arange(vocab), vocab)
+  tokens_K = jax.ops.segment_min(places_V, codes_V, count)
+  return CodeTables(
+    size_K, log_mass_K, add(share_V * bias_V) / mass_K,
+    jnp.where(full_K, top_K, -jnp.inf), jnp.minimum(tokens_K, vocab),
+  )  # fmt: skip
+
+
+def code_stats(
+  head: CodeHead,
+  tables: CodeTables,
+  code_logits: Array,
+  labels: Array,
+  temperature: float = 1.0,
+) -> TokenStats:
+  """`TokenStats` over the V types from the logits of the K codes.
+
+  Args:
+    head: without the matrix being read.
+    tables: of the head at this temperature.
+    code_logits: [..., K], of `head.code_logits`.
+    labels: [...], types in [0, V).
+    temperature: T of the softmax behind log_z and expected.
+
+  Returns:
+    each of the shape of the labels. The mean and the largest logit are those
+    of all V types, ties to the first type.
+  """
+  code_logits = constrain_codes(code_logits)
+  row = partial(along, code_logits)
+  mass = code_logits / temperature + row(tables.log_mass_K)
+  log_z = jax.nn.logsumexp(mass, axis=-1)
+  bias_V = head.bias_V
+  codes = head.codes_V[labels]
+  # iota == code rather than a gather: it partitions over split codes.
+  iota = jax.lax.broadcasted_iota(jnp.int32, code_logits.shape, labels.ndim)
+  chosen = iota == codes[..., None]
+  label = jnp.where(chosen, code_logits, 0.0).sum(-1)
+  average = (code_logits * row(tables.size_K)).sum(-1) / head.vocab_size
+  if bias_V is not None:
+    label += bias_V[labels]
+    average += bias_V.mean()
+  fixed = stop_gradient(code_logits)
+  q = jnp.exp(stop_gradient(mass - log_z[..., None]))
+  expected = (q * (fixed + row(stop_gradient(tables.mean_K)))).sum(-1)
+  top = fixed + row(tables.top_K)
+  best = top == top.max(-1, keepdims=True)
+  argmax = jnp.where(best, row(tables.tokens_K), head.vocab_size).min(-1)
+  return TokenStats(log_z, label, average, expected, argmax.astype(jnp.int32))
+
+
+def constrain_codes(code_logits: Array) -> Array:
+  """Splits the codes over the mesh; of a sequence of states only."""
+  if code_logits.ndim != 3:
+    return code_logits
+  return constrain(code_logits, 'batch', 'length', 'codes')

@@ -1,0 +1,115 @@
+"""The output heads: their parameters, and what a loss and a decoder get."""
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from pdl_jax.losses.heads import Head, LinearHead
+from pdl_jax.model import vq_logits
+from pdl_jax.model.attention import INIT
+from pdl_jax.model.config import HeadConfig, ModelConfig, Tier
+
+Params = dict
+
+
+def init(config: ModelConfig, key: Array) -> Params:
+  """Parameters with the logical names of their axes; none of a tied head.
+
+  Types take the codes in turn, and a fixed bias is 0: whoever knows the data
+  puts in others (`setup`).
+  """
+  c, v, d = config.head, config.vocab_size, config.width
+  keys = iter(jax.random.split(key, 8))
+
+  def made_of(axes: tuple, shape: tuple, how: Any = INIT) -> Any:
+    return nn.with_logical_partitioning(how, axes)(next(keys), shape)
+
+  def add(name: str, axes: tuple, shape: tuple, how: Any = INIT) -> None:
+    made[name] = made_of(axes, shape, how)
+
+  made: Params = {}
+  if c.kind == 'dense':
+    add('matrix_VxD', ('vocab', 'embed'), (v, d))
+  if c.kind == 'vq':
+    # Tiers are of any size, and need not divide over a mesh.
+    types = None if c.in_tiers else 'vocab'
+    first, *rest = (
+      _tier(c, tier, d, types, made_of) for tier in c.tiers(v)
+    )  # fmt: skip
+    made |= first
+    if rest:
+      made['tail'] = rest[0]
+    if c.in_tiers and c.own:
+      add('own_NxD', (None, 'embed'), (c.own, d))
+    if c.in_tiers:
+      add('places_V', ('vocab',), (v,), _places)
+  if c.kind == 'low_rank' or (c.kind == 'vq' and c.rank):
+    # Of a residual one factor is 0, so that it starts as nothing.
+    zero = nn.initializers.zeros
+    add('left_VxR', ('vocab', None), (v, c.rank),
+        INIT if c.kind == 'low_rank' else zero)  # fmt: skip
+    scale = nn.initializers.normal(d**-0.5)
+    add('right_DxR', ('embed', None), (d, c.rank), scale)
+  if c.bias != 'none':
+    name = 'bias_V' if c.bias == 'learned' else 'prior_V'
+    made[name] = nn.with_logical_partitioning(
+      nn.initializers.zeros, ('vocab',)
+    )(key, (v,))  # fmt: skip
+  return made
+
+
+def _tier(
+  c: HeadConfig, tier: Tier, width: int, types: str | None, made_of: Any
+) -> Params:
+  """Codebooks, and codes or what they follow."""
+  size, count = c.code_width(width, tier), tier.end - tier.first
+  embed = 'embed' if c.compose == 'sum' else None
+  books = made_of((None, 'codes', embed), (tier.codebooks, tier.codes, size))
+  if c.learned:
+    follow = made_of((types, 'embed'), (count, width))
+    return {'codebooks_MxKxS': books, 'shadow_VxD': follow}
+  codes = made_of(
+    (types, None), (count, tier.codebooks), _in_turn(tier.codes)
+  )
+  return {'codebooks_MxKxS': books, 'codes_VxM': codes}
+
+
+def _places(_: Array, shape: tuple[int]) -> Array:
+  return jnp.arange(shape[0], dtype=jnp.int32)
+
+
+def _in_turn(count: int) -> Any:
+  def codes(_: Array, shape: tuple[int, int]) -> Array:
+    column_V = jnp.arange(shape[0], dtype=jnp.int32) % count
+    return jnp.broadcast_to(column_V[:, None], shape)
+
+  return codes
+
+
+def head(config: ModelConfig, params: Params) -> Head:
+  """What the losses take.
+
+  Args:
+    config: shape of the model.
+    params: of the whole model.
+  """
+  own = params.get('head', {})
+  bias_V = vq_logits.bias_of(own)
+  if config.head.kind == 'vq':
+    return vq_logits.head(config.head, own)
+  if config.head.kind == 'low_rank':
+    return LinearHead(own['left_VxR'], bias_V, own['right_DxR'])
+  if config.head.kind == 'dense':
+    return LinearHead(own['matrix_VxD'], bias_V)
+  return LinearHead(params['embed_VxD'], bias_V)
+
+
+def logits(config: ModelConfig, params: Params, hidden: Array) -> Array:
+  """[..., V], fp32."""
+  own = params.get('head', {})
+  if config.head.kind == 'vq' and 'codes_VxM' in own:
+    return vq_logits.logits(config.head, own, hidden)
+  return head(config, params).logits(hidden)

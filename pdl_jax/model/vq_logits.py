@@ -1,0 +1,180 @@
+"""VQ-Logits (arXiv:2505.10202): output rows composed of a few codebooks' rows.
+
+  row_v = C[c(v)]                          one codebook, eqs. 2 and 3
+  row_v = [C_1[c_1(v)], ..., C_M[c_M(v)]]  product
+  row_v = C_1[c_1(v)] + ... + C_M[c_M(v)]  sum
+
+The paper has the first. Types may be in tiers by frequency: rows of their own
+for the commonest, many codes for the next, few for the rest. Parameters of a
+head, below params['head']:
+
+  codebooks_MxKxS  floats, trained; S = D / M (product) or D (sum)
+  codes_VxM        int32, fixed; absent while codes are learned
+  shadow_VxD       rows that learned codes follow, of training alone
+  tail             a dict of these three, of the last tier
+  own_NxD          rows of the first tier
+  places_V         int32, the place of each type in the order of the tiers
+  bias_V           trained, or prior_V, fixed
+  left_VxR, right_DxR  low-rank residual
+"""
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+from jax.lax import stop_gradient
+
+from pdl_jax.losses.heads import CodeHead, Head, LinearHead, along
+from pdl_jax.model.config import HeadConfig
+
+Params = dict
+# Never trained, whatever trains.
+FIXED = ('codes_VxM', 'prior_V', 'places_V')
+
+
+def bias_of(params: Params) -> Array | None:
+  """The bias of each type, trained or not; None if there is none."""
+  return params.get('bias_V', params.get('prior_V'))
+
+
+def compose(codebooks_MxKxS: Array, codes_VxM: Array, how: str) -> Array:
+  """rows_VxD; the gradient of a code adds up over its types."""
+  found_MxVxS = jax.vmap(lambda book, codes: book[codes], (0, 1))(
+    codebooks_MxKxS, codes_VxM
+  )
+  if how == 'sum':
+    return found_MxVxS.sum(0)
+  return jnp.moveaxis(found_MxVxS, 0, 1).reshape(codes_VxM.shape[0], -1)
+
+
+def nearest(
+  codebooks_MxKxS: Array, rows_VxD: Array, how: str
+) -> Array:
+  """codes_VxM of least squared distance; of equals the first.
+
+  For a sum one codebook after the other, each taking what those before it
+  leave (residual quantization), which need not be the best composition.
+  """
+  rest, codes = rows_VxD, []
+  width = codebooks_MxKxS.shape[2]
+  for m, book_KxS in enumerate(codebooks_MxKxS):
+    part = rest
+    if how == 'product':
+      part = rest[:, m * width : (m + 1) * width]
+    # |x - c|^2 without |x|^2, the same for all codes.
+    distance_VxK = jnp.square(book_KxS).sum(-1)[None] - 2 * part @ book_KxS.T
+    code_V = jnp.argmin(distance_VxK, axis=1).astype(jnp.int32)
+    codes.append(code_V)
+    if how == 'sum':
+      rest = rest - book_KxS[code_V]
+  return jnp.stack(codes, axis=1)
+
+
+def _tiers(params: Params) -> list[Params]:
+  """What is composed: the types, or those of the middle and the tail."""
+  return [params, params['tail']] if 'tail' in params else [params]
+
+
+def fix_codes(config: HeadConfig, params: Params) -> Params:
+  """A head whose learned codes are written down; others as they are."""
+  fixed = dict(params)
+  if 'shadow_VxD' in fixed:
+    shadow = fixed.pop('shadow_VxD')
+    fixed['codes_VxM'] = nearest(
+      params['codebooks_MxKxS'], shadow, config.compose
+    )
+  if 'tail' in fixed:
+    fixed['tail'] = fix_codes(config, fixed['tail'])
+  return fixed
+
+
+def _rows(config: HeadConfig, tier: Params) -> Array:
+  """Composed rows of a tier.
+
+  While codes are learned, the gradient of a row reaches its codes and, as if
+  it were the row itself, its shadow.
+  """
+  books, shadow = tier['codebooks_MxKxS'], tier.get('shadow_VxD')
+  if shadow is None:
+    return compose(books, tier['codes_VxM'], config.compose)
+  codes = nearest(stop_gradient(books), stop_gradient(shadow), config.compose)
+  rows = compose(books, codes, config.compose)
+  return rows + shadow - stop_gradient(shadow)
+
+
+def head(config: HeadConfig, params: Params) -> Head:
+  """What a loss takes: codes where there is one a type, else a matrix."""
+  books, bias_V = params['codebooks_MxKxS'], bias_of(params)
+  plain = 'places_V' not in params and 'left_VxR' not in params
+  if plain and len(books) == 1 and 'codes_VxM' in params:
+    return CodeHead(books[0], params['codes_VxM'][:, 0], bias_V)
+  parts = [_rows(config, tier) for tier in _tiers(params)]
+  if 'own_NxD' in params:
+    parts = [params['own_NxD'], *parts]
+  rows_VxD = jnp.concatenate(parts)
+  if 'places_V' in params:
+    rows_VxD = rows_VxD[params['places_V']]
+  if 'left_VxR' in params:
+    rows_VxD += params['left_VxR'] @ params['right_DxR'].T
+  return LinearHead(rows_VxD, bias_V)
+
+
+def logits(config: HeadConfig, params: Params, hidden: Array) -> Array:
+  """[..., V] in fp32 by codes: M products with K rows, and M look-ups a type.
+
+  Args:
+    config: of the head.
+    params: with fixed codes.
+    hidden: [..., D].
+  """
+  parts = [_tier_logits(config, tier, hidden) for tier in _tiers(params)]
+  if 'own_NxD' in params:
+    parts = [LinearHead(params['own_NxD']).logits(hidden), *parts]
+  z = jnp.concatenate(parts, axis=-1)
+  if 'places_V' in params:
+    z = jnp.take(z, params['places_V'], axis=-1)
+  if 'left_VxR' in params:
+    residual = LinearHead(params['left_VxR'], None, params['right_DxR'])
+    z += residual.logits(hidden)
+  bias_V = bias_of(params)
+  return z if bias_V is None else z + along(z, bias_V)
+
+
+def _tier_logits(config: HeadConfig, tier: Params, hidden: Array) -> Array:
+  books, codes_VxM = tier['codebooks_MxKxS'], tier['codes_VxM']
+  count, _, width = books.shape
+  lead = hidden.shape[:-1]
+  if config.compose == 'product':
+    parts = hidden.reshape(*lead, count, width)
+  else:
+    parts = jnp.broadcast_to(hidden[..., None, :], (*lead, count, width))
+  found = jnp.einsum(
+    '...ms,mks->...mk', parts, books.astype(hidden.dtype),
+    preferred_element_type=jnp.float32,
+  )
+  z = jnp.take(found[..., 0, :], codes_VxM[:, 0], axis=-1)
+  for m in range(1, count):
+    z += jnp.take(found[..., m, :], codes_VxM[:, m], axis=-1)
+  return z
+
+
+def float_parameters(params: Params) -> int:
+  """Floats that the logits need: neither codes nor shadows; fixed ones too."""
+  return sum(
+    float_parameters(x) if name == 'tail' else x.size
+    for name, x in params.items()
+    if name not in ('codes_VxM', 'places_V', 'shadow_VxD')
+  )
+
+
+def index_bits(config: HeadConfig, vocab_size: int) -> int:
+  """Bits of the codes of all types, and of their order if they are in tiers.
+
+  As integers of equal width.
+  """
+  if config.kind != 'vq':
+    return 0
+  codes = sum(
+    (tier.end - tier.first) * tier.codebooks * (tier.codes - 1).bit_length()
+    for tier in config.tiers(vocab_size)
+  )
+  return codes + vocab_size * (vocab_size - 1).bit_length() * config.in_tiers

@@ -1,0 +1,193 @@
+"""Codes, codebooks and biases of a new head, from rows and counts."""
+
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+
+from pdl_jax.convert import fit_head
+from pdl_jax.errors import ConfigError
+from pdl_jax.model import api, assign
+from pdl_jax.model.config import HeadConfig, ModelConfig
+from pdl_jax.settings import CodeSettings, ModelSettings
+from pdl_jax.start import Model
+
+V, D = 60, 8
+COUNTS = np.random.default_rng(0).permutation(
+  (1000 / np.arange(1, V + 1)).astype(np.int64)
+)
+# Twelve places in space, five types at each.
+PLACES = np.random.default_rng(1).normal(size=(12, D)).astype(np.float32)
+ROWS = np.repeat(PLACES, 5, axis=0)
+
+
+def head(**changes):
+  return HeadConfig('vq', **{'codes': 12, **changes})
+
+
+def codes(mapping, config=None, rows=ROWS):
+  config = config or head()
+  return assign.assign(config, config.tiers(V)[0], mapping, COUNTS, rows, 0)
+
+
+def test_blocks_are_runs_of_equal_size():
+  found = codes('blocks')[:, 0]
+  np.testing.assert_array_equal(found, np.arange(V) // 5)
+
+
+def test_frequency_blocks_part_common_types_from_rare_ones():
+  found = codes('frequency_blocks')[:, 0]
+  lowest = [COUNTS[found == k].min() for k in range(12)]
+  highest = [COUNTS[found == k].max() for k in range(12)]
+  assert all(a >= b for a, b in zip(lowest[:-1], highest[1:], strict=True))
+
+
+def test_random_codes_are_of_equal_size_and_follow_the_seed():
+  found = codes('random')[:, 0]
+  assert (np.bincount(found) == 5).all()
+  config, [tier] = head(), head().tiers(V)
+  again = assign.assign(config, tier, 'random', COUNTS, None, 0)[:, 0]
+  other = assign.assign(config, tier, 'random', COUNTS, None, 1)[:, 0]
+  np.testing.assert_array_equal(found, again)
+  assert (found != other).any()
+
+
+def test_kmeans_finds_the_places():
+  found = codes('kmeans_output')[:, 0]
+  assert len({tuple(found[i : i + 5]) for i in range(0, V, 5)}) == 12
+  [tier] = head().tiers(V)
+  books = assign.codebooks(
+    head(), tier, 'rows', found[:, None], COUNTS, ROWS, D, 0
+  )
+  np.testing.assert_allclose(books[0][found], ROWS, atol=1e-5)
+
+
+@pytest.mark.parametrize('compose', ['product', 'sum'])
+def test_several_codebooks_come_nearer(compose):
+  rows = np.random.default_rng(5).normal(size=(V, D)).astype(np.float32)
+  errors = []
+  for count in (1, 2, 4):
+    config = head(codes=6, codebooks=count, compose=compose)
+    found = assign.fit(
+      config, 'kmeans_output', 'rows', COUNTS, rows, rows, D, 0
+    )
+    composed = api.vq_logits.compose(
+      found['codebooks_MxKxS'], found['codes_VxM'], compose
+    )
+    errors.append(float(np.square(composed - rows).mean()))
+  assert errors[0] > errors[1] > errors[2]
+
+
+def test_the_commonest_types_have_codes_of_their_own():
+  found = codes('random', head(own=4))[:, 0]
+  common = np.argsort(-COUNTS, kind='stable')[:4]
+  np.testing.assert_array_equal(found[common], np.arange(4))
+  assert (np.bincount(found)[:4] == 1).all()
+
+
+@pytest.mark.parametrize(
+  ('mapping', 'start', 'wanted'),
+  [
+    ('kmeans_output', 'random', 'kmeans_output needs a trained embedding'),
+    ('random', 'rows', 'start rows needs a trained embedding'),
+  ],
+)
+def test_from_scratch_there_are_no_rows(mapping, start, wanted):
+  with pytest.raises(ConfigError, match=wanted):
+    assign.fit(head(), mapping, start, COUNTS, None, None, D, 0)
+
+
+def test_more_codes_than_different_rows_are_refused():
+  with pytest.raises(ConfigError, match='13 are more than the 12 different'):
+    codes('kmeans_output', head(codes=13))
+
+
+def options(kind, bias='none', rank=0, **vq):
+  return ModelSettings(
+    pretrained='x', width=D, layers=1, heads=2, kv_heads=1, head_dim=4, mlp=8,
+    vocab_size=V, dtype='float32', remat=False, head=kind, bias=bias, rank=rank,
+    vq=CodeSettings(**vq),
+  )  # fmt: skip
+
+
+def converted(settings, rows=ROWS):
+  config = ModelConfig(
+    vocab_size=V, width=D, layers=1, heads=2, kv_heads=1, head_dim=4, mlp=8,
+    context=8, head=settings.output,
+  )  # fmt: skip
+  params = jax.tree.map(np.asarray, api.init(config, jax.random.key(0)))
+  model = Model('m', config, {**params, 'embed_VxD': rows}, None, rows)
+  return fit_head(settings, model, COUNTS, 0)
+
+
+def effective(model):
+  return np.asarray(api.head(model.config, model.params).rows())
+
+
+def test_a_dense_head_begins_as_the_trained_rows():
+  np.testing.assert_array_equal(effective(converted(options('dense'))), ROWS)
+
+
+def test_a_low_rank_head_begins_as_the_best_approximation():
+  found = effective(converted(options('low_rank', rank=3)))
+  u, s, vt = np.linalg.svd(ROWS, full_matrices=False)
+  np.testing.assert_allclose(found, (u[:, :3] * s[:3]) @ vt[:3], atol=1e-4)
+
+
+def test_a_learned_bias_parts_a_code_by_frequency_and_keeps_its_mass():
+  model = converted(options('vq', 'learned', codes=12))
+  bias = model.params['head']['bias_V']
+  code = model.params['head']['codes_VxM'][:, 0]
+  for k in range(12):
+    share = np.exp(bias[code == k])
+    counts = np.maximum(COUNTS[code == k], 1)
+    assert share.sum() == pytest.approx((code == k).sum(), rel=1e-5)
+    np.testing.assert_allclose(
+      share / share.sum(), counts / counts.sum(), rtol=1e-5
+    )
+
+
+def test_own_rows_stand_in_place_of_composed_ones():
+  model = converted(options('vq', codes=3, codebooks=2, own=5))
+  common = np.argsort(-COUNTS, kind='stable')[:5]
+  np.testing.assert_allclose(effective(model)[common], ROWS[common], rtol=1e-6)
+
+
+def test_tiers_are_of_falling_frequency_and_rising_error():
+  rows = np.random.default_rng(5).normal(size=(V, D)).astype(np.float32)
+  model = converted(
+    options('vq', codes=8, codebooks=4, own=5, tail_from=25, tail_codes=4,
+            tail_codebooks=1), rows,
+  )  # fmt: skip
+  head = model.params['head']
+  assert head['own_NxD'].shape == (5, D)
+  assert head['codes_VxM'].shape == (20, 4)
+  assert head['tail']['codes_VxM'].shape == (35, 1)
+  order = np.argsort(-COUNTS, kind='stable')
+  error = np.square(effective(model) - rows).mean(1)[order]
+  np.testing.assert_allclose(error[:5], 0, atol=1e-6)
+  assert 0 < error[5:25].mean() < error[25:].mean() / 2
+
+
+@pytest.mark.parametrize(
+  ('changes', 'wanted'),
+  [
+    ({'tail_from': 60}, 'tail_from 60 leaves nothing of 60 types'),
+    ({'tail_from': 9, 'own': 9}, 'own 9 must be at most 8'),
+    ({'tail_from': 9, 'tail_codebooks': 3}, 'does not divide into 3 codebooks'),
+    ({'own': 12}, 'own 12 must be at most 11'),
+  ],
+)
+def test_tiers_that_do_not_fit_are_refused(changes, wanted):
+  with pytest.raises(ConfigError, match=wanted):
+    converted(options('vq', **{'codes': 12, **changes}))
+
+
+def test_learned_codes_begin_nearest_to_the_rows():
+  model = converted(options('vq', codes=12, mapping='learned'))
+  np.testing.assert_allclose(effective(model), ROWS, atol=1e-4)
+  fixed = api.fix_head(model.config, model.params)
+  np.testing.assert_allclose(
+    effective(dataclasses.replace(model, params=fixed)), ROWS, atol=1e-4
+  )

@@ -1,0 +1,360 @@
+"""Output heads: against the matrix that each of them stands for."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from pdl_jax import optimizer, sharding
+from pdl_jax.errors import ConfigError
+from pdl_jax.losses import LOSSES, Loss, LossTables, head_nll
+from pdl_jax.losses.heads import CodeHead, LinearHead, code_stats, code_tables
+from pdl_jax.losses.linear import linear_token_stats
+from pdl_jax.model import api, assign, heads, vq_logits
+from pdl_jax.model.config import HeadConfig, ModelConfig
+from tests import small
+
+V, D, K, B, L = 40, 16, 8, 4, 6
+
+
+def draw(seed=0):
+  """Hidden states, labels, a mask, weights."""
+  random = np.random.default_rng(seed)
+  where = random.random((B, L)) < 0.8
+  return (
+    jnp.asarray(random.normal(size=(B, L, D)), jnp.float32),
+    jnp.asarray(random.integers(0, V, (B, L)), jnp.int32),
+    jnp.asarray(where),
+    jnp.asarray(random.uniform(0.2, 3, V), jnp.float32),
+  )
+
+
+def code_head(seed=0, bias=True, empty=True):
+  """Codes with 0, 1 and many types."""
+  random = np.random.default_rng(seed)
+  codes = random.integers(1 if empty else 0, K, V)
+  codes[codes == 2] = 3
+  codes[7] = 2
+  return CodeHead(
+    jnp.asarray(random.normal(size=(K, D)), jnp.float32),
+    jnp.asarray(codes, jnp.int32),
+    jnp.asarray(random.normal(size=V), jnp.float32) if bias else None,
+  )
+
+
+def as_matrix(head):
+  return LinearHead(head.rows(), head.bias_V)
+
+
+def value_and_gradient(loss, head, hidden, labels, where, tables):
+  def numerator(hidden, head):
+    weighted, plain = loss.sums(head, hidden, labels, tables, where)
+    return weighted.num, (weighted, plain)
+
+  floats = jax.grad(numerator, argnums=(0, 1), has_aux=True, allow_int=True)
+  (by_hidden, by_head), sums = jax.jit(floats)(hidden, head)
+  return sums, by_hidden, by_head
+
+
+@pytest.mark.parametrize(
+  ('name', 'bias'), [*((name, True) for name in LOSSES), ('power_law', False)]
+)
+def test_every_loss_of_codes_is_that_of_the_matrix(name, bias):
+  hidden, labels, where, weights = draw()
+  head = code_head(bias=bias)
+  spec = LOSSES[name]
+  own = jnp.linspace(-1, 1, V) if spec.bias is not None else None
+  tables = LossTables(weights, own)
+  settings = {'beta': 0.7} if name == 'gem' else {}
+  loss = Loss(spec, settings)
+  one = value_and_gradient(loss, head, hidden, labels, where, tables)
+  other = value_and_gradient(
+    loss, as_matrix(head), hidden, labels, where, tables
+  )
+  for a, b in zip(jax.tree.leaves(one[0]), jax.tree.leaves(other[0]),
+                  strict=True):  # fmt: skip
+    np.testing.assert_allclose(a, b, rtol=2e-6)
+  np.testing.assert_allclose(one[1], other[1], rtol=1e-4, atol=2e-6)
+  # The gradient of a code is the sum over its types.
+  rows = np.zeros((K, D), np.float32)
+  np.add.at(rows, np.asarray(head.codes_V), np.asarray(other[2].matrix_VxR))
+  np.testing.assert_allclose(one[2].matrix_KxD, rows, rtol=1e-4, atol=3e-6)
+  if bias:
+    np.testing.assert_allclose(
+      one[2].bias_V, other[2].bias_V, rtol=1e-4, atol=2e-6
+    )
+
+
+@pytest.mark.parametrize('bias', [True, False])
+@pytest.mark.parametrize('temperature', [1.0, 0.5])
+def test_statistics_of_codes_are_those_of_the_matrix(bias, temperature):
+  hidden, labels, _, _ = draw()
+  head = code_head(bias=bias)
+  tables = code_tables(head, temperature)
+  found = code_stats(
+    head, tables, head.code_logits(hidden), labels, temperature
+  )
+  expected = linear_token_stats(
+    hidden, head.rows(), labels, bias_V=head.bias_V, transposed=True,
+    temperature=temperature,
+  )  # fmt: skip
+  for name in ('log_z', 'label', 'average', 'expected'):
+    np.testing.assert_allclose(
+      getattr(found, name), getattr(expected, name), rtol=1e-5, atol=1e-5
+    )
+  np.testing.assert_array_equal(found.argmax, expected.argmax)
+
+
+def test_ties_go_to_the_first_type():
+  hidden, labels, _, _ = draw()
+  head = code_head(bias=False)
+  head = head._replace(matrix_KxD=jnp.zeros((K, D)))
+  found = code_stats(head, code_tables(head), head.code_logits(hidden), labels)
+  assert (np.asarray(found.argmax) == 0).all()
+
+
+def test_as_many_codes_as_types_is_the_dense_head():
+  hidden, labels, where, weights = draw()
+  random = np.random.default_rng(3)
+  matrix = jnp.asarray(random.normal(size=(V, D)), jnp.float32)
+  loss, tables = Loss(LOSSES['power_law'], {}), LossTables(weights)
+  codes = CodeHead(matrix, jnp.arange(V, dtype=jnp.int32))
+  one = value_and_gradient(loss, codes, hidden, labels, where, tables)
+  other = value_and_gradient(
+    loss, LinearHead(matrix), hidden, labels, where, tables
+  )
+  jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-6), one[0], other[0])
+  np.testing.assert_allclose(one[1], other[1], rtol=1e-5, atol=1e-6)
+  np.testing.assert_allclose(
+    one[2].matrix_KxD, other[2].matrix_VxR, rtol=1e-5, atol=1e-6
+  )
+  np.testing.assert_array_equal(codes.logits(hidden),
+                                LinearHead(matrix).logits(hidden))  # fmt: skip
+
+
+def test_loss_against_the_softmax_over_all_types_in_fp64():
+  hidden, labels, where, weights = draw()
+  head = code_head()
+  z = np.asarray(hidden, np.float64) @ np.asarray(
+    head.rows(), np.float64
+  ).T + np.asarray(head.bias_V, np.float64)
+  nll = np.log(np.exp(z).sum(-1)) - np.take_along_axis(
+    z, np.asarray(labels)[..., None], -1
+  )[..., 0]  # fmt: skip
+  w = np.asarray(weights, np.float64)[np.asarray(labels)] * np.asarray(where)
+  weighted, plain = Loss(LOSSES['power_law'], {}).sums(
+    head, hidden, labels, LossTables(weights), where
+  )
+  np.testing.assert_allclose(weighted.num, (w * nll).sum(), rtol=1e-6)
+  np.testing.assert_allclose(weighted.den, w.sum(), rtol=1e-6)
+  np.testing.assert_allclose(plain.num, (nll * np.asarray(where)).sum(),
+                             rtol=1e-6)  # fmt: skip
+  found = head_nll(head, hidden, labels, where)
+  np.testing.assert_allclose(found, nll * np.asarray(where), rtol=2e-5)
+
+
+HEADS = {
+  'dense': HeadConfig('dense', bias='learned'),
+  'low_rank': HeadConfig('low_rank', rank=4),
+  'codes': HeadConfig('vq', codes=8, bias='learned'),
+  'product': HeadConfig('vq', codes=8, codebooks=4),
+  'sum': HeadConfig('vq', codes=8, codebooks=3, compose='sum', bias='unigram'),
+  'residual': HeadConfig('vq', codes=8, rank=2),
+  'learned': HeadConfig('vq', codes=8, codebooks=2, learned=True),
+  'tiers': HeadConfig(
+    'vq', codes=8, codebooks=4, own=5, tail_from=30, tail_codes=8,
+    tail_codebooks=2,
+  ),
+  'learned tiers': HeadConfig(
+    'vq', codes=8, codebooks=4, learned=True, own=5, tail_from=30,
+    tail_codes=8, tail_codebooks=2,
+  ),
+}  # fmt: skip
+
+
+def model(head):
+  return ModelConfig(
+    vocab_size=64, width=32, layers=2, heads=4, kv_heads=2, head_dim=8, mlp=48,
+    context=16, head=head,
+  )  # fmt: skip
+
+
+@pytest.fixture(params=HEADS)
+def built(request):
+  config = model(HEADS[request.param])
+  params = api.init(config, jax.random.key(0))
+  random = np.random.default_rng(0)
+
+  def fill(path, x):
+    name = path[-1].key
+    if name == 'codes_VxM':
+      return jnp.asarray(random.integers(0, 8, x.shape), jnp.int32)
+    if name == 'places_V':
+      return jnp.asarray(random.permutation(x.size), jnp.int32)
+    return jnp.asarray(random.normal(size=x.shape), jnp.float32)
+
+  own = jax.tree_util.tree_map_with_path(fill, params['head'])
+  return config, {**params, 'head': own}
+
+
+def test_logits_are_those_of_the_effective_matrix(built):
+  config, params = built
+  hidden = jnp.asarray(
+    np.random.default_rng(1).normal(size=(3, 5, 32)), jnp.float32
+  )
+  head = api.head(config, params)
+  rows, bias = head.rows(), head.bias_V
+  expected = hidden @ rows.T
+  if bias is not None:
+    expected += bias[None, None]
+  fixed = api.fix_head(config, params)
+  np.testing.assert_allclose(
+    heads.logits(config, fixed, hidden), expected, rtol=1e-5, atol=1e-5
+  )
+  assert not any('shadow' in str(path) for path, _ in
+                 jax.tree_util.tree_leaves_with_path(fixed))  # fmt: skip
+
+
+@pytest.mark.parametrize('shape', [(2, 2, 2), (1, 1, 8), (8, 1, 1)])
+def test_meshes_agree_with_one_device(built, shape):
+  config, params = built
+  hidden, labels, where, weights = (
+    np.asarray(x) for x in _tokens(config.vocab_size)
+  )
+  loss, tables = Loss(LOSSES['power_law'], {}), LossTables(jnp.asarray(weights))
+
+  def numerator(floats, fixed, hidden, labels, where):
+    merged = optimizer.merge(floats, fixed)
+    head = api.head(config, {**params, 'head': merged})
+    weighted, _ = loss.sums(head, hidden, labels, tables, where)
+    return weighted.num
+
+  trains = lambda path, _: path[-1].key not in vq_logits.FIXED
+  mask = jax.tree_util.tree_map_with_path(trains, params['head'])
+  floats, fixed = optimizer.partition(params['head'], mask)
+  run = jax.jit(jax.value_and_grad(numerator))
+  value, gradient = run(floats, fixed, hidden, labels, where)
+  mesh = sharding.make_mesh(shape)
+  axes = api.logical_axes(config)['head']
+  placed = sharding.shardings(mesh, axes, params['head'])
+  apart = optimizer.partition(placed, mask)
+  with jax.set_mesh(mesh):
+    batch = sharding.put_batch(
+      {'hidden': hidden, 'labels': labels, 'where': where}, mesh
+    )
+    put = map(jax.device_put, (floats, fixed), apart)
+    got = run(*put, *batch.values())
+  np.testing.assert_allclose(got[0], value, rtol=1e-5)
+  jax.tree.map(
+    lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5),
+    got[1], gradient,
+  )  # fmt: skip
+
+
+def _tokens(vocab):
+  random = np.random.default_rng(2)
+  return (
+    jnp.asarray(random.normal(size=(8, 6, 32)), jnp.float32),
+    jnp.asarray(random.integers(0, vocab, (8, 6)), jnp.int32),
+    jnp.asarray(random.random((8, 6)) < 0.8),
+    jnp.asarray(random.uniform(0.2, 3, vocab), jnp.float32),
+  )
+
+
+@pytest.mark.parametrize('how', ['product', 'sum'])
+def test_nearest_codes_of_composed_rows_are_their_own(how):
+  random = np.random.default_rng(0)
+  # Codebooks of falling scale, so that a greedy search of a sum is exact.
+  scale = np.asarray([1, 1e-2, 1e-4]) if how == 'sum' else np.ones(3)
+  books = jnp.asarray(
+    random.normal(size=(3, 8, 12)) * scale[:, None, None], jnp.float32
+  )
+  codes = jnp.asarray(random.integers(0, 8, (30, 3)), jnp.int32)
+  rows = vq_logits.compose(books, codes, how)
+  np.testing.assert_array_equal(vq_logits.nearest(books, rows, how), codes)
+
+
+def test_the_gradient_of_learned_codes_reaches_codebooks_and_shadow():
+  config = HEADS['learned']
+  params = api.init(model(config), jax.random.key(0))['head']
+  target = jnp.asarray(np.random.default_rng(0).normal(size=(64, 32)),
+                       jnp.float32)  # fmt: skip
+
+  def loss(params):
+    return (vq_logits.head(config, params).rows() * target).sum()
+
+  value, gradient = jax.value_and_grad(loss)(params)
+  codes = vq_logits.fix_codes(config, params)['codes_VxM']
+  rows = vq_logits.compose(params['codebooks_MxKxS'], codes, 'product')
+  # The value is of the codes alone; the shadow is passed what a row gets.
+  assert float(value) == pytest.approx(float((rows * target).sum()), rel=1e-5)
+  np.testing.assert_allclose(gradient['shadow_VxD'], target, rtol=1e-6)
+  for m in range(2):
+    part = np.zeros((8, 16), np.float32)
+    np.add.at(part, np.asarray(codes[:, m]), target[:, 16 * m : 16 * m + 16])
+    np.testing.assert_allclose(
+      gradient['codebooks_MxKxS'][m], part, rtol=1e-4, atol=1e-5
+    )
+
+
+@pytest.mark.parametrize(
+  ('changes', 'wanted'),
+  [
+    ({'kind': 'vqq'}, "head kind 'vqq' is not one of"),
+    ({'bias': 'x'}, "head bias 'x' is not one of"),
+    ({'kind': 'vq'}, 'head codes and codebooks must be >= 1, got 0 and 1'),
+    ({'kind': 'vq', 'codes': 65}, 'head codes 65 are more than the 64 types'),
+    ({'kind': 'vq', 'codes': 8, 'codebooks': 5}, '32 does not divide into 5'),
+    ({'kind': 'low_rank'}, 'rank of low_rank must be >= 1'),
+    ({'kind': 'low_rank', 'rank': 32}, 'rank 32 must be below the width'),
+  ],
+)
+def test_bad_heads_are_refused(changes, wanted):
+  with pytest.raises(ConfigError, match=wanted):
+    model(HeadConfig(**changes))
+
+
+def test_index_bits_and_floats():
+  config = HeadConfig('vq', codes=256, codebooks=4)
+  assert vq_logits.index_bits(config, 1000) == 1000 * 4 * 8
+  params = api.init(model(HEADS['residual']), jax.random.key(0))['head']
+  assert vq_logits.float_parameters(params) == 8 * 32 + (64 + 32) * 2
+
+
+def test_a_small_model_has_the_head_that_it_had():
+  """Keys of other heads leave the tied one's parameters as they were."""
+  assert set(small.params()) == {'embed_VxD', 'blocks', 'norm'}
+
+
+@pytest.mark.parametrize(
+  ('mapping', 'count', 'excess'),
+  [
+    ('random', 1024, 2.27), ('random', 4096, 1.64),
+    ('frequency_blocks', 1024, 0.28), ('frequency_blocks', 4096, 0.10),
+  ],
+)  # fmt: skip
+def test_one_code_a_type_costs_what_zipf_says(mapping, count, excess):
+  """The least loss of tied types, whatever the hidden state says.
+
+  With the best logit of each code, log(mass / size), the loss of a Zipf
+  distribution over 50,000 types exceeds its entropy by so many nats.
+  """
+  size = 50_000
+  p = 1 / np.arange(1, size + 1)
+  p /= p.sum()
+  config = HeadConfig('vq', codes=count)
+  [tier] = config.tiers(size)
+  codes = assign.assign(config, tier, mapping, p * 1e9, None, 0)[:, 0]
+  mass = np.bincount(codes, p, count)
+  best = np.log(mass / np.bincount(codes, minlength=count))
+  head = CodeHead(jnp.zeros((count, 1)), jnp.asarray(codes))
+  # A row a code: the logits are the same for all types.
+  stats = code_stats(
+    head, code_tables(head),
+    jnp.broadcast_to(jnp.float32(best)[None], (1, count)), jnp.zeros(1, int),
+  )  # fmt: skip
+  nll = float(stats.log_z[0]) - np.float64(best)[codes]
+  entropy = -(p * np.log(p)).sum()
+  assert (p * nll).sum() - entropy == pytest.approx(excess, abs=0.02)

@@ -1,0 +1,133 @@
+"""The main job with heads other than the tied one."""
+
+import json
+import signal
+
+import numpy as np
+import pytest
+
+from pdl_jax import finished, job, reevaluate, setup, train
+from pdl_jax.errors import ConfigError
+from pdl_jax.records import config_hash
+from pdl_jax.settings import Settings
+from tests import small
+
+SCRATCH = {
+  'model.head': 'vq', 'model.vq.codes': 32, 'model.vq.start': 'random',
+  'model.vq.mapping': 'frequency_blocks', 'model.bias': 'learned',
+}  # fmt: skip
+
+
+@pytest.fixture
+def stop():
+  before = {n: signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT)}
+  yield train.StopRequest()
+  for number, handler in before.items():
+    signal.signal(number, handler)
+
+
+def settings(data_dir, **changes):
+  return Settings.from_config(small.job_config(data_dir, **changes))
+
+
+@pytest.fixture(scope='module')
+def codes(data_dir, tmp_path_factory):
+  """A finished run from scratch with one code a type."""
+  workdir = tmp_path_factory.mktemp('codes')
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(signal, 'signal', lambda *_: None)
+    job.run(settings(data_dir, **SCRATCH), workdir, train.StopRequest())
+  return workdir
+
+
+def perplexity(workdir):
+  columns = json.loads((workdir / 'results.json').read_text())['columns']
+  return [column['perplexity']['value'] for column in columns.values()]
+
+
+def test_codes_from_scratch_learn(codes):
+  before, after = perplexity(codes)
+  assert after < before
+  report = (codes / 'codes.txt').read_text().splitlines()
+  assert len(report) == 32
+  assert report[0].startswith('tier 0 codebook 0 code 0: 16 types, ')
+
+
+def test_it_is_measured_again_from_its_checkpoint(codes, stop):
+  reevaluate.run(codes, {'method': 'sample', 'seed': 3}, ('after',), {}, stop)
+  found = json.loads((codes / 'evaluations.json').read_text())
+  assert set(found) >= {'after', 'after-sample,seed=3'}
+
+
+def start(data_dir, run, **changes):
+  options = settings(
+    data_dir, **{'model.pretrained': f'run:{run}', **changes}
+  )
+  return options, setup.prepare(options, None).model
+
+
+def test_a_run_that_starts_from_codes_keeps_them(codes, data_dir):
+  _, model = start(data_dir, codes)
+  before, _ = finished.open_run('x', codes)
+  assert model.config.head == before.model.output
+  # Sixteen types a code, the commonest first, as they were laid out.
+  head = model.params['head']
+  assert (np.bincount(head['codes_VxM'][:, 0]) == 16).all()
+  assert set(head) == {'codebooks_MxKxS', 'codes_VxM', 'bias_V'}
+
+
+@pytest.mark.parametrize(
+  'changes',
+  [
+    {'model.head': 'dense', 'model.bias': 'learned'},
+    {'model.head': 'vq', 'model.vq.codebooks': 4, 'model.vq.codes': 16,
+     'model.vq.mapping': 'learned', 'model.vq.own': 8,
+     'model.vq.tail_from': 300, 'model.vq.tail_codes': 16,
+     'model.vq.tail_codebooks': 2,
+     'model.bias': 'learned'},
+  ],
+)  # fmt: skip
+def test_another_head_is_fitted_to_the_rows_of_a_run(
+  codes, data_dir, tmp_path, stop, changes
+):
+  options, model = start(data_dir, codes, **changes)
+  job.run(options, tmp_path, stop)
+  before, after = perplexity(tmp_path)
+  trained = perplexity(codes)[1]
+  # The rows of 32 codes are met by a matrix, and by 16 codes a part.
+  assert before == pytest.approx(trained, rel=0.2)
+  assert after < 1.05 * before
+  assert model.config.head.kind == changes['model.head']
+
+
+def test_keys_of_heads_are_in_no_other_runs_name(data_dir):
+  plain = small.job_config(data_dir)
+  before = config_hash(json.loads(plain.to_json()))
+  for key, value in (('codes', 7), ('own', 3), ('mapping', 'random')):
+    plain.model.vq[key] = value
+  plain.model.bias, plain.model.rank = 'learned', 5
+  assert config_hash(json.loads(plain.to_json())) == before
+  plain.model.head = 'tied'
+  assert config_hash(json.loads(plain.to_json())) != before
+
+
+def test_runs_of_earlier_versions_have_no_keys_of_heads(codes, data_dir):
+  resolved = settings(data_dir).resolved
+  for key in ('head', 'bias', 'rank', 'vq', 'tokenizer'):
+    del resolved['model'][key]
+  assert Settings.from_resolved(resolved).model.output is None
+
+
+@pytest.mark.parametrize(
+  ('changes', 'wanted'),
+  [
+    ({'model.head': 'vqs'}, "model.head 'vqs' is not one of"),
+    ({'model.head': 'vq', 'model.vq.codes': 0}, 'model.vq.codes must be >= 1'),
+    ({'model.head': 'vq', 'model.vq.mapping': 'x'}, "model.vq.mapping 'x'"),
+    ({'model.head': 'vq', 'model.vq.codes': 9}, 'needs a trained embedding'),
+    ({**SCRATCH, 'model.vq.codes': 4000}, '4000 are more than the 512 types'),
+  ],
+)
+def test_bad_heads_end_in_one_line(data_dir, changes, wanted):
+  with pytest.raises(ConfigError, match=wanted):
+    setup.prepare(settings(data_dir, **changes), None)
