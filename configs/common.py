@@ -59,13 +59,16 @@ def _base() -> ConfigDict:
     'tokenizer': '',
     # What turns hidden states into logits: '', what the pretrained model has
     # (from scratch: tied); tied, to the input embedding; dense, a matrix of its
-    # own; low_rank; vq, composed of codebooks (VQ-Logits, arXiv:2505.10202). A
-    # pretrained model's own is converted, and then trained whatever else is.
+    # own; low_rank; vq, composed of codebooks (VQ-Logits, arXiv:2505.10202);
+    # adaptive, by clusters of types (arXiv:1609.04309), which vq.own and
+    # vq.tail_from part. A pretrained model's own is converted, and then trained
+    # whatever else is.
     'head': '',
     # Of each type, added to its logit: none, unigram (the logarithm of its
     # training frequency, fixed) or learned. Read if head is given.
     'bias': 'none',
-    # Of a low_rank head, or of what is added to the rows of vq; 0: nothing.
+    # Of a low_rank head, or of what is added to the rows of vq (0: nothing);
+    # of the first cluster of adaptive, the second has a quarter of it.
     'rank': 0,
   })
   config.model.vq = ConfigDict({

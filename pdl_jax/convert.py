@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from pdl_jax.model import assign, vq_logits
-from pdl_jax.model.config import ModelConfig
+from pdl_jax.model.config import HeadConfig, ModelConfig
 from pdl_jax.settings import ModelSettings
 from pdl_jax.start import Model
 
@@ -45,6 +45,8 @@ def fit_head(
     if 'tail' in own:
       fitted['tail'] = own['tail'] | fitted['tail']
     own |= fitted
+  elif head.kind == 'adaptive':
+    own |= _clusters(head, own, counts_V, rows_VxD)
   elif rows_VxD is not None and head.kind == 'dense':
     own['matrix_VxD'] = rows_VxD
   elif rows_VxD is not None and head.kind == 'low_rank':
@@ -56,6 +58,35 @@ def fit_head(
       own[name] = model.bias_V
   params = {**model.params, 'head': own} if own else model.params
   return dataclasses.replace(model, params=params)
+
+
+def _clusters(
+  head: HeadConfig,
+  own: Tree,
+  counts_V: np.ndarray,
+  rows_VxD: np.ndarray | None,
+) -> Tree:
+  """Types in clusters by frequency; of a trained model its rows' parts.
+
+  A cluster itself begins as the mean of its rows.
+  """
+  order_V = np.argsort(-counts_V, kind='stable')
+  places_V = np.empty(counts_V.size, np.int32)
+  places_V[order_V] = np.arange(counts_V.size)
+  if rows_VxD is None:
+    return {'places_V': places_V}
+  common, middle, rare = (
+    rows_VxD[part]
+    for part in np.split(order_V, (head.own, head.tail_from))
+  )
+  means = np.stack([middle.mean(0), rare.mean(0)])
+  left, right = _truncated(middle, own['right_DxR'].shape[1])
+  rarest = _truncated(rare, own['tail']['right_DxR'].shape[1])
+  return {
+    'first_HxD': np.concatenate([common, means]), 'places_V': places_V,
+    'left_VxR': left, 'right_DxR': right,
+    'tail': dict(zip(('left_VxR', 'right_DxR'), rarest, strict=True)),
+  }  # fmt: skip
 
 
 def _truncated(rows_VxD: np.ndarray, rank: int) -> tuple[np.ndarray, ...]:

@@ -92,7 +92,8 @@ def _model(flat: Mapping[str, Any]) -> set[str]:
     read |= {'tokenizer'} if flat.get('model.tokenizer') else set()
   head = flat.get('model.head')
   read |= {'head', 'bias'} if head else set()
-  read |= {'rank'} if head in ('low_rank', 'vq') else set()
+  read |= {'rank'} if head in ('low_rank', 'vq', 'adaptive') else set()
+  read |= {'vq.own', 'vq.tail_from'} if head == 'adaptive' else set()
   found = {f'model.{key}' for key in read}
   if head == 'vq':
     found |= {key for key in flat if key.startswith('model.vq.')}

@@ -93,6 +93,11 @@ class ModelSettings:
     """
     if not self.head:
       return None
+    if self.head == 'adaptive':
+      return HeadConfig(
+        'adaptive', self.bias, self.rank, own=self.vq.own,
+        tail_from=self.vq.tail_from,
+      )  # fmt: skip
     if self.head != 'vq':
       return HeadConfig(self.head, self.bias, self.rank)
     return HeadConfig(

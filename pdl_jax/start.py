@@ -12,6 +12,7 @@ from jax.experimental import multihost_utils
 from pdl_jax import finished, optimizer, sharding, state
 from pdl_jax.data.sources import Source
 from pdl_jax.data.tokenizer import Tokenizer
+from pdl_jax.losses.heads import AdaptiveHead
 from pdl_jax.model import api
 from pdl_jax.model.config import HeadConfig, ModelConfig
 from pdl_jax.model.pretrained.gguf import GGUFModel, find_package_file
@@ -54,7 +55,7 @@ def load_model(
   """
   model = _load(settings, folder, source)
   asked, key = settings.model.output, jax.random.key(settings.seed)
-  if asked is None or model.outputs_VxD is None:
+  if asked is None or model.config.head == asked:
     return model
   config = dataclasses.replace(model.config, head=asked)
   made = api.with_head(config, model.params, key)
@@ -126,6 +127,8 @@ def _trained_model(settings: Settings, run: Path, source: Source) -> Model:
 def _with_rows(model: Model) -> Model:
   """A trained model, with its output rows."""
   head = api.head(model.config, model.params)
+  if isinstance(head, AdaptiveHead):
+    return model  # No type has a row: another head begins from scratch.
   bias_V = None if head.bias_V is None else np.asarray(head.bias_V)
   return dataclasses.replace(
     model, outputs_VxD=np.asarray(head.rows()), bias_V=bias_V

@@ -154,6 +154,18 @@ def test_own_rows_stand_in_place_of_composed_ones():
   np.testing.assert_allclose(effective(model)[common], ROWS[common], rtol=1e-6)
 
 
+def test_clusters_of_an_adaptive_head_are_by_frequency():
+  rows = np.random.default_rng(5).normal(size=(V, D)).astype(np.float32)
+  model = converted(
+    options('adaptive', rank=4, own=6, tail_from=20), rows
+  )
+  head = api.head(model.config, model.params)
+  order = np.argsort(-COUNTS, kind='stable')
+  np.testing.assert_array_equal(head.places_V[order], np.arange(V))
+  np.testing.assert_allclose(head.first_HxD[:6], rows[order[:6]])
+  assert [x.matrix_VxR.shape for x in head.clusters] == [(14, 4), (40, 1)]
+
+
 def test_tiers_are_of_falling_frequency_and_rising_error():
   rows = np.random.default_rng(5).normal(size=(V, D)).astype(np.float32)
   model = converted(

@@ -10,7 +10,13 @@ import pytest
 from pdl_jax import optimizer, sharding
 from pdl_jax.errors import ConfigError
 from pdl_jax.losses import LOSSES, Loss, LossTables, head_nll
-from pdl_jax.losses.heads import CodeHead, LinearHead, code_stats, code_tables
+from pdl_jax.losses.heads import (
+  AdaptiveHead,
+  CodeHead,
+  LinearHead,
+  code_stats,
+  code_tables,
+)
 from pdl_jax.losses.linear import linear_token_stats
 from pdl_jax.model import api, assign, heads, vq_logits
 from pdl_jax.model.config import HeadConfig, ModelConfig
@@ -153,6 +159,57 @@ def test_loss_against_the_softmax_over_all_types_in_fp64():
                              rtol=1e-6)  # fmt: skip
   found = head_nll(head, hidden, labels, where)
   np.testing.assert_allclose(found, nll * np.asarray(where), rtol=2e-5)
+
+
+def adaptive_head(seed=0):
+  random = np.random.default_rng(seed)
+  draw = lambda *shape: jnp.asarray(random.normal(size=shape), jnp.float32)
+  return AdaptiveHead(
+    draw(12, D),
+    (LinearHead(draw(10, 4), None, draw(D, 4)),
+     LinearHead(draw(20, 1), None, draw(D, 1))),
+    jnp.asarray(random.permutation(V), jnp.int32),
+  )  # fmt: skip
+
+
+def test_an_adaptive_head_gives_probabilities():
+  hidden, labels, where, _ = draw()
+  head = adaptive_head()
+  logits = head.logits(hidden)
+  np.testing.assert_allclose(jnp.exp(logits).sum(-1), 1, rtol=1e-5)
+  expected = -np.take_along_axis(
+    np.asarray(logits), np.asarray(labels)[..., None], -1
+  )[..., 0]  # fmt: skip
+  np.testing.assert_allclose(
+    head_nll(head, hidden, labels, where), expected * np.asarray(where),
+    rtol=1e-4, atol=1e-5,
+  )  # fmt: skip
+
+
+@pytest.mark.parametrize('name', ['power_law', 'gem', 'logit_adjustment'])
+def test_losses_of_an_adaptive_head_are_those_of_its_log_probabilities(name):
+  """A matrix whose logits are the same: hidden states one-hot, one a token."""
+  hidden, labels, where, weights = draw()
+  head, spec = adaptive_head(), LOSSES[name]
+  own = jnp.linspace(-1, 1, V) if spec.bias is not None else None
+  loss = Loss(spec, {'beta': 0.7} if name == 'gem' else {})
+  tables = LossTables(weights, own)
+  one = loss.sums(head, hidden, labels, tables, where)
+  logits = head.logits(hidden).reshape(-1, V)
+  other = loss.sums(
+    LinearHead(logits.T), jnp.eye(B * L).reshape(B, L, B * L), labels, tables,
+    where,
+  )  # fmt: skip
+  for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True):
+    np.testing.assert_allclose(a, b, rtol=1e-5)
+
+
+def test_an_adaptive_head_has_no_rows():
+  hidden, labels, where, weights = draw()
+  with pytest.raises(ConfigError, match='adaptive has none'):
+    Loss(LOSSES['emo'], {}).sums(
+      adaptive_head(), hidden, labels, LossTables(weights), where
+    )
 
 
 HEADS = {
@@ -307,6 +364,7 @@ def test_the_gradient_of_learned_codes_reaches_codebooks_and_shadow():
     ({'kind': 'vq'}, 'head codes and codebooks must be >= 1, got 0 and 1'),
     ({'kind': 'vq', 'codes': 65}, 'head codes 65 are more than the 64 types'),
     ({'kind': 'vq', 'codes': 8, 'codebooks': 5}, '32 does not divide into 5'),
+    ({'kind': 'adaptive', 'own': 4, 'rank': 2}, 'own 4 < tail_from 0 < 64'),
     ({'kind': 'low_rank'}, 'rank of low_rank must be >= 1'),
     ({'kind': 'low_rank', 'rank': 32}, 'rank 32 must be below the width'),
   ],

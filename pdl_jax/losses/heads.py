@@ -103,7 +103,39 @@ class CodeHead(NamedTuple):
     return self._replace(bias_V=own + bias_V)
 
 
-Head = LinearHead | CodeHead
+class AdaptiveHead(NamedTuple):
+  """log p by clusters of types: adaptive softmax (arXiv:1609.04309).
+
+  log p(v) = log p(v among the common types and the clusters), and for a type
+  of a cluster log p(cluster) + log p(v | cluster), each by a head of its own.
+
+  Attributes:
+    first_HxD: rows of the common types, then one of each cluster.
+    clusters: low-rank heads, the rarer the types the lower the rank.
+    places_V: place of each type: the common ones, then cluster by cluster.
+  """
+
+  first_HxD: Array
+  clusters: tuple[LinearHead, ...]
+  places_V: Array
+
+  @property
+  def vocab_size(self) -> int:
+    """V."""
+    return self.places_V.shape[0]
+
+  def logits(self, hidden: Array) -> Array:
+    """log p of each type, [..., V], fp32."""
+    first = jax.nn.log_softmax(LinearHead(self.first_HxD).logits(hidden))
+    common = first.shape[-1] - len(self.clusters)
+    parts = [first[..., :common]]
+    for i, cluster in enumerate(self.clusters):
+      inside = jax.nn.log_softmax(cluster.logits(hidden))
+      parts.append(first[..., common + i, None] + inside)
+    return jnp.take(jnp.concatenate(parts, -1), self.places_V, axis=-1)
+
+
+Head = LinearHead | CodeHead | AdaptiveHead
 
 
 class CodeTables(NamedTuple):
@@ -194,6 +226,27 @@ def code_stats(
   best = top == top.max(-1, keepdims=True)
   argmax = jnp.where(best, row(tables.tokens_K), head.vocab_size).min(-1)
   return TokenStats(log_z, label, average, expected, argmax.astype(jnp.int32))
+
+
+def logit_stats(
+  logits: Array, labels: Array, temperature: float = 1.0
+) -> TokenStats:
+  """`TokenStats` from logits [..., V] themselves, for heads without a matrix.
+
+  Args:
+    logits: fp32.
+    labels: [...], types in [0, V).
+    temperature: T of the softmax behind log_z and expected.
+  """
+  log_z = jax.nn.logsumexp(logits / temperature, axis=-1)
+  iota = jax.lax.broadcasted_iota(jnp.int32, logits.shape, labels.ndim)
+  label = jnp.where(iota == labels[..., None], logits, 0.0).sum(-1)
+  fixed = stop_gradient(logits)
+  q = jnp.exp(fixed / temperature - stop_gradient(log_z)[..., None])
+  return TokenStats(
+    log_z, label, logits.mean(-1), (q * fixed).sum(-1),
+    jnp.argmax(fixed, axis=-1).astype(jnp.int32),
+  )  # fmt: skip
 
 
 def constrain_codes(code_logits: Array) -> Array:

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 
 from pdl_jax.errors import ConfigError
 
-HEADS = ('tied', 'dense', 'low_rank', 'vq')
+HEADS = ('tied', 'dense', 'low_rank', 'vq', 'adaptive')
 COMPOSITIONS = ('product', 'sum')
 BIASES = ('none', 'unigram', 'learned')
 
@@ -19,11 +19,12 @@ class HeadConfig:
   Attributes:
     kind: tied, the input embedding; dense, a matrix of its own; low_rank, a
       product of two; vq, rows composed of codebooks' (VQ-Logits,
-      arXiv:2505.10202).
+      arXiv:2505.10202); adaptive, by clusters of types (arXiv:1609.04309).
     bias: of each type, added to its logit: none, unigram (the logarithm of its
       training frequency, fixed), or learned. Of vq, what parts types of equal
       codes.
     rank: of low_rank, and of what is added to the rows of vq; 0: nothing is.
+      Of the first cluster of adaptive; the second has a quarter of it.
     codes: K, rows of a codebook.
     codebooks: M.
     compose: how a row is made of M codes: 'product', end to end, each of width
@@ -32,9 +33,10 @@ class HeadConfig:
       row of its own, which exists while training alone (straight-through,
       arXiv:1711.00937).
     own: the commonest types, which have a row of their own: with one codebook
-      its first codes, of one type each.
+      its first codes, of one type each; of adaptive those in no cluster.
     tail_from: how many of the commonest types are not of the tail, whose rows
-      are composed of codebooks of its own; 0: there is no tail.
+      are composed of codebooks of its own; 0: there is no tail. Of adaptive,
+      where its second cluster begins.
     tail_codes, tail_codebooks: K and M of the tail.
   """
 
@@ -77,6 +79,15 @@ class HeadConfig:
       raise ConfigError(
         f'head rank {self.rank} must be below the width of the model, {width}'
       )
+    if self.kind == 'adaptive' and not (
+      0 < self.own < self.tail_from < vocab_size and 0 < self.rank < width
+    ):
+      raise ConfigError(
+        f'head adaptive needs 0 < own {self.own} < tail_from {self.tail_from} '
+        f'< {vocab_size} types, and 0 < rank {self.rank} < width {width}'
+      )
+    if self.kind == 'adaptive' and self.bias != 'none':
+      raise ConfigError("head adaptive has no bias; leave it at 'none'")
     if self.kind != 'vq':
       return
     if self.codes > vocab_size:

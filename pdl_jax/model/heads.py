@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from pdl_jax.losses.heads import Head, LinearHead
+from pdl_jax.losses.heads import AdaptiveHead, Head, LinearHead
 from pdl_jax.model import vq_logits
 from pdl_jax.model.attention import INIT
 from pdl_jax.model.config import HeadConfig, ModelConfig, Tier
@@ -46,6 +46,11 @@ def init(config: ModelConfig, key: Array) -> Params:
       add('own_NxD', (None, 'embed'), (c.own, d))
     if c.in_tiers:
       add('places_V', ('vocab',), (v,), _places)
+  if c.kind == 'adaptive':
+    add('first_HxD', (None, 'embed'), (c.own + 2, d))
+    made |= _cluster(c.tail_from - c.own, d, c.rank, made_of)
+    made['tail'] = _cluster(v - c.tail_from, d, max(1, c.rank // 4), made_of)
+    add('places_V', ('vocab',), (v,), _places)
   if c.kind == 'low_rank' or (c.kind == 'vq' and c.rank):
     # Of a residual one factor is 0, so that it starts as nothing.
     zero = nn.initializers.zeros
@@ -77,6 +82,14 @@ def _tier(
   return {'codebooks_MxKxS': books, 'codes_VxM': codes}
 
 
+def _cluster(types: int, width: int, rank: int, made_of: Any) -> Params:
+  scale = nn.initializers.normal(width**-0.5)
+  return {
+    'left_VxR': made_of((None, None), (types, rank)),
+    'right_DxR': made_of(('embed', None), (width, rank), scale),
+  }
+
+
 def _places(_: Array, shape: tuple[int]) -> Array:
   return jnp.arange(shape[0], dtype=jnp.int32)
 
@@ -102,6 +115,12 @@ def head(config: ModelConfig, params: Params) -> Head:
     return vq_logits.head(config.head, own)
   if config.head.kind == 'low_rank':
     return LinearHead(own['left_VxR'], bias_V, own['right_DxR'])
+  if config.head.kind == 'adaptive':
+    clusters = tuple(
+      LinearHead(part['left_VxR'], None, part['right_DxR'])
+      for part in (own, own['tail'])
+    )
+    return AdaptiveHead(own['first_HxD'], clusters, own['places_V'])
   if config.head.kind == 'dense':
     return LinearHead(own['matrix_VxD'], bias_V)
   return LinearHead(params['embed_VxD'], bias_V)
