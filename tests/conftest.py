@@ -14,6 +14,7 @@ os.environ['JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS'] = '0'
 os.environ['NPROC'] = '16'
 os.environ['JAX_PLATFORMS'] = 'cpu'
 
+import signal
 import socket
 
 import jax
@@ -38,3 +39,14 @@ def data_dir(tmp_path_factory):
     patch.setattr(socket, 'getaddrinfo', _no_network)
     sources.load('botocore', 'test', str(folder))
   return folder
+
+
+@pytest.fixture
+def stop():
+  """A request to stop that a signal can make; the handlers of before after."""
+  from pdl_jax import train
+
+  before = {n: signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT)}
+  yield train.StopRequest()
+  for number, handler in before.items():
+    signal.signal(number, handler)

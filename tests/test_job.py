@@ -21,14 +21,6 @@ from pdl_jax.settings import Settings
 from tests import small
 
 
-@pytest.fixture
-def stop():
-  before = {n: signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT)}
-  yield train.StopRequest()
-  for number, handler in before.items():
-    signal.signal(number, handler)
-
-
 def run(data_dir, workdir, stop, **changes):
   config = small.job_config(data_dir, **changes)
   job.run(Settings.from_config(config), workdir, stop)

@@ -18,14 +18,6 @@ SCRATCH = {
 }  # fmt: skip
 
 
-@pytest.fixture
-def stop():
-  before = {n: signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT)}
-  yield train.StopRequest()
-  for number, handler in before.items():
-    signal.signal(number, handler)
-
-
 def settings(data_dir, **changes):
   return Settings.from_config(small.job_config(data_dir, **changes))
 
