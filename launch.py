@@ -222,9 +222,25 @@ def run_experiment(folder: Path) -> int:
       (f'{group.title}:', group.root, group.cells)
       for group in carry_out.planned(declared)
     ]
-    print(sweep.format_dry_run(groups, _WORKERS.value))
+    known = carry_out.recorded(declared, carry_out.read(folder))
+    print(sweep.format_dry_run(groups, _WORKERS.value, known))
     return 0
   return 1 if carry_out.carry_out(declared, folder, run_cells) else 0
+
+
+def show_status(folder: Path) -> None:
+  """Of the sweeps and runs below a folder.
+
+  Raises:
+    ConfigError: there are none.
+  """
+  rows = sweep.status(folder)
+  if not rows:
+    raise ConfigError(
+      f'--status: there are no runs in {folder}; it takes the folder that run '
+      'folders are in, such as runs/summarize'
+    )
+  print(sweep.format_status(rows))
 
 
 def show_report(folder: Path) -> None:
@@ -246,7 +262,7 @@ def run_sweep() -> int:
   given = _overrides('config')
   cells = sweep.cells(module, _SWEEP.value, _CONFIG.value, given)
   if _DRY_RUN.value:
-    print(sweep.format_dry_run([('', root, cells)], _WORKERS.value))
+    print(sweep.format_dry_run([('', root, cells)], _WORKERS.value, {}))
     return 0
 
   def command(cell: sweep.Cell, run: Path) -> list[str]:
@@ -313,13 +329,15 @@ def main(arguments: Sequence[str]) -> int:
       )  # fmt: skip
       return 0
     if _STATUS.value is not None:
-      print(sweep.format_status(sweep.status(Path(_STATUS.value))))
+      show_status(Path(_STATUS.value))
       return 0
     if _REPORT.value is not None:
       show_report(Path(_REPORT.value))
       return 0
-    if _SWEEP.value and '/' in _SWEEP.value[0]:
-      return run_experiment(Path(_SWEEP.value[0]))
+    if any('/' in name for name in _SWEEP.value) or (
+      _SWEEP.value == ['experiments']
+    ):
+      return run_experiment(Path(','.join(_SWEEP.value)))
     if _SWEEP.value:
       return run_sweep()
     settings, workdir = configured()
@@ -332,11 +350,11 @@ def main(arguments: Sequence[str]) -> int:
   except OSError as error:
     # Whatever the operating system refuses: a full disk, a read-only folder.
     where = f' ({error.filename})' if error.filename else ''
+    hint = ''
+    if workdir is not None:
+      hint = f', with --workdir={workdir}; free space there or choose another'
     return _report(
-      HostError(
-        f'{error.strerror or error}{where}, with --workdir={workdir}; free '
-        'space there or choose another'
-      ),
+      HostError(f'{error.strerror or error}{where}{hint}'),
       settings,
       workdir,
     )

@@ -271,11 +271,21 @@ def note_failure(
     partial.replace(status)
 
 
+_CODE = (
+  'pdl_jax', 'configs', 'launch.py', 'requirements.txt',
+  'requirements-nodeps.txt',
+)  # fmt: skip
+
+
 def environment(mesh: Mapping[str, int]) -> dict[str, Any]:
   """What a result depends on besides the configuration."""
   return {
     'commit': _git('rev-parse', 'HEAD'),
-    'dirty': bool(_git('status', '--porcelain', '--untracked-files=no')),
+    # Of the code: an experiment writes its records while it runs.
+    'dirty': bool(_git(
+      'status', '--porcelain', '--untracked-files=no', '--',
+      *(f':(top){path}' for path in _CODE),
+    )),
     'python': platform.python_version(),
     'packages': dict(_versions(_PACKAGES)),
     'platform': platform.platform(),

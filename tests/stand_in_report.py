@@ -26,6 +26,9 @@ FIGURES = (
 )
 
 
+_TOKENS = {'0': 12, '1': 345, '2-9': 6789}
+
+
 def columns():
   return (
     Column('ppl', 'Perplexity', 'lower', 2, None, 'exp(nats a token)', True),
@@ -57,7 +60,7 @@ def part(rows, **fields):
   usual = {
     'name': 'dialogue', 'title': 'Dialogue', 'columns': columns(),
     'documents': 96, 'groups': 96, 'split': 'chitchat/test',
-    'notes': ('Seeds are paired.',),
+    'notes': ('Seeds are paired.',), 'tokens_by_count': _TOKENS,
   }  # fmt: skip
   return Part(rows=tuple(rows), **(usual | fields))
 

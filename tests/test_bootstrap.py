@@ -292,6 +292,28 @@ def test_coverage_with_few_seeds(rng, S):
   assert held <= 1 - seed_floor(S) + THREE_ERRORS
 
 
+@pytest.mark.parametrize('S', [1, 2])
+def test_coverage_with_few_documents(rng, S):
+  """Of one seed, and of seeds that do not differ."""
+  held = {}
+  for stretch in (False, True):
+    held[stretch] = 0
+    for trial in range(500):
+      values = rng.normal(size=(2, 1, 6)).repeat(S, axis=1)
+      a, b = of_items('a', values[0]), of_items('b', values[1])
+      options = {'seed': trial % 5, 'resamples': 400}
+      options['stretch_documents'] = stretch
+      if S == 1:
+        found = paired_bootstrap(a, b, ratio, **options)
+      else:
+        found = hierarchical_bootstrap(
+          a, b, ratio, paired_seeds=True, stretch_seeds=True, **options
+        )
+      held[stretch] += found.holds_zero / 500
+  assert held[True] == pytest.approx(0.95, abs=THREE_ERRORS)
+  assert held[False] < 0.91
+
+
 def test_coverage_of_a_true_difference_in_perplexity(rng):
   held, trials = 0, 500
   for trial in range(trials):

@@ -1,13 +1,15 @@
 """An experiment from its declaration to its files, with made-up runs."""
 
 import json
+import shutil
 import subprocess
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 from pdl_jax.errors import ConfigError, DataError
-from pdl_jax.report import carry_out, index, plan, write
+from pdl_jax.report import carry_out, compare, index, plan, write
 from pdl_jax.report.experiment import Experiment, Metric, Start, Study, Variant
 from pdl_jax.sweep import queue
 from pdl_jax.sweep.local import Outcome
@@ -208,7 +210,7 @@ def test_check_names_the_cell_whose_record_is_gone(here, monkeypatch):
   path = here / 'records.jsonl'
   lines = path.read_text().splitlines(keepends=True)
   path.write_text(''.join(lines[:-1]))
-  message = r"no record of study talk, row 'PDL', seed 1 \(1 such\)"
+  message = r"no record any more of study talk, row 'PDL', seed 1 \(1 "
   with pytest.raises(DataError, match=message):
     write.check(here)
   path.write_text(''.join(lines))
@@ -240,3 +242,43 @@ def test_no_such_experiment():
     plan.module(Path('experiments/nothing'))
   with pytest.raises(ConfigError, match='declares no EXPERIMENT'):
     plan.load(Path('experiments/data_speed'))
+
+
+def test_what_is_recorded_is_not_run_again_without_its_folders(here, capsys):
+  """As in a fresh clone: an added seed is all that is run."""
+  experiment = Experiment('Q?', (study(),))
+  carry_out.carry_out(experiment, here, Sweep())
+  shutil.rmtree('runs')
+  again = Sweep()
+  assert carry_out.carry_out(experiment, here, again) == 0
+  assert not again.made
+  assert f'all runs are in {here}/records.jsonl' in capsys.readouterr().out
+  more = Experiment('Q?', (study(seeds=(0, 1, 2)),))
+  carry_out.carry_out(more, here, again)
+  assert len(again.made) == 2
+  assert all('seed=2' in run for run in again.made)
+  assert len(records(here)) == 10
+
+
+def test_a_record_that_its_examples_contradict_is_refused(here):
+  carry_out.carry_out(Experiment('Q?', (study(),)), here, Sweep())
+  path = here / 'records.jsonl'
+  lines = [json.loads(line) for line in path.read_text().splitlines()]
+  lines[1]['metrics']['perplexity'] *= 1.01
+  definitions = carry_out.read_definitions(here)
+  make = partial(
+    compare.make_report, 'talk', '', Experiment('Q?', (study(),)),
+    definitions=definitions,
+  )  # fmt: skip
+  with pytest.raises(DataError, match="row 'CE', seed 0: the record says perp"):
+    make(lines)
+
+
+def test_a_metric_that_no_run_has_is_named(here):
+  carry_out.carry_out(Experiment('Q?', (study(),)), here, Sweep())
+  wrong = study(metrics=(*METRICS, Metric('rougeLL', 'ROUGE-L', 'higher')))
+  with pytest.raises(DataError, match="metric 'rougeLL', which row"):
+    compare.make_report(
+      'talk', '', Experiment('Q?', (wrong,)), carry_out.read(here),
+      carry_out.read_definitions(here),
+    )  # fmt: skip

@@ -47,6 +47,7 @@ def record(row, seed, nats=2.0, rare=0.2, distinct=0.5, **changes):
       'reference_rare_mass_10': 0.3, 'distinct_2': distinct,
     },
     'nats_by_count': {'0': nats + 2, '1000+': nats - 1},
+    'tokens_by_count': {'0': 7, '1000+': 70},
     'curve': [[10, nats + 1], [20, nats]],
     'groups': list(range(DOCUMENTS)),
     'items': {
@@ -96,9 +97,19 @@ def test_a_clear_difference_is_one():
       for a, b in zip(records()[:3], records()[3:], strict=True)
     ])
   )  # fmt: skip
-  # Three paired seeds cannot show more, and Holm makes it no smaller.
-  assert entry.adjusted_p >= 0.25
   assert entry.alone and entry.best
+
+
+def test_p_is_left_out_where_so_few_seeds_can_show_nothing():
+  """Five paired seeds cannot reach .05, six can: 2 / 2^6."""
+  entry = rows(records())['PDL'].entries['perplexity']
+  assert entry.difference.p is None and entry.adjusted_p is None
+  for count, least in ((5, None), (6, 2 / 2**6)):
+    seeds = tuple(range(count))
+    entry = rows(records(seeds), seeds=seeds)['PDL'].entries['perplexity']
+    assert entry.difference.p == least
+    # Holm makes it no smaller.
+    assert entry.adjusted_p is None or entry.adjusted_p >= least
 
 
 def test_metrics_across_documents_have_the_interval_of_their_seeds():
@@ -109,7 +120,6 @@ def test_metrics_across_documents_have_the_interval_of_their_seeds():
   half = 4.302652729911275 * 0.05 / math.sqrt(3)
   assert difference.value == pytest.approx(0.15)
   assert difference.high - difference.low == pytest.approx(2 * half)
-  assert difference.p == 0.25
 
 
 def test_closest_to_references_compares_distances():

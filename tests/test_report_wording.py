@@ -100,9 +100,9 @@ def test_remarks_name_documents_seeds_and_reasons():
   assert wording.remarks(stand_in.table_part()) == (
     '96 documents of chitchat/test, evaluated with each seed.',
     '2 paired seeds cannot reach p below 0.5 (2/2^2), even before the '
-    'adjustment.',
+    'adjustment; it is left out.',
     '3 paired seeds cannot reach p below 0.25 (2/2^3), even before the '
-    'adjustment.',
+    'adjustment; it is left out.',
     'alpha 0.25: chosen on validation',
     'alpha 0.5: seed 2 missing',
     'alpha 1: loss above 100 at step 3',

@@ -175,14 +175,14 @@ def test_the_table_of_a_sweep_that_is_over(tmp_path):
 
 def test_a_dry_run_names_every_point(tmp_path):
   made = [cell(1, 'alpha=0', 'name=cross_entropy'), cell(2), cell(3)]
-  lines = format_dry_run([('', tmp_path, made)], 2).splitlines()
+  lines = format_dry_run([('', tmp_path, made)], 2, {}).splitlines()
   assert lines[0] == 'queued   n=1-00000001  <- alpha=0 | name=cross_entropy'
   assert lines[-1] == (
     '3 cells from 4 points, 0 done; estimated time with 2 workers: unknown'
   )
   finish(tmp_path, made[0], 7200.0)
   attempt(tmp_path, made[1], 5, error='error: diverged')
-  lines = format_dry_run([('', tmp_path, made)], 1).splitlines()
+  lines = format_dry_run([('', tmp_path, made)], 1, {}).splitlines()
   assert lines[0].startswith('done ')
   # What failed would be tried again.
   assert lines[-1] == (
@@ -194,8 +194,19 @@ def test_a_dry_run_of_several_sweeps_names_each_and_sums_up_once(tmp_path):
   made = [cell(1), cell(2), cell(3)]
   finish(tmp_path, made[0], 3600.0)
   groups = [('one:', tmp_path, made[:2]), ('two:', tmp_path, made)]
-  lines = format_dry_run(groups, 2).splitlines()
+  lines = format_dry_run(groups, 2, {}).splitlines()
   assert [lines[0], lines[3]] == ['one:', 'two:']
   assert lines[-1] == (
     '3 cells from 3 points, 1 done; estimated time with 2 workers: 60 min'
+  )
+
+
+def test_a_dry_run_counts_what_is_recorded_elsewhere(tmp_path):
+  made = [cell(1), cell(2)]
+  lines = format_dry_run(
+    [('', tmp_path, made)], 1, {made[0].digest: 120.0}
+  ).splitlines()
+  assert [line.split()[0] for line in lines[:2]] == ['done', 'queued']
+  assert lines[-1] == (
+    '2 cells from 2 points, 1 done; estimated time with 1 workers: 2 min'
   )

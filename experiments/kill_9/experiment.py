@@ -19,7 +19,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from pdl_jax.report import carry_out
+from pdl_jax.report.carry_out import RECORDS
 from pdl_jax.sweep import queue
 from pdl_jax.sweep.process import start_time
 
@@ -57,12 +57,14 @@ def main() -> None:
       'step': step,
     })  # fmt: skip
   assert sweeper.wait() == 0
+  for place in (peace, killed):
+    shutil.copy(place / DRILL / RECORDS, FOLDER / f'{place.name}.jsonl')
   record = {
     'seconds': round(seconds, 1),
     'seconds_killed': round(time.monotonic() - began, 1),
     'kills': kills,
     'begun': sum(map(len, _attempts(killed).values())),
-    **_compared(peace, killed),
+    'finished_twice': _finished_twice(killed),
   }
   (FOLDER / 'records.jsonl').write_text(json.dumps(record) + '\n')
   (FOLDER / 'table.md').write_text(table(record))
@@ -110,40 +112,38 @@ def _saved(place: Path, digest: str) -> int:
   return max((int(s.name) for s in steps if s.name.isdigit()), default=0)
 
 
-def _compared(peace: Path, killed: Path) -> dict[str, Any]:
-  """How many records there are, and how many are the same."""
-  one, other = (
-    {
-      (r['row'], r['seed']): {
-        k: v for k, v in r.items() if k not in CIRCUMSTANCES
-      }
-      for r in carry_out.read(place / DRILL)
-    }
-    for place in (peace, killed)
-  )
+def _finished_twice(place: Path) -> int:
   ends = [
     sum(a.end is not None and a.end.code == 0 for a in tries)
-    for tries in _attempts(killed).values()
+    for tries in _attempts(place).values()
   ]
+  return sum(count > 1 for count in ends)
+
+
+def _kept(name: str) -> dict[tuple[str, int], Any]:
+  """What came of each run of a sweep, as it is kept here."""
+  lines = (FOLDER / f'{name}.jsonl').read_text().splitlines()
   return {
-    'records': len(one),
-    'records_killed': len(other),
-    'equal': sum(other.get(who) == record for who, record in one.items()),
-    'finished_twice': sum(count > 1 for count in ends),
+    (record['row'], record['seed']): {
+      key: value for key, value in record.items() if key not in CIRCUMSTANCES
+    }
+    for record in map(json.loads, lines)
   }
 
 
 def table(record: dict[str, Any]) -> str:
   """The record as Markdown."""
   kills = record['kills']
+  peace, killed = _kept('undisturbed'), _kept('killed')
+  equal = sum(killed.get(who) == run for who, run in peace.items())
   rows = [
     ('kill -9 of the sweep', sum(k['victim'] == 'sweep' for k in kills)),
     ('kill -9 of a run', sum(k['victim'] == 'run' for k in kills)),
     ('times a run was begun, of 4 runs', record['begun']),
     ('runs that came to their end twice', record['finished_twice']),
-    ('records of the undisturbed sweep', record['records']),
-    ('records of the killed sweep', record['records_killed']),
-    ('of them equal, in every digit', record['equal']),
+    ('records of the undisturbed sweep', len(peace)),
+    ('records of the killed sweep', len(killed)),
+    ('of them equal, in every digit', equal),
     ('seconds undisturbed', record['seconds']),
     ('seconds with the kills', record['seconds_killed']),
   ]

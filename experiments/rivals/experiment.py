@@ -55,11 +55,11 @@ def tuning() -> tuple[Variant, ...]:
 
 
 def study(name: str, title: str, variants: tuple[Variant, ...], split: str,
-          seeds: tuple[int, ...]) -> Study:  # fmt: skip
-  """Variants on one split."""
+          seeds: tuple[int, ...], baseline: str) -> Study:  # fmt: skip
+  """Variants on one split, against one of them."""
   return Study(
     name, title, 'configs/summarize.py:small', variants,
-    baseline='cross_entropy', metrics=COLUMNS,
+    baseline=baseline, metrics=COLUMNS,
     overrides={'data.name': 'debian', 'evaluate.split': split},
     base=BASE, seeds=seeds,
   )  # fmt: skip
@@ -69,9 +69,11 @@ EXPERIMENT = Experiment(
   question='Does any loss of the registry beat PDL, or cross-entropy?',
   studies=(
     study('defaults', 'Published defaults, test', defaults(), 'test',
-          (0, 1, 2)),
+          (0, 1, 2), 'cross_entropy'),
+    study('against_pdl', 'The same, against PDL', defaults(), 'test',
+          (0, 1, 2), 'power_law'),
     study('tuning', 'Three values each, validation', tuning(), 'validation',
-          (0,)),
+          (0,), 'cross_entropy'),
   ),
   figures=(Frontier('distinct_2', 'rougeL'), ByCount()),
 )  # fmt: skip

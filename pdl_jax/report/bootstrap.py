@@ -60,6 +60,7 @@ def paired_bootstrap(
   statistic: Statistic,
   *,
   seed: int,
+  stretch_documents: bool = False,
   target: float | None = None,
   resamples: int = RESAMPLES,
 ) -> Difference:
@@ -75,6 +76,7 @@ def paired_bootstrap(
     b: second system, on the same documents; any number of seeds.
     statistic: sums [..., K] -> metric [...].
     seed: of the resampling; the same one draws the same documents every time.
+    stretch_documents: see `hierarchical_bootstrap`.
     target: compare the distances |mean - target| instead of the means. The
       target is taken as known without error.
     resamples: how many, at least 40. Memory: 8 bytes x resamples x documents.
@@ -89,7 +91,7 @@ def paired_bootstrap(
   """
   check_pair(a, b)
   return _compare(
-    _Resampler(statistic, seed, resamples, target),
+    _Resampler(statistic, seed, resamples, target, stretch_documents),
     (a, _equal_shares(a)),
     (b, _equal_shares(b)),
   )
@@ -103,6 +105,7 @@ def hierarchical_bootstrap(
   seed: int,
   paired_seeds: bool,
   stretch_seeds: bool,
+  stretch_documents: bool = False,
   target: float | None = None,
   resamples: int = RESAMPLES,
 ) -> Difference:
@@ -139,6 +142,10 @@ def hierarchical_bootstrap(
       deviation of each draw of seeds from the mean of all n of them by
       sqrt(n / (n - 1)) t / z, the .975 quantiles of t with n - 1 degrees of
       freedom and of the normal distribution: 2.7 for 3 seeds, 1.6 for 5.
+    stretch_documents: the same for the part of the documents, by the deviation
+      of each draw of documents, seeds as they are: few documents, or groups of
+      them, vary too little too. The factor is 1.44 for 6 of them, 1.09 for 21,
+      1.03 for 60.
     target: compare the distances |mean - target| instead of the means.
     resamples: how many, at least 40.
 
@@ -157,7 +164,9 @@ def hierarchical_bootstrap(
       f'{list(b.seeds)}; compare them as unpaired, or run what is missing'
     )
   n_a, n_b = len(a.seeds), len(b.seeds)
-  resampler = _Resampler(statistic, seed, resamples, target)
+  resampler = _Resampler(
+    statistic, seed, resamples, target, stretch_documents
+  )
   if min(n_a, n_b) < 2:
     return Difference(resampler.value(a, b))
   shares_a_BxS = resampler.shares(n_a, _SEEDS, stretch_seeds)
@@ -179,6 +188,7 @@ class _Resampler:
   seed: int
   resamples: int
   target: float | None
+  stretch_documents: bool
 
   def __post_init__(self):
     if self.resamples * _TAIL < 1:
@@ -194,9 +204,7 @@ class _Resampler:
     shares_Bxn = self.draws(n, stream) / n
     if not stretch:
       return shares_Bxn
-    factor = np.sqrt(n / (n - 1)) * stats.t.ppf(1 - _TAIL, n - 1)
-    factor /= stats.norm.ppf(1 - _TAIL)
-    return 1 / n + factor * (shares_Bxn - 1 / n)
+    return 1 / n + _stretch(n) * (shares_Bxn - 1 / n)
 
   def means(
     self, system: System, counts_BxD: np.ndarray, shares_BxS: np.ndarray
@@ -235,6 +243,12 @@ def _draws(n: int, resamples: int, seed: int, stream: int) -> np.ndarray:
   return counts_Bxn
 
 
+def _stretch(n: int) -> float:
+  """What makes the normal interval of a mean of n resampled a t interval."""
+  factor = np.sqrt(n / (n - 1)) * stats.t.ppf(1 - _TAIL, n - 1)
+  return float(factor / stats.norm.ppf(1 - _TAIL))
+
+
 def _equal_shares(system: System) -> np.ndarray:
   n = len(system.seeds)
   return np.full((1, n), 1 / n)
@@ -255,6 +269,12 @@ def _compare(
     resampler.means(a[0], counts_BxD, a[1]),
     resampler.means(b[0], counts_BxD, b[1]),
   )
+  if resampler.stretch_documents:
+    by_documents_B = difference_of(
+      resampler.means(a[0], counts_BxD, _equal_shares(a[0])),
+      resampler.means(b[0], counts_BxD, _equal_shares(b[0])),
+    )
+    difference_B += (_stretch(D) - 1) * (by_documents_B - value)
   low, high = _interval(difference_B)
   return Difference(value, low, high, _p_value(difference_B))
 

@@ -33,16 +33,42 @@ class Group:
     title: what they are, for people.
     root: folder that their run folders are in.
     runs: each once, in the order in which they are begun.
+    starts: whether it is what other runs start from, and no row of a table.
   """
 
   title: str
   root: Path
   runs: tuple[Planned, ...]
+  starts: bool = False
 
   @property
   def cells(self) -> list[Cell]:
     """Of the sweep."""
     return [run.cell for run in self.runs]
+
+
+def recorded(
+  experiment: Experiment, records: Sequence[Record]
+) -> dict[str, float]:
+  """Runs of which nothing is missing: hash of the cell -> seconds it took.
+
+  Their folders need not be on this machine.
+  """
+  done = {
+    _who(record): record['seconds']
+    for record in records
+    if record['state'] == 'done'
+  }
+  seconds: dict[str, float] = {}
+  missing = set[str]()
+  for study, variant, seed, run in _rows(experiment):
+    who = _named(study, variant.label, seed, run, predictions_of(variant))
+    digest = run.cell.digest
+    if _who(who) in done:
+      seconds[digest] = done[_who(who)]
+    else:
+      missing.add(digest)
+  return {k: v for k, v in seconds.items() if k not in missing}
 
 
 def planned(experiment: Experiment) -> Iterator[Group]:
@@ -53,7 +79,8 @@ def planned(experiment: Experiment) -> Iterator[Group]:
   starts = [plan.base(study) for study in experiment.studies]
   different = {start.cell.digest: start for start in starts if start}
   for start in different.values():
-    yield Group(f'what they start from, in {start.root}', start.root, (start,))
+    title = f'what they start from, in {start.root}'
+    yield Group(title, start.root, (start,), starts=True)
   for seed in sorted({seed for s in experiment.studies for seed in s.seeds}):
     for study in experiment.studies:
       if seed in study.seeds:
@@ -64,7 +91,7 @@ def planned(experiment: Experiment) -> Iterator[Group]:
 
 
 def carry_out(experiment: Experiment, folder: Path, sweep: Sweep) -> int:
-  """Makes the runs that are missing; collects after each group of them.
+  """Makes the runs that have no records; collects after each group of them.
 
   Args:
     experiment: what to run.
@@ -74,8 +101,19 @@ def carry_out(experiment: Experiment, folder: Path, sweep: Sweep) -> int:
   Returns:
     how many cells failed.
   """
-  failed = 0
-  for group in planned(experiment):
+  failed, known = 0, recorded(experiment, read(folder))
+  groups = [
+    dataclasses.replace(
+      group, runs=tuple(r for r in group.runs if r.cell.digest not in known)
+    )
+    for group in planned(experiment)
+  ]
+  if not any(group.runs for group in groups if not group.starts):
+    print(f'all runs are in {folder / RECORDS}')
+    return 0
+  for group in groups:
+    if not group.runs:
+      continue
     print(f'{group.title}:', flush=True)
     by_cell = {run.cell.digest: run for run in group.runs}
     outcome = sweep(
@@ -87,6 +125,7 @@ def carry_out(experiment: Experiment, folder: Path, sweep: Sweep) -> int:
       break
     _decode(experiment, group.root)
     keep(experiment, folder)
+  print(f'python launch.py --report={folder} makes tables and figures of it')
   return failed
 
 

@@ -78,6 +78,10 @@ def collect(
       bucket: _rounded(cells['nats_per_token'])
       for bucket, cells in found['perplexity_by_frequency']['buckets'].items()
     },
+    'tokens_by_count': {
+      bucket: cells['tokens']
+      for bucket, cells in found['perplexity_by_frequency']['buckets'].items()
+    },
     'curve': _curve(run / 'metrics.jsonl'),
     'items': items['sums'],
   }, definitions

@@ -20,10 +20,12 @@ from pdl_jax.report.experiment import Experiment, Metric, Variant
 from pdl_jax.report.layout import Column, Entry, Part, Row
 from pdl_jax.report.measured import Definitions, Measured
 from pdl_jax.report.statistics import (
+  LEVEL,
   best_of,
   distance,
   holm,
   over_seeds,
+  seed_floor,
   sign_flip_p,
 )
 from pdl_jax.report.systems import Statistic
@@ -63,16 +65,36 @@ def make_report(
         f'{name}: a record is of the study {record["study"]!r}, and declared '
         f'are {", ".join(sorted(declared))}'
       )
-  parts = [
-    _Table(
-      Measured(study, [r for r in records if r['study'] == study.name],
-               definitions)
-    ).part()
-    for study in experiment.studies
-  ]  # fmt: skip
+  parts = []
+  for study in experiment.studies:
+    own = [r for r in records if r['study'] == study.name]
+    measured = Measured(study, own, definitions)
+    check_against_items(measured)
+    parts.append(_Table(measured).part())
   return layout.Report(
     name, experiment.question, command, tuple(parts), experiment.figures
   )
+
+
+def check_against_items(measured: Measured) -> None:
+  """Refuses a metric that does not follow from the sums of its examples.
+
+  Raises:
+    DataError: with the record and both numbers.
+  """
+  for record in measured.all_done():
+    for metric in measured.study.metrics:
+      value = record['metrics'].get(metric.key)
+      if value is None or metric.key not in items.SUMS:
+        continue
+      sums = [sum(record['items'][name]) for name in items.SUMS[metric.key]]
+      again = float(_STATISTICS[metric.key](np.asarray(sums, float)))
+      if not math.isclose(value, again, rel_tol=1e-4, abs_tol=1e-4):
+        raise DataError(
+          f'study {measured.study.name}, row {record["row"]!r}, seed '
+          f'{record["seed"]}: the record says {metric.key} {value:g}, and the '
+          f'sums of its examples give {again:g}; collect it anew'
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,6 +103,11 @@ class _Compared:
 
   difference: Difference | None = None
   identical: bool = False
+
+  def without_p(self) -> '_Compared':
+    if self.difference is None:
+      return self
+    return _Compared(dataclasses.replace(self.difference, p=None))
 
   @property
   def told_apart(self) -> bool:
@@ -105,6 +132,13 @@ class _Table:
       for label in self._of.labels
       if label not in (study.before, study.baseline)
       for metric in study.metrics
+    }
+    # So few seeds cannot show anything by p: it is left out.
+    compared = {
+      (label, key): found.without_p()
+      if seed_floor(self._of.seeds_of(label, study.baseline)) > LEVEL
+      else found
+      for (label, key), found in compared.items()
     }
     adjusted = holm({
       place: found.difference.p
@@ -140,6 +174,7 @@ class _Table:
       len(set(first['groups'])) if first else 0,
       first['split'] if first else study.config,
       tuple(self._notes(chosen)),
+      first['tokens_by_count'] if first else {},
     )  # fmt: skip
 
   def _column(self, metric: Metric) -> Column:
@@ -208,12 +243,14 @@ class _Table:
     a, b = (self._of.system(row, seeds, metric.key) for row in (label, other))
     statistic = _STATISTICS[metric.key]
     if len(seeds) == 1:
-      found = paired_bootstrap(a, b, statistic, seed=_SEED, target=target)
+      found = paired_bootstrap(
+        a, b, statistic, seed=_SEED, stretch_documents=True, target=target
+      )
       # It counts documents alone: one seed says nothing of the others.
       return _Compared(dataclasses.replace(found, p=None))
     return _Compared(hierarchical_bootstrap(
       a, b, statistic, seed=_SEED, paired_seeds=True, stretch_seeds=True,
-      target=target,
+      stretch_documents=True, target=target,
     ))  # fmt: skip
 
   def _best(self, metric: Metric) -> tuple[str, ...]:

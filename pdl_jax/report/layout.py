@@ -112,6 +112,7 @@ class Part:
       intervals resample these.
     split: which they are from, e.g. 'chitchat/test'.
     notes: sentences that have to stand below the table.
+    tokens_by_count: bucket of training counts -> target tokens measured.
   """
 
   name: str
@@ -122,6 +123,7 @@ class Part:
   groups: int
   split: str
   notes: tuple[str, ...]
+  tokens_by_count: Mapping[str, int]
 
 
 @dataclasses.dataclass(frozen=True)

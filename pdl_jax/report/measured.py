@@ -76,6 +76,13 @@ class Measured:
             'cannot stand in one table'
           )
       for metric in self.study.metrics:
+        if metric.key not in record['metrics']:
+          known = ', '.join(sorted(record['metrics']))
+          raise DataError(
+            f'study {self.study.name} declares the metric {metric.key!r}, '
+            f'which row {record["row"]!r} (seed {record["seed"]}) has not; '
+            f'measured are: {known}'
+          )
         if self.definition(first, metric) != self.definition(record, metric):
           raise DataError(
             f'{who} define {metric.key} differently; measure both again with '
@@ -115,6 +122,13 @@ class Measured:
         for row in (a, b)
       )
     ]
+
+  def seeds_of(self, a: str, b: str) -> int:
+    """How many seeds both rows have finished runs of."""
+    return sum(
+      self.record(a, seed) is not None and self.record(b, seed) is not None
+      for seed in self.study.seeds
+    )
 
   def same_items(self, a: str, b: str, seeds: Sequence[int]) -> bool:
     """Whether every number of every example is the same."""

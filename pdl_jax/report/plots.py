@@ -125,8 +125,11 @@ def by_count(part: Part) -> Picture | None:
     _draw_seeds(ax, places, values, mark, looks.label_of(row))
   label = looks.label_of(baseline)
   ax.axhline(0, color=looks.BASELINE, lw=1, label=label)
-  ax.set_xticks(range(len(buckets)), buckets)
-  ax.set_xlabel('occurrences of the token in the training data')
+  counted = [f'{b}\n{part.tokens_by_count[b]:,}' for b in buckets]
+  ax.set_xticks(range(len(buckets)), counted)
+  ax.set_xlabel(
+    'occurrences of the token in the training data; target tokens measured'
+  )
   ax.set_ylabel('nats a token minus baseline\n(lower is better)')
   ax.grid(visible=False, axis='x')
   looks.add_legend(picture, [ax])

@@ -53,6 +53,10 @@ def over_seeds(name: str, values_S: Sequence[float]) -> Spread:
   return Spread(mean=statistics.fmean(values_S), std=std, n=n)
 
 
+# Above it a p says nothing.
+LEVEL = 0.05
+
+
 def seed_floor(seeds: int) -> float:
   """The smallest two-sided p that `seeds` paired seeds can give: 2 / 2^n.
 

@@ -9,7 +9,7 @@ import dataclasses
 import re
 
 from pdl_jax.report.layout import Column, Entry, Part, Row
-from pdl_jax.report.statistics import seed_floor
+from pdl_jax.report.statistics import LEVEL, seed_floor
 
 NONE = '-'
 _ARROWS = {'higher': '↑', 'lower': '↓', 'reference': '≈', 'none': ''}
@@ -293,6 +293,7 @@ def _floors(part: Part) -> list[str]:
   """What as few seeds as these cannot show, whatever the numbers are."""
   return [
     f'{n} paired seed{"" if n == 1 else "s"} cannot reach p below '
-    f'{seed_floor(n):.3g} (2/2^{n}), even before the adjustment.'
+    f'{seed_floor(n):.3g} (2/2^{n}), even before the adjustment'
+    f'{"; it is left out." if seed_floor(n) > LEVEL else "."}'
     for n in sorted(_paired_seeds(part) - {0})
   ]

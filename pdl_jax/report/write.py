@@ -115,7 +115,10 @@ def _cells(kept: str, made: str) -> str:
   """Runs that one has and the other has not, or the first other number."""
   old, new = (_runs(text) for text in (kept, made))
   if gone := [run for run in old if run not in new]:
-    return f'there is no record of {gone[0]} ({len(gone)} such)'
+    return (
+      f'there is no record any more of {gone[0]} ({len(gone)} such); bring '
+      'records.jsonl back, or, if they are to go'
+    )
   if added := [run for run in new if run not in old]:
     return f'it has not {added[0]} ({len(added)} such)'
   return _line(kept, made)

@@ -5,7 +5,7 @@ import json
 import statistics
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -125,7 +125,9 @@ def format_status(rows: Sequence[Row]) -> str:
 
 
 def format_dry_run(
-  groups: Sequence[tuple[str, Path, Sequence[Cell]]], workers: int
+  groups: Sequence[tuple[str, Path, Sequence[Cell]]],
+  workers: int,
+  recorded: Mapping[str, float],
 ) -> str:
   """What would be run, what is done already, and how long it may take.
 
@@ -133,11 +135,17 @@ def format_dry_run(
     groups: title ('' for none), root and cells of each sweep, one after the
       other; a cell that is in several of them is counted once.
     workers: runs at once.
+    recorded: hash of cells that need not be run, their results being kept
+      elsewhere -> seconds that they took.
   """
   lines, found, labels = [], {}, set[tuple[Path, str]]()
   for title, root, cells in groups:
     lines += [title] if title else []
     for row, cell in zip(status(root, cells), cells, strict=True):
+      if cell.digest in recorded and row.state != 'done':
+        row = dataclasses.replace(
+          row, state='done', seconds=recorded[cell.digest]
+        )
       lines.append(f'{row.state:8s} {row.name}  <- {" | ".join(cell.labels)}')
       found[root, cell.digest] = row
       labels |= {(root, label) for label in cell.labels}
