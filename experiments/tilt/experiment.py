@@ -31,14 +31,15 @@ def variants() -> tuple[Variant, ...]:
 
 
 def study(
-  name: str, title: str, config: str, data: str, *more: Metric
-) -> Study:
+  name: str, title: str, config: str, data: str, *more: Metric,
+  baseline: str = 'cross-entropy',
+) -> Study:  # fmt: skip
   """All of them on one task."""
   # Perplexity is of the model, whatever the decoding.
   columns = (*metrics.QUALITY[1:], *metrics.DIVERSITY, *more)
   return Study(
     name, title, f'configs/{config}.py:small', variants(),
-    baseline='cross-entropy', metrics=columns,
+    baseline=baseline, metrics=columns,
     overrides={'data.name': data}, base=BASE,
   )  # fmt: skip
 
@@ -48,6 +49,10 @@ EXPERIMENT = Experiment(
   'with the opposite tilt, does not?',
   studies=(
     study('debian', 'Synopses of Debian packages', 'summarize', 'debian'),
+    study(
+      'debian_against_pdl', 'Synopses of Debian packages, against PDL 0.5',
+      'summarize', 'debian', baseline='PDL 0.5',
+    ),
     study('dialogue', 'Dialogue', 'dialogue', 'chitchat', metrics.RESPONSES),
   ),
   figures=(
