@@ -8,7 +8,7 @@ import pytest
 
 from pdl_jax.convert import fit_head
 from pdl_jax.errors import ConfigError
-from pdl_jax.model import api, assign
+from pdl_jax.model import api, assign, vq_logits
 from pdl_jax.model.config import HeadConfig, ModelConfig
 from pdl_jax.settings import CodeSettings, ModelSettings
 from pdl_jax.start import Model
@@ -72,7 +72,7 @@ def test_several_codebooks_come_nearer(compose):
     found = assign.fit(
       config, 'kmeans_output', 'rows', COUNTS, rows, rows, D, 0
     )
-    composed = api.vq_logits.compose(
+    composed = vq_logits.compose(
       found['codebooks_MxKxS'], found['codes_VxM'], compose
     )
     errors.append(float(np.square(composed - rows).mean()))
