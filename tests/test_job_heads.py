@@ -74,7 +74,7 @@ def test_a_run_that_starts_from_codes_keeps_them(codes, data_dir):
     {'model.head': 'dense', 'model.bias': 'learned'},
     {'model.head': 'vq', 'model.vq.codebooks': 4, 'model.vq.codes': 16,
      'model.vq.mapping': 'learned', 'model.vq.own': 8,
-     'model.vq.tail_from': 300, 'model.vq.tail_codes': 16,
+     'model.vq.tail_from': 300, 'model.vq.tail_codes': 8,
      'model.vq.tail_codebooks': 2,
      'model.bias': 'learned'},
   ],

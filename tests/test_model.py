@@ -202,7 +202,7 @@ def test_decoding_with_a_cache_is_the_full_forward_pass():
   for index in range(extra):
     cached.append(found)
     found, cache = step(PARAMS, cache, tokens[:, prompt + index])
-  cached = np.stack([*cached, found], axis=1)
+  cached = api.head_logits(CONFIG, PARAMS, np.stack([*cached, found], axis=1))
   # The same tokens without padding on the left, but with some on the right.
   real = np.zeros_like(tokens)
   for row, length in enumerate(lengths):
