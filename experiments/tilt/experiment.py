@@ -7,6 +7,8 @@ and PDL with its tilt undone. The runs are those of experiments/alpha.
   python launch.py --report=experiments/tilt    # from records.jsonl alone
 """
 
+from collections.abc import Sequence
+
 from experiments import metrics
 from experiments.small import BASE
 from pdl_jax.report.experiment import Experiment, Metric, Study, Variant
@@ -17,10 +19,10 @@ ALPHAS = (0.25, 0.5, 1.0)
 CROSS_ENTROPY = {'loss.alpha': 0.0}
 
 
-def variants() -> tuple[Variant, ...]:
+def variants(alphas: Sequence[float]) -> tuple[Variant, ...]:
   """Trained and decoded, for each alpha, and cross-entropy alone."""
   found = [Variant('cross-entropy', CROSS_ENTROPY)]
-  for alpha in ALPHAS:
+  for alpha in alphas:
     pdl = {'loss.alpha': alpha}
     found += [
       Variant(f'PDL {alpha:g}', pdl),
@@ -32,13 +34,13 @@ def variants() -> tuple[Variant, ...]:
 
 def study(
   name: str, title: str, config: str, data: str, *more: Metric,
-  baseline: str = 'cross-entropy',
+  alphas: Sequence[float] = ALPHAS, baseline: str = 'cross-entropy',
 ) -> Study:  # fmt: skip
   """All of them on one task."""
   # Perplexity is of the model, whatever the decoding.
   columns = (*metrics.QUALITY[1:], *metrics.DIVERSITY, *more)
   return Study(
-    name, title, f'configs/{config}.py:small', variants(),
+    name, title, f'configs/{config}.py:small', variants(alphas),
     baseline=baseline, metrics=columns,
     overrides={'data.name': data}, base=BASE,
   )  # fmt: skip
@@ -51,7 +53,7 @@ EXPERIMENT = Experiment(
     study('debian', 'Synopses of Debian packages', 'summarize', 'debian'),
     study(
       'debian_against_pdl', 'Synopses of Debian packages, against PDL 0.5',
-      'summarize', 'debian', baseline='PDL 0.5',
+      'summarize', 'debian', alphas=(0.5,), baseline='PDL 0.5',
     ),
     study('dialogue', 'Dialogue', 'dialogue', 'chitchat', metrics.RESPONSES),
   ),
