@@ -119,6 +119,10 @@ def test_keys_of_heads_are_in_no_other_runs_name(data_dir):
   assert config_hash(json.loads(plain.to_json())) == before
   plain.model.head = 'tied'
   assert config_hash(json.loads(plain.to_json())) != before
+  plain.model.head = 'vq'
+  one = config_hash(json.loads(plain.to_json()))
+  plain.model.vq.codes = 8
+  assert config_hash(json.loads(plain.to_json())) != one
 
 
 def test_runs_of_earlier_versions_have_no_keys_of_heads(codes, data_dir):
