@@ -106,10 +106,10 @@ def _bias(
   learned one begins at 0.
   """
   log_V = np.log(np.maximum(counts_V, 1.0))
-  codes = head.get('codes_VxM')
-  alone = codes is not None and codes.shape[1] == 1
+  codes = head.get('codes_MxV')
+  alone = codes is not None and len(codes) == 1
   if trained and alone:
-    code_V = np.asarray(codes)[:, 0]
+    code_V = np.asarray(codes)[0]
     mass_K = np.bincount(code_V, np.maximum(counts_V, 1.0))
     size_K = np.bincount(code_V)
     log_V += np.log(size_K[code_V] / mass_K[code_V])
@@ -139,7 +139,7 @@ def describe_head(config: ModelConfig, params: Tree, counts_V: Any) -> str:
 def _codes(
   config: ModelConfig, params: Tree
 ) -> Iterator[tuple[np.ndarray, np.ndarray, int]]:
-  """Types, their codes_VxM, and how many codes there are, of each tier."""
+  """Types, their codes_MxV, and how many codes there are, of each tier."""
   own = params.get('head', {})
   if config.head.kind != 'vq' or config.head.learned:
     return
@@ -148,7 +148,7 @@ def _codes(
     order_V = np.argsort(np.asarray(own['places_V']))
   tiers = config.head.tiers(config.vocab_size)
   for tier, part in zip(tiers, (own, own.get('tail')), strict=False):
-    codes = np.asarray(part['codes_VxM'])
+    codes = np.asarray(part['codes_MxV'])
     yield order_V[tier.first : tier.end], codes, tier.codes
 
 
@@ -161,8 +161,8 @@ def codes_report(
   """
   lines = []
   found = _codes(model.config, model.params)
-  for number, (types, codes_VxM, _) in enumerate(found):
-    for m, code_V in enumerate(codes_VxM.T):
+  for number, (types, codes_MxV, _) in enumerate(found):
+    for m, code_V in enumerate(codes_MxV):
       mass_K = np.bincount(code_V, counts_V[types])
       for code in np.argsort(-mass_K, kind='stable')[:_CODES]:
         held = types[code_V == code]

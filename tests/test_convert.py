@@ -32,33 +32,33 @@ def codes(mapping, config=None, rows=ROWS):
 
 
 def test_blocks_are_runs_of_equal_size():
-  found = codes('blocks')[:, 0]
+  found = codes('blocks')[0]
   np.testing.assert_array_equal(found, np.arange(V) // 5)
 
 
 def test_frequency_blocks_part_common_types_from_rare_ones():
-  found = codes('frequency_blocks')[:, 0]
+  found = codes('frequency_blocks')[0]
   lowest = [COUNTS[found == k].min() for k in range(12)]
   highest = [COUNTS[found == k].max() for k in range(12)]
   assert all(a >= b for a, b in zip(lowest[:-1], highest[1:], strict=True))
 
 
 def test_random_codes_are_of_equal_size_and_follow_the_seed():
-  found = codes('random')[:, 0]
+  found = codes('random')[0]
   assert (np.bincount(found) == 5).all()
   config, [tier] = head(), head().tiers(V)
-  again = assign.assign(config, tier, 'random', COUNTS, None, 0)[:, 0]
-  other = assign.assign(config, tier, 'random', COUNTS, None, 1)[:, 0]
+  again = assign.assign(config, tier, 'random', COUNTS, None, 0)[0]
+  other = assign.assign(config, tier, 'random', COUNTS, None, 1)[0]
   np.testing.assert_array_equal(found, again)
   assert (found != other).any()
 
 
 def test_kmeans_finds_the_places():
-  found = codes('kmeans_output')[:, 0]
+  found = codes('kmeans_output')[0]
   assert len({tuple(found[i : i + 5]) for i in range(0, V, 5)}) == 12
   [tier] = head().tiers(V)
   books = assign.codebooks(
-    head(), tier, 'rows', found[:, None], COUNTS, ROWS, D, 0
+    head(), tier, 'rows', found[None], COUNTS, ROWS, D, 0
   )
   np.testing.assert_allclose(books[0][found], ROWS, atol=1e-5)
 
@@ -73,14 +73,14 @@ def test_several_codebooks_come_nearer(compose):
       config, 'kmeans_output', 'rows', COUNTS, rows, rows, D, 0
     )
     composed = vq_logits.compose(
-      found['codebooks_MxKxS'], found['codes_VxM'], compose
+      found['codebooks_MxKxS'], found['codes_MxV'], compose
     )
     errors.append(float(np.square(composed - rows).mean()))
   assert errors[0] > errors[1] > errors[2]
 
 
 def test_the_commonest_types_have_codes_of_their_own():
-  found = codes('random', head(own=4))[:, 0]
+  found = codes('random', head(own=4))[0]
   common = np.argsort(-COUNTS, kind='stable')[:4]
   np.testing.assert_array_equal(found[common], np.arange(4))
   assert (np.bincount(found)[:4] == 1).all()
@@ -138,7 +138,7 @@ def test_a_low_rank_head_begins_as_the_best_approximation():
 def test_a_learned_bias_parts_a_code_by_frequency_and_keeps_its_mass():
   model = converted(options('vq', 'learned', codes=12))
   bias = model.params['head']['bias_V']
-  code = model.params['head']['codes_VxM'][:, 0]
+  code = model.params['head']['codes_MxV'][0]
   for k in range(12):
     share = np.exp(bias[code == k])
     counts = np.maximum(COUNTS[code == k], 1)
@@ -174,8 +174,8 @@ def test_tiers_are_of_falling_frequency_and_rising_error():
   )  # fmt: skip
   head = model.params['head']
   assert head['own_NxD'].shape == (5, D)
-  assert head['codes_VxM'].shape == (20, 4)
-  assert head['tail']['codes_VxM'].shape == (35, 1)
+  assert head['codes_MxV'].shape == (4, 20)
+  assert head['tail']['codes_MxV'].shape == (1, 35)
   order = np.argsort(-COUNTS, kind='stable')
   error = np.square(effective(model) - rows).mean(1)[order]
   np.testing.assert_allclose(error[:5], 0, atol=1e-6)

@@ -72,9 +72,9 @@ def models(bias=True):
   vocab, width = ONE.vocab_size, ONE.width
   head = {
     'codebooks_MxKxS': np.float32(random.normal(size=(1, 9, width))),
-    'codes_VxM': np.int32(random.integers(0, 9, (vocab, 1))),
+    'codes_MxV': np.int32(random.integers(0, 9, (1, vocab))),
   }
-  dense = {'matrix_VxD': head['codebooks_MxKxS'][0][head['codes_VxM'][:, 0]]}
+  dense = {'matrix_VxD': head['codebooks_MxKxS'][0][head['codes_MxV'][0]]}
   if bias:
     head['bias_V'] = dense['bias_V'] = np.float32(random.normal(size=vocab))
   kind = HeadConfig('dense', config.head.bias)

@@ -19,7 +19,7 @@ from pdl_jax.losses.heads import (
 )
 from pdl_jax.losses.linear import linear_token_stats
 from pdl_jax.model import api, assign, heads, vq_logits
-from pdl_jax.model.config import HeadConfig, ModelConfig
+from pdl_jax.model.config import HeadConfig, ModelConfig, code_dtype
 from tests import small
 
 V, D, K, B, L = 40, 16, 8, 4, 6
@@ -246,8 +246,8 @@ def built(request):
 
   def fill(path, x):
     name = path[-1].key
-    if name == 'codes_VxM':
-      return jnp.asarray(random.integers(0, 8, x.shape), jnp.int32)
+    if name == 'codes_MxV':
+      return jnp.asarray(random.integers(0, 8, x.shape), x.dtype)
     if name == 'places_V':
       return jnp.asarray(random.permutation(x.size), jnp.int32)
     return jnp.asarray(random.normal(size=x.shape), jnp.float32)
@@ -328,9 +328,18 @@ def test_nearest_codes_of_composed_rows_are_their_own(how):
   books = jnp.asarray(
     random.normal(size=(3, 8, 12)) * scale[:, None, None], jnp.float32
   )
-  codes = jnp.asarray(random.integers(0, 8, (30, 3)), jnp.int32)
+  codes = jnp.asarray(random.integers(0, 8, (3, 30)), jnp.uint8)
   rows = vq_logits.compose(books, codes, how)
   np.testing.assert_array_equal(vq_logits.nearest(books, rows, how), codes)
+
+
+@pytest.mark.parametrize(
+  ('count', 'kind'),
+  [(1, np.uint8), (256, np.uint8), (257, np.uint16), (65_537, np.uint32)],
+)
+def test_codes_are_of_the_least_type_that_holds_them(count, kind):
+  assert code_dtype(count) == kind
+  assert np.arange(count).astype(code_dtype(count)).max() == count - 1
 
 
 def test_the_gradient_of_learned_codes_reaches_codebooks_and_shadow():
@@ -343,14 +352,14 @@ def test_the_gradient_of_learned_codes_reaches_codebooks_and_shadow():
     return (vq_logits.head(config, params).rows() * target).sum()
 
   value, gradient = jax.value_and_grad(loss)(params)
-  codes = vq_logits.fix_codes(config, params)['codes_VxM']
+  codes = vq_logits.fix_codes(config, params)['codes_MxV']
   rows = vq_logits.compose(params['codebooks_MxKxS'], codes, 'product')
   # The value is of the codes alone; the shadow is passed what a row gets.
   assert float(value) == pytest.approx(float((rows * target).sum()), rel=1e-5)
   np.testing.assert_allclose(gradient['shadow_VxD'], target, rtol=1e-6)
   for m in range(2):
     part = np.zeros((8, 16), np.float32)
-    np.add.at(part, np.asarray(codes[:, m]), target[:, 16 * m : 16 * m + 16])
+    np.add.at(part, np.asarray(codes[m]), target[:, 16 * m : 16 * m + 16])
     np.testing.assert_allclose(
       gradient['codebooks_MxKxS'][m], part, rtol=1e-4, atol=1e-5
     )
@@ -404,10 +413,10 @@ def test_one_code_a_type_costs_what_zipf_says(mapping, count, excess):
   p /= p.sum()
   config = HeadConfig('vq', codes=count)
   [tier] = config.tiers(size)
-  codes = assign.assign(config, tier, mapping, p * 1e9, None, 0)[:, 0]
+  codes = assign.assign(config, tier, mapping, p * 1e9, None, 0)[0]
   mass = np.bincount(codes, p, count)
   best = np.log(mass / np.bincount(codes, minlength=count))
-  head = CodeHead(jnp.zeros((count, 1)), jnp.asarray(codes))
+  head = CodeHead(jnp.zeros((count, 1)), jnp.asarray(codes, jnp.int32))
   # A row a code: the logits are the same for all types.
   stats = code_stats(
     head, code_tables(head),

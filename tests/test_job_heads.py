@@ -64,8 +64,8 @@ def test_a_run_that_starts_from_codes_keeps_them(codes, data_dir):
   assert model.config.head == before.model.output
   # Sixteen types a code, the commonest first, as they were laid out.
   head = model.params['head']
-  assert (np.bincount(head['codes_VxM'][:, 0]) == 16).all()
-  assert set(head) == {'codebooks_MxKxS', 'codes_VxM', 'bias_V'}
+  assert (np.bincount(head['codes_MxV'][0]) == 16).all()
+  assert set(head) == {'codebooks_MxKxS', 'codes_MxV', 'bias_V'}
 
 
 @pytest.mark.parametrize(

@@ -23,8 +23,8 @@ import numpy as np
 
 from pdl_jax.losses import LOSSES, Loss, LossTables
 from pdl_jax.losses.heads import CodeHead, LinearHead
-from pdl_jax.model import vq_logits
-from pdl_jax.model.config import HeadConfig
+from pdl_jax.model import api, vq_logits
+from pdl_jax.model.config import HeadConfig, ModelConfig
 
 FOLDER = Path(__file__).parent
 V, D, ROUNDS = 49_152, 576, 20
@@ -35,6 +35,10 @@ CODES = {
   'VQ-Logits, 16 x 256': HeadConfig('vq', codes=256, codebooks=16),
   'VQ-Logits, 48 x 256': HeadConfig('vq', codes=256, codebooks=48),
   'VQ-Logits, 96 x 256': HeadConfig('vq', codes=256, codebooks=96),
+  'VQ-Logits, 192 x 256 for 4,096 types, 16 x 128 for the rest': HeadConfig(
+    'vq', codes=256, codebooks=192, tail_from=4096, tail_codes=128,
+    tail_codebooks=16,
+  ),
 }
 RANKS = (5, 64)
 # Of the loss: types, width, codes, tokens.
@@ -58,15 +62,25 @@ def _random(*shape: int) -> jax.Array:
 
 
 def _head(config: HeadConfig) -> dict[str, jax.Array]:
-  codes = np.random.default_rng(1).integers(
-    0, config.codes, (V, config.codebooks)
-  )
-  return {
-    'codebooks_MxKxS': _random(
-      config.codebooks, config.codes, D // config.codebooks
-    ),
-    'codes_VxM': jnp.asarray(codes, jnp.int32),
-  }
+  """Of random codes; types in the order of their ids, were there tiers."""
+  model = ModelConfig(
+    vocab_size=V, width=D, layers=1, heads=1, kv_heads=1, head_dim=2, mlp=1,
+    context=1, head=config,
+  )  # fmt: skip
+  random = np.random.default_rng(1)
+
+  def fill(path: tuple, x: jax.Array) -> jax.Array:
+    name = path[-1].key
+    if name == 'codes_MxV':
+      made = random.integers(0, int(x.max()) + 1, x.shape)
+    elif name == 'places_V':
+      made = random.permutation(x.size)
+    else:
+      made = random.normal(size=x.shape)
+    return jnp.asarray(made, x.dtype)
+
+  own = api.with_head(model, {}, jax.random.key(0))['head']
+  return jax.tree_util.tree_map_with_path(fill, own)
 
 
 def _logits(states: int) -> dict[str, Any]:
@@ -85,7 +99,7 @@ def _logits(states: int) -> dict[str, Any]:
   for name, config in CODES.items():
     calls[name] = (partial(vq_logits.logits, config), (_head(config), hidden))
   one = _head(CODES['VQ-Logits, 1 x 1,024'])
-  book, codes = one['codebooks_MxKxS'][0], one['codes_VxM'][:, 0]
+  book, codes = one['codebooks_MxKxS'][0], one['codes_MxV'][0].astype(jnp.int32)
   head = CodeHead(book, codes)
   found = head.code_logits(hidden)
   calls['1 x 1,024: matmul alone'] = (

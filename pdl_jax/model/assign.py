@@ -12,7 +12,7 @@ import numpy as np
 from sklearn.cluster import MiniBatchKMeans
 
 from pdl_jax.errors import ConfigError
-from pdl_jax.model.config import HeadConfig, Tier
+from pdl_jax.model.config import HeadConfig, Tier, code_dtype
 
 MAPPINGS = (
   'random', 'blocks', 'frequency_blocks', 'kmeans_output', 'kmeans_input',
@@ -77,7 +77,7 @@ def assign(
   rows_VxD: np.ndarray | None,
   seed: int,
 ) -> np.ndarray:
-  """codes_VxM of a mapping, of the types of one tier.
+  """codes_MxV of a mapping, of the types of one tier.
 
   With a single codebook and no other tiers, the own codes of the commonest
   types come first.
@@ -101,10 +101,10 @@ def assign(
   # Commoner types get nearer codes: squared errors count by the root of the
   # frequency. Plain k-means spends its codes on the many types never used.
   weight_V = np.sqrt(counts_V[rest_V] + 1.0)
-  columns, leftover = [], None
+  made, leftover = [], None
   for m in range(tier.codebooks):
-    column_V = np.empty(vocab, np.int32)
-    column_V[common_V[:single]] = np.arange(single)
+    code_V = np.empty(vocab, code_dtype(tier.codes))
+    code_V[common_V[:single]] = np.arange(single)
     if mapping == 'random':
       # Of equal sizes: a permutation in blocks.
       found = blocks(random.permutation(rest_V.size), codes)
@@ -124,16 +124,16 @@ def assign(
         part = leftover
       found, centers = kmeans(part, weight_V, codes, seed + m)
       leftover = part - centers[found]
-    column_V[rest_V] = single + found
-    columns.append(column_V)
-  return np.stack(columns, axis=1)
+    code_V[rest_V] = single + found
+    made.append(code_V)
+  return np.stack(made)
 
 
 def codebooks(
   config: HeadConfig,
   tier: Tier,
   start: str,
-  codes_VxM: np.ndarray,
+  codes_MxV: np.ndarray,
   counts_V: np.ndarray,
   outputs_VxD: np.ndarray | None,
   width: int,
@@ -145,7 +145,7 @@ def codebooks(
     config: of the head.
     tier: its codebooks.
     start: one of STARTS.
-    codes_VxM: of `assign`.
+    codes_MxV: of `assign`.
     counts_V: of the types of the tier in training targets.
     outputs_VxD: their trained output embedding, None from scratch.
     width: D.
@@ -166,10 +166,10 @@ def codebooks(
   made, rest_VxD, weight_V = [], outputs_VxD, np.sqrt(counts_V + 1.0)
   for m in range(tier.codebooks):
     part = _part(config, tier, rest_VxD, m)
-    book = means(part, weight_V, codes_VxM[:, m], tier.codes)
+    book = means(part, weight_V, codes_MxV[m], tier.codes)
     made.append(book)
     if config.compose == 'sum':
-      rest_VxD = rest_VxD - book[codes_VxM[:, m]]
+      rest_VxD = rest_VxD - book[codes_MxV[m]]
   return np.stack(made).astype(np.float32)
 
 
@@ -222,7 +222,7 @@ def fit(
     )
     part = {'codebooks_MxKxS': books}
     if not config.learned:
-      part['codes_VxM'] = codes
+      part['codes_MxV'] = codes
     elif outputs is not None:
       part['shadow_VxD'] = outputs
     made |= {'tail': part} if number else part
@@ -236,11 +236,11 @@ def fit(
 
 
 def describe(
-  codes_VxM: np.ndarray, codes: int, counts_V: np.ndarray
+  codes_MxV: np.ndarray, codes: int, counts_V: np.ndarray
 ) -> str:
   """How evenly the types are spread, in one line."""
-  sizes = [np.bincount(column, minlength=codes) for column in codes_VxM.T]
-  mass = [np.bincount(c, counts_V, codes) for c in codes_VxM.T]
+  sizes = [np.bincount(c, minlength=codes) for c in codes_MxV]
+  mass = [np.bincount(c, counts_V, codes) for c in codes_MxV]
   shares = [m.max() / max(m.sum(), 1) for m in mass]
   return (
     f'{len(sizes)} x {codes:,} codes, {sum((s == 0).sum() for s in sizes):,} '

@@ -4,6 +4,7 @@ import dataclasses
 from typing import NamedTuple
 
 import jax.numpy as jnp
+import numpy as np
 
 from pdl_jax.errors import ConfigError
 
@@ -156,6 +157,14 @@ class Tier(NamedTuple):
   end: int
   codes: int
   codebooks: int
+
+
+def code_dtype(codes: int) -> np.dtype:
+  """The least unsigned integers that count so many codes.
+
+  A look-up a type and codebook is bound by reading them.
+  """
+  return np.min_scalar_type(codes - 1)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -10,7 +10,7 @@ from jax import Array
 from pdl_jax.losses.heads import AdaptiveHead, Head, LinearHead
 from pdl_jax.model import vq_logits
 from pdl_jax.model.attention import INIT
-from pdl_jax.model.config import HeadConfig, ModelConfig, Tier
+from pdl_jax.model.config import HeadConfig, ModelConfig, Tier, code_dtype
 
 Params = dict
 
@@ -77,9 +77,9 @@ def _tier(
     follow = made_of((types, 'embed'), (count, width))
     return {'codebooks_MxKxS': books, 'shadow_VxD': follow}
   codes = made_of(
-    (types, None), (count, tier.codebooks), _in_turn(tier.codes)
+    (None, types), (tier.codebooks, count), _in_turn(tier.codes)
   )
-  return {'codebooks_MxKxS': books, 'codes_VxM': codes}
+  return {'codebooks_MxKxS': books, 'codes_MxV': codes}
 
 
 def _cluster(types: int, width: int, rank: int, made_of: Any) -> Params:
@@ -96,8 +96,8 @@ def _places(_: Array, shape: tuple[int]) -> Array:
 
 def _in_turn(count: int) -> Any:
   def codes(_: Array, shape: tuple[int, int]) -> Array:
-    column_V = jnp.arange(shape[0], dtype=jnp.int32) % count
-    return jnp.broadcast_to(column_V[:, None], shape)
+    row_V = jnp.arange(shape[1]) % count
+    return jnp.broadcast_to(row_V.astype(code_dtype(count)), shape)
 
   return codes
 
@@ -129,6 +129,6 @@ def head(config: ModelConfig, params: Params) -> Head:
 def logits(config: ModelConfig, params: Params, hidden: Array) -> Array:
   """[..., V], fp32."""
   own = params.get('head', {})
-  if config.head.kind == 'vq' and 'codes_VxM' in own:
+  if config.head.kind == 'vq' and 'codes_MxV' in own:
     return vq_logits.logits(config.head, own, hidden)
   return head(config, params).logits(hidden)

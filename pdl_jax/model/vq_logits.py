@@ -9,7 +9,8 @@ for the commonest, many codes for the next, few for the rest. Parameters of a
 head, below params['head']:
 
   codebooks_MxKxS  floats, trained; S = D / M (product) or D (sum)
-  codes_VxM        int32, fixed; absent while codes are learned
+  codes_MxV        of the least unsigned type that holds them, fixed; absent
+                   while codes are learned
   shadow_VxD       rows that learned codes follow, of training alone
   tail             a dict of these three, of the last tier
   own_NxD          rows of the first tier
@@ -24,11 +25,11 @@ from jax import Array
 from jax.lax import stop_gradient
 
 from pdl_jax.losses.heads import CodeHead, Head, LinearHead, along
-from pdl_jax.model.config import HeadConfig
+from pdl_jax.model.config import HeadConfig, code_dtype
 
 Params = dict
 # Never trained, whatever trains.
-FIXED = ('codes_VxM', 'prior_V', 'places_V')
+FIXED = ('codes_MxV', 'prior_V', 'places_V')
 
 
 def bias_of(params: Params) -> Array | None:
@@ -36,37 +37,37 @@ def bias_of(params: Params) -> Array | None:
   return params.get('bias_V', params.get('prior_V'))
 
 
-def compose(codebooks_MxKxS: Array, codes_VxM: Array, how: str) -> Array:
+def compose(codebooks_MxKxS: Array, codes_MxV: Array, how: str) -> Array:
   """rows_VxD; the gradient of a code adds up over its types."""
-  found_MxVxS = jax.vmap(lambda book, codes: book[codes], (0, 1))(
-    codebooks_MxKxS, codes_VxM
+  found_MxVxS = jax.vmap(lambda book, codes: book[codes])(
+    codebooks_MxKxS, codes_MxV
   )
   if how == 'sum':
     return found_MxVxS.sum(0)
-  return jnp.moveaxis(found_MxVxS, 0, 1).reshape(codes_VxM.shape[0], -1)
+  return jnp.moveaxis(found_MxVxS, 0, 1).reshape(codes_MxV.shape[1], -1)
 
 
 def nearest(
   codebooks_MxKxS: Array, rows_VxD: Array, how: str
 ) -> Array:
-  """codes_VxM of least squared distance; of equals the first.
+  """codes_MxV of least squared distance; of equals the first.
 
   For a sum one codebook after the other, each taking what those before it
   leave (residual quantization), which need not be the best composition.
   """
   rest, codes = rows_VxD, []
-  width = codebooks_MxKxS.shape[2]
+  _, count, width = codebooks_MxKxS.shape
   for m, book_KxS in enumerate(codebooks_MxKxS):
     part = rest
     if how == 'product':
       part = rest[:, m * width : (m + 1) * width]
     # |x - c|^2 without |x|^2, the same for all codes.
     distance_VxK = jnp.square(book_KxS).sum(-1)[None] - 2 * part @ book_KxS.T
-    code_V = jnp.argmin(distance_VxK, axis=1).astype(jnp.int32)
+    code_V = jnp.argmin(distance_VxK, axis=1)
     codes.append(code_V)
     if how == 'sum':
       rest = rest - book_KxS[code_V]
-  return jnp.stack(codes, axis=1)
+  return jnp.stack(codes).astype(code_dtype(count))
 
 
 def _tiers(params: Params) -> list[Params]:
@@ -79,7 +80,7 @@ def fix_codes(config: HeadConfig, params: Params) -> Params:
   fixed = dict(params)
   if 'shadow_VxD' in fixed:
     shadow = fixed.pop('shadow_VxD')
-    fixed['codes_VxM'] = nearest(
+    fixed['codes_MxV'] = nearest(
       params['codebooks_MxKxS'], shadow, config.compose
     )
   if 'tail' in fixed:
@@ -95,7 +96,7 @@ def _rows(config: HeadConfig, tier: Params) -> Array:
   """
   books, shadow = tier['codebooks_MxKxS'], tier.get('shadow_VxD')
   if shadow is None:
-    return compose(books, tier['codes_VxM'], config.compose)
+    return compose(books, tier['codes_MxV'], config.compose)
   codes = nearest(stop_gradient(books), stop_gradient(shadow), config.compose)
   rows = compose(books, codes, config.compose)
   return rows + shadow - stop_gradient(shadow)
@@ -105,8 +106,9 @@ def head(config: HeadConfig, params: Params) -> Head:
   """What a loss takes: codes where there is one a type, else a matrix."""
   books, bias_V = params['codebooks_MxKxS'], bias_of(params)
   plain = 'places_V' not in params and 'left_VxR' not in params
-  if plain and len(books) == 1 and 'codes_VxM' in params:
-    return CodeHead(books[0], params['codes_VxM'][:, 0], bias_V)
+  if plain and len(books) == 1 and 'codes_MxV' in params:
+    codes_V = params['codes_MxV'][0].astype(jnp.int32)
+    return CodeHead(books[0], codes_V, bias_V)
   parts = [_rows(config, tier) for tier in _tiers(params)]
   if 'own_NxD' in params:
     parts = [params['own_NxD'], *parts]
@@ -126,12 +128,16 @@ def logits(config: HeadConfig, params: Params, hidden: Array) -> Array:
     params: with fixed codes.
     hidden: [..., D].
   """
-  parts = [_tier_logits(config, tier, hidden) for tier in _tiers(params)]
+  lead = hidden.shape[:-1]
+  hidden_NxD = hidden.reshape(-1, hidden.shape[-1])
+  # A row of N a type, so that a look-up copies neighbours.
+  parts = [_tier_logits(config, tier, hidden_NxD) for tier in _tiers(params)]
   if 'own_NxD' in params:
-    parts = [LinearHead(params['own_NxD']).logits(hidden), *parts]
-  z = jnp.concatenate(parts, axis=-1)
+    parts = [LinearHead(params['own_NxD']).logits(hidden_NxD).T, *parts]
+  z_VxN = jnp.concatenate(parts)
   if 'places_V' in params:
-    z = jnp.take(z, params['places_V'], axis=-1)
+    z_VxN = _look_up(z_VxN, params['places_V'])
+  z = z_VxN.T.reshape(*lead, -1)
   if 'left_VxR' in params:
     residual = LinearHead(params['left_VxR'], None, params['right_DxR'])
     z += residual.logits(hidden)
@@ -139,22 +145,32 @@ def logits(config: HeadConfig, params: Params, hidden: Array) -> Array:
   return z if bias_V is None else z + along(z, bias_V)
 
 
-def _tier_logits(config: HeadConfig, tier: Params, hidden: Array) -> Array:
-  books, codes_VxM = tier['codebooks_MxKxS'], tier['codes_VxM']
+def _tier_logits(
+  config: HeadConfig, tier: Params, hidden_NxD: Array
+) -> Array:
+  """[types, N]: one codebook after the other, which was measured fastest."""
+  books, codes_MxV = tier['codebooks_MxKxS'], tier['codes_MxV']
   count, _, width = books.shape
-  lead = hidden.shape[:-1]
+  states = len(hidden_NxD)
   if config.compose == 'product':
-    parts = hidden.reshape(*lead, count, width)
+    parts = hidden_NxD.reshape(states, count, width)
   else:
-    parts = jnp.broadcast_to(hidden[..., None, :], (*lead, count, width))
-  found = jnp.einsum(
-    '...ms,mks->...mk', parts, books.astype(hidden.dtype),
+    parts = jnp.broadcast_to(hidden_NxD[:, None], (states, count, width))
+  found_MxKxN = jnp.einsum(
+    'nms,mks->mkn', parts, books.astype(hidden_NxD.dtype),
     preferred_element_type=jnp.float32,
-  )
-  z = jnp.take(found[..., 0, :], codes_VxM[:, 0], axis=-1)
-  for m in range(1, count):
-    z += jnp.take(found[..., m, :], codes_VxM[:, m], axis=-1)
-  return z
+  )  # fmt: skip
+
+  def add(z_VxN: Array, book: tuple[Array, Array]) -> tuple[Array, None]:
+    return z_VxN + _look_up(*book), None
+
+  z_VxN = _look_up(found_MxKxN[0], codes_MxV[0])
+  return jax.lax.scan(add, z_VxN, (found_MxKxN[1:], codes_MxV[1:]))[0]
+
+
+def _look_up(rows: Array, places: Array) -> Array:
+  """Rows at places that exist: nothing is spent on those that do not."""
+  return rows.at[places].get(mode='promise_in_bounds')
 
 
 def float_parameters(params: Params) -> int:
@@ -162,7 +178,7 @@ def float_parameters(params: Params) -> int:
   return sum(
     float_parameters(x) if name == 'tail' else x.size
     for name, x in params.items()
-    if name not in ('codes_VxM', 'places_V', 'shadow_VxD')
+    if name not in ('codes_MxV', 'places_V', 'shadow_VxD')
   )
 
 
