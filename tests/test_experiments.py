@@ -1,5 +1,6 @@
 """Committed tables follow from committed records, byte for byte."""
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -49,3 +50,18 @@ def test_loss_speed_runs(tmp_path):
   assert 'optax, unfused' in table
   assert 'ours, vocabulary' in table
   assert len(list(tmp_path.glob('*.png'))) == 1
+
+
+def test_tuned_rivals_are_the_best_of_their_tuning():
+  from experiments.rivals import experiment as rivals
+
+  lines = Path('experiments/rivals/records.jsonl').read_text().splitlines()
+  found = {
+    record['row']: record['metrics']['rougeL']
+    for record in map(json.loads, lines)
+    if record['study'] == 'tuning'
+  }
+  for key, values in rivals.VALUES.items():
+    rows = [row.label for row in rivals.of_constants({key: values})[1:]]
+    best = max(rows, key=lambda row: found[row])
+    assert rivals.of_constants({key: (rivals.CHOSEN[key],)})[1].label == best
