@@ -91,6 +91,9 @@ def _base() -> ConfigDict:
     'tail_from': 0,
     'tail_codes': 256,
     'tail_codebooks': 16,
+    # Width of the tail's rows, and of a projection of the hidden state that
+    # they are multiplied with; 0: the width of the model, and no projection.
+    'tail_rank': 0,
   })
 
   config.data = ConfigDict({

@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -16,8 +16,24 @@ Tree = Any
 _CODES, _TYPES = 40, 12
 
 
+class Moments(NamedTuple):
+  """Of the hidden states that an output head reads.
+
+  Attributes:
+    mean_D: their mean.
+    covariance_DxD: their covariance.
+  """
+
+  mean_D: np.ndarray
+  covariance_DxD: np.ndarray
+
+
 def fit_head(
-  options: ModelSettings, model: Model, counts_V: np.ndarray, seed: int
+  options: ModelSettings,
+  model: Model,
+  counts_V: np.ndarray,
+  moments: Moments | None,
+  seed: int,
 ) -> Model:
   """The model with its new head fitted: codes, codebooks, biases.
 
@@ -25,6 +41,8 @@ def fit_head(
     options: what is asked for.
     model: from `load_model`, whose new head is as it was initialised.
     counts_V: of the types in training targets.
+    moments: of the model on the data, by which rows are near that give near
+      logits; None: as if hidden states had unit variance.
     seed: of random codes, and of k-means.
 
   Raises:
@@ -34,28 +52,29 @@ def fit_head(
   if options.output is None:
     return model
   own, rows_VxD = dict(model.params.get('head', {})), model.outputs_VxD
+  covariance_DxD = None if moments is None else moments.covariance_DxD
   if head.kind == 'vq':
     inputs_VxD = None
     if rows_VxD is not None:
       inputs_VxD = np.asarray(model.params['embed_VxD'])
     fitted = assign.fit(
       head, options.vq.mapping, options.vq.start, counts_V, rows_VxD,
-      inputs_VxD, model.config.width, seed,
+      inputs_VxD, covariance_DxD, model.config.width, seed,
     )  # fmt: skip
     if 'tail' in own:
       fitted['tail'] = own['tail'] | fitted['tail']
     own |= fitted
   elif head.kind == 'adaptive':
-    own |= _clusters(head, own, counts_V, rows_VxD)
+    own |= _clusters(head, own, counts_V, rows_VxD, covariance_DxD)
   elif rows_VxD is not None and head.kind == 'dense':
     own['matrix_VxD'] = rows_VxD
   elif rows_VxD is not None and head.kind == 'low_rank':
-    own['left_VxR'], own['right_DxR'] = _truncated(rows_VxD, head.rank)
+    own['left_VxR'], own['right_DxR'] = assign.truncate(
+      assign.centered(rows_VxD, counts_V), counts_V, covariance_DxD, head.rank
+    )
   if head.bias != 'none':
     name = 'bias_V' if head.bias == 'learned' else 'prior_V'
-    own[name] = _bias(head.bias, own, counts_V, rows_VxD is not None)
-    if model.bias_V is not None and head.bias == 'learned':
-      own[name] = model.bias_V
+    own[name] = _bias(head, own, counts_V, model, moments)
   params = {**model.params, 'head': own} if own else model.params
   return dataclasses.replace(model, params=params)
 
@@ -65,6 +84,7 @@ def _clusters(
   own: Tree,
   counts_V: np.ndarray,
   rows_VxD: np.ndarray | None,
+  covariance_DxD: np.ndarray | None,
 ) -> Tree:
   """Types in clusters by frequency; of a trained model its rows' parts.
 
@@ -75,13 +95,20 @@ def _clusters(
   places_V[order_V] = np.arange(counts_V.size)
   if rows_VxD is None:
     return {'places_V': places_V}
-  common, middle, rare = (
-    rows_VxD[part]
-    for part in np.split(order_V, (head.own, head.tail_from))
-  )
+  parts = np.split(order_V, (head.own, head.tail_from))
+  common, middle, rare = (rows_VxD[part] for part in parts)
   means = np.stack([middle.mean(0), rare.mean(0)])
-  left, right = _truncated(middle, own['right_DxR'].shape[1])
-  rarest = _truncated(rare, own['tail']['right_DxR'].shape[1])
+  # A cluster has a softmax of its own, and does not see what its rows share.
+  (left, right), rarest = (
+    assign.truncate(
+      assign.centered(rows, counts_V[part]), counts_V[part], covariance_DxD,
+      rank,
+    )
+    for rows, part, rank in (
+      (middle, parts[1], own['right_DxR'].shape[1]),
+      (rare, parts[2], own['tail']['right_DxR'].shape[1]),
+    )
+  )  # fmt: skip
   return {
     'first_HxD': np.concatenate([common, means]), 'places_V': places_V,
     'left_VxR': left, 'right_DxR': right,
@@ -89,35 +116,44 @@ def _clusters(
   }  # fmt: skip
 
 
-def _truncated(rows_VxD: np.ndarray, rank: int) -> tuple[np.ndarray, ...]:
-  """The best factors of a rank in the least-squares sense."""
-  values, vectors_DxD = np.linalg.eigh(rows_VxD.T @ rows_VxD)
-  right_DxR = vectors_DxD[:, np.argsort(-values)[:rank]]
-  return rows_VxD @ right_DxR, right_DxR
-
-
 def _bias(
-  kind: str, head: Tree, counts_V: np.ndarray, trained: bool
+  head: HeadConfig,
+  own: Tree,
+  counts_V: np.ndarray,
+  model: Model,
+  moments: Moments | None,
 ) -> np.ndarray:
   """Where the bias begins.
 
   From scratch at the unigram distribution. Types that share all that a trained
   row was turned into share its mass by their frequency; where they do not, a
-  learned one begins at 0.
+  learned one begins where it was, and makes good what the rows lost of the
+  mean logit.
   """
   log_V = np.log(np.maximum(counts_V, 1.0))
-  codes = head.get('codes_MxV')
-  alone = codes is not None and len(codes) == 1
-  if trained and alone:
+  codes, rows_VxD = own.get('codes_MxV'), model.outputs_VxD
+  alone = codes is not None and len(codes) == 1 and not head.in_tiers
+  learned = head.bias == 'learned' and rows_VxD is not None
+  if learned and (not alone or model.bias_V is not None):
+    log_V = np.zeros_like(log_V) if model.bias_V is None else model.bias_V
+    if moments is not None and not alone and head.kind in ('vq', 'low_rank'):
+      lost_VxD = rows_VxD - effective_rows(head, own)
+      log_V = log_V + assign.centered(lost_VxD, counts_V) @ moments.mean_D
+  elif rows_VxD is not None and alone:
     code_V = np.asarray(codes)[0]
     mass_K = np.bincount(code_V, np.maximum(counts_V, 1.0))
     size_K = np.bincount(code_V)
     log_V += np.log(size_K[code_V] / mass_K[code_V])
-  elif trained and kind == 'learned':
-    log_V = np.zeros(counts_V.size)
   else:
     log_V -= np.log(np.maximum(counts_V, 1.0).sum())
   return log_V.astype(np.float32)
+
+
+def effective_rows(head: HeadConfig, own: Tree) -> np.ndarray:
+  """The output matrix that a vq or low_rank head stands for, [V, D]."""
+  if head.kind == 'low_rank':
+    return own['left_VxR'] @ own['right_DxR'].T
+  return np.asarray(vq_logits.head(head, own).rows())
 
 
 def describe_head(config: ModelConfig, params: Tree, counts_V: Any) -> str:

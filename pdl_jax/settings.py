@@ -40,12 +40,13 @@ class CodeSettings:
   tail_from: int = 0
   tail_codes: int = 256
   tail_codebooks: int = 16
+  tail_rank: int = 0
 
   def __post_init__(self):
     _positive(
       'model.vq', self, 'codes', 'codebooks', 'tail_codes', 'tail_codebooks'
     )
-    _not_negative('model.vq', self, 'own', 'tail_from')
+    _not_negative('model.vq', self, 'own', 'tail_from', 'tail_rank')
     _one_of('model.vq.compose', self.compose, COMPOSITIONS)
     _one_of('model.vq.mapping', self.mapping, MAPPINGS)
     _one_of('model.vq.start', self.start, STARTS)
@@ -104,6 +105,7 @@ class ModelSettings:
       'vq', self.bias, self.rank, self.vq.codes, self.vq.codebooks,
       self.vq.compose, self.vq.mapping == 'learned', self.vq.own,
       self.vq.tail_from, self.vq.tail_codes, self.vq.tail_codebooks,
+      self.vq.tail_rank,
     )  # fmt: skip
 
 

@@ -24,10 +24,13 @@ from pdl_jax.losses import LOSSES, LossTables
 from pdl_jax.records import RunFolder
 from pdl_jax.settings import Settings
 from pdl_jax.start import Model, load_model
+from pdl_jax.step import target_hidden
 from pdl_jax.weighting import Frequencies
 
 # Texts that the classifier of style is trained on, and checked on.
 _STYLE_RECORDS, _STYLE_CHECKS = 20_000, 2000
+# Examples whose hidden states say which rows are near, and how many at a time.
+_READ, _READ_BATCH = 128, 8
 Tree = Any
 
 
@@ -102,7 +105,9 @@ def prepare(settings: Settings, folder: RunFolder | None) -> Setup:
   }
   train = splits['train']
   frequencies = find_frequencies(settings, folder, train, model.tokenizer)
-  model = _with_head(settings, folder, model, frequencies.task.counts_V)
+  model = _with_head(
+    settings, folder, model, train, frequencies.task.counts_V
+  )
   tables = weighting.make_tables(
     settings.loss, frequencies, model.tokenizer.special_ids
   )
@@ -117,12 +122,18 @@ def _with_head(
   settings: Settings,
   folder: RunFolder | None,
   model: Model,
+  train: Split,
   counts_V: np.ndarray,
 ) -> Model:
   """The model with its head fitted to the data; says what it is."""
   if settings.model.output is None:
     return model
-  model = convert.fit_head(settings.model, model, counts_V, settings.seed)
+  moments = None
+  if settings.model.head not in ('tied', 'dense'):
+    moments = _moments(model, train.examples)
+  model = convert.fit_head(
+    settings.model, model, counts_V, moments, settings.seed
+  )
   print(
     f'head       {convert.describe_head(model.config, model.params, counts_V)}'
   )
@@ -130,6 +141,20 @@ def _with_head(
   if folder is not None and report:
     folder.write_text('codes.txt', report)
   return model
+
+
+def _moments(model: Model, examples: Examples) -> convert.Moments | None:
+  """Of hidden states on training examples; None of an untrained model."""
+  if model.outputs_VxD is None:
+    return None
+
+  read = jax.jit(partial(target_hidden, model.config))
+  numbers = pipeline.sample(examples, _READ)
+  states = np.concatenate([
+    np.asarray(read(model.params, batch), np.float64)[batch['where']]
+    for batch in pipeline.evaluation_batches(examples, numbers, _READ_BATCH)
+  ])
+  return convert.Moments(states.mean(0), np.cov(states, rowvar=False))
 
 
 def _describe_loss(

@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from pdl_jax.convert import fit_head
+from pdl_jax.convert import Moments, fit_head
 from pdl_jax.errors import ConfigError
 from pdl_jax.model import api, assign, vq_logits
 from pdl_jax.model.config import HeadConfig, ModelConfig
@@ -28,7 +28,8 @@ def head(**changes):
 
 def codes(mapping, config=None, rows=ROWS):
   config = config or head()
-  return assign.assign(config, config.tiers(V)[0], mapping, COUNTS, rows, 0)
+  [tier] = config.tiers(V)
+  return assign.assign(config, tier, mapping, COUNTS, rows, None, 0)
 
 
 def test_blocks_are_runs_of_equal_size():
@@ -47,8 +48,8 @@ def test_random_codes_are_of_equal_size_and_follow_the_seed():
   found = codes('random')[0]
   assert (np.bincount(found) == 5).all()
   config, [tier] = head(), head().tiers(V)
-  again = assign.assign(config, tier, 'random', COUNTS, None, 0)[0]
-  other = assign.assign(config, tier, 'random', COUNTS, None, 1)[0]
+  again = assign.assign(config, tier, 'random', COUNTS, None, None, 0)[0]
+  other = assign.assign(config, tier, 'random', COUNTS, None, None, 1)[0]
   np.testing.assert_array_equal(found, again)
   assert (found != other).any()
 
@@ -70,7 +71,7 @@ def test_several_codebooks_come_nearer(compose):
   for count in (1, 2, 4):
     config = head(codes=6, codebooks=count, compose=compose)
     found = assign.fit(
-      config, 'kmeans_output', 'rows', COUNTS, rows, rows, D, 0
+      config, 'kmeans_output', 'rows', COUNTS, rows, rows, None, D, 0
     )
     composed = vq_logits.compose(
       found['codebooks_MxKxS'], found['codes_MxV'], compose
@@ -95,7 +96,7 @@ def test_the_commonest_types_have_codes_of_their_own():
 )
 def test_from_scratch_there_are_no_rows(mapping, start, wanted):
   with pytest.raises(ConfigError, match=wanted):
-    assign.fit(head(), mapping, start, COUNTS, None, None, D, 0)
+    assign.fit(head(), mapping, start, COUNTS, None, None, None, D, 0)
 
 
 def test_more_codes_than_different_rows_are_refused():
@@ -111,14 +112,21 @@ def options(kind, bias='none', rank=0, **vq):
   )  # fmt: skip
 
 
-def converted(settings, rows=ROWS):
+def moments():
+  """Of states that vary in some directions more than in others."""
+  random = np.random.default_rng(8)
+  states = random.normal(size=(400, D)) @ random.normal(size=(D, D))
+  return Moments(random.normal(size=D), np.cov(states, rowvar=False))
+
+
+def converted(settings, rows=ROWS, moments=None):
   config = ModelConfig(
     vocab_size=V, width=D, layers=1, heads=2, kv_heads=1, head_dim=4, mlp=8,
     context=8, head=settings.output,
   )  # fmt: skip
   params = jax.tree.map(np.asarray, api.init(config, jax.random.key(0)))
   model = Model('m', config, {**params, 'embed_VxD': rows}, None, rows)
-  return fit_head(settings, model, COUNTS, 0)
+  return fit_head(settings, model, COUNTS, moments, 0)
 
 
 def effective(model):
@@ -130,9 +138,83 @@ def test_a_dense_head_begins_as_the_trained_rows():
 
 
 def test_a_low_rank_head_begins_as_the_best_approximation():
-  found = effective(converted(options('low_rank', rank=3)))
-  u, s, vt = np.linalg.svd(ROWS, full_matrices=False)
-  np.testing.assert_allclose(found, (u[:, :3] * s[:3]) @ vt[:3], atol=1e-4)
+  """Of the logits on the data, the commoner types first (Eckart-Young)."""
+  random = np.random.default_rng(5)
+  rows = random.normal(size=(V, D)).astype(np.float32)
+  read = moments()
+  found = effective(converted(options('low_rank', rank=3), rows, read))
+  wanted = rows - np.average(rows, axis=0, weights=COUNTS + 1)
+  metric = np.linalg.cholesky(assign.smoothed(read.covariance_DxD))
+  weight = np.sqrt(assign.importance(COUNTS))[:, None]
+  error = np.square(weight * (found - wanted) @ metric).sum()
+  values = np.linalg.svd(weight * wanted @ metric, compute_uv=False)
+  assert error == pytest.approx(np.square(values[3:]).sum(), rel=1e-4)
+
+
+def test_of_full_rank_nothing_is_lost():
+  rows = np.random.default_rng(5).normal(size=(V, D))
+  left, right = assign.truncate(rows, COUNTS, moments().covariance_DxD, D)
+  np.testing.assert_allclose(left @ right.T, rows, atol=1e-4)
+
+
+def test_rows_are_near_that_give_near_logits():
+  """Far apart where hidden states do not go, is near."""
+  random = np.random.default_rng(5)
+  rows = np.zeros((V, 2))
+  rows[:, 0] = np.repeat([0.0, 1.0], V // 2) + 0.01 * random.normal(size=V)
+  rows[:, 1] = 10 * random.normal(size=V)
+  config = head(codes=2)
+  [tier] = config.tiers(V)
+  found = {
+    name: assign.assign(
+      config, tier, 'kmeans_output', np.ones(V), rows, covariance, 0
+    )[0]
+    for name, covariance in (('plain', None), ('data', np.diag([1e4, 1e-4])))
+  }
+  split = np.repeat([0, 1], V // 2)
+  agree = {name: (code == split).mean() for name, code in found.items()}
+  assert agree['data'] in (0, 1)
+  assert 0 < agree['plain'] < 1
+
+
+def test_a_learned_bias_begins_at_the_mean_logit_that_the_rows_lost():
+  rows = np.random.default_rng(5).normal(size=(V, D)).astype(np.float32)
+  read = moments()
+  for kind, extra in (
+    ('low_rank', {'rank': 3}), ('vq', {'codes': 5, 'codebooks': 2})
+  ):  # fmt: skip
+    model = converted(options(kind, 'learned', **extra), rows, read)
+    lost = rows @ read.mean_D - effective(model) @ read.mean_D
+    # A softmax does not see what is added to all types.
+    bias = model.params['head']['bias_V']
+    np.testing.assert_allclose(bias - bias.mean(), lost - lost.mean(),
+                               atol=1e-4)  # fmt: skip
+
+
+@pytest.mark.parametrize('mapping', ['kmeans_output', 'learned', 'random'])
+def test_the_tail_can_be_of_lower_rank(mapping):
+  rows = np.random.default_rng(5).normal(size=(V, D)).astype(np.float32)
+  model = converted(
+    options('vq', codes=8, codebooks=4, own=5, tail_from=25, tail_codes=9,
+            tail_codebooks=2, tail_rank=4, mapping=mapping), rows, moments(),
+  )  # fmt: skip
+  order = np.argsort(-COUNTS, kind='stable')
+  centered = rows - np.average(rows, axis=0, weights=COUNTS + 1)
+  found = effective(model)
+  np.testing.assert_allclose(found[order[:5]], centered[order[:5]], atol=1e-5)
+  assert np.linalg.matrix_rank(found[order[25:]], tol=1e-3) == 4
+  if mapping != 'random':
+    error = np.square(found - centered).mean(1)[order[25:]].mean()
+    assert error < np.square(centered[order[25:]]).mean()
+
+
+def test_columns_are_spread_so_that_each_codebook_has_as_much_to_tell():
+  scale = np.asarray([1e3, 1e3, 10, 10, 1, 1])
+  rows = np.random.default_rng(5).normal(size=(1000, 6)) * scale
+  first, second = assign.spread(rows, 2)[:3], assign.spread(rows, 2)[3:]
+  assert sorted([*first, *second]) == list(range(6))
+  for pair in ((0, 1), (2, 3), (4, 5)):
+    assert len(set(pair) & set(first)) == len(set(pair) & set(second)) == 1
 
 
 def test_a_learned_bias_parts_a_code_by_frequency_and_keeps_its_mass():
@@ -189,6 +271,11 @@ def test_tiers_are_of_falling_frequency_and_rising_error():
     ({'tail_from': 9, 'own': 9}, 'own 9 must be at most 8'),
     ({'tail_from': 9, 'tail_codebooks': 3}, 'does not divide into 3 codebooks'),
     ({'own': 12}, 'own 12 must be at most 11'),
+    ({'tail_rank': 2}, 'tail_rank 2 needs a tail: set tail_from'),
+    ({'tail_from': 9, 'tail_codebooks': 1, 'tail_rank': 99},
+     'tail_rank 99 must be below the width of the model, '),
+    ({'tail_from': 9, 'tail_codebooks': 2, 'tail_rank': 3},
+     'the width 3 does not divide into 2 codebooks of the tail'),
   ],
 )
 def test_tiers_that_do_not_fit_are_refused(changes, wanted):

@@ -224,6 +224,14 @@ HEADS = {
     'vq', codes=8, codebooks=4, own=5, tail_from=30, tail_codes=8,
     tail_codebooks=2,
   ),
+  'tail of lower rank': HeadConfig(
+    'vq', 'learned', codes=8, codebooks=4, tail_from=30, tail_codes=8,
+    tail_codebooks=2, tail_rank=6,
+  ),
+  'learned tiers of lower rank': HeadConfig(
+    'vq', codes=8, codebooks=4, learned=True, own=5, tail_from=30,
+    tail_codes=8, tail_codebooks=2, tail_rank=6,
+  ),
   'learned tiers': HeadConfig(
     'vq', codes=8, codebooks=4, learned=True, own=5, tail_from=30,
     tail_codes=8, tail_codebooks=2,
@@ -413,7 +421,7 @@ def test_one_code_a_type_costs_what_zipf_says(mapping, count, excess):
   p /= p.sum()
   config = HeadConfig('vq', codes=count)
   [tier] = config.tiers(size)
-  codes = assign.assign(config, tier, mapping, p * 1e9, None, 0)[0]
+  codes = assign.assign(config, tier, mapping, p * 1e9, None, None, 0)[0]
   mass = np.bincount(codes, p, count)
   best = np.log(mass / np.bincount(codes, minlength=count))
   head = CodeHead(jnp.zeros((count, 1)), jnp.asarray(codes, jnp.int32))

@@ -4,6 +4,11 @@ Mappings of VQ-Logits: random, blocks (of ids), frequency_blocks (of equal
 frequency), kmeans_output and kmeans_input (of a trained output or input
 embedding), learned (they follow training, from the nearest codes of the
 output embedding).
+
+Rows are as near as their logits are. An error e of a row moves its logit by
+h . e, whose variance over the data is e^T C e with C the covariance of the
+hidden state; commoner types count more. So k-means and low-rank factors are
+those of the rows times the root of C.
 """
 
 from typing import Any
@@ -20,6 +25,8 @@ MAPPINGS = (
 )  # fmt: skip
 STARTS = ('rows', 'random')
 _SCALE = 0.02
+# Of the mean variance, added to the covariance: few states give it.
+_RIDGE = 1e-2
 # Of k-means; the last improvements do not matter to what is trained on.
 _ROUNDS, _BATCH = 30, 8192
 
@@ -33,8 +40,8 @@ def blocks(order_V: np.ndarray, codes: int) -> np.ndarray:
 
 def kmeans(
   rows: np.ndarray, weight: np.ndarray, codes: int, seed: int
-) -> tuple[np.ndarray, np.ndarray]:
-  """Nearest centroid of each row, and centroids [codes, width].
+) -> np.ndarray:
+  """The cluster of each row, [types].
 
   Args:
     rows: [types, width].
@@ -55,8 +62,79 @@ def kmeans(
     codes, max_iter=_ROUNDS, batch_size=_BATCH, random_state=seed,
     n_init='auto', reassignment_ratio=0.0,
   ).fit(rows, sample_weight=weight)  # fmt: skip
-  centers = np.asarray(found.cluster_centers_)
-  return np.asarray(found.labels_, np.int32), centers
+  return np.asarray(found.labels_, np.int32)
+
+
+def root(covariance_DxD: np.ndarray) -> np.ndarray:
+  """Its symmetric root."""
+  values, vectors = np.linalg.eigh(covariance_DxD)
+  return (vectors * np.sqrt(np.maximum(values, 0.0))) @ vectors.T
+
+
+def smoothed(covariance_DxD: np.ndarray) -> np.ndarray:
+  """Of full rank, however few states it was measured on."""
+  mean = np.trace(covariance_DxD) / len(covariance_DxD)
+  return covariance_DxD + _RIDGE * mean * np.eye(len(covariance_DxD))
+
+
+def importance(counts: np.ndarray) -> np.ndarray:
+  """What the squared error of a type's row counts, by its frequency.
+
+  Plain k-means spends its codes on the many types that are never used.
+  """
+  return np.sqrt(counts + 1.0)
+
+
+def centered(rows_VxD: np.ndarray, counts_V: np.ndarray) -> np.ndarray:
+  """Without what all rows share, on average: a softmax does not see it."""
+  return rows_VxD - np.average(rows_VxD, axis=0, weights=counts_V + 1.0)
+
+
+def truncate(
+  rows: np.ndarray,
+  counts: np.ndarray,
+  covariance_DxD: np.ndarray | None,
+  rank: int,
+) -> tuple[np.ndarray, np.ndarray]:
+  """Factors (left [types, rank], right [D, rank]), rows ~ left right^T.
+
+  The best of that rank for the logits, the commoner types first.
+
+  Args:
+    rows: [types, D].
+    counts: of the types.
+    covariance_DxD: of the hidden state; None: of unit variance.
+    rank: at most D.
+  """
+  inverse, near = np.eye(rows.shape[1]), rows
+  if covariance_DxD is not None:
+    metric = root(smoothed(covariance_DxD))
+    inverse, near = np.linalg.inv(metric), rows @ metric
+  weighted = near * importance(counts)[:, None]
+  values, vectors_DxD = np.linalg.eigh(weighted.T @ near)
+  kept_DxR = vectors_DxD[:, np.argsort(-values)[:rank]]
+  return (
+    np.asarray(near @ kept_DxR, np.float32),
+    np.asarray(inverse @ kept_DxR, np.float32),
+  )
+
+
+def spread(rows: np.ndarray, count: int) -> np.ndarray:
+  """An order of the columns in which runs of equal length vary alike.
+
+  So that each of so many codebooks has the same to tell: the columns, the
+  most varied first, go to whichever has the least so far.
+  """
+  bits = np.log(rows.var(axis=0) + 1e-12)
+  bits -= bits.min()
+  parts: list[list[int]] = [[] for _ in range(count)]
+  loads = np.zeros(count)
+  for column in np.argsort(-bits):
+    full = [len(part) * count >= bits.size for part in parts]
+    part = int(np.argmin(np.where(full, np.inf, loads)))
+    parts[part].append(int(column))
+    loads[part] += bits[column]
+  return np.concatenate(parts)
 
 
 def means(
@@ -75,6 +153,7 @@ def assign(
   mapping: str,
   counts_V: np.ndarray,
   rows_VxD: np.ndarray | None,
+  covariance_DxD: np.ndarray | None,
   seed: int,
 ) -> np.ndarray:
   """codes_MxV of a mapping, of the types of one tier.
@@ -88,6 +167,7 @@ def assign(
     mapping: one of MAPPINGS; learned ones begin at kmeans_output.
     counts_V: of the types of the tier in training targets.
     rows_VxD: their trained embedding; None from scratch.
+    covariance_DxD: of what the rows are multiplied with; None: unit variance.
     seed: of what is random.
 
   Raises:
@@ -98,9 +178,7 @@ def assign(
   single = 0 if config.in_tiers else config.own
   rest_V, codes = np.sort(common_V[single:]), tier.codes - single
   random = np.random.default_rng(seed)
-  # Commoner types get nearer codes: squared errors count by the root of the
-  # frequency. Plain k-means spends its codes on the many types never used.
-  weight_V = np.sqrt(counts_V[rest_V] + 1.0)
+  weight_V = importance(counts_V[rest_V])
   made, leftover = [], None
   for m in range(tier.codebooks):
     code_V = np.empty(vocab, code_dtype(tier.codes))
@@ -119,11 +197,15 @@ def assign(
         'model.pretrained, or take random, blocks or frequency_blocks'
       )
     else:
-      part = _part(config, tier, rows_VxD, m)[rest_V]
+      columns = _columns(config, tier, rows_VxD.shape[1], m)
+      part = rows_VxD[:, columns][rest_V]
       if config.compose == 'sum' and leftover is not None:
         part = leftover
-      found, centers = kmeans(part, weight_V, codes, seed + m)
-      leftover = part - centers[found]
+      near = part
+      if covariance_DxD is not None:
+        near = part @ root(smoothed(covariance_DxD)[columns, columns])
+      found = kmeans(near, weight_V, codes, seed + m)
+      leftover = part - means(part, weight_V, found, codes)[found]
     code_V[rest_V] = single + found
     made.append(code_V)
   return np.stack(made)
@@ -163,9 +245,9 @@ def codebooks(
       'model.vq.start rows needs a trained embedding: set model.pretrained, or '
       'take random'
     )
-  made, rest_VxD, weight_V = [], outputs_VxD, np.sqrt(counts_V + 1.0)
+  made, rest_VxD, weight_V = [], outputs_VxD, importance(counts_V)
   for m in range(tier.codebooks):
-    part = _part(config, tier, rest_VxD, m)
+    part = rest_VxD[:, _columns(config, tier, rest_VxD.shape[1], m)]
     book = means(part, weight_V, codes_MxV[m], tier.codes)
     made.append(book)
     if config.compose == 'sum':
@@ -173,13 +255,11 @@ def codebooks(
   return np.stack(made).astype(np.float32)
 
 
-def _part(
-  config: HeadConfig, tier: Tier, rows_VxD: np.ndarray, m: int
-) -> np.ndarray:
-  if config.compose == 'sum':
-    return rows_VxD
-  size = config.code_width(rows_VxD.shape[1], tier)
-  return rows_VxD[:, m * size : (m + 1) * size]
+def _columns(config: HeadConfig, tier: Tier, width: int, m: int) -> slice:
+  """Those of a row that codebook m gives."""
+  size = config.code_width(width, tier)
+  start = m * size if config.compose == 'product' else 0
+  return slice(start, start + size)
 
 
 def fit(
@@ -189,6 +269,7 @@ def fit(
   counts_V: np.ndarray,
   outputs_VxD: np.ndarray | None,
   inputs_VxD: np.ndarray | None,
+  covariance_DxD: np.ndarray | None,
   width: int,
   seed: int,
 ) -> dict[str, Any]:
@@ -199,6 +280,8 @@ def fit(
     mapping, start: of MAPPINGS and STARTS.
     counts_V: of the types in training targets.
     outputs_VxD, inputs_VxD: trained embeddings, None from scratch.
+    covariance_DxD: of the hidden state that the outputs are multiplied with;
+      None: of unit variance.
     width: D.
     seed: of what is random.
 
@@ -208,19 +291,27 @@ def fit(
   order_V = np.arange(counts_V.size)
   if config.in_tiers:
     order_V = np.argsort(-counts_V, kind='stable')
-  take = lambda rows, types: None if rows is None else rows[types]  # noqa: E731
+  if config.tail_rank and outputs_VxD is not None:
+    outputs_VxD = centered(outputs_VxD, counts_V)
   made: dict[str, Any] = {}
   for number, tier in enumerate(config.tiers(counts_V.size)):
     types = order_V[tier.first : tier.end]
-    counts, outputs = counts_V[types], take(outputs_VxD, types)
-    near = outputs
+    counts, outputs = counts_V[types], _rows(outputs_VxD, types)
+    part: dict[str, Any] = {}
+    near, metric = outputs, covariance_DxD
+    if tier.rank and outputs is not None:
+      outputs, right = truncate(outputs, counts, covariance_DxD, tier.rank)
+      if config.compose == 'product':
+        order = spread(outputs, tier.codebooks)
+        outputs, right = outputs[:, order], right[:, order]
+      # Of unit variance is what the projection makes of the hidden state.
+      near, metric, part['projection_DxR'] = outputs, None, right
     if mapping == 'kmeans_input':
-      near = take(inputs_VxD, types)
-    codes = assign(config, tier, mapping, counts, near, seed)
-    books = codebooks(
-      config, tier, start, codes, counts, outputs, width, seed
+      near, metric = _rows(inputs_VxD, types), None
+    codes = assign(config, tier, mapping, counts, near, metric, seed)
+    part['codebooks_MxKxS'] = codebooks(
+      config, tier, start, codes, counts, outputs, tier.rank or width, seed
     )
-    part = {'codebooks_MxKxS': books}
     if not config.learned:
       part['codes_MxV'] = codes
     elif outputs is not None:
@@ -233,6 +324,10 @@ def fit(
   if config.in_tiers and config.own and outputs_VxD is not None:
     made['own_NxD'] = outputs_VxD[order_V[: config.own]]
   return made
+
+
+def _rows(rows_VxD: np.ndarray | None, types: np.ndarray) -> Any:
+  return None if rows_VxD is None else rows_VxD[types]
 
 
 def describe(

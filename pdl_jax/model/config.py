@@ -39,6 +39,8 @@ class HeadConfig:
       are composed of codebooks of its own; 0: there is no tail. Of adaptive,
       where its second cluster begins.
     tail_codes, tail_codebooks: K and M of the tail.
+    tail_rank: R, of a projection of the state that the rows of the tail are
+      multiplied with, [R] in place of [D]; 0: the state itself.
   """
 
   kind: str = 'tied'
@@ -52,6 +54,7 @@ class HeadConfig:
   tail_from: int = 0
   tail_codes: int = 0
   tail_codebooks: int = 0
+  tail_rank: int = 0
 
   def __post_init__(self):
     for name, allowed in (
@@ -113,6 +116,10 @@ class HeadConfig:
         'that would keep them apart; take fixed codes, or several codebooks'
       )
     if not self.tail_from:
+      if self.tail_rank:
+        raise ConfigError(
+          f'head tail_rank {self.tail_rank} needs a tail: set tail_from'
+        )
       return
     if self.tail_from >= vocab_size:
       raise ConfigError(
@@ -123,9 +130,15 @@ class HeadConfig:
         'head tail_codes and tail_codebooks must be >= 1, got '
         f'{self.tail_codes} and {self.tail_codebooks}'
       )
-    if self.compose == 'product' and width % self.tail_codebooks:
+    if self.tail_rank >= width:
       raise ConfigError(
-        f'the width {width} does not divide into {self.tail_codebooks} '
+        f'head tail_rank {self.tail_rank} must be below the width of the '
+        f'model, {width}'
+      )
+    rank = self.tail_rank or width
+    if self.compose == 'product' and rank % self.tail_codebooks:
+      raise ConfigError(
+        f'the width {rank} does not divide into {self.tail_codebooks} '
         "codebooks of the tail; take a divisor, or compose 'sum'"
       )
 
@@ -139,24 +152,30 @@ class HeadConfig:
     """What composes the rows of which types, the commonest first."""
     first = self.own if self.in_tiers else 0
     end = self.tail_from or vocab_size
-    made = (Tier(first, end, self.codes, self.codebooks),)
+    made = (Tier(first, end, self.codes, self.codebooks, 0),)
     if self.tail_from:
-      tail = Tier(end, vocab_size, self.tail_codes, self.tail_codebooks)
+      tail = Tier(
+        end, vocab_size, self.tail_codes, self.tail_codebooks, self.tail_rank
+      )
       made = (*made, tail)
     return made
 
   def code_width(self, width: int, tier: 'Tier') -> int:
-    """S, of a row of a codebook of a tier."""
+    """S, of a row of a codebook of a tier, whose rows have some width."""
     return width // tier.codebooks if self.compose == 'product' else width
 
 
 class Tier(NamedTuple):
-  """Types by rank of frequency, [first, end), and their codebooks."""
+  """Types by rank of frequency, [first, end), and what composes their rows.
+
+  Rows are as wide as the model, or as `rank` if that is not 0.
+  """
 
   first: int
   end: int
   codes: int
   codebooks: int
+  rank: int
 
 
 def code_dtype(codes: int) -> np.dtype:

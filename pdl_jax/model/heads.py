@@ -70,16 +70,22 @@ def _tier(
   c: HeadConfig, tier: Tier, width: int, types: str | None, made_of: Any
 ) -> Params:
   """Codebooks, and codes or what they follow."""
-  size, count = c.code_width(width, tier), tier.end - tier.first
-  embed = 'embed' if c.compose == 'sum' else None
-  books = made_of((None, 'codes', embed), (tier.codebooks, tier.codes, size))
+  wide, count = tier.rank or width, tier.end - tier.first
+  embed = 'embed' if c.compose == 'sum' and not tier.rank else None
+  shape = (tier.codebooks, tier.codes, c.code_width(wide, tier))
+  made = {'codebooks_MxKxS': made_of((None, 'codes', embed), shape)}
+  if tier.rank:
+    scale = nn.initializers.normal(width**-0.5)
+    made['projection_DxR'] = made_of(
+      ('embed', None), (width, tier.rank), scale
+    )
   if c.learned:
-    follow = made_of((types, 'embed'), (count, width))
-    return {'codebooks_MxKxS': books, 'shadow_VxD': follow}
+    axes = (types, None if tier.rank else 'embed')
+    return made | {'shadow_VxD': made_of(axes, (count, wide))}
   codes = made_of(
     (None, types), (tier.codebooks, count), _in_turn(tier.codes)
   )
-  return {'codebooks_MxKxS': books, 'codes_MxV': codes}
+  return made | {'codes_MxV': codes}
 
 
 def _cluster(types: int, width: int, rank: int, made_of: Any) -> Params:

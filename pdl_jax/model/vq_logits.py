@@ -12,7 +12,8 @@ head, below params['head']:
   codes_MxV        of the least unsigned type that holds them, fixed; absent
                    while codes are learned
   shadow_VxD       rows that learned codes follow, of training alone
-  tail             a dict of these three, of the last tier
+  tail             a dict of these three, of the last tier, and perhaps
+  projection_DxR   what the state is multiplied with first: its rows have R
   own_NxD          rows of the first tier
   places_V         int32, the place of each type in the order of the tiers
   bias_V           trained, or prior_V, fixed
@@ -24,7 +25,7 @@ import jax.numpy as jnp
 from jax import Array
 from jax.lax import stop_gradient
 
-from pdl_jax.losses.heads import CodeHead, Head, LinearHead, along
+from pdl_jax.losses.heads import CodeHead, LinearHead, along
 from pdl_jax.model.config import HeadConfig, code_dtype
 
 Params = dict
@@ -96,13 +97,16 @@ def _rows(config: HeadConfig, tier: Params) -> Array:
   """
   books, shadow = tier['codebooks_MxKxS'], tier.get('shadow_VxD')
   if shadow is None:
-    return compose(books, tier['codes_MxV'], config.compose)
-  codes = nearest(stop_gradient(books), stop_gradient(shadow), config.compose)
-  rows = compose(books, codes, config.compose)
-  return rows + shadow - stop_gradient(shadow)
+    rows = compose(books, tier['codes_MxV'], config.compose)
+  else:
+    fixed = stop_gradient(shadow)
+    codes = nearest(stop_gradient(books), fixed, config.compose)
+    rows = compose(books, codes, config.compose) + shadow - fixed
+  projection = tier.get('projection_DxR')
+  return rows if projection is None else rows @ projection.T
 
 
-def head(config: HeadConfig, params: Params) -> Head:
+def head(config: HeadConfig, params: Params) -> LinearHead | CodeHead:
   """What a loss takes: codes where there is one a type, else a matrix."""
   books, bias_V = params['codebooks_MxKxS'], bias_of(params)
   plain = 'places_V' not in params and 'left_VxR' not in params
@@ -152,6 +156,8 @@ def _tier_logits(
   books, codes_MxV = tier['codebooks_MxKxS'], tier['codes_MxV']
   count, _, width = books.shape
   states = len(hidden_NxD)
+  if 'projection_DxR' in tier:
+    hidden_NxD @= tier['projection_DxR'].astype(hidden_NxD.dtype)
   if config.compose == 'product':
     parts = hidden_NxD.reshape(states, count, width)
   else:
