@@ -156,15 +156,44 @@ def effective_rows(head: HeadConfig, own: Tree) -> np.ndarray:
   return np.asarray(vq_logits.head(head, own).rows())
 
 
-def describe_head(config: ModelConfig, params: Tree, counts_V: Any) -> str:
-  """Its size against a dense head, and how its codes are spread."""
+class HeadSize(NamedTuple):
+  """What an output head has to keep.
+
+  Attributes:
+    kind: of it.
+    floats: that logits need: none of learned codes' rows, which exist in
+      training alone; a fixed bias too.
+    dense_floats: V D, of a matrix of its own.
+    index_bits: of the codes of all types, and of their order in tiers.
+  """
+
+  kind: str
+  floats: int
+  dense_floats: int
+  index_bits: int
+
+
+def head_size(config: ModelConfig, params: Tree) -> HeadSize:
+  """Of a model's head; a tied one is counted as the matrix that it reads."""
   head, own = config.head, params.get('head', {})
   dense = config.vocab_size * config.width
-  floats = vq_logits.float_parameters(own) if own else dense
-  parts = [f'{head.kind}, {floats:,} floats ({100 * floats / dense:.2f} % of '
-           'a dense head)']  # fmt: skip
-  if bits := vq_logits.index_bits(head, config.vocab_size):
-    parts.append(f'{bits:,} index bits')
+  floats = vq_logits.float_parameters(own) if own else 0
+  if head.kind == 'tied':
+    floats += dense
+  return HeadSize(
+    head.kind, floats, dense, vq_logits.index_bits(head, config.vocab_size)
+  )
+
+
+def describe_head(config: ModelConfig, params: Tree, counts_V: Any) -> str:
+  """Its size against a dense head, and how its codes are spread."""
+  size = head_size(config, params)
+  percent = 100 * size.floats / size.dense_floats
+  parts = [
+    f'{size.kind}, {size.floats:,} floats ({percent:.2f} % of a dense head)'
+  ]
+  if size.index_bits:
+    parts.append(f'{size.index_bits:,} index bits')
   parts += [
     assign.describe(codes, count, counts_V[types])
     for types, codes, count in _codes(config, params)

@@ -11,7 +11,15 @@ import numpy as np
 from jax import Array
 from jax.sharding import Mesh
 
-from pdl_jax import optimizer, setup, sharding, state, summary, weighting
+from pdl_jax import (
+  convert,
+  optimizer,
+  setup,
+  sharding,
+  state,
+  summary,
+  weighting,
+)
 from pdl_jax.data import pipeline
 from pdl_jax.decode import DecodeSettings
 from pdl_jax.evaluate import items
@@ -121,6 +129,7 @@ def _run(
     'loss': summary.loss_record(
       settings.loss, ready.frequencies, ready.tables
     ),
+    'head': convert.head_size(model.config, model.params)._asdict(),
     'neutral_ids': list(specials),
     'examples': summary.shown(before, after),
     'task': settings.data.task,

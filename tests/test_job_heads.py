@@ -9,6 +9,7 @@ import pytest
 from pdl_jax import finished, job, reevaluate, setup, train
 from pdl_jax.errors import ConfigError
 from pdl_jax.records import config_hash
+from pdl_jax.report import collect
 from pdl_jax.settings import Settings
 from tests import small
 
@@ -43,6 +44,21 @@ def test_codes_from_scratch_learn(codes):
   report = (codes / 'codes.txt').read_text().splitlines()
   assert len(report) == 32
   assert report[0].startswith('tier 0 codebook 0 code 0: 16 types, ')
+
+
+def test_its_size_stands_beside_its_metrics(codes):
+  size = json.loads((codes / 'results.json').read_text())['head']
+  # 32 codes of the model's width, and a bias for each of the types.
+  vocab, width = 512, size['dense_floats'] // 512
+  assert size == {
+    'kind': 'vq', 'floats': 32 * width + vocab, 'dense_floats': vocab * width,
+    'index_bits': vocab * 5,
+  }  # fmt: skip
+  record, definitions = collect.collect(codes, 'after', [])
+  percent = 100 * (32 * width + vocab) / (vocab * width)
+  assert record['metrics']['head_percent'] == pytest.approx(percent, rel=1e-5)
+  assert record['metrics']['head_index_bits'] == pytest.approx(512 * 5 / 1e6)
+  assert {'head_percent', 'head_index_bits'} <= set(definitions)
 
 
 def test_it_is_measured_again_from_its_checkpoint(codes, stop):

@@ -102,7 +102,28 @@ def _results(
   found: dict[str, Any] = dict(zip(names, columns, strict=True))
   if (run / 'evaluations.json').exists():
     found |= _read(run / 'evaluations.json')
-  return found.get(predictions)
+  chosen = found.get(predictions)
+  if chosen is None or 'head' not in measured:
+    return chosen  # Runs of earlier versions do not say.
+  return chosen | _head(measured['head'])
+
+
+def _head(size: Mapping[str, Any]) -> dict[str, Any]:
+  """Of the output head, whatever was predicted."""
+  return {
+    'head_percent': {
+      'value': 100 * size['floats'] / size['dense_floats'],
+      'n': size['dense_floats'], 'unit': 'floats',
+      'definition': 'floats that the logits need, a bias and a residual '
+      'included, in percent of a dense matrix of vocabulary x width',
+    },
+    'head_index_bits': {
+      'value': size['index_bits'] / 1e6,
+      'n': size['dense_floats'], 'unit': 'floats',
+      'definition': 'bits of the codes of all types, and of their order where '
+      'they are in tiers, as integers of equal width, in millions',
+    },
+  }  # fmt: skip
 
 
 def _items(run: Path, predictions: str) -> dict[str, Any]:

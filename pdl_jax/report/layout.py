@@ -145,6 +145,7 @@ class Frontier:
 
   x: str
   y: str
+  log_x: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
