@@ -25,7 +25,7 @@ run it
 | cross-entropy (baseline) |   16.00 ± 1.00 |     0.410 ± 0.010 |      3 |
 | alpha 0.25 (chosen)      | 15.00 ± 1.00 = | **0.440 ± 0.010** |      3 |
 | alpha 0.5                |   15.00 ± 0.71 |       0.400 (n=1) | 2 of 3 |
-| twin                     |   16.00 ± 1.00 |           missing |      3 |
+| twin                     |   16.00 ± 1.00 |         undefined |      3 |
 | alpha 1                  |       diverged |          diverged | 0 of 3 |
 | References               |              - |             0.448 |      - |
 """
@@ -76,7 +76,7 @@ def test_no_sign_of_a_label_acts_as_markdown():
 
 
 def latex_rows(text):
-  inside = re.search(r'\\toprule\n(.*)\\bottomrule', text, re.DOTALL)
+  inside = re.search(r'\\toprule\n(.*?)\\bottomrule', text, re.DOTALL)
   assert inside is not None
   lines = [x for x in inside[1].splitlines() if x != r'\midrule']
   assert all(line.endswith(r' \\') for line in lines)
@@ -99,15 +99,19 @@ def plain(latex):
 
 def test_latex_columns_and_braces():
   text = tables.latex(stand_in.report(odd_part(), stand_in.table_part()))
-  assert text.count(r'\begin{table}') == text.count(r'\end{table}') == 2
+  assert text.count(r'\begin{table}') == text.count(r'\end{table}') == 4
   assert text.count(r'\begin{tabular}{lrrr}') == 2
-  for environment in text.split(r'\begin{table}')[1:]:
-    assert {len(row) for row in latex_rows(environment)} == {4}
+  assert text.count(r'\begin{tabular}{lrr}') == 2
+  environments = text.split(r'\begin{table}')[1:]
+  for environment, columns in zip(environments, (4, 3, 4, 3), strict=True):
+    assert {len(row) for row in latex_rows(environment)} == {columns}
     for line in environment.splitlines():
       bare = re.sub(r'\\[{}]', '', line)
       assert bare.count('{') == bare.count('}')
   assert r'\label{tab:choose-dialogue}' in text
   assert r'\textbf{0.440 $\pm$ 0.010}' in text
+  assert r'\label{tab:choose-dialogue-difference}' in text
+  assert r'& $-$1.00 {[}$-$1.50, +0.00] p=1.000 &' in text
   assert r'Perplexity $\downarrow$ & Distinct-1 $\approx$ & Seeds' in text
   assert '96 documents of chitchat/test' in text
   assert not set('±≈↑↓') & set(text)

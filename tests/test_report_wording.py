@@ -27,7 +27,7 @@ def test_results():
     'cross-entropy (baseline)': ['16.00 ± 1.00', '0.410 ± 0.010', '3'],
     'alpha 0.25 (chosen)': ['15.00 ± 1.00 =', '0.440 ± 0.010', '3'],
     'alpha 0.5': ['15.00 ± 0.71', '0.400 (n=1)', '2 of 3'],
-    'twin': ['16.00 ± 1.00', 'missing', '3'],
+    'twin': ['16.00 ± 1.00', 'undefined', '3'],
     'alpha 1': ['diverged', 'diverged', '0 of 3'],
     'References': ['-', '0.448', '-'],
   }
@@ -46,7 +46,7 @@ def test_differences():
       ('-0.030', 'p<0.001'),
     ],
     'alpha 0.5': [('-1.00', '[-1.50, +0.00]'), ('undefined',)],
-    'twin': [('identical',), ('missing',)],
+    'twin': [('identical',), ('undefined',)],
     'alpha 1': [('diverged',), ('diverged',)],
   }
 

@@ -70,7 +70,10 @@ def markdown(report: Report) -> str:
 
 
 def latex(report: Report) -> str:
-  r"""A booktabs table a part, with caption and label `tab:REPORT-PART`.
+  r"""Booktabs tables of each part, with captions.
+
+  Labels: `tab:REPORT-PART`, and of the differences to the baseline
+  `tab:REPORT-PART-difference`.
 
   Needs \usepackage{booktabs} and UTF-8, nothing else.
 
@@ -81,9 +84,10 @@ def latex(report: Report) -> str:
     Table environments, ending in a newline.
   """
   return '\n'.join(
-    _environment(report, part)
+    made
     for part in report.parts
     if not wording.unmeasured(part)
+    for made in _environments(report, part)
   )
 
 
@@ -152,18 +156,35 @@ def _markdown_cell(cell: Cell) -> str:
   return f'**{text}**' if cell.bold else text
 
 
-def _environment(report: Report, part: Part) -> str:
-  table = wording.results(part)
-  caption = ' '.join([
-    f'{one_line(part.title).rstrip(".")}.',
-    wording.remarks(part)[0],
-    wording.results_legend(part),
-  ])
+def _environments(report: Report, part: Part) -> list[str]:
+  """The results, and the differences where there are any."""
+  title = f'{one_line(part.title).rstrip(".")}.'
   label = re.sub(r'[^A-Za-z0-9]+', '-', f'{report.name}-{part.name}')
-  *systems, references = (
-    ' & '.join([_latex_text(name), *map(_latex_cell, cells)])
+  documents = wording.remarks(part)[0]
+  made = [
+    _environment(
+      wording.results(part), label,
+      f'{title} {documents} {wording.results_legend(part)}', ruled=1,
+    )
+  ]  # fmt: skip
+  differences = wording.differences(part)
+  if differences is not None:
+    made.append(_environment(
+      differences, f'{label}-difference',
+      f'{title} Difference to the baseline. {documents} '
+      f'{wording.differences_legend(part)}', ruled=0,
+    ))  # fmt: skip
+  return made
+
+
+def _environment(table: Table, label: str, caption: str, ruled: int) -> str:
+  """A table; the last `ruled` rows below a rule of their own."""
+  rows = [
+    ' & '.join([_latex_text(name), *map(_latex_cell, cells)]) + r' \\'
     for name, cells in table.rows
-  )
+  ]
+  if ruled:
+    rows.insert(len(rows) - ruled, r'\midrule')
   return '\n'.join([
     r'\begin{table}',
     r'\centering',
@@ -174,9 +195,7 @@ def _environment(report: Report, part: Part) -> str:
     r'\toprule',
     ' & '.join(map(_latex_text, table.headings)) + r' \\',
     r'\midrule',
-    *(rf'{row} \\' for row in systems),
-    r'\midrule',
-    rf'{references} \\',
+    *rows,
     r'\bottomrule',
     r'\end{tabular}',
     r'\end{table}',

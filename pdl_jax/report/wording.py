@@ -218,8 +218,11 @@ def _is_short_of_seeds(row: Row, entry: Entry) -> bool:
 
 
 def absent(row: Row) -> str:
-  """What a cell without a value is called."""
-  return 'missing' if row.state in ('done', 'partly') else row.state
+  """What a cell without a value is called.
+
+  Of runs that finished, every metric was measured: it has no value there.
+  """
+  return 'undefined' if row.state in ('done', 'partly') else row.state
 
 
 def _result(row: Row, entry: Entry, column: Column) -> Cell:
