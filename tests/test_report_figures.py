@@ -278,6 +278,23 @@ def test_by_count_pairs_seeds_where_it_can():
   assert list(artists(ax)['paired'].get_ydata()) == [1.5]
 
 
+@pytest.mark.parametrize(('far', 'scale'), [(2.0, 'linear'), (9.0, 'symlog')])
+def test_by_count_one_that_is_far_off_does_not_hide_the_others(far, scale):
+  rows = [
+    stand_in.baseline(nats_by_count=nats(1.0)),
+    compared('near', nats_by_count=nats(1.1)),
+    compared('far', nats_by_count=nats(far)),
+  ]
+  picture = plots.by_count(stand_in.part(rows))
+  assert picture is not None
+  [ax] = picture.axes
+  assert ax.get_yscale() == scale
+  low, high = ax.get_ylim()
+  assert low <= 0.1 < far - 1 <= high
+  shown = [text.get_text() for text in ax.get_yticklabels()]
+  assert '0' in shown or scale == 'linear'
+
+
 def test_by_count_needs_a_baseline_and_another():
   counted = compared('x', nats_by_count=nats(1.0))
   assert plots.by_count(stand_in.part([counted])) is None

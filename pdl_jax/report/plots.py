@@ -25,6 +25,8 @@ _PANEL_HEIGHT, _HEIGHT = 2.3, 3.6
 # Characters.
 _PANEL_TITLE, _X_TITLE, _Y_TITLE = 44, 80, 42
 _GREY = '#9a9a9a'
+# Nats beyond which an axis of differences is logarithmic, but for the first.
+_FAR = 3.0
 
 
 def line(part: Part, figure: Line) -> Picture | None:
@@ -125,6 +127,17 @@ def by_count(part: Part) -> Picture | None:
     ]
     places = [place + shift for place in range(len(buckets))]
     _draw_seeds(ax, places, values, mark, looks.label_of(row))
+  how = 'lower is better'
+  if max(map(abs, ax.get_ylim())) > _FAR:
+    # One that is far off leaves the others room to be told apart.
+    how += '; logarithmic beyond ±1'
+    ax.set_yscale('symlog', linthresh=1)
+    ticks = [sign * x for x in (0.5, 1, 2, 4, 8) for sign in (-1, 1)]
+    low, high = (1.1 * end for end in ax.get_ylim())
+    ax.set_ylim(low, high)
+    ax.set_yticks([0, *(x for x in ticks if low <= x <= high)])
+    ax.yaxis.set_major_formatter('{x:g}')
+    ax.minorticks_off()
   label = looks.label_of(baseline)
   ax.axhline(0, color=looks.BASELINE, lw=1, label=label)
   counted = [f'{b}\n{part.tokens_by_count[b]:,}' for b in buckets]
@@ -132,7 +145,7 @@ def by_count(part: Part) -> Picture | None:
   ax.set_xlabel(
     'occurrences of the token in the training data; target tokens measured'
   )
-  ax.set_ylabel('nats a token minus baseline\n(lower is better)')
+  ax.set_ylabel(f'nats a token minus baseline\n({how})')
   ax.grid(visible=False, axis='x')
   looks.add_legend(picture, [ax])
   return picture
