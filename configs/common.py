@@ -51,12 +51,20 @@ def _base() -> ConfigDict:
     'head_dim': 32,
     'mlp': 384,
     'vocab_size': 4096,
+    # Of the rotary frequencies of a model from scratch.
+    'rope_base': 10_000.0,
     # Of activations: float32 or bfloat16; parameters are always fp32.
     'dtype': 'float32',
     # Recompute blocks in the backward pass: less memory, a third more time.
     'remat': False,
     # Package whose tokenizer a model from scratch takes; '' trains a BPE.
     'tokenizer': '',
+    # How attention knows of positions: '', as the pretrained model does (from
+    # scratch: rope); rope; complex (CMHA, arXiv:2505.10222), with the keys
+    # below; scaled_rope, RoPE with a learned factor of each head and pair;
+    # alibi; none. A pretrained RoPE model becomes complex or scaled_rope, and
+    # is the same model until it is trained.
+    'attention': '',
     # What turns hidden states into logits: '', what the pretrained model has
     # (from scratch: tied); tied, to the input embedding; dense, a matrix of its
     # own; low_rank; vq, composed of codebooks (VQ-Logits, arXiv:2505.10202);
@@ -70,6 +78,19 @@ def _base() -> ConfigDict:
     # Of a low_rank head, or of what is added to the rows of vq (0: nothing);
     # of the first cluster of adaptive, the second has a quarter of it.
     'rank': 0,
+  })
+  config.model.complex = ConfigDict({
+    # Of the angle between query and key: a factor of each key-value head and
+    # pair (head), of each pair (shared), or 1 (fixed).
+    'delta': 'head',
+    # Whether each query head and pair has an offset b.
+    'offset': True,
+    # Where delta begins: rope (1), or published (normal, as in that code).
+    'start': 'rope',
+    # Whether scores are divided by sqrt(head_dim); the published ones are not.
+    'scaled': True,
+    # Of positions: 1 or -1.
+    'sign': 1,
   })
   config.model.vq = ConfigDict({
     # Rows of a codebook, and codebooks; each type has one code of each.

@@ -76,6 +76,11 @@ def _one_of(name: str, value: str, allowed: tuple[str, ...]) -> None:
     )
 
 
+# Norms, biases, and what attention learns of angles: decay would pull delta
+# away from RoPE, where it is 1.
+_VECTORS = ('scale', 'bias_V', 'delta', 'offset', 'factor')
+
+
 def make_schedule(config: OptimizerConfig, steps: int) -> optax.Schedule:
   """Learning rate by step, for a run of `steps`."""
   peak, warmup = config.learning_rate, config.warmup_steps
@@ -97,7 +102,7 @@ def make_optimizer(
 
   def matrices(params: Tree) -> Tree:
     def is_matrix(path: tuple, _: object) -> bool:
-      return path[-1].key not in ('scale', 'bias_V')
+      return path[-1].key not in _VECTORS
 
     return jax.tree_util.tree_map_with_path(is_matrix, params)
 

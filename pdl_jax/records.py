@@ -26,6 +26,7 @@ import jax
 from pdl_jax.errors import ConfigError
 from pdl_jax.losses import LOSSES
 
+_ROPE_BASE = 10_000.0
 # Keys that change where a run is kept or what it prints, but no number.
 _SILENT = ('data.data_dir', 'train.log_every', 'train.keep_checkpoints')
 _PACKAGES = (
@@ -90,13 +91,20 @@ def _model(flat: Mapping[str, Any]) -> set[str]:
       'width', 'layers', 'heads', 'kv_heads', 'head_dim', 'mlp', 'vocab_size'
     }  # fmt: skip
     read |= {'tokenizer'} if flat.get('model.tokenizer') else set()
-  head = flat.get('model.head')
+    # Runs from before the key was there have its default.
+    base = flat.get('model.rope_base', _ROPE_BASE)
+    read |= set() if base == _ROPE_BASE else {'rope_base'}
+  attention, head = flat.get('model.attention'), flat.get('model.head')
+  read |= {'attention'} if attention else set()
   read |= {'head', 'bias'} if head else set()
   read |= {'rank'} if head in ('low_rank', 'vq', 'adaptive') else set()
   read |= {'vq.own', 'vq.tail_from'} if head == 'adaptive' else set()
   found = {f'model.{key}' for key in read}
-  if head == 'vq':
-    found |= {key for key in flat if key.startswith('model.vq.')}
+  for group, is_read in (
+    ('vq', head == 'vq'), ('complex', attention == 'complex')
+  ):  # fmt: skip
+    if is_read:
+      found |= {key for key in flat if key.startswith(f'model.{group}.')}
   return found
 
 

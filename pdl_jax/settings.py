@@ -22,7 +22,16 @@ from pdl_jax.losses.power_law import EPSILON_POLICIES, NORMALIZE, UNSEEN
 from pdl_jax.losses.reduce import REDUCTIONS
 from pdl_jax.losses.schedule import SCHEDULES, decay_factor
 from pdl_jax.model.assign import MAPPINGS, STARTS
-from pdl_jax.model.config import BIASES, COMPOSITIONS, HEADS, HeadConfig
+from pdl_jax.model.config import (
+  ATTENTIONS,
+  BIASES,
+  COMPOSITIONS,
+  DELTAS,
+  HEADS,
+  STARTS_OF_DELTA,
+  AttentionConfig,
+  HeadConfig,
+)
 from pdl_jax.optimizer import OptimizerConfig
 from pdl_jax.sharding import MESH_AXES
 
@@ -53,6 +62,17 @@ class CodeSettings:
 
 
 @dataclasses.dataclass(frozen=True)
+class ComplexSettings:
+  """Of complex attention; see `model.config.AttentionConfig`."""
+
+  delta: str = 'head'
+  offset: bool = True
+  start: str = 'rope'
+  scaled: bool = True
+  sign: int = 1
+
+
+@dataclasses.dataclass(frozen=True)
 class ModelSettings:
   """Where the model comes from; the shape is for models from scratch.
 
@@ -70,20 +90,39 @@ class ModelSettings:
   dtype: str
   remat: bool
   tokenizer: str = ''
+  rope_base: float = 10_000.0
+  attention: str = ''
   head: str = ''
   bias: str = 'none'
   rank: int = 0
   vq: CodeSettings = dataclasses.field(default_factory=CodeSettings)
+  complex: ComplexSettings = ComplexSettings()
 
   @classmethod
   def from_config(cls, config: dict[str, Any]) -> 'ModelSettings':
-    """With the group of keys of vq heads."""
-    return cls(**{**config, 'vq': CodeSettings(**config.get('vq', {}))})
+    """With the groups of keys of vq heads and of complex attention."""
+    groups = {
+      'vq': CodeSettings(**config.get('vq', {})),
+      'complex': ComplexSettings(**config.get('complex', {})),
+    }
+    return cls(**{**config, **groups})
 
   def __post_init__(self):
+    _one_of('model.attention', self.attention, ('', *ATTENTIONS))
+    _one_of('model.complex.delta', self.complex.delta, DELTAS)
+    _one_of('model.complex.start', self.complex.start, STARTS_OF_DELTA)
     _one_of('model.head', self.head, ('', *HEADS))
     _one_of('model.bias', self.bias, BIASES)
     _not_negative('model', self, 'rank')
+
+  @property
+  def positions(self) -> AttentionConfig | None:
+    """The attention that is asked for; None: what the model has."""
+    if not self.attention:
+      return None
+    if self.attention != 'complex':
+      return AttentionConfig(self.attention)
+    return AttentionConfig('complex', **dataclasses.asdict(self.complex))
 
   @property
   def output(self) -> HeadConfig | None:

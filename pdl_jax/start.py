@@ -12,9 +12,10 @@ from jax.experimental import multihost_utils
 from pdl_jax import finished, optimizer, sharding, state
 from pdl_jax.data.sources import Source
 from pdl_jax.data.tokenizer import Tokenizer
+from pdl_jax.errors import ConfigError
 from pdl_jax.losses.heads import AdaptiveHead
 from pdl_jax.model import api
-from pdl_jax.model.config import HeadConfig, ModelConfig
+from pdl_jax.model.config import AttentionConfig, HeadConfig, ModelConfig
 from pdl_jax.model.pretrained.gguf import GGUFModel, find_package_file
 from pdl_jax.records import RunFolder
 from pdl_jax.settings import Settings
@@ -51,15 +52,35 @@ def load_model(
 ) -> Model:
   """The pretrained model, that of a run, or one from scratch.
 
-  With the head that is asked for: a new one is as it was initialised.
+  With the head and the attention that are asked for: a new head is as it was
+  initialised.
+
+  Raises:
+    PdlError: with one line that says what to do.
   """
-  model = _load(settings, folder, source)
+  model = _with_attention(settings, _load(settings, folder, source))
   asked, key = settings.model.output, jax.random.key(settings.seed)
   if asked is None or model.config.head == asked:
     return model
   config = dataclasses.replace(model.config, head=asked)
   made = api.with_head(config, model.params, key)
   return dataclasses.replace(model, config=config, params=made)
+
+
+def _with_attention(settings: Settings, model: Model) -> Model:
+  """The same function of tokens, with more to be learned."""
+  asked, has = settings.model.positions, model.config.attention
+  if asked is None or asked == has:
+    return model
+  if has.kind != 'rope' or not asked.extends_rope:
+    raise ConfigError(
+      f'model.attention {asked.kind} is no extension of {has.kind}, which '
+      f'{model.name} was trained with; from a RoPE model there are '
+      'scaled_rope, and complex with start rope, scaled, and sign 1'
+    )
+  config = dataclasses.replace(model.config, attention=asked)
+  params = api.with_attention(config, model.params)
+  return dataclasses.replace(model, config=config, params=params)
 
 
 def _load(
@@ -93,7 +114,9 @@ def _load(
     context=settings.data.max_prompt + new - 1,
     dtype=options.dtype,
     remat=options.remat,
+    rope_base=options.rope_base,
     head=options.output or HeadConfig(),
+    attention=options.positions or AttentionConfig(),
   )
   key = jax.random.key(settings.seed)
   params = jax.jit(partial(api.init, config))(key)

@@ -10,7 +10,7 @@ import pytest
 
 from pdl_jax.errors import ConfigError
 from pdl_jax.model import api
-from pdl_jax.model.attention import rotate
+from pdl_jax.model.complex_attention import turn
 from tests.tiny_model import CONFIG, PARAMS, tiny_tokens
 
 L = 9
@@ -92,9 +92,9 @@ def test_rotation_is_a_complex_product():
   angle = positions[..., None, None] * 500.0 ** (-2 * np.arange(4) / 8)
   turned = pairs * np.exp(1j * angle)
   expected = np.concatenate([turned.real, turned.imag], -1)
-  found = rotate(jnp.asarray(x, jnp.float32), jnp.asarray(positions), 500.0)
+  found = turn(jnp.asarray(x, jnp.float32), jnp.asarray(positions), 500.0)
   np.testing.assert_allclose(found, expected, atol=2e-4)
-  half = rotate(jnp.asarray(x, jnp.bfloat16), jnp.asarray(positions), 500.0)
+  half = turn(jnp.asarray(x, jnp.bfloat16), jnp.asarray(positions), 500.0)
   assert half.dtype == jnp.bfloat16
   # A phase of 1000 in bfloat16 would be off by radians.
   np.testing.assert_allclose(half.astype(jnp.float32), expected, atol=0.05)

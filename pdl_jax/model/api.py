@@ -157,6 +157,25 @@ def with_head(config: ModelConfig, params: Params, key: Array) -> Params:
   return {**rest, 'head': own} if own else rest
 
 
+def with_attention(config: ModelConfig, params: Params) -> Params:
+  """The same model with what its attention learns besides, as initialised.
+
+  Args:
+    config: with an attention that extends RoPE.
+    params: of a RoPE model of that shape.
+  """
+  (group,) = params['blocks']
+  old = group['attention']
+
+  @jax.jit  # What is not kept, the matrices, is not made either.
+  def more(key: Array) -> Params:
+    made = nn.meta.unbox(_init(config, key))['blocks'][0]['attention']
+    return {name: x for name, x in made.items() if name not in old}
+
+  added = {**old, **more(jax.random.key(0))}
+  return {**params, 'blocks': ({**group, 'attention': added},)}
+
+
 def fix_head(config: ModelConfig, params: Params) -> Params:
   """The same model with codes that are learned written down.
 

@@ -1,4 +1,4 @@
-"""Causal self-attention with rotary positions and grouped key-value heads."""
+"""Causal self-attention with grouped key-value heads."""
 
 from typing import NamedTuple
 
@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from pdl_jax.model.complex_attention import turn
 from pdl_jax.model.config import ModelConfig
 from pdl_jax.sharding import constrain
 
@@ -16,7 +17,7 @@ INIT = nn.initializers.normal(0.02)
 def parameter(
   module: nn.Module,
   name: str,
-  axes: tuple[str, ...],
+  axes: tuple[str | None, ...],
   shape: tuple[int, ...],
   init: nn.initializers.Initializer = INIT,
 ) -> Array:
@@ -40,21 +41,6 @@ class LayerCache(NamedTuple):
   slot: Array
 
 
-def rotate(x_BxLxHxDh: Array, positions_BxL: Array, base: float) -> Array:
-  """Rotary positions (RoPE, arXiv:2104.09864) on halves of the head width.
-
-  Pair i is (x_i, x_{i + Dh/2}), turned by position * base**(-2i/Dh). Phases
-  are fp32 whatever the dtype of x.
-  """
-  half = x_BxLxHxDh.shape[-1] // 2
-  frequency = base ** (-jnp.arange(half, dtype=jnp.float32) / half)
-  phase = positions_BxL[:, :, None, None] * frequency[None, None, None, :]
-  cos, sin = jnp.cos(phase), jnp.sin(phase)
-  real, imaginary = jnp.split(x_BxLxHxDh.astype(jnp.float32), 2, axis=-1)
-  turned = (real * cos - imaginary * sin, imaginary * cos + real * sin)
-  return jnp.concatenate(turned, axis=-1).astype(x_BxLxHxDh.dtype)
-
-
 def cached(keys: Array, values: Array) -> tuple[Array, Array]:
   """Keys and values [..., B, L, K, Dh] in the order of `LayerCache`."""
   return jnp.moveaxis(keys, -3, -1), jnp.swapaxes(values, -3, -2)
@@ -71,9 +57,14 @@ def write(cache: LayerCache, keys: Array, values: Array) -> tuple[Array, Array]:
 
 
 def attend(
-  q_BxLxHxDh: Array, keys: Array, values: Array, mask_BxLxS: Array
+  q_BxLxHxDh: Array,
+  keys: Array,
+  values: Array,
+  mask_BxLxS: Array,
+  scale: float,
+  bias_HxLxS: Array | None = None,
 ) -> Array:
-  """softmax(q k / sqrt(Dh)) v of the keys and values of a `LayerCache`.
+  """softmax(scale q k + bias) v of the keys and values of a `LayerCache`.
 
   Returns:
     [B, L, H, Dh] in the dtype of q; the softmax is fp32.
@@ -84,13 +75,35 @@ def attend(
     'blkgd,bkds->bklgs', q_BxLxHxDh.reshape(groups), keys,
     preferred_element_type=jnp.float32,
   )  # fmt: skip
+  scores_BxKxLxGxS *= scale
+  if bias_HxLxS is not None:
+    of_groups = (keys.shape[1], -1, *bias_HxLxS.shape[1:])
+    bias_KxLxGxS = bias_HxLxS.reshape(of_groups).swapaxes(1, 2)
+    scores_BxKxLxGxS += bias_KxLxGxS[None]
   scores_BxKxLxGxS = jnp.where(
-    mask_BxLxS[:, None, :, None, :], scores_BxKxLxGxS * width**-0.5,
+    mask_BxLxS[:, None, :, None, :], scores_BxKxLxGxS,
     jnp.finfo(jnp.float32).min,
   )  # fmt: skip
   share = jax.nn.softmax(scores_BxKxLxGxS, axis=-1).astype(values.dtype)
   mixed = jnp.einsum('bklgs,bksd->blkgd', share, values)
   return mixed.reshape(batch, length, heads, width)
+
+
+def distance_bias(
+  heads: int, first: Array | int, length: int, keys: int
+) -> Array:
+  """[H, L, S], fp32: -2**(-8h/H) times how far back a key is (ALiBi).
+
+  Args:
+    heads: H; h counts from 1.
+    first: place of the first query among the keys.
+    length: L queries in a row.
+    keys: S. Within a document tokens follow each other, so that places differ
+      as positions do; the mask leaves out the rest.
+  """
+  slopes_H = 2.0 ** (-8.0 * jnp.arange(1, heads + 1) / heads)
+  back_LxS = first + jnp.arange(length)[:, None] - jnp.arange(keys)[None]
+  return -slopes_H[:, None, None] * back_LxS[None].astype(jnp.float32)
 
 
 class Attention(nn.Module):
@@ -123,15 +136,22 @@ class Attention(nn.Module):
     q = self._project('query', x_BxLxD, c.heads, 'heads')
     k = self._project('key', x_BxLxD, c.kv_heads, 'kv_heads')
     v = self._project('value', x_BxLxD, c.kv_heads, 'kv_heads')
-    q = rotate(q, positions_BxL, c.rope_base)
-    k = rotate(k, positions_BxL, c.rope_base)
+    q, k = self._place(q, k, positions_BxL)
+    scale = c.head_dim**-0.5 if c.attention.scaled else 1.0
+    bias_HxLxS = None
+    if c.attention.kind == 'alibi':
+      first = 0 if cache is None else cache.slot
+      bias_HxLxS = distance_bias(
+        c.heads, first, q.shape[1], mask_BxLxS.shape[2]
+      )
     if cache is None:
       mixed = jax.nn.dot_product_attention(
-        q, k, v, mask=mask_BxLxS[:, None, :, :]
-      )
+        q, k, v, None if bias_HxLxS is None else bias_HxLxS[None],
+        mask_BxLxS[:, None, :, :], scale=scale,
+      )  # fmt: skip
     else:
       k, v = write(cache, k, v)
-      mixed = attend(q, k, v, mask_BxLxS)
+      mixed = attend(q, k, v, mask_BxLxS, scale, bias_HxLxS)
     out_HxDhxD = parameter(
       self,
       'output',
@@ -141,9 +161,49 @@ class Attention(nn.Module):
     y = jnp.einsum('blhk,hkd->bld', mixed, out_HxDhxD.astype(c.compute_dtype))
     return y, k, v
 
+  def _place(
+    self, q: Array, k: Array, positions_BxL: Array
+  ) -> tuple[Array, Array]:
+    """Queries and keys that know where they are."""
+    c, how = self.config, self.config.attention
+    pairs = c.head_dim // 2
+    if how.kind in ('alibi', 'none'):
+      return q, k
+    of_q, of_k = {}, {}
+    if how.learns_delta:
+      one = how.delta == 'shared'
+      delta = parameter(
+        self, 'delta', (None if one else 'kv_heads', 'head_dim'),
+        (1 if one else c.kv_heads, pairs), _delta_start(how.start, pairs),
+      )  # fmt: skip
+      of_k['delta_HxP'] = delta
+      groups = 1 if one else c.heads // c.kv_heads
+      of_q['delta_HxP'] = jnp.repeat(delta, groups, axis=0)
+    if how.learns_offset:
+      of_q['offset_HxP'] = parameter(
+        self, 'offset', ('heads', 'head_dim'), (c.heads, pairs),
+        nn.initializers.zeros,
+      )  # fmt: skip
+    q = turn(q, positions_BxL, c.rope_base, sign=how.sign, **of_q)
+    k = turn(k, positions_BxL, c.rope_base, sign=how.sign, **of_k)
+    if how.kind == 'scaled_rope':
+      factor_HxP = parameter(
+        self, 'factor', ('heads', 'head_dim'), (c.heads, pairs),
+        nn.initializers.ones,
+      )  # fmt: skip
+      factor_HxDh = jnp.tile(factor_HxP, 2).astype(q.dtype)
+      q *= factor_HxDh[None, None]
+    return q, k
+
   def _project(self, name: str, x: Array, heads: int, axis: str) -> Array:
     c = self.config
     axes = ('embed', axis, 'head_dim')
     kernel_DxHxDh = parameter(self, name, axes, (c.width, heads, c.head_dim))
     y = jnp.einsum('bld,dhk->blhk', x, kernel_DxHxDh.astype(c.compute_dtype))
     return constrain(y, 'batch', 'length', axis, 'head_dim')
+
+
+def _delta_start(start: str, pairs: int) -> nn.initializers.Initializer:
+  if start == 'rope':
+    return nn.initializers.ones
+  return nn.initializers.normal(pairs**-0.5)

@@ -11,6 +11,9 @@ from pdl_jax.errors import ConfigError
 HEADS = ('tied', 'dense', 'low_rank', 'vq', 'adaptive')
 COMPOSITIONS = ('product', 'sum')
 BIASES = ('none', 'unigram', 'learned')
+ATTENTIONS = ('rope', 'complex', 'scaled_rope', 'alibi', 'none')
+DELTAS = ('head', 'shared', 'fixed')
+STARTS_OF_DELTA = ('rope', 'published')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -165,6 +168,64 @@ class HeadConfig:
     return width // tier.codebooks if self.compose == 'product' else width
 
 
+@dataclasses.dataclass(frozen=True)
+class AttentionConfig:
+  """How attention knows of positions.
+
+  Attributes:
+    kind: rope (arXiv:2104.09864); complex, CMHA (arXiv:2505.10222), which has
+      delta and b besides; scaled_rope, RoPE with a learned factor of each head
+      and pair instead, a baseline of as many parameters; alibi, a penalty that
+      grows with distance (arXiv:2108.12409); none.
+    delta: of complex: one of each key-value head and pair ('head': keys have to
+      be cached once for all queries of their group), one of each pair
+      ('shared'), or 1 ('fixed').
+    offset: of complex: whether each query head and pair has a b.
+    start: of complex: delta 1 ('rope'), or normal around 0 with standard
+      deviation (Dh/2)**-0.5, as in the published code ('published'); b 0.
+    scaled: whether scores are divided by sqrt(Dh); those of the published code
+      are not.
+    sign: of the position, 1 or -1; a model with learned projections can make
+      up for it.
+  """
+
+  kind: str = 'rope'
+  delta: str = 'head'
+  offset: bool = True
+  start: str = 'rope'
+  scaled: bool = True
+  sign: int = 1
+
+  def __post_init__(self):
+    for name, allowed in (
+      ('kind', ATTENTIONS), ('delta', DELTAS), ('start', STARTS_OF_DELTA),
+      ('sign', (1, -1)),
+    ):  # fmt: skip
+      if getattr(self, name) not in allowed:
+        raise ConfigError(
+          f'attention {name} {getattr(self, name)!r} is not one of '
+          f'{", ".join(map(str, allowed))}'
+        )
+
+  @property
+  def learns_delta(self) -> bool:
+    """Whether there is a parameter."""
+    return self.kind == 'complex' and self.delta != 'fixed'
+
+  @property
+  def extends_rope(self) -> bool:
+    """Whether it begins as RoPE, so that a model trained with it stays so."""
+    if self.kind != 'complex':
+      return self.kind in ('rope', 'scaled_rope')
+    starts = self.start == 'rope' or self.delta == 'fixed'
+    return starts and self.scaled and self.sign == 1
+
+  @property
+  def learns_offset(self) -> bool:
+    """Whether there is a parameter."""
+    return self.kind == 'complex' and self.offset
+
+
 class Tier(NamedTuple):
   """Types by rank of frequency, [first, end), and what composes their rows.
 
@@ -204,6 +265,7 @@ class ModelConfig:
     dtype: of activations; parameters, norms, phases and logits stay fp32.
     remat: recompute each block in the backward pass: memory for time.
     head: what turns the last hidden state into logits.
+    attention: how it knows of positions.
   """
 
   vocab_size: int
@@ -219,6 +281,7 @@ class ModelConfig:
   dtype: str = 'float32'
   remat: bool = False
   head: HeadConfig = HeadConfig()
+  attention: AttentionConfig = AttentionConfig()
 
   def __post_init__(self):
     self.head.check(self.vocab_size, self.width)
