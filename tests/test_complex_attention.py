@@ -10,6 +10,7 @@ import pytest
 
 from pdl_jax.errors import ConfigError
 from pdl_jax.model import api
+from pdl_jax.model.attention import distance_bias
 from pdl_jax.model.complex_attention import angle, turn
 from pdl_jax.model.config import AttentionConfig, ModelConfig
 
@@ -240,3 +241,17 @@ def test_no_array_of_heads_by_length_squared_by_width():
 def test_what_does_not_exist_is_refused(changes, wanted):
   with pytest.raises(ConfigError, match=wanted):
     AttentionConfig(**{'kind': 'complex', **changes})
+
+
+def test_alibi_is_the_published_penalty():
+  slopes = 0.5 ** np.arange(1, 9)
+  back = np.arange(6)[:, None] - np.arange(6)[None]
+  scores = np.random.default_rng(0).normal(size=(8, 6, 6))
+  seen = back >= 0
+
+  def shares(scores):
+    return jax.nn.softmax(jnp.where(seen[None], scores, -jnp.inf), axis=-1)
+
+  found = shares(scores + distance_bias(8, 6))
+  expected = shares(scores - slopes[:, None, None] * back[None])
+  np.testing.assert_allclose(found, expected, atol=1e-6)

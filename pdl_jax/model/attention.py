@@ -89,21 +89,19 @@ def attend(
   return mixed.reshape(batch, length, heads, width)
 
 
-def distance_bias(
-  heads: int, first: Array | int, length: int, keys: int
-) -> Array:
-  """[H, L, S], fp32: -2**(-8h/H) times how far back a key is (ALiBi).
+def distance_bias(heads: int, keys: int) -> Array:
+  """[H, 1, S], fp32: 2**(-8h/H) times the place of a key (ALiBi).
+
+  What the published penalty has besides, the place of the query, is the same
+  for all of its keys, and a softmax does not see it. Within a document tokens
+  follow each other, so that places differ as positions do.
 
   Args:
     heads: H; h counts from 1.
-    first: place of the first query among the keys.
-    length: L queries in a row.
-    keys: S. Within a document tokens follow each other, so that places differ
-      as positions do; the mask leaves out the rest.
+    keys: S.
   """
   slopes_H = 2.0 ** (-8.0 * jnp.arange(1, heads + 1) / heads)
-  back_LxS = first + jnp.arange(length)[:, None] - jnp.arange(keys)[None]
-  return -slopes_H[:, None, None] * back_LxS[None].astype(jnp.float32)
+  return slopes_H[:, None, None] * jnp.arange(keys)[None, None]
 
 
 class Attention(nn.Module):
@@ -140,10 +138,7 @@ class Attention(nn.Module):
     scale = c.head_dim**-0.5 if c.attention.scaled else 1.0
     bias_HxLxS = None
     if c.attention.kind == 'alibi':
-      first = 0 if cache is None else cache.slot
-      bias_HxLxS = distance_bias(
-        c.heads, first, q.shape[1], mask_BxLxS.shape[2]
-      )
+      bias_HxLxS = distance_bias(c.heads, mask_BxLxS.shape[2])
     if cache is None:
       mixed = jax.nn.dot_product_attention(
         q, k, v, None if bias_HxLxS is None else bias_HxLxS[None],
