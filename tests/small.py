@@ -1,15 +1,19 @@
 """A model, a batch and a job small enough for tests."""
 
 import functools
+import signal
 
 import jax
 import numpy as np
+import pytest
 
 from configs import summarize
+from pdl_jax import job, train
 from pdl_jax import optimizer as optimizers
 from pdl_jax.losses import LOSSES, Loss
 from pdl_jax.model import api
 from pdl_jax.model.config import ModelConfig
+from pdl_jax.settings import Settings
 from pdl_jax.step import StepConfig
 
 MODEL = ModelConfig(
@@ -86,3 +90,16 @@ def job_config(data_dir, **changes):
     **changes,
   })
   return config
+
+
+def settings(data_dir, **changes):
+  """Of `job_config`."""
+  return Settings.from_config(job_config(data_dir, **changes))
+
+
+def run_job(data_dir, workdir, **changes):
+  """To its end, with the handlers of signals left alone."""
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(signal, 'signal', lambda *_: None)
+    job.run(settings(data_dir, **changes), workdir, train.StopRequest())
+  return workdir

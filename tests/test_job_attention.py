@@ -1,38 +1,28 @@
 """The main job with attention other than RoPE."""
 
 import json
-import signal
 
 import numpy as np
 import pytest
 
-from pdl_jax import job, setup, train
+from pdl_jax import setup
 from pdl_jax.errors import ConfigError
 from pdl_jax.records import config_hash
-from pdl_jax.settings import Settings
 from tests import small
-
-
-def settings(data_dir, **changes):
-  return Settings.from_config(small.job_config(data_dir, **changes))
 
 
 @pytest.fixture(scope='module')
 def angles(data_dir, tmp_path_factory):
   """A finished run from scratch with complex attention."""
-  workdir = tmp_path_factory.mktemp('angles')
-  with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(signal, 'signal', lambda *_: None)
-    changes = {'model.attention': 'complex', 'model.complex.start': 'published'}
-    job.run(settings(data_dir, **changes), workdir, train.StopRequest())
-  return workdir
+  changes = {'model.attention': 'complex', 'model.complex.start': 'published'}
+  return small.run_job(data_dir, tmp_path_factory.mktemp('angles'), **changes)
 
 
 def test_it_learns_and_keeps_its_angles(angles, data_dir):
   columns = json.loads((angles / 'results.json').read_text())['columns']
   before, after = (x['perplexity']['value'] for x in columns.values())
   assert after < before
-  options = settings(data_dir, **{'model.pretrained': f'run:{angles}'})
+  options = small.settings(data_dir, **{'model.pretrained': f'run:{angles}'})
   model = setup.prepare(options, None).model
   assert model.config.attention.kind == 'complex'
   (blocks,) = model.params['blocks']
@@ -42,7 +32,7 @@ def test_it_learns_and_keeps_its_angles(angles, data_dir):
 
 
 def test_what_was_not_trained_with_rope_cannot_become_another(angles, data_dir):
-  options = settings(
+  options = small.settings(
     data_dir,
     **{'model.pretrained': f'run:{angles}', 'model.attention': 'alibi'},
   )

