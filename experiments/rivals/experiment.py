@@ -17,7 +17,7 @@ from pdl_jax.losses import LOSSES
 from pdl_jax.report.experiment import Experiment, Study, Variant
 from pdl_jax.report.layout import ByCount, Frontier
 
-# The same budget for each: the default, one value to each side.
+# The same budget for each: three values, the default among them.
 VALUES = {
   'power_law.alpha': (0.1, 0.25, 0.5),
   'inverse_frequency.exponent': (0.2, 0.4, 0.6),
