@@ -251,6 +251,22 @@ def test_frontier_places_systems_and_humans():
       assert (x.mean, y.mean) in points
 
 
+@pytest.mark.parametrize(
+  ('reference', 'arrow'), [(1e4, '→'), (-1e4, '←'), (13.0, '')]
+)
+def test_human_texts_that_are_far_off_do_not_set_the_scale(reference, arrow):
+  part = stand_in.figure_part()
+  column = dataclasses.replace(stand_in.columns()[0], reference=reference)
+  part = dataclasses.replace(part, columns=(column, part.columns[1]))
+  picture = plots.frontier(part, Frontier('ppl', 'distinct'))
+  assert picture is not None
+  [ax] = picture.axes
+  low, high = ax.get_xlim()
+  assert (low <= reference <= high) == (not arrow)
+  said = [text.get_text() for text in ax.texts]
+  assert said == ([f'human texts {reference:.3g} {arrow}'] if arrow else [])
+
+
 def nats(*values):
   return {'0': dict(enumerate(values))}
 

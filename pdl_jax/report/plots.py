@@ -5,6 +5,7 @@ Every function gives None where the part has nothing to draw.
 
 import math
 from collections.abc import Mapping, Sequence
+from typing import Literal
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure as Picture
@@ -19,6 +20,14 @@ _HUMAN_LINE = {
   'ls': '--',
   'lw': 1.2,
   'label': 'human texts',
+}
+_Side = Literal['left', 'right']
+# Where the words stand of a value beyond an axis, below or above it.
+_EDGES: dict[tuple[str, bool], tuple[float, float, _Side, str]] = {
+  ('x', False): (0.02, 0.06, 'left', '←'),
+  ('x', True): (0.98, 0.06, 'right', '→'),
+  ('y', False): (0.02, 0.06, 'left', '↓'),
+  ('y', True): (0.02, 0.94, 'left', '↑'),
 }
 # Inches.
 _PANEL_HEIGHT, _HEIGHT = 2.3, 3.6
@@ -264,12 +273,29 @@ def _draw_system(ax: Axes, row: Row, figure: Frontier, mark: Mark) -> None:
 
 
 def _draw_human(ax: Axes, x: float | None, y: float | None) -> None:
-  if x is not None and y is not None:
+  """Lines; of texts that are far off only where to look for them.
+
+  They would leave the systems, which are to be told apart, one corner.
+  """
+  limits = {'x': ax.get_xlim(), 'y': ax.get_ylim()}
+  near = set()
+  for axis, value in (('x', x), ('y', y)):
+    if value is None:
+      continue
+    low, high = limits[axis]
+    # The axis is at most twice as long with it.
+    if 2 * low - high <= value <= 2 * high - low:
+      near.add(axis)
+      draw = ax.axvline if axis == 'x' else ax.axhline
+      draw(value, **_HUMAN_LINE)
+    else:
+      at_x, at_y, across, arrow = _EDGES[axis, value > high]
+      ax.text(
+        at_x, at_y, f'human texts {value:.3g} {arrow}', transform=ax.transAxes,
+        ha=across, va='center', color=looks.HUMAN, fontsize='small',
+      )  # fmt: skip
+  if len(near) == 2:
     ax.plot(x, y, '*', color=looks.HUMAN, ms=11, label=_HUMAN_LINE['label'])
-  if x is not None:
-    ax.axvline(x, **_HUMAN_LINE)
-  if y is not None:
-    ax.axhline(y, **_HUMAN_LINE)
 
 
 def _minus(
