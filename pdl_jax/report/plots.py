@@ -294,7 +294,7 @@ def _draw_human(ax: Axes, x: float | None, y: float | None) -> None:
         at_x, at_y, f'human texts {value:.3g} {arrow}', transform=ax.transAxes,
         ha=across, va='center', color=looks.HUMAN, fontsize='small',
       )  # fmt: skip
-  if len(near) == 2:
+  if len(near) == 2 and x is not None and y is not None:
     ax.plot(x, y, '*', color=looks.HUMAN, ms=11, label=_HUMAN_LINE['label'])
 
 
