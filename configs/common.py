@@ -241,6 +241,9 @@ def _base() -> ConfigDict:
     # all, last_layers (and the final norm), or norms.
     'trainable': 'last_layers',
     'last_layers': 10,
+    # Learning rate of a head's own parameters, as a multiple of the above:
+    # codes that stand for many types can take, and need, a larger one.
+    'head_factor': 1.0,
   })
 
   config.train = ConfigDict({

@@ -30,6 +30,8 @@ class OptimizerConfig:
     trainable: 'all' parameters, the 'last_layers' with the final norm, or the
       'norms' alone.
     last_layers: how many, with trainable 'last_layers'.
+    head_factor: learning rate of a head's own parameters, as a multiple of
+      that of the rest.
   """
 
   learning_rate: float
@@ -44,9 +46,12 @@ class OptimizerConfig:
   accumulation: int
   trainable: str
   last_layers: int
+  head_factor: float = 1.0  # It was not there in earlier versions.
 
   def __post_init__(self):
-    for name in ('learning_rate', 'eps', 'clip_norm', 'accumulation'):
+    for name in (
+      'learning_rate', 'eps', 'clip_norm', 'accumulation', 'head_factor'
+    ):  # fmt: skip
       if not getattr(self, name) > 0:
         raise ConfigError(
           f'optimizer.{name} must be > 0, got {getattr(self, name)}'
@@ -106,6 +111,13 @@ def make_optimizer(
 
     return jax.tree_util.tree_map_with_path(is_matrix, params)
 
+  def of_head(params: Tree) -> Tree:
+    return {
+      name: jax.tree.map(lambda _, own=name == 'head': own, part)
+      for name, part in params.items()
+    }
+
+  factor = config.head_factor
   return optax.chain(
     optax.clip_by_global_norm(config.clip_norm),
     optax.adamw(
@@ -116,6 +128,7 @@ def make_optimizer(
       weight_decay=config.weight_decay,
       mask=matrices,
     ),
+    *([optax.masked(optax.scale(factor), of_head)] if factor != 1 else []),
   )
 
 

@@ -77,6 +77,8 @@ def _read(flat: Mapping[str, Any]) -> dict[str, Any]:
   unread |= {key for key in flat if key.startswith('model.')} - _model(flat)
   if flat['optimizer.trainable'] != 'last_layers':
     unread.add('optimizer.last_layers')
+  if flat.get('optimizer.head_factor', 1.0) == 1:
+    unread.add('optimizer.head_factor')  # As in runs from before it was there.
   if not flat.get('evaluate.draw'):
     # Runs from before the key was there are of the first draw.
     unread.add('evaluate.draw')

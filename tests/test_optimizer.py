@@ -154,3 +154,27 @@ def test_merge_is_the_inverse_of_partition(trainable):
 def test_errors_name_the_key_and_the_value(change, message):
   with pytest.raises(ConfigError, match=message):
     config(**change)
+
+
+def test_a_head_of_its_own_moves_so_many_times_as_far():
+  tail = {'codebooks_MxKxS': jnp.ones((1, 2, 2))}
+  head = {'bias_V': jnp.zeros(3), 'tail': tail}
+  params = {'norm': {'scale': jnp.ones(4)}, 'head': head}
+  gradients = jax.tree.map(jnp.ones_like, params)
+
+  def moved(**changes):
+    chain = make_optimizer(config(**changes), STEPS)
+    updates, _ = chain.update(gradients, chain.init(params), params)
+    return updates
+
+  plain, faster = moved(), moved(head_factor=10.0)
+  np.testing.assert_array_equal(plain['norm']['scale'], faster['norm']['scale'])
+  for one, ten in zip(
+    *(jax.tree.leaves(x['head']) for x in (plain, faster)), strict=True
+  ):
+    np.testing.assert_allclose(10 * one, ten, rtol=1e-6)
+
+
+def test_a_factor_of_nothing_is_refused():
+  with pytest.raises(ConfigError, match='head_factor must be > 0, got 0'):
+    config(head_factor=0.0)
