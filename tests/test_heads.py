@@ -433,3 +433,28 @@ def test_one_code_a_type_costs_what_zipf_says(mapping, count, excess):
   nll = float(stats.log_z[0]) - np.float64(best)[codes]
   entropy = -(p * np.log(p)).sum()
   assert (p * nll).sum() - entropy == pytest.approx(excess, abs=0.02)
+
+
+def test_memory_of_the_loss_of_codes_knows_no_tokens_times_types():
+  """A few arrays of V for all tokens together, and none of V for each."""
+  loss, count = Loss(LOSSES['power_law'], {}), 64
+
+  def temporary_bytes(tokens, types):
+    def value(matrix_KxD, hidden, codes_V, labels, weights_V):
+      head, where = CodeHead(matrix_KxD, codes_V), jnp.ones((1, tokens), bool)
+      tables = LossTables(weights_V)
+      return loss.sums(head, hidden, labels, tables, where)[0].num
+
+    shapes = (
+      ((count, D), jnp.float32), ((1, tokens, D), jnp.float32),
+      ((types,), jnp.int32), ((1, tokens), jnp.int32), ((types,), jnp.float32),
+    )  # fmt: skip
+    run = jax.jit(jax.value_and_grad(value, argnums=(0, 1)))
+    compiled = run.lower(*(jax.ShapeDtypeStruct(*x) for x in shapes)).compile()
+    return compiled.memory_analysis().temp_size_in_bytes
+
+  few, more = 20_000, 80_000
+  for tokens in (256, 1024):
+    grows = temporary_bytes(tokens, more) - temporary_bytes(tokens, few)
+    # One array of tokens and types would be 32 times this, or 128.
+    assert grows <= 8 * 4 * (more - few)

@@ -150,6 +150,7 @@ def smollm2() -> tuple[Variant, ...]:
     Variant('96 x 256 codes, bias learned', codes(codes=256, codebooks=96)),
     Variant('48 x 256 codes, bias learned', codes(codes=256, codebooks=48)),
     Variant('400 codes, bias learned', codes(codes=400)),
+    Variant(f'{FULL}, ten times the rate', head('dense') | FASTER),
   )  # fmt: skip
 
 
