@@ -124,6 +124,9 @@ def test_keys_of_heads_are_in_no_other_runs_name(data_dir):
     plain.model.vq[key] = value
   plain.model.bias, plain.model.rank = 'learned', 5
   assert config_hash(json.loads(plain.to_json())) == before
+  plain.optimizer.head_factor = 10.0
+  assert config_hash(json.loads(plain.to_json())) != before
+  plain.optimizer.head_factor = 1.0
   plain.model.head = 'tied'
   assert config_hash(json.loads(plain.to_json())) != before
   plain.model.head = 'vq'
@@ -136,6 +139,8 @@ def test_runs_of_earlier_versions_have_no_keys_of_heads(codes, data_dir):
   resolved = small.settings(data_dir).resolved
   for key in ('head', 'bias', 'rank', 'vq', 'tokenizer'):
     del resolved['model'][key]
+  del resolved['optimizer']['head_factor']
+  assert Settings.from_resolved(resolved).optimizer.head_factor == 1
   assert Settings.from_resolved(resolved).model.output is None
 
 

@@ -12,6 +12,7 @@ that are worth all codes are chosen. Look-ups are those of one hidden state.
 import json
 from collections.abc import Iterator
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -99,7 +100,9 @@ def main() -> None:
   dense = Form('full softmax', read.rows_VxD, zero_V, read.rows_VxD.size, 0, 0)
   base = _nats(read, dense)
   records = []
-  for form in (dense, *_library(ready, read), *_rotated(read), *_passes(read)):
+  for form in chain(
+    (dense,), _library(ready, read), _rotated(read), _passes(read)
+  ):
     record = {
       'form': form.name, 'nats_per_token': _nats(read, form),
       'dense_nats_per_token': base, 'tokens': read.labels_N.size,
@@ -180,6 +183,17 @@ def _look_ups(config: HeadConfig, vocab_size: int) -> int:
   )
 
 
+def _factors(
+  read: Read, rank: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+  """left [V, rank] and right [D, rank] of the rows without what they share."""
+  centered = assign.centered(read.rows_VxD, read.counts_V)
+  left, right = assign.truncate(
+    centered, read.counts_V, read.moments.covariance_DxD, rank
+  )
+  return left, right, read.rows_VxD - centered
+
+
 def _coded(
   read: Read, rows: np.ndarray, codebooks: int, metric: np.ndarray | None
 ) -> np.ndarray:
@@ -216,13 +230,9 @@ def _form(
 def _rotated(read: Read) -> Iterator[Form]:
   """Codes of the rows' coordinates in the order of what the logits need."""
   width = read.rows_VxD.shape[1]
-  centered = assign.centered(read.rows_VxD, read.counts_V)
-  left, right = assign.truncate(
-    centered, read.counts_V, read.moments.covariance_DxD, width
-  )
+  left, right, shared = _factors(read, width)
   for codebooks in ROTATED:
-    rows = _coded(read, left, codebooks, None) @ right.T
-    rows += read.rows_VxD - centered
+    rows = _coded(read, left, codebooks, None) @ right.T + shared
     yield _form(
       read, f'{codebooks} x 256, rotated', rows,
       width * width + CODES * width, codebooks,
@@ -232,11 +242,7 @@ def _rotated(read: Read) -> Iterator[Form]:
 def _passes(read: Read) -> Iterator[Form]:
   """Few codes for all types, many for those that these codes point at."""
   width = read.rows_VxD.shape[1]
-  centered = assign.centered(read.rows_VxD, read.counts_V)
-  left, right = assign.truncate(
-    centered, read.counts_V, read.moments.covariance_DxD, FIRST_RANK
-  )
-  shared = read.rows_VxD - centered
+  left, right, shared = _factors(read, FIRST_RANK)
   few = _form(
     read, '', _coded(read, left, FIRST_CODES, None) @ right.T + shared,
     FIRST_RANK * (width + CODES), FIRST_CODES,

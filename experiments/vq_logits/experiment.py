@@ -143,6 +143,11 @@ def smollm2() -> tuple[Variant, ...]:
       codes(codes=256, codebooks=192, tail_from=8192, tail_codes=128,
             tail_codebooks=16, tail_rank=112),
     ),
+    Variant(
+      '288 x 256 for 8,192 types, 192 x 64 for the rest, bias learned',
+      codes(codes=256, codebooks=288, tail_from=8192, tail_codes=64,
+            tail_codebooks=192),
+    ),
     Variant('low rank 4, bias learned',
             head('low_rank', 'learned', 4) | FASTER),
     Variant('adaptive',
