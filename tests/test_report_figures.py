@@ -86,6 +86,16 @@ def test_everything_is_named(drawn):
   assert 'step' in texts(drawn['dialogue_curves.svg'])
 
 
+def test_a_logarithmic_frontier_has_plain_numbers():
+  report = stand_in.report(
+    stand_in.figure_part(), figures=(Frontier('ppl', 'distinct', log=True),)
+  )
+  [svg] = figures.draw(report).values()
+  said = texts(svg)
+  assert {'0.2', '0.5', '20'} & set(said)
+  assert not any('$' in text or '\\' in text for text in said)
+
+
 def test_names_of_several_figures_of_a_kind():
   report = stand_in.report(
     stand_in.figure_part(name='a/b c'),

@@ -195,5 +195,5 @@ EXPERIMENT = Experiment(
       before='',
     ),
   ),
-  figures=(Frontier('head_percent', 'perplexity', log_x=True), ByCount()),
+  figures=(Frontier('head_percent', 'perplexity', log=True), ByCount()),
 )  # fmt: skip

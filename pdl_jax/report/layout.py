@@ -141,11 +141,16 @@ class Line:
 
 @dataclasses.dataclass(frozen=True)
 class Frontier:
-  """Figure: one metric against another, a point a system, the humans too."""
+  """Figure: one metric against another, a point a system, the humans too.
+
+  Attributes:
+    x, y: the metrics.
+    log: whether equal ratios are equally far apart on both axes.
+  """
 
   x: str
   y: str
-  log_x: bool = False
+  log: bool = False
 
 
 @dataclasses.dataclass(frozen=True)

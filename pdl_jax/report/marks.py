@@ -9,6 +9,7 @@ import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullLocator
 
 from pdl_jax.report.layout import Column, Part, Row
 from pdl_jax.report.wording import one_line
@@ -231,3 +232,14 @@ def set_x_axis(ax: Axes, values: Sequence[float], log: bool) -> None:
   ticks = [values[i] for i in kept]
   ax.set_xticks(ticks, [f'{tick:g}' for tick in ticks])
   ax.minorticks_off()
+
+
+def set_logarithmic(ax: Axes) -> None:
+  """Both axes, with plain numbers at 1, 2, 5 and their tenfolds."""
+  ax.set_xscale('log')
+  ax.set_yscale('log')
+  for axis in (ax.xaxis, ax.yaxis):
+    axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    # Signs are drawn as they are, so no mathematics either.
+    axis.set_major_formatter('{x:g}')
+    axis.set_minor_locator(NullLocator())

@@ -98,8 +98,8 @@ def frontier(part: Part, figure: Frontier) -> Picture | None:
   _join(ax, part, figure)
   for row, mark in shown:
     _draw_system(ax, row, figure, mark)
-  if figure.log_x:
-    ax.set_xscale('log')
+  if figure.log:
+    looks.set_logarithmic(ax)
   _draw_human(ax, columns[figure.x].reference, columns[figure.y].reference)
   ax.set_xlabel(looks.axis_title(columns[figure.x], _X_TITLE))
   ax.set_ylabel(looks.axis_title(columns[figure.y], _Y_TITLE))
