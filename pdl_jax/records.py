@@ -77,12 +77,18 @@ def _read(flat: Mapping[str, Any]) -> dict[str, Any]:
   unread |= {key for key in flat if key.startswith('model.')} - _model(flat)
   if flat['optimizer.trainable'] != 'last_layers':
     unread.add('optimizer.last_layers')
-  if flat.get('optimizer.head_factor', 1.0) == 1:
+  if flat.get('optimizer.head_factor', 1.0) == 1 or not _own_head(flat):
     unread.add('optimizer.head_factor')  # As in runs from before it was there.
   if not flat.get('evaluate.draw'):
     # Runs from before the key was there are of the first draw.
     unread.add('evaluate.draw')
   return {key: value for key, value in flat.items() if key not in unread}
+
+
+def _own_head(flat: Mapping[str, Any]) -> bool:
+  """Whether the model can have a head that is not its input embedding."""
+  head = flat.get('model.head')
+  return head != 'tied' if head else flat['model.pretrained'].startswith('run:')
 
 
 def _model(flat: Mapping[str, Any]) -> set[str]:

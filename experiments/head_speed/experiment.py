@@ -223,7 +223,10 @@ def table(records: list[dict[str, Any]]) -> str:
   for record in records:
     seconds = record['seconds']
     if record['what'] == 'logits':
-      title = f'Logits of all {V:,} types, D {D}, {record["states"]} states'
+      states = record['states']
+      title = (
+        f'Logits of all {V:,} types, D {D}, {states} state{"s" * (states > 1)}'
+      )
     elif record['what'] == 'step':
       title = (
         f'What of a training step is the head\'s, value and gradient, V {V:,}, '
