@@ -17,7 +17,7 @@ debian: $(READY)
 	$(BIN)/python -m pdl_jax.data.builders.debian_synopses
 
 test: $(READY)
-	$(BIN)/python -m pytest -q
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile
 
 lint: $(READY)
 	$(BIN)/ruff check .

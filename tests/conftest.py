@@ -4,9 +4,11 @@ import os
 from pathlib import Path
 
 # Runs of the job compile the same programs again and again; so do the commands
-# that tests start.
+# that tests start. A folder for each process of pytest-xdist: JAX writes its
+# files in place.
 os.environ['JAX_COMPILATION_CACHE_DIR'] = str(
   Path(__file__).parent.parent / '.pytest_cache' / 'jax'
+  / os.environ.get('PYTEST_XDIST_WORKER', 'main')
 )
 os.environ['JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS'] = '0'
 # Several CPU devices in one process can deadlock on jax 0.10.2 with fewer

@@ -5,7 +5,8 @@ Equal reports give equal bytes with one version of Matplotlib.
 """
 
 import io
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import matplotlib
@@ -72,16 +73,26 @@ def draw(report: Report) -> dict[str, str]:
   """
   names = _names(report.figures)
   drawn = {}
+  for part in report.parts:
+    for name, figure in zip(names, report.figures, strict=True):
+      title = f'{one_line(part.title)}: {name.replace("_", " ")}'
+      text = svg(partial(_plot, part, figure), title)
+      if text is not None:
+        drawn[_file_name(part, name)] = text
+  return drawn
+
+
+def svg(plot: Callable[[], Picture | None], title: str) -> str | None:
+  """What `plot` draws, in the style of all figures; None if it is nothing."""
   with matplotlib.rc_context():
     matplotlib.rcdefaults()
     matplotlib.rcParams.update(_STYLE)
-    for part in report.parts:
-      for name, figure in zip(names, report.figures, strict=True):
-        picture = _plot(part, figure)
-        if picture is not None:
-          title = f'{one_line(part.title)}: {name.replace("_", " ")}'
-          drawn[_file_name(part, name)] = _svg(picture, title)
-  return drawn
+    picture = plot()
+    if picture is None:
+      return None
+    file = io.StringIO()
+    picture.savefig(file, format='svg', metadata={**_UNDATED, 'Title': title})
+    return file.getvalue()
 
 
 def _plot(part: Part, figure: Figure) -> Picture | None:
@@ -129,9 +140,3 @@ def _long_name(figure: Figure) -> str:
 
 def _file_name(part: Part, name: str) -> str:
   return f'{file_stem(part.name)}_{file_stem(name)}.svg'
-
-
-def _svg(picture: Picture, title: str) -> str:
-  file = io.StringIO()
-  picture.savefig(file, format='svg', metadata={**_UNDATED, 'Title': title})
-  return file.getvalue()

@@ -1,0 +1,99 @@
+"""Does complex multi-head attention beat RoPE at equal cost?
+
+The claim (arXiv:2505.10222, withdrawn by its author): lower perplexity than
+RoPE, and better coherence over long contexts, at equal size. Language models
+from scratch, on sotu and on the texts of all tasks, in equal steps, tokens and
+learning rate; and SmolLM2, a RoPE model, fine-tuned as it is or upgraded. What
+CMHA learns besides is D numbers a layer; scaled RoPE is the rival that learns
+about as many. Times are in experiments/attention_speed, longer texts in
+experiments/attention_length, the leak in experiments/causal_leak.
+
+  python -m experiments.corpus
+  python launch.py --sweep=experiments/complexformer    # what is missing
+  python launch.py --report=experiments/complexformer   # from records.jsonl
+"""
+
+from typing import Any
+
+from experiments import metrics
+from pdl_jax.report.experiment import Experiment, Metric, Study, Variant
+from pdl_jax.report.layout import ByCount, Curves
+
+COLUMNS = (
+  metrics.PERPLEXITY,
+  Metric('nats_per_token', 'Nats a token', 'lower', 4),
+)
+ROPE, COMPLEX = 'RoPE', 'CMHA'
+
+
+def attention(kind: str, **of_complex: Any) -> dict[str, Any]:
+  """Overrides of an attention; keys of model.complex."""
+  return {
+    'model.attention': kind,
+    **{f'model.complex.{key}': value for key, value in of_complex.items()},
+  }
+
+
+PAIR = (
+  Variant(ROPE, attention('rope')),
+  Variant(COMPLEX, attention('complex')),
+)
+RIVALS = (
+  Variant('RoPE, learned factor of each head and pair',
+          attention('scaled_rope')),
+  Variant('ALiBi', attention('alibi')),
+  Variant('no positions', attention('none')),
+)  # fmt: skip
+ABLATIONS = (
+  Variant('CMHA, no b', attention('complex', offset=False)),
+  Variant('CMHA, delta fixed', attention('complex', delta='fixed')),
+  Variant('CMHA, delta shared by heads', attention('complex', delta='shared')),
+  Variant('CMHA, delta begins as published',
+          attention('complex', start='published')),
+  Variant('CMHA, as published: its delta, no 1/sqrt(Dh)',
+          attention('complex', start='published', scaled=False)),
+  Variant('CMHA, positions negative', attention('complex', sign=-1)),
+  Variant('CMHA, base 500',
+          {**attention('complex'), 'model.rope_base': 500.0}),
+  Variant('RoPE, base 500', {**attention('rope'), 'model.rope_base': 500.0}),
+)  # fmt: skip
+
+# Only perplexity is asked for. Every position is a target, of 127 a row. A
+# small vocabulary: the head would take most of the time otherwise.
+SCRATCH = {
+  'loss.name': 'cross_entropy',
+  'model.vocab_size': 2048,
+  'decode.max_new_tokens': 1,
+  'optimizer.learning_rate': 3e-3,
+  'train.steps': 600,
+  'train.checkpoint_every': 200,
+}
+MIXED = {**SCRATCH, 'data.name': 'jsonl:runs/corpus'}
+SMALL = 'configs/language_model.py:small'
+EXPERIMENT = Experiment(
+  question='Does complex multi-head attention beat RoPE at equal cost?',
+  studies=(
+    Study(
+      'sotu', 'From scratch on sotu', SMALL, PAIR, ROPE, COLUMNS, SCRATCH,
+      seeds=(0, 1, 2, 3, 4), before='',
+    ),
+    Study(
+      'mixed', 'From scratch on the texts of all tasks', SMALL, PAIR, ROPE,
+      COLUMNS, MIXED, seeds=(0, 1, 2, 3, 4), before='',
+    ),
+    Study(
+      'smollm2', 'SmolLM2 fine-tuned to summarize', 'configs/summarize.py',
+      PAIR, ROPE, (*COLUMNS, metrics.ROUGE_L, metrics.RARE_F1),
+      {'loss.name': 'cross_entropy', 'train.checkpoint_every': 60},
+    ),
+    Study(
+      'rivals', 'From scratch on sotu: other ways to know of positions', SMALL,
+      (*PAIR, *RIVALS), ROPE, COLUMNS, SCRATCH, before='',
+    ),
+    Study(
+      'ablations', 'From scratch on sotu: parts of CMHA', SMALL,
+      (*PAIR, *ABLATIONS), ROPE, COLUMNS, SCRATCH, before='',
+    ),
+  ),
+  figures=(ByCount(), Curves()),
+)  # fmt: skip
