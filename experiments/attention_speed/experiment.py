@@ -46,7 +46,7 @@ KINDS = {
 
 
 class Case(NamedTuple):
-  """What is timed: a shape, its settings, rows, tokens of a row, rounds."""
+  """What is timed: shape, settings, rows, tokens of a row, rounds, kinds."""
 
   name: str
   model: ModelConfig
@@ -54,6 +54,7 @@ class Case(NamedTuple):
   rows: int
   length: int
   rounds: int
+  kinds: tuple[str, ...] = tuple(KINDS)
 
 
 def main() -> None:
@@ -77,7 +78,7 @@ def _cases() -> list[Case]:
   return [
     Case('D 256', shape, small, 16, 128, 15),
     Case('D 256', shape, small, 2, 1024, 15),
-    Case('SmolLM2', file.config(), pretrained, 8, 119, 6),
+    Case('SmolLM2', file.config(), pretrained, 8, 119, 10, (BASELINE, 'CMHA')),
   ]
 
 
@@ -86,9 +87,9 @@ def _measure(case: Case) -> dict[str, Any]:
   batch = _batch(case)
   tables = LossTables(jnp.ones(case.model.vocab_size))
   calls, seconds, memory, square = {}, {}, {}, {}
-  with jax.set_mesh(sharding.make_mesh((1, 1, 1))) as _:
-    for name, kind in KINDS.items():
-      model = dataclasses.replace(case.model, attention=kind)
+  with jax.set_mesh(sharding.make_mesh((1, 1, 1))):
+    for name in case.kinds:
+      model = dataclasses.replace(case.model, attention=KINDS[name])
       config = StepConfig(
         model=model,
         optimizer=optimizer.make_optimizer(options, steps),
