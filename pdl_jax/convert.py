@@ -6,14 +6,17 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from pdl_jax.data.tokenizer import Tokenizer
+from pdl_jax.errors import ConfigError
 from pdl_jax.model import assign, vq_logits
 from pdl_jax.model.config import HeadConfig, ModelConfig
 from pdl_jax.settings import ModelSettings
 from pdl_jax.start import Model
 
 Tree = Any
-# Of a report of codes: the fullest ones, and the commonest types of each.
-_CODES, _TYPES = 40, 12
+# Of a report of codes: codebooks of a tier, codes with the most tokens, codes
+# of the most types, and the commonest types of each.
+_CODEBOOKS, _CODES, _FULLEST, _TYPES = 4, 40, 5, 12
 
 
 class Moments(NamedTuple):
@@ -39,17 +42,19 @@ def fit_head(
 
   Args:
     options: what is asked for.
-    model: from `load_model`, whose new head is as it was initialised.
+    model: from `load_model`, whose new head is as it was initialised; with
+      the head that it was trained with it stays as it is.
     counts_V: of the types in training targets.
     moments: of the model on the data, by which rows are near that give near
       logits; None: as if hidden states had unit variance.
     seed: of random codes, and of k-means.
 
   Raises:
-    ConfigError: k-means or rows of a model that was not trained.
+    ConfigError: k-means or rows of a model that was not trained; the unigram
+      distribution added to logits that hold it.
   """
   head = model.config.head
-  if options.output is None:
+  if options.output is None or not model.head_is_new:
     return model
   own, rows_VxD = dict(model.params.get('head', {})), model.outputs_VxD
   covariance_DxD = None if moments is None else moments.covariance_DxD
@@ -134,6 +139,12 @@ def _bias(
   codes, rows_VxD = own.get('codes_MxV'), model.outputs_VxD
   alone = codes is not None and len(codes) == 1 and not head.in_tiers
   learned = head.bias == 'learned' and rows_VxD is not None
+  if head.bias == 'unigram' and rows_VxD is not None and not alone:
+    raise ConfigError(
+      f'model.bias unigram of the trained {model.name} is for one codebook, '
+      'whose types share a row: the logits of other heads hold the '
+      'frequencies already; take learned or none'
+    )
   if learned and (not alone or model.bias_V is not None):
     log_V = np.zeros_like(log_V) if model.bias_V is None else model.bias_V
     if moments is not None and not alone and head.kind in ('vq', 'low_rank'):
@@ -186,7 +197,8 @@ def head_size(config: ModelConfig, params: Tree) -> HeadSize:
 
 
 def describe_head(config: ModelConfig, params: Tree, counts_V: Any) -> str:
-  """Its size against a dense head, and how its codes are spread."""
+  """Its size against a dense head, and how the codes of each tier are spread.
+  """
   size = head_size(config, params)
   percent = 100 * size.floats / size.dense_floats
   parts = [
@@ -194,11 +206,12 @@ def describe_head(config: ModelConfig, params: Tree, counts_V: Any) -> str:
   ]
   if size.index_bits:
     parts.append(f'{size.index_bits:,} index bits')
-  parts += [
+  # A tier a line.
+  spread = [
     assign.describe(codes, count, counts_V[types])
     for types, codes, count in _codes(config, params)
   ]
-  return ', '.join(parts)
+  return f'\n{"":11s}'.join([', '.join(parts), *spread])
 
 
 def _codes(
@@ -218,26 +231,55 @@ def _codes(
 
 
 def codes_report(
-  model: Model, counts_V: np.ndarray
+  config: ModelConfig, params: Tree, tokenizer: Tokenizer, counts_V: np.ndarray
 ) -> str:
-  """What the codes with the most training tokens hold, as text.
+  """What codes hold, as text: those with the most training tokens or types.
 
-  Empty for a head without codes, or whose codes are yet to be learned.
+  Of the first codebooks of each tier. Empty for a head without codes, or whose
+  codes are yet to be learned.
   """
   lines = []
-  found = _codes(model.config, model.params)
-  for number, (types, codes_MxV, _) in enumerate(found):
-    for m, code_V in enumerate(codes_MxV):
-      mass_K = np.bincount(code_V, counts_V[types])
-      for code in np.argsort(-mass_K, kind='stable')[:_CODES]:
-        held = types[code_V == code]
-        common = held[np.argsort(-counts_V[held], kind='stable')]
-        shown = ' '.join(
-          f'{model.tokenizer.token(int(v))!r}:{int(counts_V[v])}'
-          for v in common[:_TYPES]
-        )
-        lines.append(
-          f'tier {number} codebook {m} code {code}: {held.size} types, '
-          f'{int(mass_K[code])} tokens: {shown}\n'
-        )
+  for number, (types, codes_MxV, count) in enumerate(_codes(config, params)):
+    shown = min(len(codes_MxV), _CODEBOOKS)
+    lines.append(
+      f'tier {number}: {types.size:,} types, {len(codes_MxV)} codebooks of '
+      f'{count:,} codes; codebooks shown: {shown}\n'
+    )
+    for m, code_V in enumerate(codes_MxV[:shown]):
+      lines += _codebook_report(m, code_V, count, types, tokenizer, counts_V)
   return ''.join(lines)
+
+
+def _codebook_report(
+  number: int,
+  code_V: np.ndarray,
+  count: int,
+  types: np.ndarray,
+  tokenizer: Tokenizer,
+  counts_V: np.ndarray,
+) -> Iterator[str]:
+  """Lines of one codebook."""
+  size_K = np.bincount(code_V, minlength=count)
+  mass_K = np.bincount(code_V, counts_V[types], count)
+  by_mass = np.argsort(-mass_K, kind='stable')[:_CODES]
+  by_size = np.argsort(-size_K, kind='stable')[:_FULLEST]
+  chosen = [int(k) for k in dict.fromkeys((*by_mass, *by_size)) if size_K[k]]
+  yield (
+    f'codebook {number}: {(size_K == 0).sum():,} codes empty; {len(chosen)} of '
+    f'{count:,} shown, {by_mass.size} by training tokens and the '
+    f'{by_size.size} of most types\n'
+  )
+  total = max(mass_K.sum(), 1)
+  for code in chosen:
+    held = types[code_V == code]
+    common = held[np.argsort(-counts_V[held], kind='stable')]
+    listed = ' '.join(
+      f'{tokenizer.token(int(v))!r}:{int(counts_V[v])}'
+      for v in common[:_TYPES]
+    )
+    rest = held.size - len(common[:_TYPES])
+    more = f' and {rest:,} more' if rest else ''
+    yield (
+      f'  code {code}: {held.size:,} types, {int(mass_K[code]):,} tokens '
+      f'({100 * mass_K[code] / total:.1f} %): {listed}{more}\n'
+    )

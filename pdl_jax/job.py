@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import numpy as np
 from jax import Array
+from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
 from pdl_jax import (
@@ -115,6 +116,10 @@ def _run(
   after = evaluate('after', trained)
   options = setup.metric_options(settings)
   counts_V = ready.frequencies.task.counts_V
+  if model.config.head.learned:
+    own = params_of(model.config, trained)['head']
+    found = {'head': multihost_utils.process_allgather(own, tiled=True)}
+    setup.describe_codes(folder, model, found, counts_V)
   score = partial(
     evaluation.evaluate, counts_V=counts_V, neutral_ids=specials, **options
   )
@@ -123,7 +128,7 @@ def _run(
   decoded = summary.decode_name(settings.decode)
   return {
     'columns': {
-      model.name + decoded: score(before),
+      setup.name_before(model) + decoded: score(before),
       summary.loss_name(settings.loss) + decoded: score(after),
     },
     'loss': summary.loss_record(

@@ -1,6 +1,7 @@
 """What trains, and how: parameter selection and the optax chain."""
 
 import dataclasses
+import math
 from typing import Any
 
 import jax
@@ -52,9 +53,9 @@ class OptimizerConfig:
     for name in (
       'learning_rate', 'eps', 'clip_norm', 'accumulation', 'head_factor'
     ):  # fmt: skip
-      if not getattr(self, name) > 0:
+      if not 0 < getattr(self, name) < math.inf:
         raise ConfigError(
-          f'optimizer.{name} must be > 0, got {getattr(self, name)}'
+          f'optimizer.{name} must be > 0 and finite, got {getattr(self, name)}'
         )
     for name in ('b1', 'b2'):
       if not 0 <= getattr(self, name) < 1:

@@ -114,6 +114,15 @@ class ModelSettings:
     _one_of('model.head', self.head, ('', *HEADS))
     _one_of('model.bias', self.bias, BIASES)
     _not_negative('model', self, 'rank')
+    made_up = ('random', 'blocks', 'frequency_blocks')
+    if self.head == 'vq' and not self.pretrained and not (
+      self.vq.mapping in made_up and self.vq.start == 'random'
+    ):
+      raise ConfigError(
+        f'model.vq.mapping {self.vq.mapping} and model.vq.start '
+        f'{self.vq.start}: a model from scratch has no trained rows to make '
+        f'codes of; take a mapping of {", ".join(made_up)}, and start random'
+      )
 
   @property
   def positions(self) -> AttentionConfig | None:
@@ -355,7 +364,8 @@ class Settings:
 
 def _one_of(key: str, value: str, allowed: Any) -> None:
   if value not in allowed:
-    raise ConfigError(f'{key} {value!r} is not one of {", ".join(allowed)}')
+    known = ', '.join(name or "''" for name in allowed)
+    raise ConfigError(f'{key} {value!r} is not one of {known}')
 
 
 def _positive(group: str, settings: Any, *names: str) -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from pdl_jax import convert, frequency, summary, weighting
@@ -99,6 +100,7 @@ def prepare(settings: Settings, folder: RunFolder | None) -> Setup:
   model = load_model(settings, folder, found['train'])
   print(f'model      {model.name}: {_count(model.params):,} parameters')
   check_context(settings, model, settings.decode)
+  _check_head(settings, model)
   splits = {
     name: open_split(settings, source, model.tokenizer)
     for name, source in found.items()
@@ -118,6 +120,16 @@ def prepare(settings: Settings, folder: RunFolder | None) -> Setup:
   )  # fmt: skip
 
 
+def _check_head(settings: Settings, model: Model) -> None:
+  """Refuses losses that the head does not give what they need."""
+  on_logits = LOSSES[settings.loss.name].on_logits is not None
+  if on_logits and model.config.head.kind == 'adaptive':
+    raise ConfigError(
+      f'loss.name {settings.loss.name} needs an output row for each type, and '
+      'model.head adaptive has none; take another head, or another loss'
+    )
+
+
 def _with_head(
   settings: Settings,
   folder: RunFolder | None,
@@ -129,18 +141,41 @@ def _with_head(
   if settings.model.output is None:
     return model
   moments = None
-  if settings.model.head not in ('tied', 'dense'):
+  if model.head_is_new and settings.model.head not in ('tied', 'dense'):
     moments = _moments(model, train.examples)
   model = convert.fit_head(
     settings.model, model, counts_V, moments, settings.seed
   )
-  print(
-    f'head       {convert.describe_head(model.config, model.params, counts_V)}'
-  )
-  report = convert.codes_report(model, counts_V)
+  describe_codes(folder, model, model.params, counts_V)
+  return model
+
+
+def name_before(model: Model) -> str:
+  """Of the model before fine-tuning, which may have a head that is new."""
+  if model.head_is_new and model.outputs_VxD is not None:
+    return f'{model.name} ({model.config.head.kind} head)'
+  return model.name
+
+
+def describe_codes(
+  folder: RunFolder | None, model: Model, params: Tree, counts_V: np.ndarray
+) -> None:
+  """Says what the output head is, and writes down what its codes hold.
+
+  Args:
+    folder: gets codes.txt, of a head with codes; None: nowhere.
+    model: whose head it is.
+    params: of it; those of learned codes written down.
+    counts_V: of the types in training targets.
+  """
+  config = model.config
+  if 'codes_MxV' in params.get('head', {}):
+    head = dataclasses.replace(config.head, learned=False)
+    config = dataclasses.replace(config, head=head)
+  print(f'head       {convert.describe_head(config, params, counts_V)}')
+  report = convert.codes_report(config, params, model.tokenizer, counts_V)
   if folder is not None and report:
     folder.write_text('codes.txt', report)
-  return model
 
 
 def _moments(model: Model, examples: Examples) -> convert.Moments | None:
@@ -308,4 +343,7 @@ def _styled(source: Source, most: int) -> tuple[list[str], list[str]]:
 
 
 def _count(params: Tree) -> int:
-  return sum(x.size for x in jax.tree.leaves(params))
+  return sum(
+    x.size for x in jax.tree.leaves(params)
+    if jnp.issubdtype(x.dtype, jnp.floating)
+  )  # fmt: skip

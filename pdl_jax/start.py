@@ -37,6 +37,7 @@ class Model:
     tokenizer: whose ids it reads.
     outputs_VxD: its trained output rows; None from scratch.
     bias_V: what was added to its logits; None: nothing.
+    head_is_new: whether its head was never trained, and is to be fitted.
   """
 
   name: str
@@ -45,6 +46,7 @@ class Model:
   tokenizer: Tokenizer
   outputs_VxD: np.ndarray | None = None
   bias_V: np.ndarray | None = None
+  head_is_new: bool = False
 
 
 def load_model(
@@ -64,7 +66,9 @@ def load_model(
     return model
   config = dataclasses.replace(model.config, head=asked)
   made = api.with_head(config, model.params, key)
-  return dataclasses.replace(model, config=config, params=made)
+  return dataclasses.replace(
+    model, config=config, params=made, head_is_new=True
+  )
 
 
 def _with_attention(settings: Settings, model: Model) -> Model:
@@ -120,7 +124,7 @@ def _load(
   )
   key = jax.random.key(settings.seed)
   params = jax.jit(partial(api.init, config))(key)
-  return Model('untrained', config, params, tokenizer)
+  return Model('untrained', config, params, tokenizer, head_is_new=True)
 
 
 def _trained_model(settings: Settings, run: Path, source: Source) -> Model:

@@ -100,7 +100,7 @@ def test_from_scratch_there_are_no_rows(mapping, start, wanted):
 
 
 def test_more_codes_than_different_rows_are_refused():
-  with pytest.raises(ConfigError, match='13 are more than the 12 different'):
+  with pytest.raises(ConfigError, match='vq.codes: 13 codes are more than'):
     codes('kmeans_output', head(codes=13))
 
 
@@ -125,7 +125,9 @@ def converted(settings, rows=ROWS, moments=None):
     context=8, head=settings.output,
   )  # fmt: skip
   params = jax.tree.map(np.asarray, api.init(config, jax.random.key(0)))
-  model = Model('m', config, {**params, 'embed_VxD': rows}, None, rows)
+  model = Model(
+    'm', config, {**params, 'embed_VxD': rows}, None, rows, head_is_new=True
+  )
   return fit_head(settings, model, COUNTS, moments, 0)
 
 
@@ -135,6 +137,26 @@ def effective(model):
 
 def test_a_dense_head_begins_as_the_trained_rows():
   np.testing.assert_array_equal(effective(converted(options('dense'))), ROWS)
+
+
+@pytest.mark.parametrize(
+  'settings',
+  [
+    options('tied', 'unigram'), options('dense', 'unigram'),
+    options('vq', 'unigram', codes=6, codebooks=2),
+  ],
+)  # fmt: skip
+def test_frequencies_are_not_added_to_logits_that_hold_them(settings):
+  with pytest.raises(ConfigError, match='unigram of the trained m is for one'):
+    converted(settings)
+
+
+def test_more_codes_of_the_tail_than_its_different_rows_are_refused():
+  settings = options(
+    'vq', codes=4, codebooks=2, tail_from=20, tail_codes=30, tail_codebooks=1
+  )
+  with pytest.raises(ConfigError, match='model.vq.tail_codes: 30 codes are'):
+    converted(settings)
 
 
 def test_a_low_rank_head_begins_as_the_best_approximation():

@@ -378,14 +378,19 @@ def test_the_gradient_of_learned_codes_reaches_codebooks_and_shadow():
   [
     ({'kind': 'vqq'}, "head kind 'vqq' is not one of"),
     ({'bias': 'x'}, "head bias 'x' is not one of"),
-    ({'kind': 'vq'}, 'head codes and codebooks must be >= 1, got 0 and 1'),
-    ({'kind': 'vq', 'codes': 65}, 'head codes 65 are more than the 64 types'),
+    ({'kind': 'vq'}, 'model.vq.codes and codebooks must be >= 1, got 0 and 1'),
+    ({'kind': 'vq', 'codes': 65}, 'model.vq.codes 65 are more than the 64'),
+    ({'kind': 'vq', 'codes': 20, 'tail_from': 16, 'tail_codes': 4,
+      'tail_codebooks': 1}, 'model.vq.codes 20 are more than the 16 types'),
+    ({'kind': 'vq', 'codes': 8, 'tail_from': 56, 'tail_codes': 9,
+      'tail_codebooks': 1}, 'model.vq.tail_codes 9 are more than the 8 types'),
     ({'kind': 'vq', 'codes': 8, 'codebooks': 5}, '32 does not divide into 5'),
-    ({'kind': 'adaptive', 'own': 4, 'rank': 2}, 'own 4 < tail_from 0 < 64'),
-    ({'kind': 'low_rank'}, 'rank of low_rank must be >= 1'),
+    ({'kind': 'adaptive', 'own': 4, 'rank': 2},
+     'own 4 < model.vq.tail_from 0 < 64'),
+    ({'kind': 'low_rank'}, 'rank of a low_rank head must be >= 1'),
     ({'kind': 'low_rank', 'rank': 32}, 'rank 32 must be below the width'),
   ],
-)
+)  # fmt: skip
 def test_bad_heads_are_refused(changes, wanted):
   with pytest.raises(ConfigError, match=wanted):
     model(HeadConfig(**changes))
@@ -394,6 +399,9 @@ def test_bad_heads_are_refused(changes, wanted):
 def test_index_bits_and_floats():
   config = HeadConfig('vq', codes=256, codebooks=4)
   assert vq_logits.index_bits(config, 1000) == 1000 * 4 * 8
+  adaptive = HeadConfig('adaptive', rank=2, own=4, tail_from=9)
+  # The order of the types, which clusters part: 10 bits a type.
+  assert vq_logits.index_bits(adaptive, 1000) == 1000 * 10
   params = api.init(model(HEADS['residual']), jax.random.key(0))['head']
   assert vq_logits.float_parameters(params) == 8 * 32 + (64 + 32) * 2
 

@@ -33,8 +33,14 @@ def test_codes_from_scratch_learn(codes):
   before, after = perplexity(codes)
   assert after < before
   report = (codes / 'codes.txt').read_text().splitlines()
-  assert len(report) == 32
-  assert report[0].startswith('tier 0 codebook 0 code 0: 16 types, ')
+  assert report[:2] == [
+    'tier 0: 512 types, 1 codebooks of 32 codes; codebooks shown: 1',
+    'codebook 0: 0 codes empty; 32 of 32 shown, 32 by training tokens and the '
+    '5 of most types',
+  ]
+  assert len(report) == 34
+  assert report[2].startswith('  code 0: 16 types, ')
+  assert report[2].endswith(' and 4 more')
 
 
 def test_its_size_stands_beside_its_metrics(codes):
@@ -75,6 +81,36 @@ def test_a_run_that_starts_from_codes_keeps_them(codes, data_dir):
   assert set(head) == {'codebooks_MxKxS', 'codes_MxV', 'bias_V'}
 
 
+def test_the_head_that_a_run_has_is_not_fitted_again(
+  data_dir, tmp_path, codes, stop
+):
+  asked = {
+    'model.head': 'vq', 'model.bias': 'learned', 'model.vq.codes': 32,
+  }  # fmt: skip
+  _, kept = start(data_dir, codes)
+  _, same = start(data_dir, codes, **asked)
+  assert not same.head_is_new
+  for name, x in kept.params['head'].items():
+    np.testing.assert_array_equal(same.params['head'][name], x)
+
+
+def test_clusters_stay_those_that_a_run_was_trained_with(
+  data_dir, tmp_path, stop
+):
+  changes = {
+    'model.head': 'adaptive', 'model.rank': 8, 'model.vq.own': 64,
+    'model.vq.tail_from': 200,
+  }  # fmt: skip
+  job.run(small.settings(data_dir, **changes), tmp_path, stop)
+  _, kept = start(data_dir, tmp_path)
+  # Other counts would be another order of the types.
+  _, same = start(data_dir, tmp_path, **changes, **{'data.train_limit': 20})
+  np.testing.assert_array_equal(
+    same.params['head']['places_V'], kept.params['head']['places_V']
+  )
+  assert not (tmp_path / 'codes.txt').exists()
+
+
 @pytest.mark.parametrize(
   'changes',
   [
@@ -97,6 +133,11 @@ def test_another_head_is_fitted_to_the_rows_of_a_run(
   assert before == pytest.approx(trained, rel=0.2)
   assert after < 1.05 * before
   assert model.config.head.kind == changes['model.head']
+  # Of codes that follow training, those that it ended with.
+  told = (tmp_path / 'codes.txt').exists()
+  assert told == (changes['model.head'] == 'vq')
+  (first, _) = json.loads((tmp_path / 'results.json').read_text())['columns']
+  assert first.endswith(f'({changes["model.head"]} head)')
 
 
 def test_an_adaptive_head_learns_from_scratch(data_dir, tmp_path, stop):
@@ -155,10 +196,14 @@ def test_runs_of_earlier_versions_have_no_keys_of_heads(codes, data_dir):
     ({'model.head': 'vqs'}, "model.head 'vqs' is not one of"),
     ({'model.head': 'vq', 'model.vq.codes': 0}, 'model.vq.codes must be >= 1'),
     ({'model.head': 'vq', 'model.vq.mapping': 'x'}, "model.vq.mapping 'x'"),
-    ({'model.head': 'vq', 'model.vq.codes': 9}, 'needs a trained embedding'),
+    ({'model.head': 'vq', 'model.vq.codes': 9},
+     'kmeans_output and model.vq.start rows: a model from scratch has no'),
+    ({'model.head': 'adaptive', 'model.rank': 8, 'model.vq.own': 64,
+      'model.vq.tail_from': 200, 'loss.name': 'emo'},
+     'loss.name emo needs an output row for each type'),
     ({**SCRATCH, 'model.vq.codes': 4000}, '4000 are more than the 512 types'),
   ],
-)
+)  # fmt: skip
 def test_bad_heads_end_in_one_line(data_dir, changes, wanted):
   with pytest.raises(ConfigError, match=wanted):
     setup.prepare(small.settings(data_dir, **changes), None)

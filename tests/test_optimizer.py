@@ -133,8 +133,9 @@ def test_merge_is_the_inverse_of_partition(trainable):
 @pytest.mark.parametrize(
   ('change', 'message'),
   [
-    ({'learning_rate': 0.0}, r'optimizer.learning_rate must be > 0, got 0\.0'),
-    ({'learning_rate': float('nan')}, 'learning_rate must be > 0, got nan'),
+    ({'learning_rate': 0.0}, r'optimizer.learning_rate must be > 0 and'),
+    ({'learning_rate': float('nan')}, 'must be > 0 and finite, got nan'),
+    ({'head_factor': float('inf')}, 'must be > 0 and finite, got inf'),
     ({'eps': -1.0}, 'eps must be > 0'),
     ({'clip_norm': 0}, 'clip_norm must be > 0'),
     ({'accumulation': 0}, 'accumulation must be > 0'),
@@ -176,5 +177,5 @@ def test_a_head_of_its_own_moves_so_many_times_as_far():
 
 
 def test_a_factor_of_nothing_is_refused():
-  with pytest.raises(ConfigError, match='head_factor must be > 0, got 0'):
+  with pytest.raises(ConfigError, match='head_factor must be > 0 and finite'):
     config(head_factor=0.0)

@@ -70,12 +70,16 @@ STEP_TOKENS, STEP_ROUNDS = 512, 5
 # Of the loss: types, width, codes, tokens.
 LOSS = {'V': 131_072, 'D': 512, 'K': 1024, 'N': 1024}
 LOSS_ROUNDS = 5
+# Types whose loss is compiled for its memory alone.
+MEMORY_TYPES = (16_384, 131_072, 1_048_576)
 Arrays = tuple[Any, ...]
 
 
 def main() -> None:
   """Measures, writes records.jsonl and table.md, prints the table."""
-  records = [*(_logits(count) for count in STATES), _steps(), _losses()]
+  records = [
+    *(_logits(count) for count in STATES), _steps(), _losses(), _memory()
+  ]
   lines = ''.join(json.dumps(record) + '\n' for record in records)
   (FOLDER / 'records.jsonl').write_text(lines)
   for name, text in report_files().items():
@@ -169,7 +173,27 @@ def _steps() -> dict[str, Any]:
 
 def _losses() -> dict[str, Any]:
   """Seconds and bytes of value and gradient of two heads' losses."""
-  v, d, k, n = (LOSS[key] for key in ('V', 'D', 'K', 'N'))
+  calls = _loss_calls(LOSS['V'])
+  return {
+    'what': 'loss', **LOSS, 'cpus': os.cpu_count(),
+    'seconds': _in_turn(calls, LOSS_ROUNDS),
+    'temporary_bytes': _temporary_bytes(calls),
+  }  # fmt: skip
+
+
+def _memory() -> dict[str, Any]:
+  """Temporary bytes of the loss of one codebook, by the number of types."""
+  found = {}
+  for v in MEMORY_TYPES:
+    calls = _loss_calls(v)
+    del calls['dense']
+    (found[v],) = _temporary_bytes(calls).values()
+  return {'what': 'memory', **LOSS, 'temporary_bytes': found}
+
+
+def _loss_calls(v: int) -> dict[str, tuple[Callable[..., Any], Arrays]]:
+  """Value and gradient of two heads' losses."""
+  d, k, n = (LOSS[key] for key in ('D', 'K', 'N'))
   hidden = _random(1, n, d) * d**-0.5
   random = np.random.default_rng(2)
   labels = jnp.asarray(random.integers(0, v, (1, n)), jnp.int32)
@@ -182,24 +206,20 @@ def _losses() -> dict[str, Any]:
     return loss.sums(head, hidden, labels, tables, where)[0].num
 
   run = jax.value_and_grad(value, argnums=(0, 2))
-  calls = {
+  return {
     'dense': (run, ((_random(v, d),), (), hidden)),
     f'1 x {k:,}': (run, ((_random(k, d),), (codes,), hidden)),
   }
-  return {
-    'what': 'loss', **LOSS, 'cpus': os.cpu_count(),
-    'seconds': _in_turn(calls, LOSS_ROUNDS),
-    'temporary_bytes': _temporary_bytes(calls),
-  }  # fmt: skip
 
 
 def _temporary_bytes(
   calls: dict[str, tuple[Callable[..., Any], Arrays]]
 ) -> dict[str, int]:
-  return {
-    name: jax.jit(f).lower(*x).compile().memory_analysis().temp_size_in_bytes
-    for name, (f, x) in calls.items()
-  }
+  found = {}
+  for name, (f, x) in calls.items():
+    compiled: Any = jax.jit(f).lower(*x).compile()
+    found[name] = compiled.memory_analysis().temp_size_in_bytes
+  return found
 
 
 def _in_turn(
@@ -221,6 +241,18 @@ def table(records: list[dict[str, Any]]) -> str:
   """The records as Markdown: ratios to the dense head within each round."""
   lines = []
   for record in records:
+    if record['what'] == 'memory':
+      lines += [
+        f'## Loss of one codebook of {record["K"]:,}, D {record["D"]}, '
+        f'{record["N"]:,} tokens', '', '| types | temporary MB |',
+        '| ---: | ---: |',
+      ]  # fmt: skip
+      lines += [
+        f'| {int(types):,} | {size / 1e6:.3f} |'
+        for types, size in record['temporary_bytes'].items()
+      ]
+      lines.append('')
+      continue
     seconds = record['seconds']
     if record['what'] == 'logits':
       states = record['states']

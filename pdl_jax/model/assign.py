@@ -43,7 +43,7 @@ def blocks(order_V: np.ndarray, codes: int) -> np.ndarray:
 
 
 def kmeans(
-  rows: np.ndarray, weight: np.ndarray, codes: int, seed: int
+  rows: np.ndarray, weight: np.ndarray, codes: int, seed: int, key: str
 ) -> np.ndarray:
   """The cluster of each row, [types].
 
@@ -52,6 +52,7 @@ def kmeans(
     weight: [types], what a row's squared distance is multiplied by.
     codes: how many centroids.
     seed: of the first ones.
+    key: of the configuration, that says how many.
 
   Raises:
     ConfigError: fewer different rows than codes.
@@ -59,8 +60,8 @@ def kmeans(
   different = len(np.unique(rows, axis=0))
   if different < codes:
     raise ConfigError(
-      f'model.vq.codes {codes} are more than the {different} different rows '
-      'that they are to be the means of'
+      f'{key}: {codes} codes are more than the {different} different rows '
+      f'that they are to be the means of; take at most {different}'
     )
   # Hundreds of small problems, one after the other: threads cost more than
   # they give.
@@ -187,6 +188,7 @@ def assign(
   rest_V, codes = np.sort(common_V[single:]), tier.codes - single
   random = np.random.default_rng(seed)
   weight_V = importance(counts_V[rest_V])
+  key = 'model.vq.tail_codes' if tier.first else 'model.vq.codes'
   made, leftover = [], None
   for m in range(tier.codebooks):
     code_V = np.empty(vocab, code_dtype(tier.codes))
@@ -212,7 +214,7 @@ def assign(
       near = part
       if covariance_DxD is not None:
         near = part @ root(smoothed(covariance_DxD)[columns, columns])
-      found = kmeans(near, weight_V, codes, seed + m)
+      found = kmeans(near, weight_V, codes, seed + m, key)
       leftover = part - means(part, weight_V, found, codes)[found]
     code_V[rest_V] = single + found
     made.append(code_V)

@@ -69,10 +69,12 @@ class HeadConfig:
           f'{", ".join(allowed)}'
         )
     if self.kind == 'low_rank' and self.rank < 1:
-      raise ConfigError(f'head rank of low_rank must be >= 1, got {self.rank}')
+      raise ConfigError(
+        f'model.rank of a low_rank head must be >= 1, got {self.rank}'
+      )
     if self.kind == 'vq' and (self.codes < 1 or self.codebooks < 1):
       raise ConfigError(
-        f'head codes and codebooks must be >= 1, got {self.codes} and '
+        f'model.vq.codes and codebooks must be >= 1, got {self.codes} and '
         f'{self.codebooks}'
       )
 
@@ -84,24 +86,32 @@ class HeadConfig:
     """
     if self.kind in ('low_rank', 'vq') and self.rank >= width:
       raise ConfigError(
-        f'head rank {self.rank} must be below the width of the model, {width}'
+        f'model.rank {self.rank} must be below the width of the model, {width}'
       )
     if self.kind == 'adaptive' and not (
       0 < self.own < self.tail_from < vocab_size and 0 < self.rank < width
     ):
       raise ConfigError(
-        f'head adaptive needs 0 < own {self.own} < tail_from {self.tail_from} '
-        f'< {vocab_size} types, and 0 < rank {self.rank} < width {width}'
+        f'model.head adaptive needs 0 < model.vq.own {self.own} < '
+        f'model.vq.tail_from {self.tail_from} < {vocab_size} types, and 0 < '
+        f'model.rank {self.rank} < width {width}'
       )
     if self.kind == 'adaptive' and self.bias != 'none':
-      raise ConfigError("head adaptive has no bias; leave it at 'none'")
+      raise ConfigError(
+        "model.head adaptive has no bias; leave model.bias at 'none'"
+      )
     if self.kind != 'vq':
       return
-    if self.codes > vocab_size:
-      raise ConfigError(
-        f'head codes {self.codes} are more than the {vocab_size} types'
-      )
     self._check_tiers(vocab_size, width)
+    for tier, key in zip(
+      self.tiers(vocab_size), ('codes', 'tail_codes'), strict=False
+    ):
+      types = tier.end - tier.first
+      if tier.codes > types:
+        raise ConfigError(
+          f'model.vq.{key} {tier.codes} are more than the {types} types that '
+          f'they are for; take at most {types}'
+        )
     if self.compose == 'product' and width % self.codebooks:
       raise ConfigError(
         f'the width {width} does not divide into {self.codebooks} codebooks; '
@@ -112,30 +122,35 @@ class HeadConfig:
     alone = self.codebooks == 1 and not self.tail_from
     most = self.codes - 1 if alone else (self.tail_from or vocab_size) - 1
     if self.own > most:
-      raise ConfigError(f'head own {self.own} must be at most {most}')
+      raise ConfigError(
+        f'model.vq.own {self.own} must be at most {most}: the other types need '
+        + ('a code' if alone else 'codebooks')
+      )
     if self.own and self.learned and alone:
       raise ConfigError(
-        'head own with one codebook whose codes are learned: there is nothing '
-        'that would keep them apart; take fixed codes, or several codebooks'
+        'model.vq.own with one codebook whose codes are learned: there is '
+        'nothing that would keep them apart; take fixed codes, or several '
+        'codebooks'
       )
     if not self.tail_from:
       if self.tail_rank:
         raise ConfigError(
-          f'head tail_rank {self.tail_rank} needs a tail: set tail_from'
+          f'model.vq.tail_rank {self.tail_rank} needs a tail: set tail_from'
         )
       return
     if self.tail_from >= vocab_size:
       raise ConfigError(
-        f'head tail_from {self.tail_from} leaves nothing of {vocab_size} types'
+        f'model.vq.tail_from {self.tail_from} leaves nothing of {vocab_size} '
+        'types'
       )
     if self.tail_codes < 1 or self.tail_codebooks < 1:
       raise ConfigError(
-        'head tail_codes and tail_codebooks must be >= 1, got '
+        'model.vq.tail_codes and tail_codebooks must be >= 1, got '
         f'{self.tail_codes} and {self.tail_codebooks}'
       )
     if self.tail_rank >= width:
       raise ConfigError(
-        f'head tail_rank {self.tail_rank} must be below the width of the '
+        f'model.vq.tail_rank {self.tail_rank} must be below the width of the '
         f'model, {width}'
       )
     rank = self.tail_rank or width

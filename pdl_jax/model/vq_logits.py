@@ -189,14 +189,17 @@ def float_parameters(params: Params) -> int:
 
 
 def index_bits(config: HeadConfig, vocab_size: int) -> int:
-  """Bits of the codes of all types, and of their order if they are in tiers.
+  """Bits of the codes of all types, and of their order if it parts them.
 
   As integers of equal width.
   """
+  order = vocab_size * (vocab_size - 1).bit_length()
+  if config.kind == 'adaptive':
+    return order
   if config.kind != 'vq':
     return 0
   codes = sum(
     (tier.end - tier.first) * tier.codebooks * (tier.codes - 1).bit_length()
     for tier in config.tiers(vocab_size)
   )
-  return codes + vocab_size * (vocab_size - 1).bit_length() * config.in_tiers
+  return codes + order * config.in_tiers
