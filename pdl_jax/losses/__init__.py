@@ -246,11 +246,12 @@ class Loss(NamedTuple):
     _: tuple,
   ) -> tuple[LossTerms, Array]:
     head, bias_V = made
-    logits = head.logits(hidden)
+    logits = head.placed_logits(hidden)
     if bias_V is not None:
-      logits += along(logits, bias_V)
+      logits += along(logits, bias_V[jnp.argsort(head.places_V)])
     logits = constrain(logits, 'batch', 'length', 'vocab')
-    stats = logit_stats(logits, labels, self._temperature)
+    places = head.places_V[labels]
+    stats = logit_stats(logits, places, self._temperature)
     nll = stats.log_z - stats.label / self._temperature
     return self._terms(stats, weight, ()), nll
 
@@ -276,7 +277,7 @@ def _nll_by_row(
   """A sequence at a time: its logits are as wide as the vocabulary."""
 
   def row(pair: tuple[Array, Array]) -> Array:
-    return token_nll(head.logits(pair[0]), pair[1])
+    return token_nll(head.placed_logits(pair[0]), head.places_V[pair[1]])
 
   return jax.lax.map(row, (hidden, labels))
 
