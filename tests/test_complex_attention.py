@@ -5,13 +5,14 @@ import re
 
 import jax
 import jax.numpy as jnp
+import jax.test_util
 import numpy as np
 import pytest
 
 from pdl_jax.errors import ConfigError
 from pdl_jax.model import api
 from pdl_jax.model.attention import distance_bias
-from pdl_jax.model.complex_attention import angle, turn
+from pdl_jax.model.complex_attention import angle, cos_sin, turn
 from pdl_jax.model.config import AttentionConfig, ModelConfig
 
 B, L, H, K, DH = 2, 7, 4, 2, 8
@@ -104,6 +105,38 @@ def test_the_angle_is_that_of_the_number():
   found = angle(jnp.asarray(x[..., :P]), jnp.asarray(x[..., P:]))
   expected = np.angle(x[..., :P] + 1j * x[..., P:])
   np.testing.assert_allclose(found, expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize('far', [1.0, 100.0, 1e4, 1.9e5])
+def test_cosines_are_exact_to_rounding_at_any_position(far):
+  phase = np.random.default_rng(2).uniform(-far, far, 50_000)
+  phase = phase.astype(np.float32)
+  cos, sin = cos_sin(jnp.asarray(phase))
+  np.testing.assert_allclose(cos, np.cos(phase.astype(float)), atol=1.2e-7)
+  np.testing.assert_allclose(sin, np.sin(phase.astype(float)), atol=1.2e-7)
+
+
+def test_angles_are_exact_to_rounding_in_every_direction():
+  turns = np.linspace(-np.pi, np.pi, 20_001)[1:-1]
+  for modulus in (1e-14, 1.0, 1e18):
+    real = (modulus * np.cos(turns)).astype(np.float32)
+    imaginary = (modulus * np.sin(turns)).astype(np.float32)
+    expected = np.arctan2(imaginary.astype(float), real.astype(float))
+    np.testing.assert_allclose(
+      angle(jnp.asarray(real), jnp.asarray(imaginary)), expected, atol=4e-7
+    )
+  axes = jnp.asarray([1.0, 0.0, -1.0, 0.0]), jnp.asarray([0.0, 1.0, 0.0, -1.0])
+  np.testing.assert_allclose(
+    angle(*axes), np.asarray([0, 0.5, 1, -0.5]) * np.pi, atol=4e-7
+  )
+
+
+def test_gradients_of_cosines_and_angles_are_those_of_finite_differences():
+  random = np.random.default_rng(3)
+  x, y = (jnp.asarray(random.normal(size=40), jnp.float32) for _ in range(2))
+  for f, inputs in ((lambda x: cos_sin(x)[0] + 2 * cos_sin(x)[1], (3 * x,)),
+                    (angle, (x + jnp.sign(x), y + jnp.sign(y)))):  # fmt: skip
+    jax.test_util.check_grads(f, inputs, order=1, atol=2e-2, rtol=2e-2)
 
 
 def model(attention):
