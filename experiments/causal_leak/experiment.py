@@ -30,7 +30,7 @@ from pdl_jax.model.transformer import Block, RMSNorm
 from pdl_jax.settings import Settings
 
 FOLDER = Path(__file__).parent
-STEPS, EVERY = 600, 100
+STEPS, EVERY = 300, 100
 LEARNING_RATE = 3e-3
 WINDOWS, AT_ONCE = 256, 32
 CAUSAL, AHEAD = 'causal', 'published'
