@@ -22,7 +22,8 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from configs import language_model
-from experiments.complexformer.experiment import COMPLEX, EXPERIMENT, ROPE
+from experiments.complexformer import experiment as complexformer
+from experiments.complexformer.experiment import COMPLEX, ROPE
 from pdl_jax.data import sources
 from pdl_jax.model import api
 from pdl_jax.report import figures, marks, plan
@@ -68,7 +69,7 @@ def main() -> None:
 def _runs() -> Iterator[tuple[str, int, Path]]:
   """Row, seed and folder of the finished runs, each once."""
   seen = set()
-  for study in EXPERIMENT.studies:
+  for study in complexformer.EXPERIMENT.studies:
     for seed in study.seeds if study.name in STUDIES else ():
       for variant, planned in plan.runs(study, seed):
         done = (planned.folder / 'results.json').exists()
@@ -118,7 +119,7 @@ def _losses(config: Any, params: Any, tokens: Any, labels: Any) -> jax.Array:
 def _angles() -> Iterator[dict[str, Any]]:
   """delta [layers, kv_heads, pairs] and b [layers, heads, pairs]."""
   for title, name in DRAWN.items():
-    study = next(s for s in EXPERIMENT.studies if s.name == name)
+    study = next(s for s in complexformer.EXPERIMENT.studies if s.name == name)
     (run,) = (
       planned.folder for variant, planned in plan.runs(study, _SEED)
       if variant.label == COMPLEX

