@@ -119,8 +119,8 @@ def _hidden(
     seen &= jnp.tril(jnp.ones((length, length), bool))[None]
 
   def block(x: jax.Array, weights: Any) -> tuple[jax.Array, None]:
-    variables = {'params': weights}
-    x, _ = Block(model).apply(variables, x, batch['positions'], seen, None)  # pyright: ignore
+    apply: Any = Block(model).apply
+    x, _ = apply({'params': weights}, x, batch['positions'], seen, None)
     return x, None
 
   (group,) = params['blocks']
