@@ -26,6 +26,23 @@ jax.config.update('jax_num_cpu_devices', 8)
 jax.config.update('jax_numpy_rank_promotion', 'raise')
 
 
+@pytest.fixture(scope='module')
+def quick_compile():
+  """XLA's costly passes left out: where compiling takes most of the time."""
+  jax.config.update('jax_disable_most_optimizations', True)
+  yield
+  jax.config.update('jax_disable_most_optimizations', False)
+
+
+@pytest.fixture
+def full_compile():
+  """All passes, for a test of the compiled program, whatever its module has."""
+  before = jax.config.jax_disable_most_optimizations
+  jax.config.update('jax_disable_most_optimizations', False)
+  yield
+  jax.config.update('jax_disable_most_optimizations', before)
+
+
 def _no_network(*_):
   raise AssertionError('a data set touched the network')
 

@@ -15,6 +15,8 @@ from pdl_jax.model.attention import distance_bias
 from pdl_jax.model.complex_attention import angle, cos_sin, turn
 from pdl_jax.model.config import AttentionConfig, ModelConfig
 
+pytestmark = pytest.mark.usefixtures('quick_compile')
+
 B, L, H, K, DH = 2, 7, 4, 2, 8
 P = DH // 2
 BASE = 100.0
@@ -245,6 +247,7 @@ def test_a_rope_model_stays_the_same_until_it_is_trained(kind):
     assert np.abs(gradient).max() > 0
 
 
+@pytest.mark.usefixtures('full_compile')
 def test_no_array_of_heads_by_length_squared_by_width():
   config = model(AttentionConfig('complex'))
   params = api.init(config, jax.random.key(0))

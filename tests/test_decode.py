@@ -25,6 +25,8 @@ from tests.decoding import (
 )
 from tests.tiny_model import CONFIG, PARAMS
 
+pytestmark = pytest.mark.usefixtures('quick_compile')
+
 
 @jax.jit
 def all_logits(tokens):
@@ -257,6 +259,7 @@ def test_what_cannot_work_is_refused(settings, new, message):
     )
 
 
+@pytest.mark.usefixtures('full_compile')
 @pytest.mark.parametrize('settings', [GREEDY, DecodeSettings('beam', beams=2)])
 def test_no_step_copies_the_cache(settings):
   """In the loop, nothing of a layer's cache but what is written anew."""

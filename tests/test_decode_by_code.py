@@ -12,6 +12,8 @@ from pdl_jax.losses.heads import CodeHead, LinearHead, code_tables
 from pdl_jax.model.config import HeadConfig
 from tests.decoding import GREEDY, ONE, ONE_PARAMS, PROMPTS, generate
 
+pytestmark = pytest.mark.usefixtures('quick_compile')
+
 V, K, D = 30, 7, 5
 
 

@@ -22,6 +22,8 @@ from pdl_jax.model import api, assign, heads, vq_logits
 from pdl_jax.model.config import HeadConfig, ModelConfig, code_dtype
 from tests import small
 
+pytestmark = pytest.mark.usefixtures('quick_compile')
+
 V, D, K, B, L = 40, 16, 8, 4, 6
 
 
@@ -443,6 +445,7 @@ def test_one_code_a_type_costs_what_zipf_says(mapping, count, excess):
   assert (p * nll).sum() - entropy == pytest.approx(excess, abs=0.02)
 
 
+@pytest.mark.usefixtures('full_compile')
 def test_memory_of_the_loss_of_codes_knows_no_tokens_times_types():
   """A few arrays of V for all tokens together, and none of V for each."""
   loss, count = Loss(LOSSES['power_law'], {}), 64

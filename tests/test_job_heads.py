@@ -12,6 +12,8 @@ from pdl_jax.report import collect
 from pdl_jax.settings import Settings
 from tests import small
 
+pytestmark = pytest.mark.usefixtures('quick_compile')
+
 SCRATCH = {
   'model.head': 'vq', 'model.vq.codes': 32, 'model.vq.start': 'random',
   'model.vq.mapping': 'frequency_blocks', 'model.bias': 'learned',

@@ -24,6 +24,8 @@ from pdl_jax.losses.linear import (
 )
 from pdl_jax.losses.terms import LossTerms, Sums, TokenStats
 
+pytestmark = pytest.mark.usefixtures('quick_compile')
+
 D = 6
 # The smallest tiles of the patched limits below: few rows, 8 columns.
 SMALL = 1
@@ -694,6 +696,7 @@ def test_no_array_of_a_gradient_that_nobody_asked_for(arguments, method):
   assert (f'tensor<{D}x{V_LEAN}xf32>' in program) == (1 in arguments)
 
 
+@pytest.mark.usefixtures('full_compile')
 @METHODS
 def test_whole_logits_are_never_there(method):
   n, width, columns = 4096, 8, 2048

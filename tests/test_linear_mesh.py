@@ -14,6 +14,8 @@ from jax.sharding import PartitionSpec as P
 from pdl_jax.losses import tiles
 from pdl_jax.losses.linear import Axes, linear_pdl_loss, linear_token_stats
 
+pytestmark = pytest.mark.usefixtures('quick_compile')
+
 NAMES = ('data', 'fsdp', 'tensor')
 SHAPES = [(8, 1, 1), (1, 8, 1), (1, 1, 8), (2, 2, 2), (1, 2, 4), (2, 1, 4)]
 # Tokens and vocabulary that no mesh divides; a width that none and that all do.
@@ -196,6 +198,7 @@ def collectives(program):
   return found
 
 
+@pytest.mark.usefixtures('full_compile')
 @pytest.mark.parametrize('kind', [AUTO, EXPLICIT])
 @pytest.mark.parametrize('method', ['tokens', 'vocabulary'])
 def test_no_collective_of_the_size_of_the_logits(method, kind):

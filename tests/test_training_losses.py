@@ -18,6 +18,8 @@ from pdl_jax.step import gradient_sums, train_step
 from pdl_jax.weighting import Frequencies
 from tests import small
 
+pytestmark = pytest.mark.usefixtures('quick_compile')
+
 CONFIG = json.loads(common.get_config().loss.to_json())
 SETTINGS = LossSettings.from_config(CONFIG)
 COUNTS = np.random.default_rng(2).zipf(1.5, 64).clip(0, 500)

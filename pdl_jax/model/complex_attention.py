@@ -44,8 +44,9 @@ def _fit(
 # Polynomials that compilers vectorize, to fp32 rounding: on CPUs XLA calls a
 # function for each element's cosine or arctangent.
 _ARCTAN = _fit(lambda x: np.arctan(x) / x, 5, math.tan(math.pi / 8))
-_SIN = _fit(lambda x: np.sin(x) / x, 4, math.pi / 4)
-_COS = _fit(np.cos, 4, math.pi / 4)
+# Of (1 + s / 8) (f - 1) / s, f the cosine or the sine of r by r.
+_SIN = _fit(lambda r: (1 / r**2 + 1 / 8) * (np.sin(r) / r - 1), 4, math.pi / 4)
+_COS = _fit(lambda r: (1 / r**2 + 1 / 8) * (np.cos(r) - 1), 4, math.pi / 4)
 
 
 def _polynomial(coefficients: list[float], x: Array) -> Array:
@@ -61,14 +62,18 @@ def cos_sin(phase: Array) -> tuple[Array, Array]:
   quarters = jnp.round(phase * (2 / math.pi))
   rest = phase - quarters * _QUARTER_1 - quarters * _QUARTER_2
   rest -= quarters * _QUARTER_3
+  # 1 + s f / (1 + s / 8) as one quotient: XLA computes a quotient once, and a
+  # polynomial again in every fusion that reads it.
   square = rest * rest
-  sin, cos = rest * _polynomial(_SIN, square), _polynomial(_COS, square)
+  divisor = 1 + square / 8
+  sin = rest * (divisor + square * _polynomial(_SIN, square))
+  cos = divisor + square * _polynomial(_COS, square)
   place = quarters.astype(jnp.int32)
   is_odd = (place & 1) == 1
   sin, cos = jnp.where(is_odd, cos, sin), jnp.where(is_odd, sin, cos)
   return (
-    jnp.where(((place + 1) & 2) == 2, -cos, cos),
-    jnp.where((place & 2) == 2, -sin, sin),
+    jnp.where(((place + 1) & 2) == 2, -cos, cos) / divisor,
+    jnp.where((place & 2) == 2, -sin, sin) / divisor,
   )
 
 
