@@ -35,12 +35,11 @@ def quick_compile():
 
 
 @pytest.fixture
-def full_compile():
-  """All passes, for a test of the compiled program, whatever its module has."""
-  before = jax.config.jax_disable_most_optimizations
+def full_compile(quick_compile):
+  """All passes, for a test of the compiled program in such a module."""
   jax.config.update('jax_disable_most_optimizations', False)
   yield
-  jax.config.update('jax_disable_most_optimizations', before)
+  jax.config.update('jax_disable_most_optimizations', True)
 
 
 def _no_network(*_):

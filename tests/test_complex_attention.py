@@ -1,6 +1,7 @@
 """Complex attention against the paper's sum, and what every attention owes."""
 
 import dataclasses
+import functools
 import re
 
 import jax
@@ -133,12 +134,20 @@ def test_angles_are_exact_to_rounding_in_every_direction():
   )
 
 
-def test_gradients_of_cosines_and_angles_are_those_of_finite_differences():
-  random = np.random.default_rng(3)
-  x, y = (jnp.asarray(random.normal(size=40), jnp.float32) for _ in range(2))
-  for f, inputs in ((lambda x: cos_sin(x)[0] + 2 * cos_sin(x)[1], (3 * x,)),
-                    (angle, (x + jnp.sign(x), y + jnp.sign(y)))):  # fmt: skip
-    jax.test_util.check_grads(f, inputs, order=1, atol=2e-2, rtol=2e-2)
+def test_gradients_are_those_of_finite_differences():
+  x, positions, random = arrays()
+  delta, offset = 1 + 0.3 * random.normal(size=(2, H, P))
+  x, delta, offset = (
+    jnp.asarray(a, jnp.float32) for a in (x + np.sign(x), delta, offset)
+  )
+  check = functools.partial(
+    jax.test_util.check_grads, order=1, modes=['rev'], atol=2e-2, rtol=2e-2
+  )
+  place = functools.partial(turn, positions_BxL=positions, base=BASE)
+  check(lambda *given: place(given[0], delta_HxP=given[1], offset_HxP=given[2]),
+        (x, delta, offset))  # fmt: skip
+  check(lambda x, one: place(x, delta_HxP=one), (x, delta[:1]))
+  check(lambda x, b: place(x, offset_HxP=b), (x, offset))
 
 
 def model(attention):
@@ -185,8 +194,14 @@ def test_nothing_sees_the_future_other_documents_or_padding(built):
     places = jnp.arange(tokens.size).reshape(tokens.shape)
     return api.hidden(config, own, places, segments, positions)
 
-  # [B, L, D, B, L, D]: of each state by each input.
-  moves = np.abs(jax.jacfwd(states)(embedded)).max((2, 5))
+  # [B, L, B, L]: the gradient of a product with each state, by each input.
+  found, pull = jax.vjp(states, embedded)
+  pull = jax.jit(pull)
+  along = np.random.default_rng(4).normal(size=found.shape)
+  moves = np.zeros((2, 10, 2, 10))
+  for b, m in np.ndindex(2, 10):
+    one = jnp.zeros_like(found).at[b, m].set(along[b, m])
+    moves[b, m] = np.abs(pull(one)[0]).max(-1)
   for b in range(2):
     for m in range(10):
       for other in range(2):

@@ -16,6 +16,7 @@ left out: nothing is divided by it here.
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -58,7 +59,7 @@ def _polynomial(coefficients: list[float], x: Array) -> Array:
 
 @jax.custom_jvp
 def cos_sin(phase: Array) -> tuple[Array, Array]:
-  """(cos, sin) of fp32 phases, to 1e-7 of their value up to 2**17."""
+  """(cos, sin) of fp32 phases, to 1.2e-7, up to 2**17."""
   quarters = jnp.round(phase * (2 / math.pi))
   rest = phase - quarters * _QUARTER_1 - quarters * _QUARTER_2
   rest -= quarters * _QUARTER_3
@@ -84,9 +85,8 @@ def _(primals: tuple[Array], tangents: tuple[Array]) -> tuple:
   return (cos, sin), (-sin * change, cos * change)
 
 
-@jax.custom_jvp
 def angle(real: Array, imaginary: Array) -> Array:
-  """atan2(imaginary, real) in [-pi, pi]; 0, with gradient 0, of a zero pair.
+  """atan2(imaginary, real) in [-pi, pi]; 0 of a zero pair.
 
   It jumps by 2 pi at the negative real axis: for a delta that is no integer
   the score jumps there too.
@@ -108,14 +108,58 @@ def angle(real: Array, imaginary: Array) -> Array:
   return jnp.where(imaginary < 0, -found, found)
 
 
-@angle.defjvp
-def _(primals: tuple[Array, Array], tangents: tuple[Array, Array]) -> tuple:
-  real, imaginary = primals
+def _rotated(real: Array, imaginary: Array, cos: Array, sin: Array) -> tuple:
+  return real * cos - imaginary * sin, imaginary * cos + real * sin
+
+
+def _phase(
+  real: Array,
+  imaginary: Array,
+  place_BxLx1xP: Array,
+  delta_HxP: Array,
+  offset_HxP: Array | None,
+) -> Array:
+  phase = place_BxLx1xP + (delta_HxP - 1.0)[None, None] * angle(real, imaginary)
+  return phase if offset_HxP is None else phase + offset_HxP[None, None]
+
+
+@jax.custom_vjp
+def _turn(
+  pairs: tuple[Array, Array],
+  place_BxLx1xP: Array,
+  delta_HxP: Array,
+  offset_HxP: Array | None,
+) -> tuple[Array, Array]:
+  """Real and imaginary parts [B, L, H, P], turned."""
+  return _turn_forward(pairs, place_BxLx1xP, delta_HxP, offset_HxP)[0]
+
+
+def _turn_forward(pairs: tuple[Array, Array], *how: Any) -> tuple:
+  cos, sin = cos_sin(_phase(*pairs, *how))
+  return _rotated(*pairs, cos, sin), (pairs, cos, sin, *how[1:])
+
+
+def _turn_backward(kept: tuple, change: tuple[Array, Array]) -> tuple:
+  """Of both in one: each operation alone would keep twice as much."""
+  (real, imaginary), cos, sin, delta_HxP, offset_HxP = kept
+  of_real, of_imaginary = _rotated(*change, cos, -sin)
+  of_phase = real * of_imaginary - imaginary * of_real
   square = real * real + imaginary * imaginary
   is_zero = square < _LEAST
-  turned = real * tangents[1] - imaginary * tangents[0]
-  change = jnp.where(is_zero, 0.0, turned) / jnp.where(is_zero, 1.0, square)
-  return angle(real, imaginary), change
+  along = of_phase * (delta_HxP - 1.0)[None, None]
+  along = jnp.where(is_zero, 0.0, along) / jnp.where(is_zero, 1.0, square)
+  of_delta = (of_phase * angle(real, imaginary)).sum((0, 1))
+  if delta_HxP.shape[0] == 1:
+    of_delta = of_delta.sum(0, keepdims=True)
+  return (
+    (of_real - imaginary * along, of_imaginary + real * along),
+    None,
+    of_delta,
+    None if offset_HxP is None else of_phase.sum((0, 1)),
+  )
+
+
+_turn.defvjp(_turn_forward, _turn_backward)
 
 
 def turn(
@@ -128,7 +172,8 @@ def turn(
 ) -> Array:
   """Pairs (x_i, x_{i + Dh/2}), turned by position, angle and offset.
 
-  Phases are fp32 whatever the dtype of x.
+  Phases are fp32 whatever the dtype of x. With a delta it is differentiated in
+  reverse mode only.
 
   Args:
     x_BxLxHxDh: queries or keys.
@@ -141,12 +186,12 @@ def turn(
   """
   half = x_BxLxHxDh.shape[-1] // 2
   frequency = sign * base ** (-jnp.arange(half, dtype=jnp.float32) / half)
-  phase = positions_BxL[:, :, None, None] * frequency[None, None, None, :]
-  real, imaginary = jnp.split(x_BxLxHxDh.astype(jnp.float32), 2, axis=-1)
-  if offset_HxP is not None:
-    phase = phase + offset_HxP[None, None]
+  place = positions_BxL[:, :, None, None] * frequency[None, None, None, :]
+  pairs = jnp.split(x_BxLxHxDh.astype(jnp.float32), 2, axis=-1)
   if delta_HxP is not None:
-    phase = phase + (delta_HxP - 1.0)[None, None] * angle(real, imaginary)
-  cos, sin = cos_sin(phase)
-  turned = (real * cos - imaginary * sin, imaginary * cos + real * sin)
+    turned = _turn(tuple(pairs), place, delta_HxP, offset_HxP)
+  else:
+    if offset_HxP is not None:
+      place = place + offset_HxP[None, None]
+    turned = _rotated(*pairs, *cos_sin(place))
   return jnp.concatenate(turned, axis=-1).astype(x_BxLxHxDh.dtype)
