@@ -32,11 +32,13 @@ def quick_compile():
   jax.config.update('jax_disable_most_optimizations', True)
   yield
   jax.config.update('jax_disable_most_optimizations', False)
+  # Other modules are not to find what was compiled so.
+  jax.clear_caches()
 
 
 @pytest.fixture
 def full_compile(quick_compile):
-  """All passes, for a test of the compiled program in such a module."""
+  """All passes, in such a module: for a test of what they make of a program."""
   jax.config.update('jax_disable_most_optimizations', False)
   yield
   jax.config.update('jax_disable_most_optimizations', True)

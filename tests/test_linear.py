@@ -417,6 +417,7 @@ def test_error_is_at_most_twice_that_of_optax(vocabulary, dtype):
         same_bits(f(*arguments[0])[0], jnp.zeros(()))
 
 
+@pytest.mark.usefixtures('full_compile')
 @METHODS
 def test_bfloat16_adds_up_in_float32(method):
   """64 groups of rows, 32 blocks of columns: no worse than one tile."""
