@@ -105,7 +105,8 @@ def _base() -> ConfigDict:
     # Where codebooks begin: rows (means of the trained rows of a code), random.
     'start': 'rows',
     # Commonest types that have a row of their own; with one codebook these are
-    # the first of its codes.
+    # the first of its codes. A stop token that the base never saw needs one
+    # (experiments/vq_logits).
     'own': 0,
     # How many of the commonest types are composed as above; the tail, all that
     # are rarer, has codebooks of its own, of so many codes; 0: no tail.
