@@ -187,11 +187,12 @@ def turn(
   half = x_BxLxHxDh.shape[-1] // 2
   frequency = sign * base ** (-jnp.arange(half, dtype=jnp.float32) / half)
   place = positions_BxL[:, :, None, None] * frequency[None, None, None, :]
-  pairs = jnp.split(x_BxLxHxDh.astype(jnp.float32), 2, axis=-1)
+  real, imaginary = jnp.split(x_BxLxHxDh.astype(jnp.float32), 2, axis=-1)
   if delta_HxP is not None:
-    turned = _turn(tuple(pairs), place, delta_HxP, offset_HxP)
+    turned = _turn((real, imaginary), place, delta_HxP, offset_HxP)
   else:
     if offset_HxP is not None:
       place = place + offset_HxP[None, None]
-    turned = _rotated(*pairs, *cos_sin(place))
+    cos, sin = cos_sin(place)
+    turned = _rotated(real, imaginary, cos, sin)
   return jnp.concatenate(turned, axis=-1).astype(x_BxLxHxDh.dtype)
