@@ -152,6 +152,7 @@ class Checkpointer:
       'arrays': array_types(state),
       'checksums': checksums(state),
       'data_crc32': _gathered_crc(iterator),
+      'position': None if iterator is None else iterator.get_state(),
       'metrics': _plain(metrics or {}),
       'meta': _plain(meta or {}),
     }
@@ -226,13 +227,14 @@ class Checkpointer:
     place = self.directory / str(step)
     record = self._read_record(step)
     check_target(target, record['arrays'], place)
-    if iterator is not None:
-      check_position(record['data_crc32'], place)
+    own = iterator is None or check_position(record, place)
     args = ocp.args.Composite(state=ocp.args.StandardRestore(target))
     with reading(place / 'state'):
       state = self._manager.restore(step, args=args)['state']
     check_state(state, record)
-    if iterator is not None:  # last, so that a damaged step moves nothing
+    if iterator is not None and not own:
+      iterator.set_state(record['position'])
+    elif iterator is not None:  # last, so that a damaged step moves nothing
       data = grain.checkpoint.CheckpointRestore(iterator)
       try:
         self._manager.restore(step, args=ocp.args.Composite(data=data))

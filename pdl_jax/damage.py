@@ -27,19 +27,31 @@ class DamagedError(Exception):
   """The files of a step are not what was saved."""
 
 
-def check_position(crcs: list[int], place: Path) -> None:
-  """DamagedError if Grain's file is not the position that was saved."""
+def check_position(record: Mapping[str, Any], place: Path) -> bool:
+  """Whether there is a file of Grain's for this process.
+
+  Those of another number of processes will not do; then all of them must have
+  stood at one position, which the record has too.
+
+  Raises:
+    CheckpointError: they did not, or the record is of an older version.
+    DamagedError: the file is not the position that was saved.
+  """
+  crcs = record['data_crc32']
   index, count = jax.process_index(), jax.process_count()
   if len(crcs) != count:
+    if crcs and set(crcs) == {json_crc(record.get('position'))}:
+      return False
     raise CheckpointError(
-      f'{place} holds data positions of {len(crcs)} processes, not {count}:'
-      ' resume on as many, or without the data iterator'
+      f'{place} holds data positions of {len(crcs)} processes, not {count}, '
+      'and not one for all: resume on as many, or without the data iterator'
     )
   path = place / 'data' / f'process_{index}-of-{count}.json'
   with reading(path):
     position = json.loads(path.read_text())
   if json_crc(position) != crcs[index]:
     raise DamagedError(f'{path.name}: its checksum differs')
+  return True
 
 
 def check_target(target: PyTree, saved: Mapping[str, str], place: Path) -> None:

@@ -39,8 +39,19 @@ from pdl_jax.train import Loop, StopRequest
 Tree = Any
 
 
-def run(settings: Settings, workdir: Path, stop: StopRequest) -> None:
+def run(
+  settings: Settings,
+  workdir: Path,
+  stop: StopRequest,
+  inspect: Callable[[Setup], None] | None = None,
+) -> None:
   """The whole job in a run folder; picks up where an earlier call stopped.
+
+  Args:
+    settings: of the run.
+    workdir: its folder.
+    stop: asked where it is safe to stop.
+    inspect: shown what was read before anything is compiled for it; may raise.
 
   Raises:
     PdlError: with one line that says what to do; status.json has it too.
@@ -55,7 +66,7 @@ def run(settings: Settings, workdir: Path, stop: StopRequest) -> None:
   folder.write('env.json', environment(mesh.shape))
   folder.write_status('starting', 0)
   with jax.set_mesh(mesh):
-    results = _run(settings, mesh, folder, stop)
+    results = _run(settings, mesh, folder, stop, inspect)
   folder.write_text('table.md', summary.tables(results))
   folder.write('results.json', results)
   folder.write_status('finished', settings.train.steps)
@@ -79,10 +90,17 @@ def make_mesh(settings: Settings) -> Mesh:
 
 
 def _run(
-  settings: Settings, mesh: Mesh, folder: RunFolder, stop: StopRequest
+  settings: Settings,
+  mesh: Mesh,
+  folder: RunFolder,
+  stop: StopRequest,
+  inspect: Callable[[Setup], None] | None,
 ) -> dict[str, Any]:
   began = time.monotonic()
+  stop.note('reading data and model')
   ready = setup.prepare(settings, folder)
+  if inspect is not None:
+    inspect(ready)
   model, specials = ready.model, ready.model.tokenizer.special_ids
   state.check_layers(settings.optimizer, model.config)
   predictor = make_predictor(settings, mesh, ready, settings.decode)
@@ -256,8 +274,7 @@ def _train(
     ready.training_rows(),
     settings.train.batch_size,
     settings.seed,
-    jax.process_index(),
-    jax.process_count(),
+    *sharding.batch_share(mesh),
     settings.data.buckets,
   )
   at_step = weighting.schedule(

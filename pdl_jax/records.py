@@ -144,6 +144,7 @@ class RunFolder:
 
   Attributes:
     path: the folder.
+    writes: whether this process writes to it: of several one does.
   """
 
   def __init__(self, path: Path, config: Mapping[str, Any]):
@@ -153,11 +154,11 @@ class RunFolder:
       ConfigError: if it belongs to a run with other numbers; names the keys.
     """
     self.path = path
-    self._writes = jax.process_index() == 0
+    self.writes = jax.process_index() == 0
     stored = path / 'config.json'
     if stored.exists():
       self._check(json.loads(stored.read_text()), config)
-    if self._writes and not self.finished:
+    if self.writes and not self.finished:
       (path / 'predictions').mkdir(parents=True, exist_ok=True)
       self.write('config.json', {'hash': config_hash(config), **config})
 
@@ -186,7 +187,7 @@ class RunFolder:
 
   def write_text(self, name: str, text: str) -> None:
     """Writes text; whole or not at all."""
-    if self._writes:
+    if self.writes:
       partial = self.path / f'{name}.partial'
       partial.write_text(text)
       partial.replace(self.path / name)
@@ -204,7 +205,7 @@ class RunFolder:
 
   def append_metrics(self, row: Mapping[str, Any]) -> None:
     """Adds one object to metrics.jsonl."""
-    if self._writes:
+    if self.writes:
       with (self.path / 'metrics.jsonl').open('a') as file:
         file.write(json.dumps(row) + '\n')
 
@@ -225,7 +226,7 @@ class RunFolder:
   def write_predictions(self, name: str, records: Iterable[dict]) -> None:
     """Writes predictions/NAME.jsonl, whole or not at all; parts go."""
     self.write_text(f'predictions/{name}.jsonl', _lines(records))
-    if self._writes:
+    if self.writes:
       self._parts(name).unlink(missing_ok=True)
 
   def predictions(self, name: str) -> list[dict] | None:
@@ -243,7 +244,7 @@ class RunFolder:
 
   def append_predictions(self, name: str, records: Iterable[dict]) -> None:
     """Keeps some of a set that is not whole yet."""
-    if self._writes:
+    if self.writes:
       with self._parts(name).open('a') as file:
         file.write(_lines(records))
 
@@ -254,8 +255,9 @@ class RunFolder:
     text = self._parts(name).read_text()
     # A crash may have torn the last line.
     whole = text[: text.rfind('\n') + 1].splitlines()
-    if self._writes:
-      self._parts(name).write_text(''.join(line + '\n' for line in whole))
+    self.write_text(
+      f'predictions/{name}.parts', ''.join(line + '\n' for line in whole)
+    )
     return {record['id']: record for record in map(json.loads, whole)}
 
   def _parts(self, name: str) -> Path:

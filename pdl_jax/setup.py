@@ -302,7 +302,8 @@ def _keep(table: FrequencyTable, folder: RunFolder) -> None:
         'with that run'
       )
     return
-  table.save(path)
+  if folder.writes:
+    table.save(path)
 
 
 def drawn_examples(settings: Settings, ready: Setup) -> np.ndarray:

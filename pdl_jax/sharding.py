@@ -129,17 +129,66 @@ def check_batch(
     )
 
 
+def batch_share(mesh: Mesh) -> tuple[int, int]:
+  """Which share of a global batch this process reads, and how many there are.
+
+  Processes between which only the tensor axis lies read the same share.
+
+  Raises:
+    ConfigError: the rows do not divide into shares of whole processes.
+  """
+  parts = _size(mesh, RULES['batch'])
+  placed = NamedSharding(mesh, partition_spec('batch'))
+  rows: dict[int, set[int]] = {}
+  for device, (part,) in placed.devices_indices_map((parts,)).items():
+    first = part.indices(parts)[0]
+    rows.setdefault(device.process_index, set()).add(first)
+  shares = sorted({tuple(sorted(own)) for own in rows.values()})
+  if sum(map(len, shares)) != parts or len(set(map(len, shares))) != 1:
+    raise ConfigError(
+      f'mesh {dict(mesh.shape)} splits batches across the devices of a '
+      f'process and of others at once ({len(rows)} processes); make data x '
+      'fsdp a multiple or a divisor of their number'
+    )
+  own = tuple(sorted(rows[jax.process_index()]))
+  return shares.index(own), len(shares)
+
+
 def put_batch(
   batch: Mapping[str, np.ndarray], mesh: Mesh
 ) -> dict[str, Array]:
-  """This process's rows of each array to a global array split over the mesh."""
+  """This process's share of each array to a global array over the mesh."""
+  return {
+    name: jax.make_array_from_process_local_data(_rows(mesh, rows), rows)
+    for name, rows in batch.items()
+  }
 
-  def put(rows: np.ndarray) -> Array:
-    names = ('batch', *(None,) * (rows.ndim - 1))
-    placed = NamedSharding(mesh, partition_spec(*names))
-    return jax.make_array_from_process_local_data(placed, rows)
 
-  return {name: put(rows) for name, rows in batch.items()}
+def put_whole_batch(
+  batch: Mapping[str, np.ndarray], mesh: Mesh
+) -> dict[str, Array]:
+  """Arrays that every process has whole to global arrays over the mesh."""
+  return {
+    name: put(rows, _rows(mesh, rows)) for name, rows in batch.items()
+  }
+
+
+def put(array: np.ndarray | Array, placed: NamedSharding) -> Array:
+  """What every process has whole to a global array.
+
+  With several processes nothing is sent, so that nothing is compared either.
+  """
+  if jax.process_count() == 1:
+    return jax.device_put(array, placed)
+  whole = np.asarray(array)
+  return jax.make_array_from_callback(
+    whole.shape, placed, lambda index: whole[index]
+  )
+
+
+def _rows(mesh: Mesh, rows: np.ndarray) -> NamedSharding:
+  names = ('batch', *(None,) * (rows.ndim - 1))
+  return NamedSharding(mesh, partition_spec(*names))
 
 
 def _size(mesh: Mesh, axis: str | tuple[str, ...] | None) -> int:

@@ -3,7 +3,7 @@
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
+import numpy as np
 import optax
 from jax import Array
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
@@ -12,7 +12,7 @@ from pdl_jax.errors import ConfigError
 from pdl_jax.model import api
 from pdl_jax.model.config import ModelConfig
 from pdl_jax.optimizer import OptimizerConfig, partition, trainable_mask
-from pdl_jax.sharding import shardings
+from pdl_jax.sharding import put, shardings
 
 Tree = Any
 
@@ -71,7 +71,7 @@ def create(
     params = api.split_blocks(params, config.last_layers)
   axes = api.logical_axes(model, groups=len(params['blocks']))
   placed = shardings(mesh, axes, params)
-  params = jax.device_put(params, placed)
+  params = jax.tree.map(put, params, placed)
   mask = trainable_mask(config, params)
   trained, frozen = partition(params, mask)
   trained_placed, _ = partition(placed, mask)
@@ -83,7 +83,7 @@ def create(
     trained_placed,
     transform_non_params=lambda _: replicated,
   )
-  zero = lambda: jax.device_put(jnp.zeros((), jnp.int32), replicated)  # noqa: E731
+  zero = lambda: put(np.zeros((), np.int32), replicated)  # noqa: E731
   return TrainState(
     step=zero(),
     trained=trained,

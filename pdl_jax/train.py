@@ -24,8 +24,12 @@ Step = Callable[[TrainState, dict[str, Array]], tuple[TrainState, dict]]
 class StopRequest:
   """Whether SIGTERM or Ctrl-C has come; a second one ends at once.
 
-  `check` raises where it is safe to stop; the loop asks `requested` and saves
-  first.
+  `check` raises where it is safe to stop; the loop asks `reached` and saves
+  first. Of several hosts each asks as often as the others, and all are told
+  at the same question (launch.multihost.SharedStop).
+
+  Attributes:
+    requested: whether to stop.
   """
 
   def __init__(self):
@@ -37,9 +41,17 @@ class StopRequest:
     self.requested = True
     signal.signal(number, signal.SIG_DFL)
 
+  def note(self, doing: str) -> None:
+    """Says what is begun; for those who look after several hosts."""
+
+  def reached(self, doing: str) -> bool:
+    """Notes what is being done; whether to stop."""
+    self.note(doing)
+    return self.requested
+
   def check(self, doing: str) -> None:
     """Raises PreemptedError if a signal has come."""
-    if self.requested:
+    if self.requested or self.reached(doing):
       raise PreemptedError(
         f'by a signal while {doing}; the same command continues'
       )
@@ -82,13 +94,15 @@ class Loop:
       self._clock = time.monotonic()
       pending: dict[str, Array] | None = None
       for number in range(first + 1, total + 1):
+        self.stop.note(f'reading the batch of step {number}')
         batch = put_batch(next(self.batches), self.mesh)
         state, scalars = self.step(state, batch)
         # The scalars of the step before are fetched while this one runs.
         if pending is not None:
           self._report(number - 1, pending)
         pending = scalars
-        if self._due(number) or self.stop.requested:
+        stopping = self.stop.reached(f'in step {number}')
+        if self._due(number) or stopping:
           self._report(number, scalars)
           pending = None
           self._save(number, state)

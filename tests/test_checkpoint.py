@@ -400,7 +400,7 @@ def test_bad_target_shardings_are_not_damage(two_steps):
 def test_data_of_another_process_count_is_not_damage(two_steps):
   place = two_steps / 'checkpoints' / '2'
   with pytest.raises(CheckpointError, match='of 2 processes, not 1'):
-    check_position([1, 2], place)
+    check_position({'data_crc32': [1, 2]}, place)
 
 
 def test_data_of_another_pipeline_is_not_damage(two_steps):

@@ -150,25 +150,25 @@ def train_iterator(
   examples: Rows,
   batch: int,
   seed: int,
-  process: int,
-  processes: int,
+  share: int,
+  shares: int,
   buckets: int = 1,
 ) -> grain.DatasetIterator:
-  """Endless shuffled batches, the same global batches on any process count.
+  """Endless shuffled batches, the same global batches in any number of shares.
 
   Args:
     examples: the training split, padded or packed.
-    batch: global batch size, divisible by `processes`.
+    batch: global batch size, divisible by `shares`.
     seed: of the order.
-    process: which share of each global batch to give.
-    processes: number of shares.
+    share: which part of each global batch to give.
+    shares: how many there are.
     buckets: lengths that a batch can have. Above 1, examples of like lengths
       meet in a batch (they are sorted in windows of 16 batches), and it is cut
       to the shortest of so many equal steps of L that holds them.
 
   Returns:
-    an iterator over Batch with rows [batch / processes, ...]; its state can be
-    saved and restored.
+    an iterator over Batch with rows [batch / shares, ...]; its state can be
+    saved and restored, and is the number of batches taken (`position`).
   """
   dataset = grain.MapDataset.source(examples).seed(seed).shuffle().repeat()
   # A step takes far longer than its batch: a short queue keeps up.
@@ -176,15 +176,15 @@ def train_iterator(
   if buckets > 1:
     sorted_batches = _Sorted(dataset, batch, seed, buckets)
     numbers = grain.MapDataset.range(_ENDLESS)
-    share = slice(process, None, processes)
+    every = slice(share, None, shares)
     batches = numbers.map(
       lambda k: {
-        name: rows[share] for name, rows in sorted_batches[k].items()
+        name: rows[every] for name, rows in sorted_batches[k].items()
       }
     )
     return iter(batches.to_iter_dataset(options))
-  dataset = dataset[process::processes]
-  dataset = dataset.batch(batch // processes, drop_remainder=True)
+  dataset = dataset[share::shares]
+  dataset = dataset.batch(batch // shares, drop_remainder=True)
   return iter(dataset.to_iter_dataset(options))
 
 

@@ -22,7 +22,7 @@ from pdl_jax.data.tokenizer import Tokenizer
 from pdl_jax.decode import DecodeSettings
 from pdl_jax.model import api
 from pdl_jax.model.config import ModelConfig
-from pdl_jax.sharding import put_batch
+from pdl_jax.sharding import put_whole_batch
 from pdl_jax.step import score_step
 
 Tree = Any
@@ -117,7 +117,7 @@ class Predictor:
     losses: list[np.ndarray] = []
     for batch in evaluation_batches(examples, numbers, self._batch):
       check()
-      nll = self._score(params, put_batch(batch, self._mesh))
+      nll = self._score(params, put_whole_batch(batch, self._mesh))
       rows = zip(_host(nll), batch['where'], strict=True)
       losses += [row[where] for row, where in rows]
     return losses[: len(numbers)]
@@ -185,7 +185,7 @@ class Predictor:
     )
     limit = self._limit(examples)
     batch = self._prompts(examples, rows, length)
-    placed = put_batch(batch, self._mesh)
+    placed = put_whole_batch(batch, self._mesh)
     prompts = (params, placed['prompts'], placed['filled'])
     known = len(self._compiled)
     state, prefill_seconds = self._timed(

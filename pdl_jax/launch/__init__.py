@@ -1,0 +1,1 @@
+"""From a laptop to a pod: several hosts, checked before and watched while."""

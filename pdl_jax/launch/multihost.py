@@ -1,0 +1,151 @@
+"""One process of several: how it joins the others, stops and ends with them."""
+
+import dataclasses
+import faulthandler
+import json
+import os
+import signal
+import sys
+import time
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Self
+
+import jax
+from jax.experimental import multihost_utils
+
+from pdl_jax.errors import HostError
+from pdl_jax.launch.journal import Journal
+from pdl_jax.launch.verdict import JOINING
+from pdl_jax.train import StopRequest
+
+# How the parent tells a process that it is one of several.
+VARIABLE = 'PDL_JAX_HOST'
+# What clusters call the number of a process, and how many there are.
+_NUMBERS = (
+  'TPU_WORKER_ID', 'SLURM_PROCID', 'JOB_COMPLETION_INDEX',
+  'OMPI_COMM_WORLD_RANK',
+)  # fmt: skip
+# Others end at the same error a moment later; they are to say it themselves.
+_LAST_WORDS = 2.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Place:
+  """A process among the others.
+
+  Attributes:
+    folder: of the hosts' files.
+    name: of this one's.
+    coordinator: HOST:PORT of process 0; None, with the next two: JAX finds
+      them in the environment of a TPU pod, of Slurm, MPI or Kubernetes.
+    processes: how many.
+    process: which of them.
+    join_seconds: how long to wait for the others.
+    heartbeat_seconds: how long a silent one is believed to live.
+  """
+
+  folder: str
+  name: str
+  coordinator: str | None
+  processes: int | None
+  process: int | None
+  join_seconds: int
+  heartbeat_seconds: int
+
+  def environment(self) -> dict[str, str]:
+    """What the process is started with."""
+    return {VARIABLE: json.dumps(dataclasses.asdict(self))}
+
+  @classmethod
+  def here(cls) -> Self | None:
+    """That of this process; None of a process that is alone."""
+    text = os.environ.get(VARIABLE)
+    return None if text is None else cls(**json.loads(text))
+
+
+def number_here() -> int | None:
+  """The number of this process that a cluster's environment declares."""
+  found = [os.environ[name] for name in _NUMBERS if name in os.environ]
+  return int(found[0]) if found else None
+
+
+class SharedStop(StopRequest):
+  """A request to stop that all hosts hear at the same question.
+
+  SIGTERM on any of them is taken by JAX, which agrees with the others on the
+  next question that none has asked yet.
+  """
+
+  def __init__(self, journal: Journal):
+    self.requested, self._journal, self._asked = False, journal, 0
+    # The parent turns Ctrl-C into SIGTERM.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+  def note(self, doing: str) -> None:
+    """Says what is begun, to those who look for the one that is stuck."""
+    self._journal.note(doing)
+
+  def reached(self, doing: str) -> bool:
+    """Notes what is being done; whether all are to stop."""
+    self.note(doing)
+    self._asked += 1
+    if not self.requested:
+      self.requested = multihost_utils.reached_preemption_sync_point(
+        self._asked
+      )
+    return self.requested
+
+
+def join(place: Place) -> SharedStop:
+  """Waits for the other processes; from here on JAX sees all devices.
+
+  Where one never comes JAX ends this process; its parent says why.
+
+  Raises:
+    HostError: nothing says which processes there are, or the port is taken.
+  """
+  folder = Path(place.folder)
+  stacks = (folder / f'{place.name}.stacks').open('w')
+  faulthandler.register(signal.SIGUSR1, file=stacks, all_threads=True)
+  process = number_here() if place.process is None else place.process
+  journal = Journal(folder, place.name, process)
+  journal.note(JOINING)
+  jax.config.update('jax_cpu_collectives_implementation', 'gloo')
+  try:
+    jax.distributed.initialize(
+      place.coordinator, place.processes, place.process,
+      initialization_timeout=place.join_seconds,
+      heartbeat_timeout_seconds=place.heartbeat_seconds,
+      shutdown_timeout_seconds=place.heartbeat_seconds,
+    )  # fmt: skip
+  except (ValueError, RuntimeError) as error:
+    reason = str(error).strip().splitlines()[0]
+    raise HostError(
+      f'--multihost cannot join the other hosts: {reason}; on a TPU pod, with '
+      'Slurm, MPI or Kubernetes JAX finds them, elsewhere give each host '
+      '--coordinator=HOST:PORT --num_processes=N --process_id=I'
+    ) from error
+  journal.process = jax.process_index()
+  return SharedStop(journal)
+
+
+def leave(main: Callable[[], int]) -> None:
+  """Runs the command and ends this process with its exit code.
+
+  Finished, or told to stop, all hosts leave together. An error may be this
+  one's alone: it does not wait for hosts that would wait for it.
+  """
+  try:
+    code = main()
+  except BaseException:
+    # Whatever it is, the interpreter's own end would wait for the others.
+    traceback.print_exc()
+    code = 1
+  sys.stdout.flush()
+  sys.stderr.flush()
+  if code in (0, 75):
+    sys.exit(code)
+  time.sleep(_LAST_WORDS)
+  os._exit(code)
