@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
+TINY_CONFIG = '--config=configs/summarize.py:tiny'
 TINY = [
   '--config.data.train_limit=200', '--config.data.max_prompt=48',
   '--config.data.max_target=24', '--config.model.width=32',
@@ -83,6 +84,12 @@ def test_bad_command_lines_end_in_one_line(
     (['--evaluate=nowhere'], 'there is no run in nowhere'),
     (['--decode.top_k=3'], '--decode belongs to --evaluate'),
     (['--config=configs/dialogue.py', '--sweep=alhpa'], "did you mean 'alpha'"),
+    ([TINY_CONFIG, '--processes=2', '--multihost'], 'rehearses on one machine'),
+    ([TINY_CONFIG, '--multihost', '--process_id=1'], 'go together'),
+    (
+      [TINY_CONFIG, '--multihost', '--coordinator=a:1', '--num_processes=2',
+       '--process_id=2'], '--process_id 2 is not one of 2',
+    ),
   ],
 )
 def test_commands_that_contradict_themselves(arguments, words):

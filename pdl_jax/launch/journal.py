@@ -8,7 +8,6 @@
 
 import dataclasses
 import json
-import os
 import socket
 import threading
 import time
@@ -92,9 +91,12 @@ class Journal:
     """Something is begun."""
     self._doing, self._since = doing, time.monotonic()
     self._ticks += 1
+    if self._since - self._written > _EVERY / 2:
+      self.write()
 
   def write(self) -> None:
     """Where it stands now."""
+    self._written = time.monotonic()
     standing = Standing(
       self._name, socket.gethostname(), self.process, self._doing,
       self._ticks, round(time.monotonic() - self._since, 1), time.time(),
@@ -112,7 +114,7 @@ class Journal:
 
 
 def _write(path: Path, value: dict) -> None:
-  partial = path.with_name(f'{path.name}.{os.getpid()}')
+  partial = path.with_name(f'{path.name}.{threading.get_ident()}')
   partial.write_text(json.dumps(value))
   partial.replace(path)
 

@@ -170,7 +170,7 @@ class _Watch:
       return
     host.output.finish()
     who = own[0].who if own else f'host {socket.gethostname()}'
-    doing = own[0].doing if own else 'starting'
+    doing = f'last seen {own[0].doing}' if own else 'before it began'
     code, words = self._meaning(host, code, doing)
     host.end = End(host.place.name, who, code, words, time.time())
     host.end.write(self._folder)

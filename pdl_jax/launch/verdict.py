@@ -52,8 +52,8 @@ def silent(standings: Sequence[Standing], now: float) -> str | None:
   if not lost:
     return None
   return ', '.join(
-    f'{one.who} has not been heard of for {now - one.time:.0f} s (it was '
-    f'{one.doing})'
+    f'{one.who} has not been heard of for {now - one.time:.0f} s (last '
+    f'seen {one.doing})'
     for one in lost
   ) + '; the host, its network or its process is gone'
 

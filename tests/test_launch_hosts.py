@@ -1,0 +1,170 @@
+"""Several real processes: which never came, died, is stuck; how all stop."""
+
+import os
+import re
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from pdl_jax import sharding
+from pdl_jax.checkpoint import Checkpointer
+from pdl_jax.launch import parent
+from pdl_jax.launch.multihost import Place
+from tests import host_state
+
+ROOT = Path(__file__).parent.parent
+HEARTBEAT = 10
+
+
+def free_port():
+  with socket.socket() as probe:
+    probe.bind(('localhost', 0))
+    return probe.getsockname()[1]
+
+
+def run(folder, *arguments, processes=2, stuck=60, started=None, join=60):
+  """(exit code, seconds) of stand-ins under a parent."""
+  port = free_port()
+  places = [
+    Place(
+      str(folder), str(number), f'localhost:{port}', processes, number, join,
+      HEARTBEAT,
+    )
+    for number in range(processes if started is None else started)
+  ]  # fmt: skip
+  began = time.monotonic()
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setenv('PYTHONPATH', str(ROOT))
+    command = [sys.executable, '-m', 'tests.stand_in_host', *arguments]
+    hosts = parent.start(places, command)
+    ended = parent.supervise(hosts, stuck)
+  return ended, time.monotonic() - began
+
+
+@pytest.mark.parametrize(
+  ('what', 'code', 'words'),
+  [
+    ('kill', 4, r'process 1 \(on .*\) was killed by SIGKILL .*, last seen'),
+    ('data', 3, r'process 1 \(on .*\) ended: record 7 has no text'),
+    ('bug', 1, r'process 1 \(on .*\) crashed, last seen'),
+    ('freeze', 4, r'process 1 \(on .*\) has not been heard of for \d+ s '
+                  r'\(last seen'),
+  ],
+)  # fmt: skip
+def test_a_host_that_is_gone_is_named(tmp_path, capfd, what, code, words):
+  ended, _ = run(tmp_path, what)
+  printed = capfd.readouterr()
+  assert ended.code == code
+  (line,) = [x for x in printed.err.splitlines() if x.startswith('error: ')]
+  assert re.search(words, line), line
+  assert ('ZeroDivisionError' in printed.err) == (what == 'bug')
+  assert 'Check failure stack trace' not in printed.err
+
+
+def test_a_stuck_host_is_named_and_where_it_stands(tmp_path, capfd):
+  ended, seconds = run(tmp_path, 'stuck', stuck=4)
+  assert ended.code == 4
+  # 4 s, and the start of the processes.
+  assert seconds < 60
+  (line,) = capfd.readouterr().err.splitlines()
+  assert re.match(
+    r'error: stuck: process 1 \(on .*\), reading the batch of step 3 for \d+ '
+    r's, while process 0 \(on .*\) is stepping; where each thread is: ',
+    line,
+  )
+  stacks = (tmp_path / '1.stacks').read_text()
+  assert 'in misbehave' in stacks and 'in misbehave' not in (
+    tmp_path / '0.stacks'
+  ).read_text()
+
+
+def test_a_host_that_never_comes_is_named(tmp_path, capfd):
+  ended, seconds = run(tmp_path, 'steps', processes=3, started=2, join=3)
+  assert ended.code == 4
+  assert seconds < 60
+  (line,) = capfd.readouterr().err.splitlines()
+  assert line.startswith(
+    'error: process 2 of 3 never came within 3 s; is the command running there'
+  )
+
+
+def test_sigterm_on_one_host_stops_all_at_one_step(tmp_path, capfd):
+  ended, _ = run(tmp_path, 'term')
+  assert ended == (75, '')
+  steps = {
+    line
+    for number in range(2)
+    for line in (tmp_path / f'{number}.log').read_text().splitlines()
+    if line.startswith('all at step')
+  }
+  assert len(steps) == 1
+  assert 'stopped: by a signal while stepping' in capfd.readouterr().err
+
+
+def test_shares_of_a_batch_and_what_processes_tell_each_other(tmp_path, capfd):
+  ended, _ = run(tmp_path, 'shares')
+  assert ended == (0, ''), capfd.readouterr().err
+
+
+def test_two_processes_to_one_bit_for_bit(tmp_path, capfd):
+  """State and position of the data; then one process reads the rest."""
+  ended, _ = run(tmp_path / 'hosts', 'save', str(tmp_path))
+  assert ended == (0, ''), capfd.readouterr().err
+  mesh = sharding.make_mesh((1, 1, 8))
+  placed = NamedSharding(mesh, P(None, 'tensor'))
+  target = {'rows': jax.ShapeDtypeStruct((4, 8), np.float32, sharding=placed)}
+  batches, straight = host_state.iterator(0, 1), host_state.iterator(0, 1)
+  with Checkpointer(tmp_path) as checkpoints:
+    restored = checkpoints.restore_latest(target, batches)
+  assert restored is not None
+  np.testing.assert_array_equal(restored[1]['rows'], host_state.ROWS)
+  expected = [next(straight) for _ in range(host_state.TAKEN + 2)]
+  np.testing.assert_array_equal(
+    [next(batches) for _ in range(2)], expected[host_state.TAKEN :]
+  )
+
+
+def command(*arguments):
+  return [sys.executable, 'launch.py', '--config=configs/summarize.py:tiny',
+          *arguments]  # fmt: skip
+
+
+def environment():
+  """One device a process, as where no one sets another number."""
+  clean = {k: v for k, v in os.environ.items() if k != 'NPROC'}
+  return {**clean, 'JAX_PLATFORMS': 'cpu'}
+
+
+def test_hosts_that_differ_end_before_they_begin(tmp_path):
+  """Two configurations, and folders that are not one, on the command line."""
+  where = f'--coordinator=localhost:{free_port()}'
+  both = [
+    subprocess.Popen(
+      command(
+        '--multihost', where, '--num_processes=2', f'--process_id={number}',
+        f'--workdir={tmp_path}/{number}', f'--config.loss.alpha={alpha}',
+      ),
+      cwd=ROOT, env=environment(), stdout=subprocess.PIPE,
+      stderr=subprocess.PIPE, text=True,
+    )
+    for number, alpha in enumerate((0.25, 0.5))
+  ]  # fmt: skip
+  for number, process in enumerate(both):
+    out, err = process.communicate(timeout=300)
+    assert process.returncode == 4, err
+    (line,) = err.splitlines()
+    assert line.startswith('error: pre-flight: configuration: loss.alpha is ')
+    assert 'is 0.5 in process 1' in line and 'and 0.25 in process 0' in line
+    assert 'shared run folder: process 1' in line
+    assert f'does not see what process 0 (on {socket.gethostname()})' in line
+    assert ('FAIL  configuration' in out) == (number == 0)
+    assert ('PASS  all-reduce' in out) == (number == 0)
+    assert not (tmp_path / str(number) / 'config.json').exists()
