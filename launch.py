@@ -29,7 +29,6 @@ continues.
 import dataclasses
 import os
 import runpy
-import socket
 import sys
 import types
 from collections.abc import Sequence
@@ -51,7 +50,7 @@ from pdl_jax.data import pipeline
 from pdl_jax.data.tokenizer import spelled
 from pdl_jax.decode import DecodeSettings
 from pdl_jax.errors import ConfigError, HostError, PdlError, PreemptedError
-from pdl_jax.launch import multihost, parent
+from pdl_jax.launch import multihost, options, parent
 from pdl_jax.launch.multihost import Place
 from pdl_jax.launch.preflight import Preflight
 from pdl_jax.report import carry_out, index, plan, write
@@ -107,37 +106,6 @@ _REPORT = flags.DEFINE_string(
 _CHECK = flags.DEFINE_bool(
   'check', False, 'With --report: compare, write nothing.'
 )
-_MULTIHOST = flags.DEFINE_bool(
-  'multihost', False, 'This is one of several hosts, each with this command.'
-)
-_PROCESSES = flags.DEFINE_integer(
-  'processes', 0, 'Rehearse --multihost here, on CPUs: so many processes.',
-  lower_bound=0,
-)  # fmt: skip
-_COORDINATOR = flags.DEFINE_string(
-  'coordinator', None, 'HOST:PORT of process 0, where JAX cannot find it.'
-)
-_NUM_PROCESSES = flags.DEFINE_integer(
-  'num_processes', None, 'With --coordinator: how many there are.',
-  lower_bound=1,
-)  # fmt: skip
-_PROCESS_ID = flags.DEFINE_integer(
-  'process_id', None, 'With --coordinator: which of them this is, from 0.',
-  lower_bound=0,
-)  # fmt: skip
-_JOIN_SECONDS = flags.DEFINE_integer(
-  'join_seconds', 300, 'How long hosts wait for each other.', lower_bound=1
-)
-_STUCK_SECONDS = flags.DEFINE_integer(
-  'stuck_seconds', 1800, 'With several hosts: how long anything may take, '
-  'the longest compilation too, before the run is called stuck.',
-  lower_bound=1,
-)  # fmt: skip
-_BACKEND = flags.DEFINE_enum(
-  'backend', None, ['cpu', 'gpu', 'tpu'], 'Nothing else will do.'
-)
-# What JAX itself takes until it believes a silent process dead.
-_HEARTBEAT = 100
 
 
 def parse(arguments: Sequence[str]) -> dict[str, Any] | None:
@@ -219,69 +187,13 @@ def configured() -> tuple[Settings, Path]:
   )
 
 
-def choose_backend() -> None:
-  """Before JAX looks for one."""
-  if Place.here() is None and (_MULTIHOST.value or _PROCESSES.value):
-    # The chips are for the processes that this one starts.
-    jax.config.update('jax_platforms', 'cpu')
-  elif _BACKEND.value:
-    jax.config.update('jax_platforms', _BACKEND.value)
-
-
-def places(workdir: Path) -> list[Place]:
-  """The processes that this command is to start; none: it trains itself.
-
-  Raises:
-    ConfigError: flags that contradict each other.
-  """
-  if Place.here() is not None:
-    return []
-  told = _COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value
-  if told.count(None) not in (0, 3) or (any(told) and not _MULTIHOST.value):
-    raise ConfigError(
-      '--coordinator, --num_processes and --process_id go together, and with '
-      '--multihost; without them JAX looks for the cluster itself'
-    )
-  if _MULTIHOST.value and _PROCESSES.value:
-    raise ConfigError(
-      '--processes rehearses on one machine what --multihost does on several; '
-      'give one'
-    )
-  coordinator, count, number = told
-  if count is not None and number >= count:
-    raise ConfigError(
-      f'--process_id {number} is not one of {count}, which begin at 0'
-    )
-  if _PROCESSES.value:
-    with socket.socket() as probe:
-      probe.bind(('localhost', 0))
-      coordinator = f'localhost:{probe.getsockname()[1]}'
-    # A rehearsal is on this machine's CPUs, whatever else it has.
-    os.environ['JAX_PLATFORMS'] = 'cpu'
-    count = _PROCESSES.value
-    numbers = list(range(count))
-  else:
-    numbers = [number] if _MULTIHOST.value else []
-  own = multihost.number_here()
-  return [
-    Place(
-      str(workdir.absolute() / 'hosts'),
-      socket.gethostname() if number is own is None else
-      str(own if number is None else number),
-      coordinator, count, number, _JOIN_SECONDS.value,
-      min(_HEARTBEAT, _STUCK_SECONDS.value),
-    )
-    for number in numbers
-  ]  # fmt: skip
-
-
 def train(
   settings: Settings, workdir: Path, stop: StopRequest, arguments: Sequence[str]
 ) -> int:
   """One run, on this host alone or as one of several; the exit code."""
-  if hosts := places(workdir):
-    command = [sys.executable, *arguments]
-    ended = parent.supervise(parent.start(hosts, command), _STUCK_SECONDS.value)
+  if hosts := options.places(workdir):
+    started = parent.start(hosts, [sys.executable, *arguments])
+    ended = parent.supervise(started, options.stuck_seconds())
     if ended.words:
       records.note_failure(workdir, settings.resolved, 'error', ended.words)
     return ended.code
@@ -434,7 +346,7 @@ def main(arguments: Sequence[str]) -> int:
   stop, settings, workdir = StopRequest(), None, None
   try:
     decode = parse(arguments)
-    choose_backend()
+    options.choose_backend()
     if (own := Place.here()) is not None:
       stop = multihost.join(own)
     if _EVALUATE.value is not None:

@@ -154,7 +154,8 @@ class Preflight:
       print(f'\n{table(self._rows)}\n')
 
   def _backend(self) -> None:
-    asked, found = jax.config.jax_platforms or '', jax.default_backend()
+    asked = jax.config.values['jax_platforms']
+    found = jax.default_backend()
     failure = ''
     if not asked and found == 'cpu':
       failure = (
@@ -286,4 +287,4 @@ def table(rows: Iterable[Check]) -> str:
 
 
 def _crc(leaf: Any) -> str:
-  return f'{zlib.crc32(np.ascontiguousarray(np.asarray(leaf))):08x}'
+  return f'{zlib.crc32(np.asarray(leaf).tobytes()):08x}'

@@ -1,0 +1,125 @@
+"""The flags of several hosts, and the processes that they ask for."""
+
+import os
+import socket
+from pathlib import Path
+
+import jax
+from absl import flags
+
+from pdl_jax.errors import ConfigError
+from pdl_jax.launch import multihost
+from pdl_jax.launch.multihost import Place
+
+_MULTIHOST = flags.DEFINE_bool(
+  'multihost', False, 'This is one of several hosts, each with this command.'
+)
+_PROCESSES = flags.DEFINE_integer(
+  'processes', 0, 'Rehearse --multihost here, on CPUs: so many processes.',
+  lower_bound=0,
+)  # fmt: skip
+_COORDINATOR = flags.DEFINE_string(
+  'coordinator', None, 'HOST:PORT of process 0, where JAX cannot find it.'
+)
+_NUM_PROCESSES = flags.DEFINE_integer(
+  'num_processes', None, 'With --coordinator: how many there are.',
+  lower_bound=1,
+)  # fmt: skip
+_PROCESS_ID = flags.DEFINE_integer(
+  'process_id', None, 'With --coordinator: which of them this is, from 0.',
+  lower_bound=0,
+)  # fmt: skip
+_JOIN_SECONDS = flags.DEFINE_integer(
+  'join_seconds', 300, 'How long hosts wait for each other.', lower_bound=1
+)
+_STUCK_SECONDS = flags.DEFINE_integer(
+  'stuck_seconds', 1800, 'With several hosts: how long anything may take, '
+  'the longest compilation too, before the run is called stuck.',
+  lower_bound=1,
+)  # fmt: skip
+_BACKEND = flags.DEFINE_enum(
+  'backend', None, ['cpu', 'gpu', 'tpu'], 'Nothing else will do.'
+)
+# What JAX itself takes until it believes a silent process dead.
+_HEARTBEAT = 100
+
+
+def choose_backend() -> None:
+  """Before JAX looks for one."""
+  if Place.here() is None and (_MULTIHOST.value or _PROCESSES.value):
+    # The chips are for the processes that this one starts.
+    jax.config.update('jax_platforms', 'cpu')
+  elif _BACKEND.value:
+    jax.config.update('jax_platforms', _BACKEND.value)
+
+
+def places(workdir: Path) -> list[Place]:
+  """The processes that this command is to start; none: it trains itself.
+
+  Raises:
+    ConfigError: flags that contradict each other.
+  """
+  if Place.here() is not None:
+    return []
+  coordinator, count, number = _told()
+  if _PROCESSES.value:
+    # A rehearsal is on this machine's CPUs, whatever else it has.
+    os.environ['JAX_PLATFORMS'] = 'cpu'
+    coordinator, count = f'localhost:{_free_port()}', _PROCESSES.value
+    return [
+      _place(workdir, str(each), coordinator, count, each)
+      for each in range(count)
+    ]
+  if not _MULTIHOST.value:
+    return []
+  own = multihost.number_here() if number is None else number
+  name = socket.gethostname() if own is None else str(own)
+  return [_place(workdir, name, coordinator, count, number)]
+
+
+def stuck_seconds() -> float:
+  """How long anything may take before the run is called stuck."""
+  return _STUCK_SECONDS.value
+
+
+def _told() -> tuple[str | None, int | None, int | None]:
+  """Coordinator, number of processes and number of this one, or None."""
+  coordinator = _COORDINATOR.value
+  count, number = _NUM_PROCESSES.value, _PROCESS_ID.value
+  told = [coordinator, count, number]
+  given = len(told) - told.count(None)
+  if given not in (0, len(told)) or (given and not _MULTIHOST.value):
+    raise ConfigError(
+      '--coordinator, --num_processes and --process_id go together, and with '
+      '--multihost; without them JAX looks for the cluster itself'
+    )
+  if _MULTIHOST.value and _PROCESSES.value:
+    raise ConfigError(
+      '--processes rehearses on one machine what --multihost does on several; '
+      'give one'
+    )
+  if count is not None and number is not None and number >= count:
+    raise ConfigError(
+      f'--process_id {number} is not one of {count}, which begin at 0'
+    )
+  return coordinator, count, number
+
+
+def _free_port() -> int:
+  with socket.socket() as probe:
+    probe.bind(('localhost', 0))
+    return probe.getsockname()[1]
+
+
+def _place(
+  workdir: Path,
+  name: str,
+  coordinator: str | None,
+  count: int | None,
+  number: int | None,
+) -> Place:
+  heartbeat = min(_HEARTBEAT, _STUCK_SECONDS.value)
+  folder = str(workdir.absolute() / 'hosts')
+  return Place(
+    folder, name, coordinator, count, number, _JOIN_SECONDS.value, heartbeat
+  )
