@@ -53,7 +53,6 @@ from pdl_jax.errors import ConfigError, HostError, PdlError, PreemptedError
 from pdl_jax.launch import multihost, options, parent
 from pdl_jax.launch.multihost import Place
 from pdl_jax.launch.preflight import Preflight
-from pdl_jax.report import carry_out, index, plan, write
 from pdl_jax.settings import Settings
 from pdl_jax.train import StopRequest
 
@@ -240,6 +239,9 @@ def run_cells(
 
 def run_experiment(folder: Path) -> int:
   """Runs what an experiment declares, or says what that is; the exit code."""
+  # These take a second, which other commands need not wait for.
+  from pdl_jax.report import carry_out, plan
+
   declared = plan.load(folder)
   if _DRY_RUN.value:
     groups = [
@@ -269,6 +271,8 @@ def show_status(folder: Path) -> None:
 
 def show_report(folder: Path) -> None:
   """Of an experiment, or of each below a folder and their index."""
+  from pdl_jax.report import index, write
+
   for each in index.experiments(folder):
     if _CHECK.value:
       print(f'{each}: {write.check(each)} files follow from the records')

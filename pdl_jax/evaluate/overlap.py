@@ -10,7 +10,6 @@ import unicodedata
 from collections import Counter
 from collections.abc import Sequence
 
-from rouge_score import rouge_scorer, tokenizers
 from sacrebleu.metrics.bleu import BLEU
 from sacrebleu.metrics.chrf import CHRF
 
@@ -46,6 +45,9 @@ def rouge_per_item(records: Sequence[Record]) -> dict[str, list[float]]:
   Raises:
     DataError: records whose references hold no word that ROUGE can see.
   """
+  # Takes a second or two, which every command would wait for.
+  from rouge_score import rouge_scorer
+
   _check_words(records)
   scorer = rouge_scorer.RougeScorer(list(ROUGE_TYPES), use_stemmer=True)
   scores = [
@@ -136,6 +138,8 @@ def _rouge_signature() -> str:
 
 def _unseen(records: Sequence[Record]) -> list[Record]:
   """Records without a word that ROUGE can see in any reference."""
+  from rouge_score import tokenizers
+
   tokenizer = tokenizers.DefaultTokenizer(use_stemmer=False)
   return [
     record

@@ -14,7 +14,6 @@ those of the rows times the root of C.
 from typing import Any
 
 import numpy as np
-from sklearn.cluster import MiniBatchKMeans
 from threadpoolctl import threadpool_limits
 
 from pdl_jax.errors import ConfigError
@@ -57,6 +56,9 @@ def kmeans(
   Raises:
     ConfigError: fewer different rows than codes.
   """
+  # Takes a second, which every command would wait for.
+  from sklearn.cluster import MiniBatchKMeans
+
   different = len(np.unique(rows, axis=0))
   if different < codes:
     raise ConfigError(
