@@ -52,10 +52,10 @@ def run(folder, *arguments, processes=2, stuck=60, started=None, join=60):
 @pytest.mark.parametrize(
   ('what', 'code', 'words'),
   [
-    ('kill', 4, r'process 1 \(on .*\) was killed by SIGKILL .*, last seen'),
-    ('data', 3, r'process 1 \(on .*\) ended: record 7 has no text'),
-    ('bug', 1, r'process 1 \(on .*\) crashed, last seen'),
-    ('freeze', 4, r'process 1 \(on .*\) has not been heard of for \d+ s '
+    ('kill', 4, r'process 1 \(pid \d+ on .*\) was killed by SIGKILL .*, last seen'),
+    ('data', 3, r'process 1 \(pid \d+ on .*\) ended: record 7 has no text'),
+    ('bug', 1, r'process 1 \(pid \d+ on .*\) crashed, last seen'),
+    ('freeze', 4, r'process 1 \(pid \d+ on .*\) has not been heard of for \d+ s '
                   r'\(last seen'),
   ],
 )  # fmt: skip
@@ -76,8 +76,8 @@ def test_a_stuck_host_is_named_and_where_it_stands(tmp_path, capfd):
   assert seconds < 60
   (line,) = capfd.readouterr().err.splitlines()
   assert re.match(
-    r'error: stuck: process 1 \(on .*\), reading the batch of step 3 for \d+ '
-    r's, while process 0 \(on .*\) is stepping; where each thread is: ',
+    r'error: stuck: process 1 \(pid \d+ on .*\), reading the batch of step 3 for \d+ '
+    r's, while process 0 \(pid \d+ on .*\) is stepping; where each thread is: ',
     line,
   )
   stacks = (tmp_path / '1.stacks').read_text()

@@ -8,6 +8,7 @@
 
 import dataclasses
 import json
+import os
 import socket
 import threading
 import time
@@ -26,6 +27,7 @@ class Standing:
   Attributes:
     name: of its files.
     host: its network name.
+    pid: of the process there.
     process: its number among the processes; None if it is not known yet.
     doing: in words.
     ticks: how many things were begun: equal on hosts that are equally far.
@@ -35,6 +37,7 @@ class Standing:
 
   name: str
   host: str
+  pid: int
   process: int | None
   doing: str
   ticks: int
@@ -45,8 +48,8 @@ class Standing:
   def who(self) -> str:
     """The host, for a sentence."""
     if self.process is None:
-      return f'host {self.host}'
-    return f'process {self.process} (on {self.host})'
+      return f'pid {self.pid} on {self.host}'
+    return f'process {self.process} (pid {self.pid} on {self.host})'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,8 +101,9 @@ class Journal:
     """Where it stands now."""
     self._written = time.monotonic()
     standing = Standing(
-      self._name, socket.gethostname(), self.process, self._doing,
-      self._ticks, round(time.monotonic() - self._since, 1), time.time(),
+      self._name, socket.gethostname(), os.getpid(), self.process,
+      self._doing, self._ticks, round(time.monotonic() - self._since, 1),
+      time.time(),
     )  # fmt: skip
     _write(self._path, dataclasses.asdict(standing))
 
