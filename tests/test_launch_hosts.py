@@ -22,6 +22,7 @@ from tests import host_state
 
 ROOT = Path(__file__).parent.parent
 HEARTBEAT = 10
+WHO = r'process {} \(pid \d+ on .*\)'
 
 
 def free_port():
@@ -52,19 +53,18 @@ def run(folder, *arguments, processes=2, stuck=60, started=None, join=60):
 @pytest.mark.parametrize(
   ('what', 'code', 'words'),
   [
-    ('kill', 4, r'process 1 \(pid \d+ on .*\) was killed by SIGKILL .*, last seen'),
-    ('data', 3, r'process 1 \(pid \d+ on .*\) ended: record 7 has no text'),
-    ('bug', 1, r'process 1 \(pid \d+ on .*\) crashed, last seen'),
-    ('freeze', 4, r'process 1 \(pid \d+ on .*\) has not been heard of for \d+ s '
-                  r'\(last seen'),
+    ('kill', 4, r'was killed by SIGKILL .*, last seen'),
+    ('data', 3, r'ended: record 7 has no text'),
+    ('bug', 1, r'crashed, last seen'),
+    ('freeze', 4, r'has not been heard of for \d+ s \(last seen'),
   ],
-)  # fmt: skip
+)
 def test_a_host_that_is_gone_is_named(tmp_path, capfd, what, code, words):
   ended, _ = run(tmp_path, what)
   printed = capfd.readouterr()
   assert ended.code == code
   (line,) = [x for x in printed.err.splitlines() if x.startswith('error: ')]
-  assert re.search(words, line), line
+  assert re.match(rf'error: {WHO.format(1)} {words}', line), line
   assert ('ZeroDivisionError' in printed.err) == (what == 'bug')
   assert 'Check failure stack trace' not in printed.err
 
@@ -76,8 +76,8 @@ def test_a_stuck_host_is_named_and_where_it_stands(tmp_path, capfd):
   assert seconds < 60
   (line,) = capfd.readouterr().err.splitlines()
   assert re.match(
-    r'error: stuck: process 1 \(pid \d+ on .*\), reading the batch of step 3 for \d+ '
-    r's, while process 0 \(pid \d+ on .*\) is stepping; where each thread is: ',
+    rf'error: stuck: {WHO.format(1)}, reading the batch of step 3 for \d+ s, '
+    rf'while {WHO.format(0)} is stepping; where each thread is: ',
     line,
   )
   stacks = (tmp_path / '1.stacks').read_text()
