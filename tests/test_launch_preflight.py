@@ -1,0 +1,75 @@
+"""The checks before a run, on one process with eight devices."""
+
+import jax
+import pytest
+
+from pdl_jax import setup, sharding
+from pdl_jax.errors import HostError
+from pdl_jax.launch import preflight
+from pdl_jax.launch.preflight import Check, Preflight
+from tests import small
+
+
+def flight(tmp_path, **changes):
+  return Preflight(small.settings(tmp_path, **changes), tmp_path / 'run')
+
+
+def test_all_is_well(tmp_path, data_dir, capsys):
+  settings = small.settings(data_dir)
+  checks = Preflight(settings, tmp_path / 'run')
+  checks.start()
+  ready = setup.prepare(settings, None)
+  capsys.readouterr()
+  checks.data(ready)
+  lines = capsys.readouterr().out.strip().splitlines()
+  assert [line[:4] for line in lines] == ['PASS'] * len(lines)
+  assert [line[6:].split('  ')[0] for line in lines] == [
+    'backend', 'processes, devices', 'configuration', 'code', 'packages',
+    'mesh, batch', 'all-reduce', 'shared run folder', 'save and restore',
+    'data', 'tokenizer', 'frequency table', 'weights before training',
+  ]  # fmt: skip
+  # What was tried is gone.
+  assert {p.name for p in (tmp_path / 'run' / 'hosts').iterdir()} == {'token'}
+
+
+def test_a_mesh_that_does_not_fit_is_a_row(tmp_path, capsys):
+  with pytest.raises(HostError, match='mesh, batch: mesh data 3 x fsdp 1 x'):
+    flight(tmp_path, **{'mesh.data': 3}).start()
+  printed = capsys.readouterr().out
+  assert 'FAIL  mesh, batch' in printed and 'PASS  code' in printed
+
+
+def test_a_wrong_sum_is_a_row(tmp_path, monkeypatch):
+  monkeypatch.setattr(sharding, 'put', lambda x, placed: jax.device_put(
+    x * 2, placed))  # fmt: skip
+  with pytest.raises(HostError, match='1 to 8 over 8 devices is 72, not 36'):
+    flight(tmp_path).start()
+
+
+def test_no_silent_cpu(tmp_path):
+  asked = jax.config.values['jax_platforms']
+  jax.config.update('jax_platforms', None)
+  try:
+    with pytest.raises(HostError, match='backend: no accelerator was found'):
+      flight(tmp_path).start()
+  finally:
+    jax.config.update('jax_platforms', asked)
+
+
+def test_differences_are_named_by_host_and_counted():
+  facts = [{'a': 1, 'b': 2, 'c': 3}, {'a': 1, 'b': 2, 'c': 3},
+           {'a': 0, 'b': 'x' * 99, 'd': 4}]  # fmt: skip
+  found = preflight.differences(facts, ['h0', 'h1', 'h2'])
+  assert found == (
+    'a is 0 in process 2 (on h2) and 1 in process 0 (on h0); b is '
+    f'{"x" * 60} in process 2 (on h2) and 2 in process 0 (on h0); c is absent '
+    'in process 2 (on h2) and 3 in process 0 (on h0); and 1 more'
+  )
+  assert preflight.differences(facts[:2], ['h0', 'h1']) == ''
+
+
+def test_the_table_is_aligned():
+  rows = [Check('code', '', 'abc'), Check('all-reduce', 'wrong', 'abc')]
+  assert preflight.table(rows) == (
+    'PASS  code        abc\nFAIL  all-reduce  wrong'
+  )
