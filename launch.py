@@ -7,6 +7,8 @@
   python launch.py --config=configs/summarize.py --sweep=alpha,seed
                    [--workers=N] [--retries=N] [--fail_fast] [--dry_run]
                    [--engine=ray [--resources=TPU=4]]
+  python launch.py --config=configs/summarize.py --pod=NAME --zone=ZONE
+                   [--accelerator=v5litepod-16 ...] [--dry_run]
   python launch.py --status=FOLDER
   python launch.py --sweep=experiments/NAME [--workers=N ...]
   python launch.py --report=experiments[/NAME] [--check]
@@ -17,6 +19,8 @@
 --sweep runs the product of named axes, each cell a run of its own; the same
 command again runs what is missing. --engine=ray does it on the cluster that
 RAY_ADDRESS names. --status says how far a sweep is.
+--pod starts the run on a TPU or GPU cluster; --dry_run prints the commands.
+docs/pods.md has the kinds of clusters and their flags.
 --sweep=experiments/NAME runs what an experiment declares and collects its
 records; --report makes its tables, figures and page from the records alone,
 --check compares them with those that are there.
@@ -53,6 +57,10 @@ from pdl_jax.errors import ConfigError, HostError, PdlError, PreemptedError
 from pdl_jax.launch import multihost, options, parent
 from pdl_jax.launch.multihost import Place
 from pdl_jax.launch.preflight import Preflight
+from pdl_jax.pods import commands, runner, training
+from pdl_jax.pods import options as pods
+from pdl_jax.pods.plan import to_shell
+from pdl_jax.pods.pod import Pod
 from pdl_jax.settings import Settings
 from pdl_jax.train import StopRequest
 
@@ -89,8 +97,9 @@ _FAIL_FAST = flags.DEFINE_bool(
   'fail_fast', False, 'With --sweep: stop at the first cell that fails.'
 )
 _DRY_RUN = flags.DEFINE_bool(
-  'dry_run', False, 'With --sweep: print the cells, run nothing.'
-)
+  'dry_run', False,
+  'With --sweep: print the cells, with --pod the commands; run nothing.',
+)  # fmt: skip
 _ENGINE = flags.DEFINE_enum(
   'engine', 'local', ['local', 'ray'],
   'With --sweep: this machine, or the Ray cluster RAY_ADDRESS.',
@@ -137,7 +146,7 @@ def parse(arguments: Sequence[str]) -> dict[str, Any] | None:
     )
   alone = {
     'evaluate': _EVALUATE, 'status': _STATUS, 'sweep': _SWEEP,
-    'report': _REPORT,
+    'report': _REPORT, 'pod': flags.FLAGS['pod'],
   }  # fmt: skip
   told = [f'--{name}' for name, flag in alone.items() if flag.value]
   told += ['--preview'] * _PREVIEW.value
@@ -306,6 +315,17 @@ def run_sweep() -> int:
   return 1 if outcome.failed else 0
 
 
+def start_pod(pod: Pod, arguments: Sequence[str]) -> None:
+  """Starts the run on a pod, or says how."""
+  folder = pods.workdir(pod, configured()[1], _WORKDIR.value is not None)
+  told = training.committed(pods.without(arguments), folder)
+  plan = commands.plan(pod, told)
+  if _DRY_RUN.value:
+    print(to_shell(plan))
+  else:
+    runner.run(plan)
+
+
 def _overrides(name: str) -> dict[str, Any]:
   return config_flags.get_override_values(flags.FLAGS[name])
 
@@ -349,7 +369,7 @@ def main(arguments: Sequence[str]) -> int:
   """Runs the command; returns its exit code."""
   stop, settings, workdir = StopRequest(), None, None
   try:
-    decode = parse(arguments)
+    decode, pod = parse(arguments), pods.pod()
     options.choose_backend()
     if (own := Place.here()) is not None:
       stop = multihost.join(own)
@@ -371,6 +391,9 @@ def main(arguments: Sequence[str]) -> int:
       return run_experiment(Path(','.join(_SWEEP.value)))
     if _SWEEP.value:
       return run_sweep()
+    if pod is not None:
+      start_pod(pod, arguments[1:])
+      return 0
     settings, workdir = configured()
     if _PREVIEW.value:
       show_preview(settings, workdir)

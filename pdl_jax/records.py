@@ -289,7 +289,7 @@ def note_failure(
     partial.replace(status)
 
 
-_CODE = (
+CODE = (
   'pdl_jax', 'configs', 'launch.py', 'requirements.txt',
   'requirements-nodeps.txt',
 )  # fmt: skip
@@ -302,7 +302,7 @@ def environment(mesh: Mapping[str, int]) -> dict[str, Any]:
     # Of the code: an experiment writes its records while it runs.
     'dirty': bool(_git(
       'status', '--porcelain', '--untracked-files=no', '--',
-      *(f':(top){path}' for path in _CODE),
+      *(f':(top){path}' for path in CODE),
     )),
     'python': platform.python_version(),
     'packages': dict(_versions(_PACKAGES)),

@@ -77,6 +77,7 @@ def test_bad_command_lines_end_in_one_line(
   [
     (['--status=x', '--preview'], '--status and --preview are different'),
     (['--evaluate=x', '--sweep=alpha'], '--evaluate and --sweep are different'),
+    (['--sweep=alpha', '--pod=x'], '--sweep and --pod are different'),
     (['--evaluate=x', '--models=before'], 'nothing does without --decode'),
     (['--evaluate=x', '--models=middle'], 'middle is not one of before, after'),
     (['--evaluate=x', '--decode.metod=beam'], 'Did you mean "method"'),

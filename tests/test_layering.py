@@ -19,7 +19,7 @@ LAYERS = [
   {'train', 'summary', 'preview', 'sweep', 'finished'},
   {'setup', 'report', 'start', 'convert'},
   {'job'},
-  {'launch'},
+  {'launch', 'pods'},
   {'reevaluate'},
 ]
 LEVEL = {name: i for i, names in enumerate(LAYERS) for name in names}
