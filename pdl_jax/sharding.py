@@ -123,7 +123,7 @@ def shardings(mesh: Mesh | AbstractMesh, names: Any, shapes: Any) -> Any:
 
 
 def check_batch(
-  mesh: Mesh, key: str, batch: int, accumulation: int
+  mesh: Mesh | AbstractMesh, key: str, batch: int, accumulation: int
 ) -> None:
   """Refuses a global batch that does not split over micro-batches and mesh."""
   parts = _size(mesh, RULES['batch'])

@@ -119,7 +119,7 @@ def describe(
     trained,
     transform_non_params=lambda x: _at(x, replicated),
   )
-  count = jax.ShapeDtypeStruct((), jnp.int32, sharding=replicated)
+  count: Any = jax.ShapeDtypeStruct((), jnp.int32, sharding=replicated)
   return TrainState(count, trained, frozen, moments, count, count)
 
 

@@ -19,6 +19,7 @@ LAYERS = [
   {'train', 'summary', 'preview', 'sweep', 'finished'},
   {'setup', 'report', 'start', 'convert'},
   {'job'},
+  {'launch'},
   {'reevaluate'},
 ]
 LEVEL = {name: i for i, names in enumerate(LAYERS) for name in names}

@@ -1,0 +1,1 @@
+"""From one machine to many: what is checked and started before training."""
