@@ -17,6 +17,12 @@ def test_arguments_are_not_counted_and_outputs_are():
   assert peak(lambda x: x, SQUARE) == 0
   assert peak(lambda x: x @ x, SQUARE) == BYTES
 
+  def f(x):
+    y = jnp.exp(x)
+    return y, y @ x
+
+  assert peak(f, SQUARE) == 2 * BYTES
+
 
 def test_what_is_read_no_more_is_gone():
   """Of a chain of matmuls, two at once: what is read and what is written."""
