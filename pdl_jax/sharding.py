@@ -11,7 +11,13 @@ from typing import Any
 import jax
 import numpy as np
 from jax import Array
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import (
+  AbstractMesh,
+  AxisType,
+  Mesh,
+  NamedSharding,
+  PartitionSpec,
+)
 
 from pdl_jax.errors import ConfigError
 
@@ -87,7 +93,7 @@ def constrain(x: Array, *names: str | None) -> Array:
   return jax.lax.with_sharding_constraint(x, partition_spec(*names))
 
 
-def shardings(mesh: Mesh, names: Any, shapes: Any) -> Any:
+def shardings(mesh: Mesh | AbstractMesh, names: Any, shapes: Any) -> Any:
   """NamedShardings of a tree of arrays.
 
   Args:
@@ -117,7 +123,7 @@ def shardings(mesh: Mesh, names: Any, shapes: Any) -> Any:
 
 
 def check_batch(
-  mesh: Mesh, key: str, batch: int, accumulation: int
+  mesh: Mesh | AbstractMesh, key: str, batch: int, accumulation: int
 ) -> None:
   """Refuses a global batch that does not split over micro-batches and mesh."""
   parts = _size(mesh, RULES['batch'])
@@ -191,6 +197,6 @@ def _rows(mesh: Mesh, rows: np.ndarray) -> NamedSharding:
   return NamedSharding(mesh, partition_spec(*names))
 
 
-def _size(mesh: Mesh, axis: str | tuple[str, ...] | None) -> int:
+def _size(mesh: Mesh | AbstractMesh, axis: str | tuple[str, ...] | None) -> int:
   axes = (axis,) if isinstance(axis, str) else axis or ()
   return math.prod(mesh.shape[name] for name in axes)

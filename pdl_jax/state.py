@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import optax
 from jax import Array
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
 from pdl_jax.errors import ConfigError
 from pdl_jax.model import api
@@ -66,29 +66,62 @@ def create(
     ConfigError: if a parameter does not divide over the mesh, or if
       `last_layers` is not below the number of layers.
   """
-  check_layers(config, model)
+  shapes = describe(params, model, config, optimizer, mesh)
   if config.trainable == 'last_layers':
     params = api.split_blocks(params, config.last_layers)
-  axes = api.logical_axes(model, groups=len(params['blocks']))
-  placed = shardings(mesh, axes, params)
-  params = jax.tree.map(put, params, placed)
-  mask = trainable_mask(config, params)
-  trained, frozen = partition(params, mask)
-  trained_placed, _ = partition(placed, mask)
-  replicated = NamedSharding(mesh, PartitionSpec())
-  moments = optax.tree_utils.tree_map_params(
-    optimizer,
-    lambda _, sharding: sharding,
-    jax.eval_shape(optimizer.init, trained),
-    trained_placed,
-    transform_non_params=lambda _: replicated,
-  )
-  zero = lambda: put(np.zeros((), np.int32), replicated)  # noqa: E731
+  at = jax.tree.map(lambda x: x.sharding, shapes)
+  parts = partition(params, trainable_mask(config, params))
+  trained, frozen = jax.tree.map(put, parts, (at.trained, at.frozen))
+  zero = lambda: put(np.zeros((), np.int32), at.step)  # noqa: E731
   return TrainState(
     step=zero(),
     trained=trained,
     frozen=frozen,
-    opt_state=jax.jit(optimizer.init, out_shardings=moments)(trained),
+    opt_state=jax.jit(optimizer.init, out_shardings=at.opt_state)(trained),
     skipped=zero(),
     skipped_in_row=zero(),
   )
+
+
+def describe(
+  params: Tree,
+  model: ModelConfig,
+  config: OptimizerConfig,
+  optimizer: optax.GradientTransformation,
+  mesh: Mesh | AbstractMesh,
+) -> TrainState:
+  """What `create` makes, as shapes with shardings: nothing is allocated.
+
+  Args:
+    params: as for `create`, or their shapes.
+    model, config, optimizer: see `create`.
+    mesh: perhaps of devices that are not here.
+
+  Raises:
+    ConfigError: see `create`.
+  """
+  check_layers(config, model)
+
+  def grouped(params: Tree) -> Tree:
+    if config.trainable == 'last_layers':
+      return api.split_blocks(params, config.last_layers)
+    return params
+
+  params = jax.eval_shape(grouped, params)
+  axes = api.logical_axes(model, groups=len(params['blocks']))
+  params = jax.tree.map(_at, params, shardings(mesh, axes, params))
+  trained, frozen = partition(params, trainable_mask(config, params))
+  replicated = NamedSharding(mesh, PartitionSpec())
+  moments = optax.tree_utils.tree_map_params(
+    optimizer,
+    lambda moment, parameter: _at(moment, parameter.sharding),
+    jax.eval_shape(optimizer.init, trained),
+    trained,
+    transform_non_params=lambda x: _at(x, replicated),
+  )
+  count: Any = jax.ShapeDtypeStruct((), np.int32, sharding=replicated)
+  return TrainState(count, trained, frozen, moments, count, count)
+
+
+def _at(x: Any, sharding: NamedSharding) -> jax.ShapeDtypeStruct:
+  return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)

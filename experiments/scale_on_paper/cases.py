@@ -1,0 +1,168 @@
+"""What is compiled: the train step of a 7B model, from shapes alone."""
+
+import dataclasses
+import math
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax import Array
+from jax.sharding import Mesh, NamedSharding
+
+from pdl_jax import optimizer, sharding, state
+from pdl_jax.losses import LOSSES, Loss, LossTables
+from pdl_jax.losses.heads import LinearHead
+from pdl_jax.losses.linear import MEMORY_BYTES
+from pdl_jax.losses.terms import Sums
+from pdl_jax.losses.tiles import Tiles, Tokens, compress, plan_tiles
+from pdl_jax.model import api
+from pdl_jax.model.config import HeadConfig, ModelConfig
+from pdl_jax.optimizer import OptimizerConfig
+from pdl_jax.step import StepConfig, train_step
+
+# Llama 2 7B (arXiv:2307.09288) with the vocabulary of Llama 3.
+MODEL = ModelConfig(
+  vocab_size=128_256, width=4096, layers=32, heads=32, kv_heads=32,
+  head_dim=128, mlp=11_008, context=4096, dtype='bfloat16', remat=True,
+  head=HeadConfig('dense'),
+)  # fmt: skip
+OPTIMIZER = OptimizerConfig(
+  learning_rate=3e-4, warmup_steps=2000, schedule='cosine', final_fraction=0.1,
+  b1=0.9, b2=0.95, eps=1e-8, weight_decay=0.1, clip_norm=1.0, accumulation=1,
+  trainable='all', last_layers=0,
+)  # fmt: skip
+STEPS = 100_000
+# A million tokens a step; every position is a target.
+ROWS, LENGTH = 256, 4096
+# Google names a slice by its TensorCores, two a chip: v5p-256 is 128 chips, a
+# torus of 4 x 4 x 8 (cloud.google.com/tpu/docs/v5p).
+CHIPS, TOPOLOGY = 128, 'v5p:4x4x8'
+
+
+class DenseLoss(NamedTuple):
+  """Weighted cross-entropy of all logits at once, by optax."""
+
+  def sums(
+    self, head: LinearHead, hidden_BxTxD: Array, labels_BxT: Array,
+    tables: LossTables, where_BxT: Array,
+  ) -> tuple[Sums, Sums]:  # fmt: skip
+    """As `Loss.sums`."""
+    logits = sharding.constrain(
+      head.logits(hidden_BxTxD), 'batch', 'length', 'vocab'
+    )
+    nll_BxT = optax.softmax_cross_entropy_with_integer_labels(
+      logits, labels_BxT
+    )
+    weight_BxT = tables.weights_V[labels_BxT]
+    return (
+      Sums((nll_BxT * weight_BxT).sum(where=where_BxT), weight_BxT.sum()),
+      Sums(nll_BxT.sum(where=where_BxT), where_BxT.sum().astype(jnp.float32)),
+    )
+
+
+class NoLoss(NamedTuple):
+  """Neither head nor vocabulary: what the step costs without them."""
+
+  def sums(
+    self, head: LinearHead, hidden_BxTxD: Array, labels_BxT: Array,
+    tables: LossTables, where_BxT: Array,
+  ) -> tuple[Sums, Sums]:  # fmt: skip
+    """The sum of squares of the hidden states, in place of a loss."""
+    total = jnp.square(hidden_BxTxD.astype(jnp.float32)).sum()
+    found = Sums(total, where_BxT.sum().astype(jnp.float32))
+    return found, found
+
+
+LOSS: dict[str, Any] = {
+  'linear': Loss(LOSSES['power_law'], {}),
+  'dense': DenseLoss(),
+  'none': NoLoss(),
+}
+
+
+def lower(
+  mesh: Mesh, loss: str, model: ModelConfig, rows: int, length: int
+) -> jax.stages.Lowered:
+  """The real train step on a mesh, of shapes: nothing is allocated."""
+  made = optimizer.make_optimizer(OPTIMIZER, STEPS)
+  schedule = optimizer.make_schedule(OPTIMIZER, STEPS)
+  config = StepConfig(model, made, schedule, LOSS[loss], accumulation=1)
+  params = jax.eval_shape(partial(api.init, model), jax.random.key(0))
+  start = state.describe(params, model, OPTIMIZER, made, mesh)
+
+  def placed(
+    shape: tuple[int, ...], dtype: Any, *names: str | None
+  ) -> jax.ShapeDtypeStruct:
+    at = NamedSharding(mesh, sharding.partition_spec(*names))
+    return jax.ShapeDtypeStruct(shape, dtype, sharding=at)
+
+  ids = placed((rows, length), jnp.int32, 'batch', None)
+  names = ('tokens', 'segments', 'positions', 'labels', 'reads')
+  where = placed((rows, length), bool, 'batch', None)
+  batch = {**dict.fromkeys(names, ids), 'where': where}
+  tables = LossTables(placed((model.vocab_size,), jnp.float32, None))
+  with jax.set_mesh(mesh):
+    return jax.jit(partial(train_step, config), donate_argnums=0).lower(
+      start, batch, tables
+    )
+
+
+def make_mesh(shape: list[int], tpu: bool) -> Mesh:
+  """Of made-up CPU devices, or of the chips of a slice that is not here."""
+  if not tpu:
+    return sharding.make_mesh(shape)
+  from jax.experimental import topologies
+
+  found = topologies.get_topology_desc(platform='tpu', topology_name=TOPOLOGY)
+  return sharding.make_mesh(shape, found.devices)
+
+
+def loss_turns(
+  mesh: dict[str, int], model: ModelConfig, rows: int, length: int
+) -> list[int]:
+  """Turns of the loss's two loops over groups of tokens, all of them targets.
+
+  The program learns them from its data; here the loss's own code is asked.
+  """
+  split = mesh['data'] * mesh['fsdp']
+  tokens, width = rows * length // split, model.vocab_size // mesh['tensor']
+  size, block = plan_tiles(tokens, width, MEMORY_BYTES, keep=True)
+  tiles = Tiles(
+    size, block, width, model.vocab_size, None, 1.0, True, True, (), None, ()
+  )
+  ones = jnp.ones(tokens)
+  _, steps, _ = compress(tiles, Tokens(ones[:, None], ones, ones, ones > 0))
+  return [int(count) for _, _, count in steps]
+
+
+def parameters(model: ModelConfig) -> int:
+  """How many."""
+  shapes = jax.eval_shape(partial(api.init, model), jax.random.key(0))
+  return sum(math.prod(x.shape) for x in jax.tree.leaves(shapes))
+
+
+def model_flops(model: ModelConfig, tokens: int, length: int) -> dict[str, int]:
+  """Of a step on paper: 6 a matrix parameter and token, and attention.
+
+  Attention multiplies all L x L positions, masked or not; blocks that are
+  rematerialised run forward once more, but for their last matmul, whose output
+  nobody asks for.
+  """
+  matrices = parameters(model) - model.vocab_size * model.width
+  head = model.vocab_size * model.width
+  mixing = 2 * length * model.layers * model.heads * model.head_dim
+  last = model.layers * model.mlp * model.width
+  again = 2 * (matrices - head - last) + 2 * mixing
+  return {
+    'blocks': (6 * (matrices - head) + 6 * mixing) * tokens,
+    'head': 6 * head * tokens,
+    'rematerialised': again * tokens * model.remat,
+  }
+
+
+def shape_of(model: ModelConfig) -> dict[str, Any]:
+  """Of a model, for the record."""
+  keys = ('vocab_size', 'width', 'layers', 'heads', 'kv_heads', 'mlp')
+  return {key: dataclasses.asdict(model)[key] for key in keys}

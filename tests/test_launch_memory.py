@@ -1,0 +1,153 @@
+"""What a step takes of a device, against the compiled step."""
+
+import dataclasses
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from pdl_jax import sharding, state
+from pdl_jax.errors import ConfigError
+from pdl_jax.launch import memory
+from pdl_jax.launch.memory import estimate
+from pdl_jax.losses import LossTables
+from pdl_jax.model import api
+from pdl_jax.model.config import HeadConfig, ModelConfig
+from pdl_jax.step import train_step
+from tests import small
+
+OPTIMIZER = small.optimizer_config()
+LARGE = ModelConfig(
+  vocab_size=128_256, width=4096, layers=32, heads=32, kv_heads=32,
+  head_dim=128, mlp=11_008, context=4096, dtype='bfloat16', remat=True,
+  head=HeadConfig('dense'),
+)  # fmt: skip
+MODEL = ModelConfig(
+  vocab_size=2048, width=64, layers=4, heads=8, kv_heads=8, head_dim=8,
+  mlp=128, context=128, remat=True,
+)  # fmt: skip
+ROWS, LENGTH = 16, 128
+
+
+def compiled(model, mesh_shape, config=OPTIMIZER, targets=LENGTH):
+  mesh = sharding.make_mesh(mesh_shape)
+  step = small.step_config(model=model)
+  shapes = jax.eval_shape(partial(api.init, model), jax.random.key(0))
+  start = state.describe(shapes, model, config, step.optimizer, mesh)
+  batch = {
+    name: jax.ShapeDtypeStruct(
+      x.shape, x.dtype,
+      sharding=jax.NamedSharding(mesh, sharding.partition_spec('batch', None)),
+    )
+    for name, x in memory._batch(ROWS, LENGTH, targets).items()
+  }  # fmt: skip
+  tables = LossTables(jnp.ones(model.vocab_size))
+  with jax.set_mesh(mesh):
+    return jax.jit(partial(train_step, step), donate_argnums=0).lower(
+      start, batch, tables
+    ).compile().memory_analysis()  # fmt: skip
+
+
+@pytest.mark.parametrize(
+  ('mesh', 'trainable'), [((2, 2, 2), 'all'), ((1, 8, 1), 'last_layers')]
+)
+def test_the_state_is_exact(mesh, trainable):
+  """Of the state that training makes, the bytes on one device."""
+  config = small.optimizer_config(trainable=trainable, last_layers=1)
+  placed = sharding.make_mesh(mesh)
+  made = state.create(
+    small.params(), small.MODEL, config, small.step_config().optimizer, placed
+  )
+  found = estimate(small.MODEL, config, mesh, 8, 16, 8)
+  held = sum(
+    x.addressable_shards[0].data.nbytes for x in jax.tree.leaves(made)
+  )
+  assert found.parameters + found.moments == held
+
+
+def test_the_compiled_step():
+  """Arguments exact; temporaries within a third."""
+  mesh = (2, 2, 2)
+  expected = compiled(MODEL, mesh)
+  found = estimate(MODEL, OPTIMIZER, mesh, ROWS, LENGTH, LENGTH)
+  assert found.arguments == expected.argument_size_in_bytes
+  assert found.temporaries == pytest.approx(
+    expected.temp_size_in_bytes, rel=1 / 3
+  )
+
+
+def test_a_model_larger_than_this_machine_on_devices_that_are_not_here():
+  found = estimate(LARGE, OPTIMIZER, (1, 128, 1), 256, 4096, 4096)
+  shapes = jax.eval_shape(partial(api.init, LARGE), jax.random.key(0))
+  count = sum(x.size for x in jax.tree.leaves(shapes))
+  assert found.parameters * 128 == 4 * count
+  counters = 4 * 5  # Of the state three, of the optimizer two.
+  assert found.moments == 2 * found.parameters + counters
+  assert found.gradients == found.parameters
+  # A residual stream a layer, bf16, of two rows a device, and what comes out.
+  stream = 2 * 2 * 4096 * 4096
+  assert 32 * stream < found.activations < 40 * stream
+  # The gathered head in bf16 and its gradient in fp32.
+  head = LARGE.vocab_size * LARGE.width
+  assert (2 + 4) * head < found.loss < (2 + 4 + 4) * head
+
+
+def test_the_axes_of_the_mesh():
+  """fsdp splits the state, tensor the head too, data the batch alone."""
+  one = partial(estimate, MODEL, OPTIMIZER, rows=ROWS, length=LENGTH)
+  data, fsdp, tensor = (
+    one(mesh, targets=LENGTH) for mesh in ((8, 1, 1), (1, 8, 1), (1, 1, 8))
+  )
+  assert data.parameters == 8 * fsdp.parameters
+  assert data.gradients == data.parameters
+  assert data.activations == pytest.approx(fsdp.activations, rel=1e-3)
+  assert fsdp.loss == data.loss
+  assert tensor.activations > data.activations
+  assert tensor.parameters < data.parameters / 7
+
+
+def test_remat_accumulation_and_targets():
+  one = partial(estimate, rows=ROWS, mesh_shape=(2, 1, 1), length=LENGTH)
+  base = one(MODEL, OPTIMIZER, targets=LENGTH)
+  kept = dataclasses.replace(MODEL, remat=False)
+  assert one(kept, OPTIMIZER, targets=LENGTH).activations > (
+    5 * base.activations
+  )
+  twice = one(MODEL, small.optimizer_config(accumulation=2), targets=LENGTH)
+  assert twice.activations == pytest.approx(base.activations / 2, rel=1e-3)
+  assert twice.gradients == 2 * base.gradients
+  assert twice.inputs == base.inputs
+  few = one(MODEL, OPTIMIZER, targets=8)
+  assert few.loss < base.loss
+  assert few.inputs < base.inputs
+
+
+def test_frozen_layers_keep_nothing():
+  config = small.optimizer_config(trainable='last_layers', last_layers=1)
+  one = partial(estimate, MODEL, mesh_shape=(1, 1, 1), rows=8, length=LENGTH)
+  part, whole = (one(config=c, targets=64) for c in (config, OPTIMIZER))
+  assert part.parameters == whole.parameters
+  assert part.gradients < whole.gradients / 4
+  assert part.activations < whole.activations
+
+
+@pytest.mark.parametrize(
+  ('mesh', 'rows', 'words'),
+  [
+    ((1, 3, 1), 6, 'does not divide over 3'),
+    ((8, 1, 1), 12, 'use a multiple of 8'),
+    ((1, -1, 1), 8, 'at least 1'),
+  ],
+)
+def test_what_does_not_fit_is_refused(mesh, rows, words):
+  with pytest.raises(ConfigError, match=words):
+    estimate(MODEL, OPTIMIZER, mesh, rows, LENGTH, LENGTH)
+
+
+def test_the_table_has_every_part():
+  found = estimate(MODEL, OPTIMIZER, (1, 1, 1), 8, LENGTH, LENGTH)
+  text = memory.format_table(found)
+  for name in (*dataclasses.asdict(found), 'total'):
+    assert name in text
+  assert f'{found.total / 1e9:.3f} GB' in text
