@@ -182,9 +182,11 @@ def put_whole_batch(
 def put(array: np.ndarray | Array, placed: NamedSharding) -> Array:
   """What every process has whole to a global array.
 
-  With several processes nothing is sent, so that nothing is compared either.
+  Or what is global already. With several processes nothing that is whole is
+  sent, so that nothing is compared either.
   """
-  if jax.process_count() == 1:
+  is_global = isinstance(array, Array) and not array.is_fully_addressable
+  if jax.process_count() == 1 or is_global:
     return jax.device_put(array, placed)
   whole = np.asarray(array)
   return jax.make_array_from_callback(

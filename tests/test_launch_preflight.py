@@ -1,5 +1,7 @@
 """The checks before a run, on one process with eight devices."""
 
+import shutil
+
 import jax
 import pytest
 
@@ -10,16 +12,21 @@ from pdl_jax.launch.preflight import Check, Preflight
 from tests import small
 
 
+pytestmark = pytest.mark.usefixtures('quick_compile')
+
+
+@pytest.fixture(scope='module')
+def ready(data_dir):
+  return setup.prepare(small.settings(data_dir), None)
+
+
 def flight(tmp_path, **changes):
   return Preflight(small.settings(tmp_path, **changes), tmp_path / 'run')
 
 
-def test_all_is_well(tmp_path, data_dir, capsys):
-  settings = small.settings(data_dir)
-  checks = Preflight(settings, tmp_path / 'run')
+def test_all_is_well(tmp_path, ready, capsys):
+  checks = flight(tmp_path)
   checks.start()
-  ready = setup.prepare(settings, None)
-  capsys.readouterr()
   checks.data(ready)
   lines = capsys.readouterr().out.strip().splitlines()
   assert [line[:4] for line in lines] == ['PASS'] * len(lines)
@@ -27,6 +34,7 @@ def test_all_is_well(tmp_path, data_dir, capsys):
     'backend', 'processes, devices', 'configuration', 'code', 'packages',
     'mesh, batch', 'all-reduce', 'shared run folder', 'save and restore',
     'data', 'tokenizer', 'frequency table', 'weights before training',
+    'memory of a device', 'free space',
   ]  # fmt: skip
   # What was tried is gone.
   assert {p.name for p in (tmp_path / 'run' / 'hosts').iterdir()} == {'token'}
@@ -54,6 +62,19 @@ def test_no_silent_cpu(tmp_path):
       flight(tmp_path).start()
   finally:
     jax.config.update('jax_platforms', asked)
+
+
+def test_too_little_of_everything(tmp_path, ready, monkeypatch, capsys):
+  """Rows of their own, and a run that does not begin."""
+  monkeypatch.setattr(preflight, '_device_bytes', lambda: 1000)
+  usage = shutil.disk_usage(tmp_path)._replace(free=1000)
+  monkeypatch.setattr(shutil, 'disk_usage', lambda _: usage)
+  checks = Preflight(small.settings(tmp_path), tmp_path)
+  with pytest.raises(HostError, match='a device needs .* of 0.00 GB.* for '
+                     'checkpoints, 0.00 GB free'):  # fmt: skip
+    checks.data(ready)
+  printed = capsys.readouterr().out
+  assert 'FAIL  memory of a device' in printed and 'FAIL  free space' in printed
 
 
 def test_differences_are_named_by_host_and_counted():

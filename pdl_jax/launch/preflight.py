@@ -23,10 +23,14 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from pdl_jax import job, records, sharding
 from pdl_jax.checkpoint import Checkpointer
+from pdl_jax.checksum import leaves_by_path
 from pdl_jax.errors import ConfigError, HostError
 from pdl_jax.finished import abstract
+from pdl_jax.launch import memory
+from pdl_jax.optimizer import make_optimizer
 from pdl_jax.settings import Settings
 from pdl_jax.setup import Setup
+from pdl_jax.state import describe
 
 _ROOT = Path(__file__).parent.parent.parent
 _MOST = 3  # differences that are named
@@ -144,11 +148,13 @@ class Preflight:
       'counts': ready.frequencies.used.fingerprint
     })
     self._same('weights before training', {
-      jax.tree_util.keystr(path, simple=True, separator='/'): _crc(leaf)
-      for path, leaf in jax.tree_util.tree_leaves_with_path(
-        ready.model.params
-      )
+      path: f'{zlib.crc32(np.asarray(leaf).tobytes()):08x}'
+      for path, leaf in leaves_by_path(ready.model.params).items()
+      # Others are parts of one whole, which no host has.
+      if not isinstance(leaf, jax.Array) or leaf.is_fully_addressable
     })
+    self._memory(ready)
+    self._free_space(ready)
     self._end_if_failed()
     if jax.process_index() == 0:
       print(f'\n{table(self._rows)}\n')
@@ -258,6 +264,41 @@ class Preflight:
     )  # fmt: skip
     self._rows.append(Check('save and restore', failure, 'bit for bit'))
 
+  def _memory(self, ready: Setup) -> None:
+    """Fails only where the state alone, which is exact, has no room."""
+    row = ready.training_rows()[0]
+    needed = memory.estimate(
+      ready.model.config, self._settings.optimizer,
+      tuple(self._mesh_of().shape.values()), self._settings.train.batch_size,
+      row['tokens'].size, row['labels'].size,
+    )  # fmt: skip
+    has = min(gather(_device_bytes()))
+    words = (
+      f'{needed.arguments / 1e9:.2f} GB of state, about '
+      f'{needed.total / 1e9:.2f} GB at most, of {has / 1e9:.2f} GB'
+    )
+    failure = (
+      f'a device needs {words}: take more of them, mesh.fsdp or mesh.tensor'
+    ) if needed.arguments > has else ''  # fmt: skip
+    self._rows.append(Check('memory of a device', failure, words))
+
+  def _free_space(self, ready: Setup) -> None:
+    """For the checkpoints that are kept, the best, and one being written."""
+    state = describe(
+      ready.model.params, ready.model.config, self._settings.optimizer,
+      make_optimizer(self._settings.optimizer, self._settings.train.steps),
+      self._mesh_of(),
+    )  # fmt: skip
+    one = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(state))
+    needed = one * (self._settings.train.keep_checkpoints + 2)
+    free = gather(shutil.disk_usage(self._workdir).free)[0]
+    words = f'{needed / 1e9:.2f} GB for checkpoints, {free / 1e9:.2f} GB free'
+    failure = f'{words} in {self._workdir}' if needed > free else ''
+    self._rows.append(Check('free space', failure, words))
+
+  def _mesh_of(self) -> Mesh:
+    return job.make_mesh(self._settings)
+
   def _remove(self, place: Path) -> None:
     multihost_utils.sync_global_devices(f'{place} done')
     if jax.process_index() == 0:
@@ -286,5 +327,11 @@ def table(rows: Iterable[Check]) -> str:
   )
 
 
-def _crc(leaf: Any) -> str:
-  return f'{zlib.crc32(np.asarray(leaf).tobytes()):08x}'
+def _device_bytes() -> int:
+  """What a device of this process has, of a CPU what is free."""
+  stats = jax.local_devices()[0].memory_stats()
+  if stats and 'bytes_limit' in stats:
+    return stats['bytes_limit']
+  lines = Path('/proc/meminfo').read_text().splitlines()
+  free = next(line for line in lines if line.startswith('MemAvailable:'))
+  return int(free.split()[1]) * 1024 // jax.local_device_count()
