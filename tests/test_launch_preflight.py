@@ -11,7 +11,6 @@ from pdl_jax.launch import preflight
 from pdl_jax.launch.preflight import Check, Preflight
 from tests import small
 
-
 pytestmark = pytest.mark.usefixtures('quick_compile')
 
 
