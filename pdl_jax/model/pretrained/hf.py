@@ -1,0 +1,190 @@
+"""A pretrained model from a folder as Hugging Face tools leave it."""
+
+import dataclasses
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from pdl_jax.errors import DataError
+from pdl_jax.model import api
+from pdl_jax.model.config import ModelConfig
+from pdl_jax.model.pretrained import shards
+from pdl_jax.model.pretrained.hf_config import read_config
+from pdl_jax.model.pretrained.hf_fields import Fields
+from pdl_jax.model.pretrained.hf_layout import BUFFERS, OUTPUT, layout
+from pdl_jax.model.pretrained.shards import listed
+
+Index = tuple[slice, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Weight:
+  """A parameter that is still in its file, a leaf of `HFModel.weights`.
+
+  Attributes:
+    shape: of the parameter.
+    views: of the layers it is stacked from, or the parameter alone.
+    stacked: whether the first axis is that of layers.
+  """
+
+  shape: tuple[int, ...]
+  views: tuple[np.ndarray, ...]
+  stacked: bool
+
+  def read(self, index: Index | None = None) -> np.ndarray:
+    """A part of it in fp32, or all; nothing else is read from the disk."""
+    index = index or (slice(None),) * len(self.shape)
+    if not self.stacked:
+      return np.array(self.views[0][index], np.float32)
+    parts = [view[index[1:]] for view in self.views[index[0]]]
+    made = np.empty((len(parts), *parts[0].shape), np.float32)
+    for row, part in zip(made, parts, strict=True):
+      row[...] = part
+    return made
+
+
+class HFModel:
+  """An opened folder: config.json, and tensors that are read on demand.
+
+  Attributes:
+    path: the folder.
+
+  Raises:
+    DataError: naming what is missing, unknown, of a wrong shape or damaged;
+      nothing is loaded in part.
+  """
+
+  def __init__(self, path: Path):
+    self.path = path
+    self._config = read_config(Fields.read(path))
+    self.weights = self._weights(shards.open_folder(path))
+
+  def config(self, dtype: str = 'float32', remat: bool = False) -> ModelConfig:
+    """The shape that config.json declares."""
+    return dataclasses.replace(self._config, dtype=dtype, remat=remat)
+
+  def params(self) -> dict:
+    """All parameters in fp32 on the host, in the layout of `model.api`."""
+    return self.map(lambda weight, _: weight.read(), self.weights)
+
+  def placed(self, shardings: Any) -> dict:
+    """The same on devices: each process reads the parts that it keeps.
+
+    Args:
+      shardings: tree of the shardings of the parameters.
+    """
+
+    def place(weight: Weight, sharding: Any) -> jax.Array:
+      return jax.make_array_from_callback(
+        weight.shape, sharding, weight.read, dtype=np.float32
+      )
+
+    return self.map(place, shardings)
+
+  def map(self, f: Callable[[Weight, Any], Any], other: Any) -> dict:
+    """f of each weight and its counterpart in another tree."""
+    is_leaf = lambda x: isinstance(x, Weight)  # noqa: E731
+    return jax.tree.map(f, self.weights, other, is_leaf=is_leaf)
+
+  def _weights(self, tensors: dict[str, np.ndarray]) -> dict:
+    """The tree of parameters, every tensor at its place."""
+    c = self._config
+    plan, shapes = layout(c), shapes_of(c)
+    tensors = _named(tensors, plan.prefix)
+    block_shapes = shapes['blocks'][0]
+    wanted: dict[str, tuple[int, ...]] = {
+      place.name: place.shape(_at(shapes, place.path)) for place in plan.root
+    }
+    for i in range(c.layers):
+      for place in plan.block:
+        ours = _at(block_shapes, place.path)[1:]
+        wanted[f'{plan.layers}{i}.{place.name}'] = place.shape(ours)
+    self._check(tensors, wanted)
+    made: dict = {}
+    blocks: dict = {}
+    for place in plan.root:
+      shape = _at(shapes, place.path)
+      view = place.view(tensors[place.name], shape)
+      _put(made, place.path, Weight(shape, (view,), False))
+    for place in plan.block:
+      shape = _at(block_shapes, place.path)
+      views = tuple(
+        place.view(tensors[f'{plan.layers}{i}.{place.name}'], shape[1:])
+        for i in range(c.layers)
+      )
+      _put(blocks, place.path, Weight(shape, views, True))
+    return {**made, 'blocks': (blocks,)}
+
+  def _check(
+    self,
+    tensors: dict[str, np.ndarray],
+    wanted: dict[str, tuple[int, ...]],
+  ) -> None:
+    """Refuses what does not fit, all of it in one line."""
+    missing, extra = wanted.keys() - tensors.keys(), tensors.keys() - wanted
+    if OUTPUT in missing:
+      raise DataError(
+        f'{self.path}: config.json says that the output head is not tied to '
+        f'the embedding, and there is no {OUTPUT}; say tie_word_embeddings '
+        'true there, or get the tensor'
+      )
+    if OUTPUT in extra:
+      self._check_tied(tensors, next(iter(wanted)))
+      extra -= {OUTPUT}
+    if missing or extra:
+      parts = (('missing', missing), ('unknown', extra))
+      said = [f'{word} tensors {listed(n)}' for word, n in parts if n]
+      raise DataError(f'{self.path}: {"; ".join(said)}')
+    wrong = [
+      f'{name} {tensors[name].shape}, not {shape}'
+      for name, shape in wanted.items()
+      if tensors[name].shape != shape
+    ]
+    if wrong:
+      raise DataError(
+        f'{self.path}: shapes are not those of config.json: {listed(wrong)}'
+      )
+
+  def _check_tied(self, tensors: dict[str, np.ndarray], embed: str) -> None:
+    """A copy of a tied embedding is no surprise; another matrix is one."""
+    if embed in tensors and not np.array_equal(
+      tensors[embed], tensors[OUTPUT]
+    ):
+      raise DataError(
+        f'{self.path}: config.json says that the output head is tied to '
+        f'{embed}, and {OUTPUT} is another matrix; say tie_word_embeddings '
+        'false there, or leave the tensor out'
+      )
+
+
+def shapes_of(config: ModelConfig) -> dict:
+  """The tree of parameters with their shapes as leaves."""
+  made = jax.eval_shape(partial(api.init, config), jax.random.key(0))
+  return jax.tree.map(lambda x: tuple(x.shape), made)
+
+
+def _named(
+  tensors: dict[str, np.ndarray], prefix: str
+) -> dict[str, np.ndarray]:
+  """Without the prefix, and without buffers that are no parameters."""
+  return {
+    name.removeprefix(prefix): tensor
+    for name, tensor in tensors.items()
+    if not name.endswith(BUFFERS)
+  }
+
+
+def _at(tree: Any, path: tuple[str, ...]) -> Any:
+  for key in path:
+    tree = tree[key]
+  return tree
+
+
+def _put(tree: dict, path: tuple[str, ...], leaf: Any) -> None:
+  for key in path[:-1]:
+    tree = tree.setdefault(key, {})
+  tree[path[-1]] = leaf
