@@ -10,6 +10,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from pdl_jax import finished, optimizer, sharding, state
+from pdl_jax.data.hf_tokenizer import open_tokenizer
 from pdl_jax.data.sources import Source
 from pdl_jax.data.tokenizer import Tokenizer
 from pdl_jax.errors import ConfigError
@@ -17,6 +18,7 @@ from pdl_jax.losses.heads import AdaptiveHead
 from pdl_jax.model import api
 from pdl_jax.model.config import AttentionConfig, HeadConfig, ModelConfig
 from pdl_jax.model.pretrained.gguf import GGUFModel, find_package_file
+from pdl_jax.model.pretrained.hf import HFModel
 from pdl_jax.records import RunFolder
 from pdl_jax.settings import Settings
 
@@ -94,6 +96,8 @@ def _load(
   kind, _, place = options.pretrained.partition(':')
   if kind == 'run':
     return _trained_model(settings, Path(place), source)
+  if _is_path(options.pretrained):
+    return _from_path(settings, Path(options.pretrained))
   if options.pretrained:
     file = GGUFModel(find_package_file(options.pretrained))
     config = file.config(options.dtype, options.remat)
@@ -125,6 +129,25 @@ def _load(
   key = jax.random.key(settings.seed)
   params = jax.jit(partial(api.init, config))(key)
   return Model('untrained', config, params, tokenizer, head_is_new=True)
+
+
+def _is_path(pretrained: str) -> bool:
+  """Rather than the name of a package."""
+  return bool(pretrained) and ('/' in pretrained or Path(pretrained).is_dir())
+
+
+def _from_path(settings: Settings, path: Path) -> Model:
+  """Of a folder with config.json and safetensors."""
+  if not path.is_dir():
+    raise ConfigError(
+      f'model.pretrained: {path} is not a folder; it takes one with '
+      'config.json, safetensors and tokenizer.json, the name of a package with '
+      'a GGUF file, or run:FOLDER'
+    )
+  options, folder = settings.model, HFModel(path)
+  config = folder.config(options.dtype, options.remat)
+  tokenizer = open_tokenizer(path, config.vocab_size)
+  return _with_rows(Model(path.name, config, folder.params(), tokenizer))
 
 
 def _trained_model(settings: Settings, run: Path, source: Source) -> Model:

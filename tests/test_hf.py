@@ -1,19 +1,15 @@
 """Hugging Face folders: what transformers computes, and what is refused."""
 
-import dataclasses
 import json
 from functools import cache, partial
 
 import jax
 import jax.numpy as jnp
-import ml_dtypes
 import numpy as np
 import pytest
 
-from pdl_jax import decode, sharding
+from pdl_jax import decode
 from pdl_jax.decode import DecodeSettings
-from pdl_jax.errors import DataError
-from pdl_jax.losses import head_nll
 from pdl_jax.model import api
 from pdl_jax.model.pretrained import shards
 from pdl_jax.model.pretrained.hf import HFModel, shapes_of

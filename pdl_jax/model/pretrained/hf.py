@@ -42,8 +42,8 @@ class Weight:
       return np.array(self.views[0][index], np.float32)
     parts = [view[index[1:]] for view in self.views[index[0]]]
     made = np.empty((len(parts), *parts[0].shape), np.float32)
-    for row, part in zip(made, parts, strict=True):
-      row[...] = part
+    for i, part in enumerate(parts):
+      made[i] = part
     return made
 
 

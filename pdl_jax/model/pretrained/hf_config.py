@@ -202,7 +202,7 @@ def _windows(
     )
   if SLIDING in kinds and not window:
     raise fields.refusal('sliding_window', window, f'layers are {SLIDING}')
-  found = tuple(window if kind == SLIDING else 0 for kind in kinds)
+  found = tuple((window or 0) if kind == SLIDING else 0 for kind in kinds)
   return found if any(found) else ()
 
 

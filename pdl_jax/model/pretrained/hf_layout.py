@@ -132,10 +132,11 @@ def _gpt2(c: ModelConfig) -> Layout:
     Place(('mlp', 'down_bias'), 'mlp.c_proj.bias'),
   ]
   for part, ours in enumerate(('query', 'key', 'value')):
-    side = {'part': part, 'parts': 3}
-    path, bias = ('attention', ours), ('attention', f'{ours}_bias')
-    block.append(Place(path, 'attn.c_attn.weight', 1, **side))
-    block.append(Place(bias, 'attn.c_attn.bias', **side))
+    for path, name, inputs in (
+      (ours, 'attn.c_attn.weight', 1), (f'{ours}_bias', 'attn.c_attn.bias', 0)
+    ):  # fmt: skip
+      place = Place(('attention', path), name, inputs, part=part, parts=3)
+      block.append(place)
   root = (
     Place(('embed_VxD',), 'wte.weight', 1),
     Place(('positions_LxD',), 'wpe.weight', 1),
