@@ -1,38 +1,26 @@
-"""Folders as Hugging Face tools leave them, with weights of a seed.
-
-`golden/make_hf.py` fills models of transformers with the same weights: what
-they compute is golden/hf.npz.
-"""
+"""Folders as Hugging Face tools leave them, of the models in golden/hf.json."""
 
 import json
-import zlib
 from pathlib import Path
 
-import numpy as np
+from pdl_jax.model.pretrained import shards
+from tests.hf_weights import weights
 
 GOLDEN = Path(__file__).parent / 'golden'
+# config.json, and shapes of the tensors by name, of each model.
+CASES = json.loads((GOLDEN / 'hf.json').read_text())
 
 
-def tensor(name, shape):
-  """Numbers of a name, the same wherever numpy runs."""
-  rng = np.random.default_rng(zlib.crc32(name.encode()))
-  norms = ('norm.weight', 'ln_1.weight', 'ln_2.weight', 'ln_f.weight')
-  around = 1.0 if name.endswith(norms) else 0.0
-  x = rng.standard_normal(shape, dtype=np.float32) * np.float32(0.3)
-  return x + np.float32(around)
+def write(path, config, tensors):
+  """A folder with one file of tensors."""
+  path.mkdir(exist_ok=True)
+  (path / 'config.json').write_text(json.dumps(config))
+  shards.write_file(path / 'model.safetensors', tensors)
+  return path
 
 
-def tokens(vocab_size, length):
-  """One row, of a seed."""
-  rng = np.random.default_rng(0)
-  return rng.integers(0, vocab_size, (1, length)).astype(np.int32)
-
-
-def cases():
-  """config.json, and shapes of the tensors by name, of each model."""
-  return json.loads((GOLDEN / 'hf.json').read_text())
-
-
-def weights(case):
-  """Of one of the cases."""
-  return {n: tensor(n, shape) for n, shape in case['shapes'].items()}
+def write_case(path, name, without=(), **changes):
+  """One of the cases; changes are of config.json."""
+  tensors = weights(CASES[name])
+  tensors = {n: x for n, x in tensors.items() if n not in without}
+  return write(path, CASES[name]['config'] | changes, tensors)

@@ -6,7 +6,7 @@ transformers, numpy; versions in experiments/decode_speed/requirements.txt):
   python -m tests.golden.make_hf
 
 Every model is tiny, has random weights that a test makes again from their
-names (tests/hf_folder.py), and is longer than its windows and its original
+names (tests/hf_weights.py), and is longer than its windows and its original
 context.
 """
 
@@ -18,7 +18,7 @@ import numpy as np
 import torch
 import transformers as tf
 
-from tests import hf_folder
+from tests import hf_weights
 
 V, D, LENGTH, NEW = 48, 32, 20, 8
 FOLDER = Path(__file__).parent
@@ -94,7 +94,7 @@ def filled(config: Any) -> tuple[Any, dict[str, list[int]]]:
     for name, x in model.state_dict().items()
     if not (tied and name == 'lm_head.weight')
   }
-  values = {n: torch.tensor(hf_folder.tensor(n, s)) for n, s in shapes.items()}
+  values = {n: torch.tensor(hf_weights.tensor(n, s)) for n, s in shapes.items()}
   model.load_state_dict(values, strict=False)
   model.tie_weights()
   return model, shapes
@@ -103,7 +103,7 @@ def filled(config: Any) -> tuple[Any, dict[str, list[int]]]:
 def main() -> None:
   """Writes both files."""
   cases, arrays = {}, {}
-  tokens = torch.tensor(hf_folder.tokens(V, LENGTH)).long()
+  tokens = torch.tensor(hf_weights.tokens(V, LENGTH)).long()
   for name, config in configs().items():
     model, shapes = filled(config)
     with torch.no_grad():

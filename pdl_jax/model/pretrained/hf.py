@@ -1,7 +1,6 @@
 """A pretrained model from a folder as Hugging Face tools leave it."""
 
 import dataclasses
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -67,9 +66,17 @@ class HFModel:
     """The shape that config.json declares."""
     return dataclasses.replace(self._config, dtype=dtype, remat=remat)
 
+  def shapes(self) -> dict:
+    """The tree of parameters as structs, for `sharding.shardings`."""
+    return jax.tree.map(
+      lambda weight: jax.ShapeDtypeStruct(weight.shape, np.float32),
+      self.weights, is_leaf=_is_weight,
+    )  # fmt: skip
+
   def params(self) -> dict:
     """All parameters in fp32 on the host, in the layout of `model.api`."""
-    return self.map(lambda weight, _: weight.read(), self.weights)
+    read = lambda weight: weight.read()  # noqa: E731
+    return jax.tree.map(read, self.weights, is_leaf=_is_weight)
 
   def placed(self, shardings: Any) -> dict:
     """The same on devices: each process reads the parts that it keeps.
@@ -83,12 +90,7 @@ class HFModel:
         weight.shape, sharding, weight.read, dtype=np.float32
       )
 
-    return self.map(place, shardings)
-
-  def map(self, f: Callable[[Weight, Any], Any], other: Any) -> dict:
-    """f of each weight and its counterpart in another tree."""
-    is_leaf = lambda x: isinstance(x, Weight)  # noqa: E731
-    return jax.tree.map(f, self.weights, other, is_leaf=is_leaf)
+    return jax.tree.map(place, self.weights, shardings, is_leaf=_is_weight)
 
   def _weights(self, tensors: dict[str, np.ndarray]) -> dict:
     """The tree of parameters, every tensor at its place."""
@@ -159,6 +161,10 @@ class HFModel:
         f'{embed}, and {OUTPUT} is another matrix; say tie_word_embeddings '
         'false there, or leave the tensor out'
       )
+
+
+def _is_weight(x: Any) -> bool:
+  return isinstance(x, Weight)
 
 
 def shapes_of(config: ModelConfig) -> dict:

@@ -91,7 +91,7 @@ def open_file(path: Path) -> dict[str, np.ndarray]:
 
 
 def write_file(path: Path, tensors: Mapping[str, np.ndarray]) -> None:
-  """Writes one file; the numbers of a tensor begin at a multiple of 8."""
+  """Writes one file, whole or not at all; numbers begin at multiples of 8."""
   header: dict[str, Any] = {'__metadata__': {'format': 'pt'}}
   start = 0
   # The widest numbers first: so that all are aligned.
@@ -106,10 +106,13 @@ def write_file(path: Path, tensors: Mapping[str, np.ndarray]) -> None:
     start += x.nbytes
   text = json.dumps(header, separators=(',', ':')).encode()
   text += b' ' * (-len(text) % 8)
-  with path.open('wb') as file:
+  # The file may be the one that the tensors are mapped from.
+  partial = path.with_name(f'{path.name}.partial')
+  with partial.open('wb') as file:
     file.write(len(text).to_bytes(8, 'little') + text)
     for name in order:
       file.write(np.ascontiguousarray(tensors[name]).tobytes())
+  partial.replace(path)
 
 
 def _tensor(
