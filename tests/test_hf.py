@@ -98,7 +98,8 @@ def test_losses_and_scores_see_the_soft_cap(opened):
   found = head_nll(head, x, labels, where)[0]
   np.testing.assert_allclose(found, expected, atol=1e-4)
   # By tiles, and on all logits.
-  for name, settings in (('cross_entropy', {}), ('unlikelihood', {'alpha': 1.0})):
+  losses = {'cross_entropy': {}, 'unlikelihood': {'alpha': 1.0}}
+  for name, settings in losses.items():
     loss, tables = Loss(LOSSES[name], settings), LossTables(jnp.ones(48))
     _, plain = loss.sums(head, x, labels, tables, where)
     np.testing.assert_allclose(plain.num, expected.sum(), rtol=1e-4)

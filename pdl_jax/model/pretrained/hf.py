@@ -10,11 +10,17 @@ import numpy as np
 
 from pdl_jax.errors import DataError
 from pdl_jax.model import api
-from pdl_jax.model.config import ModelConfig
+from pdl_jax.model.config import (
+  AttentionConfig,
+  HeadConfig,
+  ModelConfig,
+  RopeScaling,
+)
 from pdl_jax.model.pretrained import shards
 from pdl_jax.model.pretrained.hf_config import read_config
 from pdl_jax.model.pretrained.hf_fields import Fields
 from pdl_jax.model.pretrained.hf_layout import BUFFERS, OUTPUT, layout
+from pdl_jax.model.pretrained.hf_write import OWN, own_tree
 from pdl_jax.model.pretrained.shards import listed
 
 Index = tuple[slice, ...]
@@ -34,13 +40,19 @@ class Weight:
   views: tuple[np.ndarray, ...]
   stacked: bool
 
+  @property
+  def dtype(self) -> np.dtype:
+    """fp32, or that of codes, which are no numbers."""
+    found = self.views[0].dtype
+    return found if np.issubdtype(found, np.integer) else np.dtype(np.float32)
+
   def read(self, index: Index | None = None) -> np.ndarray:
     """A part of it in fp32, or all; nothing else is read from the disk."""
     index = index or (slice(None),) * len(self.shape)
     if not self.stacked:
-      return np.array(self.views[0][index], np.float32)
+      return np.array(self.views[0][index], self.dtype)
     parts = [view[index[1:]] for view in self.views[index[0]]]
-    made = np.empty((len(parts), *parts[0].shape), np.float32)
+    made = np.empty((len(parts), *parts[0].shape), self.dtype)
     for i, part in enumerate(parts):
       made[i] = part
     return made
@@ -59,8 +71,14 @@ class HFModel:
 
   def __init__(self, path: Path):
     self.path = path
-    self._config = read_config(Fields.read(path))
-    self.weights = self._weights(shards.open_folder(path))
+    fields = Fields.read(path)
+    tensors = shards.open_folder
+    if fields.get('model_type') == OWN:
+      self._config = _own_config(fields)
+      self.weights = self._own_weights(tensors(path))
+    else:
+      self._config = read_config(fields)
+      self.weights = self._weights(tensors(path))
 
   def config(self, dtype: str = 'float32', remat: bool = False) -> ModelConfig:
     """The shape that config.json declares."""
@@ -69,7 +87,7 @@ class HFModel:
   def shapes(self) -> dict:
     """The tree of parameters as structs, for `sharding.shardings`."""
     return jax.tree.map(
-      lambda weight: jax.ShapeDtypeStruct(weight.shape, np.float32),
+      lambda weight: jax.ShapeDtypeStruct(weight.shape, weight.dtype),
       self.weights, is_leaf=_is_weight,
     )  # fmt: skip
 
@@ -87,7 +105,7 @@ class HFModel:
 
     def place(weight: Weight, sharding: Any) -> jax.Array:
       return jax.make_array_from_callback(
-        weight.shape, sharding, weight.read, dtype=np.float32
+        weight.shape, sharding, weight.read, dtype=weight.dtype
       )
 
     return jax.tree.map(place, self.weights, shardings, is_leaf=_is_weight)
@@ -120,6 +138,17 @@ class HFModel:
       )
       _put(blocks, place.path, Weight(shape, views, True))
     return {**made, 'blocks': (blocks,)}
+
+  def _own_weights(self, tensors: dict[str, np.ndarray]) -> dict:
+    """The tree of a model that no family has; see `hf_write`."""
+    shapes = shapes_of(self._config)
+    wanted = {'.'.join(path): shape for path, shape in own_tree(shapes)}
+    self._check(tensors, wanted)
+    made: dict = {}
+    for path, shape in own_tree(shapes):
+      weight = Weight(shape, (tensors['.'.join(path)],), False)
+      _put(made, path, weight)
+    return {**made, 'blocks': (made['blocks'],)}
 
   def _check(
     self,
@@ -161,6 +190,23 @@ class HFModel:
         f'{embed}, and {OUTPUT} is another matrix; say tie_word_embeddings '
         'false there, or leave the tensor out'
       )
+
+
+def _own_config(fields: Fields) -> ModelConfig:
+  values = dict(fields.need('model'))
+  groups = {
+    'head': HeadConfig, 'attention': AttentionConfig,
+    'rope_scaling': RopeScaling,
+  }  # fmt: skip
+  try:
+    for key, group in groups.items():
+      values[key] = group(**values[key])
+    return ModelConfig(**{**values, 'windows': tuple(values['windows'])})
+  except (KeyError, TypeError) as error:
+    raise DataError(
+      f'{fields.name}: `model` has not the fields of this version of pdl_jax '
+      f'({error})'
+    ) from None
 
 
 def _is_weight(x: Any) -> bool:

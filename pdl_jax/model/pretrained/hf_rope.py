@@ -21,10 +21,11 @@ def read_rope(
     fields: of the model.
     base: of the family, where the file has none.
   """
-  found = fields.get('rope_parameters') or {
+  older = {
     'rope_theta': fields.get('rope_theta', base),
     **(fields.get('rope_scaling') or {}),
   }
+  found = fields.get('rope_parameters') or older
   return _read(fields, found, base)
 
 
@@ -36,6 +37,7 @@ def read_two_ropes(
   if both is None:
     local = fields.get('rope_local_base_freq', local)
     return *read_rope(fields, base), local
+  fields.ignore('rope_theta', 'rope_scaling', 'rope_local_base_freq')
   if not isinstance(both, Mapping) or set(both) != {
     'full_attention', 'sliding_attention'
   }:  # fmt: skip
