@@ -98,7 +98,9 @@ def _load(
   options = settings.model
   kind, _, place = options.pretrained.partition(':')
   if kind == 'run':
-    return _trained_model(settings, Path(place), source)
+    return _with_rows(
+      trained_model('model.pretrained', settings, Path(place), source)
+    )
   if _is_path(options.pretrained):
     return _from_path(settings, folder, Path(options.pretrained))
   if options.pretrained:
@@ -192,9 +194,18 @@ def _check_fingerprint(folder: RunFolder | None, model: Model) -> None:
   folder.write(FINGERPRINT, found._asdict())
 
 
-def _trained_model(settings: Settings, run: Path, source: Source) -> Model:
-  """What a finished run ended with, on the host of every process."""
-  before, folder = finished.open_run('model.pretrained', run)
+def trained_model(
+  option: str, settings: Settings, run: Path, source: Source
+) -> Model:
+  """What a finished run ended with, on the host of every process.
+
+  Args:
+    option: that named the run, for errors.
+    settings: of what comes after it: dtype, remat and mesh.
+    run: its folder.
+    source: training data, for a tokenizer that the run has not kept.
+  """
+  before, folder = finished.open_run(option, run)
   model = load_model(before, folder, source)
   start = state.create(
     model.params, model.config, before.optimizer,
@@ -203,17 +214,17 @@ def _trained_model(settings: Settings, run: Path, source: Source) -> Model:
   )  # fmt: skip
   current = finished.restore(before, folder, start)
   params = finished.params_of(model.config, current)
-  options, head = settings.model, model.config.head
-  # Its codes are written down now: they stay as they are.
-  head = dataclasses.replace(head, learned=False)
-  return _with_rows(Model(
+  options = settings.model
+  # Codes that were learned are written down now: they stay as they are.
+  head = dataclasses.replace(model.config.head, learned=False)
+  return Model(
     run.name,
     dataclasses.replace(
       model.config, dtype=options.dtype, remat=options.remat, head=head
     ),
     multihost_utils.process_allgather(params, tiled=True),
     model.tokenizer,
-  ))  # fmt: skip
+  )
 
 
 def _with_rows(model: Model) -> Model:

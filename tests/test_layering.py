@@ -19,7 +19,7 @@ LAYERS = [
   {'train', 'summary', 'preview', 'sweep', 'finished'},
   {'setup', 'report', 'start', 'convert'},
   {'job'},
-  {'reevaluate'},
+  {'reevaluate', 'export'},
 ]
 LEVEL = {name: i for i, names in enumerate(LAYERS) for name in names}
 MODULES = sorted((ROOT / 'pdl_jax').rglob('*.py'))
