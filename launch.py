@@ -337,7 +337,7 @@ def main(arguments: Sequence[str]) -> int:
         stop,
       )  # fmt: skip
       return 0
-    if _EXPORT.value is not None:
+    if _EXPORT.value is not None and _TO.value is not None:
       export.run(Path(_EXPORT.value), Path(_TO.value))
       return 0
     if _STATUS.value is not None:
