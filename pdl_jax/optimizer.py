@@ -108,7 +108,8 @@ def make_optimizer(
 
   def matrices(params: Tree) -> Tree:
     def is_matrix(path: tuple, _: object) -> bool:
-      return path[-1].key not in _VECTORS
+      name = path[-1].key
+      return name not in _VECTORS and not name.endswith('bias')
 
     return jax.tree_util.tree_map_with_path(is_matrix, params)
 
@@ -151,7 +152,7 @@ def trainable_mask(config: OptimizerConfig, params: Tree) -> Tree:
     if config.trainable == 'all':
       return True
     if config.trainable == 'norms':
-      return names[-1] == 'scale'
+      return names[-1] in ('scale', 'bias')
     return names[:2] == ['blocks', last_group] or names[0] == 'norm'
 
   return jax.tree_util.tree_map_with_path(trains, params)

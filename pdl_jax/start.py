@@ -10,18 +10,23 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from pdl_jax import finished, optimizer, sharding, state
+from pdl_jax.data.hf_tokenizer import open_tokenizer
 from pdl_jax.data.sources import Source
 from pdl_jax.data.tokenizer import Tokenizer
-from pdl_jax.errors import ConfigError
+from pdl_jax.errors import ConfigError, DataError
 from pdl_jax.losses.heads import AdaptiveHead
 from pdl_jax.model import api
 from pdl_jax.model.config import AttentionConfig, HeadConfig, ModelConfig
+from pdl_jax.model.fingerprint import Fingerprint, fingerprint
 from pdl_jax.model.pretrained.gguf import GGUFModel, find_package_file
+from pdl_jax.model.pretrained.hf import HFModel
 from pdl_jax.records import RunFolder
 from pdl_jax.settings import Settings
 
 # Texts that the tokenizer of a model from scratch is trained on.
 _BPE_RECORDS = 4000
+# What a model from a path made of fixed tokens, in the run folder.
+FINGERPRINT = 'model.json'
 Tree = Any
 
 
@@ -93,7 +98,11 @@ def _load(
   options = settings.model
   kind, _, place = options.pretrained.partition(':')
   if kind == 'run':
-    return _trained_model(settings, Path(place), source)
+    return _with_rows(
+      trained_model('model.pretrained', settings, Path(place), source)
+    )
+  if _is_path(options.pretrained):
+    return _from_path(settings, folder, Path(options.pretrained))
   if options.pretrained:
     file = GGUFModel(find_package_file(options.pretrained))
     config = file.config(options.dtype, options.remat)
@@ -127,9 +136,76 @@ def _load(
   return Model('untrained', config, params, tokenizer, head_is_new=True)
 
 
-def _trained_model(settings: Settings, run: Path, source: Source) -> Model:
-  """What a finished run ended with, on the host of every process."""
-  before, folder = finished.open_run('model.pretrained', run)
+def _is_path(pretrained: str) -> bool:
+  """Rather than the name of a package."""
+  return bool(pretrained) and ('/' in pretrained or Path(pretrained).is_dir())
+
+
+def _from_path(
+  settings: Settings, folder: RunFolder | None, path: Path
+) -> Model:
+  """Of a folder with config.json and safetensors, or of a GGUF file."""
+  options = settings.model
+  if path.is_file():
+    file = GGUFModel(path)
+    config = file.config(options.dtype, options.remat)
+    params, tokenizer = file.params(), Tokenizer.from_gguf(file)
+  elif path.is_dir():
+    file = HFModel(path)
+    config = file.config(options.dtype, options.remat)
+    mesh, axes = sharding.make_mesh(settings.mesh), api.logical_axes(config)
+    # Straight into shards: no host holds the whole model.
+    params = file.placed(sharding.shardings(mesh, axes, file.shapes()))
+    tokenizer = open_tokenizer(path, config.vocab_size)
+  else:
+    raise ConfigError(
+      f'model.pretrained: there is no folder or GGUF file {path}; besides it '
+      'takes the name of a package with a GGUF file, or run:FOLDER'
+    )
+  model = Model(path.stem if path.is_file() else path.name, config, params,
+                tokenizer)  # fmt: skip
+  _check_fingerprint(folder, model)
+  # The rows are of use to another head alone, and whole on every host.
+  return model if options.output is None else _with_rows(model)
+
+
+def _check_fingerprint(folder: RunFolder | None, model: Model) -> None:
+  """Says what the model makes of fixed tokens, and keeps it.
+
+  Raises:
+    DataError: it is not the model that the run began with.
+  """
+  plain = dataclasses.replace(model.config, dtype='float32', remat=False)
+  found = fingerprint(plain, model.params)
+  print(
+    f'fingerprint {found.digest}: logits of fixed tokens '
+    f'{", ".join(f"{x:.4f}" for x in found.logits)}, norm {found.norm:.4f}'
+  )
+  if folder is None:
+    return
+  if (folder.path / FINGERPRINT).exists():
+    before = Fingerprint(**folder.read(FINGERPRINT))
+    if not found.near(before):
+      raise DataError(
+        f'{model.name} has changed since the run in {folder.path}: logits of '
+        f'fixed tokens were {before.logits}, now they are {found.logits}'
+      )
+    return
+  folder.write(FINGERPRINT, found._asdict())
+
+
+def trained_model(
+  option: str, settings: Settings, run: Path, source: Source
+) -> Model:
+  """What a finished run ended with, on the host of every process.
+
+  Args:
+    option: that named the run, for errors.
+    settings: of what comes after it: dtype, remat and mesh.
+    run: its folder.
+    source: training data, for a tokenizer that the run has not kept.
+  """
+  before, folder = finished.open_run(option, run)
   model = load_model(before, folder, source)
   start = state.create(
     model.params, model.config, before.optimizer,
@@ -138,17 +214,17 @@ def _trained_model(settings: Settings, run: Path, source: Source) -> Model:
   )  # fmt: skip
   current = finished.restore(before, folder, start)
   params = finished.params_of(model.config, current)
-  options, head = settings.model, model.config.head
-  # Its codes are written down now: they stay as they are.
-  head = dataclasses.replace(head, learned=False)
-  return _with_rows(Model(
+  options = settings.model
+  # Codes that were learned are written down now: they stay as they are.
+  head = dataclasses.replace(model.config.head, learned=False)
+  return Model(
     run.name,
     dataclasses.replace(
       model.config, dtype=options.dtype, remat=options.remat, head=head
     ),
     multihost_utils.process_allgather(params, tiled=True),
     model.tokenizer,
-  ))  # fmt: skip
+  )
 
 
 def _with_rows(model: Model) -> Model:
@@ -156,10 +232,17 @@ def _with_rows(model: Model) -> Model:
   head = api.head(model.config, model.params)
   if isinstance(head, AdaptiveHead):
     return model  # No type has a row: another head begins from scratch.
-  bias_V = None if head.bias_V is None else np.asarray(head.bias_V)
+  bias_V = None if head.bias_V is None else _whole(head.bias_V)
   return dataclasses.replace(
-    model, outputs_VxD=np.asarray(head.rows()), bias_V=bias_V
+    model, outputs_VxD=_whole(head.rows()), bias_V=bias_V
   )
+
+
+def _whole(x: Any) -> np.ndarray:
+  """On this host, whatever processes it is split over."""
+  if isinstance(x, jax.Array) and not x.is_fully_addressable:
+    return np.asarray(multihost_utils.process_allgather(x, tiled=True))
+  return np.asarray(x)
 
 
 def _own_tokenizer(

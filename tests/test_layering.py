@@ -20,7 +20,7 @@ LAYERS = [
   {'setup', 'report', 'start', 'convert'},
   {'job'},
   {'launch', 'pods'},
-  {'reevaluate'},
+  {'reevaluate', 'export'},
 ]
 LEVEL = {name: i for i, names in enumerate(LAYERS) for name in names}
 MODULES = sorted((ROOT / 'pdl_jax').rglob('*.py'))

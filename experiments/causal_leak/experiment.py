@@ -26,7 +26,9 @@ from pdl_jax import optimizer, setup
 from pdl_jax.data import pipeline
 from pdl_jax.model import api
 from pdl_jax.model.config import ModelConfig
-from pdl_jax.model.transformer import Block, RMSNorm
+from pdl_jax.model.layer_kind import LayerKind
+from pdl_jax.model.norm import Norm
+from pdl_jax.model.transformer import Block
 from pdl_jax.settings import Settings
 
 FOLDER = Path(__file__).parent
@@ -120,12 +122,15 @@ def _hidden(
 
   def block(x: jax.Array, weights: Any) -> tuple[jax.Array, None]:
     apply: Any = Block(model).apply
-    x, _ = apply({'params': weights}, x, batch['positions'], seen, None)
+    x, _ = apply(
+      {'params': weights}, x, batch['positions'], seen, None,
+      LayerKind(None, None),
+    )  # fmt: skip
     return x, None
 
   (group,) = params['blocks']
   x, _ = jax.lax.scan(block, params['embed_VxD'][batch['tokens']], group)
-  norm: Any = RMSNorm(model).apply({'params': params['norm']}, x)
+  norm: Any = Norm(model).apply({'params': params['norm']}, x)
   return norm
 
 

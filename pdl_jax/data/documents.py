@@ -1,6 +1,7 @@
 """Whole documents for language modelling: packed rows, and windows.
 
-A document is the ids of its text between two end-of-text tokens: the first is
+A document is the ids of its text between a start-of-text token, for most
+tokenizers the end-of-text token again, and an end-of-text token: the first is
 what the first real token is predicted from, the second is a target.
 """
 
@@ -36,8 +37,8 @@ class Documents:
   def _ids(self, index: int) -> np.ndarray:
     text = self.source[int(self.usable[index])]['target'].strip()
     (ids,) = self.tokenizer.encode([text])
-    end = self.tokenizer.end_of_text
-    return np.asarray([end, *ids, end], np.int32)
+    start, end = self.tokenizer.start_of_text, self.tokenizer.end_of_text
+    return np.asarray([start, *ids, end], np.int32)
 
 
 class Windows:

@@ -2,13 +2,13 @@
 
 import dataclasses
 from collections.abc import Sequence
-from functools import cache
 from typing import Protocol
 
 import numpy as np
 
+from pdl_jax.data.prompt import make_format
 from pdl_jax.data.sources import Source
-from pdl_jax.data.tasks import TURN_CLOSES, Task, system_turn, turn_opens
+from pdl_jax.data.tasks import Task
 from pdl_jax.data.tokenizer import Tokenizer
 from pdl_jax.errors import ConfigError
 
@@ -117,12 +117,9 @@ class Pairs:
   ):
     self.source, self.usable = source, usable
     self.task, self.lengths, self._tokenizer = task, lengths, tokenizer
-    template = self._template = cache(tokenizer.encode_template)
-    longest = max(
-      len(template(system_turn(text))) for text in task.instructions.values()
-    )
-    turn = len(template(turn_opens('user'))) + len(template(TURN_CLOSES))
-    least = longest + turn + len(template(turn_opens('assistant'))) + 1
+    self._format = make_format(tokenizer)
+    sizes = (self._format.size(text) for text in task.instructions.values())
+    least = max(sizes) + 1
     if lengths.prompt < least:
       raise ConfigError(
         f'data.max_prompt {lengths.prompt} leaves no room for a source: the '
@@ -152,17 +149,7 @@ class Pairs:
 
   def _prompt(self, record: dict[str, str]) -> list[int]:
     """The system turn, the turns that fit, and the opening of the answer."""
-    template, text = self._template, record['source']
-    system = template(system_turn(self.task.instruction(record)))
-    answer, closes = template(turn_opens('assistant')), template(TURN_CLOSES)
+    text = record['source']
     turns = text.split('\n') if self.task.turns else [text]
-    left = self.lengths.prompt - len(system) - len(answer)
-    kept: list[int] = []
-    for age, ids in enumerate(reversed(self._tokenizer.encode(turns))):
-      opens = template(turn_opens('assistant' if age % 2 else 'user'))
-      room = left - len(kept) - len(opens) - len(closes)
-      # Only the turn to be answered is cut; an older one is whole or gone.
-      if age and len(ids) > room:
-        break
-      kept = [*opens, *ids[:room], *closes, *kept]
-    return [*system, *kept, *answer]
+    instruction = self.task.instruction(record)
+    return self._format.prompt(instruction, turns, self.lengths.prompt)

@@ -1,7 +1,9 @@
-"""Byte-level BPE with the chat tokens of SmolLM2: pretrained or trained."""
+"""Text to ids and back: a pretrained model's tokenizer, or one trained here."""
 
 import hashlib
 import itertools
+import json
+import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -17,6 +19,7 @@ from tokenizers import (
   Tokenizer as Backend,
 )
 
+from pdl_jax.data.chat import ChatTemplate
 from pdl_jax.errors import DataError
 from pdl_jax.model.pretrained.gguf import GGUFModel
 
@@ -33,6 +36,9 @@ _BYTES = {chr(byte): byte for byte in _PRINTABLE} | {
 }
 # Where Python's `surrogateescape` puts the bytes that are no UTF-8.
 _NO_TEXT = 0xDC00
+# How SentencePiece spells a byte that is in no piece, and a space.
+_BYTE = re.compile('<0x([0-9A-F]{2})>')
+_SPACE = '\u2581'
 
 
 class Tokenizer:
@@ -43,30 +49,55 @@ class Tokenizer:
     vocab_size: V, added tokens included.
     end_of_turn: id that ends every answer.
     end_of_text: id that ends every document.
+    start_of_text: id that stands before every document; end of text again,
+      where a tokenizer has none.
     special_ids: ids of control tokens, end of turn included.
+    specials: their texts.
+    chat: the chat template of the model; None: it has none.
     definition: all of it, as JSON; `load` reads it from a file.
     fingerprint: hex SHA-256 of the definition.
   """
 
-  def __init__(self, backend: Backend, name: str):
+  def __init__(
+    self,
+    backend: Backend,
+    name: str,
+    end_of_turn: str = END_OF_TURN,
+    end_of_text: str = END_OF_TEXT,
+    vocab_size: int = 0,
+    chat: ChatTemplate | None = None,
+  ):
+    """Args: vocab_size: rows of the model, which may have some to spare."""
+    self.chat = chat
     self._backend = backend
     self.name = name
-    self.vocab_size = backend.get_vocab_size(with_added_tokens=True)
-    self.end_of_turn = _required(backend, END_OF_TURN, name)
-    self.end_of_text = _required(backend, END_OF_TEXT, name)
-    self.special_ids = tuple(
-      sorted(
-        number
-        for number, token in backend.get_added_tokens_decoder().items()
-        if token.special
+    size = backend.get_vocab_size(with_added_tokens=True)
+    if vocab_size and size > vocab_size:
+      raise DataError(
+        f'tokenizer {name} has {size} tokens, its model rows for {vocab_size}'
       )
-    )
+    self.vocab_size = vocab_size or size
+    self.end_of_turn = _required(backend, end_of_turn, name)
+    self.end_of_text = _required(backend, end_of_text, name)
+    self.start_of_text = _start(backend, self.end_of_text)
+    added = backend.get_added_tokens_decoder().items()
+    controls = sorted((n, t.content) for n, t in added if t.special)
+    self.special_ids = tuple(number for number, _ in controls)
+    self.specials = tuple(text for _, text in controls)
     self.definition = backend.to_str()
+    decoder = json.loads(self.definition)['decoder']
+    self._spells_bytes = 'ByteLevel' in json.dumps(decoder)
     self.fingerprint = hashlib.sha256(self.definition.encode()).hexdigest()
     # Text must not be able to end a turn: in content, control tokens are
     # spelled out like any other characters.
     self._content = Backend.from_str(self.definition)
     self._content.encode_special_tokens = True
+    # SentencePiece's space before a text: not in the middle of one.
+    later = self.definition.replace(
+      '"prepend_scheme":"first"', '"prepend_scheme":"never"'
+    )
+    self._later = Backend.from_str(later)
+    self._later.encode_special_tokens = True
 
   @classmethod
   def from_gguf(cls, model: GGUFModel) -> 'Tokenizer':
@@ -115,11 +146,19 @@ class Tokenizer:
 
   def encode_template(self, text: str) -> list[int]:
     """Ids of a piece of the chat format: control tokens are recognised."""
-    return self._backend.encode(text).ids
+    return self._backend.encode(text, add_special_tokens=False).ids
 
   def encode(self, texts: Sequence[str]) -> list[list[int]]:
     """Ids of contents, one list a text: control tokens are spelled out."""
-    return [e.ids for e in self._content.encode_batch_fast(list(texts))]
+    encodings = self._content.encode_batch_fast(
+      list(texts), add_special_tokens=False
+    )
+    return [e.ids for e in encodings]
+
+  def encode_run(self, text: str, is_first: bool) -> Encoding:
+    """Ids of a part of a text between control tokens, with their places."""
+    backend = self._content if is_first else self._later
+    return backend.encode(text, add_special_tokens=False)
 
   def encode_words(
     self, texts: Sequence[str]
@@ -130,7 +169,9 @@ class Tokenizer:
     exact case, without the space before it; white space alone stays as it is.
     The ids of a text's words, one after the other, are those of `encode`.
     """
-    encodings = self._content.encode_batch(list(texts))
+    encodings = self._content.encode_batch(
+      list(texts), add_special_tokens=False
+    )
     return [
       _words(text, encoding)
       for text, encoding in zip(texts, encodings, strict=True)
@@ -152,7 +193,11 @@ class Tokenizer:
       raise DataError(
         f'tokenizer {self.name} has no token {number}, only {self.vocab_size}'
       )
-    return bytes(_BYTES[sign] for sign in piece)
+    if self._spells_bytes:
+      return bytes(_BYTES[sign] for sign in piece)
+    if found := _BYTE.fullmatch(piece):
+      return bytes([int(found[1], 16)])
+    return piece.replace(_SPACE, ' ').encode()
 
   def token(self, number: int) -> str:
     """One id as readable text, for tables; see `spelled`."""
@@ -174,6 +219,14 @@ def _required(backend: Backend, token: str, name: str) -> int:
   if number is None:
     raise DataError(f'tokenizer {name} has no {token} token')
   return number
+
+
+def _start(backend: Backend, otherwise: int) -> int:
+  """What the tokenizer itself puts before a text, if anything."""
+  plain, whole = (
+    backend.encode('a', add_special_tokens=add).ids for add in (False, True)
+  )
+  return whole[0] if whole[:1] != plain[:1] else otherwise
 
 
 def _words(text: str, encoding: Encoding) -> list[tuple[str, list[int]]]:

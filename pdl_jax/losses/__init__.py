@@ -175,6 +175,7 @@ class Loss(NamedTuple):
         self._terms, head.project(hidden_BxLxD), head.matrix_VxR, labels_BxL,
         tables.weights_V, where_BxL, transposed=True, bias_V=bias_V,
         wants=self._wants, temperature=self._temperature,
+        softcap=head.softcap,
       )  # fmt: skip
     den = {
       'weighted_mean': weighted.den,
@@ -289,7 +290,7 @@ def head_nll(
   if isinstance(head, LinearHead):
     return linear_token_stats(
       head.project(hidden), head.matrix_VxR, labels, where=where, wants=(),
-      transposed=True, bias_V=head.bias_V,
+      transposed=True, bias_V=head.bias_V, softcap=head.softcap,
     ).nll  # fmt: skip
   safe = jnp.where(where, labels, 0)
   hidden = jnp.where(where[..., None], hidden, 0)

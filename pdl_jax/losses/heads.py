@@ -18,17 +18,19 @@ def along(x: Array, row: Array) -> Array:
 
 
 class LinearHead(NamedTuple):
-  """z_v = (h P) . W_v + b_v.
+  """z_v = (h P) . W_v + b_v; with a soft cap c, c tanh((h P) . W_v / c) + b_v.
 
   Attributes:
     matrix_VxR: W, an output row for each type.
     bias_V: b, or None.
     projection_DxR: P, of a low-rank head; None: the hidden state itself.
+    softcap: c, or None.
   """
 
   matrix_VxR: Array
   bias_V: Array | None = None
   projection_DxR: Array | None = None
+  softcap: float | None = None
 
   @property
   def vocab_size(self) -> int:
@@ -47,6 +49,8 @@ class LinearHead(NamedTuple):
       '...r,vr->...v', self.project(hidden),
       self.matrix_VxR.astype(hidden.dtype), preferred_element_type=jnp.float32,
     )  # fmt: skip
+    if self.softcap is not None:
+      z = self.softcap * jnp.tanh(z / self.softcap)
     return z if self.bias_V is None else z + along(z, self.bias_V)
 
   def rows(self) -> Array:

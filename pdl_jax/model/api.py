@@ -8,7 +8,8 @@ Parameters are a nested dict of fp32 arrays:
                  group's layers, so that one compiled block serves them all.
                  Splitting the stack in two groups lets training leave the
                  lower one out of the backward pass.
-  norm           scale of the final RMSNorm
+  norm           scale (and bias) of the final norm
+  positions_LxD  embedding of positions, of a model that learns them
 """
 
 from typing import Any, NamedTuple
@@ -21,9 +22,12 @@ from jax.sharding import PartitionSpec as P
 
 from pdl_jax.losses.heads import Head
 from pdl_jax.model import heads, vq_logits
-from pdl_jax.model.attention import INIT, LayerCache, cached
+from pdl_jax.model.attention import LayerCache, cached
 from pdl_jax.model.config import ModelConfig
-from pdl_jax.model.transformer import Block, RMSNorm
+from pdl_jax.model.layer_kind import layer_kinds, take_layers
+from pdl_jax.model.norm import Norm
+from pdl_jax.model.parameter import INIT
+from pdl_jax.model.transformer import Block
 from pdl_jax.sharding import constrain
 
 Params = dict
@@ -72,15 +76,22 @@ def _init(config: ModelConfig, key: Array) -> Params:
   embed = nn.with_logical_partitioning(INIT, ('vocab', 'embed'))
   x = jnp.zeros((1, 1, config.width))
   positions, mask = jnp.zeros((1, 1), int), jnp.ones((1, 1, 1), bool)
+  kind = take_layers(layer_kinds(config), 0)
 
   def block(key: Array) -> Any:
-    return Block(config).init(key, x, positions, mask, None)['params']
+    return Block(config).init(key, x, positions, mask, None, kind)['params']
 
   keys = jax.random.split(block_key, config.layers)
+  learned = {}
+  if config.learned_positions:
+    places = nn.with_logical_partitioning(INIT, (None, 'embed'))
+    shape = (config.context, config.width)
+    learned['positions_LxD'] = places(jax.random.fold_in(key, 2), shape)
   return {
     'embed_VxD': embed(embed_key, (config.vocab_size, config.width)),
     'blocks': (jax.vmap(block)(keys),),
-    'norm': RMSNorm(config).init(key, x)['params'],
+    'norm': Norm(config).init(key, x)['params'],
+    **learned,
     **({'head': own} if own else {}),
   }
 
@@ -260,15 +271,16 @@ def decode_step(
   filled_BxS = cache.filled_BxS.at[:, cache.slot].set(True)
   mask_BxLxS = filled_BxS[:, None, :]
   positions_BxL = cache.positions_B[:, None]
-  x = _embed(config, params, tokens_B[:, None])
-  keys, values = [], []
+  x = _embed(config, params, tokens_B[:, None], positions_BxL)
+  keys, values, kinds = [], [], layer_kinds(config)
   before = zip(cache.keys, cache.values, strict=True)
-  for group in part_layers(params)['blocks']:
+  for i, group in enumerate(part_layers(params)['blocks']):
     weights = jax.tree.map(lambda w: w[0], group)
     layer = LayerCache(*next(before), cache.slot)
     x, (k, v) = _apply(
-      Block(config), weights, x, positions_BxL, mask_BxLxS, layer
-    )
+      Block(config), weights, x, positions_BxL, mask_BxLxS, layer,
+      take_layers(kinds, i),
+    )  # fmt: skip
     keys.append(k)
     values.append(v)
   x = _final_norm(config, params, x)
@@ -320,27 +332,42 @@ def _run_blocks(
   same_BxLxL = segments_BxL[:, :, None] == segments_BxL[:, None, :]
   mask_BxLxL = same_BxLxL & causal_LxL[None]
 
-  def block(x: Array, weights: Params) -> tuple[Array, tuple[Array, Array]]:
-    return _apply(Block(config), weights, x, positions_BxL, mask_BxLxL, None)
+  def block(x: Array, layer: tuple) -> tuple[Array, tuple[Array, Array]]:
+    weights, kind = layer
+    return _apply(
+      Block(config), weights, x, positions_BxL, mask_BxLxL, None, kind
+    )
 
   block = jax.checkpoint(block) if config.remat else block
-  x, kept = _embed(config, params, tokens_BxL), []
+  x, kept = _embed(config, params, tokens_BxL, positions_BxL), []
+  kinds, first = layer_kinds(config), 0
   for group in params['blocks']:
-    x, keys_values = jax.lax.scan(block, x, group)
+    last = first + len(jax.tree.leaves(group)[0])
+    layers = (group, take_layers(kinds, slice(first, last)))
+    x, keys_values = jax.lax.scan(block, x, layers)
     kept.append(keys_values)
+    first = last
   return x, kept
 
 
-def _embed(config: ModelConfig, params: Params, tokens_BxL: Array) -> Array:
+def _embed(
+  config: ModelConfig, params: Params, tokens_BxL: Array, positions_BxL: Array
+) -> Array:
   table_VxD = params['embed_VxD'].astype(config.compute_dtype)
   # Whole rows before the look-up: rows split over the devices that split the
   # batch would have to be gathered for every token instead.
   table_VxD = constrain(table_VxD, 'vocab', 'activation')
-  return constrain(table_VxD[tokens_BxL], 'batch', 'length', 'activation')
+  x = table_VxD[tokens_BxL]
+  if config.embed_scale != 1:
+    x *= jnp.asarray(config.embed_scale, x.dtype)
+  if config.learned_positions:
+    places_LxD = params['positions_LxD'].astype(x.dtype)
+    x += constrain(places_LxD, None, 'activation')[positions_BxL]
+  return constrain(x, 'batch', 'length', 'activation')
 
 
 def _final_norm(config: ModelConfig, params: Params, x: Array) -> Array:
-  return _apply(RMSNorm(config), params['norm'], x)
+  return _apply(Norm(config), params['norm'], x)
 
 
 def _apply(module: nn.Module, weights: Params, *inputs: Any) -> Any:

@@ -5,25 +5,15 @@ from typing import NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 
 from pdl_jax.model.complex_attention import turn
 from pdl_jax.model.config import ModelConfig
+from pdl_jax.model.layer_kind import LayerKind
+from pdl_jax.model.norm import Norm
+from pdl_jax.model.parameter import parameter
 from pdl_jax.sharding import constrain
-
-INIT = nn.initializers.normal(0.02)
-
-
-def parameter(
-  module: nn.Module,
-  name: str,
-  axes: tuple[str | None, ...],
-  shape: tuple[int, ...],
-  init: nn.initializers.Initializer = INIT,
-) -> Array:
-  """A parameter that carries the logical names of its axes."""
-  boxed = module.param(name, nn.with_logical_partitioning(init, axes), shape)
-  return nn.meta.unbox(boxed)
 
 
 class LayerCache(NamedTuple):
@@ -63,8 +53,11 @@ def attend(
   mask_BxLxS: Array,
   scale: float,
   bias_HxLxS: Array | None = None,
+  softcap: float | None = None,
 ) -> Array:
   """softmax(scale q k + bias) v of the keys and values of a `LayerCache`.
+
+  With a soft cap c, scores are c tanh(scale q k / c) + bias.
 
   Returns:
     [B, L, H, Dh] in the dtype of q; the softmax is fp32.
@@ -76,6 +69,8 @@ def attend(
     preferred_element_type=jnp.float32,
   )  # fmt: skip
   scores_BxKxLxGxS *= scale
+  if softcap is not None:
+    scores_BxKxLxGxS = softcap * jnp.tanh(scores_BxKxLxGxS / softcap)
   if bias_HxLxS is not None:
     of_groups = (keys.shape[1], -1, *bias_HxLxS.shape[1:])
     bias_KxLxGxS = bias_HxLxS.reshape(of_groups).swapaxes(1, 2)
@@ -116,6 +111,7 @@ class Attention(nn.Module):
     positions_BxL: Array,
     mask_BxLxS: Array,
     cache: LayerCache | None,
+    kind: LayerKind,
   ) -> tuple[Array, Array, Array]:
     """Attends to what the mask allows.
 
@@ -125,6 +121,7 @@ class Attention(nn.Module):
       mask_BxLxS: True where a query may look.
       cache: with S slots, to be written and attended to; None: the keys are
         those of x and S = L.
+      kind: of this layer.
 
     Returns:
       output_BxLxD, and keys and values: the cache's with those of x written,
@@ -134,19 +131,30 @@ class Attention(nn.Module):
     q = self._project('query', x_BxLxD, c.heads, 'heads')
     k = self._project('key', x_BxLxD, c.kv_heads, 'kv_heads')
     v = self._project('value', x_BxLxD, c.kv_heads, 'kv_heads')
-    q, k = self._place(q, k, positions_BxL)
-    scale = c.head_dim**-0.5 if c.attention.scaled else 1.0
+    if c.qk_norm:
+      q = Norm(c, 'head_dim', name='query_norm')(q)
+      k = Norm(c, 'head_dim', name='key_norm')(k)
+    q, k = self._place(q, k, positions_BxL, kind)
+    scale, softcap = _scale(c), c.attention_softcap
+    if kind.window is not None:
+      first = 0 if cache is None else cache.slot
+      _, length, slots = mask_BxLxS.shape
+      mask_BxLxS &= near(first, length, slots, kind.window)[None]
     bias_HxLxS = None
     if c.attention.kind == 'alibi':
       bias_HxLxS = distance_bias(c.heads, mask_BxLxS.shape[2])
-    if cache is None:
+    if cache is None and softcap is not None:
+      mixed = attend(
+        q, *cached(k, v), mask_BxLxS, scale, bias_HxLxS, softcap
+      )
+    elif cache is None:
       mixed = jax.nn.dot_product_attention(
         q, k, v, None if bias_HxLxS is None else bias_HxLxS[None],
         mask_BxLxS[:, None, :, :], scale=scale,
       )  # fmt: skip
     else:
       k, v = write(cache, k, v)
-      mixed = attend(q, k, v, mask_BxLxS, scale, bias_HxLxS)
+      mixed = attend(q, k, v, mask_BxLxS, scale, bias_HxLxS, softcap)
     out_HxDhxD = parameter(
       self,
       'output',
@@ -154,10 +162,13 @@ class Attention(nn.Module):
       (c.heads, c.head_dim, c.width),
     )
     y = jnp.einsum('blhk,hkd->bld', mixed, out_HxDhxD.astype(c.compute_dtype))
+    if c.output_bias:
+      bias_D = self._bias('output_bias', ('embed',), (c.width,))
+      y += bias_D[None, None]
     return y, k, v
 
   def _place(
-    self, q: Array, k: Array, positions_BxL: Array
+    self, q: Array, k: Array, positions_BxL: Array, kind: LayerKind
   ) -> tuple[Array, Array]:
     """Queries and keys that know where they are."""
     c, how = self.config, self.config.attention
@@ -179,8 +190,10 @@ class Attention(nn.Module):
         self, 'offset', ('heads', 'head_dim'), (c.heads, pairs),
         nn.initializers.zeros,
       )  # fmt: skip
-    q = turn(q, positions_BxL, c.rope_base, sign=how.sign, **of_q)
-    k = turn(k, positions_BxL, c.rope_base, sign=how.sign, **of_k)
+    place = (positions_BxL, c.rope_base)
+    turns = {'sign': how.sign, 'frequencies_P': kind.frequencies_P}
+    q = turn(q, *place, **turns, **of_q)
+    k = turn(k, *place, **turns, **of_k)
     if how.kind == 'scaled_rope':
       factor_HxP = parameter(
         self, 'factor', ('heads', 'head_dim'), (c.heads, pairs),
@@ -195,7 +208,42 @@ class Attention(nn.Module):
     axes = ('embed', axis, 'head_dim')
     kernel_DxHxDh = parameter(self, name, axes, (c.width, heads, c.head_dim))
     y = jnp.einsum('bld,dhk->blhk', x, kernel_DxHxDh.astype(c.compute_dtype))
+    if c.qkv_bias:
+      bias_HxDh = self._bias(f'{name}_bias', axes[1:], (heads, c.head_dim))
+      y += bias_HxDh[None, None]
     return constrain(y, 'batch', 'length', axis, 'head_dim')
+
+
+  def _bias(
+    self, name: str, axes: tuple[str, ...], shape: tuple[int, ...]
+  ) -> Array:
+    bias = parameter(self, name, axes, shape, nn.initializers.zeros)
+    return bias.astype(self.config.compute_dtype)
+
+
+def near(
+  first: Array | int, length: int, slots: int, window: Array | np.ndarray
+) -> Array:
+  """[L, S]: whether a slot is one of the last `window` before a query.
+
+  Within a document tokens follow each other, so that slots differ as
+  positions do.
+
+  Args:
+    first: slot of the first query.
+    length: L queries.
+    slots: S.
+    window: scalar, the query itself included.
+  """
+  queries_L = first + jnp.arange(length)
+  return queries_L[:, None] - jnp.arange(slots)[None] < window
+
+
+def _scale(c: ModelConfig) -> float:
+  """Of scores."""
+  scale = c.query_scale or (c.head_dim**-0.5 if c.attention.scaled else 1.0)
+  # YaRN's magnitude is of queries and of keys.
+  return scale * c.rope_scaling.magnitude**2
 
 
 def _delta_start(start: str, pairs: int) -> nn.initializers.Initializer:

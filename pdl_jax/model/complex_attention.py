@@ -169,6 +169,7 @@ def turn(
   delta_HxP: Array | None = None,
   offset_HxP: Array | None = None,
   sign: int = 1,
+  frequencies_P: Array | np.ndarray | None = None,
 ) -> Array:
   """Pairs (x_i, x_{i + Dh/2}), turned by position, angle and offset.
 
@@ -183,9 +184,12 @@ def turn(
       1 for all heads; None: 1, as in RoPE (arXiv:2104.09864).
     offset_HxP: b, of queries alone; None: 0.
     sign: of the position: 1, or -1.
+    frequencies_P: g of another form, whatever the base.
   """
   half = x_BxLxHxDh.shape[-1] // 2
-  frequency = sign * base ** (-jnp.arange(half, dtype=jnp.float32) / half)
+  if frequencies_P is None:
+    frequencies_P = base ** (-jnp.arange(half, dtype=jnp.float32) / half)
+  frequency = sign * jnp.asarray(frequencies_P)
   place = positions_BxL[:, :, None, None] * frequency[None, None, None, :]
   real, imaginary = jnp.split(x_BxLxHxDh.astype(jnp.float32), 2, axis=-1)
   if delta_HxP is not None:

@@ -14,6 +14,9 @@ BIASES = ('none', 'unigram', 'learned')
 ATTENTIONS = ('rope', 'complex', 'scaled_rope', 'alibi', 'none')
 DELTAS = ('head', 'shared', 'fixed')
 STARTS_OF_DELTA = ('rope', 'published')
+NORMS = ('rms', 'rms_offset', 'layer')
+ACTIVATIONS = ('silu', 'gelu', 'gelu_tanh')
+ROPE_SCALINGS = ('none', 'linear', 'llama3', 'yarn')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -241,6 +244,49 @@ class AttentionConfig:
     return self.kind == 'complex' and self.offset
 
 
+@dataclasses.dataclass(frozen=True)
+class RopeScaling:
+  """How rotary frequencies are stretched to a longer context; see `rope`.
+
+  Attributes:
+    kind: none; linear, all divided by the factor (arXiv:2306.15595); llama3,
+      only the low ones (arXiv:2407.21783); yarn, by parts
+      (arXiv:2309.00071).
+    factor: of the context.
+    low, high: of llama3 and yarn: turns over the original context from which
+      on a frequency is kept (high), up to which it is divided whole (low).
+    original: context before it was stretched.
+    magnitude: of yarn: what queries and keys are multiplied with.
+    whole_dims: of yarn: whether the ends of its ramp are rounded to dims.
+  """
+
+  kind: str = 'none'
+  factor: float = 1.0
+  low: float = 1.0
+  high: float = 4.0
+  original: int = 0
+  magnitude: float = 1.0
+  whole_dims: bool = True
+
+  def __post_init__(self):
+    if self.kind not in ROPE_SCALINGS:
+      raise ConfigError(
+        f'rope scaling {self.kind!r} is not one of {", ".join(ROPE_SCALINGS)}'
+      )
+    if not (self.factor >= 1 and self.magnitude > 0):
+      raise ConfigError(
+        f'rope scaling needs factor >= 1 and magnitude > 0, got {self.factor} '
+        f'and {self.magnitude}'
+      )
+    if self.kind in ('llama3', 'yarn') and not (
+      self.original > 0 and 0 < self.low < self.high
+    ):
+      raise ConfigError(
+        f'rope scaling {self.kind} needs an original context > 0 and 0 < low < '
+        f'high, got {self.original}, {self.low} and {self.high}'
+      )
+
+
 class Tier(NamedTuple):
   """Types by rank of frequency, [first, end), and what composes their rows.
 
@@ -264,7 +310,7 @@ def code_dtype(codes: int) -> np.dtype:
 
 @dataclasses.dataclass(frozen=True)
 class ModelConfig:
-  """A pre-norm decoder of the Llama family.
+  """A pre-norm decoder; the defaults are the Llama family.
 
   Attributes:
     vocab_size: V.
@@ -281,6 +327,25 @@ class ModelConfig:
     remat: recompute each block in the backward pass: memory for time.
     head: what turns the last hidden state into logits.
     attention: how it knows of positions.
+    norm: rms; rms_offset, which multiplies with 1 + scale; layer, with mean
+      and bias (arXiv:1607.06450).
+    post_norms: whether what attention and feed-forward layer add to the
+      residual stream is normalised too.
+    qk_norm: whether each head of queries and keys is, before it is turned.
+    qkv_bias, output_bias: of the projections of attention.
+    mlp_bias: of the feed-forward layer.
+    gated: down(act(gate x) * up x), or down(act(up x)).
+    activation: silu, gelu, or gelu_tanh, its approximation.
+    embed_scale: what embeddings are multiplied with.
+    query_scale: what scores are multiplied with; None: Dh**-0.5.
+    attention_softcap: c of scores c tanh(score / c); None: none.
+    logit_softcap: the same of the logits of a head with rows.
+    windows: of each layer, how many of the last tokens it sees, itself
+      included; 0: all; (): all, in every layer.
+    rope_scaling: of the rotary frequencies.
+    local_rope_base: of layers with a window, unscaled; None: as the others.
+    learned_positions: whether an embedding of the position is added; the
+      attention is then of kind none.
   """
 
   vocab_size: int
@@ -297,9 +362,26 @@ class ModelConfig:
   remat: bool = False
   head: HeadConfig = HeadConfig()
   attention: AttentionConfig = AttentionConfig()
+  norm: str = 'rms'
+  post_norms: bool = False
+  qk_norm: bool = False
+  qkv_bias: bool = False
+  output_bias: bool = False
+  mlp_bias: bool = False
+  gated: bool = True
+  activation: str = 'silu'
+  embed_scale: float = 1.0
+  query_scale: float | None = None
+  attention_softcap: float | None = None
+  logit_softcap: float | None = None
+  windows: tuple[int, ...] = ()
+  rope_scaling: RopeScaling = RopeScaling()
+  local_rope_base: float | None = None
+  learned_positions: bool = False
 
   def __post_init__(self):
     self.head.check(self.vocab_size, self.width)
+    self._check_family()
     for field in dataclasses.fields(self):
       value = getattr(self, field.name)
       if field.type in (int, float) and not value > 0:
@@ -314,6 +396,29 @@ class ModelConfig:
     if self.dtype not in ('float32', 'bfloat16'):
       raise ConfigError(
         f'model dtype must be float32 or bfloat16, got {self.dtype!r}'
+      )
+
+  def _check_family(self) -> None:
+    for name, allowed in (('norm', NORMS), ('activation', ACTIVATIONS)):
+      if getattr(self, name) not in allowed:
+        raise ConfigError(
+          f'model {name} {getattr(self, name)!r} is not one of '
+          f'{", ".join(allowed)}'
+        )
+    for name in (
+      'query_scale', 'attention_softcap', 'logit_softcap', 'local_rope_base'
+    ):  # fmt: skip
+      value = getattr(self, name)
+      if value is not None and not value > 0:
+        raise ConfigError(f'model {name} must be > 0 or None, got {value}')
+    if self.windows and len(self.windows) != self.layers:
+      raise ConfigError(
+        f'model windows are {len(self.windows)}, the layers {self.layers}'
+      )
+    if self.logit_softcap is not None and self.head.kind in ('vq', 'adaptive'):
+      raise ConfigError(
+        f'model.head {self.head.kind} cannot have the soft cap of logits that '
+        f'this model has ({self.logit_softcap}); take tied, dense or low_rank'
       )
 
   @property

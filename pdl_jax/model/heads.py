@@ -9,8 +9,8 @@ from jax import Array
 
 from pdl_jax.losses.heads import AdaptiveHead, Head, LinearHead
 from pdl_jax.model import vq_logits
-from pdl_jax.model.attention import INIT
 from pdl_jax.model.config import HeadConfig, ModelConfig, Tier, code_dtype
+from pdl_jax.model.parameter import INIT
 
 Params = dict
 
@@ -119,8 +119,9 @@ def head(config: ModelConfig, params: Params) -> Head:
   bias_V = vq_logits.bias_of(own)
   if config.head.kind == 'vq':
     return vq_logits.head(config.head, own)
+  cap = config.logit_softcap
   if config.head.kind == 'low_rank':
-    return LinearHead(own['left_VxR'], bias_V, own['right_DxR'])
+    return LinearHead(own['left_VxR'], bias_V, own['right_DxR'], cap)
   if config.head.kind == 'adaptive':
     clusters = tuple(
       LinearHead(part['left_VxR'], None, part['right_DxR'])
@@ -128,8 +129,8 @@ def head(config: ModelConfig, params: Params) -> Head:
     )
     return AdaptiveHead(own['first_HxD'], clusters, own['places_V'])
   if config.head.kind == 'dense':
-    return LinearHead(own['matrix_VxD'], bias_V)
-  return LinearHead(params['embed_VxD'], bias_V)
+    return LinearHead(own['matrix_VxD'], bias_V, softcap=cap)
+  return LinearHead(params['embed_VxD'], bias_V, softcap=cap)
 
 
 def logits(config: ModelConfig, params: Params, hidden: Array) -> Array:

@@ -1,34 +1,30 @@
-"""The block of the transformer: RMSNorm, attention, gated feed-forward."""
+"""The block of the transformer: norms, attention, feed-forward layer."""
+
+from functools import partial
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 from jax import Array
 
-from pdl_jax.model.attention import Attention, LayerCache, parameter
+from pdl_jax.model.attention import Attention, LayerCache
 from pdl_jax.model.config import ModelConfig
+from pdl_jax.model.layer_kind import LayerKind
+from pdl_jax.model.norm import Norm
+from pdl_jax.model.parameter import parameter
 from pdl_jax.sharding import constrain
 
-
-class RMSNorm(nn.Module):
-  """x / sqrt(mean(x**2) + eps) * scale, in fp32 (arXiv:1910.07467)."""
-
-  config: ModelConfig
-
-  @nn.compact
-  def __call__(self, x: Array) -> Array:
-    """Normalises the last axis."""
-    c = self.config
-    scale_D = parameter(
-      self, 'scale', ('embed',), (c.width,), nn.initializers.ones
-    )
-    y = x.astype(jnp.float32)
-    y *= jax.lax.rsqrt(jnp.square(y).mean(-1, keepdims=True) + c.norm_eps)
-    return (y * scale_D[None, None]).astype(c.compute_dtype)
+_ACTIVATIONS = {
+  'silu': jax.nn.silu,
+  'gelu': partial(jax.nn.gelu, approximate=False),
+  'gelu_tanh': partial(jax.nn.gelu, approximate=True),
+}
 
 
 class MLP(nn.Module):
-  """down(silu(gate x) * up x) (SwiGLU, arXiv:2002.05202)."""
+  """down(silu(gate x) * up x) (SwiGLU, arXiv:2002.05202).
+
+  By the config another activation, biases, or no gate: down(act(up x)).
+  """
 
   config: ModelConfig
 
@@ -36,14 +32,26 @@ class MLP(nn.Module):
   def __call__(self, x_BxLxD: Array) -> Array:
     """Maps each position on its own."""
     c = self.config
-    gate_DxF = parameter(self, 'gate', ('embed', 'mlp'), (c.width, c.mlp))
-    up_DxF = parameter(self, 'up', ('embed', 'mlp'), (c.width, c.mlp))
-    down_FxD = parameter(self, 'down', ('mlp', 'embed'), (c.mlp, c.width))
-    dtype = c.compute_dtype
-    gate = jax.nn.silu(x_BxLxD @ gate_DxF.astype(dtype))
-    inner = gate * (x_BxLxD @ up_DxF.astype(dtype))
+    act, width = _ACTIVATIONS[c.activation], {'embed': c.width, 'mlp': c.mlp}
+
+    def map_by(name: str, x: Array, axes: tuple[str, str]) -> Array:
+      matrix = parameter(self, name, axes, (width[axes[0]], width[axes[1]]))
+      y = x @ matrix.astype(c.compute_dtype)
+      if not c.mlp_bias:
+        return y
+      bias = parameter(
+        self, f'{name}_bias', axes[1:], (y.shape[-1],), nn.initializers.zeros
+      )
+      return y + bias.astype(y.dtype)[None, None]
+
+    into, out = ('embed', 'mlp'), ('mlp', 'embed')
+    if c.gated:
+      gate = act(map_by('gate', x_BxLxD, into))
+      inner = gate * map_by('up', x_BxLxD, into)
+    else:
+      inner = act(map_by('up', x_BxLxD, into))
     inner = constrain(inner, 'batch', 'length', 'mlp')
-    return inner @ down_FxD.astype(dtype)
+    return map_by('down', inner, out)
 
 
 class Block(nn.Module):
@@ -58,15 +66,22 @@ class Block(nn.Module):
     positions_BxL: Array,
     mask_BxLxS: Array,
     cache: LayerCache | None,
+    kind: LayerKind,
   ) -> tuple[Array, tuple[Array, Array]]:
     """Returns the new residual stream, and what Attention keeps."""
     c = self.config
     mixed, keys, values = Attention(c, name='attention')(
-      RMSNorm(c, name='attention_norm')(x_BxLxD),
+      Norm(c, name='attention_norm')(x_BxLxD),
       positions_BxL,
       mask_BxLxS,
       cache,
+      kind,
     )
+    if c.post_norms:
+      mixed = Norm(c, name='attention_post_norm')(mixed)
     x = constrain(x_BxLxD + mixed, 'batch', 'length', 'activation')
-    x += MLP(c, name='mlp')(RMSNorm(c, name='mlp_norm')(x))
+    mapped = MLP(c, name='mlp')(Norm(c, name='mlp_norm')(x))
+    if c.post_norms:
+      mapped = Norm(c, name='mlp_post_norm')(mapped)
+    x += mapped
     return constrain(x, 'batch', 'length', 'activation'), (keys, values)

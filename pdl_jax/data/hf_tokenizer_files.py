@@ -1,0 +1,58 @@
+"""A tokenizer as the files of a folder that Hugging Face tools read."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from pdl_jax.data.tasks import TURN_CLOSES, turn_opens
+from pdl_jax.data.tokenizer import Tokenizer
+
+# The plain format of `tasks`, for a model that brought no template.
+_PLAIN = (
+  '{% for message in messages %}'
+  f'{turn_opens("{{ message.role }}")}{{{{ message.content | trim }}}}'
+  f'{TURN_CLOSES}'
+  '{% endfor %}'
+  f'{{% if add_generation_prompt %}}{turn_opens("assistant")}{{% endif %}}'
+)
+
+
+def write_tokenizer(folder: Path, tokenizer: Tokenizer, is_chat: bool) -> None:
+  """Writes tokenizer.json, tokenizer_config.json and the chat template.
+
+  Args:
+    folder: exists.
+    tokenizer: of the model.
+    is_chat: whether the model was trained on conversations.
+  """
+  (folder / 'tokenizer.json').write_text(tokenizer.definition)
+  end = tokenizer.end_of_turn if is_chat else tokenizer.end_of_text
+  options: dict[str, Any] = {
+    'tokenizer_class': 'PreTrainedTokenizerFast',
+    'eos_token': _name(tokenizer, end),
+    'pad_token': _name(tokenizer, tokenizer.end_of_text),
+    'clean_up_tokenization_spaces': False,
+  }
+  if tokenizer.start_of_text != tokenizer.end_of_text:
+    options['bos_token'] = _name(tokenizer, tokenizer.start_of_text)
+  text = json.dumps(options, indent=2) + '\n'
+  (folder / 'tokenizer_config.json').write_text(text)
+  if tokenizer.chat is not None:
+    (folder / 'chat_template.jinja').write_text(tokenizer.chat.source)
+  elif is_chat:
+    (folder / 'chat_template.jinja').write_text(_PLAIN)
+
+
+def token_ids(tokenizer: Tokenizer) -> dict[str, Any]:
+  """Of config.json and generation_config.json."""
+  ends = dict.fromkeys((tokenizer.end_of_turn, tokenizer.end_of_text))
+  found: dict[str, Any] = {
+    'eos_token_id': list(ends), 'pad_token_id': tokenizer.end_of_text
+  }  # fmt: skip
+  if tokenizer.start_of_text != tokenizer.end_of_text:
+    found['bos_token_id'] = tokenizer.start_of_text
+  return found
+
+
+def _name(tokenizer: Tokenizer, number: int) -> str:
+  return tokenizer.raw(number).decode()

@@ -1,0 +1,89 @@
+"""A finished run as a folder that Hugging Face tools read."""
+
+import json
+import shlex
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from pdl_jax import finished, records, setup, summary
+from pdl_jax.data.hf_tokenizer_files import token_ids, write_tokenizer
+from pdl_jax.data.tasks import TASKS
+from pdl_jax.errors import ConfigError
+from pdl_jax.model.pretrained.hf_write import OWN, config_values, write_model
+from pdl_jax.records import RunFolder
+from pdl_jax.settings import Settings
+from pdl_jax.start import Model, trained_model
+
+
+def run(workdir: Path, folder: Path) -> None:
+  """Writes the model that a run ended with, its tokenizer and a model card.
+
+  Args:
+    workdir: of a finished run.
+    folder: is made; must not hold anything yet.
+
+  Raises:
+    PdlError: with one line that says what to do.
+  """
+  settings, run_folder = finished.open_run('--export', workdir)
+  if folder.exists() and any(folder.iterdir()):
+    raise ConfigError(f'--to: {folder} is not empty; name a new folder')
+  model = trained_model(
+    '--export', settings, workdir, setup.load_source(settings, 'train')
+  )
+  if jax.process_index() != 0:
+    return
+  folder.mkdir(parents=True, exist_ok=True)
+  is_chat = not TASKS[settings.data.task].documents
+  values = config_values(model.config) | token_ids(model.tokenizer)
+  write_tokenizer(folder, model.tokenizer, is_chat)
+  _write_json(folder / 'generation_config.json', {
+    **token_ids(model.tokenizer), 'do_sample': False,
+    'max_new_tokens':
+      settings.decode.max_new_tokens or settings.data.max_target,
+  })  # fmt: skip
+  card = model_card(settings, run_folder, model, values['model_type'])
+  (folder / 'README.md').write_text(card)
+  write_model(folder, model.config, model.params, values)
+  print(f'{values["model_type"]} model: {folder}')
+  if values['model_type'] == OWN:
+    print(_OWN_FORMAT)
+
+
+_OWN_FORMAT = (
+  'No family of transformers has this model: it is written in the format of '
+  'pdl_jax (config.json: model_type pdl_jax, the fields of ModelConfig; '
+  'safetensors: its own parameters, layers stacked), which '
+  '`--config.model.pretrained=FOLDER` reads, and nothing else does.'
+)
+
+
+def model_card(
+  settings: Settings, folder: RunFolder, model: Model, kind: str
+) -> str:
+  """README.md: what the model is, its results, and the command behind them."""
+  results, environment = folder.read('results.json'), folder.read('env.json')
+  read = records.numbers(settings.resolved)
+  flags = ' \\\n  '.join(
+    f'--config.{key}={shlex.quote(str(value))}'
+    for key, value in sorted(read.items())
+  )
+  task = settings.data.task
+  own = f'{_OWN_FORMAT}\n\n' if kind == OWN else ''
+  return (
+    f'# {model.name}\n\n'
+    f'Started from {settings.model.pretrained or "random weights"}, trained on '
+    f'{settings.data.name} ({task}) for {settings.train.steps} steps with '
+    f'{summary.loss_name(settings.loss)}, by pdl_jax.\n\n{own}'
+    f'## Results on {results["split"]}\n\n{summary.tables(results)}\n\n'
+    '## How to reproduce them\n\n'
+    f'With pdl_jax at commit {environment["commit"]}; the hash of the '
+    f'configuration is {records.config_hash(settings.resolved)}.\n\n'
+    f'```\npython launch.py --config=configs/{task}.py \\\n  {flags}\n```\n'
+  )
+
+
+def _write_json(path: Path, values: dict[str, Any]) -> None:
+  path.write_text(json.dumps(values, indent=2) + '\n')

@@ -1,0 +1,242 @@
+"""A pretrained model from a folder as Hugging Face tools leave it."""
+
+import dataclasses
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from pdl_jax.errors import DataError
+from pdl_jax.model import api
+from pdl_jax.model.config import (
+  AttentionConfig,
+  HeadConfig,
+  ModelConfig,
+  RopeScaling,
+)
+from pdl_jax.model.pretrained import shards
+from pdl_jax.model.pretrained.hf_config import read_config
+from pdl_jax.model.pretrained.hf_fields import Fields
+from pdl_jax.model.pretrained.hf_layout import BUFFERS, OUTPUT, layout
+from pdl_jax.model.pretrained.hf_write import OWN, own_tree
+from pdl_jax.model.pretrained.shards import listed
+
+Index = tuple[slice, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Weight:
+  """A parameter that is still in its file, a leaf of `HFModel.weights`.
+
+  Attributes:
+    shape: of the parameter.
+    views: of the layers it is stacked from, or the parameter alone.
+    stacked: whether the first axis is that of layers.
+  """
+
+  shape: tuple[int, ...]
+  views: tuple[np.ndarray, ...]
+  stacked: bool
+
+  @property
+  def dtype(self) -> np.dtype:
+    """fp32, or that of codes, which are no numbers."""
+    found = self.views[0].dtype
+    return found if np.issubdtype(found, np.integer) else np.dtype(np.float32)
+
+  def read(self, index: Index | None = None) -> np.ndarray:
+    """A part of it in fp32, or all; nothing else is read from the disk."""
+    index = index or (slice(None),) * len(self.shape)
+    if not self.stacked:
+      return np.array(self.views[0][index], self.dtype)
+    parts = [view[index[1:]] for view in self.views[index[0]]]
+    made = np.empty((len(parts), *parts[0].shape), self.dtype)
+    for i, part in enumerate(parts):
+      made[i] = part
+    return made
+
+
+class HFModel:
+  """An opened folder: config.json, and tensors that are read on demand.
+
+  Attributes:
+    path: the folder.
+
+  Raises:
+    DataError: naming what is missing, unknown, of a wrong shape or damaged;
+      nothing is loaded in part.
+  """
+
+  def __init__(self, path: Path):
+    self.path = path
+    fields = Fields.read(path)
+    tensors = shards.open_folder
+    if fields.get('model_type') == OWN:
+      self._config = _own_config(fields)
+      self.weights = self._own_weights(tensors(path))
+    else:
+      self._config = read_config(fields)
+      self.weights = self._weights(tensors(path))
+
+  def config(self, dtype: str = 'float32', remat: bool = False) -> ModelConfig:
+    """The shape that config.json declares."""
+    return dataclasses.replace(self._config, dtype=dtype, remat=remat)
+
+  def shapes(self) -> dict:
+    """The tree of parameters as structs, for `sharding.shardings`."""
+    return jax.tree.map(
+      lambda weight: jax.ShapeDtypeStruct(weight.shape, weight.dtype),
+      self.weights, is_leaf=_is_weight,
+    )  # fmt: skip
+
+  def params(self) -> dict:
+    """All parameters in fp32 on the host, in the layout of `model.api`."""
+    read = lambda weight: weight.read()  # noqa: E731
+    return jax.tree.map(read, self.weights, is_leaf=_is_weight)
+
+  def placed(self, shardings: Any) -> dict:
+    """The same on devices: each process reads the parts that it keeps.
+
+    Args:
+      shardings: tree of the shardings of the parameters.
+    """
+
+    def place(weight: Weight, sharding: Any) -> jax.Array:
+      return jax.make_array_from_callback(
+        weight.shape, sharding, weight.read, dtype=weight.dtype
+      )
+
+    return jax.tree.map(place, self.weights, shardings, is_leaf=_is_weight)
+
+  def _weights(self, tensors: dict[str, np.ndarray]) -> dict:
+    """The tree of parameters, every tensor at its place."""
+    c = self._config
+    plan, shapes = layout(c), shapes_of(c)
+    tensors = _named(tensors, plan.prefix)
+    block_shapes = shapes['blocks'][0]
+    wanted: dict[str, tuple[int, ...]] = {
+      place.name: place.shape(_at(shapes, place.path)) for place in plan.root
+    }
+    for i in range(c.layers):
+      for place in plan.block:
+        ours = _at(block_shapes, place.path)[1:]
+        wanted[f'{plan.layers}{i}.{place.name}'] = place.shape(ours)
+    self._check(tensors, wanted)
+    made: dict = {}
+    blocks: dict = {}
+    for place in plan.root:
+      shape = _at(shapes, place.path)
+      view = place.view(tensors[place.name], shape)
+      _put(made, place.path, Weight(shape, (view,), False))
+    for place in plan.block:
+      shape = _at(block_shapes, place.path)
+      views = tuple(
+        place.view(tensors[f'{plan.layers}{i}.{place.name}'], shape[1:])
+        for i in range(c.layers)
+      )
+      _put(blocks, place.path, Weight(shape, views, True))
+    return {**made, 'blocks': (blocks,)}
+
+  def _own_weights(self, tensors: dict[str, np.ndarray]) -> dict:
+    """The tree of a model that no family has; see `hf_write`."""
+    shapes = shapes_of(self._config)
+    wanted = {'.'.join(path): shape for path, shape in own_tree(shapes)}
+    self._check(tensors, wanted)
+    made: dict = {}
+    for path, shape in own_tree(shapes):
+      weight = Weight(shape, (tensors['.'.join(path)],), False)
+      _put(made, path, weight)
+    return {**made, 'blocks': (made['blocks'],)}
+
+  def _check(
+    self,
+    tensors: dict[str, np.ndarray],
+    wanted: dict[str, tuple[int, ...]],
+  ) -> None:
+    """Refuses what does not fit, all of it in one line."""
+    missing, extra = wanted.keys() - tensors.keys(), tensors.keys() - wanted
+    if OUTPUT in missing:
+      raise DataError(
+        f'{self.path}: config.json says that the output head is not tied to '
+        f'the embedding, and there is no {OUTPUT}; say tie_word_embeddings '
+        'true there, or get the tensor'
+      )
+    if OUTPUT in extra:
+      self._check_tied(tensors, next(iter(wanted)))
+      extra -= {OUTPUT}
+    if missing or extra:
+      parts = (('missing', missing), ('unknown', extra))
+      said = [f'{word} tensors {listed(n)}' for word, n in parts if n]
+      raise DataError(f'{self.path}: {"; ".join(said)}')
+    wrong = [
+      f'{name} {tensors[name].shape}, not {shape}'
+      for name, shape in wanted.items()
+      if tensors[name].shape != shape
+    ]
+    if wrong:
+      raise DataError(
+        f'{self.path}: shapes are not those of config.json: {listed(wrong)}'
+      )
+
+  def _check_tied(self, tensors: dict[str, np.ndarray], embed: str) -> None:
+    """A copy of a tied embedding is no surprise; another matrix is one."""
+    if embed in tensors and not np.array_equal(
+      tensors[embed], tensors[OUTPUT]
+    ):
+      raise DataError(
+        f'{self.path}: config.json says that the output head is tied to '
+        f'{embed}, and {OUTPUT} is another matrix; say tie_word_embeddings '
+        'false there, or leave the tensor out'
+      )
+
+
+def _own_config(fields: Fields) -> ModelConfig:
+  values = dict(fields.need('model'))
+  groups = {
+    'head': HeadConfig, 'attention': AttentionConfig,
+    'rope_scaling': RopeScaling,
+  }  # fmt: skip
+  try:
+    for key, group in groups.items():
+      values[key] = group(**values[key])
+    return ModelConfig(**{**values, 'windows': tuple(values['windows'])})
+  except (KeyError, TypeError) as error:
+    raise DataError(
+      f'{fields.name}: `model` has not the fields of this version of pdl_jax '
+      f'({error})'
+    ) from None
+
+
+def _is_weight(x: Any) -> bool:
+  return isinstance(x, Weight)
+
+
+def shapes_of(config: ModelConfig) -> dict:
+  """The tree of parameters with their shapes as leaves."""
+  made = jax.eval_shape(partial(api.init, config), jax.random.key(0))
+  return jax.tree.map(lambda x: tuple(x.shape), made)
+
+
+def _named(
+  tensors: dict[str, np.ndarray], prefix: str
+) -> dict[str, np.ndarray]:
+  """Without the prefix, and without buffers that are no parameters."""
+  return {
+    name.removeprefix(prefix): tensor
+    for name, tensor in tensors.items()
+    if not name.endswith(BUFFERS)
+  }
+
+
+def _at(tree: Any, path: tuple[str, ...]) -> Any:
+  for key in path:
+    tree = tree[key]
+  return tree
+
+
+def _put(tree: dict, path: tuple[str, ...], leaf: Any) -> None:
+  for key in path[:-1]:
+    tree = tree.setdefault(key, {})
+  tree[path[-1]] = leaf

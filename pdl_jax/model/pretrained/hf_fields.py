@@ -1,0 +1,110 @@
+"""Values of a config.json, each of which is either mapped or refused."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from pdl_jax.errors import DataError
+
+# Of training, of serving, of other tasks than generation, or of how
+# transformers computes: they change no logit here.
+_HARMLESS = {
+  'architectures', 'attention_dropout', 'attn_implementation', 'attn_pdrop',
+  'auto_map', 'bos_token_id', 'cache_implementation', 'chunk_size_feed_forward',
+  'dropout', 'dtype', 'embd_pdrop', 'eos_token_id', 'finetuning_task',
+  'gradient_checkpointing', 'hidden_dropout', 'id2label', 'initializer_range',
+  'is_llama_config', 'keys_to_ignore_at_inference', 'label2id', 'model_type',
+  'pad_token_id', 'pretraining_tp', 'problem_type', 'resid_pdrop',
+  'return_dict', 'task_specific_params', 'torch_dtype',
+  'transformers.js_config', 'transformers_version', 'unk_token_id', 'use_cache',
+}  # fmt: skip
+_HARMLESS_STARTS = ('_', 'summary_', 'unsloth_', 'output_')
+
+
+class Fields:
+  """The keys of a config.json; `finish` refuses those that nobody asked for.
+
+  Attributes:
+    name: of the file, for errors.
+  """
+
+  def __init__(self, values: Mapping[str, Any], name: str):
+    self.name, self._values = name, values
+    self._asked: set[str] = set()
+
+  @classmethod
+  def read(cls, folder: Path) -> 'Fields':
+    """Of a folder.
+
+    Raises:
+      DataError: there is no config.json, or it is no JSON object.
+    """
+    path = folder / 'config.json'
+    if not path.exists():
+      raise DataError(f'{folder} has no config.json')
+    try:
+      values = json.loads(path.read_text())
+    except ValueError as error:
+      raise DataError(f'{path} is not JSON ({error})') from error
+    if not isinstance(values, dict):
+      raise DataError(f'{path} is not a JSON object')
+    return cls(values, str(path))
+
+  def get(self, key: str, default: Any = None) -> Any:
+    """A value; the default where it is absent or null."""
+    self._asked.add(key)
+    value = self._values.get(key)
+    return default if value is None else value
+
+  def has(self, key: str) -> bool:
+    """Whether the key is there, null or not."""
+    return key in self._values
+
+  def need(self, key: str) -> Any:
+    """A value that has to be there."""
+    value = self.get(key)
+    if value is None:
+      raise DataError(f'{self.name} does not declare {key}')
+    return value
+
+  def one_of(self, key: str, allowed: Mapping[str, Any], default: str) -> Any:
+    """What a name is mapped to."""
+    value = self.get(key, default)
+    if value not in allowed:
+      raise self.refusal(key, value, f'known are {", ".join(allowed)}')
+    return allowed[value]
+
+  def expect(self, key: str, value: Any) -> None:
+    """Refuses any other value of a key that may be absent."""
+    found = self.get(key, value)
+    if found != value:
+      raise self.refusal(key, found, f'only {value} is mapped')
+
+  def ignore(self, *keys: str) -> None:
+    """Keys that this family does not read."""
+    self._asked |= set(keys)
+
+  def finish(self) -> None:
+    """Refuses keys that might change what the model computes.
+
+    Raises:
+      DataError: naming them.
+    """
+    empty = (None, False, '', [], {})
+    unmapped = [
+      f'{key} {value!r}'
+      for key, value in sorted(self._values.items())
+      if key not in self._asked | _HARMLESS
+      and not key.startswith(_HARMLESS_STARTS)
+      and value not in empty
+    ]
+    if unmapped:
+      raise DataError(
+        f'{self.name} has values that are not mapped and could change what the '
+        f'model computes: {"; ".join(unmapped)}'
+      )
+
+  def refusal(self, key: str, value: Any, why: str) -> DataError:
+    """Of a value that is not mapped."""
+    return DataError(f'{self.name}: {key} {value!r} is not mapped; {why}')

@@ -1,0 +1,151 @@
+"""Hugging Face folders: what transformers computes, and what is refused."""
+
+import dataclasses
+from functools import cache, partial
+
+import jax
+import jax.numpy as jnp
+import ml_dtypes
+import numpy as np
+import pytest
+
+from pdl_jax import decode, sharding
+from pdl_jax.decode import DecodeSettings
+from pdl_jax.errors import ConfigError
+from pdl_jax.losses import LOSSES, Loss, LossTables, head_nll
+from pdl_jax.model import api
+from pdl_jax.model.config import HeadConfig
+from pdl_jax.model.fingerprint import fingerprint
+from pdl_jax.model.pretrained.hf import HFModel, Weight, shapes_of
+from pdl_jax.model.pretrained.hf_config import read_config
+from pdl_jax.model.pretrained.hf_fields import Fields
+from tests import hf_folder
+from tests.hf_folder import CASES, write, write_case
+from tests.hf_weights import tokens, weights
+
+pytestmark = pytest.mark.usefixtures('quick_compile')
+GOLDEN = np.load(hf_folder.GOLDEN / 'hf.npz')
+TOKENS = tokens(48, 20)
+
+
+@pytest.fixture(scope='module')
+def opened(tmp_path_factory):
+  """Each case, opened once."""
+  root = tmp_path_factory.mktemp('hf')
+  return cache(lambda name: HFModel(write_case(root / name, name)))
+
+
+@partial(jax.jit, static_argnums=0)
+def logits(config, params, tokens):
+  where = jnp.ones_like(tokens), jnp.arange(tokens.shape[1])[None]
+  return api.logits(config, params, tokens, *where)
+
+
+@pytest.mark.parametrize('name', CASES)
+def test_logits_are_those_of_transformers(opened, name):
+  model = opened(name)
+  params, expected = model.params(), GOLDEN[f'{name}/logits']
+  assert jax.tree.map(np.shape, params) == shapes_of(model.config())
+  found = np.asarray(logits(model.config(), params, TOKENS)[0])
+  print(name, np.abs(found - expected).max(), np.abs(expected).max())
+  np.testing.assert_allclose(found, expected, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize('name', CASES)
+def test_greedy_decoding_with_a_cache_is_that_of_transformers(opened, name):
+  """The prompt is padded on the left, and longer than the windows."""
+  model, expected = opened(name), GOLDEN[f'{name}/greedy']
+  prompts = np.pad(TOKENS[:, :9], [(0, 0), (2, 0)])
+  filled = np.arange(11)[None] >= 2
+  made = jax.jit(partial(
+    decode.generate, model.config(), settings=DecodeSettings(),
+    max_new_tokens=len(expected), stop_ids=(),
+  ))(model.params(), prompts, filled, None)  # fmt: skip
+  np.testing.assert_array_equal(made.tokens_BxT[0], expected)
+
+
+@pytest.mark.parametrize('name', ['gemma3', 'gpt2'])
+def test_on_a_mesh_each_device_reads_its_own_part(opened, monkeypatch, name):
+  model, mesh = opened(name), sharding.make_mesh((2, 2, 2))
+  axes = api.logical_axes(model.config())
+  whole, read, sizes = model.params(), Weight.read, []
+
+  def recorded(self, index=None):
+    part = read(self, index)
+    sizes.append((part.size, np.prod(self.shape)))
+    return part
+
+  monkeypatch.setattr(Weight, 'read', recorded)
+  placed = model.placed(sharding.shardings(mesh, axes, model.shapes()))
+  # Of what can be split in four at least.
+  most = max(sizes, key=lambda pair: pair[1])
+  assert most[0] * 4 == most[1]
+  jax.tree.map(np.testing.assert_array_equal, placed, whole)
+  with jax.set_mesh(mesh):
+    found = logits(model.config(), placed, np.repeat(TOKENS, 4, 0))
+  expected = GOLDEN[f'{name}/logits']
+  np.testing.assert_allclose(found[3], expected, atol=1e-4, rtol=0)
+
+
+def test_losses_and_scores_see_the_soft_cap(opened):
+  model = opened('gemma2')
+  config, params, labels = model.config(), model.params(), TOKENS[:, 1:]
+  read, ones = TOKENS[:, :-1], jnp.ones((1, 19), int)
+  x = api.hidden(config, params, read, ones, jnp.arange(19)[None])
+  log_p = jax.nn.log_softmax(GOLDEN['gemma2/logits'])[:-1]
+  expected = -log_p[np.arange(19), labels[0]]
+  head, where = api.head(config, params), jnp.ones((1, 19), bool)
+  found = head_nll(head, x, labels, where)[0]
+  np.testing.assert_allclose(found, expected, atol=1e-4)
+  # By tiles, and on all logits.
+  losses = {'cross_entropy': {}, 'unlikelihood': {'alpha': 1.0}}
+  for name, settings in losses.items():
+    loss, tables = Loss(LOSSES[name], settings), LossTables(jnp.ones(48))
+    _, plain = loss.sums(head, x, labels, tables, where)
+    np.testing.assert_allclose(plain.num, expected.sum(), rtol=1e-4)
+
+
+def test_a_soft_cap_without_rows_is_refused(opened):
+  config = opened('gemma2').config()
+  head = HeadConfig('vq', codes=8)
+  with pytest.raises(ConfigError, match=r'head vq cannot .* \(3\.0\)'):
+    dataclasses.replace(config, head=head)
+
+
+def test_bfloat16_and_float16_files_are_read_exactly(tmp_path):
+  for dtype in (ml_dtypes.bfloat16, np.float16):
+    small = {n: x.astype(dtype) for n, x in weights(CASES['llama3']).items()}
+    path = write(tmp_path / 'a', CASES['llama3']['config'], small)
+    params = HFModel(path).params()
+    expected = small['model.embed_tokens.weight'].astype(np.float32)
+    np.testing.assert_array_equal(params['embed_VxD'], expected)
+    assert params['embed_VxD'].dtype == np.float32
+
+
+def test_a_fingerprint_tells_models_apart(opened):
+  model = opened('qwen3')
+  a = fingerprint(model.config(), model.params())
+  assert a == fingerprint(model.config(), model.params()) and a.near(a)
+  params = model.params()
+  params['norm']['scale'][0] += 1
+  b = fingerprint(model.config(), params)
+  assert a.digest != b.digest and not a.near(b)
+
+
+def test_a_shape_of_7b_splits_over_eight_devices():
+  config = read_config(Fields({
+    'model_type': 'llama', 'vocab_size': 32_000, 'hidden_size': 4096,
+    'intermediate_size': 11_008, 'num_hidden_layers': 32,
+    'num_attention_heads': 32, 'max_position_embeddings': 4096,
+  }, 'config.json'))  # fmt: skip
+  shapes = jax.eval_shape(partial(api.init, config), jax.random.key(0))
+  leaves = jax.tree.leaves(shapes)
+  assert sum(x.size for x in leaves) == 6_738_415_616
+  mesh = sharding.make_mesh((1, 4, 2))
+  placed = sharding.shardings(mesh, api.logical_axes(config), shapes)
+  parts = [
+    np.prod(s.shard_shape(x.shape))
+    for x, s in zip(leaves, jax.tree.leaves(placed), strict=True)
+  ]
+  # All but the norms are split by eight.
+  assert sum(parts) < 1.001 * 6_738_415_616 / 8

@@ -1,0 +1,83 @@
+"""Export: in, out and in again is the same, bit for bit."""
+
+import dataclasses
+import json
+
+import jax
+import numpy as np
+import pytest
+
+from pdl_jax.errors import DataError
+from pdl_jax.model import api
+from pdl_jax.model.config import AttentionConfig, HeadConfig
+from pdl_jax.model.pretrained.hf import HFModel
+from pdl_jax.model.pretrained.hf_write import config_values, write_model
+from tests.hf_folder import CASES, write_case
+from tests.tiny_model import CONFIG, random_params
+
+
+def exported(path, config, params, shard_bytes=2**30):
+  path.mkdir()
+  write_model(path, config, params, config_values(config), shard_bytes)
+  return HFModel(path)
+
+
+def assert_same(a, b):
+  assert jax.tree.structure(a) == jax.tree.structure(b)
+  jax.tree.map(np.testing.assert_array_equal, a, b)
+
+
+@pytest.mark.parametrize('name', CASES)
+def test_in_out_in(tmp_path, name):
+  model = HFModel(write_case(tmp_path / 'in', name))
+  params = model.params()
+  again = exported(tmp_path / 'out', model.config(), params, 20_000)
+  assert again.config() == model.config()
+  assert_same(again.params(), params)
+  assert len(list((tmp_path / 'out').glob('*.safetensors'))) > 1
+  values = json.loads((tmp_path / 'out' / 'config.json').read_text())
+  assert values['model_type'] == CASES[name]['config']['model_type']
+  index = tmp_path / 'out' / 'model.safetensors.index.json'
+  names = json.loads(index.read_text())['weight_map']
+  assert names.keys() == CASES[name]['shapes'].keys()
+
+
+@pytest.mark.parametrize(
+  'changes',
+  [
+    {'attention': AttentionConfig('complex')},
+    {'attention': AttentionConfig('alibi')},
+    {'head': HeadConfig('low_rank', rank=4)},
+    {'head': HeadConfig('dense', 'learned')},
+    {'head': HeadConfig('vq', codes=8, codebooks=2)},
+    {'head': HeadConfig('adaptive', rank=4, own=8, tail_from=32)},
+  ],
+)  # fmt: skip
+def test_what_no_family_has_does_not_pretend(tmp_path, changes):
+  config = dataclasses.replace(CONFIG, **changes)
+  params = jax.tree.map(np.asarray, random_params(config))
+  again = exported(tmp_path / 'out', config, params)
+  values = json.loads((tmp_path / 'out' / 'config.json').read_text())
+  assert values['model_type'] == 'pdl_jax' and 'architectures' not in values
+  assert again.config() == config
+  assert_same(again.params(), params)
+  assert jax.tree.map(lambda x: x.dtype, again.params()) == jax.tree.map(
+    lambda x: x.dtype, params
+  )
+
+
+def test_a_tensor_less_of_our_own_format_is_named(tmp_path):
+  config = dataclasses.replace(CONFIG, attention=AttentionConfig('complex'))
+  params = jax.tree.map(np.asarray, random_params(config))
+  del params['blocks'][0]['attention']['delta']
+  with pytest.raises(DataError, match=r'missing tensors blocks\.attention\.de'):
+    exported(tmp_path / 'out', config, params)
+
+
+def test_a_model_of_ours_is_a_llama(tmp_path):
+  params = jax.tree.map(np.asarray, random_params(CONFIG))
+  again = exported(tmp_path / 'out', CONFIG, params)
+  assert config_values(CONFIG)['model_type'] == 'llama'
+  assert_same(again.params(), params)
+  axes = api.logical_axes(again.config())
+  assert jax.tree.structure(axes) == jax.tree.structure(params)
