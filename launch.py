@@ -35,6 +35,7 @@ continues.
 import dataclasses
 import os
 import runpy
+import shlex
 import sys
 import types
 from collections.abc import Sequence
@@ -57,6 +58,7 @@ from pdl_jax.data.tokenizer import spelled
 from pdl_jax.decode import DecodeSettings
 from pdl_jax.errors import ConfigError, HostError, PdlError, PreemptedError
 from pdl_jax.launch import multihost, options, parent
+from pdl_jax.launch.dry_run import describe
 from pdl_jax.launch.multihost import Place
 from pdl_jax.launch.preflight import Preflight
 from pdl_jax.pods import commands, runner, training
@@ -224,6 +226,15 @@ def train(
   return 0
 
 
+def dry_run(
+  settings: Settings, workdir: Path, arguments: Sequence[str]
+) -> None:
+  """Says what a run would be, what it takes, and what to type."""
+  print(describe(settings, options.devices()))
+  kept = [x for x in arguments if x.lstrip('-') != 'dry_run']
+  print(f'# run folder: {workdir}\n{shlex.join(["python", *kept])}')
+
+
 def config_folder() -> Path:
   """Where runs of this config file and mode go by default.
 
@@ -326,10 +337,13 @@ def run_sweep() -> int:
 
 def start_pod(pod: Pod, arguments: Sequence[str]) -> None:
   """Starts the run on a pod, or says how."""
-  folder = pods.workdir(pod, configured()[1], _WORKDIR.value is not None)
+  settings, here = configured()
+  folder = pods.workdir(pod, here, _WORKDIR.value is not None)
   told = training.committed(pods.without(arguments), folder)
   plan = commands.plan(pod, told)
   if _DRY_RUN.value:
+    if options.devices() is not None:
+      print(describe(settings, options.devices()))
     print(to_shell(plan))
   else:
     runner.run(plan)
@@ -407,6 +421,9 @@ def main(arguments: Sequence[str]) -> int:
       start_pod(pod, arguments[1:])
       return 0
     settings, workdir = configured()
+    if _DRY_RUN.value:
+      dry_run(settings, workdir, arguments)
+      return 0
     if _PREVIEW.value:
       show_preview(settings, workdir)
     else:

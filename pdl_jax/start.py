@@ -78,18 +78,27 @@ def load_model(
 
 def _with_attention(settings: Settings, model: Model) -> Model:
   """The same function of tokens, with more to be learned."""
-  asked, has = settings.model.positions, model.config.attention
-  if asked is None or asked == has:
+  asked = _extended(settings, model.config, model.name)
+  if asked == model.config.attention:
     return model
-  if has.kind != 'rope' or not asked.extends_rope:
-    raise ConfigError(
-      f'model.attention {asked.kind} is no extension of {has.kind}, which '
-      f'{model.name} was trained with; from a RoPE model there are '
-      'scaled_rope, and complex with start rope, scaled, and sign 1'
-    )
   config = dataclasses.replace(model.config, attention=asked)
   params = api.with_attention(config, model.params)
   return dataclasses.replace(model, config=config, params=params)
+
+
+def _extended(
+  settings: Settings, has: ModelConfig, name: str
+) -> AttentionConfig:
+  asked = settings.model.positions
+  if asked is None or asked == has.attention:
+    return has.attention
+  if has.attention.kind != 'rope' or not asked.extends_rope:
+    raise ConfigError(
+      f'model.attention {asked.kind} is no extension of {has.attention.kind}, '
+      f'which {name} was trained with; from a RoPE model there are '
+      'scaled_rope, and complex with start rope, scaled, and sign 1'
+    )
+  return asked
 
 
 def _load(
@@ -115,9 +124,17 @@ def _load(
     tokenizer = Tokenizer.from_gguf(package)
   else:
     tokenizer = _own_tokenizer(settings, folder, source)
+  config = _from_scratch(settings, tokenizer.vocab_size)
+  key = jax.random.key(settings.seed)
+  params = jax.jit(partial(api.init, config))(key)
+  return Model('untrained', config, params, tokenizer, head_is_new=True)
+
+
+def _from_scratch(settings: Settings, vocab_size: int) -> ModelConfig:
+  options = settings.model
   new = max(settings.data.max_target, settings.decode.max_new_tokens)
-  config = ModelConfig(
-    vocab_size=tokenizer.vocab_size,
+  return ModelConfig(
+    vocab_size=vocab_size,
     width=options.width,
     layers=options.layers,
     heads=options.heads,
@@ -131,9 +148,42 @@ def _load(
     head=options.output or HeadConfig(),
     attention=options.positions or AttentionConfig(),
   )
-  key = jax.random.key(settings.seed)
-  params = jax.jit(partial(api.init, config))(key)
-  return Model('untrained', config, params, tokenizer, head_is_new=True)
+
+
+def shape(settings: Settings) -> ModelConfig:
+  """The model that `load_model` gives, without its weights or any data.
+
+  The vocabulary of a BPE that is yet to be trained is the largest it may be.
+
+  Raises:
+    PdlError: as for `load_model`.
+  """
+  options = settings.model
+  kind, _, place = options.pretrained.partition(':')
+  if kind == 'run':
+    found = shape(finished.open_run('model.pretrained', Path(place))[0])
+    head = dataclasses.replace(found.head, learned=False)
+    found = dataclasses.replace(
+      found, dtype=options.dtype, remat=options.remat, head=head
+    )
+  elif _is_path(options.pretrained):
+    file = _open(Path(options.pretrained))
+    found = file.config(options.dtype, options.remat)
+  elif options.pretrained:
+    file = GGUFModel(find_package_file(options.pretrained))
+    found = file.config(options.dtype, options.remat)
+  else:
+    tokenizer = options.tokenizer
+    found = _from_scratch(
+      settings,
+      GGUFModel(find_package_file(tokenizer)).config().vocab_size
+      if tokenizer else options.vocab_size,
+    )  # fmt: skip
+  return dataclasses.replace(
+    found,
+    head=options.output or found.head,
+    attention=_extended(settings, found, options.pretrained),
+  )
 
 
 def _is_path(pretrained: str) -> bool:
@@ -141,27 +191,31 @@ def _is_path(pretrained: str) -> bool:
   return bool(pretrained) and ('/' in pretrained or Path(pretrained).is_dir())
 
 
+def _open(path: Path) -> GGUFModel | HFModel:
+  if path.is_file():
+    return GGUFModel(path)
+  if path.is_dir():
+    return HFModel(path)
+  raise ConfigError(
+    f'model.pretrained: there is no folder or GGUF file {path}; besides it '
+    'takes the name of a package with a GGUF file, or run:FOLDER'
+  )
+
+
 def _from_path(
   settings: Settings, folder: RunFolder | None, path: Path
 ) -> Model:
   """Of a folder with config.json and safetensors, or of a GGUF file."""
   options = settings.model
-  if path.is_file():
-    file = GGUFModel(path)
-    config = file.config(options.dtype, options.remat)
+  file = _open(path)
+  config = file.config(options.dtype, options.remat)
+  if isinstance(file, GGUFModel):
     params, tokenizer = file.params(), Tokenizer.from_gguf(file)
-  elif path.is_dir():
-    file = HFModel(path)
-    config = file.config(options.dtype, options.remat)
+  else:
     mesh, axes = sharding.make_mesh(settings.mesh), api.logical_axes(config)
     # Straight into shards: no host holds the whole model.
     params = file.placed(sharding.shardings(mesh, axes, file.shapes()))
     tokenizer = open_tokenizer(path, config.vocab_size)
-  else:
-    raise ConfigError(
-      f'model.pretrained: there is no folder or GGUF file {path}; besides it '
-      'takes the name of a package with a GGUF file, or run:FOLDER'
-    )
   model = Model(path.stem if path.is_file() else path.name, config, params,
                 tokenizer)  # fmt: skip
   _check_fingerprint(folder, model)

@@ -40,6 +40,9 @@ _STUCK_SECONDS = flags.DEFINE_integer(
 _BACKEND = flags.DEFINE_enum(
   'backend', None, ['cpu', 'gpu', 'tpu'], 'Nothing else will do.'
 )
+_DEVICES = flags.DEFINE_integer(
+  'devices', None, 'With --dry_run: how many will be there.', lower_bound=1
+)
 # What JAX itself takes until it believes a silent process dead.
 _HEARTBEAT = 100
 
@@ -75,6 +78,11 @@ def places(workdir: Path) -> list[Place]:
   own = multihost.number_here() if number is None else number
   name = socket.gethostname() if own is None else str(own)
   return [_place(workdir, name, coordinator, count, number)]
+
+
+def devices() -> int | None:
+  """How many a run will have that --dry_run asks about; None: not said."""
+  return _DEVICES.value
 
 
 def stuck_seconds() -> float:

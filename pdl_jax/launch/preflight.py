@@ -21,7 +21,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from pdl_jax import job, records, sharding
+from pdl_jax import job, records, sharding, weighting
 from pdl_jax.checkpoint import Checkpointer
 from pdl_jax.checksum import leaves_by_path
 from pdl_jax.errors import ConfigError, HostError
@@ -271,6 +271,7 @@ class Preflight:
       ready.model.config, self._settings.optimizer,
       tuple(self._mesh_of().shape.values()), self._settings.train.batch_size,
       row['tokens'].size, row['labels'].size,
+      weighting.make_loss(self._settings.loss),
     )  # fmt: skip
     has = min(gather(_device_bytes()))
     words = (

