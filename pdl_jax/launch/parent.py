@@ -191,7 +191,7 @@ class _Watch:
     if _PEER.search(crash):
       return None, f'aborted, {doing}'
     if code < 0:
-      usual = ' (out of memory, as a rule)' * (code == -signal.SIGKILL)
+      usual = ' (out of memory?)' * (code == -signal.SIGKILL)
       name = signal.Signals(-code).name
       return verdict.HOST, f'was killed by {name}{usual}, {doing}'
     return 1, f'crashed, {doing}'
