@@ -241,11 +241,18 @@ def test_what_is_left_of_a_gang_is_ended(tmp_path, monkeypatch):
   deaf = ['sh', '-c', 'trap "" TERM; echo $@; exec sleep 60', '-']
   member = gang.Member(meeting, 2, 1, of_slice=False)
   log, began = tmp_path / 'log.1.txt', time.monotonic()
-  with meanwhile(
-    lambda: log.exists() and log.read_text(),
-    lambda: attempt.write_end(queue.End(4, 1.0, 'never came')),
-  ):
+  told = []
+
+  def end():
+    # By Ray, which is for process 0.
+    os.kill(os.getpid(), signal.SIGINT)
+    attempt.write_end(queue.End(4, 1.0, 'never came'))
+
+  before = signal.signal(signal.SIGINT, lambda *_: told.append(1))
+  with meanwhile(lambda: log.exists() and log.read_text(), end):
     gang.follow(member, wanted, tmp_path, tmp_path, deaf)
+  signal.signal(signal.SIGINT, before)
+  assert told == []
   assert log.read_text() == (
     '--multihost --coordinator=here:1 --num_processes=2 --process_id=1\n'
   )
