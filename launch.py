@@ -6,7 +6,8 @@
                    [--models=before,after] [--extra_models=mauve=FOLDER]
   python launch.py --config=configs/summarize.py --sweep=alpha,seed
                    [--workers=N] [--retries=N] [--fail_fast] [--dry_run]
-                   [--engine=ray [--resources=TPU=4]]
+                   [--engine=ray [--resources=TPU=4] [--hosts_per_cell=N]]
+                   [--processes=N]
   python launch.py --config=configs/summarize.py --pod=NAME --zone=ZONE
                    [--accelerator=v5litepod-16 ...] [--dry_run]
   python launch.py --export=RUN --to=FOLDER
@@ -20,7 +21,8 @@
 --export writes the model of a finished run for Hugging Face tools.
 --sweep runs the product of named axes, each cell a run of its own; the same
 command again runs what is missing. --engine=ray does it on the cluster that
-RAY_ADDRESS names. --status says how far a sweep is.
+RAY_ADDRESS names, where a cell can be one run on several machines, which
+--processes rehearses here. --status says how far a sweep is.
 --pod starts the run on a TPU or GPU cluster; --dry_run prints the commands.
 docs/pods.md has the kinds of clusters and their flags.
 --sweep=experiments/NAME runs what an experiment declares and collects its
@@ -66,7 +68,7 @@ from pdl_jax.pods import options as pods
 from pdl_jax.pods.plan import to_shell
 from pdl_jax.pods.pod import Pod
 from pdl_jax.settings import Settings
-from pdl_jax.train import StopRequest
+from pdl_jax.stop import StopRequest
 
 _PREVIEW_EXAMPLES = 5
 _CONFIG = config_flags.DEFINE_config_file(
@@ -115,6 +117,10 @@ _ENGINE = flags.DEFINE_enum(
 _RESOURCES = flags.DEFINE_list(
   'resources', [], 'With --engine=ray: what a cell takes: CPU=1,TPU=4.'
 )
+_HOSTS = flags.DEFINE_integer(
+  'hosts_per_cell', 1, 'With --engine=ray: machines of a cell, each with '
+  '--resources; of TPU, a slice.', lower_bound=1,
+)  # fmt: skip
 _STATUS = flags.DEFINE_string('status', None, 'Folder of a sweep.')
 _REPORT = flags.DEFINE_string(
   'report', None, 'Folder of an experiment, or of all of them.'
@@ -258,11 +264,26 @@ def _config_file() -> str:
 def run_cells(
   cells: Sequence[sweep.Cell], root: Path, command: sweep.Command
 ) -> sweep.Outcome:
-  """By the engine of the flags."""
+  """By the engine of the flags.
+
+  Raises:
+    ConfigError: flags about hosts that contradict each other.
+  """
   resources = sweep.parse_resources(_RESOURCES.value)
-  how = _WORKERS.value, _RETRIES.value, _FAIL_FAST.value, command
+  more = options.of_cells(_HOSTS.value)
+
+  def line(cell: sweep.Cell, run: Path) -> list[str]:
+    return [*command(cell, run), *more]
+
+  how = _WORKERS.value, _RETRIES.value, _FAIL_FAST.value, line
   if _ENGINE.value == 'ray':
-    return sweep.run_on_ray(cells, root, *how, resources)
+    wanted = sweep.Wanted(resources, _HOSTS.value)
+    return sweep.run_on_ray(cells, root, *how, wanted)
+  if _HOSTS.value > 1:
+    raise ConfigError(
+      f'--hosts_per_cell={_HOSTS.value} needs --engine=ray; this machine alone '
+      f'rehearses it by --processes={_HOSTS.value}'
+    )
   return sweep.run(cells, root, *how)
 
 

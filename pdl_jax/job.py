@@ -34,7 +34,8 @@ from pdl_jax.settings import Settings
 from pdl_jax.setup import Setup, Split
 from pdl_jax.state import TrainState
 from pdl_jax.step import StepConfig, train_step
-from pdl_jax.train import Loop, StopRequest
+from pdl_jax.stop import StopRequest
+from pdl_jax.train import Loop
 
 Tree = Any
 

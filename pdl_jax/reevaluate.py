@@ -15,7 +15,7 @@ from pdl_jax.evaluate.table import Result
 from pdl_jax.records import RunFolder
 from pdl_jax.settings import Settings
 from pdl_jax.setup import Setup
-from pdl_jax.train import StopRequest
+from pdl_jax.stop import StopRequest
 
 MODELS = ('before', 'after')
 RESULTS = 'evaluations.json'

@@ -1,60 +1,23 @@
 """The training loop: feed the step, watch it, save it, stop when asked."""
 
 import dataclasses
-import signal
 import time
 from collections.abc import Callable
-from types import FrameType
 
 import grain
 from jax import Array
 from jax.sharding import Mesh
 
 from pdl_jax.checkpoint import Checkpointer
-from pdl_jax.errors import DivergedError, PreemptedError
+from pdl_jax.errors import DivergedError
 from pdl_jax.metrics import Progress
 from pdl_jax.records import RunFolder
 from pdl_jax.settings import TrainSettings
 from pdl_jax.sharding import put_batch
 from pdl_jax.state import TrainState
+from pdl_jax.stop import StopRequest
 
 Step = Callable[[TrainState, dict[str, Array]], tuple[TrainState, dict]]
-
-
-class StopRequest:
-  """Whether SIGTERM or Ctrl-C has come; a second one ends at once.
-
-  `check` raises where it is safe to stop; the loop asks `reached` and saves
-  first. Of several hosts each asks as often as the others, and all are told
-  at the same question (launch.multihost.SharedStop).
-
-  Attributes:
-    requested: whether to stop.
-  """
-
-  def __init__(self):
-    self.requested = False
-    for number in (signal.SIGTERM, signal.SIGINT):
-      signal.signal(number, self._receive)
-
-  def _receive(self, number: int, _: FrameType | None) -> None:
-    self.requested = True
-    signal.signal(number, signal.SIG_DFL)
-
-  def note(self, doing: str) -> None:
-    """Says what is begun; for those who look after several hosts."""
-
-  def reached(self, doing: str) -> bool:
-    """Notes what is being done; whether to stop."""
-    self.note(doing)
-    return self.requested
-
-  def check(self, doing: str) -> None:
-    """Raises PreemptedError if a signal has come."""
-    if self.requested or self.reached(doing):
-      raise PreemptedError(
-        f'by a signal while {doing}; the same command continues'
-      )
 
 
 @dataclasses.dataclass

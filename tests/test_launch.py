@@ -91,6 +91,10 @@ def test_bad_command_lines_end_in_one_line(
       [TINY_CONFIG, '--multihost', '--coordinator=a:1', '--num_processes=2',
        '--process_id=2'], '--process_id 2 is not one of 2',
     ),
+    (
+      [TINY_CONFIG, '--sweep=seed', '--hosts_per_cell=2'],
+      'needs --engine=ray; this machine alone rehearses it by --processes=2',
+    ),
   ],
 )
 def test_commands_that_contradict_themselves(arguments, words):

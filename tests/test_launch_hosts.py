@@ -1,5 +1,7 @@
 """Several real processes: which never came, died, is stuck; how all stop."""
 
+import dataclasses
+import json
 import os
 import re
 import socket
@@ -7,6 +9,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any, cast
 
 import jax
 import numpy as np
@@ -16,7 +19,7 @@ from jax.sharding import PartitionSpec as P
 
 from pdl_jax import sharding
 from pdl_jax.checkpoint import Checkpointer
-from pdl_jax.launch import parent
+from pdl_jax.launch import journal, parent
 from pdl_jax.launch.multihost import Place
 from tests import host_state
 
@@ -94,6 +97,26 @@ def test_a_host_that_never_comes_is_named(tmp_path, capfd):
   assert line.startswith(
     'error: process 2 of 3 never came within 3 s; is the command running there'
   )
+
+
+def test_a_parent_blames_a_silent_host_and_not_its_own_aborted_one(tmp_path):
+  """Which may have been the first to fall silent."""
+  now = time.time()
+  for number, age in ((0, 20.0), (1, 25.0)):
+    standing = journal.Standing(
+      str(number), 'there', number, 'stepping', 3, 0.0, now - age
+    )
+    text = json.dumps(dataclasses.asdict(standing))
+    (tmp_path / f'{number}.json').write_text(text)
+  place = Place(str(tmp_path), '1', 'there:1', 2, 1, 60, HEARTBEAT)
+  end = journal.End('1', 'process 1', None, 'aborted, last seen stepping', now)
+  unused = cast(Any, None)
+  watch = parent._Watch([parent.Host(place, unused, unused, end)], 60)
+  watch._began = now - 60
+  code, words = watch._of_others(end)
+  assert code == 4
+  assert words.startswith('process 0 (on there) has not been heard of for 2')
+  assert 'process 1' not in words
 
 
 def test_sigterm_on_one_host_stops_all_at_one_step(tmp_path, capfd):

@@ -9,7 +9,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 LAYERS = [
-  {'errors'},
+  {'errors', 'process', 'stop'},
   {'losses', 'frequency', 'sharding', 'checksum', 'damage'},
   {'model'},
   {'optimizer', 'state', 'metrics', 'step'},

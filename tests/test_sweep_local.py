@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 
 from pdl_jax.errors import ConfigError, PreemptedError
+from pdl_jax.process import start_time
 from pdl_jax.sweep import Cell, local, queue
-from pdl_jax.sweep.process import start_time
 
 STAND_IN = Path(__file__).parent / 'stand_in_run.py'
 # Forks of a process that has imported everything once, and no threads.
@@ -30,7 +30,7 @@ def quick(monkeypatch):
 
 def hasten(setattr_):
   setattr_(local, '_LOOK', 0.05)
-  setattr_(local, '_POLL', 0.02)
+  setattr_(local, 'POLL', 0.02)
 
 
 def cell(value, steps=4, sleep=0.02, **options):

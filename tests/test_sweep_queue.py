@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from pdl_jax import process
 from pdl_jax.errors import HostError
-from pdl_jax.sweep import process, queue
+from pdl_jax.sweep import queue
 from pdl_jax.sweep.queue import PREEMPTED, Attempt, End
 
 HASH = '0123abcd'

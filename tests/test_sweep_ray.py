@@ -13,6 +13,7 @@ import pytest
 
 from pdl_jax.errors import ConfigError, HostError, PreemptedError
 from pdl_jax.sweep import (
+  Wanted,
   local,
   parse_resources,
   queue,
@@ -20,6 +21,7 @@ from pdl_jax.sweep import (
   run_on_ray,
   status,
 )
+from pdl_jax.sweep.placement import Placed
 from tests.test_sweep_local import (
   PATIENCE,
   SERVER,
@@ -75,7 +77,7 @@ def sweep_on_ray(
   root, cells, workers=2, retries=0, fail_fast=False, resources=ONE_CPU
 ):
   return run_on_ray(
-    cells, root, workers, retries, fail_fast, command, resources
+    cells, root, workers, retries, fail_fast, command, Wanted(resources)
   )
 
 
@@ -246,7 +248,10 @@ def test_a_task_is_told_until_it_listens_and_then_once_a_signal(tmp_path):
   attempt = queue.Attempt(tmp_path / 'sweep', wanted.digest, 1)
   ray = types.ModuleType('ray')
   vars(ray)['cancel'] = told.append
-  task = ray_engine._Task(ray, wanted, tmp_path, attempt, 'its name')
+  task = ray_engine._Task(
+    ray, wanted, tmp_path, attempt, attempt.path('claim'), ['its name'],
+    Placed([{}], lambda: None),
+  )  # fmt: skip
   for signals, count in [(1, 1), (1, 2)]:
     task.stop(signals)
     assert told == ['its name'] * count

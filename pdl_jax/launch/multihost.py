@@ -15,13 +15,15 @@ from typing import Self
 import jax
 from jax.experimental import multihost_utils
 
+from pdl_jax import process
 from pdl_jax.errors import HostError
 from pdl_jax.launch.journal import Journal
 from pdl_jax.launch.verdict import JOINING
-from pdl_jax.train import StopRequest
+from pdl_jax.stop import StopRequest
 
 # How the parent tells a process that it is one of several.
 VARIABLE = 'PDL_JAX_HOST'
+_PARENT = 'PDL_JAX_PARENT'
 # What clusters call the number of a process, and how many there are.
 _NUMBERS = (
   'TPU_WORKER_ID', 'SLURM_PROCID', 'JOB_COMPLETION_INDEX',
@@ -56,7 +58,8 @@ class Place:
 
   def environment(self) -> dict[str, str]:
     """What the process is started with."""
-    return {VARIABLE: json.dumps(dataclasses.asdict(self))}
+    place = json.dumps(dataclasses.asdict(self))
+    return {VARIABLE: place, _PARENT: str(os.getpid())}
 
   @classmethod
   def here(cls) -> Self | None:
@@ -101,16 +104,22 @@ class SharedStop(StopRequest):
 def join(place: Place) -> SharedStop:
   """Waits for the other processes; from here on JAX sees all devices.
 
-  Where one never comes JAX ends this process; its parent says why.
+  Where one never comes JAX ends this process; its parent says why. Without
+  its parent it ends at once: nobody would know that it still writes.
 
   Raises:
-    HostError: nothing says which processes there are, or the port is taken.
+    HostError: nothing says which processes there are, the port is taken, or
+      the parent is gone.
   """
+  if sys.platform == 'linux':
+    process.get_when_parent_dies(signal.SIGKILL)
+    if os.getppid() != int(os.environ[_PARENT]):
+      raise HostError('the process that looked after this one is gone')
   folder = Path(place.folder)
   stacks = (folder / f'{place.name}.stacks').open('w')
   faulthandler.register(signal.SIGUSR1, file=stacks, all_threads=True)
-  process = number_here() if place.process is None else place.process
-  journal = Journal(folder, place.name, process)
+  number = number_here() if place.process is None else place.process
+  journal = Journal(folder, place.name, number)
   journal.note(JOINING)
   jax.config.update('jax_cpu_collectives_implementation', 'gloo')
   try:

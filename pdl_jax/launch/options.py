@@ -43,6 +43,8 @@ _BACKEND = flags.DEFINE_enum(
 _DEVICES = flags.DEFINE_integer(
   'devices', None, 'With --dry_run: how many will be there.', lower_bound=1
 )
+# What the cells of a sweep are told too.
+_OF_CELLS = ('processes', 'join_seconds', 'stuck_seconds', 'backend')
 # What JAX itself takes until it believes a silent process dead.
 _HEARTBEAT = 100
 
@@ -83,6 +85,33 @@ def places(workdir: Path) -> list[Place]:
 def devices() -> int | None:
   """How many a run will have that --dry_run asks about; None: not said."""
   return _DEVICES.value
+
+
+def of_cells(hosts: int) -> list[str]:
+  """Those flags that a sweep passes on to each of its cells.
+
+  Args:
+    hosts: machines of a cell.
+
+  Raises:
+    ConfigError: a sweep is told to be one of several hosts, or a cell to be on
+      several machines and to rehearse that on one.
+  """
+  if _MULTIHOST.value or _COORDINATOR.value:
+    raise ConfigError(
+      '--multihost makes this one of the hosts of one run, not of a sweep; a '
+      'sweep finds hosts for its cells by --engine=ray --hosts_per_cell=N'
+    )
+  if _PROCESSES.value and hosts > 1:
+    raise ConfigError(
+      f'--processes={_PROCESSES.value} rehearses on one machine what '
+      f'--hosts_per_cell={hosts} does on several; give one'
+    )
+  return [
+    f'--{name}={flags.FLAGS[name].value}'
+    for name in _OF_CELLS
+    if flags.FLAGS[name].present
+  ]
 
 
 def stuck_seconds() -> float:

@@ -220,6 +220,8 @@ class _Watch:
   def _of_others(self, own: End) -> tuple[int, str]:
     """Why processes of this host were aborted by those of others."""
     deadline = time.time() + journal.SILENCE
+    # Silent too, but that is a consequence.
+    ended = [host.place.name for host in self._hosts if host.end is not None]
     while True:
       now = time.time()
       standings = journal.standings(self._folder, self._began)
@@ -231,7 +233,8 @@ class _Watch:
           standings, self._place.processes, self._place.join_seconds,
           self._place.coordinator,
         )  # fmt: skip
-      if lost := verdict.silent(standings, now):
+      others = [one for one in standings if one.name not in ended]
+      if lost := verdict.silent(others, now):
         return verdict.HOST, lost
       if now > deadline:
         words = f'{own.who} {own.words}, and no other host says why'

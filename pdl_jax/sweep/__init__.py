@@ -1,15 +1,16 @@
 """Sweeps: named axes to cells, and cells to finished runs that survive.
 
-Reading order: axes, queue (and process below it), child, local, ray_engine,
-overview.
+Reading order: axes, queue, child, local, ray_engine
+(with placement and gang), overview.
 """
 
 from pdl_jax.sweep.axes import Cell, cells
 from pdl_jax.sweep.local import Command, Outcome, run
 from pdl_jax.sweep.overview import Row, format_dry_run, format_status, status
+from pdl_jax.sweep.placement import Wanted
 from pdl_jax.sweep.ray_engine import parse_resources, run_on_ray
 
 __all__ = [
-  'Cell', 'Command', 'Outcome', 'Row', 'cells', 'format_dry_run',
+  'Cell', 'Command', 'Outcome', 'Row', 'Wanted', 'cells', 'format_dry_run',
   'format_status', 'parse_resources', 'run', 'run_on_ray', 'status',
 ]  # fmt: skip

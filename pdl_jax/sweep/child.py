@@ -12,8 +12,10 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import IO
 
-from pdl_jax.sweep import process, queue
+from pdl_jax import process
+from pdl_jax.sweep import queue
 from pdl_jax.sweep.axes import Cell
 from pdl_jax.sweep.queue import PREEMPTED, Attempt, End
 
@@ -89,18 +91,31 @@ def start(
   run = root / cell.run_id if run is None else run
   run.mkdir(exist_ok=True)
   with (run / 'log.txt').open('ab') as log:
-    child = subprocess.Popen(
-      [
-        sys.executable, '-I', '-S', process.__file__, str(os.getpid()),
-        str(attempt.path('worker')), *command(cell, run),
-      ],
-      stdin=subprocess.DEVNULL, stdout=log, stderr=log,
-      # Ctrl-C reaches the sweeper alone, which passes it on once.
-      process_group=0,
-      # Else what was printed last would stand after the error.
-      env={**os.environ, 'PYTHONUNBUFFERED': '1'},
-    )  # fmt: skip
+    child = spawn(attempt.path('worker'), command(cell, run), log)
     return Child(cell, attempt, run, child, time.monotonic(), log.tell())
+
+
+def spawn(
+  name: Path, command: Sequence[str], log: IO[bytes]
+) -> subprocess.Popen:
+  """A process that is told to stop when this one ends, however it ends.
+
+  Args:
+    name: file that will say which process it is.
+    command: that it becomes.
+    log: for all that it prints.
+  """
+  return subprocess.Popen(
+    [
+      sys.executable, '-I', '-S', process.__file__, str(os.getpid()),
+      str(name), *command,
+    ],
+    stdin=subprocess.DEVNULL, stdout=log, stderr=log,
+    # Ctrl-C reaches the sweeper alone, which passes it on once.
+    process_group=0,
+    # Else what was printed last would stand after the error.
+    env={**os.environ, 'PYTHONUNBUFFERED': '1'},
+  )  # fmt: skip
 
 
 def _last_error(log: Path, start: int) -> str:

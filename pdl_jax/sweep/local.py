@@ -21,7 +21,7 @@ from pdl_jax.sweep.child import Command
 from pdl_jax.sweep.queue import Attempt
 
 # Seconds between looks at the own runs, and at what other sweepers do.
-_POLL = 0.1
+POLL = 0.1
 _LOOK = 1.0
 
 
@@ -58,20 +58,25 @@ class Worker(Protocol):
 Start = Callable[[Cell, Sequence[Attempt]], Worker | None]
 
 
-class _Signals:
-  """Counts SIGTERM and Ctrl-C."""
+class Signals:
+  """Counts SIGTERM and Ctrl-C.
+
+  Attributes:
+    count: how many there were.
+  """
 
   def __init__(self):
     self.count = 0
 
   def receive(self, _: int, __: FrameType | None) -> None:
+    """One of them."""
     self.count += 1
 
 
 @contextlib.contextmanager
-def _signals() -> Iterator[_Signals]:
+def take_signals() -> Iterator[Signals]:
   """Takes both signals for a while."""
-  signals, numbers = _Signals(), (signal.SIGTERM, signal.SIGINT)
+  signals, numbers = Signals(), (signal.SIGTERM, signal.SIGINT)
   before = [signal.signal(number, signals.receive) for number in numbers]
   try:
     yield signals
@@ -136,7 +141,7 @@ def supervise(
       f'--workers must be >= 1 and --retries >= 0, got {workers} and {retries}'
     )
   queue.open_folder(root)
-  with _signals() as signals:
+  with take_signals() as signals:
     sweeper = _Sweeper(
       cells, root, workers, retries, fail_fast, start, signals
     )
@@ -158,7 +163,7 @@ class _Sweeper:
     retries: int,
     fail_fast: bool,
     start: Start,
-    signals: _Signals,
+    signals: Signals,
   ):
     self._root, self._workers, self._retries = root, workers, retries
     self._fail_fast, self._start, self._signals = fail_fast, start, signals
@@ -186,7 +191,7 @@ class _Sweeper:
       if not self._running and (self._stopping or not self._pending):
         return Outcome(self._done, self._failed, len(self._pending))
       self._beat()
-      time.sleep(_POLL)
+      time.sleep(POLL)
 
   @property
   def _stopping(self) -> bool:

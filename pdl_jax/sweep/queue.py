@@ -26,8 +26,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from pdl_jax import process
 from pdl_jax.errors import HostError, PreemptedError
-from pdl_jax.sweep import process
 
 # Seconds: a claim of another machine is touched so often, and dead when it has
 # not been for so long.
@@ -129,7 +129,7 @@ def open_folder(root: Path) -> None:
   Raises:
     HostError: where processes cannot be looked at as on Linux.
   """
-  if not Path('/proc/self/ns/pid').is_symlink():
+  if not process.machine():
     raise HostError('--sweep needs Linux: it looks for processes in /proc')
   (root / 'sweep').mkdir(parents=True, exist_ok=True)
 

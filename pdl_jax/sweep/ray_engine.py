@@ -2,6 +2,7 @@
 
 A task of Ray is the local engine with one cell: it claims the cell where it
 runs, in the folder that all machines share, and looks after the child process.
+A cell of several machines has a task on each (gang.py).
 This side says which cell is next and reads how each ended from those files,
 so that sweepers of both engines can be at the same folder.
 
@@ -13,6 +14,7 @@ import dataclasses
 import functools
 import logging
 import os
+import secrets
 import socket
 import warnings
 from collections.abc import Mapping, Sequence
@@ -22,9 +24,10 @@ from typing import Any
 
 from pdl_jax.data.schema import check_known
 from pdl_jax.errors import ConfigError, HostError, PreemptedError
-from pdl_jax.sweep import local, queue
+from pdl_jax.sweep import gang, local, placement, queue
 from pdl_jax.sweep.axes import Cell
 from pdl_jax.sweep.child import Command
+from pdl_jax.sweep.placement import Placed, Wanted
 from pdl_jax.sweep.queue import PREEMPTED, Attempt
 
 _RESOURCES = ('CPU', 'GPU', 'TPU')
@@ -59,27 +62,28 @@ def run_on_ray(
   retries: int,
   fail_fast: bool,
   command: Command,
-  resources: Mapping[str, float],
+  wanted: Wanted,
 ) -> local.Outcome:
   """Runs what is not done yet on a cluster; the rest is as in local.supervise.
 
   The machines share the working folder, the run folders and the packages,
   each under the same path everywhere. A cell whose machine was lost is begun
   again when its claim is stale; one whose process was killed, at once if that
-  was on this machine.
+  was on this machine. A gang that lost one of its other machines did not fail:
+  it is begun again as soon as there are as many.
 
   Args:
     command: (cell, run folder) -> the command line that runs it.
-    resources: that a cell takes of one machine, by Ray's names.
+    wanted: machines of a cell.
 
   Raises:
-    HostError: Ray is not installed, the cluster does not answer, no machine
-      of it has the resources, or a machine cannot run cells at all.
+    HostError: Ray is not installed, the cluster does not answer, too few
+      machines of it have the resources, or one cannot run cells at all.
   """
   ray = _connect()
   try:
-    _check_fits(ray, resources)
-    start = functools.partial(_start, ray, root, command, resources)
+    placement.check_fits(ray, wanted)
+    start = functools.partial(_start, ray, root, command, wanted)
     return local.supervise(cells, root, workers, retries, fail_fast, start)
   finally:
     ray.shutdown()
@@ -121,28 +125,18 @@ def _check_answers(address: str) -> None:
     socket.create_connection((host, int(port)), _PATIENCE).close()
 
 
-def _check_fits(ray: ModuleType, wanted: Mapping[str, float]) -> None:
-  machines = [node['Resources'] for node in ray.nodes() if node['Alive']]
-  if not any(
-    all(machine.get(name, 0) >= number for name, number in wanted.items())
-    for machine in machines
-  ):
-    words = ' '.join(f'{name}={number:g}' for name, number in wanted.items())
-    raise HostError(
-      f'none of the {len(machines)} machines of the Ray cluster has {words}, '
-      'which --resources asks for a cell'
-    )
-
-
 def _start(
   ray: ModuleType,
   root: Path,
   command: Command,
-  resources: Mapping[str, float],
+  wanted: Wanted,
   cell: Cell,
   before: Sequence[Attempt],
-) -> '_Task':
-  """Asks Ray to run a cell as soon as a machine has room."""
+) -> '_Task | None':
+  """Asks Ray to run a cell as soon as there is room."""
+  placed = placement.place(ray, wanted)
+  if placed is None:
+    return None
   number = before[-1].number + 1 if before else 1
   attempt = Attempt(root / 'sweep', cell.digest, number)
   run = queue.run_folders(root).get(cell.digest, root / cell.run_id)
@@ -151,15 +145,22 @@ def _start(
     for name, value in os.environ.items()
     if name.startswith(_PASSED_ON)
   }
-  # No retries of Ray: after a death the claim says when the cell is free.
-  task = ray.remote(_run_cell).options(
-    name=cell.run_id, max_retries=0, num_cpus=resources['CPU'],
-    num_gpus=resources.get('GPU', 0),
-    resources={k: v for k, v in resources.items() if k == 'TPU'},
-  )  # fmt: skip
-  line = command(cell, run)
-  reference = task.remote(cell, root, run, line, Path.cwd(), passed_on)
-  return _Task(ray, cell, run, attempt, reference)
+  line, begun = command(cell, run), attempt.path('claim')
+  members: list[gang.Member | None] = [None]
+  if wanted.hosts > 1:
+    begun = root / 'sweep' / f'{cell.digest}.{secrets.token_hex(4)}.gang'
+    members = [
+      gang.Member(begun, wanted.hosts, number, wanted.is_slice)
+      for number in range(wanted.hosts)
+    ]
+  references = [
+    # No retries of Ray: after a death the claim says when the cell is free.
+    ray.remote(_run_cell)
+    .options(name=cell.run_id, max_retries=0, **options)
+    .remote(cell, root, run, line, Path.cwd(), passed_on, member)
+    for options, member in zip(placed.options, members, strict=True)
+  ]
+  return _Task(ray, cell, run, attempt, begun, references, placed)
 
 
 @dataclasses.dataclass
@@ -168,27 +169,44 @@ class _Task:
 
   Attributes:
     attempt: that it will claim, unless another sweeper is first.
-    reference: by which Ray knows it.
+    begun: file that is there once it listens to signals.
+    references: by which Ray knows its tasks that have not ended.
+    placed: its machines.
     stopped: whether it was told to end, for certain or not.
     told: signals that it has heard.
+    lost: whether one of its tasks was, with its process or machine.
   """
 
   ray: ModuleType
   cell: Cell
   run: Path
   attempt: Attempt
-  reference: Any
+  begun: Path
+  references: list[Any]
+  placed: Placed
   stopped: bool = False
   told: int = 0
+  lost: bool = False
 
   def poll(self) -> int | None:
     """0 or 75 once it is over; the files tell how a run has failed."""
-    if not self.ray.wait([self.reference], timeout=0)[0]:
+    ended, self.references = self.ray.wait(
+      self.references, num_returns=len(self.references), timeout=0
+    )
+    for reference in ended:
+      try:
+        self.ray.get(reference)
+      except self.ray.exceptions.RayError as error:
+        self._explain(error)
+    if self.references:
+      if ended and not self.begun.exists():
+        self._cancel()  # They would wait for it for ever.
       return None
-    try:
-      self.ray.get(self.reference)
-    except self.ray.exceptions.RayError as error:
-      self._explain(error)
+    self.placed.release()
+    end = self.attempt.end
+    if self.lost and end is not None and end.code == HostError.exit_code:
+      # Of a gang that could not go on without the machine.
+      self.attempt.write_end(dataclasses.replace(end, code=PREEMPTED))
     return 0 if queue.finished(self.run) else PREEMPTED
 
   def _explain(self, error: Exception) -> None:
@@ -200,16 +218,21 @@ class _Task:
         f'a machine of the Ray cluster cannot run cells: {reason}; it needs '
         f'{Path.cwd()} and the packages under the same path as here'
       )
+    self.lost = True
     name = type(error).__name__
     print(f'{self.cell.run_id} lost its process: {name}', flush=True)
 
   def stop(self, signals: int) -> None:
     """Interrupts it, if it has heard fewer signals than so many."""
-    self.stopped = True
     if self.told < signals:
       # It listens before it claims; until then Ray may lose what it is told.
-      self.told += self.attempt.path('claim').exists()
-      self.ray.cancel(self.reference)
+      self.told += self.begun.exists()
+      self._cancel()
+
+  def _cancel(self) -> None:
+    self.stopped = True
+    for reference in self.references:
+      self.ray.cancel(reference)
 
   def beat(self) -> None:
     """Left to the task, which has the claim."""
@@ -222,14 +245,22 @@ def _run_cell(
   line: list[str],
   folder: Path,
   environment: Mapping[str, str],
+  member: gang.Member | None = None,
 ) -> None:
   """What a task does, on whatever machine it is; Ray cancels it by Ctrl-C."""
   os.chdir(folder)
   os.environ.update(environment)
+  own = None if member is None else member.here()
+  if own is not None and own.number:
+    gang.follow(own, cell, root, run, line)
+    return
   before = queue.attempts(root).get(cell.digest, [])
   lasts = before and before[-1].lasts(queue.clock(root))
   if lasts or queue.run_folders(root).get(cell.digest, run) != run:
     return  # Another sweeper was at it while this waited for its turn.
+  if own is not None:
+    gang.lead(own, cell, root, before, line)
+    return
   try:
     local.run([cell], root, 1, 0, False, lambda *_: line)
   except PreemptedError:

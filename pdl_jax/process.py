@@ -19,7 +19,12 @@ _PREEMPTED = 75
 
 
 def machine() -> str:
-  """One boot of one machine, and the process ids that are seen from here."""
+  """One boot of one machine, and the process ids that are seen from here.
+
+  '' where that is not known: such a machine makes no claims, but reads them.
+  """
+  if not Path('/proc/self/ns/pid').is_symlink():
+    return ''
   boot = Path('/proc/sys/kernel/random/boot_id').read_text().strip()
   return f'{boot} {Path("/proc/self/ns/pid").readlink()}'
 
@@ -38,6 +43,19 @@ def start_time(pid: int) -> int | None:
   return None if state in 'ZX' else int(fields[18])
 
 
+def get_when_parent_dies(number: signal.Signals) -> None:
+  """Asks the kernel to send this process a signal then, however it dies.
+
+  If it is dead already there is none.
+
+  Raises:
+    OSError: the kernel refuses.
+  """
+  libc = ctypes.CDLL(None, use_errno=True)
+  if libc.prctl(_PR_SET_PDEATHSIG, number) != 0:
+    raise OSError(ctypes.get_errno(), 'prctl(PR_SET_PDEATHSIG) failed')
+
+
 def become(parent: int, file: Path, command: list[str]) -> None:
   """Turns this process into the command; ends instead if the parent is gone.
 
@@ -50,9 +68,7 @@ def become(parent: int, file: Path, command: list[str]) -> None:
     file: gets id and start time of this process, which the command keeps.
     command: its arguments; the first is looked for on the path.
   """
-  libc = ctypes.CDLL(None, use_errno=True)
-  if libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM) != 0:
-    raise OSError(ctypes.get_errno(), 'prctl(PR_SET_PDEATHSIG) failed')
+  get_when_parent_dies(signal.SIGTERM)
   name = {'pid': os.getpid(), 'started': start_time(os.getpid())}
   partial = file.with_name(f'{file.name}.partial')
   partial.write_text(json.dumps(name))

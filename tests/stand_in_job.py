@@ -1,0 +1,105 @@
+"""Stands in for launch.py where a run may be one of several processes.
+
+  python -m tests.stand_in_job DIR JSON [--processes=N | --multihost ...]
+
+Its parent is the real one. The processes train a number as stand_in_run.py
+does, in step with each other; process 0 writes what a run leaves. What must
+never be is noted in DIR/violations: a number of a process taken twice at once.
+"""
+
+import fcntl
+import hashlib
+import json
+import os
+import sys
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+from absl import flags
+from jax.experimental import multihost_utils
+
+from pdl_jax.errors import DataError, PreemptedError
+from pdl_jax.launch import journal, multihost, options, parent, verdict
+from pdl_jax.launch.multihost import Place
+
+_HOST = ('NAME', 'WORKER_ID')  # of a TPU slice
+
+
+def write(path, value):
+  partial = path.with_name(f'{path.name}.partial')
+  partial.write_text(json.dumps(value))
+  partial.replace(path)
+
+
+def status(run, step):
+  write(run / 'status.json', {
+    'state': 'running', 'step': step, 'error': '', 'heartbeat': time.time(),
+  })  # fmt: skip
+
+
+def train(run, config, stop, fails):
+  """Process 0 decides from where, and all hear of it."""
+  saved, step, value = run / 'saved.json', 0, str(config['value'])
+  if jax.process_index() == 0:
+    write(run / 'config.json', {'train': {'steps': config['steps']}})
+    if saved.exists():
+      step, value = json.loads(saved.read_text())
+    status(run, step)
+  step = int(multihost_utils.broadcast_one_to_all(np.asarray(step)))
+  while step < config['steps']:
+    time.sleep(config['sleep'])
+    step, value = step + 1, hashlib.sha256(value.encode()).hexdigest()
+    multihost_utils.process_allgather(np.asarray(step))
+    if fails:
+      raise DataError(f'step {step} was to fail')
+    stopped = stop.reached(f'in step {step}')
+    if jax.process_index() == 0:
+      status(run, step)
+      if stopped or step % 2 == 0:
+        write(saved, [step, value])
+    if stopped:
+      raise PreemptedError('the same command continues')
+  if jax.process_index() == 0:
+    write(run / 'results.json', {'value': value})
+
+
+def work(run, config):
+  """As launch.main: joins, works, says how it ended by its code."""
+  os.environ.setdefault('NPROC', '16')
+  try:
+    stop = multihost.join(Place.here())
+    number = jax.process_index()
+    with (run / f'{number}.running').open('a') as lock:
+      try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+      except BlockingIOError:
+        (run / 'violations').write_text(f'process {number} twice')
+      with (run / f'{number}.begun').open('a+') as begun:
+        begun.seek(0)
+        attempt = len(begun.readlines())
+        host = [os.environ.get(f'TPU_{key}', '-') for key in _HOST]
+        begun.write(f'{os.getpid()} {os.getppid()} {" ".join(host)}\n')
+      fails = number == 1 and attempt < config.get('failures', 0)
+      train(run, config, stop, fails)
+  except (DataError, PreemptedError) as error:
+    word = 'stopped' if error.exit_code == 75 else 'error'
+    print(f'{word}: {error}', file=sys.stderr)
+    return error.exit_code
+  return 0
+
+
+def main():
+  _, run, config = flags.FLAGS(sys.argv)
+  # Seconds until a host that says nothing is lost; tests wait for it.
+  journal.SILENCE = verdict.SILENCE = 8.0
+  if Place.here() is not None:
+    multihost.leave(lambda: work(Path(run), json.loads(config)))
+  command = [sys.executable, '-m', 'tests.stand_in_job', *sys.argv[1:]]
+  hosts = parent.start(options.places(Path(run)), command)
+  sys.exit(parent.supervise(hosts, options.stuck_seconds()).code)
+
+
+if __name__ == '__main__':
+  main()
