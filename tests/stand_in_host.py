@@ -18,11 +18,9 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from pdl_jax import sharding
-from pdl_jax.checkpoint import Checkpointer
 from pdl_jax.errors import DataError, PdlError
-from pdl_jax.launch import multihost, preflight
+from pdl_jax.launch import multihost
 from pdl_jax.launch.multihost import Place
-from tests import host_state
 
 AT = 3  # the step in which process 1 misbehaves
 
@@ -71,8 +69,20 @@ def shares():
       np.testing.assert_array_equal(found, whole)
 
 
+def tell():
+  """That texts of different lengths arrive whole."""
+  from pdl_jax.launch import preflight
+
+  text = 'x' * (1 + 5 * jax.process_index())
+  assert preflight.gather(text) == ['x', 'xxxxxx']
+
+
 def save(folder):
   """A state over all devices, and the position of the data."""
+  # Other tests need not wait for what these import.
+  from pdl_jax.checkpoint import Checkpointer
+  from tests import host_state
+
   mesh = sharding.make_mesh((2, 1, 2))
   placed = NamedSharding(mesh, P('data', 'tensor'))
   batches = host_state.iterator(*sharding.batch_share(mesh))
@@ -90,10 +100,9 @@ def main():
     what = sys.argv[1]
     if what == 'shares':
       shares()
+      tell()
     elif what == 'save':
       save(Path(sys.argv[2]))
-      text = 'x' * (1 + 5 * jax.process_index())
-      assert preflight.gather(text) == ['x', 'xxxxxx']
     else:
       steps(what, stop)
   except PdlError as error:

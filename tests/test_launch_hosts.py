@@ -17,11 +17,12 @@ import pytest
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from pdl_jax import sharding
+from configs import summarize
+from pdl_jax import records, sharding
 from pdl_jax.checkpoint import Checkpointer
 from pdl_jax.launch import journal, parent
 from pdl_jax.launch.multihost import Place
-from tests import host_state
+from tests import host_state, small
 
 ROOT = Path(__file__).parent.parent
 HEARTBEAT = 10
@@ -104,7 +105,7 @@ def test_a_parent_blames_a_silent_host_and_not_its_own_aborted_one(tmp_path):
   now = time.time()
   for number, age in ((0, 20.0), (1, 25.0)):
     standing = journal.Standing(
-      str(number), 'there', number, 'stepping', 3, 0.0, now - age
+      str(number), 'there', 40, number, 'stepping', 3, 0.0, now - age
     )
     text = json.dumps(dataclasses.asdict(standing))
     (tmp_path / f'{number}.json').write_text(text)
@@ -115,7 +116,7 @@ def test_a_parent_blames_a_silent_host_and_not_its_own_aborted_one(tmp_path):
   watch._began = now - 60
   code, words = watch._of_others(end)
   assert code == 4
-  assert words.startswith('process 0 (on there) has not been heard of for 2')
+  assert words.startswith('process 0 (pid 40 on there) has not been heard of')
   assert 'process 1' not in words
 
 
@@ -191,3 +192,37 @@ def test_hosts_that_differ_end_before_they_begin(tmp_path):
     assert ('FAIL  configuration' in out) == (number == 0)
     assert ('PASS  all-reduce' in out) == (number == 0)
     assert not (tmp_path / str(number) / 'config.json').exists()
+
+
+def test_the_whole_job_of_two_processes_is_that_of_one(tmp_path, data_dir):
+  """On the command line; the parts of the batch meet in other orders."""
+  changes = {'train.steps': 4, 'evaluate.examples': 8}
+  small.run_job(data_dir, tmp_path / 'one', **changes)
+  config = small.job_config(data_dir, **changes)
+  flat = records.flatten(config.to_dict())
+  before = records.flatten(summarize.get_config('tiny').to_dict())
+  told = [
+    f'--config.{key}={value}'
+    for key, value in flat.items()
+    if value != before[key]
+  ]
+  done = subprocess.run(
+    command('--processes=2', f'--workdir={tmp_path}/two', *told), cwd=ROOT,
+    env=environment(), capture_output=True, text=True, check=False,
+  )  # fmt: skip
+  assert done.returncode == 0, done.stderr
+  assert 'PASS  memory of a device' in done.stdout
+  one, two = (
+    [json.loads(line) for line in (tmp_path / name / 'metrics.jsonl').open()]
+    for name in ('one', 'two')
+  )
+  for a, b in zip(one, two, strict=True):
+    for key in {'loss', 'plain_loss', 'validation_nats'} & a.keys():
+      assert abs(a[key] - b[key]) < 1e-5, (a['step'], key)
+  texts = [
+    (tmp_path / name / 'predictions' / 'after.jsonl').read_text().splitlines()
+    for name in ('one', 'two')
+  ]
+  assert [json.loads(x)['id'] for x in texts[0]] == [
+    json.loads(x)['id'] for x in texts[1]
+  ]
