@@ -289,6 +289,8 @@ def note_failure(
     partial.replace(status)
 
 
+# Of shipped code: the file that says of which commit it is.
+COMMIT = 'COMMIT'
 CODE = (
   'pdl_jax', 'configs', 'launch.py', 'requirements.txt',
   'requirements-nodeps.txt',
@@ -298,7 +300,7 @@ CODE = (
 def environment(mesh: Mapping[str, int]) -> dict[str, Any]:
   """What a result depends on besides the configuration."""
   return {
-    'commit': _git('rev-parse', 'HEAD'),
+    'commit': _git('rev-parse', 'HEAD') or _shipped(),
     # Of the code: an experiment writes its records while it runs.
     'dirty': bool(_git(
       'status', '--porcelain', '--untracked-files=no', '--',
@@ -312,6 +314,12 @@ def environment(mesh: Mapping[str, int]) -> dict[str, Any]:
     'devices': [str(device) for device in jax.devices()],
     'mesh': dict(mesh),
   }
+
+
+def _shipped() -> str | None:
+  """The commit of code that came to this host without its checkout."""
+  path = Path(__file__).parent.parent / COMMIT
+  return path.read_text() if path.exists() else None
 
 
 def _versions(names: Iterable[str]) -> Iterator[tuple[str, str]]:

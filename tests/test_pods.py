@@ -2,11 +2,12 @@
 
 After a wanted change, write the golden plans again and look at their diff:
 
-  python -m tests.test_launch_pods
+  python -m tests.test_pods
 """
 
 import os
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -343,8 +344,13 @@ def test_only_what_is_committed_is_shipped(checkout, monkeypatch):
   listed = subprocess.run(
     ['tar', '-tf', made.packed], capture_output=True, text=True, check=True
   )
+  subprocess.run(['tar', '-xf', made.packed], check=True)
   made.packed.unlink()
   assert f'{made.code}/launch.py' in listed.stdout.splitlines()
+  # Where there is no checkout, env.json has the commit from there.
+  commit = checkout / made.code / records.COMMIT
+  assert commit.read_text() == made.commit
+  shutil.rmtree(checkout / made.code)
   assert 'notes.txt' not in listed.stdout
   (checkout / 'configs' / 'mine.py').write_text('')
   with pytest.raises(ConfigError, match=r'from which configs/mine\.py differs'):

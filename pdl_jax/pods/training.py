@@ -41,10 +41,11 @@ class Training:
 
   @property
   def pack(self) -> tuple[str, ...]:
-    """The command that packs the code."""
+    """The command that packs the code, and which commit it is of."""
     return (
-      'git', 'archive', f'--prefix={self.code}/', f'--output={self.packed}',
-      self.commit, *records.CODE,
+      'git', 'archive', f'--prefix={self.code}/',
+      f'--add-virtual-file={self.code}/{records.COMMIT}:{self.commit}',
+      f'--output={self.packed}', self.commit, *records.CODE,
     )  # fmt: skip
 
   @property

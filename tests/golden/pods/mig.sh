@@ -1,5 +1,5 @@
 # 1/10 pack the code of the last commit
-git archive --prefix=pdl_jax-0123456789ab/ --output=/tmp/pdl_jax-0123456789ab.tar.gz 0123456789abcdef0123456789abcdef01234567 pdl_jax configs launch.py requirements.txt requirements-nodeps.txt
+git archive --prefix=pdl_jax-0123456789ab/ --add-virtual-file=pdl_jax-0123456789ab/COMMIT:0123456789abcdef0123456789abcdef01234567 --output=/tmp/pdl_jax-0123456789ab.tar.gz 0123456789abcdef0123456789abcdef01234567 pdl_jax configs launch.py requirements.txt requirements-nodeps.txt
 
 # 2/10 describe a machine
 gcloud compute instance-templates create gpu --quiet --machine-type=a3-highgpu-8g --image-project=deeplearning-platform-release --image-family=my-family --boot-disk-size=200GB --maintenance-policy=TERMINATE --scopes=cloud-platform --tags=gpu --provisioning-model=SPOT --instance-termination-action=DELETE

@@ -1,5 +1,5 @@
 # 1/7 pack the code of the last commit
-git archive --prefix=pdl_jax-0123456789ab/ --output=/tmp/pdl_jax-0123456789ab.tar.gz 0123456789abcdef0123456789abcdef01234567 pdl_jax configs launch.py requirements.txt requirements-nodeps.txt
+git archive --prefix=pdl_jax-0123456789ab/ --add-virtual-file=pdl_jax-0123456789ab/COMMIT:0123456789abcdef0123456789abcdef01234567 --output=/tmp/pdl_jax-0123456789ab.tar.gz 0123456789abcdef0123456789abcdef01234567 pdl_jax configs launch.py requirements.txt requirements-nodeps.txt
 
 # 2/7 queue for a TPU
 gcloud compute tpus queued-resources create v5 --zone=us-west4-a --quiet --node-id=v5 --accelerator-type=v5litepod-16 --runtime-version=v2-alpha-tpuv5-lite --reserved

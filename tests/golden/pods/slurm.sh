@@ -24,7 +24,7 @@ exit $code
 END_OF_FILE
 
 # 1/4 pack the code of the last commit
-git archive --prefix=pdl_jax-0123456789ab/ --output=/tmp/pdl_jax-0123456789ab.tar.gz 0123456789abcdef0123456789abcdef01234567 pdl_jax configs launch.py requirements.txt requirements-nodeps.txt
+git archive --prefix=pdl_jax-0123456789ab/ --add-virtual-file=pdl_jax-0123456789ab/COMMIT:0123456789abcdef0123456789abcdef01234567 --output=/tmp/pdl_jax-0123456789ab.tar.gz 0123456789abcdef0123456789abcdef01234567 pdl_jax configs launch.py requirements.txt requirements-nodeps.txt
 
 # 2/4 unpack it
 tar -xzf /tmp/pdl_jax-0123456789ab.tar.gz --one-top-level=/.cache/pods

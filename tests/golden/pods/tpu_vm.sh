@@ -1,5 +1,5 @@
 # 1/6 pack the code of the last commit
-git archive --prefix=pdl_jax-0123456789ab/ --output=/tmp/pdl_jax-0123456789ab.tar.gz 0123456789abcdef0123456789abcdef01234567 pdl_jax configs launch.py requirements.txt requirements-nodeps.txt
+git archive --prefix=pdl_jax-0123456789ab/ --add-virtual-file=pdl_jax-0123456789ab/COMMIT:0123456789abcdef0123456789abcdef01234567 --output=/tmp/pdl_jax-0123456789ab.tar.gz 0123456789abcdef0123456789abcdef01234567 pdl_jax configs launch.py requirements.txt requirements-nodeps.txt
 
 # 2/6 create the TPU
 gcloud compute tpus tpu-vm create v6 --zone=us-east5-a --quiet --accelerator-type=v6e-16 --version=v2-alpha-tpuv6e --spot
