@@ -19,9 +19,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from pdl_jax.process import start_time
 from pdl_jax.report.carry_out import RECORDS
 from pdl_jax.sweep import queue
-from pdl_jax.sweep.process import start_time
 
 FOLDER = Path(__file__).parent
 ROOT = FOLDER.parent.parent
