@@ -50,7 +50,6 @@ from typing import Any
 if os.environ.get('JAX_NUM_CPU_DEVICES', '1') != '1':
   os.environ.setdefault('NPROC', '16')
 
-import jax
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
@@ -223,7 +222,7 @@ def train(
       records.note_failure(workdir, settings.resolved, 'error', ended.words)
     return ended.code
   inspect = None
-  if Place.here() is not None or jax.default_backend() != 'cpu':
+  if Place.here() is not None or multihost.default_backend() != 'cpu':
     stop.note('pre-flight')
     flight = Preflight(settings, workdir)
     flight.start()
@@ -236,8 +235,9 @@ def dry_run(
   settings: Settings, workdir: Path, arguments: Sequence[str]
 ) -> None:
   """Says what a run would be, what it takes, and what to type."""
+  options.check()
   print(describe(settings, options.devices()))
-  kept = [x for x in arguments if x.lstrip('-') != 'dry_run']
+  kept = options.without_dry_run(arguments)
   print(f'# run folder: {workdir}\n{shlex.join(["python", *kept])}')
 
 
@@ -360,10 +360,13 @@ def start_pod(pod: Pod, arguments: Sequence[str]) -> None:
   """Starts the run on a pod, or says how."""
   settings, here = configured()
   folder = pods.workdir(pod, here, _WORKDIR.value is not None)
-  told = training.committed(pods.without(arguments), folder)
+  options.check_alone('--pod')
+  pods.check_shipped(settings.model.pretrained)
+  kept = pods.without(options.without_dry_run(arguments))
+  told = training.committed(kept, folder)
   plan = commands.plan(pod, told)
   if _DRY_RUN.value:
-    if options.devices() is not None:
+    if options.devices_are_told():
       print(describe(settings, options.devices()))
     print(to_shell(plan))
   else:
@@ -372,6 +375,13 @@ def start_pod(pod: Pod, arguments: Sequence[str]) -> None:
 
 def _overrides(name: str) -> dict[str, Any]:
   return config_flags.get_override_values(flags.FLAGS[name])
+
+
+def help_text() -> str:
+  """What launch.py does, and all its flags."""
+  modules = (sys.argv[0], options.__name__, pods.__name__)
+  flags_of = (flags.FLAGS.module_help(module) for module in modules)
+  return '\n'.join([__doc__ or '', *filter(None, flags_of)])
 
 
 def show_preview(settings: Settings, workdir: Path) -> None:
@@ -413,8 +423,16 @@ def main(arguments: Sequence[str]) -> int:
   """Runs the command; returns its exit code."""
   stop, settings, workdir = StopRequest(), None, None
   try:
+    if {'--help', '-h', '--helpfull'} & set(arguments[1:]):
+      print(help_text())
+      return 0
     decode, pod = parse(arguments), pods.pod()
     options.choose_backend()
+    if options.devices_are_told() and not _DRY_RUN.value:
+      raise ConfigError(
+        '--devices says of which machine --dry_run speaks; a run takes all '
+        'devices that are there'
+      )
     if (own := Place.here()) is not None:
       stop = multihost.join(own)
     if _EVALUATE.value is not None:
@@ -441,6 +459,7 @@ def main(arguments: Sequence[str]) -> int:
     if pod is not None:
       start_pod(pod, arguments[1:])
       return 0
+    multihost.default_backend()
     settings, workdir = configured()
     if _DRY_RUN.value:
       dry_run(settings, workdir, arguments)

@@ -16,7 +16,7 @@ def get_config(mode: str = 'default') -> ConfigDict:
 
   Args:
     mode: default, fine-tunes SmolLM2-135M in minutes on two cores; tiny, a
-      small model from scratch in under a minute, to see every part at work;
+      small model from scratch in a minute or two, to see every part at work;
       small, a model of about a million parameters in a few minutes, for wide
       grids: from scratch, or from such a run by model.pretrained=run:FOLDER;
       full, for accelerators: whole data, long context, not measured.

@@ -8,7 +8,7 @@ first sentence is the summary, the rest the document; whole services held out.
 
 Measured on 96 test documents (experiments/smollm2): ROUGE-L 19.4 before and
 29.2 after, target perplexity 30.5 and 17.1; with cross-entropy 28.7 and 15.4.
-Mode tiny trains a small model from scratch in under a minute, to see every
+Mode tiny trains a small model from scratch in a minute or two, to see every
 part at work. Mode full, for accelerators, is unmeasured.
 
 alpha 0.25 was chosen on validation: its outputs have the same share of rare

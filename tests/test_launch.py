@@ -92,6 +92,20 @@ def test_bad_command_lines_end_in_one_line(
        '--process_id=2'], '--process_id 2 is not one of 2',
     ),
     (
+      [TINY_CONFIG, '--multihost', '--coordinator=a', '--num_processes=2',
+       '--process_id=0', '--dry_run'], '--coordinator=a has to be HOST:PORT',
+    ),
+    ([TINY_CONFIG, '--processes=2', '--backend=tpu'], 'out --backend=tpu'),
+    ([TINY_CONFIG, '--devices=4'], '--devices says of which machine --dry_run'),
+    (
+      [TINY_CONFIG, '--pod=a', '--zone=z', '--processes=2'],
+      '--pod tells each host which it is; leave out --processes',
+    ),
+    (
+      [TINY_CONFIG, '--pod=a', '--zone=z',
+       '--config.model.pretrained=my/model'], 'in /mnt/shared/my/model',
+    ),
+    (
       [TINY_CONFIG, '--sweep=seed', '--hosts_per_cell=2'],
       'needs --engine=ray; this machine alone rehearses it by --processes=2',
     ),
@@ -105,6 +119,26 @@ def test_commands_that_contradict_themselves(arguments, words):
   assert done.returncode == 2
   assert done.stderr.startswith('error: ') and words in done.stderr
   assert len(done.stderr.splitlines()) == 1
+
+
+def test_a_backend_that_is_not_there_is_exit_code_4(tmp_path):
+  """No silent CPU, and no traceback."""
+  done = launch(f'--workdir={tmp_path}/run', '--backend=tpu')
+  assert done.returncode == 4
+  assert done.stderr.splitlines()[-1].startswith(
+    'error: no backend tpu on this host'
+  )
+  assert 'Traceback' not in done.stderr
+
+
+def test_help_has_the_flags_of_every_module():
+  done = subprocess.run(
+    [sys.executable, 'launch.py', '--help'], cwd=ROOT, env=environment(),
+    capture_output=True, text=True, check=False,
+  )  # fmt: skip
+  assert done.returncode == 0
+  for flag in ('--sweep', '--stuck_seconds', '--pod_kind', 'Exit codes'):
+    assert flag in done.stdout
 
 
 def test_a_sweep_says_what_it_would_run(tmp_path):

@@ -8,7 +8,7 @@ import pytest
 
 from pdl_jax import setup, start
 from pdl_jax.errors import ConfigError
-from pdl_jax.launch import dry_run
+from pdl_jax.launch import dry_run, options
 from tests import small
 
 ROOT = Path(__file__).parent.parent
@@ -54,6 +54,13 @@ def test_a_mesh_of_other_devices_is_refused(tmp_path):
   settings = small.settings(tmp_path, **{'mesh.fsdp': 3})
   with pytest.raises(ConfigError, match=r'\(-1, 3, 1\) does not make 8 dev'):
     dry_run.describe(settings, 8)
+
+
+def test_what_to_type_has_nothing_of_the_dry_run():
+  told = ['launch.py', '--dry_run', '--devices', '4', '--x=--devices']
+  assert options.without_dry_run([*told, '-devices=2']) == [
+    'launch.py', '--x=--devices'
+  ]  # fmt: skip
 
 
 def test_the_command_line(tmp_path):

@@ -76,6 +76,20 @@ def test_too_little_of_everything(tmp_path, ready, monkeypatch, capsys):
   assert 'FAIL  memory of a device' in printed and 'FAIL  free space' in printed
 
 
+def test_a_folder_that_only_one_host_has(tmp_path, monkeypatch):
+  """The second host sees no token under the same path."""
+  checks = flight(tmp_path)
+  checks._hosts = ['a', 'b']
+  others = iter(['', '', f'{tmp_path}/run'])
+  monkeypatch.setattr(preflight, 'gather', lambda own: [own, next(others)])
+  checks._shared_folder()
+  (row,) = checks._rows
+  assert row.failure.startswith(
+    'process 1 (on b) does not see what process 0 (on a) writes in '
+    f'{tmp_path}/run: the run folder must be one that all hosts mount'
+  )
+
+
 def test_differences_are_named_by_host_and_counted():
   facts = [{'a': 1, 'b': 2, 'c': 3}, {'a': 1, 'b': 2, 'c': 3},
            {'a': 0, 'b': 'x' * 99, 'd': 4}]  # fmt: skip

@@ -260,6 +260,8 @@ def test_packages_are_installed_once(tmp_path, stubs):
     ({'zone': 'z', 'name': 'My_Pod'}, '--pod=My_Pod has to be lower case'),
     ({'zone': 'z', 'name': 'a' * 61}, 'at most 60 long'),
     ({'zone': 'z', 'capacity': 'spot'}, 'without --accelerator'),
+    ({'zone': 'z', 'accelerator': 'nonsense'}, 'is no accelerator type'),
+    ({'zone': 'z', 'accelerator': 'tpu7x-16'}, 'take --pod_kind=xpk'),
     ({'zone': 'z', 'share': 'gs://b/folder'}, 'neither IP:/EXPORT'),
     (
       {'kind': 'mig', 'zone': 'z', 'hosts': 2, 'accelerator': 'a3'},
@@ -308,7 +310,7 @@ def test_flags_of_a_pod_need_a_pod(monkeypatch):
 
 def test_the_command_line_without_the_pod():
   mine = ['--config', 'pod', '--config.a=--pod', '--config.pod=x']
-  pod = ['--pod=x', '-zone', 'z', '--workdir=w', '--dry_run', '--hosts', '2']
+  pod = ['--pod=x', '-zone', 'z', '--workdir=w', '--hosts', '2']
   assert options.without([*mine, *pod]) == mine
 
 

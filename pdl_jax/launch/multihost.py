@@ -101,6 +101,23 @@ class SharedStop(StopRequest):
     return self.requested
 
 
+def default_backend() -> str:
+  """That of JAX, which this starts.
+
+  Raises:
+    HostError: there is none of the kind that was asked for.
+  """
+  try:
+    return jax.default_backend()
+  except RuntimeError as error:
+    asked = jax.config.values['jax_platforms']
+    raise HostError(
+      f'no backend {asked} on this host, which --backend or JAX_PLATFORMS asks '
+      'for: mend the driver or libtpu, or end what holds the chips; JAX says: '
+      f'{str(error).splitlines()[0]}'
+    ) from error
+
+
 def join(place: Place) -> SharedStop:
   """Waits for the other processes; from here on JAX sees all devices.
 
@@ -129,13 +146,18 @@ def join(place: Place) -> SharedStop:
       heartbeat_timeout_seconds=place.heartbeat_seconds,
       shutdown_timeout_seconds=place.heartbeat_seconds,
     )  # fmt: skip
-  except (ValueError, RuntimeError) as error:
+  except ValueError as error:
+    raise HostError(
+      '--multihost finds no cluster in the environment of this host: on a TPU '
+      'pod, with Slurm, MPI or Kubernetes JAX knows the others, elsewhere give '
+      'each host --coordinator=HOST:PORT --num_processes=N --process_id=I'
+    ) from error
+  except RuntimeError as error:
     reason = str(error).strip().splitlines()[0]
     raise HostError(
-      f'--multihost cannot join the other hosts: {reason}; on a TPU pod, with '
-      'Slurm, MPI or Kubernetes JAX finds them, elsewhere give each host '
-      '--coordinator=HOST:PORT --num_processes=N --process_id=I'
+      f'--multihost cannot join the other hosts: {reason}'
     ) from error
+  default_backend()
   journal.process = jax.process_index()
   return SharedStop(journal)
 

@@ -1,7 +1,9 @@
 """The flags of several hosts, and the processes that they ask for."""
 
 import os
+import re
 import socket
+from collections.abc import Sequence
 from pathlib import Path
 
 import jax
@@ -15,8 +17,8 @@ _MULTIHOST = flags.DEFINE_bool(
   'multihost', False, 'This is one of several hosts, each with this command.'
 )
 _PROCESSES = flags.DEFINE_integer(
-  'processes', 0, 'Rehearse --multihost here, on CPUs: so many processes.',
-  lower_bound=0,
+  'processes', None, 'Rehearse --multihost here, on CPUs: so many processes.',
+  lower_bound=1,
 )  # fmt: skip
 _COORDINATOR = flags.DEFINE_string(
   'coordinator', None, 'HOST:PORT of process 0, where JAX cannot find it.'
@@ -45,6 +47,11 @@ _DEVICES = flags.DEFINE_integer(
 )
 # What the cells of a sweep are told too.
 _OF_CELLS = ('processes', 'join_seconds', 'stuck_seconds', 'backend')
+_OF_DRY_RUN = ('dry_run', 'nodry_run', 'devices')
+_OF_HOSTS = (
+  'multihost', 'processes', 'coordinator', 'num_processes', 'process_id',
+  'backend',
+)  # fmt: skip
 # What JAX itself takes until it believes a silent process dead.
 _HEARTBEAT = 100
 
@@ -82,9 +89,52 @@ def places(workdir: Path) -> list[Place]:
   return [_place(workdir, name, coordinator, count, number)]
 
 
+def check() -> None:
+  """Of flags that only starting would read.
+
+  Raises:
+    ConfigError: they contradict each other.
+  """
+  _told()
+
+
+def check_alone(command: str) -> None:
+  """Refuses flags of several hosts, which a command gives to them itself.
+
+  Raises:
+    ConfigError: naming one.
+  """
+  given = [name for name in _OF_HOSTS if flags.FLAGS[name].present]
+  if given:
+    raise ConfigError(
+      f'{command} tells each host which it is; leave out --{given[0]}'
+    )
+
+
+def devices_are_told() -> bool:
+  """Whether by --devices."""
+  return _DEVICES.value is not None
+
+
 def devices() -> int | None:
-  """How many a run will have that --dry_run asks about; None: not said."""
-  return _DEVICES.value
+  """How many a run will have that --dry_run asks about; None: not said.
+
+  Of several processes on CPUs each has one.
+  """
+  return _DEVICES.value or _PROCESSES.value or _NUM_PROCESSES.value
+
+
+def without_dry_run(arguments: Sequence[str]) -> list[str]:
+  """Arguments but for --dry_run, and what only it reads."""
+  kept: list[str] = []
+  rest = iter(arguments)
+  for argument in rest:
+    name, equals, _ = argument.lstrip('-').partition('=')
+    if not argument.startswith('-') or name not in _OF_DRY_RUN:
+      kept.append(argument)
+    elif name == 'devices' and not equals:
+      next(rest)  # Its value stands by itself.
+  return kept
 
 
 def of_cells(hosts: int) -> list[str]:
@@ -135,6 +185,12 @@ def _told() -> tuple[str | None, int | None, int | None]:
       '--processes rehearses on one machine what --multihost does on several; '
       'give one'
     )
+  if _PROCESSES.value and _BACKEND.value not in (None, 'cpu'):
+    raise ConfigError(
+      f'--processes rehearses on CPUs; leave out --backend={_BACKEND.value}'
+    )
+  if coordinator is not None and not re.fullmatch(r'.+:\d+', coordinator):
+    raise ConfigError(f'--coordinator={coordinator} has to be HOST:PORT')
   if count is not None and number is not None and number >= count:
     raise ConfigError(
       f'--process_id {number} is not one of {count}, which begin at 0'

@@ -210,12 +210,13 @@ class _Watch:
       host.asked = now
       host.child.send_signal(signal.SIGUSR1)
       if not self._found:
-        self._found = verdict.stuck(standings, now)
+        # Who does not even write its standing cannot write its stacks.
+        lost = verdict.silent(standings, now)
+        self._found = lost or verdict.stuck(standings, now)
         where = ', '.join(str(one.file('stacks')) for one in self._hosts)
-        print(
-          f'error: {self._found}; where each thread is: {where}',
-          file=sys.stderr,
-        )
+        more = self._logs() if lost else f'where each thread is: {where}'
+        limit = f'--stuck_seconds is {self._stuck:g}'
+        print(f'error: {self._found}; {limit}; {more}', file=sys.stderr)
 
   def _of_others(self, own: End) -> tuple[int, str]:
     """Why processes of this host were aborted by those of others."""

@@ -226,16 +226,25 @@ class Preflight:
       path.write_text(token)
     token = gather(token)[0]  # After the file is there.
     seen = gather(path.read_text() if path.exists() else '')
+    folders = gather(str(self._workdir.absolute()))
     blind = [
       f'process {number} (on {self._hosts[number]})'
       for number, text in enumerate(seen)
       if text != token
     ]
-    failure = (
-      f'{", ".join(blind)} does not see what process 0 (on {self._hosts[0]}) '
-      f'writes in {self._workdir}: the run folder must be one that all hosts '
-      'mount, such as Filestore, NFS, Lustre or a bucket by Cloud Storage FUSE'
-    ) if blind else ''  # fmt: skip
+    failure = ''
+    if len(set(folders)) > 1:
+      failure = (
+        differences([{'it': folder} for folder in folders], self._hosts)
+        + '; give all hosts the same --workdir'
+      )
+    elif blind:
+      failure = (
+        f'{", ".join(blind)} does not see what process 0 (on {self._hosts[0]}) '
+        f'writes in {self._workdir}: the run folder must be one that all hosts '
+        'mount, such as Filestore, NFS, Lustre or a bucket by Cloud Storage '
+        'FUSE'
+      )
     self._rows.append(Check('shared run folder', failure, str(self._workdir)))
 
   def _save_and_restore(self, mesh: Mesh) -> None:
@@ -322,7 +331,8 @@ class Preflight:
     if jax.process_index() == 0:
       print(f'\n{table(self._rows)}\n')
     raise HostError(
-      'pre-flight: ' + '; '.join(f'{row.name}: {row.failure}' for row in failed)
+      'pre-flight: '
+      + ' | '.join(f'{row.name}: {row.failure}' for row in failed)
     )
 
 

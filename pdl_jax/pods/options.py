@@ -60,15 +60,27 @@ def pod() -> pods.Pod | None:
   )  # fmt: skip
 
 
+def check_shipped(pretrained: str) -> None:
+  """Refuses a model that the hosts will not find.
+
+  Raises:
+    ConfigError: it is in a folder beside the code, which is not shipped.
+  """
+  _, _, place = pretrained.rpartition(':')
+  if '/' in place and not Path(place).is_absolute():
+    raise ConfigError(
+      f'--pod ships no models: model.pretrained {pretrained} has to be below '
+      f'a folder that all hosts see, as in {pods.MOUNT}/{place}'
+    )
+
+
 def without(arguments: Sequence[str]) -> list[str]:
-  """Arguments but for those of the pod, --workdir and --dry_run."""
+  """Arguments but for those of the pod and --workdir."""
   named = {flag.name for flag in _ALL} | {'workdir'}
   kept: list[str] = []
   rest = iter(arguments)
   for argument in rest:
     name, equals, _ = argument.lstrip('-').partition('=')
-    if name in ('dry_run', 'nodry_run'):
-      continue
     if not argument.startswith('-') or name not in named:
       kept.append(argument)
     elif not equals:

@@ -102,6 +102,13 @@ class Pod:
         f'{_flag(name)} says how machines are made, and without --accelerator '
         'those that exist are used'
       )
+    tpu = self.kind in ('tpu-vm', 'queued-resource') and self.accelerator
+    if tpu and not re.fullmatch(r'v[0-9][a-z]*-[0-9]+', self.accelerator):
+      raise ConfigError(
+        f'--accelerator={self.accelerator} is no accelerator type of the Cloud '
+        'TPU API, such as v5litepod-16 or v6e-16; from TPU7x on take '
+        '--pod_kind=xpk'
+      )
     if self.kind == 'mig' and self.accelerator and self.image.count('/') != 1:
       raise ConfigError(
         '--pod_kind=mig needs --image=PROJECT/FAMILY with NVIDIA drivers, as '
