@@ -200,6 +200,10 @@ def test_donated_state_is_saved_as_it_was(tmp_path, sharding):
       on_mesh(make_mesh(8, 1, 1), P('data')),
       on_mesh(make_mesh(2, 2, 2), P(('data', 'fsdp'), 'tensor')),
     ),
+    (
+      on_mesh(make_mesh(2, 2, 2), P(('data', 'fsdp'), 'tensor')),
+      on_mesh(make_mesh(1, 1, 8), P(None, 'tensor')),
+    ),
   ],
   ids=['1_to_8', '8x1x1_to_2x2x2'],
 )
