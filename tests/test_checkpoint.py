@@ -205,7 +205,7 @@ def test_donated_state_is_saved_as_it_was(tmp_path, sharding):
       on_mesh(make_mesh(1, 1, 8), P(None, 'tensor')),
     ),
   ],
-  ids=['1_to_8', '8x1x1_to_2x2x2'],
+  ids=['1_to_8', '8x1x1_to_2x2x2', '2x2x2_to_1x1x8'],
 )
 def test_another_mesh(tmp_path, before, after):
   state = make_state()
