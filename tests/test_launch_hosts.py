@@ -81,7 +81,7 @@ def test_a_stuck_host_is_named_and_where_it_stands(tmp_path, capfd):
   (line,) = capfd.readouterr().err.splitlines()
   assert re.match(
     rf'error: stuck: {WHO.format(1)}, reading the batch of step 3 for \d+ s, '
-    rf'while {WHO.format(0)} is stepping; where each thread is: ',
+    rf'while {WHO.format(0)} is stepping; --stuck_seconds is 4; where each ',
     line,
   )
   stacks = (tmp_path / '1.stacks').read_text()

@@ -92,11 +92,11 @@ def test_a_folder_that_only_one_host_has(tmp_path, monkeypatch):
 
 def test_differences_are_named_by_host_and_counted():
   facts = [{'a': 1, 'b': 2, 'c': 3}, {'a': 1, 'b': 2, 'c': 3},
-           {'a': 0, 'b': 'x' * 99, 'd': 4}]  # fmt: skip
+           {'a': 0, 'b': 'x' * 199, 'd': 4}]  # fmt: skip
   found = preflight.differences(facts, ['h0', 'h1', 'h2'])
   assert found == (
     'a is 0 in process 2 (on h2) and 1 in process 0 (on h0); b is '
-    f'{"x" * 60} in process 2 (on h2) and 2 in process 0 (on h0); c is absent '
+    f'{"x" * 120} in process 2 (on h2) and 2 in process 0 (on h0); c is absent '
     'in process 2 (on h2) and 3 in process 0 (on h0); and 1 more'
   )
   assert preflight.differences(facts[:2], ['h0', 'h1']) == ''

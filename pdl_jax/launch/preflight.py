@@ -33,7 +33,7 @@ from pdl_jax.setup import Setup
 from pdl_jax.state import describe
 
 _ROOT = Path(__file__).parent.parent.parent
-_MOST = 3  # differences that are named
+_MOST, _LONGEST = 3, 120  # differences that are named, and letters of each
 
 
 class Check(NamedTuple):
@@ -81,7 +81,7 @@ def differences(
 
 
 def _short(value: Any) -> str:
-  return 'absent' if value is None else str(value)[:60]
+  return 'absent' if value is None else str(value)[:_LONGEST]
 
 
 def code() -> dict[str, str]:
