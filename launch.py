@@ -1,7 +1,9 @@
 """The one door from the shell.
 
   python launch.py --config=configs/summarize.py[:MODE] [--workdir=DIR]
-                   [--config.KEY=VALUE ...] [--preview]
+                   [--config.KEY=VALUE ...] [--preview | --dry_run]
+                   [--backend=tpu] [--processes=N | --multihost [--coordinator=
+                   HOST:PORT --num_processes=N --process_id=I]]
   python launch.py --evaluate=RUN [--decode.KEY=VALUE ...]
                    [--models=before,after] [--extra_models=mauve=FOLDER]
   python launch.py --config=configs/summarize.py --sweep=alpha,seed
@@ -16,6 +18,9 @@
   python launch.py --report=experiments[/NAME] [--check]
 
 --preview shows what the loss will do, token by token, and trains nothing.
+--dry_run says configuration, memory of a device and command of a run, or what
+a sweep or a pod would be. --multihost makes this one of several hosts, each
+with the same command; --processes rehearses that here.
 --evaluate measures a finished run again from its stored predictions; with
 --decode it first generates in that way too.
 --export writes the model of a finished run for Hugging Face tools.
@@ -107,7 +112,7 @@ _FAIL_FAST = flags.DEFINE_bool(
 )
 _DRY_RUN = flags.DEFINE_bool(
   'dry_run', False,
-  'With --sweep: print the cells, with --pod the commands; run nothing.',
+  'Say what would be run, and run nothing.',
 )  # fmt: skip
 _ENGINE = flags.DEFINE_enum(
   'engine', 'local', ['local', 'ray'],
