@@ -12,7 +12,7 @@
                    [--processes=N]
   python launch.py --config=configs/summarize.py --pod=NAME --zone=ZONE
                    [--accelerator=v5litepod-16 ...] [--dry_run]
-  python launch.py --export=RUN --to=FOLDER
+  python launch.py --export=RUN --to=FOLDER [--adapter]
   python launch.py --status=FOLDER
   python launch.py --sweep=experiments/NAME [--workers=N ...]
   python launch.py --report=experiments[/NAME] [--check]
@@ -23,7 +23,8 @@ a sweep or a pod would be. --multihost makes this one of several hosts, each
 with the same command; --processes rehearses that here.
 --evaluate measures a finished run again from its stored predictions; with
 --decode it first generates in that way too.
---export writes the model of a finished run for Hugging Face tools.
+--export writes the model of a finished run for Hugging Face tools, or what it
+trained of adapters (LoRA) alone.
 --sweep runs the product of named axes, each cell a run of its own; the same
 command again runs what is missing. --engine=ray does it on the cluster that
 RAY_ADDRESS names, where a cell can be one run on several machines, which
@@ -98,6 +99,9 @@ _EXPORT = flags.DEFINE_string(
   'export', None, 'Folder of a finished run, to be written for other tools.'
 )
 _TO = flags.DEFINE_string('to', None, 'With --export: a new folder.')
+_ADAPTER = flags.DEFINE_bool(
+  'adapter', False, 'With --export: the adapter alone, in the format of PEFT.'
+)
 _SWEEP = flags.DEFINE_list(
   'sweep', [], 'Axes, the generators sweep_NAME of the config file: alpha,seed.'
 )
@@ -161,6 +165,8 @@ def parse(arguments: Sequence[str]) -> dict[str, Any] | None:
       )
   if (_EXPORT.value is None) != (_TO.value is None):
     raise ConfigError('--export=RUN and --to=FOLDER belong together')
+  if _ADAPTER.value and _EXPORT.value is None:
+    raise ConfigError('--adapter belongs to --export=RUN')
   if _EVALUATE.value is None and _overrides('decode'):
     raise ConfigError(
       '--decode belongs to --evaluate=RUN; a run is told by --config.decode'
@@ -447,7 +453,7 @@ def main(arguments: Sequence[str]) -> int:
       )  # fmt: skip
       return 0
     if _EXPORT.value is not None and _TO.value is not None:
-      export.run(Path(_EXPORT.value), Path(_TO.value))
+      export.run(Path(_EXPORT.value), Path(_TO.value), _ADAPTER.value)
       return 0
     if _STATUS.value is not None:
       show_status(Path(_STATUS.value))

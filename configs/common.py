@@ -55,8 +55,12 @@ def _base() -> ConfigDict:
     'vocab_size': 4096,
     # Of the rotary frequencies of a model from scratch.
     'rope_base': 10_000.0,
-    # Of activations: float32 or bfloat16; parameters are always fp32.
+    # Of activations and of what matrices are multiplied with: float32 or
+    # bfloat16.
     'dtype': 'float32',
+    # Of parameters that do not train: float32 or bfloat16. What trains is fp32
+    # (bf16 does not resolve most of Adam's steps).
+    'param_dtype': 'float32',
     # Recompute blocks in the backward pass: less memory, a third more time.
     'remat': False,
     # Package whose tokenizer a model from scratch takes; '' trains a BPE.
@@ -80,6 +84,21 @@ def _base() -> ConfigDict:
     # Of a low_rank head, or of what is added to the rows of vq (0: nothing);
     # of the first cluster of adaptive, the second has a quarter of it.
     'rank': 0,
+    # Folder of an adapter in PEFT's format, of the pretrained model: it is
+    # added to the weights, or trained on with optimizer.trainable=lora.
+    'adapter': '',
+  })
+  # Adapters of linear layers (arXiv:2106.09685): optimizer.trainable=lora.
+  config.model.lora = ConfigDict({
+    'rank': 16,
+    # What an adapter gives is multiplied with alpha / rank.
+    'alpha': 32.0,
+    # Share of its inputs that an adapter does not see in training.
+    'dropout': 0.0,
+    # all, the linear layers of every block; or some of query, key, value,
+    # output, gate, up, down and (where it is a matrix of its own) head, with
+    # commas between them.
+    'targets': 'all',
   })
   config.model.complex = ConfigDict({
     # Of the angle between query and key: a factor of each key-value head and
@@ -235,13 +254,16 @@ def _base() -> ConfigDict:
     'b1': 0.9,
     'b2': 0.99,
     'eps': 1e-8,
+    # Of Adam's first moment: float32 or bfloat16; the second is fp32.
+    'mu_dtype': 'float32',
     # Decoupled, on matrices only.
     'weight_decay': 0.01,
     # Largest global gradient norm.
     'clip_norm': 1.0,
     # Micro-batches of one step, under one global denominator.
     'accumulation': 1,
-    # all, last_layers (and the final norm), or norms.
+    # all; last_layers (and the final norm); norms; or lora, adapters alone,
+    # see model.lora.
     'trainable': 'last_layers',
     'last_layers': 10,
     # Learning rate of a head's own parameters, as a multiple of the above:

@@ -1,28 +1,35 @@
 """A finished run as a folder that Hugging Face tools read."""
 
+import dataclasses
 import json
 import shlex
 from pathlib import Path
 from typing import Any
 
 import jax
+from jax.experimental import multihost_utils
 
 from pdl_jax import finished, records, setup, summary
 from pdl_jax.data.hf_tokenizer_files import token_ids, write_tokenizer
 from pdl_jax.data.tasks import TASKS
 from pdl_jax.errors import ConfigError
+from pdl_jax.model import lora
+from pdl_jax.model.lora import NO_LORA
+from pdl_jax.model.pretrained import peft
 from pdl_jax.model.pretrained.hf_write import OWN, config_values, write_model
 from pdl_jax.records import RunFolder
 from pdl_jax.settings import Settings
-from pdl_jax.start import Model, trained_model
+from pdl_jax.start import Model, restored_model, trained_model
 
 
-def run(workdir: Path, folder: Path) -> None:
+def run(workdir: Path, folder: Path, adapter_alone: bool = False) -> None:
   """Writes the model that a run ended with, its tokenizer and a model card.
 
   Args:
     workdir: of a finished run.
     folder: is made; must not hold anything yet.
+    adapter_alone: write what a run with adapters has trained, in PEFT's
+      format, in place of the model with it added.
 
   Raises:
     PdlError: with one line that says what to do.
@@ -30,6 +37,9 @@ def run(workdir: Path, folder: Path) -> None:
   settings, run_folder = finished.open_run('--export', workdir)
   if folder.exists() and any(folder.iterdir()):
     raise ConfigError(f'--to: {folder} is not empty; name a new folder')
+  if adapter_alone:
+    _write_adapter(settings, run_folder, folder)
+    return
   model = trained_model(
     '--export', settings, workdir, setup.load_source(settings, 'train')
   )
@@ -52,11 +62,51 @@ def run(workdir: Path, folder: Path) -> None:
     print(_OWN_FORMAT)
 
 
+def _write_adapter(
+  settings: Settings, run_folder: RunFolder, folder: Path
+) -> None:
+  if not settings.trains_adapters:
+    raise ConfigError(
+      f'--adapter: the run in {run_folder.path} trained no adapter '
+      f'(optimizer.trainable {settings.optimizer.trainable}); without it the '
+      'whole model is written'
+    )
+  model = restored_model(
+    '--export', settings, run_folder.path,
+    setup.load_source(settings, 'train'),
+  )  # fmt: skip
+  plain = dataclasses.replace(model.config, lora=NO_LORA)
+  if config_values(plain)['model_type'] == OWN:
+    raise ConfigError(
+      '--adapter: no family of transformers has this model (its attention or '
+      'its head is of pdl_jax), and PEFT no names for its layers; without '
+      '--adapter the whole model is written'
+    )
+  adapters = multihost_utils.process_allgather(
+    lora.adapters(model.params), tiled=True
+  )
+  if jax.process_index() != 0:
+    return
+  folder.mkdir(parents=True, exist_ok=True)
+  base = settings.model.pretrained
+  card = model_card(settings, run_folder, model, 'adapter')
+  (folder / 'README.md').write_text(card)
+  peft.write(folder, model.config, adapters, base)
+  print(f'adapter of {base}: {folder}')
+
+
 _OWN_FORMAT = (
   'No family of transformers has this model: it is written in the format of '
   'pdl_jax (config.json: model_type pdl_jax, the fields of ModelConfig; '
   'safetensors: its own parameters, layers stacked), which '
   '`--config.model.pretrained=FOLDER` reads, and nothing else does.'
+)
+
+
+_ADAPTER = (
+  'This is an adapter in the format of PEFT: it needs the model that it '
+  'started from, base_model_name_or_path in adapter_config.json, which may '
+  'have to be changed to where you have that.'
 )
 
 
@@ -71,7 +121,8 @@ def model_card(
     for key, value in sorted(read.items())
   )
   task = settings.data.task
-  own = f'{_OWN_FORMAT}\n\n' if kind == OWN else ''
+  note = {OWN: _OWN_FORMAT, 'adapter': _ADAPTER}.get(kind)
+  own = f'{note}\n\n' if note else ''
   return (
     f'# {model.name}\n\n'
     f'Started from {settings.model.pretrained or "random weights"}, trained on '

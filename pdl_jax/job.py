@@ -242,6 +242,7 @@ def make_step_config(settings: Settings, model: ModelConfig) -> StepConfig:
     schedule=optimizer.make_schedule(settings.optimizer, steps),
     loss=weighting.make_loss(settings.loss),
     accumulation=settings.optimizer.accumulation,
+    dropout_seed=settings.seed,
   )
 
 

@@ -8,9 +8,10 @@ import jax
 import optax
 
 from pdl_jax.errors import ConfigError
-from pdl_jax.model import vq_logits
+from pdl_jax.model import lora, vq_logits
+from pdl_jax.model.config import DTYPES
 
-TRAINABLE = ('all', 'last_layers', 'norms')
+TRAINABLE = ('all', 'last_layers', 'norms', 'lora')
 SCHEDULES = ('cosine', 'linear', 'constant')
 Tree = Any
 
@@ -28,11 +29,14 @@ class OptimizerConfig:
     weight_decay: decoupled, on matrices only.
     clip_norm: largest global gradient norm.
     accumulation: micro-batches of one step; one denominator for all.
-    trainable: 'all' parameters, the 'last_layers' with the final norm, or the
-      'norms' alone.
+    trainable: 'all' parameters; the 'last_layers' with the final norm; the
+      'norms' alone; 'lora', the adapters, and what a head of codes or CMHA has
+      besides matrices.
     last_layers: how many, with trainable 'last_layers'.
     head_factor: learning rate of a head's own parameters, as a multiple of
       that of the rest.
+    mu_dtype: of Adam's first moment. The second one is fp32: with b2 0.999 a
+      step changes it by less than bf16 resolves.
   """
 
   learning_rate: float
@@ -47,7 +51,9 @@ class OptimizerConfig:
   accumulation: int
   trainable: str
   last_layers: int
-  head_factor: float = 1.0  # It was not there in earlier versions.
+  # What has a default was not there in earlier versions.
+  head_factor: float = 1.0
+  mu_dtype: str = 'float32'
 
   def __post_init__(self):
     for name in (
@@ -69,6 +75,7 @@ class OptimizerConfig:
         )
     _one_of('schedule', self.schedule, SCHEDULES)
     _one_of('trainable', self.trainable, TRAINABLE)
+    _one_of('mu_dtype', self.mu_dtype, DTYPES)
     if self.trainable == 'last_layers' and self.last_layers < 1:
       raise ConfigError(
         f'optimizer.last_layers must be >= 1, got {self.last_layers}'
@@ -84,7 +91,8 @@ def _one_of(name: str, value: str, allowed: tuple[str, ...]) -> None:
 
 # Norms, biases, and what attention learns of angles: decay would pull delta
 # away from RoPE, where it is 1.
-_VECTORS = ('scale', 'bias_V', 'delta', 'offset', 'factor')
+_ANGLES = ('delta', 'offset', 'factor')
+_VECTORS = ('scale', 'bias_V', *_ANGLES)
 
 
 def make_schedule(config: OptimizerConfig, steps: int) -> optax.Schedule:
@@ -129,6 +137,7 @@ def make_optimizer(
       eps=config.eps,
       weight_decay=config.weight_decay,
       mask=matrices,
+      mu_dtype=config.mu_dtype,
     ),
     *([optax.masked(optax.scale(factor), of_head)] if factor != 1 else []),
   )
@@ -146,9 +155,13 @@ def trainable_mask(config: OptimizerConfig, params: Tree) -> Tree:
 
   def trains(path: tuple, _: object) -> bool:
     names = [str(getattr(key, 'key', getattr(key, 'idx', key))) for key in path]
+    if config.trainable == 'lora' and names[-1] == lora.MATRIX:
+      return False
     if names[0] == 'head':
       # A head of its own begins untrained; its codes are no numbers.
       return names[-1] not in vq_logits.FIXED
+    if config.trainable == 'lora':
+      return lora.is_adapter(names[-1]) or names[-1] in _ANGLES
     if config.trainable == 'all':
       return True
     if config.trainable == 'norms':

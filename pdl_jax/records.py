@@ -79,6 +79,8 @@ def _read(flat: Mapping[str, Any]) -> dict[str, Any]:
     unread.add('optimizer.last_layers')
   if flat.get('optimizer.head_factor', 1.0) == 1 or not _own_head(flat):
     unread.add('optimizer.head_factor')  # As in runs from before it was there.
+  if flat.get('optimizer.mu_dtype', 'float32') == 'float32':
+    unread.add('optimizer.mu_dtype')
   if not flat.get('evaluate.draw'):
     # Runs from before the key was there are of the first draw.
     unread.add('evaluate.draw')
@@ -102,6 +104,9 @@ def _model(flat: Mapping[str, Any]) -> set[str]:
     # Runs from before the key was there have its default.
     base = flat.get('model.rope_base', _ROPE_BASE)
     read |= set() if base == _ROPE_BASE else {'rope_base'}
+  if flat.get('model.param_dtype', 'float32') != 'float32':
+    read.add('param_dtype')
+  read |= {'adapter'} if flat.get('model.adapter') else set()
   attention, head = flat.get('model.attention'), flat.get('model.head')
   read |= {'attention'} if attention else set()
   read |= {'head', 'bias'} if head else set()
@@ -109,7 +114,8 @@ def _model(flat: Mapping[str, Any]) -> set[str]:
   read |= {'vq.own', 'vq.tail_from'} if head == 'adaptive' else set()
   found = {f'model.{key}' for key in read}
   for group, is_read in (
-    ('vq', head == 'vq'), ('complex', attention == 'complex')
+    ('vq', head == 'vq'), ('complex', attention == 'complex'),
+    ('lora', flat['optimizer.trainable'] == 'lora'),
   ):  # fmt: skip
     if is_read:
       found |= {key for key in flat if key.startswith(f'model.{group}.')}

@@ -21,6 +21,7 @@ from pdl_jax.losses.checks import check_number
 from pdl_jax.losses.power_law import EPSILON_POLICIES, NORMALIZE, UNSEEN
 from pdl_jax.losses.reduce import REDUCTIONS
 from pdl_jax.losses.schedule import SCHEDULES, decay_factor
+from pdl_jax.model import lora
 from pdl_jax.model.assign import MAPPINGS, STARTS
 from pdl_jax.model.config import (
   ATTENTIONS,
@@ -32,8 +33,31 @@ from pdl_jax.model.config import (
   AttentionConfig,
   HeadConfig,
 )
+from pdl_jax.model.lora import LoRAConfig
 from pdl_jax.optimizer import OptimizerConfig
 from pdl_jax.sharding import MESH_AXES
+
+
+def _one_of(key: str, value: str, allowed: Any) -> None:
+  if value not in allowed:
+    known = ', '.join(name or "''" for name in allowed)
+    raise ConfigError(f'{key} {value!r} is not one of {known}')
+
+
+def _positive(group: str, settings: Any, *names: str) -> None:
+  for name in names:
+    if not getattr(settings, name) >= 1:
+      raise ConfigError(
+        f'{group}.{name} must be >= 1, got {getattr(settings, name)}'
+      )
+
+
+def _not_negative(group: str, settings: Any, *names: str) -> None:
+  for name in names:
+    if not getattr(settings, name) >= 0:
+      raise ConfigError(
+        f'{group}.{name} must be >= 0, got {getattr(settings, name)}'
+      )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,6 +97,33 @@ class ComplexSettings:
 
 
 @dataclasses.dataclass(frozen=True)
+class LoRASettings:
+  """Of adapters; see `model.lora.LoRAConfig`."""
+
+  rank: int = 16
+  alpha: float = 32.0
+  dropout: float = 0.0
+  targets: str = 'all'
+
+  def __post_init__(self):
+    _positive('model.lora', self, 'rank')
+    self.config(gated=True)
+
+  def config(self, gated: bool) -> LoRAConfig:
+    """With all linear layers of a block by name.
+
+    Args:
+      gated: whether feed-forward layers have a gate.
+    """
+    every = (*lora.ATTENTION, *(x for x in lora.MLP if gated or x != 'gate'))
+    some = tuple(name.strip() for name in self.targets.split(','))
+    return LoRAConfig(
+      self.rank, self.alpha, self.dropout,
+      every if self.targets == 'all' else some,
+    )  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True)
 class ModelSettings:
   """Where the model comes from; the shape is for models from scratch.
 
@@ -97,13 +148,17 @@ class ModelSettings:
   rank: int = 0
   vq: CodeSettings = dataclasses.field(default_factory=CodeSettings)
   complex: ComplexSettings = ComplexSettings()
+  param_dtype: str = 'float32'
+  adapter: str = ''
+  lora: LoRASettings = LoRASettings()
 
   @classmethod
   def from_config(cls, config: dict[str, Any]) -> 'ModelSettings':
-    """With the groups of keys of vq heads and of complex attention."""
+    """With the groups of keys of vq heads, complex attention and adapters."""
     groups = {
       'vq': CodeSettings(**config.get('vq', {})),
       'complex': ComplexSettings(**config.get('complex', {})),
+      'lora': LoRASettings(**config.get('lora', {})),
     }
     return cls(**{**config, **groups})
 
@@ -123,6 +178,14 @@ class ModelSettings:
         f'{self.vq.start}: a model from scratch has no trained rows to make '
         f'codes of; take a mapping of {", ".join(made_up)}, and start random'
       )
+
+  @property
+  def precision(self) -> dict[str, Any]:
+    """Fields of a ModelConfig that any model takes from here."""
+    return {
+      'dtype': self.dtype, 'param_dtype': self.param_dtype,
+      'remat': self.remat,
+    }  # fmt: skip
 
   @property
   def positions(self) -> AttentionConfig | None:
@@ -327,6 +390,11 @@ class Settings:
   mesh: tuple[int, int, int]
   resolved: dict[str, Any]
 
+  @property
+  def trains_adapters(self) -> bool:
+    """Whether adapters are what trains."""
+    return self.optimizer.trainable == 'lora'
+
   @classmethod
   def from_config(cls, config: ConfigDict) -> 'Settings':
     """Checks and freezes a configuration.
@@ -360,25 +428,3 @@ class Settings:
       mesh=(data, fsdp, tensor),
       resolved=resolved,
     )
-
-
-def _one_of(key: str, value: str, allowed: Any) -> None:
-  if value not in allowed:
-    known = ', '.join(name or "''" for name in allowed)
-    raise ConfigError(f'{key} {value!r} is not one of {known}')
-
-
-def _positive(group: str, settings: Any, *names: str) -> None:
-  for name in names:
-    if not getattr(settings, name) >= 1:
-      raise ConfigError(
-        f'{group}.{name} must be >= 1, got {getattr(settings, name)}'
-      )
-
-
-def _not_negative(group: str, settings: Any, *names: str) -> None:
-  for name in names:
-    if not getattr(settings, name) >= 0:
-      raise ConfigError(
-        f'{group}.{name} must be >= 0, got {getattr(settings, name)}'
-      )

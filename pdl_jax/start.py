@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax import Array
 from jax.experimental import multihost_utils
 
 from pdl_jax import finished, optimizer, sharding, state
@@ -18,6 +19,8 @@ from pdl_jax.losses.heads import AdaptiveHead
 from pdl_jax.model import api
 from pdl_jax.model.config import AttentionConfig, HeadConfig, ModelConfig
 from pdl_jax.model.fingerprint import Fingerprint, fingerprint
+from pdl_jax.model.lora import NO_LORA, LoRAConfig
+from pdl_jax.model.pretrained import peft
 from pdl_jax.model.pretrained.gguf import GGUFModel, find_package_file
 from pdl_jax.model.pretrained.hf import HFModel
 from pdl_jax.records import RunFolder
@@ -59,34 +62,63 @@ def load_model(
 ) -> Model:
   """The pretrained model, that of a run, or one from scratch.
 
-  With the head and the attention that are asked for: a new head is as it was
-  initialised.
+  With the head, the attention and the adapters that are asked for: a new head
+  is as it was initialised.
 
   Raises:
     PdlError: with one line that says what to do.
   """
-  model = _with_attention(settings, _load(settings, folder, source))
-  asked, key = settings.model.output, jax.random.key(settings.seed)
-  if asked is None or model.config.head == asked:
-    return model
-  config = dataclasses.replace(model.config, head=asked)
-  made = api.with_head(config, model.params, key)
-  return dataclasses.replace(
-    model, config=config, params=made, head_is_new=True
-  )
+  model, key = _load(settings, folder, source), jax.random.key(settings.seed)
+  if settings.model.adapter:
+    model = _with_adapter(settings, model)
+  asked = settings.model.output
+  if asked is not None and model.config.head != asked:
+    config = dataclasses.replace(model.config, head=asked)
+    made = api.with_head(config, model.params, key)
+    model = dataclasses.replace(
+      model, config=config, params=made, head_is_new=True
+    )
+  return _extended(settings, model, key)
 
 
-def _with_attention(settings: Settings, model: Model) -> Model:
+def _extended(settings: Settings, model: Model, key: Array) -> Model:
   """The same function of tokens, with more to be learned."""
-  asked = _extended(settings, model.config, model.name)
-  if asked == model.config.attention:
+  config = dataclasses.replace(
+    model.config,
+    attention=_attention(settings, model.config, model.name),
+    lora=_lora(settings, model.config),
+  )
+  if config == model.config:
     return model
-  config = dataclasses.replace(model.config, attention=asked)
-  params = api.with_attention(config, model.params)
+  params = api.extended(config, model.params, key)
   return dataclasses.replace(model, config=config, params=params)
 
 
-def _extended(
+def _lora(settings: Settings, has: ModelConfig) -> LoRAConfig:
+  if not settings.trains_adapters:
+    return NO_LORA
+  return settings.model.lora.config(has.gated)
+
+
+def _with_adapter(settings: Settings, model: Model) -> Model:
+  """With an adapter from a folder: to be trained on, or added to the weights.
+
+  Raises:
+    ConfigError: it is to be trained on, and is not what model.lora says.
+  """
+  adapter = peft.read(Path(settings.model.adapter), model.config)
+  adapter.check_head(model.params)
+  if not settings.trains_adapters:
+    params = peft.add(adapter, model.params)
+    return dataclasses.replace(model, params=params)
+  asked = _lora(settings, model.config)
+  adapter.check(asked)
+  config = dataclasses.replace(model.config, lora=asked)
+  params = peft.insert(adapter, model.params)
+  return dataclasses.replace(model, config=config, params=params)
+
+
+def _attention(
   settings: Settings, has: ModelConfig, name: str
 ) -> AttentionConfig:
   asked = settings.model.positions
@@ -114,7 +146,7 @@ def _load(
     return _from_path(settings, folder, Path(options.pretrained))
   if options.pretrained:
     file = GGUFModel(find_package_file(options.pretrained))
-    config = file.config(options.dtype, options.remat)
+    config = dataclasses.replace(file.config(), **options.precision)
     return _with_rows(Model(
       file.fields['general.basename'], config, file.params(),
       Tokenizer.from_gguf(file),
@@ -142,8 +174,7 @@ def _from_scratch(settings: Settings, vocab_size: int) -> ModelConfig:
     head_dim=options.head_dim,
     mlp=options.mlp,
     context=settings.data.max_prompt + new - 1,
-    dtype=options.dtype,
-    remat=options.remat,
+    **options.precision,
     rope_base=options.rope_base,
     head=options.output or HeadConfig(),
     attention=options.positions or AttentionConfig(),
@@ -163,15 +194,13 @@ def shape(settings: Settings) -> ModelConfig:
   if kind == 'run':
     found = shape(finished.open_run('model.pretrained', Path(place))[0])
     head = dataclasses.replace(found.head, learned=False)
-    found = dataclasses.replace(
-      found, dtype=options.dtype, remat=options.remat, head=head
-    )
+    found = dataclasses.replace(found, **options.precision, head=head)
   elif _is_path(options.pretrained):
     file = _open(Path(options.pretrained))
-    found = file.config(options.dtype, options.remat)
+    found = dataclasses.replace(file.config(), **options.precision)
   elif options.pretrained:
     file = GGUFModel(find_package_file(options.pretrained))
-    found = file.config(options.dtype, options.remat)
+    found = dataclasses.replace(file.config(), **options.precision)
   else:
     tokenizer = options.tokenizer
     found = _from_scratch(
@@ -182,7 +211,8 @@ def shape(settings: Settings) -> ModelConfig:
   return dataclasses.replace(
     found,
     head=options.output or found.head,
-    attention=_extended(settings, found, options.pretrained),
+    attention=_attention(settings, found, options.pretrained),
+    lora=_lora(settings, found),
   )
 
 
@@ -208,13 +238,18 @@ def _from_path(
   """Of a folder with config.json and safetensors, or of a GGUF file."""
   options = settings.model
   file = _open(path)
-  config = file.config(options.dtype, options.remat)
+  config = dataclasses.replace(file.config(), **options.precision)
   if isinstance(file, GGUFModel):
     params, tokenizer = file.params(), Tokenizer.from_gguf(file)
   else:
     mesh, axes = sharding.make_mesh(settings.mesh), api.logical_axes(config)
+    shapes = file.shapes()
+    mask = optimizer.trainable_mask(settings.optimizer, shapes)
     # Straight into shards: no host holds the whole model.
-    params = file.placed(sharding.shardings(mesh, axes, file.shapes()))
+    params = file.placed(
+      sharding.shardings(mesh, axes, shapes),
+      state.dtypes_at_rest(config, shapes, mask),
+    )
     tokenizer = open_tokenizer(path, config.vocab_size)
   model = Model(path.stem if path.is_file() else path.name, config, params,
                 tokenizer)  # fmt: skip
@@ -253,6 +288,19 @@ def trained_model(
 ) -> Model:
   """What a finished run ended with, on the host of every process.
 
+  In fp32, adapters added to their matrices. See `restored_model`.
+  """
+  model = restored_model(option, settings, run, source)
+  config, params = api.without_adapters(model.config, model.params)
+  whole = multihost_utils.process_allgather(params, tiled=True)
+  return dataclasses.replace(model, config=config, params=whole)
+
+
+def restored_model(
+  option: str, settings: Settings, run: Path, source: Source
+) -> Model:
+  """What a finished run ended with, on the mesh.
+
   Args:
     option: that named the run, for errors.
     settings: of what comes after it: dtype, remat and mesh.
@@ -271,14 +319,8 @@ def trained_model(
   options = settings.model
   # Codes that were learned are written down now: they stay as they are.
   head = dataclasses.replace(model.config.head, learned=False)
-  return Model(
-    run.name,
-    dataclasses.replace(
-      model.config, dtype=options.dtype, remat=options.remat, head=head
-    ),
-    multihost_utils.process_allgather(params, tiled=True),
-    model.tokenizer,
-  )
+  config = dataclasses.replace(model.config, **options.precision, head=head)
+  return Model(run.name, config, params, model.tokenizer)
 
 
 def _with_rows(model: Model) -> Model:

@@ -3,6 +3,7 @@
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 from jax import Array
@@ -11,6 +12,7 @@ from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 from pdl_jax.errors import ConfigError
 from pdl_jax.model import api
 from pdl_jax.model.config import ModelConfig
+from pdl_jax.model.lora import MATRIX
 from pdl_jax.optimizer import OptimizerConfig, partition, trainable_mask
 from pdl_jax.sharding import put, shardings
 
@@ -55,6 +57,9 @@ def create(
 ) -> TrainState:
   """A state at step 0, every array placed on the mesh.
 
+  What does not train is in the model's `param_dtype`. What trains is in fp32,
+  whatever it was: most of Adam's steps are below what bf16 resolves.
+
   Args:
     params: of `model.api`, one group of layers, on the host or on devices.
     model: their shape.
@@ -70,7 +75,9 @@ def create(
   if config.trainable == 'last_layers':
     params = api.split_blocks(params, config.last_layers)
   at = jax.tree.map(lambda x: x.sharding, shapes)
+  wanted = (shapes.trained, shapes.frozen)
   parts = partition(params, trainable_mask(config, params))
+  parts = jax.tree.map(_cast, parts, wanted)
   trained, frozen = jax.tree.map(put, parts, (at.trained, at.frozen))
   zero = lambda: put(np.zeros((), np.int32), at.step)  # noqa: E731
   return TrainState(
@@ -110,7 +117,10 @@ def describe(
   params = jax.eval_shape(grouped, params)
   axes = api.logical_axes(model, groups=len(params['blocks']))
   params = jax.tree.map(_at, params, shardings(mesh, axes, params))
-  trained, frozen = partition(params, trainable_mask(config, params))
+  mask = trainable_mask(config, params)
+  dtypes = dtypes_at_rest(model, params, mask)
+  params = jax.tree.map(lambda x, dtype: x.update(dtype=dtype), params, dtypes)
+  trained, frozen = partition(params, mask)
   replicated = NamedSharding(mesh, PartitionSpec())
   moments = optax.tree_utils.tree_map_params(
     optimizer,
@@ -121,6 +131,31 @@ def describe(
   )
   count: Any = jax.ShapeDtypeStruct((), np.int32, sharding=replicated)
   return TrainState(count, trained, frozen, moments, count, count)
+
+
+def dtypes_at_rest(model: ModelConfig, params: Tree, mask: Tree) -> Tree:
+  """The dtype that each parameter is kept in.
+
+  Args:
+    model: their shape, with `param_dtype`.
+    params: of `model.api`, or their shapes.
+    mask: of `trainable_mask`.
+  """
+  frozen = jnp.dtype(model.param_dtype)
+
+  def one(path: tuple, x: Any, trains: bool) -> np.dtype:
+    if not jnp.issubdtype(x.dtype, jnp.floating):
+      return x.dtype
+    # What a head has besides a matrix is small, and log frequencies are no
+    # numbers to be rounded.
+    small = path[0].key == 'head' and path[-1].key != MATRIX
+    return np.dtype(np.float32) if trains or small else frozen
+
+  return jax.tree_util.tree_map_with_path(one, params, mask)
+
+
+def _cast(x: Any, to: Any) -> Any:
+  return x if x.dtype == to.dtype else x.astype(to.dtype)
 
 
 def _at(x: Any, sharding: NamedSharding) -> jax.ShapeDtypeStruct:

@@ -30,6 +30,7 @@ class StepConfig:
     schedule: its learning rate by step, to be logged.
     loss: with its settings and reduction.
     accumulation: micro-batches of one step.
+    dropout_seed: of the dropout of adapters.
   """
 
   model: ModelConfig
@@ -37,21 +38,32 @@ class StepConfig:
   schedule: optax.Schedule
   loss: Loss
   accumulation: int
+  dropout_seed: int = 0
 
 
-def target_hidden(model: ModelConfig, params: Tree, batch: Batch) -> Array:
+def target_hidden(
+  model: ModelConfig,
+  params: Tree,
+  batch: Batch,
+  dropout_key: Array | None = None,
+) -> Array:
   """hidden_BxTxD at the positions that predict a target token."""
   hidden_BxLxD = api.hidden(
-    model, params, batch['tokens'], batch['segments'], batch['positions']
-  )
+    model, params, batch['tokens'], batch['segments'], batch['positions'],
+    dropout_key,
+  )  # fmt: skip
   return jnp.take_along_axis(hidden_BxLxD, batch['reads'][..., None], axis=1)
 
 
 def loss_sums(
-  config: StepConfig, params: Tree, batch: Batch, tables: LossTables
+  config: StepConfig,
+  params: Tree,
+  batch: Batch,
+  tables: LossTables,
+  dropout_key: Array | None = None,
 ) -> tuple[Sums, Sums]:
   """Weighted and plain Sums of a batch; the head is applied at targets only."""
-  hidden_BxTxD = target_hidden(config.model, params, batch)
+  hidden_BxTxD = target_hidden(config.model, params, batch, dropout_key)
   return config.loss.sums(
     api.head(config.model, params), hidden_BxTxD, batch['labels'], tables,
     batch['where'],
@@ -64,31 +76,37 @@ def gradient_sums(
   frozen: Tree,
   batch: Batch,
   tables: LossTables,
+  dropout_key: Array | None = None,
 ) -> tuple[Tree, tuple[Sums, Sums]]:
   """Gradient of the weighted numerator, and the Sums, over micro-batches.
 
   Nothing is divided here: the caller divides the gradient by the one
-  denominator of the global batch.
+  denominator of the global batch. Each micro-batch has dropout of its own.
   """
 
-  def numerator(trained: Tree, batch: Batch) -> tuple[Array, Any]:
-    total = loss_sums(config, merge(trained, frozen), batch, tables)
+  def numerator(
+    trained: Tree, batch: Batch, key: Array | None
+  ) -> tuple[Array, Any]:
+    total = loss_sums(config, merge(trained, frozen), batch, tables, key)
     return total[0].num, total
 
   gradient = jax.grad(numerator, has_aux=True)
   if config.accumulation == 1:
-    return gradient(trained, batch)
+    return gradient(trained, batch, dropout_key)
 
   def split(x: Array) -> Array:
     # Row b * A + a goes to micro-batch a: every device keeps its own rows.
     parts = x.reshape(-1, config.accumulation, *x.shape[1:])
     return jnp.moveaxis(parts, 1, 0)
 
-  def add(total: Tree, micro: Batch) -> tuple[Tree, None]:
-    return jax.tree.map(jnp.add, total, gradient(trained, micro)), None
+  def add(total: Tree, micro: tuple) -> tuple[Tree, None]:
+    return jax.tree.map(jnp.add, total, gradient(trained, *micro)), None
 
-  micros = jax.tree.map(split, batch)
-  first = gradient(trained, jax.tree.map(lambda x: x[0], micros))
+  keys = None
+  if dropout_key is not None:
+    keys = jax.random.split(dropout_key, config.accumulation)
+  micros = (jax.tree.map(split, batch), keys)
+  first = gradient(trained, *jax.tree.map(lambda x: x[0], micros))
   rest = jax.tree.map(lambda x: x[1:], micros)
   return jax.lax.scan(add, first, rest)[0]
 
@@ -110,8 +128,12 @@ def train_step(
   Returns:
     the next state, and scalars to be logged.
   """
+  key = None
+  if config.model.lora.rank and config.model.lora.dropout:
+    # Of the step alone: a run that is resumed drops what it would have.
+    key = jax.random.fold_in(jax.random.key(config.dropout_seed), state.step)
   gradients, (weighted, plain) = gradient_sums(
-    config, state.trained, state.frozen, batch, tables
+    config, state.trained, state.frozen, batch, tables, key
   )
   gradients = jax.tree.map(
     lambda g: divide(Sums(g, weighted.den)).astype(g.dtype), gradients

@@ -240,7 +240,7 @@ def test_a_rope_model_stays_the_same_until_it_is_trained(kind):
   params = api.init(rope, jax.random.key(0))
   config = dataclasses.replace(rope, attention=KINDS[kind])
   assert config.attention.extends_rope
-  extended = api.with_attention(config, params)
+  extended = api.extended(config, params, jax.random.key(0))
   made = jax.eval_shape(lambda: api.init(config, jax.random.key(0)))
   assert jax.tree.structure(extended) == jax.tree.structure(made)
   inputs = packed()

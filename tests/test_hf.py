@@ -70,13 +70,15 @@ def test_on_a_mesh_each_device_reads_its_own_part(opened, monkeypatch, name):
   axes = api.logical_axes(model.config())
   whole, read, sizes = model.params(), Weight.read, []
 
-  def recorded(self, index=None):
-    part = read(self, index)
+  def recorded(self, index=None, dtype=None):
+    part = read(self, index, dtype)
     sizes.append((part.size, np.prod(self.shape)))
     return part
 
   monkeypatch.setattr(Weight, 'read', recorded)
-  placed = model.placed(sharding.shardings(mesh, axes, model.shapes()))
+  shapes = model.shapes()
+  dtypes = jax.tree.map(lambda x: x.dtype, shapes)
+  placed = model.placed(sharding.shardings(mesh, axes, shapes), dtypes)
   # Of what can be split in four at least.
   most = max(sizes, key=lambda pair: pair[1])
   assert most[0] * 4 == most[1]

@@ -1,6 +1,6 @@
 """The seam: pure functions of (config, params, arrays); no Flax type escapes.
 
-Parameters are a nested dict of fp32 arrays:
+Parameters are a nested dict of arrays, fp32 but for what is frozen:
 
   embed_VxD      token embedding, and the output head where it is tied
   head           parameters of another head, see `heads` and `vq_logits`
@@ -10,8 +10,12 @@ Parameters are a nested dict of fp32 arrays:
                  lower one out of the backward pass.
   norm           scale (and bias) of the final norm
   positions_LxD  embedding of positions, of a model that learns them
+
+Adapters (`lora`) are beside the matrices that they adapt.
 """
 
+import dataclasses
+from functools import partial
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -21,7 +25,7 @@ from jax import Array
 from jax.sharding import PartitionSpec as P
 
 from pdl_jax.losses.heads import Head
-from pdl_jax.model import heads, vq_logits
+from pdl_jax.model import heads, lora, vq_logits
 from pdl_jax.model.attention import LayerCache, cached
 from pdl_jax.model.config import ModelConfig
 from pdl_jax.model.layer_kind import layer_kinds, take_layers
@@ -132,6 +136,7 @@ def hidden(
   tokens_BxL: Array,
   segments_BxL: Array,
   positions_BxL: Array,
+  dropout_key: Array | None = None,
 ) -> Array:
   """Last hidden states, after the final norm.
 
@@ -142,11 +147,15 @@ def hidden(
     segments_BxL: document of each token, from 1; 0 is padding. A token sees
       the tokens of its own segment up to itself.
     positions_BxL: position of each token in its document, from 0.
+    dropout_key: in training, if adapters have dropout; None: nothing is
+      dropped.
 
   Returns:
     hidden_BxLxD in the compute dtype; at padding, meaningless but finite.
   """
-  x, _ = _run_blocks(config, params, tokens_BxL, segments_BxL, positions_BxL)
+  x, _ = _run_blocks(
+    config, params, tokens_BxL, segments_BxL, positions_BxL, dropout_key
+  )
   return _final_norm(config, params, x)
 
 
@@ -168,23 +177,53 @@ def with_head(config: ModelConfig, params: Params, key: Array) -> Params:
   return {**rest, 'head': own} if own else rest
 
 
-def with_attention(config: ModelConfig, params: Params) -> Params:
-  """The same model with what its attention learns besides, as initialised.
+def extended(config: ModelConfig, params: Params, key: Array) -> Params:
+  """The same model with what the config has besides, as initialised.
 
   Args:
-    config: with an attention that extends RoPE.
-    params: of a RoPE model of that shape.
+    config: with an attention that extends RoPE, or adapters.
+    params: of a model of that shape without.
+    key: of what is random.
   """
-  (group,) = params['blocks']
-  old = group['attention']
 
-  @jax.jit  # What is not kept, the matrices, is not made either.
-  def more(key: Array) -> Params:
-    made = nn.meta.unbox(_init(config, key))['blocks'][0]['attention']
-    return {name: x for name, x in made.items() if name not in old}
+  @jax.jit  # What is there already, the matrices, is not made.
+  def absent(key: Array) -> Params:
+    return _absent(nn.meta.unbox(_init(config, key)), params)
 
-  added = {**old, **more(jax.random.key(0))}
-  return {**params, 'blocks': ({**group, 'attention': added},)}
+  return _union(params, absent(key))
+
+
+def _absent(made: Any, old: Any) -> Any:
+  """The parts of a tree that another one has not."""
+  if isinstance(made, tuple):
+    return tuple(map(_absent, made, old))
+  return {
+    name: _absent(x, old[name]) if name in old else x
+    for name, x in made.items()
+    if name not in old or isinstance(x, dict | tuple)
+  }
+
+
+def _union(one: Any, more: Any) -> Any:
+  if isinstance(one, tuple):
+    return tuple(map(_union, one, more))
+  both = {name: _union(one[name], more[name]) for name in one.keys() & more}
+  return {**one, **more, **both}
+
+
+def without_adapters(
+  config: ModelConfig, params: Params
+) -> tuple[ModelConfig, Params]:
+  """The same function of tokens, with adapters added to their matrices.
+
+  Args:
+    config: shape of the model.
+    params: of `init`.
+  """
+  if not config.lora.rank:
+    return config, params
+  plain = dataclasses.replace(config, lora=lora.NO_LORA)
+  return plain, jax.jit(partial(lora.merged, config.lora))(params)
 
 
 def fix_head(config: ModelConfig, params: Params) -> Params:
@@ -326,6 +365,7 @@ def _run_blocks(
   tokens_BxL: Array,
   segments_BxL: Array,
   positions_BxL: Array,
+  dropout_key: Array | None = None,
 ) -> tuple[Array, list]:
   length = tokens_BxL.shape[1]
   causal_LxL = jnp.tril(jnp.ones((length, length), bool))
@@ -333,17 +373,22 @@ def _run_blocks(
   mask_BxLxL = same_BxLxL & causal_LxL[None]
 
   def block(x: Array, layer: tuple) -> tuple[Array, tuple[Array, Array]]:
-    weights, kind = layer
+    weights, kind, key = layer
     return _apply(
-      Block(config), weights, x, positions_BxL, mask_BxLxL, None, kind
-    )
+      Block(config), weights, x, positions_BxL, mask_BxLxL, None, kind,
+      dropout_key=key,
+    )  # fmt: skip
 
   block = jax.checkpoint(block) if config.remat else block
   x, kept = _embed(config, params, tokens_BxL, positions_BxL), []
   kinds, first = layer_kinds(config), 0
+  keys = None
+  if dropout_key is not None:
+    keys = jax.random.split(dropout_key, config.layers)
   for group in params['blocks']:
     last = first + len(jax.tree.leaves(group)[0])
-    layers = (group, take_layers(kinds, slice(first, last)))
+    own_keys = None if keys is None else keys[first:last]
+    layers = (group, take_layers(kinds, slice(first, last)), own_keys)
     x, keys_values = jax.lax.scan(block, x, layers)
     kept.append(keys_values)
     first = last
@@ -370,6 +415,12 @@ def _final_norm(config: ModelConfig, params: Params, x: Array) -> Array:
   return _apply(Norm(config), params['norm'], x)
 
 
-def _apply(module: nn.Module, weights: Params, *inputs: Any) -> Any:
+def _apply(
+  module: nn.Module,
+  weights: Params,
+  *inputs: Any,
+  dropout_key: Array | None = None,
+) -> Any:
   """A Linen module as a function of its weights."""
-  return module.apply({'params': weights}, *inputs)
+  rngs = None if dropout_key is None else {'dropout': dropout_key}
+  return module.apply({'params': weights}, *inputs, rngs=rngs)

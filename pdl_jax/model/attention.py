@@ -11,6 +11,7 @@ from jax import Array
 from pdl_jax.model.complex_attention import turn
 from pdl_jax.model.config import ModelConfig
 from pdl_jax.model.layer_kind import LayerKind
+from pdl_jax.model.linear import linear
 from pdl_jax.model.norm import Norm
 from pdl_jax.model.parameter import parameter
 from pdl_jax.sharding import constrain
@@ -155,16 +156,10 @@ class Attention(nn.Module):
     else:
       k, v = write(cache, k, v)
       mixed = attend(q, k, v, mask_BxLxS, scale, bias_HxLxS, softcap)
-    out_HxDhxD = parameter(
-      self,
-      'output',
-      ('heads', 'head_dim', 'embed'),
-      (c.heads, c.head_dim, c.width),
-    )
-    y = jnp.einsum('blhk,hkd->bld', mixed, out_HxDhxD.astype(c.compute_dtype))
-    if c.output_bias:
-      bias_D = self._bias('output_bias', ('embed',), (c.width,))
-      y += bias_D[None, None]
+    y = linear(
+      self, c, 'output', mixed, ('heads', 'head_dim', 'embed'),
+      (c.heads, c.head_dim, c.width), inputs=2, bias=c.output_bias,
+    )  # fmt: skip
     return y, k, v
 
   def _place(
@@ -205,20 +200,11 @@ class Attention(nn.Module):
 
   def _project(self, name: str, x: Array, heads: int, axis: str) -> Array:
     c = self.config
-    axes = ('embed', axis, 'head_dim')
-    kernel_DxHxDh = parameter(self, name, axes, (c.width, heads, c.head_dim))
-    y = jnp.einsum('bld,dhk->blhk', x, kernel_DxHxDh.astype(c.compute_dtype))
-    if c.qkv_bias:
-      bias_HxDh = self._bias(f'{name}_bias', axes[1:], (heads, c.head_dim))
-      y += bias_HxDh[None, None]
+    y = linear(
+      self, c, name, x, ('embed', axis, 'head_dim'),
+      (c.width, heads, c.head_dim), bias=c.qkv_bias,
+    )  # fmt: skip
     return constrain(y, 'batch', 'length', axis, 'head_dim')
-
-
-  def _bias(
-    self, name: str, axes: tuple[str, ...], shape: tuple[int, ...]
-  ) -> Array:
-    bias = parameter(self, name, axes, shape, nn.initializers.zeros)
-    return bias.astype(self.config.compute_dtype)
 
 
 def near(

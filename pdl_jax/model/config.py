@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from pdl_jax.errors import ConfigError
+from pdl_jax.model.lora import NO_LORA, LoRAConfig
 
 HEADS = ('tied', 'dense', 'low_rank', 'vq', 'adaptive')
 COMPOSITIONS = ('product', 'sum')
@@ -16,6 +17,7 @@ DELTAS = ('head', 'shared', 'fixed')
 STARTS_OF_DELTA = ('rope', 'published')
 NORMS = ('rms', 'rms_offset', 'layer')
 ACTIVATIONS = ('silu', 'gelu', 'gelu_tanh')
+DTYPES = ('float32', 'bfloat16')
 ROPE_SCALINGS = ('none', 'linear', 'llama3', 'yarn')
 
 
@@ -323,7 +325,10 @@ class ModelConfig:
     context: longest sequence in tokens that the model was made for.
     rope_base: base of the rotary frequencies.
     norm_eps: added to the mean square in RMSNorm.
-    dtype: of activations; parameters, norms, phases and logits stay fp32.
+    dtype: of activations and of matmul inputs; norms, phases and logits are
+      fp32.
+    param_dtype: of parameters that do not train, see `state.create`; what
+      trains is fp32.
     remat: recompute each block in the backward pass: memory for time.
     head: what turns the last hidden state into logits.
     attention: how it knows of positions.
@@ -346,6 +351,7 @@ class ModelConfig:
     local_rope_base: of layers with a window, unscaled; None: as the others.
     learned_positions: whether an embedding of the position is added; the
       attention is then of kind none.
+    lora: adapters of its linear layers.
   """
 
   vocab_size: int
@@ -359,6 +365,7 @@ class ModelConfig:
   rope_base: float = 10_000.0
   norm_eps: float = 1e-5
   dtype: str = 'float32'
+  param_dtype: str = 'float32'
   remat: bool = False
   head: HeadConfig = HeadConfig()
   attention: AttentionConfig = AttentionConfig()
@@ -378,9 +385,11 @@ class ModelConfig:
   rope_scaling: RopeScaling = RopeScaling()
   local_rope_base: float | None = None
   learned_positions: bool = False
+  lora: LoRAConfig = NO_LORA
 
   def __post_init__(self):
     self.head.check(self.vocab_size, self.width)
+    self.lora.check(self.gated, self.head.kind == 'dense')
     self._check_family()
     for field in dataclasses.fields(self):
       value = getattr(self, field.name)
@@ -393,10 +402,12 @@ class ModelConfig:
       )
     if self.head_dim % 2:
       raise ConfigError(f'model head_dim must be even, got {self.head_dim}')
-    if self.dtype not in ('float32', 'bfloat16'):
-      raise ConfigError(
-        f'model dtype must be float32 or bfloat16, got {self.dtype!r}'
-      )
+    for name in ('dtype', 'param_dtype'):
+      if getattr(self, name) not in DTYPES:
+        raise ConfigError(
+          f'model {name} must be {" or ".join(DTYPES)}, got '
+          f'{getattr(self, name)!r}'
+        )
 
   def _check_family(self) -> None:
     for name, allowed in (('norm', NORMS), ('activation', ACTIVATIONS)):

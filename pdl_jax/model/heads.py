@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from pdl_jax.losses.heads import AdaptiveHead, Head, LinearHead
-from pdl_jax.model import vq_logits
+from pdl_jax.model import lora, vq_logits
 from pdl_jax.model.config import HeadConfig, ModelConfig, Tier, code_dtype
 from pdl_jax.model.parameter import INIT
 
@@ -32,7 +32,12 @@ def init(config: ModelConfig, key: Array) -> Params:
 
   made: Params = {}
   if c.kind == 'dense':
-    add('matrix_VxD', ('vocab', 'embed'), (v, d))
+    add(lora.MATRIX, ('vocab', 'embed'), (v, d))
+    if config.lora.adapts(lora.HEAD):
+      name_a, name_b = lora.names(lora.MATRIX)
+      rank, zeros = config.lora.rank, nn.initializers.zeros
+      add(name_a, ('embed', None), (d, rank), lora.start(inputs=1))
+      add(name_b, (None, 'vocab'), (rank, v), zeros)
   if c.kind == 'vq':
     # Tiers are of any size, and need not divide over a mesh.
     types = None if c.in_tiers else 'vocab'
@@ -129,7 +134,9 @@ def head(config: ModelConfig, params: Params) -> Head:
     )
     return AdaptiveHead(own['first_HxD'], clusters, own['places_V'])
   if config.head.kind == 'dense':
-    return LinearHead(own['matrix_VxD'], bias_V, softcap=cap)
+    # A loss wants one matrix: the sum costs as much as V * D * r multiply-adds.
+    whole = lora.merged(config.lora, {'head': own, 'blocks': ()})['head']
+    return LinearHead(whole[lora.MATRIX], bias_V, softcap=cap)
   return LinearHead(params['embed_VxD'], bias_V, softcap=cap)
 
 

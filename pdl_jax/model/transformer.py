@@ -9,8 +9,8 @@ from jax import Array
 from pdl_jax.model.attention import Attention, LayerCache
 from pdl_jax.model.config import ModelConfig
 from pdl_jax.model.layer_kind import LayerKind
+from pdl_jax.model.linear import linear
 from pdl_jax.model.norm import Norm
-from pdl_jax.model.parameter import parameter
 from pdl_jax.sharding import constrain
 
 _ACTIVATIONS = {
@@ -35,14 +35,8 @@ class MLP(nn.Module):
     act, width = _ACTIVATIONS[c.activation], {'embed': c.width, 'mlp': c.mlp}
 
     def map_by(name: str, x: Array, axes: tuple[str, str]) -> Array:
-      matrix = parameter(self, name, axes, (width[axes[0]], width[axes[1]]))
-      y = x @ matrix.astype(c.compute_dtype)
-      if not c.mlp_bias:
-        return y
-      bias = parameter(
-        self, f'{name}_bias', axes[1:], (y.shape[-1],), nn.initializers.zeros
-      )
-      return y + bias.astype(y.dtype)[None, None]
+      shape = (width[axes[0]], width[axes[1]])
+      return linear(self, c, name, x, axes, shape, bias=c.mlp_bias)
 
     into, out = ('embed', 'mlp'), ('mlp', 'embed')
     if c.gated:

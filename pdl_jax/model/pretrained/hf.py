@@ -46,13 +46,21 @@ class Weight:
     found = self.views[0].dtype
     return found if np.issubdtype(found, np.integer) else np.dtype(np.float32)
 
-  def read(self, index: Index | None = None) -> np.ndarray:
-    """A part of it in fp32, or all; nothing else is read from the disk."""
+  def read(
+    self, index: Index | None = None, dtype: np.dtype | None = None
+  ) -> np.ndarray:
+    """A part of it, or all; nothing else is read from the disk.
+
+    Args:
+      index: of the part.
+      dtype: default: its own.
+    """
     index = index or (slice(None),) * len(self.shape)
+    dtype = dtype or self.dtype
     if not self.stacked:
-      return np.array(self.views[0][index], self.dtype)
+      return np.array(self.views[0][index], dtype)
     parts = [view[index[1:]] for view in self.views[index[0]]]
-    made = np.empty((len(parts), *parts[0].shape), self.dtype)
+    made = np.empty((len(parts), *parts[0].shape), dtype)
     for i, part in enumerate(parts):
       made[i] = part
     return made
@@ -96,19 +104,22 @@ class HFModel:
     read = lambda weight: weight.read()  # noqa: E731
     return jax.tree.map(read, self.weights, is_leaf=_is_weight)
 
-  def placed(self, shardings: Any) -> dict:
+  def placed(self, shardings: Any, dtypes: Any) -> dict:
     """The same on devices: each process reads the parts that it keeps.
 
     Args:
       shardings: tree of the shardings of the parameters.
+      dtypes: tree of their dtypes.
     """
 
-    def place(weight: Weight, sharding: Any) -> jax.Array:
+    def place(weight: Weight, sharding: Any, dtype: np.dtype) -> jax.Array:
       return jax.make_array_from_callback(
-        weight.shape, sharding, weight.read, dtype=weight.dtype
+        weight.shape, sharding, partial(weight.read, dtype=dtype), dtype=dtype
       )
 
-    return jax.tree.map(place, self.weights, shardings, is_leaf=_is_weight)
+    return jax.tree.map(
+      place, self.weights, shardings, dtypes, is_leaf=_is_weight
+    )
 
   def _weights(self, tensors: dict[str, np.ndarray]) -> dict:
     """The tree of parameters, every tensor at its place."""

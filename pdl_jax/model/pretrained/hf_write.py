@@ -38,7 +38,9 @@ Tensor = tuple[str, int, Callable[[], np.ndarray]]
 
 def config_values(config: ModelConfig) -> Values:
   """config.json: of the first family that reads back as this very model."""
-  plain = dataclasses.replace(config, dtype='float32', remat=False)
+  plain = dataclasses.replace(
+    config, dtype='float32', param_dtype='float32', remat=False
+  )
   for kind in FAMILIES:
     values = _values(kind, plain)
     try:
@@ -47,7 +49,9 @@ def config_values(config: ModelConfig) -> Values:
       continue
     if found == plain:
       return values
-  return {'model_type': OWN, 'model': dataclasses.asdict(plain)}
+  fields = dataclasses.asdict(plain)
+  del fields['lora']  # Adapters are added to their matrices, or are apart.
+  return {'model_type': OWN, 'model': fields}
 
 
 def write_model(

@@ -1,0 +1,194 @@
+"""Low-rank adapters of linear layers (LoRA, arXiv:2106.09685).
+
+A layer x W becomes x W + alpha / r (x A) B, with A of the layer's input axes
+and r, B of r and its output axes. B begins at 0, so that the model is what it
+was. Parameters are called after the layer's: query_lora_a, query_lora_b.
+"""
+
+import dataclasses
+from functools import partial
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from pdl_jax.errors import ConfigError
+from pdl_jax.model.parameter import parameter
+
+ATTENTION = ('query', 'key', 'value', 'output')
+MLP = ('gate', 'up', 'down')
+# The output head has one where it is a matrix of its own.
+HEAD = 'head'
+TARGETS = (*ATTENTION, *MLP, HEAD)
+MATRIX = 'matrix_VxD'
+_A, _B = '_lora_a', '_lora_b'
+Params = dict
+
+
+@dataclasses.dataclass(frozen=True)
+class LoRAConfig:
+  """Which linear layers have an adapter, and of what size.
+
+  Attributes:
+    rank: r; 0: there is none.
+    alpha: of the factor alpha / r.
+    dropout: probability that an adapter does not see an input, in training;
+      that of the head sees all.
+    targets: of TARGETS.
+  """
+
+  rank: int = 0
+  alpha: float = 32.0
+  dropout: float = 0.0
+  targets: tuple[str, ...] = ()
+
+  def __post_init__(self):
+    if self.rank < 0 or not self.alpha > 0:
+      raise ConfigError(
+        f'model.lora needs rank >= 1 and alpha > 0, got {self.rank} and '
+        f'{self.alpha}'
+      )
+    if not 0 <= self.dropout < 1:
+      raise ConfigError(
+        f'model.lora.dropout must be in [0, 1), got {self.dropout}'
+      )
+    wrong = [name for name in self.targets if name not in TARGETS]
+    if wrong or (self.rank and not self.targets):
+      raise ConfigError(
+        f'model.lora.targets {",".join(self.targets)!r}: takes all, or some of '
+        f'{", ".join(TARGETS)}, with commas between them'
+      )
+
+  @property
+  def scale(self) -> float:
+    """What the product of an adapter is multiplied with."""
+    return self.alpha / self.rank
+
+  def adapts(self, layer: str) -> bool:
+    """Whether a layer has an adapter."""
+    return self.rank > 0 and layer in self.targets
+
+  def check(self, gated: bool, dense_head: bool) -> None:
+    """Refuses targets that a model does not have.
+
+    Args:
+      gated: whether its feed-forward layers have a gate.
+      dense_head: whether its output head is a matrix of its own.
+    """
+    if self.adapts('gate') and not gated:
+      raise ConfigError(
+        'model.lora.targets: the feed-forward layers of this model have no '
+        'gate; leave it out'
+      )
+    if self.adapts(HEAD) and not dense_head:
+      raise ConfigError(
+        'model.lora.targets: the head of this model is no matrix of its own; '
+        'leave head out, or take model.head=dense'
+      )
+
+
+NO_LORA = LoRAConfig()
+
+
+def is_adapter(name: str) -> bool:
+  """Whether a parameter of that name is one of an adapter's two."""
+  return name.endswith((_A, _B))
+
+
+def names(layer: str) -> tuple[str, str]:
+  """Of the parameters A and B of a layer."""
+  return layer + _A, layer + _B
+
+
+def start(inputs: int) -> nn.initializers.Initializer:
+  """Of A: uniform up to 1 / sqrt(width of the input), as PEFT begins.
+
+  Args:
+    inputs: how many axes, from the first, are of the input.
+  """
+  return nn.initializers.variance_scaling(
+    1 / 3, 'fan_in', 'uniform', in_axis=tuple(range(inputs)), out_axis=-1
+  )
+
+
+def added(
+  module: nn.Module,
+  config: LoRAConfig,
+  layer: str,
+  x: Array,
+  axes: tuple[str, ...],
+  shape: tuple[int, ...],
+  inputs: int,
+) -> Array:
+  """What the adapter of a layer adds to its output; see `linear`."""
+  name_a, name_b = names(layer)
+  a = parameter(
+    module, name_a, (*axes[:inputs], None), (*shape[:inputs], config.rank),
+    start(inputs),
+  )  # fmt: skip
+  b = parameter(
+    module, name_b, (None, *axes[inputs:]), (config.rank, *shape[inputs:]),
+    nn.initializers.zeros,
+  )  # fmt: skip
+  training = module.has_rng('dropout')
+  x = nn.Dropout(config.dropout, deterministic=not training)(x)
+  inner = jnp.tensordot(x, a.astype(x.dtype), inputs)
+  return config.scale * jnp.tensordot(inner, b.astype(x.dtype), 1)
+
+
+def product(config: LoRAConfig, a: Array, b: Array) -> Array:
+  """alpha / r A B, of the shape of the layer's matrix."""
+  return config.scale * jnp.tensordot(a, b, 1)
+
+
+def adapters(params: Params) -> Params:
+  """The parameters of adapters alone, each where it is."""
+  found: dict[str, Any] = {}
+  for name, leaf in params.items():
+    if isinstance(leaf, tuple):
+      found[name] = tuple(map(adapters, leaf))
+    elif isinstance(leaf, dict):
+      found[name] = adapters(leaf)
+    elif is_adapter(name):
+      found[name] = leaf
+  return found
+
+
+def merged(config: LoRAConfig, params: Params) -> Params:
+  """Parameters with adapters added to their layers, and none left.
+
+  Matrices that had one come back in fp32.
+
+  Args:
+    config: of the adapters.
+    params: a tree of `model.api`.
+  """
+  blocks = tuple(_merged(config, group, True) for group in params['blocks'])
+  rest = {k: v for k, v in params.items() if k != 'blocks'}
+  return {**_merged(config, rest, False), 'blocks': blocks}
+
+
+def _merged(config: LoRAConfig, tree: Params, stacked: bool) -> Params:
+  made: dict[str, Any] = {}
+  for name, leaf in tree.items():
+    name_a, name_b = names(name)
+    if isinstance(leaf, dict):
+      made[name] = _merged(config, leaf, stacked)
+    elif name_a in tree:
+      a, b = (jnp.asarray(tree[n], jnp.float32) for n in (name_a, name_b))
+      made[name] = _sum(config, leaf, a, b, stacked)
+    elif not is_adapter(name):
+      made[name] = leaf
+  return made
+
+
+def _sum(
+  config: LoRAConfig, matrix: Array, a: Array, b: Array, stacked: bool
+) -> Array:
+  if stacked:  # over layers
+    both = jax.vmap(partial(product, config))(a, b)
+  else:  # the head, whose rows are of outputs
+    both = product(config, a, b).T
+  return jnp.asarray(matrix, jnp.float32) + both

@@ -1,0 +1,273 @@
+"""Adapters in PEFT's format: what PEFT computes, and what is refused."""
+
+import dataclasses
+import json
+import shutil
+from functools import cache
+
+import numpy as np
+import pytest
+
+from pdl_jax.errors import ConfigError, DataError
+from pdl_jax.model import api, lora
+from pdl_jax.model.lora import LoRAConfig
+from pdl_jax.model.pretrained import peft, shards
+from pdl_jax.model.pretrained.hf import HFModel
+from tests import hf_folder, hf_weights
+from tests.test_hf import TOKENS, logits
+from tests.tiny_model import random_params
+
+pytestmark = pytest.mark.usefixtures('quick_compile')
+CASES = json.loads((hf_folder.GOLDEN / 'peft.json').read_text())
+GOLDEN = np.load(hf_folder.GOLDEN / 'peft.npz')
+
+
+def origin(name):
+  """A copy of a weight of the model has the numbers of that."""
+  copy = name.removeprefix('base_model.model.').replace('.base_layer', '')
+  return copy if name.endswith('.base_layer.weight') else name
+
+
+def adapter_tensors(name):
+  shapes = CASES[name]['shapes']
+  return {n: hf_weights.tensor(origin(n), s) for n, s in shapes.items()}
+
+
+def write(path, name, tensors=None, **changes):
+  """The folder of a case."""
+  path.mkdir(exist_ok=True)
+  says = CASES[name]['config'] | changes
+  (path / peft.CONFIG).write_text(json.dumps(says))
+  made = adapter_tensors(name) if tensors is None else tensors
+  shards.write_file(path / peft.TENSORS, made)
+  return path
+
+
+@pytest.fixture(scope='module')
+def opened(tmp_path_factory):
+  """The model of each case, opened once."""
+  root = tmp_path_factory.mktemp('peft')
+  names = cache(
+    lambda base: HFModel(hf_folder.write_case(root / base, base))
+  )
+  return lambda name: names(CASES[name]['base'])
+
+
+@pytest.mark.parametrize('name', CASES)
+def test_logits_are_those_of_peft(opened, tmp_path, name):
+  model = opened(name)
+  adapter = peft.read(write(tmp_path / 'a', name), model.config())
+  params = model.params()
+  adapter.check_head(params)
+  found = logits(model.config(), peft.add(adapter, params), TOKENS)[0]
+  plain = logits(model.config(), params, TOKENS)[0]
+  print(name, np.abs(found - GOLDEN[name]).max())
+  np.testing.assert_allclose(found, GOLDEN[name], atol=1e-4, rtol=0)
+  assert np.abs(plain - found).max() > 0.1
+
+
+def test_an_adapter_is_trained_on_from_where_it_is(opened, tmp_path):
+  """Beside the matrices, and not in them."""
+  model = opened('plain')
+  adapter = peft.read(write(tmp_path / 'a', 'plain'), model.config())
+  asked = LoRAConfig(4, 6.0, targets=('head', 'value', 'query'))
+  adapter.check(asked)
+  config = dataclasses.replace(model.config(), lora=asked)
+  params = peft.insert(adapter, model.params())
+  found = logits(config, params, TOKENS)[0]
+  np.testing.assert_allclose(found, GOLDEN['plain'], atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize(
+  ('name', 'asked', 'said'),
+  [
+    (
+      'plain', LoRAConfig(8, 12.0, targets=('query', 'value', 'head')),
+      '--config.model.lora.rank=4 --config.model.lora.alpha=6 '
+      '--config.model.lora.targets=query,value,head',
+    ),
+    (
+      'plain', LoRAConfig(4, 6.0, targets=('query',)),
+      '--config.model.lora.targets=query,value,head',
+    ),
+    (
+      'rslora', LoRAConfig(4, 6.0, targets=(*lora.ATTENTION, *lora.MLP)),
+      '--config.model.lora.alpha=12 ',
+    ),
+    (
+      'patterns', LoRAConfig(4, 6.0, targets=('query',)),
+      r'has ranks \[2, 4\] and factors \[0.75, 1.5, 3.0\]',
+    ),
+  ],
+)  # fmt: skip
+def test_another_adapter_is_not_trained_on(
+  opened, tmp_path, name, asked, said
+):
+  config = opened(name).config()
+  adapter = peft.read(write(tmp_path / 'a', name), config)
+  with pytest.raises(ConfigError, match=said):
+    adapter.check(asked)
+
+
+@pytest.mark.parametrize('base', ['llama2', 'qwen3', 'gemma3'])
+def test_out_and_in_are_bit_for_bit(tmp_path, base):
+  """With the names that PEFT has."""
+  config = HFModel(hf_folder.write_case(tmp_path / 'm', base)).config()
+  targets = (*lora.ATTENTION, *lora.MLP)
+  targets += ('head',) if config.head.kind == 'dense' else ()
+  asked = LoRAConfig(3, 5.0, 0.1, targets)
+  config = dataclasses.replace(config, lora=asked)
+  params = random_params(config)
+  (tmp_path / 'a').mkdir()
+  peft.write(tmp_path / 'a', config, lora.adapters(params), 'base')
+  plain = dataclasses.replace(config, lora=lora.NO_LORA)
+  again = peft.read(tmp_path / 'a', plain)
+  again.check(asked)
+  back = peft.insert(again, {**params, 'blocks': (params['blocks'][0],)})
+  for x, y in zip(flat(back), flat(params), strict=True):
+    np.testing.assert_array_equal(x, y)
+
+
+def flat(tree):
+  (group,) = tree['blocks']
+  return [
+    part[name]
+    for part in (tree.get('head', {}), group['attention'], group['mlp'])
+    for name in sorted(part) if lora.is_adapter(name)
+  ]  # fmt: skip
+
+
+def test_the_files_are_as_peft_writes_them(opened, tmp_path):
+  config = opened('rslora').config()
+  targets = (*lora.ATTENTION, *lora.MLP)
+  config = dataclasses.replace(config, lora=LoRAConfig(4, 6.0, 0.1, targets))
+  params = lora.adapters(random_params(config))
+  peft.write(tmp_path, config, params, 'some/base')
+  found = shards.open_file(tmp_path / peft.TENSORS)
+  shapes = {name: list(x.shape) for name, x in found.items()}
+  assert shapes == CASES['rslora']['shapes']
+  says = json.loads((tmp_path / peft.CONFIG).read_text())
+  theirs = CASES['rslora']['config']
+  own = {'use_rslora', 'target_modules', 'base_model_name_or_path'}
+  for key in says.keys() - own:
+    assert says[key] == theirs[key], key
+  assert says['base_model_name_or_path'] == 'some/base'
+  assert says['target_modules'] == [
+    'down_proj', 'gate_proj', 'k_proj', 'o_proj', 'q_proj', 'up_proj', 'v_proj'
+  ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+  'targets', [('query', 'value', 'up'), (*lora.ATTENTION, 'up', 'down')]
+)
+def test_what_lies_side_by_side_in_gpt2_is_one_adapter(tmp_path, targets):
+  """Query, key and value are one matrix there: of the sum of their ranks."""
+  config = HFModel(hf_folder.write_case(tmp_path / 'm', 'gpt2')).config()
+  asked = dataclasses.replace(config, lora=LoRAConfig(2, 6.0, targets=targets))
+  params = random_params(asked)
+  (tmp_path / 'a').mkdir()
+  peft.write(tmp_path / 'a', asked, lora.adapters(params), 'base')
+  of_three = sum(x in targets for x in ('query', 'key', 'value'))
+  says = json.loads((tmp_path / 'a' / peft.CONFIG).read_text())
+  assert says['rank_pattern'] == {'attn.c_attn': 2 * of_three}
+  assert says['alpha_pattern'] == {'attn.c_attn': 6.0 * of_three}
+  plain, merged = api.without_adapters(asked, params)
+  bare = random_params(plain)
+  (group,) = params['blocks']
+  for part in ('attention', 'mlp'):
+    bare['blocks'][0][part].update({
+      k: v for k, v in group[part].items() if not lora.is_adapter(k)
+    })  # fmt: skip
+  bare = {**params, 'blocks': bare['blocks']}
+  adapter = peft.read(tmp_path / 'a', plain)
+  added = peft.add(adapter, bare)
+  for part in ('attention', 'mlp'):
+    for name, x in merged['blocks'][0][part].items():
+      np.testing.assert_allclose(
+        added['blocks'][0][part][name], x, atol=1e-6, err_msg=name
+      )
+
+
+def without(*names):
+  def change(tensors):
+    for name in names:
+      del tensors[name]
+  return change
+
+
+def put(name, shape):
+  return lambda tensors: tensors.update({name: np.zeros(shape, np.float32)})
+
+
+ROOT = 'base_model.model.model.layers.'
+
+
+@pytest.mark.parametrize(
+  ('change', 'said'),
+  [
+    (
+      without(f'{ROOT}0.self_attn.q_proj.lora_A.weight'),
+      'no pair for model.layers.0.self_attn.q_proj',
+    ),
+    (
+      without(*(f'{ROOT}1.self_attn.v_proj.lora_{x}.weight' for x in 'AB')),
+      'no pair for model.layers.1.self_attn.v_proj',
+    ),
+    (
+      put(f'{ROOT}2.self_attn.v_proj.lora_A.weight', (4, 32)),
+      f'unknown tensors {ROOT}2.self_attn.v_proj.lora_A.weight',
+    ),
+    (
+      put('base_model.model.model.embed_tokens.lora_embedding_A', (4, 48)),
+      'unknown tensors base_model.model.model.embed_tokens.lora_embedding_A',
+    ),
+    (
+      put(f'{ROOT}0.self_attn.q_proj.lora_A.weight', (4, 31)),
+      r'shapes model.layers.0.self_attn.q_proj A \(4, 31\), not \(4, 32\)',
+    ),
+    (lambda tensors: tensors.clear(), 'no adapter in it'),
+  ],
+)  # fmt: skip
+def test_tensors_that_do_not_fit_are_named(opened, tmp_path, change, said):
+  tensors = adapter_tensors('plain')
+  change(tensors)
+  folder = write(tmp_path / 'a', 'plain', tensors)
+  with pytest.raises(DataError, match=f'does not fit the model: {said}') as e:
+    peft.read(folder, opened('plain').config())
+  assert '\n' not in str(e.value)
+
+
+@pytest.mark.parametrize(
+  ('changes', 'said'),
+  [
+    ({'peft_type': 'IA3'}, 'peft_type IA3; only LORA is read'),
+    ({'use_dora': True}, 'not read here: use_dora True'),
+    ({'bias': 'all'}, 'not read here: bias all'),
+    ({'modules_to_save': ['norm']}, r"not read here: modules_to_save \['norm'"),
+    ({'lora_alpha': None}, 'is not that of an adapter'),
+  ],
+)
+def test_other_kinds_of_adapters_are_refused(opened, tmp_path, changes, said):
+  folder = write(tmp_path / 'a', 'plain', **changes)
+  with pytest.raises(DataError, match=said):
+    peft.read(folder, opened('plain').config())
+
+
+def test_a_pickle_or_no_folder_is_refused(opened, tmp_path):
+  config = opened('plain').config()
+  with pytest.raises(DataError, match=r'there is no .*adapter_config.json'):
+    peft.read(tmp_path / 'b', config)
+  folder = write(tmp_path / 'a', 'plain')
+  shutil.move(folder / peft.TENSORS, folder / 'adapter_model.bin')
+  with pytest.raises(DataError, match='pickles'):
+    peft.read(folder, config)
+
+
+def test_the_adapter_of_another_head_is_refused(opened, tmp_path):
+  tensors = adapter_tensors('plain')
+  tensors['base_model.model.lm_head.base_layer.weight'] += 1
+  folder = write(tmp_path / 'a', 'plain', tensors)
+  model = opened('plain')
+  adapter = peft.read(folder, model.config())
+  with pytest.raises(DataError, match='is not the output head of the model'):
+    adapter.check_head(model.params())
