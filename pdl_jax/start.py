@@ -10,7 +10,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from pdl_jax import finished, optimizer, sharding, state
-from pdl_jax.data.hf_tokenizer import open_tokenizer
+from pdl_jax.data.hf_tokenizer import open_gguf_tokenizer, open_tokenizer
 from pdl_jax.data.sources import Source
 from pdl_jax.data.tokenizer import Tokenizer
 from pdl_jax.errors import ConfigError, DataError
@@ -210,7 +210,8 @@ def _from_path(
   file = _open(path)
   config = file.config(options.dtype, options.remat)
   if isinstance(file, GGUFModel):
-    params, tokenizer = file.params(), Tokenizer.from_gguf(file)
+    params = file.params()
+    tokenizer = open_gguf_tokenizer(file, config.vocab_size)
   else:
     mesh, axes = sharding.make_mesh(settings.mesh), api.logical_axes(config)
     # Straight into shards: no host holds the whole model.
