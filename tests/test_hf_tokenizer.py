@@ -46,7 +46,8 @@ def test_all_of_a_list_of_ends_stop_an_answer(tmp_path):
 
 
 def test_a_list_alone_says_what_ends_a_text(tmp_path):
-  tokenizer = open_tokenizer(write(tmp_path / 'a', {'config': [3, 2]}), 8)
+  folder = write(tmp_path / 'a', {'config': [3, 99, 2]})
+  tokenizer = open_tokenizer(folder, 8)
   assert (tokenizer.end_of_turn, tokenizer.end_of_text) == (3, 2)
   assert tokenizer.stops == (3, 2)
 
@@ -136,6 +137,8 @@ def test_a_file_ends_starts_and_chats_by_its_own_tokens(tmp_path):
   (ids,) = tokenizer.encode(['ab'])
   assert ids == [256] and tokenizer.decode(ids) == 'ab'
   assert tokenizer.encode_template(f'ab{ENDS[2]}') == [256, 259]
+  plain = bytes_model(tmp_path, eot_token_id=259)
+  assert open_gguf_tokenizer(plain, 260).stops == (257, 259)
   # A token of the user's is one, and no control token.
   assert tokenizer.encode([ENDS[1]]) == [[258]]
   (spelled,) = tokenizer.encode([ENDS[2]])
@@ -178,6 +181,7 @@ def test_pieces_with_the_best_scores_are_merged_first(tmp_path):
     for n in tokenizer.encode([text])[0]
   ]
   assert pieces('abc') == [' a', 'bc']
+  assert pieces('cabc') == [' ', 'c', 'a', 'bc']
   assert pieces('bab') == [' ', 'b', 'ab']
   assert pieces('a b') == [' a', ' ', 'b']
   for text in ('abc', 'a  b', ' b', 'c\u00e9\n\U0001f600', '</s><s>'):
