@@ -117,6 +117,7 @@ def test_lines_and_marks_before_words_in_the_newer_families():
   for pre in ('qwen2', 'llama3'):
     cut = byte_level(models.BPE(), pre).pre_tokenizer.pre_tokenize_str
     assert [w for w, _ in cut('(he)!\n\n x')] == ['(he', ')!ĊĊ', 'Ġx']
+    assert [w for w, _ in cut("I'Sx")] == ['I', "'S", 'x']
 
 
 def test_accents_are_composed_for_qwen2_alone(tmp_path):
