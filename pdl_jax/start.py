@@ -11,7 +11,7 @@ from jax import Array
 from jax.experimental import multihost_utils
 
 from pdl_jax import finished, optimizer, sharding, state
-from pdl_jax.data.hf_tokenizer import open_tokenizer
+from pdl_jax.data.hf_tokenizer import open_gguf_tokenizer, open_tokenizer
 from pdl_jax.data.sources import Source
 from pdl_jax.data.tokenizer import Tokenizer
 from pdl_jax.errors import ConfigError, DataError
@@ -240,7 +240,8 @@ def _from_path(
   file = _open(path)
   config = dataclasses.replace(file.config(), **options.precision)
   if isinstance(file, GGUFModel):
-    params, tokenizer = file.params(), Tokenizer.from_gguf(file)
+    params = file.params()
+    tokenizer = open_gguf_tokenizer(file, config.vocab_size)
   else:
     mesh, axes = sharding.make_mesh(settings.mesh), api.logical_axes(config)
     shapes = file.shapes()

@@ -1,4 +1,4 @@
-"""The tokenizer of a folder as Hugging Face tools leave it."""
+"""The tokenizer of a folder as Hugging Face tools leave it, or of GGUF."""
 
 import json
 from pathlib import Path
@@ -7,8 +7,10 @@ from typing import Any
 from tokenizers import Tokenizer as Backend
 
 from pdl_jax.data.chat import ChatTemplate
+from pdl_jax.data.gguf_backend import read_backend
 from pdl_jax.data.tokenizer import END_OF_TEXT, Tokenizer
 from pdl_jax.errors import DataError
+from pdl_jax.model.pretrained.gguf import GGUFModel
 
 _TOKENS = ('bos_token', 'eos_token', 'unk_token', 'pad_token')
 
@@ -39,32 +41,65 @@ def open_tokenizer(folder: Path, vocab_size: int) -> Tokenizer:
   options = _json(folder / 'tokenizer_config.json')
   named = {key: _text(options.get(key)) for key in _TOKENS}
   tokens = {key: text for key, text in named.items() if text}
-  ends = _ends(folder, backend)
+  return _made(
+    backend, folder.name, tokens, _ends(folder, backend),
+    _template(folder, options), vocab_size,
+    f'{folder}: neither tokenizer_config.json (eos_token) nor '
+    'generation_config.json or config.json (eos_token_id) says what ends a '
+    'text by a token of tokenizer.json',
+  )  # fmt: skip
+
+
+def open_gguf_tokenizer(model: GGUFModel, vocab_size: int) -> Tokenizer:
+  """With the chat template of the file, if it has one.
+
+  Raises:
+    DataError: it is of a kind that is not read, or nothing says what ends a
+      text.
+  """
+  fields, name = model.fields, model.path.name
+  backend = read_backend(fields, name)
+  start = 'tokenizer.ggml.'
+  tokens, ends = fields[f'{start}tokens'], []
+  keys = {'bos_token': 'bos', 'eos_token': 'eos', 'unk_token': 'unknown',
+          'pad_token': 'padding'}  # fmt: skip
+  ids = {key: fields.get(f'{start}{word}_token_id') for key, word in
+         keys.items()}  # fmt: skip
+  for word in ('eos', 'eot', 'eom'):
+    ends += _known(backend, fields.get(f'{start}{word}_token_id'))
+  named = {key: tokens[number] for key, number in ids.items()
+           if number is not None and number < len(tokens)}  # fmt: skip
+  return _made(
+    backend, name, named, ends, fields.get('tokenizer.chat_template'),
+    vocab_size, f'{name}: no {start}eos_token_id says what ends a text',
+  )  # fmt: skip
+
+
+def _made(
+  backend: Backend, name: str, tokens: dict[str, str], ends: list[str],
+  template: str | None, vocab_size: int, no_end: str,
+) -> Tokenizer:  # fmt: skip
+  """Args: ends: what the model stops at; no_end: the error without any."""
   eos = tokens.get('eos_token') or next(iter(ends), None)
   if eos is None:
-    raise DataError(
-      f'{folder}: neither tokenizer_config.json (eos_token) nor '
-      'generation_config.json or config.json (eos_token_id) says what ends a '
-      'text'
-    )
-  chat = _chat(folder, options, tokens)
+    raise DataError(no_end)
+  chat = ChatTemplate(template, tokens, name) if template else None
   specials = _specials(backend)
   turn = _end_of_turn(chat, specials) or eos
   others = [*ends, *([END_OF_TEXT] if END_OF_TEXT in specials else []), eos]
   text = next((end for end in others if end != turn), turn)
-  return Tokenizer(backend, folder.name, turn, text, vocab_size, chat)
+  stops = [eos, *ends]
+  return Tokenizer(backend, name, turn, text, vocab_size, chat, stops)
 
 
-def _chat(
-  folder: Path, options: dict[str, Any], tokens: dict[str, str]
-) -> ChatTemplate | None:
+def _template(folder: Path, options: dict[str, Any]) -> str | None:
   file, source = folder / 'chat_template.jinja', options.get('chat_template')
   if file.exists():
-    source = file.read_text()
+    return file.read_text()
   if isinstance(source, list):
     by_name = {each['name']: each['template'] for each in source}
-    source = by_name.get('default')
-  return ChatTemplate(source, tokens, str(folder)) if source else None
+    return by_name.get('default')
+  return source
 
 
 def _end_of_turn(
@@ -82,10 +117,16 @@ def _ends(folder: Path, backend: Backend) -> list[str]:
   for name in ('generation_config.json', 'config.json'):
     ids = _json(folder / name).get('eos_token_id')
     for number in ids if isinstance(ids, list) else [ids]:
-      token = None if number is None else backend.id_to_token(number)
-      if token and token not in found:
-        found.append(token)
-  return found
+      found += _known(backend, number)
+  return list(dict.fromkeys(found))
+
+
+def _known(backend: Backend, number: Any) -> list[str]:
+  """The token of an id; none for what is no id of it, such as -1."""
+  if not isinstance(number, int) or number < 0:
+    return []
+  token = backend.id_to_token(number)
+  return [] if token is None else [token]
 
 
 def _specials(backend: Backend) -> list[str]:

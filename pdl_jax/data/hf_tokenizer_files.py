@@ -45,10 +45,10 @@ def write_tokenizer(folder: Path, tokenizer: Tokenizer, is_chat: bool) -> None:
 
 def token_ids(tokenizer: Tokenizer) -> dict[str, Any]:
   """Of config.json and generation_config.json."""
-  ends = dict.fromkeys((tokenizer.end_of_turn, tokenizer.end_of_text))
   found: dict[str, Any] = {
-    'eos_token_id': list(ends), 'pad_token_id': tokenizer.end_of_text
-  }  # fmt: skip
+    'eos_token_id': list(tokenizer.stops),
+    'pad_token_id': tokenizer.end_of_text,
+  }
   if tokenizer.start_of_text != tokenizer.end_of_text:
     found['bos_token_id'] = tokenizer.start_of_text
   return found

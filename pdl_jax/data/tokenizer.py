@@ -8,9 +8,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from tokenizers import (
-  AddedToken,
   Encoding,
-  decoders,
   models,
   pre_tokenizers,
   trainers,
@@ -20,13 +18,13 @@ from tokenizers import (
 )
 
 from pdl_jax.data.chat import ChatTemplate
+from pdl_jax.data.gguf_backend import byte_level, read_backend
 from pdl_jax.errors import DataError
 from pdl_jax.model.pretrained.gguf import GGUFModel
 
 END_OF_TEXT = '<|endoftext|>'
 START_OF_TURN = '<|im_start|>'
 END_OF_TURN = '<|im_end|>'
-_CONTROL = 3  # GGUF's token type of specials
 # Byte-level BPE spells every byte as a printable character: those that are one
 # already as themselves, the others from 256 on.
 _PRINTABLE = (*range(33, 127), *range(161, 173), *range(174, 256))
@@ -49,6 +47,7 @@ class Tokenizer:
     vocab_size: V, added tokens included.
     end_of_turn: id that ends every answer.
     end_of_text: id that ends every document.
+    stops: ids that end an answer: both, and what else its model stops at.
     start_of_text: id that stands before every document; end of text again,
       where a tokenizer has none.
     special_ids: ids of control tokens, end of turn included.
@@ -66,6 +65,7 @@ class Tokenizer:
     end_of_text: str = END_OF_TEXT,
     vocab_size: int = 0,
     chat: ChatTemplate | None = None,
+    stops: Sequence[str] = (),
   ):
     """Args: vocab_size: rows of the model, which may have some to spare."""
     self.chat = chat
@@ -79,6 +79,10 @@ class Tokenizer:
     self.vocab_size = vocab_size or size
     self.end_of_turn = _required(backend, end_of_turn, name)
     self.end_of_text = _required(backend, end_of_text, name)
+    others = (_required(backend, token, name) for token in stops)
+    self.stops = tuple(
+      dict.fromkeys((self.end_of_turn, self.end_of_text, *others))
+    )
     self.start_of_text = _start(backend, self.end_of_text)
     added = backend.get_added_tokens_decoder().items()
     controls = sorted((n, t.content) for n, t in added if t.special)
@@ -101,27 +105,12 @@ class Tokenizer:
 
   @classmethod
   def from_gguf(cls, model: GGUFModel) -> 'Tokenizer':
-    """The tokenizer stored beside the weights.
+    """The tokenizer stored beside the weights, with turns as in `tasks`.
 
     Raises:
-      DataError: unless it is the byte-level BPE of SmolLM2.
+      DataError: of another kind than is read, or without the tokens of turns.
     """
-    fields = model.fields
-    kind = (fields['tokenizer.ggml.model'], fields['tokenizer.ggml.pre'])
-    if kind != ('gpt2', 'smollm'):
-      raise DataError(f'{model.path.name}: tokenizer {kind} is not supported')
-    tokens = fields['tokenizer.ggml.tokens']
-    merges = [tuple(m.split(' ')) for m in fields['tokenizer.ggml.merges']]
-    vocabulary = {token: number for number, token in enumerate(tokens)}
-    backend = _byte_level(models.BPE(vocab=vocabulary, merges=merges))
-    specials = [
-      AddedToken(token, special=True, normalized=False)
-      for token, kind in zip(
-        tokens, fields['tokenizer.ggml.token_type'], strict=True
-      )
-      if kind == _CONTROL
-    ]
-    backend.add_special_tokens(specials)
+    backend = read_backend(model.fields, model.path.name)
     return cls(backend, model.path.name)
 
   @classmethod
@@ -129,7 +118,7 @@ class Tokenizer:
     cls, texts: Iterable[str], vocab_size: int, name: str
   ) -> 'Tokenizer':
     """A BPE learned from texts, with the same chat tokens."""
-    backend = _byte_level(models.BPE())
+    backend = byte_level(models.BPE())
     trainer = trainers.BpeTrainer(
       vocab_size=vocab_size,
       special_tokens=[END_OF_TEXT, START_OF_TURN, END_OF_TURN],
@@ -241,13 +230,3 @@ def _words(text: str, encoding: Encoding) -> list[tuple[str, list[int]]]:
     word = word if word.isspace() else word.removeprefix(' ')
     words.append((word, list(ids)))
   return words
-
-
-def _byte_level(model: models.BPE) -> Backend:
-  """Digits one by one, then the GPT-2 split into words, then bytes."""
-  backend = Backend(model)
-  digits = pre_tokenizers.Digits(individual_digits=True)
-  words = pre_tokenizers.ByteLevel(add_prefix_space=False)
-  backend.pre_tokenizer = pre_tokenizers.Sequence([digits, words])
-  backend.decoder = decoders.ByteLevel()
-  return backend

@@ -231,7 +231,7 @@ class Predictor:
     keys_B = decode.row_keys(self.settings.seed, hashes_Bx2, samples_B)
     generated = decode.extend(
       self._model, params, hidden_BxD, cache, keys_B, settings=self.settings,
-      max_new_tokens=limit, stop_ids=_stops(self._tokenizer),
+      max_new_tokens=limit, stop_ids=self._tokenizer.stops,
       bias_V=bias_V,
     )  # fmt: skip
     return generated.tokens_BxT, generated.lengths_B
@@ -257,7 +257,7 @@ class Predictor:
   ) -> dict[str, Any]:
     record = examples.record(row.number)
     prompt, target = examples.prompt_and_target(row.number)
-    stopped = bool(ids) and ids[-1] in _stops(self._tokenizer)
+    stopped = bool(ids) and ids[-1] in self._tokenizer.stops
     several = self.settings.samples > 1
     kept = {name: record[name] for name in _KEPT if name in record}
     return {
@@ -278,11 +278,6 @@ def bucket_length(size: int, longest: int, buckets: int) -> int:
   """The shortest of `buckets` equal steps up to `longest` that holds `size`."""
   step = max((size - 1) * buckets // longest + 1, 1)
   return -(-longest * step // buckets)
-
-
-def _stops(tokenizer: Tokenizer) -> tuple[int, ...]:
-  """What ends an answer, and what ends a document."""
-  return tokenizer.end_of_turn, tokenizer.end_of_text
 
 
 def _host(x: jax.Array) -> np.ndarray:

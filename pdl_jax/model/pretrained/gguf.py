@@ -1,27 +1,25 @@
-"""A pretrained model of the Llama family from a GGUF file."""
+"""A pretrained model from a GGUF file."""
 
 import importlib.util
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
+import gguf
 import numpy as np
-from gguf import GGUFReader
-from gguf.quants import dequantize
 
 from pdl_jax.errors import DataError, HostError
 from pdl_jax.model.config import ModelConfig
+from pdl_jax.model.pretrained.gguf_config import config_values
+from pdl_jax.model.pretrained.hf import shapes_of
+from pdl_jax.model.pretrained.hf_config import read_config
+from pdl_jax.model.pretrained.hf_fields import Fields
+from pdl_jax.model.pretrained.hf_layout import OUTPUT, Place, at, layout, put
+from pdl_jax.model.pretrained.shards import listed
 
-_BLOCK = {
-  'attention_norm/scale': 'attn_norm',
-  'attention/query': 'attn_q',
-  'attention/key': 'attn_k',
-  'attention/value': 'attn_v',
-  'attention/output': 'attn_output',
-  'mlp_norm/scale': 'ffn_norm',
-  'mlp/gate': 'ffn_gate',
-  'mlp/up': 'ffn_up',
-  'mlp/down': 'ffn_down',
-}
+_SUFFIXES = ('.weight', '.bias')
+_EMBED, _OUTPUT, _ROPE = (
+  f'{name}.weight' for name in ('token_embd', 'output', 'rope_freqs')
+)
 
 
 def find_package_file(package: str) -> Path:
@@ -56,7 +54,7 @@ class GGUFModel:
   def __init__(self, path: Path):
     self.path = path
     try:
-      reader = GGUFReader(path)
+      reader = gguf.GGUFReader(path)
     except (OSError, ValueError, IndexError) as error:
       raise DataError(
         f'{path} is not a whole GGUF file ({type(error).__name__}: {error}); '
@@ -69,76 +67,116 @@ class GGUFModel:
     """The shape that the metadata declares.
 
     Raises:
-      DataError: for another architecture, or naming what is not declared.
+      DataError: for another architecture, or naming what is not declared or
+        not mapped.
     """
-    kind = self.fields['general.architecture']
-    if kind != 'llama':
-      raise DataError(
-        f'{self.path.name} holds a {kind!r} model; only llama is read'
-      )
-
-    def get(key: str) -> Any:
-      if f'llama.{key}' not in self.fields:
-        raise DataError(f'{self.path.name} does not declare llama.{key}')
-      return self.fields[f'llama.{key}']
-
-    return ModelConfig(
-      vocab_size=get('vocab_size'),
-      width=get('embedding_length'),
-      layers=get('block_count'),
-      heads=get('attention.head_count'),
-      kv_heads=get('attention.head_count_kv'),
-      head_dim=get('rope.dimension_count'),
-      mlp=get('feed_forward_length'),
-      context=get('context_length'),
-      rope_base=get('rope.freq_base'),
-      norm_eps=get('attention.layer_norm_rms_epsilon'),
-      dtype=dtype,
-      remat=remat,
-    )
+    name, table = self.path.name, self._tensors.get(_ROPE)
+    values = config_values(
+      self.fields, self._shapes(), self._is_tied(),
+      None if table is None else self._read(_ROPE), name,
+    )  # fmt: skip
+    return read_config(Fields(values, name), dtype, remat)
 
   def params(self) -> dict:
     """All parameters, dequantized to fp32, in the layout of `model.api`.
 
     Raises:
-      DataError: naming tensors that are missing or that would go unread.
+      DataError: naming tensors that are missing, of another shape, or that
+        would go unread.
     """
     c = self.config()
-    wanted = {f'blk.{i}.{name}' for i in range(c.layers) for name in
-              _BLOCK.values()} | {'token_embd', 'output_norm'}
-    found = {name.removesuffix('.weight') for name in self._tensors}
-    if wanted != found:
-      raise DataError(
-        f'{self.path.name}: missing tensors {sorted(wanted - found)}, unknown '
-        f'tensors {sorted(found - wanted)}'
-      )
+    shapes, plan = shapes_of(c), layout(c)
+    # GGUF has [out, in] throughout, that of GPT-2 too.
+    block = [place._replace(turned=place.inputs > 0) for place in plan.block]
+    layers = [f'{plan.layers}{i}.' for i in range(c.layers)]
+    names = gguf.get_tensor_name_map(self._architecture(), c.layers)
+
+    def name(place: Place, layer: str = '') -> str:
+      whole = f'{plan.prefix}{layer}{place.name}'
+      whole = place.name if place.name == OUTPUT else whole
+      return names.get_name(whole, _SUFFIXES) or whole
+
+    wanted: dict[str, tuple[int, ...]] = {}
+    for place in plan.root:
+      wanted[name(place)] = place.shape(at(shapes, place.path))
+    for place in block:
+      ours = at(shapes['blocks'][0], place.path)[1:]
+      wanted |= {name(place, layer): place.shape(ours) for layer in layers}
+    self._check(wanted)
+    made: dict = {}
     blocks: dict = {}
-    for path, name in _BLOCK.items():
-      module, leaf = path.split('/')
-      layers = [
-        _to_ours(path, self._tensor(f'blk.{i}.{name}'), c)
-        for i in range(c.layers)
-      ]
-      blocks.setdefault(module, {})[leaf] = np.stack(layers)
+    for place in plan.root:
+      shape = at(shapes, place.path)
+      put(made, place.path, place.view(self._as_saved(name(place), c), shape))
+    for place in block:
+      shape = at(shapes['blocks'][0], place.path)
+      stack = np.empty(shape, np.float32)
+      for i, layer in enumerate(layers):
+        saved = self._as_saved(name(place, layer), c)
+        stack[i] = place.view(saved, shape[1:])
+      put(blocks, place.path, stack)
+    return {**made, 'blocks': (blocks,)}
+
+  def _check(self, wanted: Mapping[str, tuple[int, ...]]) -> None:
+    """Refuses what does not fit, all of it in one line."""
+    found = self._shapes()
+    spare = {_ROPE} | ({_OUTPUT} if self._is_tied() else set())
+    missing, extra = wanted.keys() - found.keys(), found.keys() - wanted
+    wrong = [
+      f'{name} {found[name]}, not {wanted[name]}'
+      for name in wanted.keys() & found.keys()
+      if found[name] != wanted[name]
+    ]
+    parts = (
+      ('missing tensors', missing), ('unknown tensors', extra - spare),
+      ('tensors of other shapes', wrong),
+    )  # fmt: skip
+    said = [f'{word} {listed(names)}' for word, names in parts if names]
+    if said:
+      raise DataError(f'{self.path.name}: {"; ".join(said)}')
+
+  def _architecture(self) -> gguf.MODEL_ARCH:
+    kind = self.fields['general.architecture']
+    return next(x for x, name in gguf.MODEL_ARCH_NAMES.items() if name == kind)
+
+  def _shapes(self) -> dict[str, tuple[int, ...]]:
+    """[out, in], as PyTorch has them: GGUF counts from the other end."""
     return {
-      'embed_VxD': self._tensor('token_embd'),
-      'blocks': (blocks,),
-      'norm': {'scale': self._tensor('output_norm')},
+      name: tuple(int(size) for size in reversed(tensor.shape))
+      for name, tensor in self._tensors.items()
     }
 
-  def _tensor(self, name: str) -> np.ndarray:
-    tensor = self._tensors[f'{name}.weight']
-    return np.asarray(dequantize(tensor.data, tensor.tensor_type), np.float32)
+  def _is_tied(self) -> bool:
+    """Whether there is no output head, or a copy of the embedding."""
+    if _OUTPUT not in self._tensors or _EMBED not in self._tensors:
+      return True
+    pair = self._tensors[_OUTPUT], self._tensors[_EMBED]
+    return np.array_equal(pair[0].data, pair[1].data)
 
+  def _as_saved(self, name: str, c: ModelConfig) -> np.ndarray:
+    """A tensor as it was before llama.cpp's converter made it its own."""
+    x, kind = self._read(name), self._architecture()
+    is_turned = '.attn_q.' in name or '.attn_k.' in name
+    if kind == gguf.MODEL_ARCH.LLAMA and is_turned:
+      # The two halves of each head's width are interleaved.
+      pairs = x.reshape(-1, c.head_dim // 2, 2, *x.shape[1:])
+      return pairs.swapaxes(1, 2).reshape(x.shape)
+    if c.norm == 'rms_offset' and name.endswith('norm.weight'):
+      return x - 1  # What it multiplies with, the 1 included.
+    return x
 
-def _to_ours(path: str, weight: np.ndarray, c: ModelConfig) -> np.ndarray:
-  """[out, in] of the file to [in, out], heads apart, rotary halves together."""
-  if path in ('attention/query', 'attention/key'):
-    # llama.cpp's converter interleaves the two halves of the head width.
-    pairs = weight.reshape(-1, c.head_dim // 2, 2, c.width)
-    weight = pairs.swapaxes(1, 2).reshape(-1, c.width)
-  if path == 'attention/output':
-    return weight.T.reshape(c.heads, c.head_dim, c.width)
-  if path.startswith('attention/'):
-    return weight.T.reshape(c.width, -1, c.head_dim)
-  return weight.T
+  def _read(self, name: str) -> np.ndarray:
+    """A tensor in fp32.
+
+    Raises:
+      DataError: it is quantized in a way that gguf does not read.
+    """
+    tensor = self._tensors[name]
+    try:
+      x = gguf.quants.dequantize(tensor.data, tensor.tensor_type)
+    except NotImplementedError as error:
+      raise DataError(
+        f'{self.path.name}: {name} is of type {tensor.tensor_type.name}, which '
+        f'gguf does not dequantize ({error})'
+      ) from error
+    return np.asarray(x, np.float32)

@@ -19,7 +19,7 @@ from pdl_jax.model.config import (
 from pdl_jax.model.pretrained import shards
 from pdl_jax.model.pretrained.hf_config import read_config
 from pdl_jax.model.pretrained.hf_fields import Fields
-from pdl_jax.model.pretrained.hf_layout import BUFFERS, OUTPUT, layout
+from pdl_jax.model.pretrained.hf_layout import BUFFERS, OUTPUT, at, layout, put
 from pdl_jax.model.pretrained.hf_write import OWN, own_tree
 from pdl_jax.model.pretrained.shards import listed
 
@@ -128,26 +128,26 @@ class HFModel:
     tensors = _named(tensors, plan.prefix)
     block_shapes = shapes['blocks'][0]
     wanted: dict[str, tuple[int, ...]] = {
-      place.name: place.shape(_at(shapes, place.path)) for place in plan.root
+      place.name: place.shape(at(shapes, place.path)) for place in plan.root
     }
     for i in range(c.layers):
       for place in plan.block:
-        ours = _at(block_shapes, place.path)[1:]
+        ours = at(block_shapes, place.path)[1:]
         wanted[f'{plan.layers}{i}.{place.name}'] = place.shape(ours)
     self._check(tensors, wanted)
     made: dict = {}
     blocks: dict = {}
     for place in plan.root:
-      shape = _at(shapes, place.path)
+      shape = at(shapes, place.path)
       view = place.view(tensors[place.name], shape)
-      _put(made, place.path, Weight(shape, (view,), False))
+      put(made, place.path, Weight(shape, (view,), False))
     for place in plan.block:
-      shape = _at(block_shapes, place.path)
+      shape = at(block_shapes, place.path)
       views = tuple(
         place.view(tensors[f'{plan.layers}{i}.{place.name}'], shape[1:])
         for i in range(c.layers)
       )
-      _put(blocks, place.path, Weight(shape, views, True))
+      put(blocks, place.path, Weight(shape, views, True))
     return {**made, 'blocks': (blocks,)}
 
   def _own_weights(self, tensors: dict[str, np.ndarray]) -> dict:
@@ -158,7 +158,7 @@ class HFModel:
     made: dict = {}
     for path, shape in own_tree(shapes):
       weight = Weight(shape, (tensors['.'.join(path)],), False)
-      _put(made, path, weight)
+      put(made, path, weight)
     return {**made, 'blocks': (made['blocks'],)}
 
   def _check(
@@ -239,15 +239,3 @@ def _named(
     for name, tensor in tensors.items()
     if not name.endswith(BUFFERS)
   }
-
-
-def _at(tree: Any, path: tuple[str, ...]) -> Any:
-  for key in path:
-    tree = tree[key]
-  return tree
-
-
-def _put(tree: dict, path: tuple[str, ...], leaf: Any) -> None:
-  for key in path[:-1]:
-    tree = tree.setdefault(key, {})
-  tree[path[-1]] = leaf

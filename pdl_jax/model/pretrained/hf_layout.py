@@ -1,7 +1,7 @@
 """Where Hugging Face files keep each parameter, and in which layout."""
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -143,3 +143,17 @@ def _gpt2(c: ModelConfig) -> Layout:
     *_norm(('norm',), 'ln_f', True),
   )
   return Layout('transformer.', 'h.', root, tuple(block))
+
+
+def at(tree: Any, path: tuple[str, ...]) -> Any:
+  """A leaf, or what is below a path."""
+  for key in path:
+    tree = tree[key]
+  return tree
+
+
+def put(tree: dict, path: tuple[str, ...], leaf: Any) -> None:
+  """Sets a leaf; what it is below is made."""
+  for key in path[:-1]:
+    tree = tree.setdefault(key, {})
+  tree[path[-1]] = leaf

@@ -153,7 +153,8 @@ def _values(kind: str, c: ModelConfig) -> Values:
   if kind == 'gpt2':
     return head | {
       'n_embd': c.width, 'n_layer': c.layers, 'n_head': c.heads,
-      'n_positions': c.context, 'n_inner': c.mlp,
+      # llama.cpp's converter reads the older of the two names.
+      'n_positions': c.context, 'n_ctx': c.context, 'n_inner': c.mlp,
       'layer_norm_epsilon': c.norm_eps,
       'activation_function': act.replace('gelu_pytorch_tanh', 'gelu_new'),
     }  # fmt: skip

@@ -1,0 +1,183 @@
+"""GGUF files of every family: what transformers computes, and refusals."""
+
+import dataclasses
+from functools import partial
+
+import gguf
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from pdl_jax.errors import DataError
+from pdl_jax.model import api
+from pdl_jax.model.pretrained.gguf import GGUFModel
+from pdl_jax.model.pretrained.hf import HFModel
+from tests import hf_folder
+from tests.gguf_file import metadata, tensors, write, write_case
+from tests.hf_folder import CASES
+from tests.hf_weights import tokens
+
+pytestmark = pytest.mark.usefixtures('quick_compile')
+GOLDEN = np.load(hf_folder.GOLDEN / 'hf.npz')
+TOKENS = tokens(48, 20)
+# GGUF does not say the windows of Mistral and Qwen2.
+READ = sorted(CASES.keys() - {'mistral', 'qwen2'})
+Q8 = gguf.GGMLQuantizationType.Q8_0
+
+
+@partial(jax.jit, static_argnums=0)
+def logits(config, params):
+  where = jnp.ones_like(TOKENS), jnp.arange(TOKENS.shape[1])[None]
+  return api.logits(config, params, TOKENS, *where)[0]
+
+
+def refusal(model):
+  with pytest.raises(DataError) as error:
+    model.params()
+  assert '\n' not in str(error.value)
+  return str(error.value)
+
+
+@pytest.mark.parametrize('name', READ)
+def test_logits_are_those_of_transformers(tmp_path, name):
+  model = write_case(tmp_path / 'a.gguf', name)
+  found = np.asarray(logits(model.config(), model.params()))
+  expected = GOLDEN[f'{name}/logits']
+  print(name, np.abs(found - expected).max(), np.abs(expected).max())
+  np.testing.assert_allclose(found, expected, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize('name', sorted(set(READ) - {'gemma2', 'gemma3'}))
+def test_the_model_is_that_of_the_folder(tmp_path, name):
+  """Gemma's test files have another scale of queries; see `gguf_file`."""
+  folder = HFModel(hf_folder.write_case(tmp_path / 'folder', name))
+  model = write_case(tmp_path / 'a.gguf', name)
+  jax.tree.map(
+    np.testing.assert_array_equal, model.params(), folder.params()
+  )
+  ours, theirs = model.config(), folder.config()
+  assert ours.norm_eps == pytest.approx(theirs.norm_eps)
+  assert dataclasses.replace(ours, norm_eps=theirs.norm_eps) == theirs
+
+
+@pytest.mark.parametrize('dtype', [
+  gguf.GGMLQuantizationType[name]
+  for name in ('F16', 'BF16', 'Q4_0', 'Q4_1', 'Q5_0', 'Q5_1', 'Q8_0')
+])  # fmt: skip
+def test_quantized_tensors_are_near(tmp_path, dtype):
+  plain = write_case(tmp_path / 'a.gguf', 'qwen3').params()
+  packed = {
+    f'blk.{layer}.attn_{part}.weight': dtype for layer in (0, 1)
+    for part in ('q', 'k', 'v')
+  }  # fmt: skip
+  model = write_case(tmp_path / 'b.gguf', 'qwen3', quantized=packed)
+  (ours,), (before,) = model.params()['blocks'], plain['blocks']
+  assert ours['attention']['query'].dtype == np.float32
+  for name in ('query', 'key', 'value'):
+    x, y = ours['attention'][name], before['attention'][name]
+    off = np.abs(x - y).max() / np.abs(y).max()
+    assert 0 < off < 0.13, (name, off)
+
+
+@pytest.mark.parametrize('dtype', ['Q4_K', 'Q6_K', 'IQ4_XS'])
+def test_kinds_that_gguf_reads_alone_are_read(tmp_path, dtype):
+  """A block of them has 256 numbers; gguf cannot write one."""
+  kind = gguf.GGMLQuantizationType[dtype]
+  size, block_bytes = gguf.GGML_QUANT_SIZES[kind]
+  config = CASES['qwen3']['config'] | {'intermediate_size': size}
+  keys, made = metadata({'config': config}), tensors(CASES['qwen3'])[1]
+  raw = np.random.default_rng(0).integers(0, 60, (32, block_bytes), np.uint8)
+  for layer in (0, 1):
+    for part in ('gate', 'up'):
+      made[f'blk.{layer}.ffn_{part}.weight'] = np.ones((size, 32), np.float32)
+    made[f'blk.{layer}.ffn_down.weight'] = np.ones((32, size), np.float32)
+  writer = gguf.GGUFWriter(tmp_path / 'k.gguf', 'qwen3')
+  for key, value in keys.items():
+    add = writer.add_uint32 if isinstance(value, int) else writer.add_float32
+    add(f'qwen3.{key}', value)
+  for name, x in made.items():
+    if name == 'blk.1.ffn_down.weight':
+      writer.add_tensor(name, raw, raw_dtype=kind)
+    else:
+      writer.add_tensor(name, x)
+  writer.write_header_to_file()
+  writer.write_kv_data_to_file()
+  writer.write_tensors_to_file()
+  writer.close()
+  (blocks,) = GGUFModel(tmp_path / 'k.gguf').params()['blocks']
+  expected = gguf.quants.dequantize(raw, kind)
+  np.testing.assert_array_equal(blocks['mlp']['down'][1], expected.T)
+
+
+def test_a_type_that_gguf_does_not_read_is_named(tmp_path, monkeypatch):
+  quantized = {'blk.1.ffn_up.weight': Q8}
+  model = write_case(tmp_path / 'a.gguf', 'llama2', quantized=quantized)
+  monkeypatch.delitem(gguf.quants._type_traits, Q8)
+  said = refusal(model)
+  assert 'a.gguf: blk.1.ffn_up.weight is of type Q8_0' in said
+
+
+def test_a_copy_of_the_embedding_is_tied(tmp_path):
+  kind, made = tensors(CASES['llama3'])
+  made['output.weight'] = made['token_embd.weight']
+  keys = metadata(CASES['llama3'])
+  model = write(tmp_path / 'a.gguf', kind, keys, made)
+  assert model.config().head.kind == 'tied'
+  assert 'head' not in model.params()
+  made['output.weight'] = made['token_embd.weight'] + 1
+  model = write(tmp_path / 'b.gguf', kind, keys, made)
+  assert model.config().head.kind == 'dense'
+  np.testing.assert_array_equal(
+    model.params()['head']['matrix_VxD'], made['output.weight']
+  )
+
+
+def test_a_table_that_is_not_llama_3s_is_refused(tmp_path):
+  kind, made = tensors(CASES['llama3'])
+  made['rope_freqs.weight'] = np.float32([1, 2, 3, 4])
+  keys = metadata(CASES['llama3'])
+  said = refusal(write(tmp_path / 'a.gguf', kind, keys, made))
+  assert 'a.gguf (llama): rope_freqs.weight [1.0, 2.0, 3.0, 4.0] is not' in said
+  made['rope_freqs.weight'] = np.ones(4, np.float32)
+  model = write(tmp_path / 'b.gguf', kind, keys, made)
+  assert model.config().rope_scaling.kind == 'none'
+
+
+def test_the_table_of_llama_3_2_is_recognised(tmp_path):
+  rope = {
+    'rope_type': 'llama3', 'rope_theta': 500_000.0, 'factor': 32.0,
+    'low_freq_factor': 1.0, 'high_freq_factor': 4.0,
+    'original_max_position_embeddings': 8192,
+  }  # fmt: skip
+  config = CASES['llama3']['config'] | {
+    'rope_parameters': rope, 'head_dim': 64, 'hidden_size': 256,
+  }
+  case = CASES['llama3'] | {'config': config}
+  kind, made = tensors(case)
+  model = write(tmp_path / 'a.gguf', kind, metadata(case), made)
+  found = model.config().rope_scaling
+  assert (found.factor, found.low, found.high) == (32.0, 1.0, 4.0)
+  assert (found.kind, found.original) == ('llama3', 8192)
+
+
+@pytest.mark.parametrize(('name', 'changes', 'parts'), [
+  ('llama2', {'rope.scaling.type': 'longrope', 'rope.scaling.factor': 2.0},
+   ["rope_type 'longrope' is not mapped"]),
+  ('llama3', {'rope.scaling.factor': 2.0}, ['rope.scaling.factor 2.0 is not']),
+  ('llama2', {'attention.sliding_window': 8, 'expert_count': 4},
+   ['attention.sliding_window 8', 'expert_count 4']),
+  ('llama2', {'rope.dimension_count': 4}, ['rope.dimension_count 4 is not']),
+  ('llama2', {'attention.head_count_kv': [2, 4]},
+   ['attention.head_count_kv [2, 4] is not']),
+  ('qwen3', {'attention.value_length': 8}, ['attention.value_length 8 is not']),
+  ('qwen3', {'attention.causal': False}, ['attention.causal False is not']),
+  ('gpt2', {'context_length': None}, ['does not declare context_length']),
+  ('gemma2', {'block_count': 3}, ['missing tensors blk.2.attn_k.weight']),
+  ('qwen2_tied', {'block_count': 1}, ['unknown tensors blk.1.attn_k.bias']),
+  ('qwen3', {'feed_forward_length': 48},
+   ['of other shapes blk.0.ffn_down.weight (32, 40), not (32, 48)']),
+])  # fmt: skip
+def test_what_is_not_mapped_is_named(tmp_path, name, changes, parts):
+  said = refusal(write_case(tmp_path / 'a.gguf', name, **changes))
+  assert all(part in said for part in ('a.gguf', *parts)), said
