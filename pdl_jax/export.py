@@ -71,6 +71,12 @@ def _write_adapter(
       f'(optimizer.trainable {settings.optimizer.trainable}); without it the '
       'whole model is written'
     )
+  base = settings.model.pretrained
+  if not base:
+    raise ConfigError(
+      f'--adapter: the run in {run_folder.path} began from random weights, '
+      'which no other tool has; without it the whole model is written'
+    )
   model = restored_model(
     '--export', settings, run_folder.path,
     setup.load_source(settings, 'train'),
@@ -88,7 +94,6 @@ def _write_adapter(
   if jax.process_index() != 0:
     return
   folder.mkdir(parents=True, exist_ok=True)
-  base = settings.model.pretrained
   card = model_card(settings, run_folder, model, 'adapter')
   (folder / 'README.md').write_text(card)
   peft.write(folder, model.config, adapters, base)

@@ -10,6 +10,7 @@ from pdl_jax import export
 from pdl_jax.data.hf_tokenizer import open_tokenizer
 from pdl_jax.data.prompt import make_format
 from pdl_jax.errors import ConfigError, DataError
+from pdl_jax.model.pretrained import peft
 from pdl_jax.model.pretrained.hf import HFModel
 from tests import small
 
@@ -74,6 +75,62 @@ def test_generation_stops_where_the_run_stopped(folders):
   tokenizer = open_tokenizer(folders / 'one', 512)
   ends = [tokenizer.end_of_turn, tokenizer.end_of_text]
   assert options['eos_token_id'] == ends and options['do_sample'] is False
+
+
+@pytest.fixture(scope='module')
+def adapted(folders, data_dir):
+  """A run of adapters on an export, and another one that goes on with them."""
+  less = {
+    'train.steps': 3, 'train.checkpoint_every': 3, 'evaluate.examples': 4,
+    'evaluate.validation_examples': 4, 'optimizer.trainable': 'lora',
+    'optimizer.learning_rate': 1e-2, 'model.lora.rank': 4,
+    'model.pretrained': str(folders / 'one'), 'model.lora.targets': 'value,up',
+  }  # fmt: skip
+  small.run_job(data_dir, folders / 'third', **less)
+  export.run(folders / 'third', folders / 'adapter', adapter_alone=True)
+  export.run(folders / 'third', folders / 'three')
+  adapter = {'model.adapter': str(folders / 'adapter')}
+  small.run_job(data_dir, folders / 'fourth', **less, **adapter)
+  return folders
+
+
+def perplexity(folder, which):
+  columns = json.loads((folder / 'results.json').read_text())['columns']
+  return list(columns.values())[which]['perplexity']['value']
+
+
+def test_adapters_go_on_from_where_their_run_ended(adapted):
+  third, fourth = adapted / 'third', adapted / 'fourth'
+  # They have learned something.
+  assert perplexity(third, 1) < 0.999 * perplexity(third, 0)
+  assert perplexity(fourth, 0) == pytest.approx(perplexity(third, 1), rel=1e-6)
+  assert perplexity(fourth, 1) < 0.999 * perplexity(fourth, 0)
+
+
+def test_the_folder_of_an_adapter_names_its_base(adapted):
+  says = json.loads((adapted / 'adapter/adapter_config.json').read_text())
+  assert says['base_model_name_or_path'] == str(adapted / 'one')
+  assert says['target_modules'] == ['up_proj', 'v_proj']
+  card = (adapted / 'adapter/README.md').read_text()
+  assert 'an adapter in the format of PEFT' in card
+  assert f'--config.model.pretrained={adapted / "one"}' in card
+  assert '--config.optimizer.trainable=lora' in card
+
+
+def test_the_whole_export_has_the_adapter_added(adapted):
+  base, whole = HFModel(adapted / 'one'), HFModel(adapted / 'three')
+  adapter = peft.read(adapted / 'adapter', base.config())
+  expected, found = peft.add(adapter, base.params()), whole.params()
+  assert whole.config() == base.config()
+  jax.tree.map(
+    lambda x, y: np.testing.assert_allclose(x, y, atol=1e-6), found, expected
+  )
+
+
+def test_a_run_without_adapters_has_none_to_write(folders):
+  with pytest.raises(ConfigError, match='trained no adapter'):
+    export.run(folders / 'second', folders / 'none', adapter_alone=True)
+  assert not (folders / 'none').exists()
 
 
 def test_a_folder_with_something_in_it_is_refused(folders):
