@@ -22,7 +22,7 @@ from pdl_jax.model.fingerprint import Fingerprint, fingerprint
 from pdl_jax.model.lora import NO_LORA, LoRAConfig
 from pdl_jax.model.pretrained import peft
 from pdl_jax.model.pretrained.gguf import GGUFModel, find_package_file
-from pdl_jax.model.pretrained.hf import HFModel
+from pdl_jax.model.pretrained.hf import HFModel, declared_config
 from pdl_jax.records import RunFolder
 from pdl_jax.settings import Settings
 
@@ -196,8 +196,10 @@ def shape(settings: Settings) -> ModelConfig:
     head = dataclasses.replace(found.head, learned=False)
     found = dataclasses.replace(found, **options.precision, head=head)
   elif _is_path(options.pretrained):
-    file = _open(Path(options.pretrained))
-    found = dataclasses.replace(file.config(), **options.precision)
+    path = Path(options.pretrained)
+    # Of a folder config.json is enough: its weights may be elsewhere.
+    has = declared_config(path) if path.is_dir() else _open(path).config()
+    found = dataclasses.replace(has, **options.precision)
   elif options.pretrained:
     file = GGUFModel(find_package_file(options.pretrained))
     found = dataclasses.replace(file.config(), **options.precision)

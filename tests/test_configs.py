@@ -7,7 +7,7 @@ from pathlib import Path
 import jax
 import pytest
 
-from configs import common
+from configs import common, summarize
 from pdl_jax.errors import ConfigError
 from pdl_jax.model import api
 from pdl_jax.model.config import ModelConfig
@@ -167,3 +167,35 @@ def test_warmup_must_end_before_the_run():
   config.optimizer.warmup_steps = config.train.steps
   with pytest.raises(ConfigError, match=r'warmup_steps 60 .* train\.steps 60'):
     Settings.from_config(config)
+
+
+@pytest.mark.parametrize(
+  ('changes', 'counts'),
+  [
+    ({'model.lora.rank': 8}, False),
+    ({'model.lora.rank': 8, 'optimizer.trainable': 'lora'}, True),
+    ({'model.param_dtype': 'bfloat16'}, True),
+    ({'model.adapter': 'some/folder'}, True),
+    ({'optimizer.mu_dtype': 'bfloat16'}, True),
+  ],
+)
+def test_keys_of_adapters_and_dtypes_count_where_they_are_read(
+  changes, counts
+):
+  first, second = summarize.get_config('tiny'), summarize.get_config('tiny')
+  second.update_from_flattened_dict(changes)
+  first.optimizer.trainable = second.optimizer.trainable
+  hashes = [config_hash(json.loads(x.to_json())) for x in (first, second)]
+  assert (hashes[0] != hashes[1]) is counts
+
+
+def test_a_run_from_before_these_keys_is_the_same_run():
+  config = resolved('summarize', 'tiny')
+  was = config_hash(config)
+  for key in ('param_dtype', 'adapter', 'lora'):
+    del config['model'][key]
+  del config['optimizer']['mu_dtype']
+  assert config_hash(config) == was
+  found = Settings.from_resolved(config)
+  assert found.model.param_dtype == found.optimizer.mu_dtype == 'float32'
+  assert found.model.adapter == '' and found.model.lora.rank == 16

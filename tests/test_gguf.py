@@ -1,5 +1,6 @@
 """Pretrained weights: a file of our own, then the real one."""
 
+import dataclasses
 import inspect
 from functools import partial
 
@@ -143,7 +144,9 @@ def test_a_package_without_weights(package):
 
 
 def test_smollm2_has_its_shape():
-  config = smollm2().config('bfloat16', remat=True)
+  config = dataclasses.replace(
+    smollm2().config(), dtype='bfloat16', remat=True
+  )
   shape = (config.layers, config.width, config.heads, config.kv_heads)
   assert shape == (30, 576, 9, 3)
   assert (config.head_dim, config.mlp) == (64, 1536)

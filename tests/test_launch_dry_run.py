@@ -1,5 +1,6 @@
 """What is said of a run without running it."""
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -8,7 +9,7 @@ import pytest
 
 from pdl_jax import setup, start
 from pdl_jax.errors import ConfigError
-from pdl_jax.launch import dry_run, options
+from pdl_jax.launch import dry_run, memory, options
 from tests import small
 
 ROOT = Path(__file__).parent.parent
@@ -34,6 +35,38 @@ def test_a_pretrained_model_is_not_read(tmp_path):
   found = start.shape(settings)
   assert (found.vocab_size, found.layers) == (49152, 30)
   assert found.attention.kind == 'complex'
+
+
+LLAMA_7B = {
+  'architectures': ['LlamaForCausalLM'], 'model_type': 'llama',
+  'vocab_size': 32_000, 'hidden_size': 4096, 'intermediate_size': 11_008,
+  'num_hidden_layers': 32, 'num_attention_heads': 32,
+  'max_position_embeddings': 4096, 'tie_word_embeddings': False,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize('trainable', ['all', 'lora'])
+def test_7b_on_eight_devices_from_config_json_alone(tmp_path, trainable):
+  (tmp_path / 'config.json').write_text(json.dumps(LLAMA_7B))
+  settings = small.settings(tmp_path, **{
+    'model.pretrained': str(tmp_path), 'optimizer.trainable': trainable,
+    'model.param_dtype': 'bfloat16', 'mesh.fsdp': 8, 'mesh.data': 1,
+    'optimizer.accumulation': 1, 'train.batch_size': 8,
+  })  # fmt: skip
+  needed = memory.estimate(
+    start.shape(settings), settings.optimizer, (1, 8, 1), 8, 95, 32
+  )
+  size, counters = 6_738_415_616, 5 * 4
+  assert needed.moments == 2 * needed.gradients + counters
+  if trainable == 'all':
+    # What trains is in fp32, all of it split.
+    assert needed.parameters == needed.gradients == 4 * size / 8
+  else:
+    assert needed.parameters == 2 * size / 8 + needed.gradients
+    # Of rank 16; the half of an adapter that has no axis of D is not split.
+    adapters = 4 * 39_976_960
+    assert adapters / 8 < needed.gradients < 0.7 * adapters
+  assert 'each of 8 devices' in dry_run.describe(settings, 8)
 
 
 def test_what_is_said(tmp_path):

@@ -14,7 +14,6 @@ import dataclasses
 import json
 import os
 import re
-import time
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -24,13 +23,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from configs import language_model, summarize
-from pdl_jax import optimizer, sharding, state, weighting
+from experiments import steps
+from pdl_jax import sharding, state
 from pdl_jax.losses import LossTables
 from pdl_jax.model import api
 from pdl_jax.model.config import AttentionConfig, ModelConfig
 from pdl_jax.model.pretrained.gguf import GGUFModel, find_package_file
 from pdl_jax.settings import Settings
-from pdl_jax.step import StepConfig, train_step
+from pdl_jax.step import train_step
 
 FOLDER = Path(__file__).parent
 BASELINE = 'RoPE'
@@ -76,20 +76,16 @@ def _cases() -> list[Case]:
 
 
 def _measure(case: Case) -> dict[str, Any]:
-  options, steps = case.settings.optimizer, case.settings.train.steps
-  batch = _batch(case)
+  options = case.settings.optimizer
+  batch = steps.batch(
+    case.settings, case.model.vocab_size, case.rows, case.length
+  )
   tables = LossTables(jnp.ones(case.model.vocab_size))
-  calls, seconds, memory, square = {}, {}, {}, {}
+  calls, memory, square = {}, {}, {}
   with jax.set_mesh(sharding.make_mesh((1, 1, 1))):
     for name, kind in KINDS.items():
       model = dataclasses.replace(case.model, attention=kind)
-      config = StepConfig(
-        model=model,
-        optimizer=optimizer.make_optimizer(options, steps),
-        schedule=optimizer.make_schedule(options, steps),
-        loss=weighting.make_loss(case.settings.loss),
-        accumulation=1,
-      )
+      config = steps.step_config(model, options, case.settings)
       start = state.create(
         api.init(model, jax.random.key(0)), model, options, config.optimizer,
         sharding.make_mesh((1, 1, 1)),
@@ -99,16 +95,9 @@ def _measure(case: Case) -> dict[str, Any]:
       ).compile()  # fmt: skip
       calls[name] = partial(compiled, start, batch, tables)
       jax.block_until_ready(calls[name]())
-      seconds[name] = []
       memory[name] = compiled.memory_analysis().temp_size_in_bytes
       square[name] = _largest_square(compiled.as_text(), case.length)
-    names = list(calls)
-    for number in range(case.rounds):
-      shift = number % len(names)
-      for name in names[shift:] + names[:shift]:
-        began = time.perf_counter()
-        jax.block_until_ready(calls[name]())
-        seconds[name].append(time.perf_counter() - began)
+    seconds = steps.take_turns(calls, case.rounds)
   return {
     'case': case.name, 'width': case.model.width, 'layers': case.model.layers,
     'heads': case.model.heads, 'head_dim': case.model.head_dim,
@@ -127,26 +116,6 @@ def _largest_square(program: str, length: int) -> list[int]:
   }
   square = [shape for shape in shapes if shape.count(length) >= 2]
   return list(max(square, key=lambda shape: (np.prod(shape), shape)))
-
-
-def _batch(case: Case) -> dict[str, jax.Array]:
-  """Full rows: every position is a target but where the settings read few."""
-  random = np.random.default_rng(0)
-  shape, vocab_size = (case.rows, case.length), case.model.vocab_size
-  reads = np.arange(case.length)
-  if case.settings.model.pretrained:
-    reads = reads[case.settings.data.max_prompt - 1 :]
-  targets = (case.rows, reads.size)
-  ids = partial(random.integers, 0, vocab_size)
-  made = {
-    'tokens': ids(shape),
-    'segments': np.ones(shape),
-    'positions': np.tile(np.arange(case.length), (case.rows, 1)),
-    'labels': ids(targets),
-    'reads': np.tile(reads, (case.rows, 1)),
-  }
-  batch = {name: jnp.asarray(x, jnp.int32) for name, x in made.items()}
-  return {**batch, 'where': jnp.ones(targets, bool)}
 
 
 def table(records: list[dict[str, Any]]) -> str:

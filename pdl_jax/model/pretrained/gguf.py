@@ -63,7 +63,7 @@ class GGUFModel:
     self.fields = {name: f.contents() for name, f in reader.fields.items()}
     self._tensors = {tensor.name: tensor for tensor in reader.tensors}
 
-  def config(self, dtype: str = 'float32', remat: bool = False) -> ModelConfig:
+  def config(self) -> ModelConfig:
     """The shape that the metadata declares.
 
     Raises:
@@ -75,7 +75,7 @@ class GGUFModel:
       self.fields, self._shapes(), self._is_tied(),
       None if table is None else self._read(_ROPE), name,
     )  # fmt: skip
-    return read_config(Fields(values, name), dtype, remat)
+    return read_config(Fields(values, name))
 
   def params(self) -> dict:
     """All parameters, dequantized to fp32, in the layout of `model.api`.

@@ -79,18 +79,13 @@ class HFModel:
 
   def __init__(self, path: Path):
     self.path = path
-    fields = Fields.read(path)
-    tensors = shards.open_folder
-    if fields.get('model_type') == OWN:
-      self._config = _own_config(fields)
-      self.weights = self._own_weights(tensors(path))
-    else:
-      self._config = read_config(fields)
-      self.weights = self._weights(tensors(path))
+    self._config, own = _declared(path)
+    weights = self._own_weights if own else self._weights
+    self.weights = weights(shards.open_folder(path))
 
-  def config(self, dtype: str = 'float32', remat: bool = False) -> ModelConfig:
+  def config(self) -> ModelConfig:
     """The shape that config.json declares."""
-    return dataclasses.replace(self._config, dtype=dtype, remat=remat)
+    return self._config
 
   def shapes(self) -> dict:
     """The tree of parameters as structs, for `sharding.shardings`."""
@@ -201,6 +196,22 @@ class HFModel:
         f'{embed}, and {OUTPUT} is another matrix; say tie_word_embeddings '
         'false there, or leave the tensor out'
       )
+
+
+def declared_config(path: Path) -> ModelConfig:
+  """The shape that a folder's config.json declares; no weight is looked for.
+
+  Raises:
+    DataError: see `HFModel`.
+  """
+  return _declared(path)[0]
+
+
+def _declared(path: Path) -> tuple[ModelConfig, bool]:
+  """And whether it is in the format of pdl_jax."""
+  fields = Fields.read(path)
+  own = fields.get('model_type') == OWN
+  return (_own_config if own else read_config)(fields), own
 
 
 def _own_config(fields: Fields) -> ModelConfig:

@@ -28,9 +28,7 @@ class Family(NamedTuple):
   read: Callable[[Fields], Values]
 
 
-def read_config(
-  fields: Fields, dtype: str = 'float32', remat: bool = False
-) -> ModelConfig:
+def read_config(fields: Fields) -> ModelConfig:
   """The shape that a config.json declares.
 
   Raises:
@@ -45,7 +43,7 @@ def read_config(
     )
   values = FAMILIES[kind].read(fields)
   fields.finish()
-  return ModelConfig(**values, dtype=dtype, remat=remat)
+  return ModelConfig(**values)
 
 
 def _shape(fields: Fields, tied: bool, head_dim: int | None = None) -> Values:
