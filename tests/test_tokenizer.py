@@ -1,3 +1,6 @@
+import json
+from pathlib import Path
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -15,8 +18,10 @@ from pdl_jax.data.tokenizer import (
 )
 from pdl_jax.errors import DataError
 from pdl_jax.model.pretrained.gguf import GGUFModel
+from tests import many_scripts
 from tests.tiny_model import smollm2
 
+GOLDEN = Path(__file__).parent / 'golden'
 TEXTS = ['the cat sat on the mat', 'the dog sat on the log in 1999'] * 5
 SCRIPTS = [
   'Plain words, and  two spaces.', 'naïve café — “quotes”', 'Привет, мир',
@@ -231,3 +236,13 @@ def test_another_kind_of_gguf_tokenizer_is_refused(tmp_path):
   }
   with pytest.raises(DataError, match=r"other\.gguf: tokenizer 'bert' with"):
     Tokenizer.from_gguf(model)
+
+
+def test_a_thousand_texts_in_many_scripts_have_the_ids_of_transformers(
+  pretrained,
+):
+  """Of the same GGUF file; golden/make_tokens.py says what that was told."""
+  golden = json.loads((GOLDEN / 'tokens.json').read_text())
+  encode = lambda text: pretrained.encode([text])[0]
+  assert encode(many_scripts.texts()[7]) == golden['eighth']
+  assert many_scripts.digests(encode) == golden['smollm2']
