@@ -97,7 +97,7 @@ def _write_adapter(
   card = model_card(settings, run_folder, model, 'adapter')
   (folder / 'README.md').write_text(card)
   peft.write(folder, model.config, adapters, base)
-  print(f'adapter of {base}: {folder}')
+  print(f'adapter of {base}: {folder}\n{_ADAPTER}')
 
 
 _OWN_FORMAT = (

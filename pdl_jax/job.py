@@ -32,6 +32,7 @@ from pdl_jax.model.config import ModelConfig
 from pdl_jax.records import RunFolder, environment
 from pdl_jax.settings import Settings
 from pdl_jax.setup import Setup, Split
+from pdl_jax.start import shape
 from pdl_jax.state import TrainState
 from pdl_jax.step import StepConfig, train_step
 from pdl_jax.stop import StopRequest
@@ -57,7 +58,10 @@ def run(
   Raises:
     PdlError: with one line that says what to do; status.json has it too.
   """
-  weighting.make_loss(settings.loss)  # Refuses before the folder is opened.
+  # What refuses does so before the folder is opened.
+  weighting.make_loss(settings.loss)
+  if settings.model.adapter:
+    shape(settings)
   mesh = make_mesh(settings)
   folder = RunFolder(workdir, settings.resolved)
   if folder.finished:

@@ -169,6 +169,11 @@ class ModelSettings:
     _one_of('model.head', self.head, ('', *HEADS))
     _one_of('model.bias', self.bias, BIASES)
     _not_negative('model', self, 'rank')
+    if self.adapter and not self.pretrained:
+      raise ConfigError(
+        f'model.adapter {self.adapter} needs the pretrained model that it is '
+        'of: set model.pretrained'
+      )
     made_up = ('random', 'blocks', 'frequency_blocks')
     if self.head == 'vq' and not self.pretrained and not (
       self.vq.mapping in made_up and self.vq.start == 'random'

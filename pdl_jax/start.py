@@ -71,6 +71,8 @@ def load_model(
   model, key = _load(settings, folder, source), jax.random.key(settings.seed)
   if settings.model.adapter:
     model = _with_adapter(settings, model)
+  if _is_path(settings.model.pretrained) or settings.model.adapter:
+    _check_fingerprint(folder, model)
   asked = settings.model.output
   if asked is not None and model.config.head != asked:
     config = dataclasses.replace(model.config, head=asked)
@@ -108,9 +110,14 @@ def _with_adapter(settings: Settings, model: Model) -> Model:
   """
   adapter = peft.read(Path(settings.model.adapter), model.config)
   adapter.check_head(model.params)
+  says = f'adapter    {adapter.path}, of rank {max(adapter.ranks)}, '
   if not settings.trains_adapters:
+    print(f'{says}added to the weights')
     params = peft.add(adapter, model.params)
-    return dataclasses.replace(model, params=params)
+    added = dataclasses.replace(model, params=params)
+    # The head may be another one now.
+    return added if model.outputs_VxD is None else _with_rows(added)
+  print(f'{says}trained on')
   asked = _lora(settings, model.config)
   adapter.check(asked)
   config = dataclasses.replace(model.config, lora=asked)
@@ -210,6 +217,10 @@ def shape(settings: Settings) -> ModelConfig:
       GGUFModel(find_package_file(tokenizer)).config().vocab_size
       if tokenizer else options.vocab_size,
     )  # fmt: skip
+  if options.adapter:
+    adapter = peft.read(Path(options.adapter), found)
+    if settings.trains_adapters:
+      adapter.check(_lora(settings, found))
   return dataclasses.replace(
     found,
     head=options.output or found.head,
@@ -256,7 +267,6 @@ def _from_path(
     tokenizer = open_tokenizer(path, config.vocab_size)
   model = Model(path.stem if path.is_file() else path.name, config, params,
                 tokenizer)  # fmt: skip
-  _check_fingerprint(folder, model)
   # The rows are of use to another head alone, and whole on every host.
   return model if options.output is None else _with_rows(model)
 

@@ -12,6 +12,8 @@ from pdl_jax.data.prompt import make_format
 from pdl_jax.errors import ConfigError, DataError
 from pdl_jax.model.pretrained import peft
 from pdl_jax.model.pretrained.hf import HFModel
+from pdl_jax.setup import load_source
+from pdl_jax.start import load_model
 from tests import small
 
 
@@ -105,6 +107,30 @@ def test_adapters_go_on_from_where_their_run_ended(adapted):
   assert perplexity(third, 1) < 0.999 * perplexity(third, 0)
   assert perplexity(fourth, 0) == pytest.approx(perplexity(third, 1), rel=1e-6)
   assert perplexity(fourth, 1) < 0.999 * perplexity(fourth, 0)
+
+
+def test_what_does_not_fit_is_refused_before_there_is_a_run(
+  adapted, data_dir
+):
+  adapter = {'model.adapter': str(adapted / 'adapter')}
+  with pytest.raises(ConfigError, match='needs the pretrained model that it'):
+    small.run_job(data_dir, adapted / 'refused', **adapter)
+  adapter['model.pretrained'] = str(adapted / 'one')
+  adapter['optimizer.trainable'] = 'lora'
+  with pytest.raises(ConfigError, match=r'give --config.model.lora.rank=4 '):
+    small.run_job(data_dir, adapted / 'refused', **adapter)
+  assert not (adapted / 'refused').exists()
+
+
+def test_a_new_head_begins_with_the_adapter_in_its_rows(adapted, data_dir):
+  settings = small.settings(data_dir, **{
+    'model.pretrained': str(adapted / 'one'), 'model.head': 'low_rank',
+    'model.rank': 4, 'model.adapter': str(adapted / 'adapter'),
+  })  # fmt: skip
+  model = load_model(settings, None, load_source(settings, 'train'))
+  np.testing.assert_array_equal(
+    model.outputs_VxD, HFModel(adapted / 'three').params()['embed_VxD']
+  )
 
 
 def test_the_folder_of_an_adapter_names_its_base(adapted):

@@ -15,9 +15,9 @@ from pdl_jax.losses import LossTables
 from pdl_jax.model import api, lora
 from pdl_jax.model.config import AttentionConfig, HeadConfig
 from pdl_jax.model.lora import LoRAConfig
-from pdl_jax.optimizer import make_optimizer, trainable_mask
+from pdl_jax.optimizer import make_optimizer, merge, trainable_mask
 from pdl_jax.settings import LoRASettings
-from pdl_jax.step import train_step
+from pdl_jax.step import loss_sums, train_step
 from tests import small
 from tests.tiny_model import CONFIG, random_params, tiny_tokens
 
@@ -239,7 +239,22 @@ def test_a_mesh_changes_nothing_nor_what_is_dropped(mesh):
 def test_micro_batches_have_one_denominator_and_dropout_of_their_own():
   one, two = trained(), trained(accumulation=2)
   np.testing.assert_allclose(one[2]['loss'], two[2]['loss'], rtol=1e-6)
-  assert trained(0.5)[2]['loss'] != trained(0.5, accumulation=2)[2]['loss']
+  before, _, scalars = trained(0.5, accumulation=2)
+  adapters = LoRAConfig(2, 4.0, 0.5, targets=(*lora.ATTENTION, *lora.MLP))
+  config = small.step_config(
+    model=dataclasses.replace(small.MODEL, lora=adapters)
+  )
+  params = merge(before.trained, before.frozen)
+  keys = jax.random.split(jax.random.fold_in(jax.random.key(0), 0), 2)
+  first, second = (
+    loss_sums(
+      config, params, {k: x[a::2] for k, x in small.batch().items()}, TABLES,
+      keys[a],
+    )[0]
+    for a in (0, 1)
+  )  # fmt: skip
+  expected = (first.num + second.num) / (first.den + second.den)
+  np.testing.assert_allclose(scalars['loss'], expected, rtol=1e-6)
 
 
 def test_frozen_parameters_in_bf16_and_what_trains_in_fp32():
@@ -287,10 +302,11 @@ def test_codes_and_log_frequencies_are_not_rounded():
   ('settings', 'said'),
   [
     ({'rank': 0}, 'model.lora.rank must be >= 1, got 0'),
-    ({'alpha': 0.0}, 'needs rank >= 1 and alpha > 0, got 16 and 0.0'),
+    ({'alpha': 0.0}, 'model.lora.alpha must be > 0, got 0.0'),
     ({'dropout': 1.0}, r'model.lora.dropout must be in \[0, 1\), got 1.0'),
     ({'targets': 'query,vlaue'}, "model.lora.targets 'query,vlaue': takes all"),
     ({'targets': ''}, "model.lora.targets ''"),
+    ({'targets': 'query,query'}, 'each once'),
   ],
 )
 def test_bad_settings_are_named(settings, said):

@@ -195,8 +195,8 @@ def without(*names):
   return change
 
 
-def put(name, shape):
-  return lambda tensors: tensors.update({name: np.zeros(shape, np.float32)})
+def put(name, shape, dtype=np.float32, fill=0):
+  return lambda tensors: tensors.update({name: np.full(shape, fill, dtype)})
 
 
 ROOT = 'base_model.model.model.layers.'
@@ -226,6 +226,18 @@ ROOT = 'base_model.model.model.layers.'
       r'shapes model.layers.0.self_attn.q_proj A \(4, 31\), not \(4, 32\)',
     ),
     (lambda tensors: tensors.clear(), 'no adapter in it'),
+    (
+      put(f'{ROOT}0.self_attn.q_proj.lora_A.weight', (0, 32)),
+      r'shapes model.layers.0.self_attn.q_proj A \(0, 32\)',
+    ),
+    (
+      put(f'{ROOT}0.self_attn.q_proj.lora_A.weight', (4, 32), np.int32),
+      'shapes model.layers.0.self_attn.q_proj A with numbers that are not fin',
+    ),
+    (
+      put(f'{ROOT}0.self_attn.q_proj.lora_A.weight', (4, 32), fill=np.nan),
+      'shapes model.layers.0.self_attn.q_proj A with numbers that are not fin',
+    ),
   ],
 )  # fmt: skip
 def test_tensors_that_do_not_fit_are_named(opened, tmp_path, change, said):
@@ -245,12 +257,44 @@ def test_tensors_that_do_not_fit_are_named(opened, tmp_path, change, said):
     ({'bias': 'all'}, 'not read here: bias all'),
     ({'modules_to_save': ['norm']}, r"not read here: modules_to_save \['norm'"),
     ({'lora_alpha': None}, 'is not that of an adapter'),
+    ({'alpha_pattern': {'q_proj(': 2}}, 'is not that of an adapter'),
+    ({'alpha_pattern': [1]}, 'is not that of an adapter'),
   ],
 )
 def test_other_kinds_of_adapters_are_refused(opened, tmp_path, changes, said):
   folder = write(tmp_path / 'a', 'plain', **changes)
   with pytest.raises(DataError, match=said):
     peft.read(folder, opened('plain').config())
+
+
+def test_an_adapter_of_one_layer_is_added_and_not_trained_on(
+  opened, tmp_path
+):
+  tensors = {
+    name: x for name, x in adapter_tensors('plain').items()
+    if f'{ROOT}0' not in name
+  }  # fmt: skip
+  says = {'layers_to_transform': [1]}
+  folder = write(tmp_path / 'a', 'plain', tensors, **says)
+  model = opened('plain')
+  adapter = peft.read(folder, model.config())
+  asked = LoRAConfig(4, 6.0, targets=('query', 'value', 'head'))
+  with pytest.raises(ConfigError, match='in some of the layers; only one of'):
+    adapter.check(asked)
+  params = model.params()
+  old, new = (
+    x['blocks'][0]['attention']['query']
+    for x in (params, peft.add(adapter, params))
+  )
+  np.testing.assert_array_equal(new[0], old[0])
+  assert np.abs(new[1] - old[1]).max() > 0.1
+
+
+def test_a_negative_factor_is_added_and_not_trained_on(opened, tmp_path):
+  folder = write(tmp_path / 'a', 'plain', lora_alpha=-6)
+  adapter = peft.read(folder, opened('plain').config())
+  with pytest.raises(ConfigError, match='one factor > 0'):
+    adapter.check(LoRAConfig(4, 6.0, targets=('query', 'value', 'head')))
 
 
 def test_a_pickle_or_no_folder_is_refused(opened, tmp_path):

@@ -116,8 +116,8 @@ def table(records: list[dict[str, Any]]) -> str:
   lines = [
     f'A folder of {records[0]["folder_bytes"] / 1e9:.2f} GB (bf16) on '
     f'{DEVICES} CPU devices in fp32. GB are 1e9 bytes; each process has a row.',
-    '', '| read by | its devices keep | peak above that | peak of it in what '
-    'its devices keep |', '| --- | ---: | ---: | ---: |',
+    '', '| read by | its devices keep | peak above that | ratio |',
+    '| --- | ---: | ---: | ---: |',
   ]  # fmt: skip
   for record in records:
     kept = record['kept_bytes']

@@ -405,7 +405,7 @@ class ModelConfig:
     for name in ('dtype', 'param_dtype'):
       if getattr(self, name) not in DTYPES:
         raise ConfigError(
-          f'model {name} must be {" or ".join(DTYPES)}, got '
+          f'model.{name} must be {" or ".join(DTYPES)}, got '
           f'{getattr(self, name)!r}'
         )
 

@@ -45,20 +45,19 @@ class LoRAConfig:
   targets: tuple[str, ...] = ()
 
   def __post_init__(self):
-    if self.rank < 0 or not self.alpha > 0:
-      raise ConfigError(
-        f'model.lora needs rank >= 1 and alpha > 0, got {self.rank} and '
-        f'{self.alpha}'
-      )
+    if not self.alpha > 0:
+      raise ConfigError(f'model.lora.alpha must be > 0, got {self.alpha}')
     if not 0 <= self.dropout < 1:
       raise ConfigError(
         f'model.lora.dropout must be in [0, 1), got {self.dropout}'
       )
     wrong = [name for name in self.targets if name not in TARGETS]
-    if wrong or (self.rank and not self.targets):
+    twice = len(set(self.targets)) < len(self.targets)
+    if wrong or twice or (self.rank and not self.targets):
       raise ConfigError(
-        f'model.lora.targets {",".join(self.targets)!r}: takes all, or some of '
-        f'{", ".join(TARGETS)}, with commas between them'
+        f'model.lora.targets {",".join(self.targets)!r}: takes all (every '
+        f'linear layer of the blocks), or some of {", ".join(TARGETS)}, each '
+        'once, with commas between them'
       )
 
   @property

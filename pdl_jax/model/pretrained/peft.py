@@ -7,9 +7,11 @@ Per layer that is adapted there are lora_A.weight, [r, in], and lora_B.weight,
 import json
 import math
 import re
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -45,7 +47,7 @@ class Adapter(NamedTuple):
     path: of the folder.
     pairs: A and B of each adapted matrix, by its path from a block or the
       root; stacked over layers within a block, smaller ranks filled with 0.
-    scales: of their products, one a layer.
+    scales: of their products, one a layer; NaN: the layer has none.
     ranks: that occur.
     head_VxD: the output head that it is of, where it has a copy.
   """
@@ -74,13 +76,16 @@ class Adapter(NamedTuple):
       ConfigError: with what this one is, and the keys that say so.
     """
     ranks = sorted(self.ranks)
-    found = sorted({float(x) for scale in self.scales.values() for x in scale})
+    every = np.concatenate(list(self.scales.values()))
+    found = sorted({float(x) for x in every if not np.isnan(x)})
     has = {_target(path) for path in self.pairs}
     targets = [name for name in lora.TARGETS if name in has]
-    if len(ranks) > 1 or len(found) > 1:
+    of_all = not np.isnan(every).any()
+    if len(ranks) > 1 or len(found) > 1 or found[0] <= 0 or not of_all:
       raise ConfigError(
-        f'model.adapter {self.path} has ranks {ranks} and factors {found}; '
-        'only one of one rank and factor is trained on. With another '
+        f'model.adapter {self.path} has ranks {ranks} and factors {found}'
+        f'{"" if of_all else ", in some of the layers"}; only one of one rank '
+        'and one factor > 0, in all layers, is trained on. With another '
         'optimizer.trainable it is added to the weights'
       )
     same = has == set(asked.targets)
@@ -138,11 +143,12 @@ def insert(adapter: Adapter, params: Params) -> Params:
 def add(adapter: Adapter, params: Params) -> Params:
   """A model's parameters with the adapter added to its matrices."""
   pairs = {
-    path: (a, b * _along(adapter.scales[path], b))
+    path: (a, b * _along(np.nan_to_num(adapter.scales[path]), b))
     for path, (a, b) in adapter.pairs.items()
   }
   unit = LoRAConfig(1, alpha=1.0, targets=lora.TARGETS)
-  return lora.merged(unit, _beside(params, pairs))
+  # Compiled, so that a product is split as its matrix is.
+  return jax.jit(partial(lora.merged, unit))(_beside(params, pairs))
 
 
 def write(folder: Path, config: ModelConfig, params: Params, base: str) -> None:
@@ -187,13 +193,18 @@ def _read_config(path: Path) -> dict[str, Any]:
   if not (path / TENSORS).exists():
     raise DataError(
       f'model.adapter: there is no {path / TENSORS}; pickles (.bin) run code '
-      'when they are opened, and are not read'
+      'when they are opened, and are not read: save it as safetensors '
+      '(save_pretrained does)'
     )
   try:
     says = dict(json.loads((path / CONFIG).read_text()))
     kind = says['peft_type']
     says['lora_alpha'] = float(says['lora_alpha'])
-  except (ValueError, KeyError, TypeError) as error:
+    patterns = dict(says.get('alpha_pattern') or {})
+    says['alpha_pattern'] = {
+      re.compile(rf'(.*\.)?({key})$'): float(x) for key, x in patterns.items()
+    }
+  except (ValueError, KeyError, TypeError, re.error) as error:
     raise DataError(
       f'{path / CONFIG} is not that of an adapter ({type(error).__name__}: '
       f'{error})'
@@ -204,7 +215,10 @@ def _read_config(path: Path) -> dict[str, Any]:
   if says.get('bias', 'none') != 'none':
     unread.append(f'bias {says["bias"]}')
   if unread:
-    raise DataError(f'{path / CONFIG}: not read here: {", ".join(unread)}')
+    raise DataError(
+      f'{path / CONFIG}: not read here: {", ".join(unread)}; merge it with '
+      'PEFT (merge_and_unload) and give the whole model as model.pretrained'
+    )
   return says
 
 
@@ -271,9 +285,12 @@ def _check(
       continue
     place = modules[name].places[0]
     into, out = map(math.prod, _sides(place, config))
-    rank = len(pair['A'])
+    rank = pair['A'].shape[0] if pair['A'].ndim else 0
     for which, shape in (('A', (rank, into)), ('B', (out * place.parts, rank))):
-      if pair[which].shape != shape:
+      numbers = pair[which].astype(np.float32)
+      if pair[which].dtype.kind in 'iub' or not np.isfinite(numbers).all():
+        wrong.append(f'{name} {which} with numbers that are not finite floats')
+      elif rank == 0 or pair[which].shape != shape:
         wrong.append(f'{name} {which} {pair[which].shape}, not {shape}')
   said += [f'shapes {listed(wrong)}'] if wrong else []
   if said:
@@ -303,7 +320,7 @@ def _stacked(
           np.zeros((*layers, *into, rank), np.float32),
           np.zeros((*layers, rank, *out), np.float32),
         )
-        scales[place.path] = np.ones(layers or (1,), np.float32)
+        scales[place.path] = np.full(layers or (1,), np.nan, np.float32)
       a, b = made[place.path]
       if within:
         a, b = a[layer], b[layer]
@@ -318,9 +335,9 @@ def _stacked(
 def _scale(module: str, rank: int, says: dict[str, Any]) -> float:
   """Of the product; patterns are of the ends of names, as in PEFT."""
   alpha = says['lora_alpha']
-  for pattern, value in (says.get('alpha_pattern') or {}).items():
-    if re.match(rf'(.*\.)?({pattern})$', module):
-      alpha = float(value)
+  for pattern, value in says['alpha_pattern'].items():
+    if pattern.match(module):
+      alpha = value
       break
   return alpha / (rank**0.5 if says.get('use_rslora') else rank)
 
