@@ -19,9 +19,13 @@ os.environ['JAX_PLATFORMS'] = 'cpu'
 import signal
 import socket
 
+import hypothesis
 import jax
 import pytest
 
+# No test fails for being slow on a busy machine.
+hypothesis.settings.register_profile('pdl_jax', deadline=None)
+hypothesis.settings.load_profile('pdl_jax')
 jax.config.update('jax_num_cpu_devices', 8)
 jax.config.update('jax_numpy_rank_promotion', 'raise')
 
