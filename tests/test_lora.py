@@ -207,6 +207,22 @@ def test_dropout_is_of_seed_and_step_and_of_training_alone():
   )
 
 
+def test_another_step_drops_something_else():
+  """And the same step the same, so that a resumed run drops what it would."""
+  adapters = LoRAConfig(2, 4.0, 0.5, targets=(*lora.ATTENTION, *lora.MLP))
+  config = small.step_config(
+    model=dataclasses.replace(small.MODEL, lora=adapters),
+    optimizer=make_optimizer(small.optimizer_config(trainable='lora'), 10),
+  )
+  before, _, _ = trained(0.5)
+  step = jax.jit(partial(train_step, config))
+  first, second, again = (
+    step(before._replace(step=jnp.int32(n)), small.batch(), TABLES)[1]['loss']
+    for n in (0, 1, 1)
+  )
+  assert first != second and second == again
+
+
 def test_dropout_keeps_the_mean_and_differs_by_step():
   """Of a model that is linear in what the last layer's adapter adds."""
   model = dataclasses.replace(
