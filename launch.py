@@ -232,6 +232,8 @@ def train(
     if ended.words:
       records.note_failure(workdir, settings.resolved, 'error', ended.words)
     return ended.code
+  if told := in_vain(settings):
+    print(told)
   inspect = None
   if Place.here() is not None or multihost.default_backend() != 'cpu':
     stop.note('pre-flight')
@@ -248,8 +250,18 @@ def dry_run(
   """Says what a run would be, what it takes, and what to type."""
   options.check()
   print(describe(settings, options.devices()))
+  if told := in_vain(settings):
+    print(f'# {told}')
   kept = options.without_dry_run(arguments)
   print(f'# run folder: {workdir}\n{shlex.join(["python", *kept])}')
+
+
+def in_vain(settings: Settings) -> str:
+  """What was asked for and changes nothing, if anything was."""
+  told = records.unread(settings.resolved, _overrides('config'))
+  if not told:
+    return ''
+  return f'not read   {", ".join(told)}: no part of this run uses it'
 
 
 def config_folder() -> Path:

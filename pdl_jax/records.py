@@ -26,7 +26,14 @@ import jax
 from pdl_jax.errors import ConfigError
 from pdl_jax.losses import LOSSES
 
-_ROPE_BASE = 10_000.0
+# Keys that came later than the first records, and the values that runs from
+# before them have.
+_SINCE = {
+  'optimizer.head_factor': 1.0, 'optimizer.mu_dtype': 'float32',
+  'evaluate.draw': 0, 'model.tokenizer': '', 'model.rope_base': 10_000.0,
+  'model.param_dtype': 'float32', 'model.adapter': '', 'model.attention': '',
+  'model.head': '',
+}  # fmt: skip
 # Keys that change where a run is kept or what it prints, but no number.
 _SILENT = ('data.data_dir', 'train.log_every', 'train.keep_checkpoints')
 _PACKAGES = (
@@ -65,26 +72,44 @@ def numbers(config: Mapping[str, Any]) -> dict[str, Any]:
   return _read(flat)
 
 
+def unread(config: Mapping[str, Any], overrides: Iterable[str]) -> list[str]:
+  """What was asked for and changes nothing, as KEY=VALUE.
+
+  Args:
+    config: resolved.
+    overrides: dotted keys given on the command line.
+  """
+  flat = flatten(config)
+  ignored = _unread(flat)
+  return [
+    f'{key}={flat[key]}'
+    for key in sorted(overrides)
+    if key in ignored and _SINCE.get(key) != flat[key]
+  ]
+
+
 def _read(flat: Mapping[str, Any]) -> dict[str, Any]:
   """Without what changes no number, and what nothing reads."""
+  left_out = _unread(flat) | set(_SILENT)
+  left_out |= {key for key, value in _SINCE.items() if flat.get(key) == value}
+  return {key: value for key, value in flat.items() if key not in left_out}
+
+
+def _unread(flat: Mapping[str, Any]) -> set[str]:
+  """Keys that the chosen loss, model and selection do not read."""
   name = flat['loss.name']
   read = (*LOSSES[name].read, name)
-  unread = {
+  found = {
     key
     for key in flat
     if key.startswith('loss.') and key.split('.')[1] not in read
-  } | set(_SILENT)
-  unread |= {key for key in flat if key.startswith('model.')} - _model(flat)
+  }
+  found |= {key for key in flat if key.startswith('model.')} - _model(flat)
   if flat['optimizer.trainable'] != 'last_layers':
-    unread.add('optimizer.last_layers')
-  if flat.get('optimizer.head_factor', 1.0) == 1 or not _own_head(flat):
-    unread.add('optimizer.head_factor')  # As in runs from before it was there.
-  if flat.get('optimizer.mu_dtype', 'float32') == 'float32':
-    unread.add('optimizer.mu_dtype')
-  if not flat.get('evaluate.draw'):
-    # Runs from before the key was there are of the first draw.
-    unread.add('evaluate.draw')
-  return {key: value for key, value in flat.items() if key not in unread}
+    found.add('optimizer.last_layers')
+  if not _own_head(flat):
+    found.add('optimizer.head_factor')
+  return found
 
 
 def _own_head(flat: Mapping[str, Any]) -> bool:
@@ -95,21 +120,17 @@ def _own_head(flat: Mapping[str, Any]) -> bool:
 
 def _model(flat: Mapping[str, Any]) -> set[str]:
   """Keys of the model that are read; those of heads only if there is one."""
-  read = {'pretrained', 'dtype', 'remat'}
+  read = {
+    'pretrained', 'adapter', 'dtype', 'param_dtype', 'remat', 'attention',
+    'head',
+  }  # fmt: skip
   if not flat['model.pretrained']:
     read |= {
-      'width', 'layers', 'heads', 'kv_heads', 'head_dim', 'mlp', 'vocab_size'
+      'width', 'layers', 'heads', 'kv_heads', 'head_dim', 'mlp', 'vocab_size',
+      'tokenizer', 'rope_base',
     }  # fmt: skip
-    read |= {'tokenizer'} if flat.get('model.tokenizer') else set()
-    # Runs from before the key was there have its default.
-    base = flat.get('model.rope_base', _ROPE_BASE)
-    read |= set() if base == _ROPE_BASE else {'rope_base'}
-  if flat.get('model.param_dtype', 'float32') != 'float32':
-    read.add('param_dtype')
-  read |= {'adapter'} if flat.get('model.adapter') else set()
   attention, head = flat.get('model.attention'), flat.get('model.head')
-  read |= {'attention'} if attention else set()
-  read |= {'head', 'bias'} if head else set()
+  read |= {'bias'} if head else set()
   read |= {'rank'} if head in ('low_rank', 'vq', 'adaptive') else set()
   read |= {'vq.own', 'vq.tail_from'} if head == 'adaptive' else set()
   found = {f'model.{key}' for key in read}

@@ -110,7 +110,8 @@ def _with_adapter(settings: Settings, model: Model) -> Model:
   """
   adapter = peft.read(Path(settings.model.adapter), model.config)
   adapter.check_head(model.params)
-  says = f'adapter    {adapter.path}, of rank {max(adapter.ranks)}, '
+  base = f'made for {adapter.base}, ' if adapter.base else ''
+  says = f'adapter    {adapter.path}, of rank {max(adapter.ranks)}, {base}'
   if not settings.trains_adapters:
     print(f'{says}added to the weights')
     params = peft.add(adapter, model.params)

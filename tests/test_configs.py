@@ -11,7 +11,7 @@ from configs import common, summarize
 from pdl_jax.errors import ConfigError
 from pdl_jax.model import api
 from pdl_jax.model.config import ModelConfig
-from pdl_jax.records import config_hash, flatten, numbers, run_id
+from pdl_jax.records import config_hash, flatten, numbers, run_id, unread
 from pdl_jax.settings import Settings
 
 ROOT = Path(__file__).parent.parent
@@ -153,6 +153,28 @@ def test_a_loss_reads_its_own_keys(name, key, value, read):
   a = changed(**{'loss.name': name})
   b = changed(**{'loss.name': name, key: value})
   assert (config_hash(a) != config_hash(b)) == read
+
+
+@pytest.mark.parametrize(
+  ('asked', 'in_vain'),
+  [
+    ({'model.lora.rank': 4}, ['model.lora.rank=4']),
+    ({'model.lora.rank': 4, 'optimizer.trainable': 'lora'}, []),
+    ({'loss.name': 'cross_entropy', 'loss.alpha': 0.5}, ['loss.alpha=0.5']),
+    ({'loss.name': 'focal', 'loss.mile.gamma': 2.0}, ['loss.mile.gamma=2.0']),
+    ({'model.width': 64, 'model.pretrained': ''}, []),
+    ({'model.width': 64, 'seed': 1}, ['model.width=64']),
+    ({'model.head': 'dense', 'model.vq.codes': 9}, ['model.vq.codes=9']),
+    ({'model.head': 'vq', 'model.vq.codes': 9}, []),
+    # What was left out of fingerprints is read all the same.
+    ({'optimizer.head_factor': 1.0, 'evaluate.draw': 0}, []),
+    ({'train.log_every': 2, 'data.data_dir': '/elsewhere'}, []),
+  ],
+)
+def test_what_was_asked_for_in_vain(asked, in_vain):
+  assert unread(changed(**asked), asked) == in_vain
+  # Of what is not read, only what somebody asked for.
+  assert unread(changed(**asked), []) == []
 
 
 def test_run_ids_are_readable():

@@ -176,6 +176,7 @@ def test_sigterm_saves_and_the_same_command_finishes(tmp_path, data_dir):
   line = command(
     f'--workdir={tmp_path}', f'--config.data.data_dir={data_dir}', *TINY,
     '--config.train.steps=300', '--config.train.checkpoint_every=200',
+    '--config.model.lora.rank=4',
   )  # fmt: skip
   process = subprocess.Popen(
     line, cwd=ROOT, env=environment(), text=True,
@@ -198,3 +199,4 @@ def test_sigterm_saves_and_the_same_command_finishes(tmp_path, data_dir):
   assert f'resumed from step {rows}' in done.stdout
   assert 'Target perplexity' in done.stdout
   assert 'example 3' in done.stdout
+  assert 'not read   model.lora.rank=4: no part of this run' in done.stdout

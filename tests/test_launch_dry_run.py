@@ -101,6 +101,7 @@ def test_the_command_line(tmp_path):
   told = [
     'launch.py', '--config=configs/summarize.py:tiny',
     f'--workdir={tmp_path}/a b', '--processes=2',
+    '--config.model.lora.rank=4',
   ]  # fmt: skip
   done = subprocess.run(
     [sys.executable, *told, '--dry_run'], cwd=ROOT, capture_output=True,
@@ -109,6 +110,9 @@ def test_the_command_line(tmp_path):
   assert done.returncode == 0, done.stderr
   assert done.stdout.splitlines()[-1] == (
     f"python launch.py --config=configs/summarize.py:tiny "
-    f"'--workdir={tmp_path}/a b' --processes=2"
+    f"'--workdir={tmp_path}/a b' --processes=2 --config.model.lora.rank=4"
+  )
+  assert '# not read   model.lora.rank=4: no part of this run uses it' in (
+    done.stdout.splitlines()
   )
   assert not any(tmp_path.iterdir())

@@ -49,6 +49,7 @@ class Adapter(NamedTuple):
       root; stacked over layers within a block, smaller ranks filled with 0.
     scales: of their products, one a layer; NaN: the layer has none.
     ranks: that occur.
+    base: name or path of the model that it says it is of; '': it says nothing.
     head_VxD: the output head that it is of, where it has a copy.
   """
 
@@ -56,6 +57,7 @@ class Adapter(NamedTuple):
   pairs: dict[Path_, tuple[np.ndarray, np.ndarray]]
   scales: dict[Path_, np.ndarray]
   ranks: frozenset[int]
+  base: str
   head_VxD: np.ndarray | None = None
 
   def check_head(self, params: Params) -> None:
@@ -329,7 +331,8 @@ def _stacked(
       a[..., :own] = pair['A'].T.reshape(*into, own)
       b[:own] = mine.T.reshape(own, *out)
       scales[place.path][layer or 0] = _scale(name, own, says)
-  return Adapter(path, made, scales, ranks)
+  base = str(says.get('base_model_name_or_path') or '')
+  return Adapter(path, made, scales, ranks, base)
 
 
 def _scale(module: str, rank: int, says: dict[str, Any]) -> float:
