@@ -8,12 +8,13 @@ from functools import cache
 import numpy as np
 import pytest
 
+from pdl_jax import start
 from pdl_jax.errors import ConfigError, DataError
 from pdl_jax.model import api, lora
 from pdl_jax.model.lora import LoRAConfig
 from pdl_jax.model.pretrained import peft, shards
 from pdl_jax.model.pretrained.hf import HFModel
-from tests import hf_folder, hf_weights
+from tests import hf_folder, hf_weights, small
 from tests.test_hf import TOKENS, logits
 from tests.tiny_model import random_params
 
@@ -64,6 +65,26 @@ def test_logits_are_those_of_peft(opened, tmp_path, name):
   print(name, np.abs(found - GOLDEN[name]).max())
   np.testing.assert_allclose(found, GOLDEN[name], atol=1e-4, rtol=0)
   assert np.abs(plain - found).max() > 0.1
+
+
+def test_another_head_begins_with_the_adapted_rows(
+  opened, tmp_path, monkeypatch
+):
+  base = opened('plain')
+  config, params = base.config(), base.params()
+  rows_VxD = np.asarray(params['head'][lora.MATRIX])
+  model = start.Model('plain', config, params, None, outputs_VxD=rows_VxD)
+  monkeypatch.setattr(start, '_load', lambda *_: model)
+  settings = small.settings(tmp_path, **{
+    'model.pretrained': './plain', 'model.head': 'low_rank', 'model.rank': 4,
+    'model.adapter': str(write(tmp_path / 'a', 'plain')),
+  })  # fmt: skip
+  found = start.load_model(settings, None, None)
+  assert found.head_is_new
+  adapter = peft.read(tmp_path / 'a', config)
+  expected = peft.add(adapter, params)['head'][lora.MATRIX]
+  np.testing.assert_allclose(found.outputs_VxD, expected, atol=1e-6)
+  assert np.abs(found.outputs_VxD - rows_VxD).max() > 0.01
 
 
 def test_an_adapter_is_trained_on_from_where_it_is(opened, tmp_path):
