@@ -17,7 +17,7 @@ from typing import Any
 
 from experiments import metrics
 from pdl_jax.report.experiment import Experiment, Metric, Study, Variant
-from pdl_jax.report.layout import ByCount, Curves
+from pdl_jax.report.layout import Curves
 
 COLUMNS = (
   metrics.PERPLEXITY,
@@ -102,5 +102,5 @@ EXPERIMENT = Experiment(
       seeds=(3, 4, 5, 6, 7), before='',
     ),
   ),
-  figures=(ByCount(), Curves()),
+  figures=(Curves(),),
 )  # fmt: skip
