@@ -15,6 +15,7 @@ from pdl_jax.model import api
 from pdl_jax.model.attention import distance_bias
 from pdl_jax.model.complex_attention import angle, cos_sin, turn
 from pdl_jax.model.config import AttentionConfig, ModelConfig
+from pdl_jax.model.lora import LoRAConfig
 
 pytestmark = pytest.mark.usefixtures('quick_compile')
 
@@ -173,6 +174,22 @@ def built(request):
     return x + jnp.asarray(random.normal(0, 0.3, x.shape), x.dtype)
 
   return config, jax.tree_util.tree_map_with_path(moved, params)
+
+
+@pytest.mark.parametrize(
+  'more', [*({'attention': kind} for kind in KINDS.values()),
+           {'lora': LoRAConfig(2, targets=('query', 'value'))}],
+)  # fmt: skip
+def test_models_of_a_seed_begin_with_the_same_matrices(more):
+  """Else a paired run compares initial weights, and not the attention."""
+  rope = model(AttentionConfig())
+  params = api.init(rope, jax.random.key(1))
+  other = api.init(dataclasses.replace(rope, **more), jax.random.key(1))
+  for path, x in jax.tree_util.tree_leaves_with_path(params):
+    found = other
+    for step in path:
+      found = found[step.idx if hasattr(step, 'idx') else step.key]
+    np.testing.assert_array_equal(found, x, err_msg=str(path))
 
 
 def packed():

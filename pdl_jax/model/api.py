@@ -27,7 +27,7 @@ from jax.sharding import PartitionSpec as P
 from pdl_jax.losses.heads import Head
 from pdl_jax.model import heads, lora, vq_logits
 from pdl_jax.model.attention import LayerCache, cached
-from pdl_jax.model.config import ModelConfig
+from pdl_jax.model.config import AttentionConfig, ModelConfig
 from pdl_jax.model.layer_kind import layer_kinds, take_layers
 from pdl_jax.model.norm import Norm
 from pdl_jax.model.parameter import INIT
@@ -56,9 +56,16 @@ class Cache(NamedTuple):
 
 
 def init(config: ModelConfig, key: Array) -> Params:
-  """Random parameters: normal(0.02) matrices, ones in the norms."""
-  params: Params = nn.meta.unbox(_init(config, key))
-  return params
+  """Random parameters: normal(0.02) matrices, ones in the norms.
+
+  What models of one shape have in common is the same for a key, whatever their
+  attention learns besides: Flax numbers the draws within a module.
+  """
+  plain = dataclasses.replace(
+    config, attention=AttentionConfig(), lora=lora.NO_LORA
+  )
+  params: Params = nn.meta.unbox(_init(plain, key))
+  return params if plain == config else extended(config, params, key)
 
 
 def logical_axes(config: ModelConfig, groups: int = 1) -> Params:
@@ -181,7 +188,7 @@ def extended(config: ModelConfig, params: Params, key: Array) -> Params:
   """The same model with what the config has besides, as initialised.
 
   Args:
-    config: with an attention that extends RoPE, or adapters.
+    config: with another attention, or adapters.
     params: of a model of that shape without.
     key: of what is random.
   """
