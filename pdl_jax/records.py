@@ -127,9 +127,11 @@ def _model(flat: Mapping[str, Any]) -> set[str]:
   if not flat['model.pretrained']:
     read |= {
       'width', 'layers', 'heads', 'kv_heads', 'head_dim', 'mlp', 'vocab_size',
-      'tokenizer', 'rope_base',
+      'tokenizer',
     }  # fmt: skip
   attention, head = flat.get('model.attention'), flat.get('model.head')
+  if not flat['model.pretrained'] and attention not in ('alibi', 'none'):
+    read.add('rope_base')
   read |= {'bias'} if head else set()
   read |= {'rank'} if head in ('low_rank', 'vq', 'adaptive') else set()
   read |= {'vq.own', 'vq.tail_from'} if head == 'adaptive' else set()
@@ -193,7 +195,8 @@ class RunFolder:
     stored.pop('hash')
     before, now = numbers(stored), numbers(config)
     differing = [
-      f'{key}: {before.get(key)} there, {now.get(key)} here'
+      f'{key}: {before.get(key, "not read")} there, '
+      f'{now.get(key, "not read")} here'
       for key in sorted(before.keys() | now.keys())
       if before.get(key) != now.get(key)
     ]

@@ -38,9 +38,9 @@ from pdl_jax.optimizer import OptimizerConfig
 from pdl_jax.sharding import MESH_AXES
 
 
-def _one_of(key: str, value: str, allowed: Any) -> None:
+def _one_of(key: str, value: Any, allowed: Any) -> None:
   if value not in allowed:
-    known = ', '.join(name or "''" for name in allowed)
+    known = ', '.join(str(name) or "''" for name in allowed)
     raise ConfigError(f'{key} {value!r} is not one of {known}')
 
 
@@ -166,6 +166,12 @@ class ModelSettings:
     _one_of('model.attention', self.attention, ('', *ATTENTIONS))
     _one_of('model.complex.delta', self.complex.delta, DELTAS)
     _one_of('model.complex.start', self.complex.start, STARTS_OF_DELTA)
+    _one_of('model.complex.sign', self.complex.sign, (1, -1))
+    if self.complex.delta == 'fixed' and self.complex.start != 'rope':
+      raise ConfigError(
+        f'model.complex.start {self.complex.start} is of a delta that is '
+        'learned, and model.complex.delta is fixed, at 1'
+      )
     _one_of('model.head', self.head, ('', *HEADS))
     _one_of('model.bias', self.bias, BIASES)
     _not_negative('model', self, 'rank')

@@ -17,7 +17,12 @@ from pdl_jax.data.tokenizer import Tokenizer
 from pdl_jax.errors import ConfigError, DataError
 from pdl_jax.losses.heads import AdaptiveHead
 from pdl_jax.model import api
-from pdl_jax.model.config import AttentionConfig, HeadConfig, ModelConfig
+from pdl_jax.model.config import (
+  EXTENSIONS,
+  AttentionConfig,
+  HeadConfig,
+  ModelConfig,
+)
 from pdl_jax.model.fingerprint import Fingerprint, fingerprint
 from pdl_jax.model.lora import NO_LORA, LoRAConfig
 from pdl_jax.model.pretrained import peft
@@ -132,13 +137,32 @@ def _attention(
   asked = settings.model.positions
   if asked is None or asked == has.attention:
     return has.attention
-  if has.attention.kind != 'rope' or not asked.extends_rope:
+  if has.attention.kind != 'rope' or asked.kind not in EXTENSIONS:
     raise ConfigError(
-      f'model.attention {asked.kind} is no extension of {has.attention.kind}, '
-      f'which {name} was trained with; from a RoPE model there are '
-      'scaled_rope, and complex with start rope, scaled, and sign 1'
+      f'{_unlike(asked, has.attention)}: {name} was trained with '
+      f'{_unlike(has.attention, asked)}; only rope can become another, which '
+      f'is {" or ".join(EXTENSIONS)} (leave model.attention empty to keep what '
+      'there is)'
+    )
+  if not asked.extends_rope:
+    as_rope = dataclasses.replace(asked, start='rope', scaled=True, sign=1)
+    raise ConfigError(
+      f'{_unlike(asked, as_rope)}: {name} was trained with rope, and is the '
+      f'same model with complex only at {_unlike(as_rope, asked)}'
     )
   return asked
+
+
+def _unlike(one: AttentionConfig, other: AttentionConfig) -> str:
+  """Keys of one that differ from the other."""
+  if one.kind != other.kind:
+    return f'model.attention {one.kind}'
+  mine, theirs = dataclasses.asdict(one), dataclasses.asdict(other)
+  return ', '.join(
+    f'model.complex.{key} {value}'
+    for key, value in mine.items()
+    if value != theirs[key]
+  )
 
 
 def _load(

