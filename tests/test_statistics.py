@@ -12,6 +12,7 @@ from pdl_jax.report.statistics import (
   best_of,
   difference_of,
   distance,
+  half_interval,
   holm,
   over_seeds,
   seed_floor,
@@ -40,6 +41,13 @@ def test_spread_divides_by_n_minus_1():
   assert found.mean == pytest.approx(7 / 3)
   assert found.std == pytest.approx(math.sqrt((16 + 1 + 25) / 9 / 2))
   assert found.n == 3
+
+
+def test_the_half_interval_is_that_of_students_t():
+  # With two degrees of freedom its quantiles have a closed form.
+  quantile = (2 * 0.975 - 1) / math.sqrt(2 * 0.975 * 0.025)
+  expected = quantile * math.sqrt(7 / 3) / math.sqrt(3)
+  assert half_interval([1.0, 2.0, 4.0]) == pytest.approx(expected, rel=1e-12)
 
 
 def test_a_single_seed_has_no_spread():

@@ -27,7 +27,7 @@ from experiments.complexformer.experiment import COMPLEX, ROPE
 from pdl_jax.data import sources
 from pdl_jax.model import api
 from pdl_jax.report import figures, marks, plan
-from pdl_jax.report.statistics import over_seeds
+from pdl_jax.report.statistics import half_interval
 from pdl_jax.settings import Settings
 from pdl_jax.start import Model, load_model
 
@@ -163,15 +163,17 @@ def _differences(found: dict[str, dict[int, dict[int, float]]]) -> str:
   if not {ROPE, COMPLEX} <= found.keys():
     return ''
   text = (
-    f'\n{COMPLEX} minus {ROPE}, nats a token, over paired seeds (mean; '
-    'standard deviation):\n\n'
+    f'\n{COMPLEX} minus {ROPE}, nats a token, over paired seeds (mean, '
+    '95 % t interval):\n\n'
   )
   for length in LENGTHS:
     a, b = found[COMPLEX][length], found[ROPE][length]
     minus = [a[seed] - b[seed] for seed in sorted(a.keys() & b.keys())]
-    spread = over_seeds(COMPLEX, minus)
-    std = '' if spread.std is None else f'; {spread.std:.4f}'
-    text += f'- {length:,}: {spread.mean:+.4f}{std} (n = {spread.n})\n'
+    mean, interval = float(np.mean(minus)), ''
+    if len(minus) > 1:
+      half = half_interval(minus)
+      interval = f' [{mean - half:+.4f}, {mean + half:+.4f}]'
+    text += f'- {length:,}: {mean:+.4f}{interval} (n = {len(minus)})\n'
   return text
 
 

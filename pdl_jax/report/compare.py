@@ -5,7 +5,6 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
-from scipy import stats
 
 from pdl_jax.errors import DataError
 from pdl_jax.evaluate import items
@@ -23,6 +22,7 @@ from pdl_jax.report.statistics import (
   LEVEL,
   best_of,
   distance,
+  half_interval,
   holm,
   over_seeds,
   seed_floor,
@@ -295,10 +295,10 @@ def _over_seeds_alone(
     a_S = [distance(value, target) for value in a_S]
     b_S = [distance(value, target) for value in b_S]
   differences_S = np.subtract(a_S, b_S)
-  value, n = float(differences_S.mean()), len(differences_S)
-  if n < 2:
+  value = float(differences_S.mean())
+  if len(differences_S) < 2:
     return Difference(value)
-  half = stats.t.ppf(0.975, n - 1) * differences_S.std(ddof=1) / math.sqrt(n)
+  half = half_interval(differences_S)
   return Difference(
     value, value - half, value + half, sign_flip_p(names, a_S, b_S)
   )

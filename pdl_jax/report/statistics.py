@@ -57,6 +57,13 @@ def over_seeds(name: str, values_S: Sequence[float]) -> Spread:
 LEVEL = 0.05
 
 
+def half_interval(values_S: Sequence[float]) -> float:
+  """Half the width of the 95 % t interval of a mean over two seeds or more."""
+  n = len(values_S)
+  quantile = float(stats.t.ppf(0.975, n - 1))
+  return quantile * float(np.std(values_S, ddof=1)) / math.sqrt(n)
+
+
 def seed_floor(seeds: int) -> float:
   """The smallest two-sided p that `seeds` paired seeds can give: 2 / 2^n.
 
