@@ -28,6 +28,7 @@ KINDS = {
   'fixed delta': AttentionConfig('complex', delta='fixed'),
   'no offset': AttentionConfig('complex', offset=False),
   'as published': AttentionConfig('complex', start='published', scaled=False),
+  'positions negative': AttentionConfig('complex', delta='fixed', sign=-1),
   'scaled rope': AttentionConfig('scaled_rope'),
   'alibi': AttentionConfig('alibi'),
   'none': AttentionConfig('none'),
@@ -159,8 +160,8 @@ def model(attention):
 
 
 @pytest.fixture(
-  params=['complex', 'one delta for all heads', 'as published', 'scaled rope',
-          'alibi', 'none']
+  params=['complex', 'one delta for all heads', 'as published',
+          'positions negative', 'scaled rope', 'alibi', 'none']
 )  # fmt: skip
 def built(request):
   """A model whose learned angles are not where they begin."""

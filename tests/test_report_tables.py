@@ -59,6 +59,13 @@ def test_golden_markdown():
   assert '| alpha 0.25 (chosen)      | -1.00 [-1.50, +0.00] p=1.000 |' in text
 
 
+def test_how_to_read_several_tables_is_said_once():
+  plain = stand_in.part([stand_in.baseline()])
+  text = tables.markdown(stand_in.report(plain, stand_in.table_part()))
+  assert text.count('Mean ± sample standard deviation') == 1
+  assert text.count('Chosen: picked on validation.') == 1
+
+
 def test_no_sign_of_a_label_acts_as_markdown():
   part = odd_part()
   text = tables.markdown(stand_in.report(part))

@@ -49,7 +49,7 @@ def markdown(report: Report) -> str:
     Text that ends in a newline; tables are aligned.
   """
   measured = [part for part in report.parts if not wording.unmeasured(part)]
-  legends = dict.fromkeys(map(wording.results_legend, measured))
+  legend = wording.results_legend(*measured) if measured else ''
   # Most parts share most columns; one of another definition has a line too.
   columns = dict.fromkeys(
     definition for part in measured for definition in wording.definitions(part)
@@ -60,7 +60,7 @@ def markdown(report: Report) -> str:
     f'```\n{report.command}\n```',
     *(block for part in report.parts for block in _part(part)),
     '## How to read the tables',
-    *map(_escaped, legends),
+    _escaped(legend),
     '\n'.join(
       f'- **{_escaped(heading)}**: {_escaped(told)}'
       for heading, told in columns

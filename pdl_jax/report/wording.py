@@ -97,20 +97,21 @@ def unmeasured(part: Part) -> str:
   return f'No numbers yet. Declared on {one_line(part.split)}: {rows}.'
 
 
-def results_legend(part: Part) -> str:
-  """The conventions of `results`, as one line."""
-  used = {column.better for column in part.columns}
+def results_legend(*parts: Part) -> str:
+  """The conventions of `results` of all of these parts, as one line."""
+  used = {column.better for part in parts for column in part.columns}
   arrows = [text for better, text in _BETTER.items() if better in used]
   sentences = [_CONVENTIONS]
   if arrows:
     sentences.append(f'{", ".join(arrows)}.')
   if any(
     _is_short_of_seeds(row, entry)
+    for part in parts
     for row in part.rows
     for entry in row.entries.values()
   ):
     sentences.append('(n=1): a value of fewer seeds than its row, here 1.')
-  if any(row.chosen for row in part.rows):
+  if any(row.chosen for part in parts for row in part.rows):
     sentences.append('Chosen: picked on validation.')
   return ' '.join(sentences)
 
