@@ -57,7 +57,7 @@ def over_seeds(name: str, values_S: Sequence[float]) -> Spread:
 LEVEL = 0.05
 
 
-def half_interval(values_S: Sequence[float]) -> float:
+def half_interval(values_S: Sequence[float] | np.ndarray) -> float:
   """Half the width of the 95 % t interval of a mean over two seeds or more."""
   n = len(values_S)
   quantile = float(stats.t.ppf(0.975, n - 1))
