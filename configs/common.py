@@ -102,11 +102,12 @@ def _base() -> ConfigDict:
   })
   config.model.complex = ConfigDict({
     # Of the angle between query and key: a factor of each key-value head and
-    # pair (head), of each pair (shared), or 1 (fixed).
+    # pair (head), of each pair (shared), or one that is not learned (fixed).
     'delta': 'head',
     # Whether each query head and pair has an offset b.
     'offset': True,
-    # Where delta begins: rope (1), or published (normal, as in that code).
+    # Where delta begins: rope (1), zero (0), or published (normal, as in that
+    # code).
     'start': 'rope',
     # Whether scores are divided by sqrt(head_dim); the published ones are not.
     'scaled': True,

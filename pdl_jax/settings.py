@@ -167,10 +167,11 @@ class ModelSettings:
     _one_of('model.complex.delta', self.complex.delta, DELTAS)
     _one_of('model.complex.start', self.complex.start, STARTS_OF_DELTA)
     _one_of('model.complex.sign', self.complex.sign, (1, -1))
-    if self.complex.delta == 'fixed' and self.complex.start != 'rope':
+    if self.complex.delta == 'fixed' and self.complex.start == 'published':
       raise ConfigError(
-        f'model.complex.start {self.complex.start} is of a delta that is '
-        'learned, and model.complex.delta is fixed, at 1'
+        'model.complex.start published is of a delta that is learned, and '
+        'model.complex.delta is fixed; take model.complex.start rope (1) or '
+        'zero (0)'
       )
     _one_of('model.head', self.head, ('', *HEADS))
     _one_of('model.bias', self.bias, BIASES)

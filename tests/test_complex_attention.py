@@ -26,6 +26,7 @@ KINDS = {
   'complex': AttentionConfig('complex'),
   'one delta for all heads': AttentionConfig('complex', delta='shared'),
   'fixed delta': AttentionConfig('complex', delta='fixed'),
+  'no delta': AttentionConfig('complex', delta='fixed', start='zero'),
   'no offset': AttentionConfig('complex', offset=False),
   'as published': AttentionConfig('complex', start='published', scaled=False),
   'positions negative': AttentionConfig('complex', delta='fixed', sign=-1),
@@ -161,7 +162,7 @@ def model(attention):
 
 @pytest.fixture(
   params=['complex', 'one delta for all heads', 'as published',
-          'positions negative', 'scaled rope', 'alibi', 'none']
+          'no delta', 'positions negative', 'scaled rope', 'alibi', 'none']
 )  # fmt: skip
 def built(request):
   """A model whose learned angles are not where they begin."""
@@ -191,6 +192,35 @@ def test_models_of_a_seed_begin_with_the_same_matrices(more):
     for step in path:
       found = found[step.idx if hasattr(step, 'idx') else step.key]
     np.testing.assert_array_equal(found, x, err_msg=str(path))
+
+
+def with_turned_queries(params, by):
+  """Every pair of every query by an angle, before positions."""
+
+  def turned(path, x):
+    if 'query' not in (getattr(step, 'key', '') for step in path):
+      return x
+    real, imaginary = jnp.split(x, 2, axis=-1)
+    cos, sin = np.cos(by), np.sin(by)
+    parts = (real * cos - imaginary * sin, imaginary * cos + real * sin)
+    return jnp.concatenate(parts, axis=-1)
+
+  return jax.tree_util.tree_map_with_path(turned, params)
+
+
+@pytest.mark.parametrize('delta', ['fixed', 'head', 'shared'])
+def test_at_delta_zero_the_angle_of_a_query_does_not_count(delta):
+  tokens, segments, positions = packed()
+
+  def logits(start, by):
+    config = model(AttentionConfig('complex', delta=delta, start=start))
+    params = api.init(config, jax.random.key(0))
+    params = jax.tree.map(lambda x: 20 * x if x.ndim > 2 else x, params)
+    turned = with_turned_queries(params, by)
+    return api.logits(config, turned, tokens, segments, positions)
+
+  np.testing.assert_allclose(logits('zero', 0.7), logits('zero', 0), atol=1e-4)
+  assert np.abs(logits('rope', 0.7) - logits('rope', 0)).max() > 0.01
 
 
 def packed():

@@ -73,6 +73,11 @@ def test_what_was_not_trained_with_rope_cannot_become_another(
       {'model.attention': 'complex', 'model.complex.start': 'published'},
       '^model.complex.start published: .* only at model.complex.start rope$',
     ),
+    (
+      {'model.attention': 'complex', 'model.complex.start': 'zero',
+       'model.complex.delta': 'fixed'},
+      '^model.complex.start zero: .* only at model.complex.start rope$',
+    ),
   ],
 )  # fmt: skip
 def test_smollm2_becomes_only_what_begins_as_the_same_model(

@@ -50,6 +50,8 @@ ABLATIONS = (
   Variant('CMHA, delta shared by heads', attention('complex', delta='shared')),
   Variant('CMHA, delta begins as published',
           attention('complex', start='published')),
+  Variant('CMHA, delta fixed at 0',
+          attention('complex', delta='fixed', start='zero')),
   Variant('CMHA, as published: its delta, no 1/sqrt(Dh)',
           attention('complex', start='published', scaled=False)),
   Variant('CMHA, positions negative', attention('complex', sign=-1)),
@@ -70,6 +72,8 @@ SCRATCH = {
 }
 # The one part of CMHA that was better than RoPE with all seeds of `ablations`.
 PUBLISHED = next(x for x in ABLATIONS if x.label.endswith('as published'))
+# Whether that is to do with the angle between query and key at all.
+ZERO = next(x for x in ABLATIONS if x.label.endswith('fixed at 0'))
 MIXED = {**SCRATCH, 'data.name': 'jsonl:runs/corpus'}
 SMALL = 'configs/language_model.py:small'
 EXPERIMENT = Experiment(
@@ -103,7 +107,7 @@ EXPERIMENT = Experiment(
     ),
     Study(
       'published_mixed', 'From scratch on the texts of all tasks: delta begun '
-      'as published', SMALL, (PAIR[0], PUBLISHED), ROPE, COLUMNS, MIXED,
+      'as published', SMALL, (PAIR[0], PUBLISHED, ZERO), ROPE, COLUMNS, MIXED,
       seeds=(0, 1, 2, 3, 4), before='',
     ),
   ),

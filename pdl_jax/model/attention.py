@@ -180,6 +180,8 @@ class Attention(nn.Module):
       of_k['delta_HxP'] = delta
       groups = 1 if one else c.heads // c.kv_heads
       of_q['delta_HxP'] = jnp.repeat(delta, groups, axis=0)
+    elif how.kind == 'complex' and how.start == 'zero':
+      of_q['delta_HxP'] = of_k['delta_HxP'] = jnp.zeros((1, pairs))
     if how.learns_offset:
       of_q['offset_HxP'] = parameter(
         self, 'offset', ('heads', 'head_dim'), (c.heads, pairs),
@@ -233,6 +235,8 @@ def _scale(c: ModelConfig) -> float:
 
 
 def _delta_start(start: str, pairs: int) -> nn.initializers.Initializer:
-  if start == 'rope':
-    return nn.initializers.ones
-  return nn.initializers.normal(pairs**-0.5)
+  return {
+    'rope': nn.initializers.ones,
+    'published': nn.initializers.normal(pairs**-0.5),
+    'zero': nn.initializers.zeros,
+  }[start]

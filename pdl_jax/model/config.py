@@ -16,7 +16,7 @@ ATTENTIONS = ('rope', 'complex', 'scaled_rope', 'alibi', 'none')
 # What a model that was trained with rope can go on with.
 EXTENSIONS = ('complex', 'scaled_rope')
 DELTAS = ('head', 'shared', 'fixed')
-STARTS_OF_DELTA = ('rope', 'published')
+STARTS_OF_DELTA = ('rope', 'published', 'zero')
 NORMS = ('rms', 'rms_offset', 'layer')
 ACTIVATIONS = ('silu', 'gelu', 'gelu_tanh')
 DTYPES = ('float32', 'bfloat16')
@@ -201,10 +201,11 @@ class AttentionConfig:
       grows with distance (arXiv:2108.12409); none.
     delta: of complex: one of each key-value head and pair ('head': keys have to
       be cached once for all queries of their group), one of each pair
-      ('shared'), or 1 ('fixed').
+      ('shared'), or none that is learned ('fixed').
     offset: of complex: whether each query head and pair has a b.
-    start: of complex: delta 1 ('rope'), or normal around 0 with standard
-      deviation (Dh/2)**-0.5, as in the published code ('published'); b 0.
+    start: of complex: delta 1 ('rope'); normal around 0 with standard deviation
+      (Dh/2)**-0.5, as in the published code ('published'), which a fixed delta
+      cannot be; or 0 ('zero'): of a score moduli and distance are left. b 0.
     scaled: whether scores are divided by sqrt(Dh); those of the published code
       are not.
     sign: of the position, 1 or -1; a model with learned projections can make
@@ -228,6 +229,11 @@ class AttentionConfig:
           f'attention {name} {getattr(self, name)!r} is not one of '
           f'{", ".join(map(str, allowed))}'
         )
+    if self.delta == 'fixed' and self.start == 'published':
+      raise ConfigError(
+        'attention start published draws a delta to be learned, and delta is '
+        'fixed'
+      )
 
   @property
   def learns_delta(self) -> bool:
@@ -239,8 +245,7 @@ class AttentionConfig:
     """Whether it begins as RoPE, so that a model trained with it stays so."""
     if self.kind != 'complex':
       return self.kind in ('rope', 'scaled_rope')
-    starts = self.start == 'rope' or self.delta == 'fixed'
-    return starts and self.scaled and self.sign == 1
+    return self.start == 'rope' and self.scaled and self.sign == 1
 
   @property
   def learns_offset(self) -> bool:
