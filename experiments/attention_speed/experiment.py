@@ -11,7 +11,6 @@ its largest array with two axes of the length of a row.
 """
 
 import dataclasses
-import json
 import os
 import re
 from functools import partial
@@ -23,7 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from configs import language_model, summarize
-from experiments import steps
+from experiments import measured, steps
 from pdl_jax import sharding, state
 from pdl_jax.losses import LossTables
 from pdl_jax.model import api
@@ -52,12 +51,9 @@ class Case(NamedTuple):
 
 
 def main() -> None:
-  """Measures, writes records.jsonl and table.md, prints the table."""
+  """Measures, and leaves records.jsonl, env.json and table.md."""
   records = [_measure(case) for case in _cases()]
-  lines = ''.join(json.dumps(record) + '\n' for record in records)
-  (FOLDER / 'records.jsonl').write_text(lines)
-  (FOLDER / 'table.md').write_text(table(records))
-  print(table(records))
+  measured.keep(FOLDER, records, report_files)
 
 
 def _cases() -> list[Case]:
@@ -149,8 +145,7 @@ def table(records: list[dict[str, Any]]) -> str:
 
 def report_files() -> dict[str, str]:
   """What follows from the records: name -> text."""
-  lines = (FOLDER / 'records.jsonl').read_text().splitlines()
-  return {'table.md': table([json.loads(line) for line in lines])}
+  return {'table.md': table(measured.read(FOLDER))}
 
 
 if __name__ == '__main__':

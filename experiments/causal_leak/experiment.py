@@ -11,7 +11,6 @@ the mask differs. (The published padding mask, added to the scores as numbers,
 is not repeated: rows are packed.)
 """
 
-import json
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,6 +21,7 @@ import numpy as np
 import optax
 
 from configs import language_model
+from experiments import measured
 from pdl_jax import optimizer, setup
 from pdl_jax.data import pipeline
 from pdl_jax.model import api
@@ -41,7 +41,7 @@ PAIRS = ((CAUSAL, CAUSAL), (AHEAD, AHEAD), (AHEAD, CAUSAL))
 
 
 def main() -> None:
-  """Trains both, writes records.jsonl and table.md, prints the table."""
+  """Trains both, and leaves records.jsonl, env.json and table.md."""
   config: Any = language_model.get_config('small')
   config.model.attention = 'complex'
   config.model.vocab_size = 2048
@@ -52,10 +52,7 @@ def main() -> None:
   records = [
     *_train(settings, ready, CAUSAL), *_train(settings, ready, AHEAD)
   ]  # fmt: skip
-  lines = ''.join(json.dumps(record) + '\n' for record in records)
-  (FOLDER / 'records.jsonl').write_text(lines)
-  (FOLDER / 'table.md').write_text(table(records))
-  print(table(records))
+  measured.keep(FOLDER, records, report_files)
 
 
 def _train(
@@ -90,10 +87,10 @@ def _train(
     params, moments = step(params, moments, next(batches))
     if number % EVERY:
       continue
-    for measured, run in measures.items():
+    for other, run in measures.items():
       losses = [float(run(params, batch)) for batch in windows]
       found.append({
-        'trained': mask, 'measured': measured, 'step': number,
+        'trained': mask, 'measured': other, 'step': number,
         'tokens': int(sum(weights)),
         'nats_per_token': float(np.average(losses, weights=weights)),
       })  # fmt: skip
@@ -143,21 +140,21 @@ def table(records: list[dict[str, Any]]) -> str:
     f'| trained with | measured with | {" | ".join(map(str, steps))} |\n'
     f'| --- | --- |{" ---: |" * len(steps)}\n'
   )
-  for trained, measured in PAIRS:
+  for pair in PAIRS:
     nats = {
       record['step']: record['nats_per_token']
       for record in records
-      if (record['trained'], record['measured']) == (trained, measured)
+      if (record['trained'], record['measured']) == pair
     }
     cells = [f'{np.exp(nats[step]):.4g}' for step in steps]
-    text += f'| {trained} mask | {measured} mask | {" | ".join(cells)} |\n'
+    trained, read_with = pair
+    text += f'| {trained} mask | {read_with} mask | {" | ".join(cells)} |\n'
   return text
 
 
 def report_files() -> dict[str, str]:
   """What follows from the records: name -> text."""
-  lines = (FOLDER / 'records.jsonl').read_text().splitlines()
-  return {'table.md': table([json.loads(line) for line in lines])}
+  return {'table.md': table(measured.read(FOLDER))}
 
 
 if __name__ == '__main__':

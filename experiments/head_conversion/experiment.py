@@ -9,7 +9,6 @@ codes in two passes, where a few give logits of all types, from which those
 that are worth all codes are chosen. Look-ups are those of one hidden state.
 """
 
-import json
 from collections.abc import Iterator
 from functools import partial
 from itertools import chain
@@ -21,6 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from configs import language_model
+from experiments import measured
 from pdl_jax import convert, setup
 from pdl_jax.data import pipeline
 from pdl_jax.data.examples import Examples
@@ -91,7 +91,7 @@ class Form(NamedTuple):
 
 
 def main() -> None:
-  """Measures, writes records.jsonl and table.md, prints the table."""
+  """Measures, and leaves records.jsonl, env.json and table.md."""
   ready = setup.prepare(
     Settings.from_config(language_model.get_config()), None
   )
@@ -112,10 +112,7 @@ def main() -> None:
     }  # fmt: skip
     print(record, flush=True)
     records.append(record)
-  lines = ''.join(json.dumps(record) + '\n' for record in records)
-  (FOLDER / 'records.jsonl').write_text(lines)
-  (FOLDER / 'table.md').write_text(table(records))
-  print(table(records))
+  measured.keep(FOLDER, records, report_files)
 
 
 def _read(ready: setup.Setup) -> Read:
@@ -320,8 +317,7 @@ def table(records: list[dict[str, Any]]) -> str:
 
 def report_files() -> dict[str, str]:
   """What follows from the records: name -> text."""
-  lines = (FOLDER / 'records.jsonl').read_text().splitlines()
-  return {'table.md': table([json.loads(line) for line in lines])}
+  return {'table.md': table(measured.read(FOLDER))}
 
 
 if __name__ == '__main__':

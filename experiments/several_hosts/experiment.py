@@ -18,6 +18,8 @@ import time
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from experiments import measured
+
 FOLDER = Path(__file__).parent
 ROOT = FOLDER.parent.parent
 STEPS, EVERY = 60, 20
@@ -52,16 +54,13 @@ CASES = (
 
 
 def main() -> None:
-  """Measures, writes records.jsonl and table.md, prints the table."""
+  """Measures, and leaves records.jsonl, env.json and table.md."""
   place = ROOT / 'runs' / 'several_hosts'
   shutil.rmtree(place, ignore_errors=True)
   records = [
     _run(case, place / str(number)) for number, case in enumerate(CASES)
   ]
-  lines = ''.join(json.dumps(record) + '\n' for record in records)
-  (FOLDER / 'records.jsonl').write_text(lines)
-  (FOLDER / 'table.md').write_text(table(records))
-  print(table(records))
+  measured.keep(FOLDER, records, report_files)
 
 
 def _run(case: Case, workdir: Path) -> dict[str, Any]:
@@ -152,8 +151,7 @@ def _largest(these: list[float], those: list[float]) -> float:
 
 def report_files() -> dict[str, str]:
   """What follows from the records: name -> text."""
-  lines = (FOLDER / 'records.jsonl').read_text().splitlines()
-  return {'table.md': table([json.loads(line) for line in lines])}
+  return {'table.md': table(measured.read(FOLDER))}
 
 
 if __name__ == '__main__':

@@ -9,7 +9,6 @@ measured against a program compiled for constant ones, which the compiler may
 drop.
 """
 
-import json
 import time
 from functools import partial
 from pathlib import Path
@@ -19,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from configs import summarize
+from experiments import measured
 from pdl_jax import optimizer, sharding, state, weighting
 from pdl_jax.losses import LossTables
 from pdl_jax.model.pretrained.gguf import GGUFModel, find_package_file
@@ -30,7 +30,7 @@ PAIRS = 12
 
 
 def main() -> None:
-  """Measures, writes records.json and table.md, prints the table."""
+  """Measures, and leaves records.jsonl, env.json and table.md."""
   settings = Settings.from_config(summarize.get_config())
   file = GGUFModel(find_package_file(settings.model.pretrained))
   model, steps = file.config(), settings.train.steps
@@ -76,10 +76,7 @@ def main() -> None:
     ),
     'jax': jax.__version__,
   }
-  (FOLDER / 'records.jsonl').write_text(json.dumps(record) + '\n')
-  text = table(record)
-  (FOLDER / 'table.md').write_text(text)
-  print(text)
+  measured.keep(FOLDER, [record], report_files)
 
 
 def table(record: dict) -> str:
@@ -112,7 +109,8 @@ def table(record: dict) -> str:
 
 def report_files() -> dict[str, str]:
   """What follows from the records: name -> text."""
-  return {'table.md': table(json.loads((FOLDER / 'records.jsonl').read_text()))}
+  (record,) = measured.read(FOLDER)
+  return {'table.md': table(record)}
 
 
 def _batch(

@@ -1,0 +1,37 @@
+"""What an experiment that measures in one go leaves behind."""
+
+import json
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from pdl_jax.records import environment
+from pdl_jax.report.carry_out import RECORDS
+
+
+def keep(
+  folder: Path,
+  records: Iterable[Mapping[str, Any]],
+  report_files: Callable[[], Mapping[str, str]],
+) -> None:
+  """Writes the records, what they were measured with, and what follows.
+
+  Args:
+    folder: of the experiment.
+    records: of one measurement, in place of those that are there.
+    report_files: reads the records back; its table.md is printed.
+  """
+  lines = ''.join(json.dumps(record) + '\n' for record in records)
+  (folder / RECORDS).write_text(lines)
+  text = json.dumps(environment({}), indent=2)
+  (folder / 'env.json').write_text(text + '\n')
+  files = report_files()
+  for name, content in files.items():
+    (folder / name).write_text(content)
+  print(files['table.md'])
+
+
+def read(folder: Path) -> list[dict[str, Any]]:
+  """The records of an experiment."""
+  lines = (folder / RECORDS).read_text().splitlines()
+  return [json.loads(line) for line in lines]
