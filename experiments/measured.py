@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from pdl_jax.records import environment
+from pdl_jax.records import CODE, environment
 from pdl_jax.report.carry_out import RECORDS
 
 
@@ -23,7 +23,8 @@ def keep(
   """
   lines = ''.join(json.dumps(record) + '\n' for record in records)
   (folder / RECORDS).write_text(lines)
-  text = json.dumps(environment({}), indent=2)
+  found = environment({}, (*CODE, 'experiments/*.py'))
+  text = json.dumps(found, indent=2)
   (folder / 'env.json').write_text(text + '\n')
   files = report_files()
   for name, content in files.items():

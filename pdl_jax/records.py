@@ -327,14 +327,21 @@ CODE = (
 )  # fmt: skip
 
 
-def environment(mesh: Mapping[str, int]) -> dict[str, Any]:
-  """What a result depends on besides the configuration."""
+def environment(
+  mesh: Mapping[str, int], code: Iterable[str] = CODE
+) -> dict[str, Any]:
+  """What a result depends on besides the configuration.
+
+  Args:
+    mesh: size of each axis.
+    code: pathspecs, from the top of the checkout, that make it dirty.
+  """
   return {
     'commit': _git('rev-parse', 'HEAD') or _shipped(),
     # Of the code: an experiment writes its records while it runs.
     'dirty': bool(_git(
       'status', '--porcelain', '--untracked-files=no', '--',
-      *(f':(top){path}' for path in CODE),
+      *(f':(top){path}' for path in code),
     )),
     'python': platform.python_version(),
     'packages': dict(_versions(_PACKAGES)),

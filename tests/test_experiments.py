@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from experiments import measured
 from pdl_jax.report import index, plan, write
 
 ROOT = Path(__file__).parent.parent
@@ -37,6 +38,20 @@ def test_declared_runs_have_configurations_that_exist(folder):
   for study in declared.studies if declared else ():
     runs = [run for seed in study.seeds for _, run in plan.runs(study, seed)]
     assert len(runs) == len(study.seeds) * len(study.variants)
+
+
+def test_what_measures_in_one_go_leaves_its_environment(tmp_path, capsys):
+  records = [{'seconds': 1.5}, {'seconds': 2.5}]
+
+  def report_files():
+    return {'table.md': f'{len(measured.read(tmp_path))} rows\n'}
+
+  measured.keep(tmp_path, records, report_files)
+  assert measured.read(tmp_path) == records
+  found = json.loads((tmp_path / 'env.json').read_text())
+  assert {'commit', 'dirty', 'packages', 'cpus', 'devices'} <= found.keys()
+  assert (tmp_path / 'table.md').read_text() == '2 rows\n'
+  assert '2 rows' in capsys.readouterr().out
 
 
 def test_loss_speed_runs(tmp_path):

@@ -10,11 +10,10 @@ stands before it differs. Whole stretches of the test speeches, the first ones.
 Also what CMHA learned: delta and b of every layer, head and pair.
 """
 
-import json
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -22,8 +21,15 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from configs import language_model
+from experiments import measured
 from experiments.complexformer import experiment as complexformer
-from experiments.complexformer.experiment import COMPLEX, ROPE
+from experiments.complexformer.experiment import (
+  COMPLEX,
+  PUBLISHED,
+  RIVALS,
+  ROPE,
+  ZERO,
+)
 from pdl_jax.data import sources
 from pdl_jax.model import api
 from pdl_jax.report import figures, marks, plan
@@ -35,17 +41,32 @@ FOLDER = Path(__file__).parent
 LENGTHS = (128, 256, 512, 1024)
 STRETCHES = 64
 # Runs of these studies are of one configuration but for their attention.
-STUDIES = ('sotu', 'rivals')
-# Whose angles are drawn, and of which seed.
+STUDIES = ('sotu', 'rivals', 'ablations', 'published')
+ROWS = (ROPE, COMPLEX, *(x.label for x in (PUBLISHED, ZERO, *RIVALS)))
+
+
+class Drawn(NamedTuple):
+  """A run whose angles are drawn."""
+
+  title: str
+  study: str
+  row: str
+  delta: float  # where it began, or the middle of it; white in the figure
+
+
+# By the end of the figure's name.
 DRAWN = {
-  'small, from scratch on sotu': 'sotu',
-  'SmolLM2, fine-tuned to summarize': 'smollm2',
+  'sotu': Drawn('small, from scratch on sotu', 'sotu', COMPLEX, 1),
+  'published': Drawn(
+    'small, delta begun as published', 'ablations', PUBLISHED.label, 0
+  ),
+  'smollm2': Drawn('SmolLM2, fine-tuned to summarize', 'smollm2', COMPLEX, 1),
 }
 _SEED = 0
 
 
 def main() -> None:
-  """Measures every finished run, writes records.jsonl and what follows."""
+  """Measures every finished run; leaves records.jsonl and what follows."""
   source = sources.load('sotu_interleaved', 'test')
   records: list[dict[str, Any]] = []
   for label, seed, run in _runs():
@@ -59,11 +80,7 @@ def main() -> None:
       })  # fmt: skip
       print(records[-1], flush=True)
   records += _angles()
-  lines = ''.join(json.dumps(record) + '\n' for record in records)
-  (FOLDER / 'records.jsonl').write_text(lines)
-  for name, text in report_files().items():
-    (FOLDER / name).write_text(text)
-  print(table(records))
+  measured.keep(FOLDER, records, report_files)
 
 
 def _runs() -> Iterator[tuple[str, int, Path]]:
@@ -73,7 +90,8 @@ def _runs() -> Iterator[tuple[str, int, Path]]:
     for seed in study.seeds if study.name in STUDIES else ():
       for variant, planned in plan.runs(study, seed):
         done = (planned.folder / 'results.json').exists()
-        if done and planned.folder not in seen:
+        wanted = variant.label in ROWS and planned.folder not in seen
+        if done and wanted:
           seen.add(planned.folder)
           yield variant.label, seed, planned.folder
 
@@ -118,16 +136,18 @@ def _losses(config: Any, params: Any, tokens: Any, labels: Any) -> jax.Array:
 
 def _angles() -> Iterator[dict[str, Any]]:
   """delta [layers, kv_heads, pairs] and b [layers, heads, pairs]."""
-  for title, name in DRAWN.items():
-    study = next(s for s in complexformer.EXPERIMENT.studies if s.name == name)
+  studies = {study.name: study for study in complexformer.EXPERIMENT.studies}
+  for name, drawn in DRAWN.items():
     (run,) = (
-      planned.folder for variant, planned in plan.runs(study, _SEED)
-      if variant.label == COMPLEX
+      planned.folder for variant, planned in plan.runs(
+        studies[drawn.study], _SEED
+      )
+      if variant.label == drawn.row
     )  # fmt: skip
     if (run / 'results.json').exists():
       (blocks,) = _model(run).params['blocks']
       yield {
-        'what': 'angles', 'title': title, 'seed': _SEED,
+        'what': 'angles', 'name': name, 'seed': _SEED,
         **{
           key: np.asarray(blocks['attention'][key]).round(5).tolist()
           for key in ('delta', 'offset')
@@ -159,22 +179,36 @@ def _cell(values: np.ndarray) -> str:
 
 
 def _differences(found: dict[str, dict[int, dict[int, float]]]) -> str:
-  """CMHA minus RoPE in nats, over paired seeds."""
-  if not {ROPE, COMPLEX} <= found.keys():
+  """Every other attention minus RoPE in nats, over paired seeds."""
+  if ROPE not in found:
     return ''
   text = (
-    f'\n{COMPLEX} minus {ROPE}, nats a token, over paired seeds (mean, '
-    '95 % t interval):\n\n'
+    f'\nThe same minus {ROPE}, nats a token, over paired seeds (mean, 95 % t '
+    'interval):\n\n'
+    f'| attention | pairs | {" | ".join(f"{n:,}" for n in LENGTHS)} |\n'
+    f'| --- | ---: |{" ---: |" * len(LENGTHS)}\n'
   )
+  for label in (label for label in found if label != ROPE):
+    text += _minus(label, found[label], found[ROPE])
+  return text
+
+
+def _minus(
+  label: str,
+  row: dict[int, dict[int, float]],
+  other: dict[int, dict[int, float]],
+) -> str:
+  """Row of the table of differences; of one pair without an interval."""
+  cells = []
   for length in LENGTHS:
-    a, b = found[COMPLEX][length], found[ROPE][length]
+    a, b = row[length], other[length]
     minus = [a[seed] - b[seed] for seed in sorted(a.keys() & b.keys())]
-    mean, interval = float(np.mean(minus)), ''
+    cell = f'{np.mean(minus):+.3f}'
     if len(minus) > 1:
       half = half_interval(minus)
-      interval = f' [{mean - half:+.4f}, {mean + half:+.4f}]'
-    text += f'- {length:,}: {mean:+.4f}{interval} (n = {len(minus)})\n'
-  return text
+      cell += f' ({np.mean(minus) - half:+.3f} to {np.mean(minus) + half:+.3f})'
+    cells.append(cell)
+  return f'| {label} | {len(minus)} | {" | ".join(cells)} |\n'
 
 
 def _by_row(
@@ -192,15 +226,15 @@ def _by_row(
 
 def report_files() -> dict[str, str]:
   """What follows from the records: name -> text."""
-  lines = (FOLDER / 'records.jsonl').read_text().splitlines()
-  records = [json.loads(line) for line in lines]
+  records = measured.read(FOLDER)
   drawn = {
     'length.svg': figures.svg(
       partial(_draw_lengths, records), 'Perplexity against length'
     ),
     **{
-      f'angles_{DRAWN[record["title"]]}.svg': figures.svg(
-        partial(_draw_angles, record), f'delta and b: {record["title"]}'
+      f'angles_{record["name"]}.svg': figures.svg(
+        partial(_draw_angles, record),
+        f'delta and b: {DRAWN[record["name"]].title}',
       )
       for record in records
       if record['what'] == 'angles'
@@ -220,7 +254,10 @@ def _draw_lengths(records: list[dict[str, Any]]) -> Figure:
       marker=mark.marker, label=label,
     )  # fmt: skip
     for length, of_seeds in zip(LENGTHS, values, strict=True):
-      ax.scatter([length] * of_seeds.size, of_seeds, s=9, color=mark.colour)
+      ax.scatter(
+        [length] * of_seeds.size, of_seeds, s=9, color=mark.colour,
+        marker=mark.marker,
+      )  # fmt: skip
   ax.set_xlabel('tokens of a piece; models were trained on 127')
   ax.set_ylabel('test perplexity\n(lower is better)')
   marks.set_logarithmic(ax)
@@ -230,9 +267,10 @@ def _draw_lengths(records: list[dict[str, Any]]) -> Figure:
 
 
 def _draw_angles(record: dict[str, Any]) -> Figure:
-  """A line a layer and head, a column a pair; white is where RoPE is."""
+  """A line a layer and head, a column a pair; white is where it began."""
   picture, axes = marks.panels(2, 3.6)
-  for ax, name, centre in zip(axes, ('delta', 'offset'), (1, 0), strict=True):
+  middle = (DRAWN[record['name']].delta, 0)
+  for ax, name, centre in zip(axes, ('delta', 'offset'), middle, strict=True):
     values = np.asarray(record[name])
     layers, heads, pairs = values.shape
     far = max(np.abs(values - centre).max(), 1e-6)
