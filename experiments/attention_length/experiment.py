@@ -190,6 +190,15 @@ def _differences(found: dict[str, dict[int, dict[int, float]]]) -> str:
   )
   for label in (label for label in found if label != ROPE):
     text += _minus(label, found[label], found[ROPE])
+  # Of the other seeds it is known that it is better: they chose it.
+  of = {s.name: s.seeds for s in complexformer.EXPERIMENT.studies}['published']
+  if PUBLISHED.label in found:
+    by_length = {
+      length: {seed: x for seed, x in by_seed.items() if seed in of}
+      for length, by_seed in found[PUBLISHED.label].items()
+    }
+    label = f'{PUBLISHED.label}, seeds {min(of)} to {max(of)} alone'
+    text += _minus(label, by_length, found[ROPE])
   return text
 
 
