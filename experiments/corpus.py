@@ -27,7 +27,7 @@ def main() -> None:
     lines = [
       json.dumps(record) + '\n'
       for name in NAMES
-      for record in _documents(name, split, most)
+      for record in documents(name, split, most)
     ]
     # The tokenizer learns from the first few thousand: they have to be of all.
     random.Random(0).shuffle(lines)
@@ -38,9 +38,10 @@ def main() -> None:
     print(f'{path}: {len(lines):,} documents, {path.stat().st_size:,} bytes')
 
 
-def _documents(
+def documents(
   name: str, split: str, most: int | None
 ) -> Iterator[dict[str, str]]:
+  """Records of one of NAMES, as the corpus has them; the first `most`."""
   source = sources.load(name, split)
   count = len(source) if most is None else min(most, len(source))
   for number in range(count):

@@ -10,7 +10,7 @@ stands before it differs. Whole stretches of the test speeches, the first ones.
 Also what CMHA learned: delta and b of every layer, head and pair.
 """
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -69,8 +69,8 @@ def main() -> None:
   """Measures every finished run; leaves records.jsonl and what follows."""
   source = sources.load('sotu_interleaved', 'test')
   records: list[dict[str, Any]] = []
-  for label, seed, run in _runs():
-    model = _model(run)
+  for label, seed, run in finished(STUDIES, ROWS):
+    model = model_of(run)
     stretches = _stretches(model, source)
     for length in LENGTHS:
       records.append({
@@ -83,20 +83,23 @@ def main() -> None:
   measured.keep(FOLDER, records, report_files)
 
 
-def _runs() -> Iterator[tuple[str, int, Path]]:
-  """Row, seed and folder of the finished runs, each once."""
+def finished(
+  studies: Collection[str], rows: Collection[str]
+) -> Iterator[tuple[str, int, Path]]:
+  """Row, seed and folder of the finished runs of complexformer, each once."""
   seen = set()
   for study in complexformer.EXPERIMENT.studies:
-    for seed in study.seeds if study.name in STUDIES else ():
+    for seed in study.seeds if study.name in studies else ():
       for variant, planned in plan.runs(study, seed):
         done = (planned.folder / 'results.json').exists()
-        wanted = variant.label in ROWS and planned.folder not in seen
+        wanted = variant.label in rows and planned.folder not in seen
         if done and wanted:
           seen.add(planned.folder)
           yield variant.label, seed, planned.folder
 
 
-def _model(run: Path) -> Model:
+def model_of(run: Path) -> Model:
+  """What a run ended with."""
   config: Any = language_model.get_config('small')
   config.model.pretrained = f'run:{run}'
   # A run brings its tokenizer: no text is read for one.
@@ -118,7 +121,7 @@ def _stretches(model: Model, source: sources.Source) -> np.ndarray:
 
 def _nats(model: Model, stretches: np.ndarray, length: int) -> float:
   """Mean over all tokens, read in pieces of a length."""
-  run = jax.jit(partial(_losses, model.config))
+  run = jax.jit(partial(losses, model.config))
   found = []
   for stretch in stretches:
     tokens = stretch[:-1].reshape(-1, length)
@@ -127,7 +130,8 @@ def _nats(model: Model, stretches: np.ndarray, length: int) -> float:
   return float(np.mean(found))
 
 
-def _losses(config: Any, params: Any, tokens: Any, labels: Any) -> jax.Array:
+def losses(config: Any, params: Any, tokens: Any, labels: Any) -> jax.Array:
+  """[B, L] nats of the labels; rows are read from position 0 on."""
   places = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
   z = api.logits(config, params, tokens, jnp.ones_like(tokens), places)
   label = jnp.take_along_axis(z, labels[..., None], axis=-1)[..., 0]
@@ -145,7 +149,7 @@ def _angles() -> Iterator[dict[str, Any]]:
       if variant.label == drawn.row
     )  # fmt: skip
     if (run / 'results.json').exists():
-      (blocks,) = _model(run).params['blocks']
+      (blocks,) = model_of(run).params['blocks']
       yield {
         'what': 'angles', 'name': name, 'seed': _SEED,
         **{
