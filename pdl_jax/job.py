@@ -60,7 +60,7 @@ def run(
   """
   # What refuses does so before the folder is opened.
   weighting.make_loss(settings.loss)
-  if settings.model.adapter:
+  if not (workdir / 'results.json').exists():
     shape(settings)
   mesh = make_mesh(settings)
   folder = RunFolder(workdir, settings.resolved)

