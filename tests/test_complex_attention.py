@@ -208,6 +208,11 @@ def with_turned_queries(params, by):
   return jax.tree_util.tree_map_with_path(turned, params)
 
 
+def test_a_delta_that_is_drawn_is_not_fixed():
+  with pytest.raises(ConfigError, match='start published draws a delta'):
+    AttentionConfig('complex', delta='fixed', start='published')
+
+
 @pytest.mark.parametrize('delta', ['fixed', 'head', 'shared'])
 def test_at_delta_zero_the_angle_of_a_query_does_not_count(delta):
   tokens, segments, positions = packed()

@@ -13,8 +13,8 @@ One folder a question. `experiment.py` declares what is run, `records.jsonl` is
 what the runs left behind, and everything else is made from it: `table.md`,
 `table.tex` (booktabs), `table.csv` (every seed), figures, and `report.html`
 (not kept here). `README.md` says what it means, negatives included. Records
-name the commit and the machine they were made on; for what is measured in one
-go `env.json` does, where it was measured since there is one.
+name the commit and the packages they were made with; for what is measured in
+one go `env.json` does, where it was measured since there is one.
 
 ```
 python launch.py --sweep=experiments/NAME --dry_run  # which runs are missing
