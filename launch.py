@@ -59,7 +59,16 @@ if os.environ.get('JAX_NUM_CPU_DEVICES', '1') != '1':
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from pdl_jax import export, job, preview, records, reevaluate, setup, sweep
+from pdl_jax import (
+  export,
+  job,
+  preview,
+  process,
+  records,
+  reevaluate,
+  setup,
+  sweep,
+)
 from pdl_jax.data import pipeline
 from pdl_jax.data.tokenizer import spelled
 from pdl_jax.decode import DecodeSettings
@@ -444,6 +453,7 @@ def _one_line(error: Exception) -> str:
 
 def main(arguments: Sequence[str]) -> int:
   """Runs the command; returns its exit code."""
+  process.set_xla_flags()
   stop, settings, workdir = StopRequest(), None, None
   try:
     if {'--help', '-h', '--helpfull'} & set(arguments[1:]):
@@ -458,6 +468,8 @@ def main(arguments: Sequence[str]) -> int:
       )
     if (own := Place.here()) is not None:
       stop = multihost.join(own)
+    if _EVALUATE.value is not None or _EXPORT.value is not None:
+      multihost.default_backend()
     if _EVALUATE.value is not None:
       reevaluate.run(
         Path(_EVALUATE.value), decode, tuple(_MODELS.value), extra_models(),

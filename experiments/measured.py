@@ -1,12 +1,18 @@
-"""What an experiment that measures in one go leaves behind."""
+"""What an experiment that measures in one go leaves behind.
+
+Importing it sets the project's flag of XLA: before anything is measured.
+"""
 
 import json
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from pdl_jax import process
 from pdl_jax.records import CODE, environment
 from pdl_jax.report.carry_out import RECORDS
+
+process.set_xla_flags()
 
 
 def keep(

@@ -13,6 +13,7 @@ from pdl_jax.losses.linear import (
 from pdl_jax.losses.power_law import pdl_loss, power_law_weights
 from pdl_jax.losses.reduce import divide
 from pdl_jax.losses.terms import LossTerms, Sums, TokenLoss, TokenStats
+from pdl_jax.sentinel import check_backend
 
 __all__ = [
   'Axes',
@@ -20,6 +21,7 @@ __all__ = [
   'Sums',
   'TokenLoss',
   'TokenStats',
+  'check_backend',
   'cross_entropy',
   'divide',
   'linear_pdl_loss',

@@ -15,6 +15,7 @@ from jax.sharding import Mesh
 from pdl_jax import (
   convert,
   optimizer,
+  sentinel,
   setup,
   sharding,
   state,
@@ -59,9 +60,10 @@ def run(
     PdlError: with one line that says what to do; status.json has it too.
   """
   # What refuses does so before the folder is opened.
-  weighting.make_loss(settings.loss)
+  loss = weighting.make_loss(settings.loss)
   if not (workdir / 'results.json').exists():
     shape(settings)
+    print(sentinel.check_backend(loss))
   mesh = make_mesh(settings)
   folder = RunFolder(workdir, settings.resolved)
   if folder.finished:

@@ -14,8 +14,25 @@ import signal
 import sys
 from pathlib import Path
 
+# Takes reductions from YNNPACK, which computes some of them wrong; products
+# stay with it. Values of this flag add up, whatever else is set. See sentinel.
+XLA_FLAG = '--xla_cpu_experimental_ynn_fusion_type=-reduce'
 _PR_SET_PDEATHSIG = 1
 _PREEMPTED = 75
+
+
+def set_xla_flags() -> None:
+  """Appends XLA_FLAG to the environment's XLA_FLAGS; before JAX starts.
+
+  What the user has set stays, also where XLA_FLAGS names a file of flags.
+  """
+  given = os.environ.get('XLA_FLAGS', '')
+  if given.strip() and not given.strip().startswith('-'):
+    # To append to a name would name another file.
+    path = Path(given)
+    given = path.read_text(encoding='utf-8') if path.is_file() else ''
+  if XLA_FLAG not in given.split():
+    os.environ['XLA_FLAGS'] = f'{given.strip()} {XLA_FLAG}'.strip()
 
 
 def machine() -> str:

@@ -1,7 +1,7 @@
 """The run folder: what a run leaves on disk, and proof of what it was.
 
   config.json     the resolved configuration, and the hash of its numbers
-  env.json        commit, versions, devices, mesh
+  env.json        commit, versions, flags of XLA, settings of JAX, devices, mesh
   status.json     state, step, last error, heartbeat
   metrics.jsonl   one object a log step
   predictions/    one JSON line an evaluated example; NAME.parts until whole
@@ -41,6 +41,11 @@ _PACKAGES = (
   'tensorflow-datasets', 'tokenizers', 'gguf', 'rouge-score', 'sacrebleu',
   'scikit-learn', 'ml_collections',
 )
+# Settings of JAX, from its environment variables, that change numbers.
+_JAX_SETTINGS = (
+  'jax_default_matmul_precision', 'jax_default_prng_impl',
+  'jax_threefry_partitionable', 'jax_numpy_dtype_promotion',
+)  # fmt: skip
 
 
 def flatten(config: Mapping[str, Any], prefix: str = '') -> dict[str, Any]:
@@ -347,6 +352,9 @@ def environment(
     'packages': dict(_versions(_PACKAGES)),
     'platform': platform.platform(),
     'cpus': os.cpu_count(),
+    'xla_flags': os.environ.get('XLA_FLAGS', ''),
+    'libtpu_init_args': os.environ.get('LIBTPU_INIT_ARGS', ''),
+    'jax': {name: jax.config.values[name] for name in _JAX_SETTINGS},
     'backend': jax.default_backend(),
     'devices': [str(device) for device in jax.devices()],
     'mesh': dict(mesh),

@@ -7,7 +7,16 @@ from typing import Any
 
 import jax
 
-from pdl_jax import finished, frequency, job, setup, state, summary
+from pdl_jax import (
+  finished,
+  frequency,
+  job,
+  sentinel,
+  setup,
+  state,
+  summary,
+  weighting,
+)
 from pdl_jax.decode import DecodeSettings
 from pdl_jax.evaluate import items
 from pdl_jax.evaluate import run as evaluation
@@ -88,6 +97,7 @@ def _generate(
   models: tuple[str, ...],
   stop: StopRequest,
 ) -> None:
+  print(sentinel.check_backend(weighting.make_loss(settings.loss)))
   predictor = job.make_predictor(settings, mesh, ready, decode)
   numbers = setup.drawn_examples(settings, ready)
   step_config = job.make_step_config(settings, ready.model.config)

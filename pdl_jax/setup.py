@@ -113,7 +113,7 @@ def prepare(settings: Settings, folder: RunFolder | None) -> Setup:
   tables = weighting.make_tables(
     settings.loss, frequencies, model.tokenizer.special_ids
   )
-  _describe_loss(settings, frequencies, tables, train, model.tokenizer)
+  _describe_loss(settings, frequencies, tables, model.tokenizer)
   return Setup(
     task, model, train, splits['validation'],
     splits[settings.evaluate.split], frequencies, tables,
@@ -196,7 +196,6 @@ def _describe_loss(
   settings: Settings,
   frequencies: Frequencies,
   tables: LossTables,
-  train: Split,
   tokenizer: Tokenizer,
 ) -> None:
   used = frequencies.used.fingerprint[:8]
@@ -204,8 +203,6 @@ def _describe_loss(
   table = frequencies.task
   if LOSSES[settings.loss.name].weights is not None:
     print(weighting.describe(tables.weights_V, table, tokenizer))
-  _, labels = train.examples.prompt_and_target(0)
-  print(weighting.check_alpha_zero(table, np.asarray(labels)))
 
 
 def load_source(settings: Settings, split: str) -> Source:

@@ -4,7 +4,6 @@ import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
@@ -14,8 +13,7 @@ from pdl_jax.data.tokenizer import Tokenizer
 from pdl_jax.errors import ConfigError
 from pdl_jax.frequency import FrequencyTable, effective_sample_size
 from pdl_jax.losses import LOSSES, PLAIN, Loss, LossTables
-from pdl_jax.losses.cross_entropy import cross_entropy
-from pdl_jax.losses.power_law import pdl_loss, power_law_weights
+from pdl_jax.losses.power_law import power_law_weights
 from pdl_jax.losses.schedule import decay_factor
 from pdl_jax.settings import LossSettings
 
@@ -203,27 +201,3 @@ def describe(
     f'heaviest: {tokens(order[:10])}',
     f'lightest: {tokens(order[::-1][:10])}',
   ])
-
-
-def check_alpha_zero(table: FrequencyTable, labels: np.ndarray) -> str:
-  """Proves on this table and these labels that alpha 0 is cross-entropy.
-
-  Returns:
-    one line for the terminal.
-
-  Raises:
-    AssertionError: if one bit differs, which would be our bug.
-  """
-  weights_V = power_law_weights(
-    table.frequency('count'), alpha=0.0, epsilon=1.0
-  )
-  key = jax.random.key(0)
-  logits = jax.random.normal(key, (len(labels), table.counts_V.size))
-  ours = np.asarray(pdl_loss(logits, jnp.asarray(labels), weights_V))
-  plain = np.asarray(cross_entropy(logits, jnp.asarray(labels)))
-  if ours != plain:
-    raise AssertionError(f'alpha 0 gives {ours}, cross-entropy {plain}')
-  return (
-    f'self-check: alpha 0 equals cross-entropy bit for bit on {len(labels)} '
-    f'target tokens ({plain:.6f} nats under random logits)'
-  )

@@ -23,9 +23,12 @@ import hypothesis
 import jax
 import pytest
 
+from pdl_jax import process
+
 # No test fails for being slow on a busy machine.
 hypothesis.settings.register_profile('pdl_jax', deadline=None)
 hypothesis.settings.load_profile('pdl_jax')
+process.set_xla_flags()
 jax.config.update('jax_num_cpu_devices', 8)
 jax.config.update('jax_numpy_rank_promotion', 'raise')
 

@@ -10,7 +10,8 @@ import pytest
 ROOT = Path(__file__).parent.parent
 LAYERS = [
   {'errors', 'process', 'stop'},
-  {'losses', 'frequency', 'sharding', 'checksum', 'damage'},
+  {'losses', 'frequency', 'sharding', 'checksum', 'damage',
+   'sentinel'},
   {'model'},
   {'optimizer', 'state', 'metrics', 'step'},
   {'data', 'decode', 'checkpoint'},

@@ -86,16 +86,6 @@ def test_description_has_the_numbers(table, tokenizer, normalize):
   assert f' {seen.min():.3g}' in lightest.split('  ')[0]
 
 
-def test_self_check_of_alpha_zero(table, monkeypatch):
-  labels = np.array([5, 2, 9])
-  found = weighting.check_alpha_zero(table, labels)
-  assert 'bit for bit on 3 target tokens' in found
-  wrong_V = np.linspace(1, 2, table.counts_V.size)
-  monkeypatch.setattr(weighting, 'power_law_weights', lambda *_, **__: wrong_V)
-  with pytest.raises(AssertionError, match='alpha 0 gives'):
-    weighting.check_alpha_zero(table, labels)
-
-
 def test_a_loss_with_an_infinite_weight_is_refused(table, monkeypatch):
   def inverse(frequency_V, *, neutral_ids):
     with np.errstate(divide='ignore'):

@@ -17,6 +17,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from pdl_jax import process
 from pdl_jax.data import pipeline, sources
 from pdl_jax.data.examples import Lengths, Pairs
 from pdl_jax.data.tasks import TASKS
@@ -161,4 +162,5 @@ def table(records: list[dict[str, Any]]) -> str:
 
 
 if __name__ == '__main__':
+  process.set_xla_flags()
   main()

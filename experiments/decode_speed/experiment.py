@@ -19,6 +19,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from pdl_jax import process
+
 FOLDER = Path(__file__).parent
 ROOT = FOLDER.parent.parent
 BASELINE = 'transformers'
@@ -255,4 +257,5 @@ def _quartiles(values: Sequence[float], digits: int) -> str:
 
 
 if __name__ == '__main__':
+  process.set_xla_flags()
   main()

@@ -91,7 +91,8 @@ def _load(folder: str, processes: int, how: str) -> list[dict[str, Any]]:
     free.bind(('localhost', 0))
     port = free.getsockname()[1]
   flag = f'--xla_force_host_platform_device_count={DEVICES // processes}'
-  env = {**os.environ, 'XLA_FLAGS': flag, 'JAX_PLATFORMS': 'cpu'}
+  flags = f'{os.environ.get("XLA_FLAGS", "")} {flag}'
+  env = {**os.environ, 'XLA_FLAGS': flags, 'JAX_PLATFORMS': 'cpu'}
   children = [
     subprocess.Popen(
       [sys.executable, '-m', CHILD, folder, how, str(port), str(processes),

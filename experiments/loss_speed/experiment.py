@@ -28,6 +28,7 @@ from experiments.loss_speed.contenders import (
   MAIN,
   RIVALS,
 )
+from pdl_jax import process
 
 FOLDER = Path(__file__).parent
 ROOT = FOLDER.parent.parent
@@ -298,4 +299,5 @@ def paper() -> list[dict[str, Any]]:
 
 
 if __name__ == '__main__':
+  process.set_xla_flags()
   main()

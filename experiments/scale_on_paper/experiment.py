@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments.scale_on_paper import report
+from pdl_jax import process
 
 FOLDER = Path(__file__).parent
 ROOT = FOLDER.parent.parent
@@ -102,4 +103,5 @@ def report_files() -> dict[str, str]:
 
 
 if __name__ == '__main__':
+  process.set_xla_flags()
   main()

@@ -109,12 +109,14 @@ def default_backend() -> str:
   """
   try:
     return jax.default_backend()
-  except RuntimeError as error:
+  except (RuntimeError, AssertionError) as error:
+    # Some releases of JAX assert where a plugin of theirs is missing.
     asked = jax.config.values['jax_platforms']
+    says = str(error).strip().splitlines() or [type(error).__name__]
     raise HostError(
       f'no backend {asked} on this host, which --backend or JAX_PLATFORMS asks '
       'for: mend the driver or libtpu, or end what holds the chips; JAX says: '
-      f'{str(error).splitlines()[0]}'
+      f'{says[0]}'
     ) from error
 
 

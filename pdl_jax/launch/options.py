@@ -9,7 +9,7 @@ from pathlib import Path
 import jax
 from absl import flags
 
-from pdl_jax.errors import ConfigError
+from pdl_jax.errors import ConfigError, HostError
 from pdl_jax.launch import multihost
 from pdl_jax.launch.multihost import Place
 
@@ -57,7 +57,16 @@ _HEARTBEAT = 100
 
 
 def choose_backend() -> None:
-  """Before JAX looks for one."""
+  """Before JAX looks for one.
+
+  Raises:
+    HostError: JAX is told to compute in fp64, for which nothing here is made.
+  """
+  if jax.config.values['jax_enable_x64']:
+    raise HostError(
+      'JAX_ENABLE_X64 is set: counts, losses and checkpoints are made for fp32 '
+      'and would not be those of other runs; unset it'
+    )
   if Place.here() is None and (_MULTIHOST.value or _PROCESSES.value):
     # The chips are for the processes that this one starts.
     jax.config.update('jax_platforms', 'cpu')
