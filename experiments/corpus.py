@@ -33,7 +33,7 @@ def main() -> None:
     random.Random(0).shuffle(lines)
     path = FOLDER / f'{split}.jsonl'
     partial = path.with_suffix('.partial')
-    partial.write_text(''.join(lines))
+    partial.write_text(''.join(lines), 'utf-8')
     partial.replace(path)
     print(f'{path}: {len(lines):,} documents, {path.stat().st_size:,} bytes')
 

@@ -28,17 +28,17 @@ def keep(
     report_files: reads the records back; its table.md is printed.
   """
   lines = ''.join(json.dumps(record) + '\n' for record in records)
-  (folder / RECORDS).write_text(lines)
+  (folder / RECORDS).write_text(lines, 'utf-8')
   found = environment({}, (*CODE, 'experiments/*.py'))
   text = json.dumps(found, indent=2)
-  (folder / 'env.json').write_text(text + '\n')
+  (folder / 'env.json').write_text(text + '\n', 'utf-8')
   files = report_files()
   for name, content in files.items():
-    (folder / name).write_text(content)
+    (folder / name).write_text(content, 'utf-8')
   print(files['table.md'])
 
 
 def read(folder: Path) -> list[dict[str, Any]]:
   """The records of an experiment."""
-  lines = (folder / RECORDS).read_text().splitlines()
+  lines = (folder / RECORDS).read_text('utf-8').splitlines()
   return [json.loads(line) for line in lines]

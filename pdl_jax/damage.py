@@ -48,7 +48,7 @@ def check_position(record: Mapping[str, Any], place: Path) -> bool:
     )
   path = place / 'data' / f'process_{index}-of-{count}.json'
   with reading(path):
-    position = json.loads(path.read_text())
+    position = json.loads(path.read_text('utf-8'))
   if json_crc(position) != crcs[index]:
     raise DamagedError(f'{path.name}: its checksum differs')
   return True

@@ -55,7 +55,7 @@ def run(workdir: Path, folder: Path, adapter_alone: bool = False) -> None:
       settings.decode.max_new_tokens or settings.data.max_target,
   })  # fmt: skip
   card = model_card(settings, run_folder, model, values['model_type'])
-  (folder / 'README.md').write_text(card)
+  (folder / 'README.md').write_text(card, 'utf-8')
   write_model(folder, model.config, model.params, values)
   print(f'{values["model_type"]} model: {folder}')
   if values['model_type'] == OWN:
@@ -95,7 +95,7 @@ def _write_adapter(
     return
   folder.mkdir(parents=True, exist_ok=True)
   card = model_card(settings, run_folder, model, 'adapter')
-  (folder / 'README.md').write_text(card)
+  (folder / 'README.md').write_text(card, 'utf-8')
   peft.write(folder, model.config, adapters, base)
   print(f'adapter of {base}: {folder}\n{_ADAPTER}')
 
@@ -142,4 +142,4 @@ def model_card(
 
 
 def _write_json(path: Path, values: dict[str, Any]) -> None:
-  path.write_text(json.dumps(values, indent=2) + '\n')
+  path.write_text(json.dumps(values, indent=2) + '\n', 'utf-8')

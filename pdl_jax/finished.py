@@ -36,7 +36,7 @@ def open_run(option: str, workdir: Path) -> tuple[Settings, RunFolder]:
       f'{option}: the run in {workdir} has not finished; the command that '
       'began it continues it'
     )
-  stored = json.loads((workdir / 'config.json').read_text())
+  stored = json.loads((workdir / 'config.json').read_text('utf-8'))
   del stored['hash']
   # Runs from before the key was there are of the first draw.
   stored['evaluate'].setdefault('draw', 0)

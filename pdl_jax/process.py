@@ -42,7 +42,7 @@ def machine() -> str:
   """
   if not Path('/proc/self/ns/pid').is_symlink():
     return ''
-  boot = Path('/proc/sys/kernel/random/boot_id').read_text().strip()
+  boot = Path('/proc/sys/kernel/random/boot_id').read_text('utf-8').strip()
   return f'{boot} {Path("/proc/self/ns/pid").readlink()}'
 
 
@@ -52,7 +52,7 @@ def start_time(pid: int) -> int | None:
   With the process id it is one process: ids are used again.
   """
   try:
-    text = Path(f'/proc/{pid}/stat').read_text()
+    text = Path(f'/proc/{pid}/stat').read_text('utf-8', 'replace')
   except (FileNotFoundError, ProcessLookupError):
     return None
   # The name, in brackets, may hold anything.
@@ -88,7 +88,7 @@ def become(parent: int, file: Path, command: list[str]) -> None:
   get_when_parent_dies(signal.SIGTERM)
   name = {'pid': os.getpid(), 'started': start_time(os.getpid())}
   partial = file.with_name(f'{file.name}.partial')
-  partial.write_text(json.dumps(name))
+  partial.write_text(json.dumps(name), 'utf-8')
   partial.replace(file)
   if os.getppid() != parent:
     sys.exit(_PREEMPTED)

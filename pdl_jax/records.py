@@ -191,7 +191,7 @@ class RunFolder:
     self.writes = jax.process_index() == 0
     stored = path / 'config.json'
     if stored.exists():
-      self._check(json.loads(stored.read_text()), config)
+      self._check(json.loads(stored.read_text('utf-8')), config)
     if self.writes and not self.finished:
       (path / 'predictions').mkdir(parents=True, exist_ok=True)
       self.write('config.json', {'hash': config_hash(config), **config})
@@ -224,12 +224,12 @@ class RunFolder:
     """Writes text; whole or not at all."""
     if self.writes:
       partial = self.path / f'{name}.partial'
-      partial.write_text(text)
+      partial.write_text(text, 'utf-8')
       partial.replace(self.path / name)
 
   def read(self, name: str) -> Any:
     """Reads JSON that `write` wrote."""
-    return json.loads((self.path / name).read_text())
+    return json.loads((self.path / name).read_text('utf-8'))
 
   def write_status(self, state: str, step: int, error: str = '') -> None:
     """Says where the run stands; `heartbeat` is in seconds since 1970."""
@@ -241,21 +241,21 @@ class RunFolder:
   def append_metrics(self, row: Mapping[str, Any]) -> None:
     """Adds one object to metrics.jsonl."""
     if self.writes:
-      with (self.path / 'metrics.jsonl').open('a') as file:
+      with (self.path / 'metrics.jsonl').open('a', encoding='utf-8') as file:
         file.write(json.dumps(row) + '\n')
 
   def cut_metrics(self, step: int) -> None:
     """Drops rows after a restored step, and a row torn by a crash."""
     if not (self.path / 'metrics.jsonl').exists():
       return
-    text = (self.path / 'metrics.jsonl').read_text()
+    text = (self.path / 'metrics.jsonl').read_text('utf-8')
     whole = text[: text.rfind('\n') + 1].splitlines()
     rows = [line for line in whole if json.loads(line)['step'] <= step]
     self.write_text('metrics.jsonl', ''.join(row + '\n' for row in rows))
 
   def metrics(self) -> list[dict[str, Any]]:
     """All rows of metrics.jsonl."""
-    lines = (self.path / 'metrics.jsonl').read_text().splitlines()
+    lines = (self.path / 'metrics.jsonl').read_text('utf-8').splitlines()
     return [json.loads(line) for line in lines]
 
   def write_predictions(self, name: str, records: Iterable[dict]) -> None:
@@ -269,7 +269,7 @@ class RunFolder:
     path = self.path / 'predictions' / f'{name}.jsonl'
     if not path.exists():
       return None
-    return [json.loads(line) for line in path.read_text().splitlines()]
+    return [json.loads(line) for line in path.read_text('utf-8').splitlines()]
 
   def prediction_names(self) -> list[str]:
     """Of all predictions that are whole, `before` and `after` first."""
@@ -280,14 +280,14 @@ class RunFolder:
   def append_predictions(self, name: str, records: Iterable[dict]) -> None:
     """Keeps some of a set that is not whole yet."""
     if self.writes:
-      with self._parts(name).open('a') as file:
+      with self._parts(name).open('a', encoding='utf-8') as file:
         file.write(_lines(records))
 
   def partial_predictions(self, name: str) -> dict[str, dict]:
     """What was kept of a set that is not whole yet, by id."""
     if not self._parts(name).exists():
       return {}
-    text = self._parts(name).read_text()
+    text = self._parts(name).read_text('utf-8')
     # A crash may have torn the last line.
     whole = text[: text.rfind('\n') + 1].splitlines()
     self.write_text(
@@ -313,14 +313,14 @@ def note_failure(
   """
   status = workdir / 'status.json'
   with contextlib.suppress(OSError):
-    stored = json.loads((workdir / 'config.json').read_text())
+    stored = json.loads((workdir / 'config.json').read_text('utf-8'))
     finished = (workdir / 'results.json').exists()
     if finished or stored.pop('hash') != config_hash(config):
       return
-    before = json.loads(status.read_text())
+    before = json.loads(status.read_text('utf-8'))
     after = {**before, 'state': state, 'error': error, 'heartbeat': time.time()}
     partial = status.with_suffix('.partial')
-    partial.write_text(json.dumps(after, indent=2) + '\n')
+    partial.write_text(json.dumps(after, indent=2) + '\n', 'utf-8')
     partial.replace(status)
 
 
@@ -364,7 +364,7 @@ def environment(
 def _shipped() -> str | None:
   """The commit of code that came to this host without its checkout."""
   path = Path(__file__).parent.parent / COMMIT
-  return path.read_text() if path.exists() else None
+  return path.read_text('utf-8') if path.exists() else None
 
 
 def _versions(names: Iterable[str]) -> Iterator[tuple[str, str]]:
@@ -377,7 +377,7 @@ def _git(*arguments: str) -> str | None:
   here = Path(__file__).parent
   try:
     done = subprocess.run(
-      ['git', *arguments], cwd=here, capture_output=True, text=True
+      ['git', *arguments], cwd=here, capture_output=True, encoding='utf-8'
     )
   except FileNotFoundError:
     return None

@@ -8,13 +8,13 @@ from tests.hf_weights import weights
 
 GOLDEN = Path(__file__).parent / 'golden'
 # config.json, and shapes of the tensors by name, of each model.
-CASES = json.loads((GOLDEN / 'hf.json').read_text())
+CASES = json.loads((GOLDEN / 'hf.json').read_text('utf-8'))
 
 
 def write(path, config, tensors):
   """A folder with one file of tensors."""
   path.mkdir(exist_ok=True)
-  (path / 'config.json').write_text(json.dumps(config))
+  (path / 'config.json').write_text(json.dumps(config), 'utf-8')
   shards.write_file(path / 'model.safetensors', tensors)
   return path
 

@@ -29,7 +29,7 @@ _HOST = ('NAME', 'WORKER_ID')  # of a TPU slice
 
 def write(path, value):
   partial = path.with_name(f'{path.name}.partial')
-  partial.write_text(json.dumps(value))
+  partial.write_text(json.dumps(value), 'utf-8')
   partial.replace(path)
 
 
@@ -45,7 +45,7 @@ def train(run, config, stop, fails):
   if jax.process_index() == 0:
     write(run / 'config.json', {'train': {'steps': config['steps']}})
     if saved.exists():
-      step, value = json.loads(saved.read_text())
+      step, value = json.loads(saved.read_text('utf-8'))
     status(run, step)
   step = int(multihost_utils.broadcast_one_to_all(np.asarray(step)))
   while step < config['steps']:
@@ -71,12 +71,12 @@ def work(run, config):
   try:
     stop = multihost.join(Place.here())
     number = jax.process_index()
-    with (run / f'{number}.running').open('a') as lock:
+    with (run / f'{number}.running').open('a', encoding='utf-8') as lock:
       try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
       except BlockingIOError:
-        (run / 'violations').write_text(f'process {number} twice')
-      with (run / f'{number}.begun').open('a+') as begun:
+        (run / 'violations').write_text(f'process {number} twice', 'utf-8')
+      with (run / f'{number}.begun').open('a+', encoding='utf-8') as begun:
         begun.seek(0)
         attempt = len(begun.readlines())
         host = [os.environ.get(f'TPU_{key}', '-') for key in _HOST]

@@ -19,12 +19,12 @@ stopped = []
 
 
 def write(name, value):
-  (run / f'{name}.partial').write_text(json.dumps(value))
+  (run / f'{name}.partial').write_text(json.dumps(value), 'utf-8')
   (run / f'{name}.partial').replace(run / name)
 
 
 def violation(word):
-  with (run / 'violations').open('a') as file:
+  with (run / 'violations').open('a', encoding='utf-8') as file:
     file.write(f'{word}\n')
 
 
@@ -42,7 +42,10 @@ def status(state, step):
 
 
 signal.signal(signal.SIGTERM, receive)
-with (run / 'running').open('a') as lock, (run / 'begun').open('a+') as begun:
+with (
+  (run / 'running').open('a', encoding='utf-8') as lock,
+  (run / 'begun').open('a+', encoding='utf-8') as begun,
+):
   try:
     fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
   except BlockingIOError:
@@ -56,7 +59,7 @@ with (run / 'running').open('a') as lock, (run / 'begun').open('a+') as begun:
   write('config.json', {'train': {'steps': options['steps']}})
   step, value = 0, str(options['value'])
   if (run / 'saved.json').exists():
-    step, value = json.loads((run / 'saved.json').read_text())
+    step, value = json.loads((run / 'saved.json').read_text('utf-8'))
   # The exit codes of the first few attempts, before a step is taken.
   codes = options.get('codes', [])
   if number < len(codes):

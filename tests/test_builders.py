@@ -236,7 +236,7 @@ def site(tmp_path, monkeypatch):
   site = tmp_path / 'site'
   info = site / 'botocore-1.44.5.dist-info'
   info.mkdir(parents=True)
-  (info / 'METADATA').write_text('Name: botocore\nVersion: 1.44.5\n')
+  (info / 'METADATA').write_text('Name: botocore\nVersion: 1.44.5\n', 'utf-8')
   models = {
     'alpha/2019-01-01': {'documentation': _documentation('of old')},
     'alpha/2020-01-01': {
@@ -254,7 +254,9 @@ def site(tmp_path, monkeypatch):
     folder.mkdir(parents=True)
     data = gzip.compress(json.dumps(model).encode())
     (folder / 'service-2.json.gz').write_bytes(data)
-  (site / 'botocore' / '__init__.py').write_text('raise AssertionError\n')
+  (site / 'botocore' / '__init__.py').write_text(
+    'raise AssertionError\n', 'utf-8'
+  )
   monkeypatch.syspath_prepend(site)
   return site
 
@@ -298,7 +300,7 @@ def test_an_interrupted_preparation_leaves_nothing(site, tmp_path, monkeypatch):
 
 def test_another_version_of_the_package_is_refused(site, tmp_path):
   metadata = site / 'botocore-1.44.5.dist-info' / 'METADATA'
-  metadata.write_text('Name: botocore\nVersion: 1.43.0\n')
+  metadata.write_text('Name: botocore\nVersion: 1.43.0\n', 'utf-8')
   builder = BotocoreSummaries(data_dir=tmp_path)
   with pytest.raises(DataError, match=r'==1.44.5, but version 1.43.0 is'):
     builder.package_folder()

@@ -86,28 +86,28 @@ def test_every_cell_is_run_once_and_recorded(here):
   assert by_row['CE', 1]['hash'] == by_row['alpha 0', 1]['hash']
   assert by_row['PDL', 0]['overrides'] == {'loss.alpha': 0.5}
   assert by_row['PDL', 0]['curve'] == [[2, 1.5]]
-  text = (here / 'records.jsonl').read_text()
+  text = (here / 'records.jsonl').read_text('utf-8')
   assert 'a text of the data' not in text and 'quokka' not in text
 
 
 def test_a_second_call_runs_what_is_new_and_keeps_the_rest(here):
   sweep = Sweep()
   carry_out.carry_out(Experiment('Q?', (study(seeds=(0,)),)), here, sweep)
-  before = (here / 'records.jsonl').read_text().splitlines()
+  before = (here / 'records.jsonl').read_text('utf-8').splitlines()
   sweep.made.clear()
   carry_out.carry_out(Experiment('Q?', (study(),)), here, sweep)
   assert len(sweep.made) == 2
-  after = (here / 'records.jsonl').read_text().splitlines()
+  after = (here / 'records.jsonl').read_text('utf-8').splitlines()
   assert set(before) < set(after)
 
 
 def test_records_of_runs_on_other_machines_stay(here):
   declared = Experiment('Q?', (study(),))
   carry_out.carry_out(declared, here, Sweep())
-  before = (here / 'records.jsonl').read_text()
+  before = (here / 'records.jsonl').read_text('utf-8')
   Path('runs').rename('elsewhere')
   carry_out.keep(declared, here)
-  assert (here / 'records.jsonl').read_text() == before
+  assert (here / 'records.jsonl').read_text('utf-8') == before
 
 
 def test_runs_of_earlier_versions_are_named(here):
@@ -160,14 +160,14 @@ def test_rows_that_are_decoded_in_another_way(here, monkeypatch):
     assert check
     calls.append(command)
     run = Path(command[2].partition('=')[2])
-    measured = json.loads((run / 'results.json').read_text())['columns']
-    stored = json.loads((run / 'items.json').read_text())
+    measured = json.loads((run / 'results.json').read_text('utf-8'))['columns']
+    stored = json.loads((run / 'items.json').read_text('utf-8'))
     name = 'after-tilt=0.5'
     for file, found in (
       ('evaluations.json', {name: measured['loss']}),
       ('items.json', {**stored, name: stored['after']}),
     ):
-      (run / file).write_text(json.dumps(found))
+      (run / file).write_text(json.dumps(found), 'utf-8')
 
   monkeypatch.setattr(subprocess, 'run', evaluate)
   tilted = Variant('CE, tilt', {'loss.name': 'cross_entropy'}, {'tilt': 0.5})
@@ -208,15 +208,15 @@ def test_check_names_the_cell_whose_record_is_gone(here, monkeypatch):
   declare(here, monkeypatch, declared)
   write.write(here)
   path = here / 'records.jsonl'
-  lines = path.read_text().splitlines(keepends=True)
-  path.write_text(''.join(lines[:-1]))
+  lines = path.read_text('utf-8').splitlines(keepends=True)
+  path.write_text(''.join(lines[:-1]), 'utf-8')
   message = r"no record any more of study talk, row 'PDL', seed 1 \(1 "
   with pytest.raises(DataError, match=message):
     write.check(here)
-  path.write_text(''.join(lines))
+  path.write_text(''.join(lines), 'utf-8')
   write.check(here)
-  text = (here / 'table.tex').read_text()
-  (here / 'table.tex').write_text(text.replace('PDL', 'PLD', 1))
+  text = (here / 'table.tex').read_text('utf-8')
+  (here / 'table.tex').write_text(text.replace('PDL', 'PLD', 1), 'utf-8')
   with pytest.raises(DataError, match=r'table.tex does not follow .* line \d+'):
     write.check(here)
 
@@ -227,12 +227,14 @@ def test_index(here, monkeypatch):
   declare(here, monkeypatch, declared)
   with pytest.raises(ConfigError, match='has no answer'):
     index.write(here.parent, check=False)
-  (here / 'README.md').write_text('# Q?\n\n**Answer: it\ndepends.** More.\n')
+  (here / 'README.md').write_text(
+    '# Q?\n\n**Answer: it\ndepends.** More.\n', 'utf-8'
+  )
   index.write(here.parent, check=False)
   row = '| Which? | it depends. | 6 of 6 | [talk](talk/README.md) |'
-  assert row in (here.parent / 'README.md').read_text()
+  assert row in (here.parent / 'README.md').read_text('utf-8')
   index.write(here.parent, check=True)
-  (here / 'README.md').write_text('# Q?\n\n**Answer: no.**\n')
+  (here / 'README.md').write_text('# Q?\n\n**Answer: no.**\n', 'utf-8')
   with pytest.raises(DataError, match='does not follow from the experiments'):
     index.write(here.parent, check=True)
 
@@ -263,7 +265,7 @@ def test_what_is_recorded_is_not_run_again_without_its_folders(here, capsys):
 def test_a_record_that_its_examples_contradict_is_refused(here):
   carry_out.carry_out(Experiment('Q?', (study(),)), here, Sweep())
   path = here / 'records.jsonl'
-  lines = [json.loads(line) for line in path.read_text().splitlines()]
+  lines = [json.loads(line) for line in path.read_text('utf-8').splitlines()]
   lines[1]['metrics']['perplexity'] *= 1.01
   definitions = carry_out.read_definitions(here)
   make = partial(

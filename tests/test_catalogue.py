@@ -48,7 +48,7 @@ class LocalNews(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     )
 
   def _split_generators(self, dl_manager):
-    lines = self.FILE.read_text().splitlines()
+    lines = self.FILE.read_text('utf-8').splitlines()
     return {'train': self._examples(lines), 'test': self._examples(lines[:3])}
 
   def _generate_examples(self):
@@ -261,7 +261,9 @@ def test_records_of_tensorflow_are_refused(prepared, tmp_path):
     name = file.name.replace('array_record', 'tfrecord')
     (folder / name).write_bytes(file.read_bytes())
   info = folder / 'dataset_info.json'
-  info.write_text(info.read_text().replace('array_record', 'tfrecord'))
+  info.write_text(
+    info.read_text('utf-8').replace('array_record', 'tfrecord'), 'utf-8'
+  )
   message = f'is prepared in {folder} as tfrecord, which .*; delete that folder'
   with pytest.raises(DataError, match=message):
     sources.load('tfds:local_news', 'test', str(tmp_path), fields=LANGUAGE)

@@ -330,9 +330,9 @@ def test_damaged_step_is_named_and_set_aside(
 def test_json_that_still_parses_is_damage(harmed, pattern, old, new):
   workdir, largest = harmed
   path = largest(pattern)
-  text = path.read_text()
+  text = path.read_text('utf-8')
   assert text.count(old) == 1
-  path.write_text(text.replace(old, new))
+  path.write_text(text.replace(old, new), 'utf-8')
   (step, _, _), (line,) = restore(workdir, make_data())
   assert step == 1
   assert 'checksum differs' in line
@@ -451,7 +451,7 @@ def test_killed_save_is_ignored_and_cleared(harmed):
 
 
 def test_folder_that_cannot_be_made(tmp_path):
-  (tmp_path / 'file').write_text('')
+  (tmp_path / 'file').write_text('', 'utf-8')
   with pytest.raises(
     HostError, match=r'open .*file/run/checkpoints: Not a dir'
   ):

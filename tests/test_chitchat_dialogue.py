@@ -162,7 +162,7 @@ def test_a_damaged_file_is_named(tmp_path):
   file = tmp_path / 'dataset.json'
   with pytest.raises(DataError, match=r'dataset.json cannot be read .*: pip'):
     chitchat_dialogue.read_conversations(file)
-  file.write_text('{}')
+  file.write_text('{}', 'utf-8')
   with pytest.raises(DataError, match=r'dataset.json is damaged \(its 2 bytes'):
     chitchat_dialogue.read_conversations(file)
 

@@ -32,7 +32,7 @@ def resolved(name, mode):
 @pytest.mark.parametrize(('name', 'mode'), CONFIGS)
 def test_resolved_form_is_the_golden_one(name, mode):
   """After a wanted change: write the new dump, and look at its diff."""
-  golden = json.loads((GOLDEN / f'{name}-{mode}.json').read_text())
+  golden = json.loads((GOLDEN / f'{name}-{mode}.json').read_text('utf-8'))
   assert resolved(name, mode) == golden
 
 
@@ -54,7 +54,7 @@ def test_settings_and_shapes(name, mode):
 
 def test_every_key_is_explained():
   """common.py has a comment above each key, or above a pair of them."""
-  text = (ROOT / 'configs' / 'common.py').read_text()
+  text = (ROOT / 'configs' / 'common.py').read_text('utf-8')
   for key in flatten(json.loads(common.get_config().to_json())):
     assert f"'{key.rsplit('.', 1)[-1]}'" in text or f'config.{key}' in text
 

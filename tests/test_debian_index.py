@@ -85,7 +85,7 @@ def apt(monkeypatch):
     )
     debian_index.Path(folder).mkdir(parents=True)
     for name, text in lists.items():
-      debian_index.Path(folder, name).write_text(text)
+      debian_index.Path(folder, name).write_text(text, 'utf-8')
     return subprocess.CompletedProcess(command, 100, stdout='\n'.join(said))
 
   monkeypatch.setattr(debian_index.shutil, 'which', lambda name: f'/bin/{name}')
@@ -111,11 +111,11 @@ def test_indexes_are_joined_by_package_and_sum():
 def test_the_newest_plain_debian_release_is_chosen(tmp_path):
   assert debian_index.newest_release(tmp_path) is None
   for name, text in LISTS.items():
-    (tmp_path / name).write_text(text)
+    (tmp_path / name).write_text(text, 'utf-8')
   release = Release('2026-07-11', 'bookworm', 'a_dists_bookworm_')
   assert debian_index.newest_release(tmp_path) == release
   later = _release('forky', 'Fri, 1 Jan 2027 00:00:00 UTC')
-  (tmp_path / 'a_dists_forky_InRelease').write_text(later)
+  (tmp_path / 'a_dists_forky_InRelease').write_text(later, 'utf-8')
   assert debian_index.newest_release(tmp_path).codename == 'forky'
 
 
@@ -144,10 +144,10 @@ def test_without_an_index_apts_complaint_is_passed_on(apt, tmp_path, ending):
   said += ['W: a mirror is slow', 'E: no address for the host', 'Done']
   for name in [n for n in lists if n.endswith(ending)]:
     del lists[name]
-  (tmp_path / 'x').write_text('of yesterday')
+  (tmp_path / 'x').write_text('of yesterday', 'utf-8')
   with pytest.raises(HostError, match=r'\(E: no address for the host\): check'):
     debian_index.fetch(tmp_path / 'x')
-  assert (tmp_path / 'x').read_text() == 'of yesterday'
+  assert (tmp_path / 'x').read_text('utf-8') == 'of yesterday'
 
 
 def test_without_apt_the_remedy_is_named(monkeypatch, tmp_path):

@@ -27,7 +27,7 @@ def test_index_follows_from_the_experiments():
 
 @pytest.mark.parametrize('folder', RECORDED, ids=lambda path: path.name)
 def test_records_hold_no_text_of_the_data_and_no_paths(folder):
-  text = (folder / 'records.jsonl').read_text()
+  text = (folder / 'records.jsonl').read_text('utf-8')
   assert '"examples": [' not in text
   assert str(Path.home()) not in text
 
@@ -48,9 +48,9 @@ def test_what_measures_in_one_go_leaves_its_environment(tmp_path, capsys):
 
   measured.keep(tmp_path, records, report_files)
   assert measured.read(tmp_path) == records
-  found = json.loads((tmp_path / 'env.json').read_text())
+  found = json.loads((tmp_path / 'env.json').read_text('utf-8'))
   assert {'commit', 'dirty', 'packages', 'cpus', 'devices'} <= found.keys()
-  assert (tmp_path / 'table.md').read_text() == '2 rows\n'
+  assert (tmp_path / 'table.md').read_text('utf-8') == '2 rows\n'
   assert '2 rows' in capsys.readouterr().out
 
 
@@ -61,7 +61,7 @@ def test_loss_speed_runs(tmp_path):
     '--ours', f'--folder={tmp_path}',
   ]  # fmt: skip
   subprocess.run(command, check=True, cwd=ROOT)
-  table = (tmp_path / 'table.md').read_text()
+  table = (tmp_path / 'table.md').read_text('utf-8')
   assert 'optax, unfused' in table
   assert 'ours, vocabulary' in table
   assert len(list(tmp_path.glob('*.png'))) == 1
@@ -70,7 +70,9 @@ def test_loss_speed_runs(tmp_path):
 def test_tuned_rivals_are_the_best_of_their_tuning():
   from experiments.rivals import experiment as rivals
 
-  lines = Path('experiments/rivals/records.jsonl').read_text().splitlines()
+  lines = (
+    Path('experiments/rivals/records.jsonl').read_text('utf-8').splitlines()
+  )
   found = {
     record['row']: record['metrics']['rougeL']
     for record in map(json.loads, lines)

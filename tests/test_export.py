@@ -35,14 +35,14 @@ def folders(quick_compile, data_dir, tmp_path_factory):
 
 def test_the_second_run_begins_where_the_first_ended(folders):
   first, second = (
-    [json.loads(x)['token_ids'] for x in file.read_text().splitlines()]
+    [json.loads(x)['token_ids'] for x in file.read_text('utf-8').splitlines()]
     for file in (
       folders / 'first/predictions/after.jsonl',
       folders / 'second/predictions/before.jsonl',
     )
   )
   assert first == second
-  kept = json.loads((folders / 'second/model.json').read_text())
+  kept = json.loads((folders / 'second/model.json').read_text('utf-8'))
   assert len(kept['digest']) == 8 and len(kept['logits']) == 4
 
 
@@ -53,8 +53,8 @@ def test_training_changed_the_weights(folders):
 
 
 def test_the_tokenizer_and_the_format_of_prompts_go_along(folders):
-  definition = (folders / 'first/tokenizer.json').read_text()
-  assert (folders / 'one/tokenizer.json').read_text() == definition
+  definition = (folders / 'first/tokenizer.json').read_text('utf-8')
+  assert (folders / 'one/tokenizer.json').read_text('utf-8') == definition
   tokenizer = open_tokenizer(folders / 'one', 512)
   asked = tokenizer.chat.render([('user', ' Hm? ')], opens=True)
   assert asked == '<|im_start|>user\nHm?<|im_end|>\n<|im_start|>assistant\n'
@@ -64,8 +64,8 @@ def test_the_tokenizer_and_the_format_of_prompts_go_along(folders):
 
 
 def test_the_card_has_the_results_and_the_command(folders):
-  card = (folders / 'two/README.md').read_text()
-  results = json.loads((folders / 'second/results.json').read_text())
+  card = (folders / 'two/README.md').read_text('utf-8')
+  results = json.loads((folders / 'second/results.json').read_text('utf-8'))
   (_, after) = results['columns'].values()
   assert f'{after["perplexity"]["value"]:.2f}' in card
   assert '--config=configs/summarize.py' in card
@@ -73,7 +73,9 @@ def test_the_card_has_the_results_and_the_command(folders):
 
 
 def test_generation_stops_where_the_run_stopped(folders):
-  options = json.loads((folders / 'one/generation_config.json').read_text())
+  options = json.loads(
+    (folders / 'one/generation_config.json').read_text('utf-8')
+  )
   tokenizer = open_tokenizer(folders / 'one', 512)
   ends = [tokenizer.end_of_turn, tokenizer.end_of_text]
   assert options['eos_token_id'] == ends and options['do_sample'] is False
@@ -97,7 +99,7 @@ def adapted(folders, data_dir):
 
 
 def perplexity(folder, which):
-  columns = json.loads((folder / 'results.json').read_text())['columns']
+  columns = json.loads((folder / 'results.json').read_text('utf-8'))['columns']
   return list(columns.values())[which]['perplexity']['value']
 
 
@@ -136,10 +138,12 @@ def test_people_see_which_model_an_adapter_says_it_is_for(
 
 
 def test_the_folder_of_an_adapter_names_its_base(adapted):
-  says = json.loads((adapted / 'adapter/adapter_config.json').read_text())
+  says = json.loads(
+    (adapted / 'adapter/adapter_config.json').read_text('utf-8')
+  )
   assert says['base_model_name_or_path'] == str(adapted / 'one')
   assert says['target_modules'] == ['up_proj', 'v_proj']
-  card = (adapted / 'adapter/README.md').read_text()
+  card = (adapted / 'adapter/README.md').read_text('utf-8')
   assert 'an adapter in the format of PEFT' in card
   assert f'--config.model.pretrained={adapted / "one"}' in card
   assert '--config.optimizer.trainable=lora' in card
@@ -171,8 +175,8 @@ def test_a_run_does_not_continue_from_other_weights(
 ):
   work = tmp_path / 'run'
   work.mkdir()
-  before = json.loads((folders / 'second/model.json').read_text())
+  before = json.loads((folders / 'second/model.json').read_text('utf-8'))
   before['norm'] *= 2
-  (work / 'model.json').write_text(json.dumps(before))
+  (work / 'model.json').write_text(json.dumps(before), 'utf-8')
   with pytest.raises(DataError, match='one has changed since the run in'):
     small.run_job(data_dir, work, **{'model.pretrained': str(folders / 'one')})

@@ -34,10 +34,10 @@ def stand_in(tmp_path, monkeypatch):
   """Installs a module of one file in the place of a package."""
 
   def install(module, package, code):
-    (tmp_path / f'{module}.py').write_text(code)
+    (tmp_path / f'{module}.py').write_text(code, 'utf-8')
     info = tmp_path / f'{package.replace("-", "_")}-9.9.dist-info'
     info.mkdir()
-    (info / 'METADATA').write_text(f'Name: {package}\nVersion: 9.9\n')
+    (info / 'METADATA').write_text(f'Name: {package}\nVersion: 9.9\n', 'utf-8')
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.delitem(sys.modules, module, raising=False)
 

@@ -61,14 +61,14 @@ def split(path, name='llama3'):
   """In two shards."""
   tensors = weights(CASES[name])
   path.mkdir()
-  (path / 'config.json').write_text(json.dumps(CASES[name]['config']))
+  (path / 'config.json').write_text(json.dumps(CASES[name]['config']), 'utf-8')
   names, index = sorted(tensors), {}
   for part, some in (('1', names[:7]), ('2', names[7:])):
     file = f'model-{part}.safetensors'
     shards.write_file(path / file, {n: tensors[n] for n in some})
     index |= dict.fromkeys(some, file)
   (path / 'model.safetensors.index.json').write_text(
-    json.dumps({'weight_map': index})
+    json.dumps({'weight_map': index}), 'utf-8'
   )
   return path
 

@@ -29,10 +29,10 @@ def write(path, ids=None, **options):
   backend = Backend(models.BPE(vocab={'a': 0, 'b': 1}, merges=[]))
   backend.add_special_tokens([AddedToken(t, special=True) for t in ENDS])
   backend.save(str(path / 'tokenizer.json'))
-  (path / 'tokenizer_config.json').write_text(json.dumps(options))
+  (path / 'tokenizer_config.json').write_text(json.dumps(options), 'utf-8')
   for name, value in (ids or {}).items():
     text = json.dumps({'eos_token_id': value})
-    (path / f'{name}.json').write_text(text)
+    (path / f'{name}.json').write_text(text, 'utf-8')
   return path
 
 

@@ -35,10 +35,10 @@ def test_in_out_in(tmp_path, name):
   assert again.config() == model.config()
   assert_same(again.params(), params)
   assert len(list((tmp_path / 'out').glob('*.safetensors'))) > 1
-  values = json.loads((tmp_path / 'out' / 'config.json').read_text())
+  values = json.loads((tmp_path / 'out' / 'config.json').read_text('utf-8'))
   assert values['model_type'] == CASES[name]['config']['model_type']
   index = tmp_path / 'out' / 'model.safetensors.index.json'
-  names = json.loads(index.read_text())['weight_map']
+  names = json.loads(index.read_text('utf-8'))['weight_map']
   assert names.keys() == CASES[name]['shapes'].keys()
 
 
@@ -57,7 +57,7 @@ def test_what_no_family_has_does_not_pretend(tmp_path, changes):
   config = dataclasses.replace(CONFIG, **changes)
   params = jax.tree.map(np.asarray, random_params(config))
   again = exported(tmp_path / 'out', config, params)
-  values = json.loads((tmp_path / 'out' / 'config.json').read_text())
+  values = json.loads((tmp_path / 'out' / 'config.json').read_text('utf-8'))
   assert values['model_type'] == 'pdl_jax' and 'architectures' not in values
   assert again.config() == config
   assert_same(again.params(), params)

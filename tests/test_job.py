@@ -29,7 +29,7 @@ def run(data_dir, workdir, stop, **changes):
 
 def losses(workdir):
   """The rows of metrics.jsonl, less what depends on the clock."""
-  lines = (workdir / 'metrics.jsonl').read_text().splitlines()
+  lines = (workdir / 'metrics.jsonl').read_text('utf-8').splitlines()
   rows = [json.loads(line) for line in lines]
   return [
     {k: v for k, v in row.items() if k != 'tokens_per_second'} for row in rows
@@ -53,20 +53,20 @@ def test_a_run_folder_proves_what_ran(finished):
     'items.json',
     'table.md',
   }  # fmt: skip
-  results = json.loads((finished / 'results.json').read_text())
+  results = json.loads((finished / 'results.json').read_text('utf-8'))
   assert results['loss']['name'] == 'power_law'
   assert len(results['loss']['weights_crc32']) == 8
   assert results['skipped_steps'] == 0
   before, after = results['columns'].values()
   assert after['perplexity']['value'] < before['perplexity']['value']
-  assert json.loads((finished / 'status.json').read_text())['state'] == (
+  assert json.loads((finished / 'status.json').read_text('utf-8'))['state'] == (
     'finished'
   )
-  environment = json.loads((finished / 'env.json').read_text())
+  environment = json.loads((finished / 'env.json').read_text('utf-8'))
   assert environment['mesh'] == {'data': 8, 'fsdp': 1, 'tensor': 1}
   assert environment['packages']['jax']
   for name in ('before', 'after'):
-    lines = (finished / 'predictions' / f'{name}.jsonl').read_text()
+    lines = (finished / 'predictions' / f'{name}.jsonl').read_text('utf-8')
     assert len(lines.splitlines()) == 8
   steps = [row['step'] for row in losses(finished)]
   assert steps == [1, 2, 3, 4, 4, 5, 6, 6]
@@ -109,8 +109,8 @@ def test_a_stopped_run_continues_bit_for_bit(
   assert saved[-1] < 6
   run(data_dir, tmp_path, train.StopRequest())
   assert losses(tmp_path) == losses(finished)
-  after = (tmp_path / 'predictions' / 'after.jsonl').read_text()
-  assert after == (finished / 'predictions' / 'after.jsonl').read_text()
+  after = (tmp_path / 'predictions' / 'after.jsonl').read_text('utf-8')
+  assert after == (finished / 'predictions' / 'after.jsonl').read_text('utf-8')
 
 
 def test_a_crash_after_a_checkpoint_leaves_no_double_rows(
@@ -120,7 +120,9 @@ def test_a_crash_after_a_checkpoint_leaves_no_double_rows(
 
   def append_or_crash(self, row):
     if row['step'] == 6:
-      (self.path / 'metrics.jsonl').open('a').write('{"step": 6, "lo')
+      (self.path / 'metrics.jsonl').open('a', encoding='utf-8').write(
+        '{"step": 6, "lo'
+      )
       raise RuntimeError('power cut')
     append(self, row)
 
@@ -245,7 +247,7 @@ def test_all_checkpoints_damaged_is_an_error(
 
 
 def results_of(workdir):
-  return json.loads((workdir / 'results.json').read_text())
+  return json.loads((workdir / 'results.json').read_text('utf-8'))
 
 
 def test_a_rival_with_a_tilt_and_a_mixed_table(
@@ -266,7 +268,9 @@ def test_a_rival_with_a_tilt_and_a_mixed_table(
   assert results['loss']['settings']['beta'] == 0.99
   assert 'class_balanced beta=0.99' in results['columns'].popitem()[0]
   assert 'class_balanced beta=0.99' in capsys.readouterr().out
-  lines = (workdir / 'predictions' / 'after.jsonl').read_text().splitlines()
+  lines = (
+    (workdir / 'predictions' / 'after.jsonl').read_text('utf-8').splitlines()
+  )
   assert all(json.loads(line)['decode']['tilt'] == 0.5 for line in lines)
   rows = [row for row in losses(workdir) if 'loss' in row]
   same = [row['loss'] == pytest.approx(row['plain_loss']) for row in rows]
@@ -300,13 +304,13 @@ def test_a_general_table_of_another_tokenizer_is_refused(
 
 def test_a_refused_command_leaves_the_record_of_another_run(finished):
   """Neither a finished run nor one of another configuration has failed."""
-  before = (finished / 'status.json').read_text()
-  stored = json.loads((finished / 'config.json').read_text())
+  before = (finished / 'status.json').read_text('utf-8')
+  stored = json.loads((finished / 'config.json').read_text('utf-8'))
   stored.pop('hash')
   other = {**stored, 'seed': 7}
   records.note_failure(finished, stored, 'error', 'of a finished run')
   records.note_failure(finished, other, 'error', 'of another run')
-  assert (finished / 'status.json').read_text() == before
+  assert (finished / 'status.json').read_text('utf-8') == before
 
 
 def test_a_failure_is_noted_in_its_own_run(tmp_path, data_dir):
@@ -314,13 +318,15 @@ def test_a_failure_is_noted_in_its_own_run(tmp_path, data_dir):
   folder = RunFolder(tmp_path, settings.resolved)
   folder.write_status('running', 3)
   records.note_failure(tmp_path, settings.resolved, 'error', 'a full disk')
-  status = json.loads((tmp_path / 'status.json').read_text())
+  status = json.loads((tmp_path / 'status.json').read_text('utf-8'))
   assert (status['state'], status['error']) == ('error', 'a full disk')
   assert status['step'] == 3
 
 
 def read_predictions(workdir, name):
-  lines = (workdir / 'predictions' / f'{name}.jsonl').read_text().splitlines()
+  lines = (
+    (workdir / 'predictions' / f'{name}.jsonl').read_text('utf-8').splitlines()
+  )
   return [json.loads(line) for line in lines]
 
 
@@ -349,6 +355,8 @@ def test_a_run_to_start_from_has_to_be_there_and_finished(
     run(data_dir, tmp_path / 'a', stop, **missing)
   half = tmp_path / 'half'
   half.mkdir()
-  (half / 'config.json').write_text((finished / 'config.json').read_text())
+  (half / 'config.json').write_text(
+    (finished / 'config.json').read_text('utf-8'), 'utf-8'
+  )
   with pytest.raises(ConfigError, match='half has not finished; the command'):
     run(data_dir, tmp_path / 'b', stop, **{'model.pretrained': f'run:{half}'})

@@ -20,7 +20,7 @@ def angles(data_dir, tmp_path_factory):
 
 
 def test_it_learns_and_keeps_its_angles(angles, data_dir):
-  columns = json.loads((angles / 'results.json').read_text())['columns']
+  columns = json.loads((angles / 'results.json').read_text('utf-8'))['columns']
   before, after = (x['perplexity']['value'] for x in columns.values())
   assert after < before
   options = small.settings(data_dir, **{'model.pretrained': f'run:{angles}'})

@@ -27,14 +27,14 @@ def codes(data_dir, tmp_path_factory):
 
 
 def perplexity(workdir):
-  columns = json.loads((workdir / 'results.json').read_text())['columns']
+  columns = json.loads((workdir / 'results.json').read_text('utf-8'))['columns']
   return [column['perplexity']['value'] for column in columns.values()]
 
 
 def test_codes_from_scratch_learn(codes):
   before, after = perplexity(codes)
   assert after < before
-  report = (codes / 'codes.txt').read_text().splitlines()
+  report = (codes / 'codes.txt').read_text('utf-8').splitlines()
   assert report[:2] == [
     'tier 0: 512 types, 1 codebooks of 32 codes; codebooks shown: 1',
     'codebook 0: 0 codes empty; 32 of 32 shown, 32 by training tokens and the '
@@ -46,7 +46,7 @@ def test_codes_from_scratch_learn(codes):
 
 
 def test_its_size_stands_beside_its_metrics(codes):
-  size = json.loads((codes / 'results.json').read_text())['head']
+  size = json.loads((codes / 'results.json').read_text('utf-8'))['head']
   # 32 codes of the model's width, and a bias for each of the types.
   vocab, width = 512, size['dense_floats'] // 512
   assert size == {
@@ -62,7 +62,7 @@ def test_its_size_stands_beside_its_metrics(codes):
 
 def test_it_is_measured_again_from_its_checkpoint(codes, stop):
   reevaluate.run(codes, {'method': 'sample', 'seed': 3}, ('after',), {}, stop)
-  found = json.loads((codes / 'evaluations.json').read_text())
+  found = json.loads((codes / 'evaluations.json').read_text('utf-8'))
   assert set(found) >= {'after', 'after-sample,seed=3'}
 
 
@@ -138,7 +138,8 @@ def test_another_head_is_fitted_to_the_rows_of_a_run(
   # Of codes that follow training, those that it ended with.
   told = (tmp_path / 'codes.txt').exists()
   assert told == (changes['model.head'] == 'vq')
-  (first, _) = json.loads((tmp_path / 'results.json').read_text())['columns']
+  results = json.loads((tmp_path / 'results.json').read_text('utf-8'))
+  (first, _) = results['columns']
   assert first.endswith(f'({changes["model.head"]} head)')
 
 

@@ -57,7 +57,7 @@ def write(folder, task):
       for i in range(size)
     ]
     lines = ''.join(json.dumps(record) + '\n' for record in records)
-    (folder / f'{split}.jsonl').write_text(lines)
+    (folder / f'{split}.jsonl').write_text(lines, 'utf-8')
   return folder
 
 
@@ -78,7 +78,7 @@ def settings_of(data, task, **changes):
 def run(data, task, workdir, **changes):
   settings = settings_of(data, task, **changes)
   job.run(settings, workdir, train.StopRequest())
-  return json.loads((workdir / 'results.json').read_text())
+  return json.loads((workdir / 'results.json').read_text('utf-8'))
 
 
 @pytest.fixture(scope='module')
@@ -103,7 +103,7 @@ def test_every_task_runs_and_learns(finished, task):
   assert after['perplexity']['value'] < before['perplexity']['value']
   assert before['examples'] == 8
   assert results['task'] == task
-  lines = (workdir / 'metrics.jsonl').read_text().splitlines()
+  lines = (workdir / 'metrics.jsonl').read_text('utf-8').splitlines()
   rows = [row for row in map(json.loads, lines) if 'loss' in row]
   used = sum(row['input_tokens'] for row in rows)
   positions = sum(row['positions'] for row in rows)
@@ -124,7 +124,9 @@ def test_styles_are_measured_and_each_has_its_instruction(finished):
   keys = [key for key in after if 'accuracy' in key]
   assert keys
   assert all('scikit-learn' in after[key]['signature'] for key in keys)
-  lines = (workdir / 'predictions' / 'after.jsonl').read_text().splitlines()
+  lines = (
+    (workdir / 'predictions' / 'after.jsonl').read_text('utf-8').splitlines()
+  )
   for record in map(json.loads, lines):
     basic = 'Basic English' in record['prompt']
     assert basic == (record['style'] == 'basic')
@@ -132,8 +134,8 @@ def test_styles_are_measured_and_each_has_its_instruction(finished):
 
 def test_a_split_that_leaks_is_refused(tmp_path):
   data = write(tmp_path / 'data', 'dialogue')
-  lines = (data / 'train.jsonl').read_text().splitlines()
-  with (data / 'test.jsonl').open('a') as file:
+  lines = (data / 'train.jsonl').read_text('utf-8').splitlines()
+  with (data / 'test.jsonl').open('a', encoding='utf-8') as file:
     file.write(json.dumps({**json.loads(lines[3]), 'id': 'copy'}) + '\n')
   with pytest.raises(DataError, match='train3'):
     run(data, 'dialogue', tmp_path / 'run')
@@ -148,21 +150,23 @@ def test_another_way_of_decoding_and_every_number_from_the_files(
   stop = train.StopRequest()
   reevaluate.run(workdir, decode, ('before', 'after'), {}, stop)
   assert '| after-beam,beams=2' in capsys.readouterr().out.replace(' (n=8)', '')
-  found = json.loads((workdir / reevaluate.RESULTS).read_text())
+  found = json.loads((workdir / reevaluate.RESULTS).read_text('utf-8'))
   assert list(found) == [
     'before', 'after', 'after-beam,beams=2', 'before-beam,beams=2',
   ]
   # What the run reported follows from its files, to the last digit.
   assert [found['before'], found['after']] == list(results['columns'].values())
   stored = workdir / 'predictions' / 'after-beam,beams=2.jsonl'
-  records = [json.loads(line) for line in stored.read_text().splitlines()]
+  records = [
+    json.loads(line) for line in stored.read_text('utf-8').splitlines()
+  ]
   assert all(record['decode']['beams'] == 2 for record in records)
   # Neither a model nor a device is touched for a second table.
   with monkeypatch.context() as patch:
     patch.setattr(job, 'predict', None)
     patch.setattr(reevaluate.setup, 'prepare', None)
     reevaluate.run(workdir, None, (), {}, stop)
-  assert json.loads((workdir / reevaluate.RESULTS).read_text()) == found
+  assert json.loads((workdir / reevaluate.RESULTS).read_text('utf-8')) == found
 
 
 def test_greedy_again_writes_what_the_run_wrote(finished):
@@ -170,8 +174,8 @@ def test_greedy_again_writes_what_the_run_wrote(finished):
   decode, stop = results['decode'], train.StopRequest()
   reevaluate.run(workdir, decode, ('after',), {}, stop)
   folder = workdir / 'predictions'
-  again = (folder / 'after-greedy.jsonl').read_text()
-  assert again == (folder / 'after.jsonl').read_text()
+  again = (folder / 'after-greedy.jsonl').read_text('utf-8')
+  assert again == (folder / 'after.jsonl').read_text('utf-8')
 
 
 def test_stopped_generation_continues(finished, monkeypatch):
@@ -193,11 +197,11 @@ def test_stopped_generation_continues(finished, monkeypatch):
       reevaluate.run(workdir, decode, ('after',), {}, train.StopRequest())
   folder, name = workdir / 'predictions', 'after-sample,top_p=0.9,samples=3'
   parts = folder / f'{name}.parts'
-  assert len(parts.read_text().splitlines()) == calls[0] == 8
-  with parts.open('a') as file:
+  assert len(parts.read_text('utf-8').splitlines()) == calls[0] == 8
+  with parts.open('a', encoding='utf-8') as file:
     file.write('{"torn')
   reevaluate.run(workdir, decode, ('after',), {}, train.StopRequest())
-  lines = (folder / f'{name}.jsonl').read_text().splitlines()
+  lines = (folder / f'{name}.jsonl').read_text('utf-8').splitlines()
   ids = [json.loads(line)['id'] for line in lines]
   assert len(ids) == len(set(ids)) == 24
   assert [x.split('#')[1] for x in ids[:3]] == ['0', '1', '2']
@@ -205,7 +209,7 @@ def test_stopped_generation_continues(finished, monkeypatch):
   # The same, had it never been stopped.
   (folder / f'{name}.jsonl').unlink()
   reevaluate.run(workdir, decode, ('after',), {}, train.StopRequest())
-  assert (folder / f'{name}.jsonl').read_text().splitlines() == lines
+  assert (folder / f'{name}.jsonl').read_text('utf-8').splitlines() == lines
 
 
 def test_data_that_has_changed_is_refused_and_the_counts_stay(
@@ -214,14 +218,14 @@ def test_data_that_has_changed_is_refused_and_the_counts_stay(
   results, workdir = finished['dialogue']
   copy, file = tmp_path / 'run', workdir.parent / 'data' / 'train.jsonl'
   shutil.copytree(workdir, copy)
-  text, counts = file.read_text(), (copy / 'frequency.npz').read_bytes()
+  text, counts = file.read_text('utf-8'), (copy / 'frequency.npz').read_bytes()
   try:
-    file.write_text(''.join(text.splitlines(keepends=True)[:250]))
+    file.write_text(''.join(text.splitlines(keepends=True)[:250]), 'utf-8')
     with pytest.raises(DataError, match='has changed since the run'):
       stop = train.StopRequest()
       reevaluate.run(copy, results['decode'], ('after',), {}, stop)
   finally:
-    file.write_text(text)
+    file.write_text(text, 'utf-8')
   assert (copy / 'frequency.npz').read_bytes() == counts
 
 
@@ -247,7 +251,7 @@ def test_ways_of_decoding_have_names_of_their_own():
 
 def test_skipped_records_are_counted_on_the_terminal(tmp_path, capsys):
   data = write(tmp_path / 'data', 'dialogue')
-  with (data / 'train.jsonl').open('a') as file:
+  with (data / 'train.jsonl').open('a', encoding='utf-8') as file:
     file.write('{"id": "torn\n')
   settings = settings_of(data, 'dialogue', **{'data.bad_records': 'skip'})
   setup.prepare(settings, None)
@@ -257,7 +261,7 @@ def test_skipped_records_are_counted_on_the_terminal(tmp_path, capsys):
 @pytest.mark.parametrize('what', ['nothing', 'unfinished', 'old'])
 def test_only_a_finished_run_of_this_version(tmp_path, finished, what):
   _, workdir = finished['dialogue']
-  config = json.loads((workdir / 'config.json').read_text())
+  config = json.loads((workdir / 'config.json').read_text('utf-8'))
   messages = {
     'nothing': 'there is no run in', 'unfinished': 'has not finished',
     'old': 'not the keys of this version',
@@ -265,7 +269,7 @@ def test_only_a_finished_run_of_this_version(tmp_path, finished, what):
   if what != 'nothing':
     if what == 'old':
       del config['decode']
-      (tmp_path / 'results.json').write_text('{}')
-    (tmp_path / 'config.json').write_text(json.dumps(config))
+      (tmp_path / 'results.json').write_text('{}', 'utf-8')
+    (tmp_path / 'config.json').write_text(json.dumps(config), 'utf-8')
   with pytest.raises(ConfigError, match=messages[what]):
     reevaluate.run(tmp_path, None, (), {}, train.StopRequest())

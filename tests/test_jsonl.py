@@ -374,7 +374,7 @@ def test_memory_does_not_grow_with_the_text(tmp_path):
   assert large.stat().st_size > 60e6
   output = subprocess.run(
     [sys.executable, '-c', code, small, large],
-    check=True, capture_output=True, text=True,
+    check=True, capture_output=True, encoding='utf-8',
   ).stdout  # fmt: skip
   records, kilobytes = map(int, output.split())
   assert records == 3000

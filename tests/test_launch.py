@@ -35,7 +35,7 @@ def environment(**changes):
 def launch(*arguments, **options):
   return subprocess.run(
     command(*arguments, **options), cwd=ROOT, env=environment(),
-    capture_output=True, text=True, check=False,
+    capture_output=True, encoding='utf-8', check=False,
   )  # fmt: skip
 
 
@@ -114,7 +114,7 @@ def test_bad_command_lines_end_in_one_line(
 def test_commands_that_contradict_themselves(arguments, words):
   done = subprocess.run(
     [sys.executable, 'launch.py', *arguments], cwd=ROOT, env=environment(),
-    capture_output=True, text=True, check=False,
+    capture_output=True, encoding='utf-8', check=False,
   )  # fmt: skip
   assert done.returncode == 2
   assert done.stderr.startswith('error: ') and words in done.stderr
@@ -134,7 +134,7 @@ def test_a_backend_that_is_not_there_is_exit_code_4(tmp_path):
 def test_help_has_the_flags_of_every_module():
   done = subprocess.run(
     [sys.executable, 'launch.py', '--help'], cwd=ROOT, env=environment(),
-    capture_output=True, text=True, check=False,
+    capture_output=True, encoding='utf-8', check=False,
   )  # fmt: skip
   assert done.returncode == 0
   for flag in ('--sweep', '--stuck_seconds', '--pod_kind', 'Exit codes'):
@@ -151,7 +151,7 @@ def test_a_sweep_says_what_it_would_run(tmp_path):
 
 
 def test_a_folder_that_cannot_be_made_is_exit_code_4(tmp_path, data_dir):
-  (tmp_path / 'file').write_text('')
+  (tmp_path / 'file').write_text('', 'utf-8')
   done = launch(
     f'--workdir={tmp_path}/file/run', f'--config.data.data_dir={data_dir}',
     *TINY,
@@ -179,7 +179,7 @@ def test_sigterm_saves_and_the_same_command_finishes(tmp_path, data_dir):
     '--config.model.lora.rank=4',
   )  # fmt: skip
   process = subprocess.Popen(
-    line, cwd=ROOT, env=environment(), text=True,
+    line, cwd=ROOT, env=environment(), encoding='utf-8',
     stdout=subprocess.PIPE, stderr=subprocess.PIPE,
   )  # fmt: skip
   metrics = tmp_path / 'metrics.jsonl'
@@ -189,10 +189,10 @@ def test_sigterm_saves_and_the_same_command_finishes(tmp_path, data_dir):
   _, errors = process.communicate(timeout=120)
   assert process.returncode == 75, errors
   assert 'the same command continues' in errors.splitlines()[-1]
-  rows = len(metrics.read_text().splitlines())
+  rows = len(metrics.read_text('utf-8').splitlines())
   assert 1 <= rows < 300
   done = subprocess.run(
-    line, cwd=ROOT, env=environment(), capture_output=True, text=True,
+    line, cwd=ROOT, env=environment(), capture_output=True, encoding='utf-8',
     check=False,
   )  # fmt: skip
   assert done.returncode == 0, done.stderr

@@ -47,7 +47,7 @@ LLAMA_7B = {
 
 @pytest.mark.parametrize('trainable', ['all', 'lora'])
 def test_7b_on_eight_devices_from_config_json_alone(tmp_path, trainable):
-  (tmp_path / 'config.json').write_text(json.dumps(LLAMA_7B))
+  (tmp_path / 'config.json').write_text(json.dumps(LLAMA_7B), 'utf-8')
   settings = small.settings(tmp_path, **{
     'model.pretrained': str(tmp_path), 'optimizer.trainable': trainable,
     'model.param_dtype': 'bfloat16', 'mesh.fsdp': 8, 'mesh.data': 1,
@@ -105,7 +105,7 @@ def test_the_command_line(tmp_path):
   ]  # fmt: skip
   done = subprocess.run(
     [sys.executable, *told, '--dry_run'], cwd=ROOT, capture_output=True,
-    text=True, check=False,
+    encoding='utf-8', check=False,
   )  # fmt: skip
   assert done.returncode == 0, done.stderr
   assert done.stdout.splitlines()[-1] == (

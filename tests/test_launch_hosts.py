@@ -84,10 +84,10 @@ def test_a_stuck_host_is_named_and_where_it_stands(tmp_path, capfd):
     rf'while {WHO.format(0)} is stepping; --stuck_seconds is 4; where each ',
     line,
   )
-  stacks = (tmp_path / '1.stacks').read_text()
+  stacks = (tmp_path / '1.stacks').read_text('utf-8')
   assert 'in misbehave' in stacks and 'in misbehave' not in (
     tmp_path / '0.stacks'
-  ).read_text()
+  ).read_text('utf-8')
 
 
 def test_a_host_that_never_comes_is_named(tmp_path, capfd):
@@ -108,7 +108,7 @@ def test_a_parent_blames_a_silent_host_and_not_its_own_aborted_one(tmp_path):
       str(number), 'there', 40, number, 'stepping', 3, 0.0, now - age
     )
     text = json.dumps(dataclasses.asdict(standing))
-    (tmp_path / f'{number}.json').write_text(text)
+    (tmp_path / f'{number}.json').write_text(text, 'utf-8')
   place = Place(str(tmp_path), '1', 'there:1', 2, 1, 60, HEARTBEAT)
   end = journal.End('1', 'process 1', None, 'aborted, last seen stepping', now)
   unused = cast(Any, None)
@@ -126,7 +126,7 @@ def test_sigterm_on_one_host_stops_all_at_one_step(tmp_path, capfd):
   steps = {
     line
     for number in range(2)
-    for line in (tmp_path / f'{number}.log').read_text().splitlines()
+    for line in (tmp_path / f'{number}.log').read_text('utf-8').splitlines()
     if line.startswith('all at step')
   }
   assert len(steps) == 1
@@ -177,7 +177,7 @@ def test_hosts_that_differ_end_before_they_begin(tmp_path):
         f'--workdir={tmp_path}/{number}', f'--config.loss.alpha={alpha}',
       ),
       cwd=ROOT, env=environment(), stdout=subprocess.PIPE,
-      stderr=subprocess.PIPE, text=True,
+      stderr=subprocess.PIPE, encoding='utf-8',
     )
     for number, alpha in enumerate((0.25, 0.5))
   ]  # fmt: skip
@@ -211,19 +211,24 @@ def test_the_whole_job_of_two_processes_is_that_of_one(
   done = subprocess.run(
     command('--processes=2', f'--workdir={tmp_path}/two', *told), cwd=ROOT,
     env={**environment(), 'JAX_DISABLE_MOST_OPTIMIZATIONS': '1'},
-    capture_output=True, text=True, check=False,
+    capture_output=True, encoding='utf-8', check=False,
   )  # fmt: skip
   assert done.returncode == 0, done.stderr
   assert 'PASS  memory of a device' in done.stdout
   one, two = (
-    [json.loads(line) for line in (tmp_path / name / 'metrics.jsonl').open()]
+    [
+      json.loads(line)
+      for line in (tmp_path / name / 'metrics.jsonl').open(encoding='utf-8')
+    ]
     for name in ('one', 'two')
   )
   for a, b in zip(one, two, strict=True):
     for key in {'loss', 'plain_loss', 'validation_nats'} & a.keys():
       assert abs(a[key] - b[key]) < 1e-5, (a['step'], key)
   texts = [
-    (tmp_path / name / 'predictions' / 'after.jsonl').read_text().splitlines()
+    (tmp_path / name / 'predictions' / 'after.jsonl')
+    .read_text('utf-8')
+    .splitlines()
     for name in ('one', 'two')
   ]
   assert [json.loads(x)['id'] for x in texts[0]] == [

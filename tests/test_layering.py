@@ -8,6 +8,11 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
+TREE = sorted(
+  path
+  for name in ('pdl_jax', 'configs', 'experiments', 'tests')
+  for path in (ROOT / name).rglob('*.py')
+)
 LAYERS = [
   {'errors', 'process', 'stop'},
   {'losses', 'frequency', 'sharding', 'checksum', 'damage',
@@ -29,7 +34,7 @@ MODULES = sorted((ROOT / 'pdl_jax').rglob('*.py'))
 
 def imports(path):
   """Full dotted names of everything imported anywhere in a file."""
-  for node in ast.walk(ast.parse(path.read_text())):
+  for node in ast.walk(ast.parse(path.read_text('utf-8'))):
     if isinstance(node, ast.Import):
       yield from (alias.name for alias in node.names)
     elif isinstance(node, ast.ImportFrom):
@@ -72,3 +77,59 @@ def test_the_losses_need_jax_and_numpy_alone():
     'assert not heavy & set(sys.modules), heavy & set(sys.modules)\n'
   )
   subprocess.run([sys.executable, '-c', code], check=True, cwd=ROOT)
+
+
+def texts_by_locale(tree):
+  """Lines whose calls read or write text in the encoding of the locale."""
+  for node in ast.walk(tree):
+    if not isinstance(node, ast.Call):
+      continue
+    name = getattr(node.func, 'attr', getattr(node.func, 'id', ''))
+    by = getattr(getattr(node.func, 'value', None), 'id', '')
+    given = {keyword.arg: keyword.value for keyword in node.keywords}
+    values = [*node.args, *given.values()]
+    told = [n.value for n in values if isinstance(n, ast.Constant)]
+    encoded = 'encoding' in given or 'utf-8' in told
+    modes = [word for word in told if set(str(word)) <= set('rwaxbt+')]
+    text = {
+      'read_text': not node.args,
+      'write_text': len(node.args) == 1,
+      'open': by != 'os' and not any('b' in mode for mode in modes),
+      'fdopen': not any('b' in mode for mode in modes),
+      'NamedTemporaryFile': any('b' not in mode for mode in modes),
+      'TemporaryFile': any('b' not in mode for mode in modes),
+      'run': 'text' in given,
+      'Popen': 'text' in given,
+      'check_output': 'text' in given,
+    }
+    if text.get(name) and not encoded:
+      yield node.lineno
+
+
+def test_text_is_utf_8_whatever_the_locale():
+  """What ruff's PLW1514 looks for, where it does not see that it is a path."""
+  found = [
+    f'{path.relative_to(ROOT)}:{line}'
+    for path in (*TREE, ROOT / 'launch.py')
+    for line in texts_by_locale(ast.parse(path.read_text('utf-8')))
+  ]
+  assert not found, f'no encoding at {found}'
+
+
+@pytest.mark.parametrize(
+  'code, lines',
+  [
+    ('path.read_text()', [1]),
+    ("path.write_text('a')", [1]),
+    ("open(path, 'a')", [1]),
+    ("path.open('w')", [1]),
+    ('subprocess.run(line, text=True)', [1]),
+    ("tempfile.NamedTemporaryFile('w')", [1]),
+    ("path.read_text('utf-8')", []),
+    ("path.open('rb')", []),
+    ("open(path, encoding='utf-8')", []),
+    ("folder.write_text('table.md', text)", []),
+  ],
+)
+def test_a_text_without_an_encoding_is_found(code, lines):
+  assert list(texts_by_locale(ast.parse(code))) == lines

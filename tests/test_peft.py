@@ -19,7 +19,7 @@ from tests.test_hf import TOKENS, logits
 from tests.tiny_model import random_params
 
 pytestmark = pytest.mark.usefixtures('quick_compile')
-CASES = json.loads((hf_folder.GOLDEN / 'peft.json').read_text())
+CASES = json.loads((hf_folder.GOLDEN / 'peft.json').read_text('utf-8'))
 GOLDEN = np.load(hf_folder.GOLDEN / 'peft.npz')
 
 
@@ -38,7 +38,7 @@ def write(path, name, tensors=None, **changes):
   """The folder of a case."""
   path.mkdir(exist_ok=True)
   says = CASES[name]['config'] | changes
-  (path / peft.CONFIG).write_text(json.dumps(says))
+  (path / peft.CONFIG).write_text(json.dumps(says), 'utf-8')
   made = adapter_tensors(name) if tensors is None else tensors
   shards.write_file(path / peft.TENSORS, made)
   return path
@@ -167,7 +167,7 @@ def test_the_files_are_as_peft_writes_them(opened, tmp_path):
   found = shards.open_file(tmp_path / peft.TENSORS)
   shapes = {name: list(x.shape) for name, x in found.items()}
   assert shapes == CASES['rslora']['shapes']
-  says = json.loads((tmp_path / peft.CONFIG).read_text())
+  says = json.loads((tmp_path / peft.CONFIG).read_text('utf-8'))
   theirs = CASES['rslora']['config']
   own = {'use_rslora', 'target_modules', 'base_model_name_or_path'}
   for key in says.keys() - own:
@@ -189,7 +189,7 @@ def test_what_lies_side_by_side_in_gpt2_is_one_adapter(tmp_path, targets):
   (tmp_path / 'a').mkdir()
   peft.write(tmp_path / 'a', asked, lora.adapters(params), 'base')
   of_three = sum(x in targets for x in ('query', 'key', 'value'))
-  says = json.loads((tmp_path / 'a' / peft.CONFIG).read_text())
+  says = json.loads((tmp_path / 'a' / peft.CONFIG).read_text('utf-8'))
   assert says['rank_pattern'] == {'attn.c_attn': 2 * of_three}
   assert says['alpha_pattern'] == {'attn.c_attn': 6.0 * of_three}
   plain, merged = api.without_adapters(asked, params)

@@ -65,7 +65,7 @@ def plan(name, *arguments, **options):
 
 def executable(folder, name, text):
   folder.mkdir(parents=True, exist_ok=True)
-  (folder / name).write_text(f'#!/bin/bash\n{text}\n')
+  (folder / name).write_text(f'#!/bin/bash\n{text}\n', 'utf-8')
   (folder / name).chmod(0o755)
 
 
@@ -85,9 +85,9 @@ def checkout(tmp_path, monkeypatch):
   for name in records.CODE:
     path = folder / name / 'x.py' if '.' not in name else folder / name
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text('')
-  config = (ROOT / 'configs' / 'summarize.py').read_text()
-  (folder / 'configs' / 'summarize.py').write_text(config)
+    path.write_text('', 'utf-8')
+  config = (ROOT / 'configs' / 'summarize.py').read_text('utf-8')
+  (folder / 'configs' / 'summarize.py').write_text(config, 'utf-8')
   monkeypatch.chdir(folder)
   for key in ('AUTHOR', 'COMMITTER'):
     monkeypatch.setenv(f'GIT_{key}_NAME', 'x')
@@ -100,15 +100,15 @@ def checkout(tmp_path, monkeypatch):
 def launch(*arguments):
   return subprocess.run(
     [sys.executable, ROOT / 'launch.py', *arguments], capture_output=True,
-    text=True, check=False, env={**os.environ, 'JAX_PLATFORMS': 'cpu'},
+    encoding='utf-8', check=False, env={**os.environ, 'JAX_PLATFORMS': 'cpu'},
   )  # fmt: skip
 
 
 def wait_for(words, file):
   """The text of a file, once it ends with these words."""
   for _ in range(100):
-    if file.exists() and file.read_text().endswith(words):
-      return file.read_text()
+    if file.exists() and file.read_text('utf-8').endswith(words):
+      return file.read_text('utf-8')
     time.sleep(0.05)
   raise AssertionError(f'{words!r} did not come')
 
@@ -116,7 +116,8 @@ def wait_for(words, file):
 @pytest.mark.parametrize('name', PODS)
 def test_plans_are_the_golden_ones(name, monkeypatch):
   monkeypatch.chdir('/')
-  assert to_shell(plan(name)) + '\n' == (GOLDEN / f'{name}.sh').read_text()
+  kept = (GOLDEN / f'{name}.sh').read_text('utf-8')
+  assert to_shell(plan(name)) + '\n' == kept
 
 
 @pytest.mark.parametrize('name', PODS)
@@ -128,8 +129,8 @@ def test_a_pasted_plan_runs_its_commands(name, tmp_path):
     f"{each}() {{ printf '%s\\0' {each} \"$@\" END; }}\n" for each in programs
   )
   done = subprocess.run(
-    ['bash'], input=text + to_shell(made), capture_output=True, text=True,
-    check=True,
+    ['bash'], input=text + to_shell(made), capture_output=True,
+    encoding='utf-8', check=True,
   )  # fmt: skip
   ran = [tuple(each.split('\0')) for each in done.stdout.split('\0END\0')]
   # Those of one step may come in any order.
@@ -137,7 +138,7 @@ def test_a_pasted_plan_runs_its_commands(name, tmp_path):
     command for step in made.steps for command in step.commands
   )
   for file, written in made.files.items():
-    assert file.read_text() == written
+    assert file.read_text('utf-8') == written
 
 
 @pytest.mark.parametrize('name', ['tpu_vm', 'mig', 'xpk'])
@@ -149,7 +150,7 @@ def test_arguments_arrive_as_they_were(name, tmp_path, stubs, monkeypatch):
   remote = line.removeprefix('--command=')
   code = told().code if 'cd ' in remote else '.'
   scripts = tmp_path / code / 'pdl_jax' / 'pods'
-  executable(scripts, 'start.sh', (SCRIPTS / 'start.sh').read_text())
+  executable(scripts, 'start.sh', (SCRIPTS / 'start.sh').read_text('utf-8'))
   executable(scripts, 'setup.sh', 'test $1 = tpu')
   executable(tmp_path / code / '.venv' / 'bin', 'python', 'printf "%s\\n" "$@"')
   executable(stubs, 'curl', 'echo 5')
@@ -178,7 +179,7 @@ def test_a_preempted_slurm_job_is_queued_again(
   executable(stubs, 'scontrol', 'echo scontrol "$@"')
   (text,) = plan('slurm', AWKWARD).files.values()
   done = subprocess.run(
-    ['bash'], input=text, capture_output=True, text=True, check=False
+    ['bash'], input=text, capture_output=True, encoding='utf-8', check=False
   )
   lines = done.stdout.splitlines()
   assert done.returncode == code
@@ -193,12 +194,16 @@ def test_a_training_outlives_its_session_and_is_not_doubled(tmp_path, stubs):
     'trap "echo saved; exit 75" TERM; echo begun; while :; do /bin/sleep 0.05; '
     'done',
   ]  # fmt: skip
-  first = subprocess.run(start, capture_output=True, text=True, check=False)
-  pid = int((tmp_path / 'pdl_jax.pid').read_text())
+  first = subprocess.run(
+    start, capture_output=True, encoding='utf-8', check=False
+  )
+  pid = int((tmp_path / 'pdl_jax.pid').read_text('utf-8'))
   try:
     assert first.returncode == 0, first.stderr
     assert os.getsid(pid) == pid
-    second = subprocess.run(start, capture_output=True, text=True, check=False)
+    second = subprocess.run(
+      start, capture_output=True, encoding='utf-8', check=False
+    )
     assert second.returncode == 1
     assert second.stderr == 'host 0 trains already; stop that first\n'
   finally:
@@ -212,7 +217,9 @@ def test_what_fails_at_once_is_seen_at_once(tmp_path, stubs):
     'bash', SCRIPTS / 'start.sh', '0', tmp_path, 'bash', '-c',
     'echo error: no config; exit 2',
   ]  # fmt: skip
-  done = subprocess.run(start, capture_output=True, text=True, check=False)
+  done = subprocess.run(
+    start, capture_output=True, encoding='utf-8', check=False
+  )
   assert done.returncode == 2
   assert done.stderr == 'error: no config\n'
 
@@ -222,15 +229,15 @@ def test_what_fails_at_once_is_seen_at_once(tmp_path, stubs):
 )
 def test_a_queued_resource_is_waited_for(last, code, tmp_path, stubs):
   states = tmp_path / 'states'
-  states.write_text(f'ACCEPTED\nPROVISIONING\n{last}\nnever asked\n')
+  states.write_text(f'ACCEPTED\nPROVISIONING\n{last}\nnever asked\n', 'utf-8')
   executable(stubs, 'gcloud', f'head -n 1 {states}; sed -i 1d {states}')
   executable(stubs, 'sleep', '')
   done = subprocess.run(
     ['bash', SCRIPTS / 'wait.sh', 'v5', 'us-west4-a'], capture_output=True,
-    text=True, check=False, timeout=20,
+    encoding='utf-8', check=False, timeout=20,
   )  # fmt: skip
   assert done.returncode == code
-  assert states.read_text() == 'never asked\n'
+  assert states.read_text('utf-8') == 'never asked\n'
   assert [line.split()[1] for line in done.stdout.splitlines()] == [
     'ACCEPTED', 'PROVISIONING', last
   ]  # fmt: skip
@@ -241,10 +248,10 @@ def test_packages_are_installed_once(tmp_path, stubs):
   executable(uv, 'uv', f'echo uv "$@" >> {tmp_path}/told; mkdir -p .venv')
   executable(stubs, 'python3', f'echo python3 "$@" >> {tmp_path}/told')
   scripts = tmp_path / 'pdl_jax' / 'pods'
-  executable(scripts, 'setup.sh', (SCRIPTS / 'setup.sh').read_text())
+  executable(scripts, 'setup.sh', (SCRIPTS / 'setup.sh').read_text('utf-8'))
   for _ in range(2):
     subprocess.run(['bash', scripts / 'setup.sh', 'cuda12'], check=True)
-  lines = (tmp_path / 'told').read_text().splitlines()
+  lines = (tmp_path / 'told').read_text('utf-8').splitlines()
   assert len(lines) == 4
   assert lines[2].endswith('jax[cuda12] --requirement requirements.txt')
   assert lines[3].endswith('--no-deps --requirement requirements-nodeps.txt')
@@ -339,25 +346,28 @@ def test_run_folders_are_where_all_hosts_see_them(
 
 
 def test_only_what_is_committed_is_shipped(checkout, monkeypatch):
-  (checkout / 'notes.txt').write_text('not shipped')
+  (checkout / 'notes.txt').write_text('not shipped', 'utf-8')
   made = training.committed(['--a'], Path('/w'))
   assert made.arguments == ('--a',)
   subprocess.run(made.pack, check=True)
   listed = subprocess.run(
-    ['tar', '-tf', made.packed], capture_output=True, text=True, check=True
+    ['tar', '-tf', made.packed],
+    capture_output=True,
+    encoding='utf-8',
+    check=True,
   )
   subprocess.run(['tar', '-xf', made.packed], check=True)
   made.packed.unlink()
   assert f'{made.code}/launch.py' in listed.stdout.splitlines()
   # Where there is no checkout, env.json has the commit from there.
   commit = checkout / made.code / records.COMMIT
-  assert commit.read_text() == made.commit
+  assert commit.read_text('utf-8') == made.commit
   shutil.rmtree(checkout / made.code)
   assert 'notes.txt' not in listed.stdout
-  (checkout / 'configs' / 'mine.py').write_text('')
+  (checkout / 'configs' / 'mine.py').write_text('', 'utf-8')
   with pytest.raises(ConfigError, match=r'from which configs/mine\.py differs'):
     training.committed([], Path('/w'))
-  (checkout / 'launch.py').write_text('1')
+  (checkout / 'launch.py').write_text('1', 'utf-8')
   with pytest.raises(ConfigError, match=r'launch\.py and 1 more differs'):
     training.committed([], Path('/w'))
   monkeypatch.chdir(checkout / 'configs')
@@ -381,7 +391,7 @@ def test_a_run_stops_at_the_step_that_fails(tmp_path, stubs, capfd):
   assert {'to one', 'to two', 'to bad'} < set(printed.splitlines())
   assert 'three' not in printed
   assert printed.endswith('# To mend it:\n#   mend\n')
-  assert file.read_text() == 'text'
+  assert file.read_text('utf-8') == 'text'
 
 
 def test_an_interrupted_run_says_how_to_clean_up(monkeypatch, capsys):
@@ -432,4 +442,4 @@ if __name__ == '__main__':
   os.chdir('/')
   GOLDEN.mkdir(exist_ok=True)
   for each in PODS:
-    (GOLDEN / f'{each}.sh').write_text(to_shell(plan(each)) + '\n')
+    (GOLDEN / f'{each}.sh').write_text(to_shell(plan(each)) + '\n', 'utf-8')

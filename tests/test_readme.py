@@ -16,7 +16,7 @@ from pdl_jax import pdl_loss
 from pdl_jax.report import plan
 
 ROOT = Path(__file__).parent.parent
-README = (ROOT / 'README.md').read_text()
+README = (ROOT / 'README.md').read_text('utf-8')
 V, D = 50, 16
 RNG = np.random.default_rng(0)
 COUNTS = RNG.integers(0, 100, V)
@@ -115,7 +115,9 @@ def test_a_declared_experiment():
 
 
 def test_the_first_table_is_that_of_the_records():
-  lines = (ROOT / 'experiments/smollm2/records.jsonl').read_text().splitlines()
+  lines = (
+    (ROOT / 'experiments/smollm2/records.jsonl').read_text('utf-8').splitlines()
+  )
   measured = {
     (r['study'], r['row'].split(',')[0]): r['metrics']
     for r in map(json.loads, lines)

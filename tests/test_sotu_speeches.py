@@ -96,7 +96,7 @@ def copied_data(package_data, tmp_path):
 
 def test_a_damaged_speech_is_named(copied_data):
   file = copied_data / 'speeches' / '1863-Lincoln-1.txt'
-  file.write_text(file.read_text().replace('a', 'e', 1))
+  file.write_text(file.read_text('utf-8').replace('a', 'e', 1), 'utf-8')
   with pytest.raises(DataError, match=r'1863-Lincoln-1.txt is damaged \(its 3'):
     sotu_speeches.read_speeches(copied_data)
   file.unlink()

@@ -159,7 +159,7 @@ def test_a_damaged_file_is_named(copy):
 
 def test_data_of_another_package_version_is_refused(copy):
   file = copy / 'metadata.json'
-  file.write_text(file.read_text().replace('1.44.5', '1.43.0'))
+  file.write_text(file.read_text('utf-8').replace('1.44.5', '1.43.0'), 'utf-8')
   with pytest.raises(DataError, match=r'botocore 1.43.0, not 1.44.5; delete'):
     _load_copy(copy)
 

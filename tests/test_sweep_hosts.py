@@ -58,13 +58,15 @@ def rehearsed(cell, run):
 def begun(run, number):
   """(process, parent) of each start of a process."""
   path = run / f'{number}.begun'
-  lines = path.read_text().splitlines() if path.exists() else []
+  lines = path.read_text('utf-8').splitlines() if path.exists() else []
   return [tuple(map(int, line.split()[:2])) for line in lines]
 
 
 def host(run, number):
   """Slice and number of the host on which a process was last started."""
-  return (run / f'{number}.begun').read_text().splitlines()[-1].split()[2:]
+  return (
+    (run / f'{number}.begun').read_text('utf-8').splitlines()[-1].split()[2:]
+  )
 
 
 @contextlib.contextmanager
@@ -197,7 +199,7 @@ def test_ctrl_c_stops_two_gangs_on_two_slices(tmp_path, cluster):
   assert hosts == [[first, '0'], [first, '1'], [other, '0'], [other, '1']]
   # Process 1 was told by process 0: it has a parent of its own.
   for run in runs:
-    assert 'stopped: the same command' in (run / 'log.1.txt').read_text()
+    assert 'stopped: the same command' in (run / 'log.1.txt').read_text('utf-8')
 
 
 @pytest.mark.parametrize('claimed', [True, False])
@@ -237,7 +239,7 @@ def test_what_is_left_of_a_gang_is_ended(tmp_path, monkeypatch):
   queue.open_folder(tmp_path)
   attempt = queue.claim(tmp_path, wanted.digest, [])
   meeting = tmp_path / 'meeting'
-  meeting.write_text('{"number": 1, "coordinator": "here:1"}')
+  meeting.write_text('{"number": 1, "coordinator": "here:1"}', 'utf-8')
   deaf = ['sh', '-c', 'trap "" TERM; echo $@; exec sleep 60', '-']
   member = gang.Member(meeting, 2, 1, of_slice=False)
   log, began = tmp_path / 'log.1.txt', time.monotonic()
@@ -249,14 +251,14 @@ def test_what_is_left_of_a_gang_is_ended(tmp_path, monkeypatch):
     attempt.write_end(queue.End(4, 1.0, 'never came'))
 
   before = signal.signal(signal.SIGINT, lambda *_: told.append(1))
-  with meanwhile(lambda: log.exists() and log.read_text(), end):
+  with meanwhile(lambda: log.exists() and log.read_text('utf-8'), end):
     gang.follow(member, wanted, tmp_path, tmp_path, deaf)
   signal.signal(signal.SIGINT, before)
   assert told == []
-  assert log.read_text() == (
+  assert log.read_text('utf-8') == (
     '--multihost --coordinator=here:1 --num_processes=2 --process_id=1\n'
   )
-  name = json.loads(attempt.path('1.worker').read_text())
+  name = json.loads(attempt.path('1.worker').read_text('utf-8'))
   assert gone(name['pid'])
   assert time.monotonic() < began + 15
 
@@ -291,7 +293,7 @@ def worker_and_machine(parent):
   """Ray's processes above the one that looks after a process of a run."""
   above = []
   for _ in range(2):
-    text = Path(f'/proc/{parent}/stat').read_text()
+    text = Path(f'/proc/{parent}/stat').read_text('utf-8')
     parent = int(text[text.rindex(')') + 2 :].split()[1])
     above.append(parent)
   return above

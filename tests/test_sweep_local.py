@@ -83,7 +83,7 @@ def wait_for(condition):
 
 def results(root):
   return {
-    path.parent.name: json.loads(path.read_text())
+    path.parent.name: json.loads(path.read_text('utf-8'))
     for path in root.glob('*/results.json')
   }
 
@@ -101,7 +101,7 @@ def expected(cells):
 
 def begun(root, cell):
   path = root / cell.run_id / 'begun'
-  return len(path.read_text().splitlines()) if path.exists() else 0
+  return len(path.read_text('utf-8').splitlines()) if path.exists() else 0
 
 
 def codes(root, cell):
@@ -146,7 +146,7 @@ def test_as_many_workers_as_told(tmp_path):
   sweep(tmp_path, wanted, workers=1)
   times = [
     (
-      float((tmp_path / c.run_id / 'begun').read_text()),
+      float((tmp_path / c.run_id / 'begun').read_text('utf-8')),
       (tmp_path / c.run_id / 'results.json').stat().st_mtime,
     )
     for c in wanted
@@ -159,7 +159,7 @@ def test_output_goes_to_the_log_in_its_order(tmp_path, monkeypatch):
   monkeypatch.delenv('PYTHONUNBUFFERED', raising=False)
   wanted = cell(1, codes=[5])
   sweep(tmp_path, [wanted], retries=1)
-  log = (tmp_path / wanted.run_id / 'log.txt').read_text()
+  log = (tmp_path / wanted.run_id / 'log.txt').read_text('utf-8')
   assert log.splitlines() == [
     'on the way to an end', 'error: attempt 0 was to fail', 'a last word',
   ]  # fmt: skip
@@ -260,7 +260,7 @@ def test_ctrl_c_on_a_terminal_reaches_the_sweeper_alone(tmp_path):
   code = 'import os; print(os.getpgid(0) == os.getpid())'
   alone = lambda cell, run: [sys.executable, '-S', '-c', code]
   local.run([cell(1)], tmp_path, 1, 0, False, alone)
-  assert (tmp_path / cell(1).run_id / 'log.txt').read_text() == 'True\n'
+  assert (tmp_path / cell(1).run_id / 'log.txt').read_text('utf-8') == 'True\n'
 
 
 def test_handlers_are_given_back(tmp_path):
@@ -278,7 +278,7 @@ def test_two_sweepers_share_the_cells(tmp_path):
   assert_finished_once(tmp_path, wanted)
   assert [begun(tmp_path, c) for c in wanted] == [1] * 16
   owners = {
-    json.loads(path.read_text())['pid']
+    json.loads(path.read_text('utf-8'))['pid']
     for path in (tmp_path / 'sweep').glob('*.claim')
   }
   assert len(owners) == 2
@@ -322,7 +322,7 @@ def test_a_sweeper_whose_cell_was_taken_over_lets_go(tmp_path, monkeypatch):
 
   def taken(cell, run):
     if not theirs.exists():
-      theirs.write_text(json.dumps({'machine': 'another', 'pid': 1}))
+      theirs.write_text(json.dumps({'machine': 'another', 'pid': 1}), 'utf-8')
       os.utime(theirs, (0, time.time() - queue.STALE + 1))
     return command(cell, run)
 
@@ -339,7 +339,9 @@ def kill_a_run(root, chance):
 
 
 def alive_runs(root):
-  runs = [json.loads(p.read_text()) for p in (root / 'sweep').glob('*.worker')]
+  runs = [
+    json.loads(p.read_text('utf-8')) for p in (root / 'sweep').glob('*.worker')
+  ]
   return [r['pid'] for r in runs if start_time(r['pid']) == r['started']]
 
 

@@ -38,19 +38,19 @@ def attempt(root, cell, code=None, seconds=10.0, error=''):
 def folder(root, cell, step=0, state='running', age=0.0, error=''):
   run = root / cell.run_id
   run.mkdir(parents=True, exist_ok=True)
-  (run / 'config.json').write_text('{"train": {"steps": 60}}')
+  (run / 'config.json').write_text('{"train": {"steps": 60}}', 'utf-8')
   (run / 'status.json').write_text(
     json.dumps({
       'state': state, 'step': step, 'error': error,
       'heartbeat': time.time() - age,
-    })
+    }), 'utf-8'
   )
   return run
 
 
 def finish(root, cell, seconds=10.0):
   attempt(root, cell, 0, seconds)
-  (folder(root, cell, 60) / 'results.json').write_text('{}')
+  (folder(root, cell, 60) / 'results.json').write_text('{}', 'utf-8')
 
 
 @pytest.fixture
@@ -68,7 +68,9 @@ def mixed(tmp_path):
   attempt(tmp_path, stopped, 75)
   folder(tmp_path, stopped, step=30)
   path = attempt(tmp_path, killed).path('claim')
-  path.write_text(json.dumps({**json.loads(path.read_text()), 'started': 1}))
+  path.write_text(
+    json.dumps({**json.loads(path.read_text('utf-8')), 'started': 1}), 'utf-8'
+  )
   folder(tmp_path, by_hand, step=3, state='error', error='a full disk')
   return tmp_path, made
 
@@ -119,7 +121,7 @@ def test_a_failed_cell_that_is_tried_again_is_running(tmp_path):
 
 def test_a_run_of_another_machine_runs_while_its_heart_beats(tmp_path):
   path = attempt(tmp_path, cell(1)).path('claim')
-  path.write_text(json.dumps({'machine': 'another'}))
+  path.write_text(json.dumps({'machine': 'another'}), 'utf-8')
   assert status(tmp_path, [cell(1)])[0].state == 'running'
   long_ago = time.time() - 2 * queue.STALE
   os.utime(path, (long_ago, long_ago))

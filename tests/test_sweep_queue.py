@@ -46,7 +46,9 @@ def name_of(pid):
 
 def rewrite(attempt, **changes):
   path = attempt.path('claim')
-  path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+  path.write_text(
+    json.dumps(json.loads(path.read_text('utf-8')) | changes), 'utf-8'
+  )
 
 
 def wait_for(condition):
@@ -115,7 +117,7 @@ def test_a_process_id_that_was_used_again_is_not_the_sweeper(root):
 def test_a_run_that_outlives_its_sweeper_lasts(root, sleeper):
   attempt = queue.claim(root, HASH, [])
   rewrite(attempt, **gone())
-  attempt.path('worker').write_text(json.dumps(name_of(sleeper.pid)))
+  attempt.path('worker').write_text(json.dumps(name_of(sleeper.pid)), 'utf-8')
   assert attempt.lasts(queue.clock(root))
   sleeper.kill()
   sleeper.wait()
@@ -172,9 +174,9 @@ def test_names_of_processes_may_hold_anything(tmp_path):
   odd.symlink_to('/bin/sleep')
   with subprocess.Popen([odd, '600']) as child:
     wait_for(
-      lambda: 'a) Z' in Path(f'/proc/{child.pid}/comm').read_text()
+      lambda: 'a) Z' in Path(f'/proc/{child.pid}/comm').read_text('utf-8')
     )
-    fields = Path(f'/proc/{child.pid}/stat').read_text().split()
+    fields = Path(f'/proc/{child.pid}/stat').read_text('utf-8').split()
     assert process.start_time(child.pid) == int(fields[21 + 3])
     child.kill()
 
@@ -191,9 +193,9 @@ def test_becoming_a_command_leaves_its_name(tmp_path):
   code = 'import os; print(os.getpid())'
   done = subprocess.run(
     become(os.getpid(), file, sys.executable, '-c', code),
-    capture_output=True, text=True, check=True,
+    capture_output=True, encoding='utf-8', check=True,
   )  # fmt: skip
-  assert json.loads(file.read_text())['pid'] == int(done.stdout)
+  assert json.loads(file.read_text('utf-8'))['pid'] == int(done.stdout)
 
 
 def test_without_its_parent_the_command_never_runs(tmp_path):
@@ -205,7 +207,9 @@ def test_without_its_parent_the_command_never_runs(tmp_path):
 
 def test_a_missing_program_is_named(tmp_path):
   line = become(os.getpid(), tmp_path / 'worker', 'no_such_program')
-  done = subprocess.run(line, capture_output=True, text=True, check=False)
+  done = subprocess.run(
+    line, capture_output=True, encoding='utf-8', check=False
+  )
   assert done.returncode == 1
   assert done.stderr == 'error: there is no program no_such_program\n'
 
@@ -222,9 +226,9 @@ def test_a_command_ends_with_its_parent_even_by_kill_9(tmp_path):
     str(file),
   ])  # fmt: skip
   wait_for(file.exists)
-  child = json.loads(file.read_text())
+  child = json.loads(file.read_text('utf-8'))
   comm = Path(f'/proc/{child["pid"]}/comm')
-  wait_for(lambda: comm.read_text() == 'sleep\n')
+  wait_for(lambda: comm.read_text('utf-8') == 'sleep\n')
   parent.kill()
   parent.wait()
   wait_for(lambda: process.start_time(child['pid']) != child['started'])

@@ -106,7 +106,7 @@ def meanwhile(condition, action):
 
 def claims(root):
   return {
-    path.name: json.loads(path.read_text())
+    path.name: json.loads(path.read_text('utf-8'))
     for path in (root / 'sweep').glob('*.claim')
   }
 
@@ -134,7 +134,9 @@ def test_ends_and_records_are_those_of_the_local_engine(
   assert states[0] == states[1]
   # By the tasks, not by this process.
   assert os.getpid() not in {c['pid'] for c in claims(there).values()}
-  logs = [(root / bad.run_id / 'log.txt').read_text() for root in (here, there)]
+  logs = [
+    (root / bad.run_id / 'log.txt').read_text('utf-8') for root in (here, there)
+  ]
   assert logs[0] == logs[1]
 
 
@@ -170,7 +172,7 @@ def test_a_lost_machine_is_replaced_by_another(tmp_path, cluster):
 
   def lose():
     process = owner(tmp_path, wanted)
-    status = Path(f'/proc/{process}/status').read_text()
+    status = Path(f'/proc/{process}/status').read_text('utf-8')
     (line,) = [x for x in status.splitlines() if x.startswith('PPid:')]
     os.kill(int(line.split()[1]), signal.SIGKILL)
     os.kill(process, signal.SIGKILL)
@@ -208,7 +210,7 @@ def test_ctrl_c_saves_and_a_second_one_ends_at_once(tmp_path, monkeypatch):
   wait_for(lambda: codes(tmp_path, good) == [75])
   wait_for((tmp_path / deaf.run_id / 'told').exists)
   status = tmp_path / deaf.run_id / 'status.json'
-  step = lambda: json.loads(status.read_text())['step']
+  step = lambda: json.loads(status.read_text('utf-8'))['step']
   then = step()
   # It goes on, for as long as it is not told again.
   wait_for(lambda: step() > then + 25 or codes(tmp_path, deaf) != [None])

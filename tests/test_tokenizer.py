@@ -207,7 +207,7 @@ def test_a_type_that_is_part_of_a_character_shows_its_bytes(pretrained):
 
 def test_fingerprint_names_the_definition(tmp_path, trained, pretrained):
   path = tmp_path / 'tokenizer.json'
-  path.write_text(trained.definition)
+  path.write_text(trained.definition, 'utf-8')
   loaded = Tokenizer.load(path, 'same')
   assert loaded.fingerprint == trained.fingerprint
   assert loaded.name == 'same'
@@ -242,7 +242,7 @@ def test_a_thousand_texts_in_many_scripts_have_the_ids_of_transformers(
   pretrained,
 ):
   """Of the same GGUF file; golden/make_tokens.py says what that was told."""
-  golden = json.loads((GOLDEN / 'tokens.json').read_text())
+  golden = json.loads((GOLDEN / 'tokens.json').read_text('utf-8'))
   encode = lambda text: pretrained.encode([text])[0]
   assert encode(many_scripts.texts()[7]) == golden['eighth']
   assert many_scripts.digests(encode) == golden['smollm2']

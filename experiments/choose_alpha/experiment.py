@@ -17,7 +17,7 @@ FOLDER = Path(__file__).parent
 
 def report_files() -> dict[str, str]:
   """What follows from the records: name -> text."""
-  lines = (FOLDER / 'records.jsonl').read_text().splitlines()
+  lines = (FOLDER / 'records.jsonl').read_text('utf-8').splitlines()
   columns: dict[str, Any] = {}
   for record in map(json.loads, lines):
     before, after = record['results']['columns'].values()

@@ -43,9 +43,9 @@ def main() -> None:
     return
   if not arguments.report:
     lines = [_in_a_process(size) for size in SIZES]
-    (FOLDER / 'records.jsonl').write_text(''.join(lines))
+    (FOLDER / 'records.jsonl').write_text(''.join(lines), 'utf-8')
   text = table(read())
-  (FOLDER / 'table.md').write_text(text)
+  (FOLDER / 'table.md').write_text(text, 'utf-8')
   print(text)
 
 
@@ -56,7 +56,7 @@ def report_files() -> dict[str, str]:
 
 def read() -> list[dict[str, Any]]:
   """The committed records."""
-  lines = (FOLDER / 'records.jsonl').read_text().splitlines()
+  lines = (FOLDER / 'records.jsonl').read_text('utf-8').splitlines()
   return [json.loads(line) for line in lines]
 
 
@@ -65,7 +65,7 @@ def _in_a_process(size: int) -> str:
   name = 'experiments.data_speed.experiment'
   done = subprocess.run(
     [sys.executable, '-m', name, f'--measure={size}'], cwd=ROOT, check=True,
-    stdout=subprocess.PIPE, text=True,
+    stdout=subprocess.PIPE, encoding='utf-8',
   )  # fmt: skip
   print(done.stdout, end='', flush=True)
   return done.stdout.splitlines()[-1] + '\n'
@@ -79,7 +79,7 @@ def _write(size: int) -> None:
   path.parent.mkdir(parents=True, exist_ok=True)
   data = sources.load('botocore', 'train')
   partial = path.with_suffix('.partial')
-  with partial.open('w') as file:
+  with partial.open('w', encoding='utf-8') as file:
     for number in range(size):
       record = data[number % len(data)]
       file.write(json.dumps({**record, 'id': str(number)}) + '\n')
@@ -125,14 +125,14 @@ def measure(size: int) -> dict[str, Any]:
 
 def _resident(field: str) -> int:
   """Resident bytes of this process: VmRSS now, VmHWM at the peak. Linux."""
-  lines = Path('/proc/self/status').read_text().splitlines()
+  lines = Path('/proc/self/status').read_text('utf-8').splitlines()
   fields = dict(line.split(':', 1) for line in lines)
   return int(fields[field].split()[0]) * 1024
 
 
 def _forget_peak() -> None:
   """The peak starts anew: reading the model's file had one of its own."""
-  Path('/proc/self/clear_refs').write_text('5')
+  Path('/proc/self/clear_refs').write_text('5', 'utf-8')
 
 
 def table(records: list[dict[str, Any]]) -> str:

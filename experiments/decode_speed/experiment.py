@@ -69,7 +69,7 @@ def main() -> None:
   if not args.report:
     run(path, SMOKE if args.smoke else CASES)
   text = table(read(path))
-  (folder / 'table.md').write_text(text)
+  (folder / 'table.md').write_text(text, 'utf-8')
   print(text)
 
 
@@ -82,7 +82,7 @@ def read(path: Path) -> list[Record]:
   """The finished cases; none, where nothing was run."""
   if not path.exists():
     return []
-  return [json.loads(line) for line in path.read_text().splitlines()]
+  return [json.loads(line) for line in path.read_text('utf-8').splitlines()]
 
 
 def run(path: Path, cases: Sequence[Case]) -> None:
@@ -97,9 +97,9 @@ def run(path: Path, cases: Sequence[Case]) -> None:
         json.dumps(case),
       ],
       cwd=ROOT, env=_environment(case), check=True, stdout=subprocess.PIPE,
-      text=True,
+      encoding='utf-8',
     )  # fmt: skip
-    with path.open('a') as file:
+    with path.open('a', encoding='utf-8') as file:
       file.write(done.stdout.splitlines()[-1] + '\n')
 
 

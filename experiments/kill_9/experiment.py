@@ -101,7 +101,7 @@ def _attempts(place: Path) -> dict[str, list[queue.Attempt]]:
 def _alive(place: Path) -> Iterator[tuple[int, int]]:
   """Process and last saved step of each run that is under way."""
   for path in (_root(place) / 'sweep').glob('*.worker'):
-    worker = json.loads(path.read_text())
+    worker = json.loads(path.read_text('utf-8'))
     if start_time(worker['pid']) == worker['started']:
       yield worker['pid'], _saved(place, path.name.partition('.')[0])
 
@@ -121,7 +121,7 @@ def _finished_twice(place: Path) -> int:
 
 def _kept(name: str) -> dict[tuple[str, int], Any]:
   """What came of each run of a sweep, as it is kept here."""
-  lines = (FOLDER / f'{name}.jsonl').read_text().splitlines()
+  lines = (FOLDER / f'{name}.jsonl').read_text('utf-8').splitlines()
   return {
     (record['row'], record['seed']): {
       key: value for key, value in record.items() if key not in CIRCUMSTANCES

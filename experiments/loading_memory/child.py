@@ -16,7 +16,7 @@ from pdl_jax.model.pretrained.hf import HFModel
 
 def anonymous_bytes() -> int:
   """RssAnon of this process."""
-  text = Path('/proc/self/status').read_text()
+  text = Path('/proc/self/status').read_text('utf-8')
   found = re.search(r'RssAnon:\s+(\d+) kB', text)
   assert found is not None
   return 1024 * int(found[1])

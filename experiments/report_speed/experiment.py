@@ -59,8 +59,9 @@ def main() -> None:
   rounds = [_round() for _ in range(ROUNDS)]
   record = {
     'runs': count,
-    'examples': len(json.loads((original / 'items.json').read_text())['after'][
-      'sums']['nats']),
+    'examples': len(
+      json.loads((original / 'items.json').read_text('utf-8'))['after'][
+        'sums']['nats']),
     'cpus': os.cpu_count(),
     'rounds': rounds,
   }  # fmt: skip
@@ -85,7 +86,7 @@ def _copies(original: Path) -> int:
   [study] = DECLARED.studies
   shutil.rmtree(plan.root(study.config), ignore_errors=True)
   texts = {
-    name: json.loads((original / name).read_text())
+    name: json.loads((original / name).read_text('utf-8'))
     for name in ('results.json', 'items.json')
   }
   count = 0
@@ -95,9 +96,9 @@ def _copies(original: Path) -> int:
       for name in ('env.json', 'metrics.jsonl', 'frequency.npz', 'status.json'):
         shutil.copy(original / name, run.folder / name)
       config = {'hash': run.cell.digest, **run.cell.config}
-      (run.folder / 'config.json').write_text(json.dumps(config))
+      (run.folder / 'config.json').write_text(json.dumps(config), 'utf-8')
       for name, value in _shifted(texts, count).items():
-        (run.folder / name).write_text(json.dumps(value))
+        (run.folder / name).write_text(json.dumps(value), 'utf-8')
       count += 1
   return count
 

@@ -54,7 +54,7 @@ def main() -> None:
   if not args.report:
     run(args.compiler)
   text = report.table(read())
-  (FOLDER / 'table.md').write_text(text)
+  (FOLDER / 'table.md').write_text(text, 'utf-8')
   print(text)
 
 
@@ -81,9 +81,9 @@ def run(compiler: str) -> None:
         json.dumps(case),
       ],
       cwd=ROOT, env=os.environ | ALONE | extra, stdout=subprocess.PIPE,
-      text=True, check=True,
+      encoding='utf-8', check=True,
     )  # fmt: skip
-    with (FOLDER / 'records.jsonl').open('a') as file:
+    with (FOLDER / 'records.jsonl').open('a', encoding='utf-8') as file:
       file.write(done.stdout.splitlines()[-1] + '\n')
 
 
@@ -92,7 +92,7 @@ def read() -> list[Record]:
   path = FOLDER / 'records.jsonl'
   if not path.exists():
     return []
-  lines = map(json.loads, path.read_text().splitlines())
+  lines = map(json.loads, path.read_text('utf-8').splitlines())
   order = [x for name in ('tpu', 'cpu', 'shapes') for x in cases(name)]
   return sorted(lines, key=lambda record: order.index(record['case']))
 

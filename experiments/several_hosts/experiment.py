@@ -70,7 +70,7 @@ def _run(case: Case, workdir: Path) -> dict[str, Any]:
     calls.append(_call(processes, workdir, sent))
   rows = [
     json.loads(line)
-    for line in (workdir / 'metrics.jsonl').read_text().splitlines()
+    for line in (workdir / 'metrics.jsonl').read_text('utf-8').splitlines()
   ]
   return {
     'case': case.name,
@@ -90,7 +90,8 @@ def _call(
   several = [f'--processes={processes}'] if processes > 1 else []
   child = subprocess.Popen(
     [sys.executable, 'launch.py', *CONFIG, *several, f'--workdir={workdir}'],
-    cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+    cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+    encoding='utf-8',
   )  # fmt: skip
   if sent is not None:
     _send(sent, workdir, processes - 1, child)
@@ -114,9 +115,10 @@ def _send(
   metrics = workdir / 'metrics.jsonl'
   while child.poll() is None:
     time.sleep(0.05)
-    if metrics.exists() and f'"step": {EVERY + 5},' in metrics.read_text():
-      standing = json.loads((workdir / 'hosts' / f'{process}.json').read_text())
-      os.kill(standing['pid'], sent)
+    text = metrics.read_text('utf-8') if metrics.exists() else ''
+    if f'"step": {EVERY + 5},' in text:
+      standing = workdir / 'hosts' / f'{process}.json'
+      os.kill(json.loads(standing.read_text('utf-8'))['pid'], sent)
       return
 
 

@@ -95,7 +95,7 @@ def _made(
 def _template(folder: Path, options: dict[str, Any]) -> str | None:
   file, source = folder / 'chat_template.jinja', options.get('chat_template')
   if file.exists():
-    return file.read_text()
+    return file.read_text('utf-8')
   if isinstance(source, list):
     by_name = {each['name']: each['template'] for each in source}
     return by_name.get('default')
@@ -143,6 +143,6 @@ def _json(path: Path) -> dict[str, Any]:
   if not path.exists():
     return {}
   try:
-    return json.loads(path.read_text())
+    return json.loads(path.read_text('utf-8'))
   except ValueError as error:
     raise DataError(f'{path} is not JSON ({error})') from error

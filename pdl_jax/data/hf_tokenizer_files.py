@@ -25,7 +25,7 @@ def write_tokenizer(folder: Path, tokenizer: Tokenizer, is_chat: bool) -> None:
     tokenizer: of the model.
     is_chat: whether the model was trained on conversations.
   """
-  (folder / 'tokenizer.json').write_text(tokenizer.definition)
+  (folder / 'tokenizer.json').write_text(tokenizer.definition, 'utf-8')
   end = tokenizer.end_of_turn if is_chat else tokenizer.end_of_text
   options: dict[str, Any] = {
     'tokenizer_class': 'PreTrainedTokenizerFast',
@@ -36,11 +36,11 @@ def write_tokenizer(folder: Path, tokenizer: Tokenizer, is_chat: bool) -> None:
   if tokenizer.start_of_text != tokenizer.end_of_text:
     options['bos_token'] = _name(tokenizer, tokenizer.start_of_text)
   text = json.dumps(options, indent=2) + '\n'
-  (folder / 'tokenizer_config.json').write_text(text)
+  (folder / 'tokenizer_config.json').write_text(text, 'utf-8')
   if tokenizer.chat is not None:
-    (folder / 'chat_template.jinja').write_text(tokenizer.chat.source)
+    (folder / 'chat_template.jinja').write_text(tokenizer.chat.source, 'utf-8')
   elif is_chat:
-    (folder / 'chat_template.jinja').write_text(_PLAIN)
+    (folder / 'chat_template.jinja').write_text(_PLAIN, 'utf-8')
 
 
 def token_ids(tokenizer: Tokenizer) -> dict[str, Any]:

@@ -119,14 +119,14 @@ class Journal:
 
 def _write(path: Path, value: dict) -> None:
   partial = path.with_name(f'{path.name}.{threading.get_ident()}')
-  partial.write_text(json.dumps(value))
+  partial.write_text(json.dumps(value), 'utf-8')
   partial.replace(path)
 
 
 def standings(folder: Path, since: float) -> list[Standing]:
   """Of the hosts that wrote after some time, in the order of their numbers."""
   found = [
-    Standing(**json.loads(path.read_text()))
+    Standing(**json.loads(path.read_text('utf-8')))
     for path in folder.glob('*.json')
   ]
   found = [one for one in found if one.time >= since - SILENCE]
@@ -135,6 +135,8 @@ def standings(folder: Path, since: float) -> list[Standing]:
 
 def ends(folder: Path, since: float) -> list[End]:
   """Of the hosts that ended after some time, the first one first."""
-  found = [End(**json.loads(p.read_text())) for p in folder.glob('*.end')]
+  found = [
+    End(**json.loads(p.read_text('utf-8'))) for p in folder.glob('*.end')
+  ]
   found = [one for one in found if one.time >= since - SILENCE]
   return sorted(found, key=lambda one: one.time)

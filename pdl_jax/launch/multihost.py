@@ -135,7 +135,7 @@ def join(place: Place) -> SharedStop:
     if os.getppid() != int(os.environ[_PARENT]):
       raise HostError('the process that looked after this one is gone')
   folder = Path(place.folder)
-  stacks = (folder / f'{place.name}.stacks').open('w')
+  stacks = (folder / f'{place.name}.stacks').open('w', encoding='utf-8')
   faulthandler.register(signal.SIGUSR1, file=stacks, all_threads=True)
   number = number_here() if place.process is None else place.process
   journal = Journal(folder, place.name, number)

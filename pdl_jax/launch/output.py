@@ -30,7 +30,8 @@ class Output:
       shown: whether the terminal gets it too, but for noise and crashes.
     """
     self.sentence, self.crash = '', list[str]()
-    self._shown, self._log, self._lock = shown, log.open('a'), threading.Lock()
+    self._shown, self._lock = shown, threading.Lock()
+    self._log = log.open('a', encoding='utf-8')
     self._threads = [
       threading.Thread(target=self._pass_on, args=pair, daemon=True)
       for pair in ((child.stdout, sys.stdout), (child.stderr, sys.stderr))

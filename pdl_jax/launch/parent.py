@@ -66,7 +66,7 @@ def start(places: Sequence[Place], command: Sequence[str]) -> list[Host]:
       path.unlink(missing_ok=True)
     child = subprocess.Popen(
       command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
-      stderr=subprocess.PIPE, text=True, errors='replace',
+      stderr=subprocess.PIPE, encoding='utf-8', errors='replace',
       # Ctrl-C reaches this process alone, which passes it on as SIGTERM.
       process_group=0,
       env={**os.environ, **place.environment(), 'PYTHONUNBUFFERED': '1'},

@@ -223,9 +223,9 @@ class Preflight:
     path.parent.mkdir(parents=True, exist_ok=True)
     token = secrets.token_hex(8)
     if jax.process_index() == 0:
-      path.write_text(token)
+      path.write_text(token, 'utf-8')
     token = gather(token)[0]  # After the file is there.
-    seen = gather(path.read_text() if path.exists() else '')
+    seen = gather(path.read_text('utf-8') if path.exists() else '')
     folders = gather(str(self._workdir.absolute()))
     blind = [
       f'process {number} (on {self._hosts[number]})'
@@ -352,6 +352,6 @@ def _device_bytes() -> int:
   stats = jax.local_devices()[0].memory_stats()
   if stats and 'bytes_limit' in stats:
     return stats['bytes_limit']
-  lines = Path('/proc/meminfo').read_text().splitlines()
+  lines = Path('/proc/meminfo').read_text('utf-8').splitlines()
   free = next(line for line in lines if line.startswith('MemAvailable:'))
   return int(free.split()[1]) * 1024 // jax.local_device_count()

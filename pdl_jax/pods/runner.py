@@ -32,7 +32,7 @@ def run(plan: Plan) -> None:
       )
   for path, text in plan.files.items():
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(text)
+    path.write_text(text, 'utf-8')
   try:
     for number, step in enumerate(plan.steps, 1):
       print(f'# {number}/{len(plan.steps)} {step.name}', flush=True)
@@ -65,8 +65,9 @@ def _run_command(command: Command) -> tuple[int, str]:
   """Its exit code, and the last line that it printed."""
   last = 'it printed nothing'
   with subprocess.Popen(
-    command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-  ) as process:
+    command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+    encoding='utf-8', errors='replace',
+  ) as process:  # fmt: skip
     assert process.stdout is not None
     for line in process.stdout:
       print(line, end='', flush=True)

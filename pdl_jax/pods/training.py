@@ -100,7 +100,7 @@ def committed(arguments: Sequence[str], workdir: Path) -> Training:
 def _git(*arguments: str) -> str:
   try:
     done = subprocess.run(
-      ['git', *arguments], capture_output=True, text=True, check=True
+      ['git', *arguments], capture_output=True, encoding='utf-8', check=True
     )
   except (OSError, subprocess.CalledProcessError) as error:
     raise HostError(

@@ -149,7 +149,7 @@ def _decode(experiment: Experiment, root: Path) -> None:
 def _is_decoded(run: Path, variant: Variant) -> bool:
   path = run / 'evaluations.json'
   name = predictions_of(variant)
-  return path.exists() and name in json.loads(path.read_text())
+  return path.exists() and name in json.loads(path.read_text('utf-8'))
 
 
 def predictions_of(variant: Variant) -> str:
@@ -260,16 +260,16 @@ def read(folder: Path) -> list[Record]:
   path = folder / RECORDS
   if not path.exists():
     return []
-  return [json.loads(line) for line in path.read_text().splitlines()]
+  return [json.loads(line) for line in path.read_text('utf-8').splitlines()]
 
 
 def read_definitions(folder: Path) -> dict[str, dict[str, Any]]:
   """Fingerprint -> metric -> its unit, definition and signature."""
   path = folder / DEFINITIONS
-  return json.loads(path.read_text()) if path.exists() else {}
+  return json.loads(path.read_text('utf-8')) if path.exists() else {}
 
 
 def _write(path: Path, text: str) -> None:
   partial = path.with_name(f'{path.name}.partial')
-  partial.write_text(text)
+  partial.write_text(text, 'utf-8')
   partial.replace(path)

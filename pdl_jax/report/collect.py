@@ -138,7 +138,7 @@ def _items(run: Path, predictions: str) -> dict[str, Any]:
 
 
 def _curve(path: Path) -> list[tuple[int, float]]:
-  rows = [json.loads(line) for line in path.read_text().splitlines()]
+  rows = [json.loads(line) for line in path.read_text('utf-8').splitlines()]
   return [
     (row['step'], _rounded(row['validation_nats']))
     for row in rows
@@ -151,4 +151,4 @@ def _rounded(value: float | None) -> Any:
 
 
 def _read(path: Path) -> Any:
-  return json.loads(path.read_text())
+  return json.loads(path.read_text('utf-8'))

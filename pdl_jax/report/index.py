@@ -57,9 +57,9 @@ def write(folder: Path, *, check: bool) -> None:
   text = _HEAD + '\n'.join(rows) + '\n' + _NOTE
   path = folder / 'README.md'
   if not check:
-    path.write_text(text)
+    path.write_text(text, 'utf-8')
     print(f'wrote {path}')
-  elif path.read_text() != text:
+  elif path.read_text('utf-8') != text:
     raise DataError(
       f'{path} does not follow from the experiments; python launch.py '
       f'--report={folder} writes it anew'
@@ -82,7 +82,7 @@ def _answer(readme: Path) -> str:
   Raises:
     ConfigError: there is none.
   """
-  parts = readme.read_text().split('**') if readme.exists() else []
+  parts = readme.read_text('utf-8').split('**') if readme.exists() else []
   if len(parts) < 3:
     raise ConfigError(
       f'{readme} has no answer: a sentence in bold that its table supports'

@@ -59,7 +59,7 @@ def write(folder: Path) -> list[Path]:
     if old.name not in made:
       old.unlink()
   for name, text in made.items():
-    (folder / name).write_text(text)
+    (folder / name).write_text(text, 'utf-8')
   return [folder / name for name in made]
 
 
@@ -84,7 +84,7 @@ def check(folder: Path) -> int:
       if name == 'report.html':
         continue
       raise DataError(f'{path} is missing; {again}')
-    kept = path.read_text()
+    kept = path.read_text('utf-8')
     if kept != text:
       where = _cells(kept, text) if name == CSV else _line(kept, text)
       raise DataError(

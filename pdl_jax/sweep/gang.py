@@ -85,7 +85,7 @@ def lead(
     attempt = queue.attempts(root)[cell.digest][-1]  # claimed a moment ago
     text = json.dumps({'number': attempt.number, 'coordinator': where})
     partial = member.meeting.with_suffix('.partial')
-    partial.write_text(text)
+    partial.write_text(text, 'utf-8')
     partial.replace(member.meeting)
     return [*line, *member.flags(where)]
 
@@ -116,7 +116,7 @@ def follow(
   """
   while not member.meeting.exists():
     time.sleep(_LOOK)
-  found = json.loads(member.meeting.read_text())
+  found = json.loads(member.meeting.read_text('utf-8'))
   attempt = Attempt(root / 'sweep', cell.digest, found['number'])
   name = attempt.path(f'{member.number}.worker')
   before = signal.signal(signal.SIGINT, lambda *_: None)

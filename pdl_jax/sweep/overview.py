@@ -186,4 +186,4 @@ def _duration(seconds: float | None) -> str:
 
 
 def _read(path: Path) -> Any:
-  return json.loads(path.read_text())
+  return json.loads(path.read_text('utf-8'))

@@ -80,13 +80,13 @@ class Attempt:
   def end(self) -> End | None:
     """None while it lasts, and for ever if its sweeper was killed."""
     with contextlib.suppress(FileNotFoundError):
-      return End(**json.loads(self.path('end').read_text()))
+      return End(**json.loads(self.path('end').read_text('utf-8')))
     return None
 
   def write_end(self, end: End) -> None:
     """Gives the cell back."""
     partial = self.path('end.partial')
-    partial.write_text(json.dumps(dataclasses.asdict(end)))
+    partial.write_text(json.dumps(dataclasses.asdict(end)), 'utf-8')
     partial.replace(self.path('end'))
 
   def beat(self) -> None:
@@ -107,7 +107,7 @@ class Attempt:
     """
     if self.path('end').exists():
       return False
-    claim = json.loads(self.path('claim').read_text())
+    claim = json.loads(self.path('claim').read_text('utf-8'))
     if claim['machine'] != process.machine():
       return now - self.path('claim').stat().st_mtime < STALE
     # In this order: a sweeper that is dead starts no more runs.
@@ -115,7 +115,7 @@ class Attempt:
 
   def _worker_alive(self) -> bool:
     with contextlib.suppress(FileNotFoundError):
-      return _alive(json.loads(self.path('worker').read_text()))
+      return _alive(json.loads(self.path('worker').read_text('utf-8')))
     return False
 
 
@@ -151,7 +151,9 @@ def claim(root: Path, digest: str, before: Sequence[Attempt]) -> Attempt | None:
     'started': process.start_time(os.getpid()),
     'time': time.time(),
   }
-  with tempfile.NamedTemporaryFile('w', dir=attempt.folder) as whole:
+  with tempfile.NamedTemporaryFile(
+    'w', dir=attempt.folder, encoding='utf-8'
+  ) as whole:
     json.dump(owner, whole)
     whole.flush()
     try:

@@ -119,7 +119,7 @@ def main() -> None:
     arrays[f'{name}/greedy'] = greedy[0, 9:].numpy().astype(np.int32)
     print(name, float(logits.abs().max()), greedy[0, 9:].tolist())
   dump = json.dumps(cases, separators=(',', ':'), sort_keys=True)
-  (FOLDER / 'hf.json').write_text(dump + '\n')
+  (FOLDER / 'hf.json').write_text(dump + '\n', 'utf-8')
   np.savez_compressed(FOLDER / 'hf.npz', **arrays)
 
 

@@ -68,7 +68,7 @@ def main() -> None:
         for n, s in shapes.items()
       }
       save_file(values, path / 'adapter_model.safetensors')
-      saved = json.loads((path / 'adapter_config.json').read_text())
+      saved = json.loads((path / 'adapter_config.json').read_text('utf-8'))
       model, _ = filled(configs()[base])
       model = peft.PeftModel.from_pretrained(model, path).eval()
     with torch.no_grad():
@@ -77,7 +77,7 @@ def main() -> None:
     arrays[name] = logits
     print(name, float(np.abs(logits).max()))
   dump = json.dumps(cases, separators=(',', ':'), sort_keys=True)
-  (FOLDER / 'peft.json').write_text(dump + '\n')
+  (FOLDER / 'peft.json').write_text(dump + '\n', 'utf-8')
   np.savez_compressed(FOLDER / 'peft.npz', **arrays)
 
 

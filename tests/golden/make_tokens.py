@@ -36,7 +36,7 @@ def main() -> None:
   found, sample = many_scripts.digests(encode), told[7]
   values = {'smollm2': found, 'eighth': sample}
   path = Path(__file__).parent / 'tokens.json'
-  path.write_text(json.dumps(values, indent=1) + '\n')
+  path.write_text(json.dumps(values, indent=1) + '\n', 'utf-8')
 
 
 if __name__ == '__main__':

@@ -124,7 +124,7 @@ def _run_apt(folder: Path) -> str:
     stdin=subprocess.DEVNULL,
     stdout=subprocess.PIPE,
     stderr=subprocess.STDOUT,
-    text=True,
+    encoding='utf-8',
   )
   return done.stdout
 

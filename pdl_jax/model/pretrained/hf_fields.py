@@ -44,7 +44,7 @@ class Fields:
     if not path.exists():
       raise DataError(f'{folder} has no config.json')
     try:
-      values = json.loads(path.read_text())
+      values = json.loads(path.read_text('utf-8'))
     except ValueError as error:
       raise DataError(f'{path} is not JSON ({error})') from error
     if not isinstance(values, dict):

@@ -89,9 +89,9 @@ def write_model(
     total = sum(tensor[1] for group in groups for tensor in group)
     written = {'metadata': {'total_size': total}, 'weight_map': index}
     text = json.dumps(written, indent=2) + '\n'
-    (folder / 'model.safetensors.index.json').write_text(text)
+    (folder / 'model.safetensors.index.json').write_text(text, 'utf-8')
   text = json.dumps(values, indent=2) + '\n'
-  (folder / 'config.json').write_text(text)
+  (folder / 'config.json').write_text(text, 'utf-8')
 
 
 def own_tree(params: dict) -> Iterator[tuple[tuple[str, ...], Any]]:

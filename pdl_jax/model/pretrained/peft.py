@@ -186,7 +186,7 @@ def write(folder: Path, config: ModelConfig, params: Params, base: str) -> None:
   }  # fmt: skip
   shards.write_file(folder / TENSORS, made)
   text = json.dumps(values, indent=2) + '\n'
-  (folder / CONFIG).write_text(text)
+  (folder / CONFIG).write_text(text, 'utf-8')
 
 
 def _read_config(path: Path) -> dict[str, Any]:
@@ -199,7 +199,7 @@ def _read_config(path: Path) -> dict[str, Any]:
       '(save_pretrained does)'
     )
   try:
-    says = dict(json.loads((path / CONFIG).read_text()))
+    says = dict(json.loads((path / CONFIG).read_text('utf-8')))
     kind = says['peft_type']
     says['lora_alpha'] = float(says['lora_alpha'])
     patterns = dict(says.get('alpha_pattern') or {})

@@ -158,7 +158,7 @@ def _files(folder: Path) -> list[Path]:
 def _weight_map(folder: Path) -> dict[str, str]:
   """Which shard each tensor is in."""
   try:
-    return json.loads((folder / _INDEX).read_text())['weight_map']
+    return json.loads((folder / _INDEX).read_text('utf-8'))['weight_map']
   except (ValueError, KeyError) as error:
     raise DataError(
       f'{folder / _INDEX} is not an index of shards '
