@@ -105,6 +105,39 @@ def test_a_damaged_file(tmp_path):
     assert 'is not a whole safetensors file' in refused(path)
 
 
+BAD_JSON = [
+  (b'', 'it is empty'),
+  (b' \n', 'it is empty'),
+  (b'{"hidden_size": 8', 'is not JSON (Expecting'),
+  ('{"a": 1}'.encode('utf-16'), 'is not UTF-8 text'),
+  (b'{"a": "\xe9"}', 'is not UTF-8 text'),
+  (b'\xef\xbb\xbf{}', 'BOM'),
+  (b'[]', 'is not a JSON object, but a list'),
+  (b'"text"', 'is not a JSON object, but a str'),
+  (b'null', 'is not a JSON object, but a NoneType'),
+  (b'{"a": 1, "b": 2, "a": 1}', "the key 'a' stands twice"),
+  (b'{"a": {"b": 1, "b": 2}}', "the key 'b' stands twice"),
+  (b'{"a": NaN}', 'NaN is no number'),
+  (b'{"a": [-Infinity]}', '-Infinity is no number'),
+  (b'{"a": ' + b'[' * 100_000 + b']' * 100_000 + b'}', 'nested too deeply'),
+  (b'[' * 100_000, 'nested too deeply'),
+]
+
+
+@pytest.mark.parametrize(('content', 'said'), BAD_JSON, ids=range(15))
+def test_a_config_that_is_no_strict_json_object(tmp_path, content, said):
+  path = write_case(tmp_path / 'a', 'llama3')
+  (path / 'config.json').write_bytes(content)
+  assert said in refused(path)
+
+
+def test_a_config_that_cannot_be_read(tmp_path):
+  path = write_case(tmp_path / 'a', 'llama3')
+  (path / 'config.json').unlink()
+  (path / 'config.json').mkdir()
+  assert 'config.json cannot be read (Is a directory)' in refused(path)
+
+
 def test_no_config(tmp_path):
   assert 'has no config.json' in refused(tmp_path)
 

@@ -1,6 +1,7 @@
 """Values of a config.json, each of which is either mapped or refused."""
 
 import json
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,61 @@ _HARMLESS = {
   'transformers.js_config', 'transformers_version', 'unk_token_id', 'use_cache',
 }  # fmt: skip
 _HARMLESS_STARTS = ('_', 'summary_', 'unsloth_', 'output_')
+
+
+def read_object(path: Path) -> dict[str, Any]:
+  """The JSON object in a file that others have written.
+
+  Raises:
+    DataError: see `parse_object`; or the file cannot be read.
+  """
+  try:
+    data = path.read_bytes()
+  except OSError as error:
+    raise DataError(f'{path} cannot be read ({error.strerror})') from error
+  return parse_object(data, str(path))
+
+
+def parse_object(data: bytes, name: str) -> dict[str, Any]:
+  """The JSON object in some bytes.
+
+  Python's reader would take UTF-16, the last of two equal keys, NaN and
+  Infinity; nobody can say what a file means that has them.
+
+  Args:
+    data: the text.
+    name: of the file, for errors.
+
+  Raises:
+    DataError: it is anything else than one object of strict JSON in UTF-8.
+  """
+  try:
+    values = json.loads(
+      data.decode('utf-8'), object_pairs_hook=_unique, parse_constant=_refuse
+    )
+  except UnicodeDecodeError as error:
+    raise DataError(f'{name} is not UTF-8 text ({error.reason})') from error
+  except RecursionError as error:
+    raise DataError(f'{name} is not JSON (nested too deeply)') from error
+  except ValueError as error:
+    why = str(error) if data.strip() else 'it is empty'
+    raise DataError(f'{name} is not JSON ({why})') from error
+  if not isinstance(values, dict):
+    kind = type(values).__name__
+    raise DataError(f'{name} is not a JSON object, but a {kind}')
+  return values
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+  made = dict(pairs)
+  if len(made) < len(pairs):
+    twice, _ = Counter(key for key, _ in pairs).most_common(1)[0]
+    raise ValueError(f'the key {twice!r} stands twice')
+  return made
+
+
+def _refuse(constant: str) -> None:
+  raise ValueError(f'{constant} is no number')
 
 
 class Fields:
@@ -43,13 +99,7 @@ class Fields:
     path = folder / 'config.json'
     if not path.exists():
       raise DataError(f'{folder} has no config.json')
-    try:
-      values = json.loads(path.read_text('utf-8'))
-    except ValueError as error:
-      raise DataError(f'{path} is not JSON ({error})') from error
-    if not isinstance(values, dict):
-      raise DataError(f'{path} is not a JSON object')
-    return cls(values, str(path))
+    return cls(read_object(path), str(path))
 
   def get(self, key: str, default: Any = None) -> Any:
     """A value; the default where it is absent or null."""
