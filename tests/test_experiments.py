@@ -5,9 +5,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jax
+import jax.numpy as jnp
 import pytest
 
 from experiments import measured
+from experiments.loss_speed import flops
 from pdl_jax.report import index, plan, write
 
 ROOT = Path(__file__).parent.parent
@@ -65,6 +68,22 @@ def test_loss_speed_runs(tmp_path):
   assert 'optax, unfused' in table
   assert 'ours, vocabulary' in table
   assert len(list(tmp_path.glob('*.png'))) == 1
+
+
+def test_matmuls_of_a_scan_are_counted_by_what_its_turns_know():
+  def repeat(weights_NxN, count, all_xs_TxN):
+    def turn(carry_N, x_N):
+      # As often as a constant of the scan says.
+      grown_N = jax.lax.fori_loop(
+        0, count, lambda _, y_N: weights_NxN @ y_N, x_N + carry_N
+      )
+      return carry_N, grown_N
+
+    return jax.lax.scan(turn, jnp.zeros(3), all_xs_TxN)
+
+  arrays = jnp.ones((3, 3)), jnp.asarray(2), jnp.ones((4, 3))
+  # 2 x 3 x 3 in each of the 2 turns in each of the 4.
+  assert flops.of_call(lambda x: repeat(*x), arrays) == 4 * 2 * 18
 
 
 def test_tuned_rivals_are_the_best_of_their_tuning():

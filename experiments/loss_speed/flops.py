@@ -55,9 +55,10 @@ def _equation(equation: Any, values: list[Any]) -> tuple[int, list[Any]]:
   if name == 'dot_general':
     return _dot(equation), nothing
   if name == 'scan':
-    count = params['num_consts']
+    body = params['jaxpr']
+    count = _constants(equation, getattr(body, 'jaxpr', body))
     inside = values[:count] + [None] * (len(values) - count)
-    return params['length'] * _walk(params['jaxpr'], inside)[0], nothing
+    return params['length'] * _walk(body, inside)[0], nothing
   if name == 'while':
     return _while(params, values), nothing
   if name == 'cond':
@@ -84,6 +85,19 @@ def _equation(equation: Any, values: list[Any]) -> tuple[int, list[Any]]:
 
 def _arguments(body: Any) -> int:
   return len(getattr(body, 'jaxpr', body).invars)
+
+
+def _constants(equation: Any, body: Any) -> int:
+  """How many arguments of a scan stand before its carry.
+
+  By shapes, since its parameters change with JAX: what is scanned or stacked
+  has an axis more outside, so the others go in and the carry alone comes out.
+  """
+  whole = lambda outside, inside: sum(  # noqa: E731
+    a.aval.shape == b.aval.shape for a, b in zip(outside, inside, strict=True)
+  )
+  enter = whole(equation.invars, body.invars)
+  return enter - whole(equation.outvars, body.outvars)
 
 
 def _dot(equation: Any) -> int:
