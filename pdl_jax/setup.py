@@ -97,6 +97,8 @@ def prepare(settings: Settings, folder: RunFolder | None) -> Setup:
   if settings.data.name not in sources.BUILDERS:
     # Packaged ones are split by group; tests of each assert it.
     sources.check_disjoint(list(found.values()))
+  for told in sources.remarks(list(found.values())):
+    print(told)
   model = load_model(settings, folder, found['train'])
   print(f'model      {model.name}: {_count(model.params):,} parameters')
   check_context(settings, model, settings.decode)

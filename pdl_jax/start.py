@@ -11,6 +11,7 @@ from jax import Array
 from jax.experimental import multihost_utils
 
 from pdl_jax import finished, optimizer, sharding, state
+from pdl_jax.data import pipeline
 from pdl_jax.data.hf_tokenizer import open_gguf_tokenizer, open_tokenizer
 from pdl_jax.data.sources import Source
 from pdl_jax.data.tokenizer import Tokenizer
@@ -386,7 +387,11 @@ def _own_tokenizer(
   if folder is not None and (folder.path / 'tokenizer.json').exists():
     return Tokenizer.load(folder.path / 'tokenizer.json', name)
   records = (source[i] for i in range(min(len(source), _BPE_RECORDS)))
-  texts = (record[part] for record in records for part in ('source', 'target'))
+  texts = (
+    record[part][: pipeline.MAX_DOCUMENT]
+    for record in records
+    for part in ('source', 'target')
+  )
   trained = Tokenizer.train(texts, settings.model.vocab_size, name)
   if folder is not None:
     folder.write_text('tokenizer.json', trained.definition)

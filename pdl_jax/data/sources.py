@@ -278,6 +278,12 @@ def same_records(sources: Sequence[Source]) -> list[str]:
   ]
 
 
+def remarks(sources: Sequence[Source]) -> list[str]:
+  """What there is to say of the splits of a run: how one file was divided."""
+  told = [source.metadata.get('divided', '') for source in sources]
+  return [text for text in dict.fromkeys(told) if text] + same_records(sources)
+
+
 def same_names(name: str, splits: Mapping[str, str]) -> list[str]:
   """Says the same of splits that are not open, as far as names tell it."""
   if name.partition(':')[0] not in ('jsonl', 'hf'):
