@@ -15,7 +15,7 @@ from pdl_jax.data import pipeline
 from pdl_jax.data.hf_tokenizer import open_gguf_tokenizer, open_tokenizer
 from pdl_jax.data.sources import Source
 from pdl_jax.data.tokenizer import Tokenizer
-from pdl_jax.errors import ConfigError, DataError
+from pdl_jax.errors import ConfigError, DataError, printable
 from pdl_jax.losses.heads import AdaptiveHead
 from pdl_jax.model import api
 from pdl_jax.model.config import (
@@ -117,7 +117,9 @@ def _with_adapter(settings: Settings, model: Model) -> Model:
   adapter = peft.read(Path(settings.model.adapter), model.config)
   adapter.check_head(model.params)
   base = f'made for {adapter.base}, ' if adapter.base else ''
-  says = f'adapter    {adapter.path}, of rank {max(adapter.ranks)}, {base}'
+  says = printable(
+    f'adapter    {adapter.path}, of rank {max(adapter.ranks)}, {base}'
+  )
   if not settings.trains_adapters:
     print(f'{says}added to the weights')
     params = peft.add(adapter, model.params)

@@ -211,7 +211,7 @@ def test_fields_that_are_no_text(prepared, stored):
 
 def test_ids_that_come_twice_are_refused(prepared, tmp_path):
   fields = PAIRS | {'id': 'label'}
-  message = "39 of 40 records repeat .* record 1 that of record 0, '1'.*fields.i"
+  message = "39 of 40 records repeat .* record 1 that of record 0, '1'.*fields"
   with pytest.raises(DataError, match=message):
     sources.load('tfds:local_news', 'train', prepared, fields=fields)
   rows = {'id': ['a', 'b', 'a'], 'target': ['x', 'y', 'z']}

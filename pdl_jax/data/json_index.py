@@ -12,7 +12,7 @@ import tqdm
 
 from pdl_jax.data import schema
 from pdl_jax.data.json_record import BadRecordError, check, parse
-from pdl_jax.errors import DataError
+from pdl_jax.errors import DataError, printable
 
 # A file that loses more of its records than this is not what it claims to be.
 MAX_BAD_SHARE = 0.01
@@ -172,7 +172,7 @@ def _lines(file: int, path: str) -> Iterator[tuple[int, int, bytes]]:
   with (
     open(file, 'rb', closefd=False) as lines,
     tqdm.tqdm(
-      total=size, desc=path, unit='B', unit_scale=True, disable=None
+      total=size, desc=printable(path), unit='B', unit_scale=True, disable=None
     ) as bar,
   ):
     while line := lines.readline(MAX_LINE + 1):

@@ -116,7 +116,8 @@ def split_path(path: str, split: str) -> str:
     hint = ''
     if file.endswith('.gz') or os.path.exists(f'{file}.gz'):
       hint = '; a compressed file cannot be read by position: gunzip it first'
-    raise DataError(f'jsonl: {_others(path)}there is no plain file {file}{hint}')
+    others = _others(path)
+    raise DataError(f'jsonl: {others}there is no plain file {file}{hint}')
   return file
 
 
@@ -128,8 +129,7 @@ def _others(path: str) -> str:
     return ''
   return (
     f'the folder has {", ".join(found)} (say which is which with'
-    f' --config.data.splits.validation={found[0]} and the like);'
-    ' '
+    f' --config.data.splits.validation={found[0]} and the like); '
   )
 
 

@@ -160,9 +160,10 @@ def _ranges(
     raise
   # All that TFDS says of splits that it cannot read.
   except (ValueError, NotImplementedError) as error:
+    told = str(error).splitlines()[-1]
     raise ConfigError(
-      f'{name} has no split {called!r} ({str(error).splitlines()[-1]}); parts are'
-      " written like 'train[:80%]', 'train[100:200]' or 'train[:50%]+extra'"
+      f'{name} has no split {called!r} ({told}); parts are written like'
+      " 'train[:80%]', 'train[100:200]' or 'train[:50%]+extra'"
     ) from error
   kept = [(split, numbers) for split, numbers in found if numbers]
   if not kept:

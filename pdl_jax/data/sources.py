@@ -299,7 +299,7 @@ def same_names(name: str, splits: Mapping[str, str]) -> list[str]:
 def _warning(one: str, called: str, other: str, otherwise: str, n: str) -> str:
   what = 'what is measured was learnt before'
   if one != 'train':
-    what = f'the model is selected on the records it is tested on'
+    what = 'the model is selected on the records it is tested on'
   return (
     f'warning: {one} ({called!r}) and {other} ({otherwise!r}) share {n}records:'
     f' {what}'

@@ -155,7 +155,8 @@ def novel_share_n(
       found = ngrams(text, n)
       # Of a source as long as a book only what may be asked for is kept.
       words, asked = source.split(), set(found)
-      known = asked.intersection(zip(*(words[i:] for i in range(n))))
+      shifted = (words[i:] for i in range(n))
+      known = asked.intersection(zip(*shifted, strict=False))
       total += len(found)
       novel += sum(ngram not in known for ngram in found)
   return Metric(
