@@ -186,8 +186,8 @@ def _check_words(records: Sequence[Record]) -> None:
       f'ROUGE keeps only the characters a-z and 0-9, and the references of '
       f'{len(wordless)} of {len(records)} records have none or lose half of '
       f'theirs (first: {wordless[0]["id"]!r}); it cannot score text in a '
-      'non-Latin script: use another metric for such text, and drop references of punctuation '
-      'alone'
+      'non-Latin script: use another metric for such text, and drop '
+      'references of punctuation alone'
     )
 
 
