@@ -72,7 +72,13 @@ from pdl_jax import (
 from pdl_jax.data import pipeline
 from pdl_jax.data.tokenizer import spelled
 from pdl_jax.decode import DecodeSettings
-from pdl_jax.errors import ConfigError, HostError, PdlError, PreemptedError
+from pdl_jax.errors import (
+  ConfigError,
+  HostError,
+  PdlError,
+  PreemptedError,
+  printable,
+)
 from pdl_jax.launch import multihost, options, parent
 from pdl_jax.launch.dry_run import describe
 from pdl_jax.launch.multihost import Place
@@ -524,9 +530,10 @@ def _report(
 ) -> int:
   """One line for the person, one field for whoever reads status.json."""
   word = 'stopped' if isinstance(error, PreemptedError) else 'error'
-  print(f'{word}: {error}', file=sys.stderr)
+  told = printable(str(error))
+  print(f'{word}: {told}', file=sys.stderr)
   if settings is not None and workdir is not None:
-    records.note_failure(workdir, settings.resolved, word, str(error))
+    records.note_failure(workdir, settings.resolved, word, told)
   return error.exit_code
 
 

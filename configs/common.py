@@ -143,8 +143,9 @@ def _base() -> ConfigDict:
   config.data = ConfigDict({
     # A packaged data set (botocore, debian, chitchat, bible, sotu_time,
     # sotu_interleaved), tfds:NAME of the TFDS catalogue, jsonl:PATH (a folder
-    # with SPLIT.jsonl, or a path with {split} in it), or hf:FOLDER of the
-    # Hugging Face library datasets.
+    # with SPLIT.jsonl, a path with {split} in it, or one file, which is divided
+    # 90/5/5 by a hash of the groups or ids), or hf:FOLDER of the Hugging Face
+    # library datasets.
     'name': 'botocore',
     # Where prepared data sets live; '' is TFDS's own default,
     # $TFDS_DATA_DIR or ~/tensorflow_datasets.
@@ -154,8 +155,8 @@ def _base() -> ConfigDict:
     'fields': {
       'id': '', 'group': '', 'source': '', 'target': '', 'style': '',
     },
-    # What train, validation and test are called there; TFDS and the packaged
-    # data sets know parts besides: 'train[:90%]'.
+    # What train, validation and test are called there, or parts of splits in
+    # the words of TFDS: 'train[:90%]', 'train[100:200]', 'train[:50%]+extra'.
     'splits': {'train': 'train', 'validation': 'validation', 'test': 'test'},
     # Records that cannot be read: error, or skip up to 1 % of them.
     'bad_records': 'error',

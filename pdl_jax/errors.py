@@ -3,6 +3,8 @@
 Anything else that is raised is a bug of ours and keeps its traceback.
 """
 
+import unicodedata
+
 
 class PdlError(Exception):
   """A problem the user can mend; `launch.py` prints it and exits."""
@@ -44,3 +46,36 @@ class PreemptedError(PdlError):
   """Stopped by a signal after saving; the same command continues."""
 
   exit_code = 75
+
+
+# What joins letters and emoji, and acts on nothing else.
+_JOINERS = '\u200c\u200d'
+
+
+def printable(text: str, keep: str = '') -> str:
+  """Text of others without what would act on a terminal or a page.
+
+  Control characters (with them the commands of terminals), line separators,
+  marks of direction, and halves of characters are spelled out, as \\x1b.
+
+  Args:
+    text: of data, models, file names, libraries.
+    keep: characters that stay, such as a line break.
+  """
+  if text.isprintable():
+    return text
+  return ''.join(
+    sign
+    if sign.isprintable()
+    or sign in keep
+    or sign in _JOINERS
+    or unicodedata.category(sign) == 'Zs'
+    else sign.encode('unicode_escape').decode()
+    for sign in text
+  )
+
+
+def reason(error: BaseException) -> str:
+  """What a library raised, in its first line that says something."""
+  lines = (line.strip(' :') for line in str(error).splitlines())
+  return next(filter(None, lines), type(error).__name__)

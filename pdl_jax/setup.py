@@ -18,7 +18,7 @@ from pdl_jax.data.sources import Source
 from pdl_jax.data.tasks import TASKS, Task
 from pdl_jax.data.tokenizer import Tokenizer
 from pdl_jax.decode import DecodeSettings
-from pdl_jax.errors import ConfigError, DataError
+from pdl_jax.errors import ConfigError, DataError, printable
 from pdl_jax.evaluate.style import StyleClassifier
 from pdl_jax.frequency import FrequencyTable
 from pdl_jax.losses import LOSSES, LossTables
@@ -97,8 +97,11 @@ def prepare(settings: Settings, folder: RunFolder | None) -> Setup:
   if settings.data.name not in sources.BUILDERS:
     # Packaged ones are split by group; tests of each assert it.
     sources.check_disjoint(list(found.values()))
+  for told in sources.remarks(list(found.values())):
+    print(printable(told))
   model = load_model(settings, folder, found['train'])
-  print(f'model      {model.name}: {_count(model.params):,} parameters')
+  size = f'{_count(model.params):,} parameters'
+  print(f'model      {printable(model.name)}: {size}')
   check_context(settings, model, settings.decode)
   _check_head(settings, model)
   splits = {

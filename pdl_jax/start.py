@@ -11,10 +11,11 @@ from jax import Array
 from jax.experimental import multihost_utils
 
 from pdl_jax import finished, optimizer, sharding, state
+from pdl_jax.data import pipeline
 from pdl_jax.data.hf_tokenizer import open_gguf_tokenizer, open_tokenizer
 from pdl_jax.data.sources import Source
 from pdl_jax.data.tokenizer import Tokenizer
-from pdl_jax.errors import ConfigError, DataError
+from pdl_jax.errors import ConfigError, DataError, printable
 from pdl_jax.losses.heads import AdaptiveHead
 from pdl_jax.model import api
 from pdl_jax.model.config import (
@@ -116,7 +117,9 @@ def _with_adapter(settings: Settings, model: Model) -> Model:
   adapter = peft.read(Path(settings.model.adapter), model.config)
   adapter.check_head(model.params)
   base = f'made for {adapter.base}, ' if adapter.base else ''
-  says = f'adapter    {adapter.path}, of rank {max(adapter.ranks)}, {base}'
+  says = printable(
+    f'adapter    {adapter.path}, of rank {max(adapter.ranks)}, {base}'
+  )
   if not settings.trains_adapters:
     print(f'{says}added to the weights')
     params = peft.add(adapter, model.params)
@@ -386,7 +389,11 @@ def _own_tokenizer(
   if folder is not None and (folder.path / 'tokenizer.json').exists():
     return Tokenizer.load(folder.path / 'tokenizer.json', name)
   records = (source[i] for i in range(min(len(source), _BPE_RECORDS)))
-  texts = (record[part] for record in records for part in ('source', 'target'))
+  texts = (
+    record[part][: pipeline.MAX_DOCUMENT]
+    for record in records
+    for part in ('source', 'target')
+  )
   trained = Tokenizer.train(texts, settings.model.vocab_size, name)
   if folder is not None:
     folder.write_text('tokenizer.json', trained.definition)

@@ -10,6 +10,7 @@ import numpy as np
 
 from pdl_jax import frequency
 from pdl_jax.decode import DecodeSettings
+from pdl_jax.errors import printable
 from pdl_jax.evaluate import run as evaluation
 from pdl_jax.losses import LOSSES, LossTables
 from pdl_jax.settings import LossSettings
@@ -100,17 +101,19 @@ def shown(before: list[dict], after: list[dict]) -> list[dict[str, str]]:
 
 
 def tables(results: dict[str, Any]) -> str:
-  """Both tables as Markdown."""
+  """Both tables as Markdown, and why a metric has no value."""
   return (
     f'{evaluation.format_table(results["columns"])}\n'
     f'{evaluation.format_frequency_table(results["columns"])}'
+    f'{evaluation.format_reasons(results["columns"])}'
   )
 
 
 def print_results(results: dict[str, Any]) -> None:
   """What the terminal ends with: the tables, then a few examples."""
+  split = printable(results['split'])
   print(
-    f'\n{results["task"]}, {results["split"]}, {results["steps"]} steps, '
+    f'\n{results["task"]}, {split}, {results["steps"]} steps, '
     f'{results["padding_share"]:.0%} of the training positions were padding\n'
   )
   print(tables(results))
@@ -118,5 +121,5 @@ def print_results(results: dict[str, Any]) -> None:
     print(f'example {number}')
     for name in ('prompt', 'reference', 'before', 'after'):
       text = example[name].strip().replace('\n', ' | ')
-      text = textwrap.shorten(text, 400) or '(nothing)'
+      text = textwrap.shorten(printable(text), 400) or '(nothing)'
       print(textwrap.indent(textwrap.fill(f'{name:10s}{text}', 78), '  '))

@@ -1,7 +1,9 @@
 """Data sets of TFDS and of Hugging Face, prepared here from made-up text."""
 
+import contextlib
 import logging
 import pickle
+import shutil
 import socket
 from pathlib import Path
 
@@ -207,6 +209,31 @@ def test_fields_that_are_no_text(prepared, stored):
     sources.load('tfds:local_news', 'test', prepared, fields=fields)
 
 
+def test_ids_that_come_twice_are_refused(prepared, tmp_path):
+  fields = PAIRS | {'id': 'label'}
+  message = "39 of 40 records repeat .* record 1 that of record 0, '1'.*fields"
+  with pytest.raises(DataError, match=message):
+    sources.load('tfds:local_news', 'train', prepared, fields=fields)
+  rows = {'id': ['a', 'b', 'a'], 'target': ['x', 'y', 'z']}
+  datasets.Dataset.from_dict(rows).save_to_disk(tmp_path / 'hf' / 'train')
+  message = "1 of 3 records repeat .* record 2 that of record 0, 'a'"
+  with pytest.raises(DataError, match=message):
+    sources.load(f'hf:{tmp_path}/hf', 'train')
+
+
+def test_torn_files_of_tfds_are_named(prepared, tmp_path):
+  for name in ('dataset_info.json', 'metadata.json', 'features.json'):
+    for body in (b'', b'null', b'[', b'\xff\xfe'):
+      folder = tmp_path / name / str(len(body)) / 'local_news'
+      shutil.copytree(Path(prepared, 'local_news'), folder)
+      (folder / '1.2.0' / name).write_bytes(body)
+      with pytest.raises((ConfigError, DataError), match='cannot be') as error:
+        sources.load(
+          'tfds:local_news', 'test', str(folder.parent), fields=PAIRS
+        )
+      assert '\n' not in str(error.value)
+
+
 def test_fingerprints_tell_parts_and_fields_apart(prepared, tmp_path):
   def fingerprint(split='train', fields=LANGUAGE, **splits):
     return sources.load(
@@ -359,6 +386,91 @@ def test_a_damaged_saved_folder(saved):
   arrow.write_bytes(arrow.read_bytes()[:400])
   with pytest.raises(DataError, match='saved/train cannot be opened'):
     sources.load(f'hf:{saved}', 'train', fields=XSUM)
+
+
+@pytest.mark.parametrize('file', ['state.json', 'dataset_info.json'])
+@pytest.mark.parametrize('body', [b'', b'null', b'[]', b'7', b'\xff\xfe'])
+def test_a_torn_saved_folder(saved, file, body):
+  (saved / 'train' / file).write_bytes(body)
+  with pytest.raises(DataError, match='saved/train cannot be opened') as error:
+    sources.load(f'hf:{saved}', 'train', fields=XSUM)
+  assert '\n' not in str(error.value)
+
+
+def test_flipped_bytes_of_a_saved_folder(saved):
+  """Where they point outside of the file, reading would end the process."""
+  (arrow,) = (saved / 'train').glob('*.arrow')
+  whole = arrow.read_bytes()
+  for place in range(0, len(whole), 29):
+    flipped = bytearray(whole)
+    flipped[place] ^= 255
+    arrow.write_bytes(bytes(flipped))
+    with contextlib.suppress(DataError, ConfigError):
+      source = sources.load(f'hf:{saved}', 'train', fields=XSUM)
+      source[0], source[1]
+
+
+def test_a_saved_folder_without_records(saved):
+  rows = datasets.Dataset.from_dict({'summary': [], 'document': []})
+  for split in ('train', 'test'):
+    shutil.rmtree(saved / split, ignore_errors=True)
+    rows.save_to_disk(saved / split)
+    with pytest.raises(DataError, match=f'split {split} holds no records'):
+      sources.load(f'hf:{saved}', split, fields=XSUM)
+
+
+def test_what_to_do_without_a_saved_split(saved, tmp_path, monkeypatch):
+  def message(name, split='validation', error=DataError):
+    with pytest.raises(error) as found:
+      sources.load(name, split, fields=XSUM)
+    assert '\n' not in str(found.value)
+    return str(found.value)
+
+  assert 'there are: dev, train; say' in message(f'hf:{saved}')
+  one = datasets.Dataset.from_dict(ROWS)
+  one.save_to_disk(tmp_path / 'one')
+  assert 'one is one split of its own' in message(f'hf:{tmp_path}/one')
+  hub = message('hf:abisee/cnn_dailymail')
+  assert 'nothing is fetched from the Hugging Face hub' in hub
+  assert (
+    'load_dataset("abisee/cnn_dailymail").save_to_disk("abisee/cnn_dailymail")'
+  ) in hub
+  monkeypatch.chdir(saved.parent)
+  told = message('saved', error=ConfigError)
+  assert 'type --config.data.name=hf:saved (' in told
+  Path('lines').mkdir()
+  Path('lines', 'train.jsonl').touch()
+  for name in ('lines', 'lines/train.jsonl', str(Path.cwd() / 'lines')):
+    told = message(name, error=ConfigError)
+    assert f'type --config.data.name=jsonl:{name} (' in told
+  told = message('hf', error=ConfigError)
+  assert told == 'data.name=hf names no place: hf:FOLDER'
+
+
+def test_parts_of_a_saved_split(saved):
+  def load(split, **splits):
+    return sources.load(f'hf:{saved}', split, fields=XSUM, splits=splits)
+
+  cut = {'train': 'train[:1]', 'validation': 'train[1:2]+dev'}
+  assert [r['target'] for r in load('train', **cut)] == ['x']
+  assert [r['target'] for r in load('validation', **cut)] == ['y', 'y']
+  with pytest.raises(ConfigError, match='incompatible with 3 examples'):
+    load('train', train='train[:7]')
+  with pytest.raises(DataError, match='there are: dev, train; say'):
+    load('train', train='test[:7]')
+  same = [load(split, test='dev', validation='dev') for split in ('test',)]
+  same.append(load('validation', validation='dev'))
+  (told,) = sources.same_records(same)
+  assert "test ('dev') and validation ('dev') share 1 records" in told
+
+
+def test_columns_hidden_by_a_format_are_found(tmp_path):
+  dataset = datasets.Dataset.from_dict(ROWS).select([0, 1])
+  hidden = dataset.with_format('numpy', columns=['n'])
+  datasets.DatasetDict(train=hidden).save_to_disk(tmp_path / 'saved')
+  fields = XSUM | {'id': 'n'}
+  source = sources.load(f'hf:{tmp_path}/saved', 'train', fields=fields)
+  assert [r['id'] for r in source] == ['5', '6']
 
 
 def test_without_the_package(saved, monkeypatch):

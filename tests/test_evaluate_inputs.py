@@ -1,4 +1,4 @@
-from pdl_jax.evaluate.inputs import first_samples
+from pdl_jax.evaluate.inputs import first_samples, samples_by_example
 from tests.prediction_records import make_record
 
 
@@ -28,3 +28,13 @@ def test_ids_of_a_data_set_are_no_samples():
     make_record('psalm#2', references=['two']),
   ]
   assert names(others) == ['psalm#1', 'psalm#2']
+
+
+def test_ids_that_look_like_those_of_samples():
+  decode = {'method': 'greedy', 'samples': 1}
+  own = [make_record(name, decode=decode) for name in ('a', 'a#1', 'a#1#2')]
+  assert samples_by_example(own) == [[record] for record in own]
+  decode = {'method': 'sample', 'samples': 2}
+  names = ('a#0', 'a#1', 'a#1#0', 'a#1#1')
+  two = [make_record(name, decode=decode) for name in names]
+  assert samples_by_example(two) == [two[:2], two[2:]]

@@ -97,6 +97,7 @@ DEFECTS = [
   ('lone_surrogate', line(9, title='t\ud83d'), r'has half a character in fi'),
   ('duplicate_id', line(1), r'repeats the id of line 2'),
   ('blank_line', b'\n', r'is blank'),
+  ('repeated_key', b'{"id": "a", "title": "t", "id": "b"}\n', r"'id' twice"),
 ]
 IDS = [f'{reason}-{i}' for i, (reason, _, _) in enumerate(DEFECTS)]
 
@@ -279,10 +280,167 @@ def test_places(tmp_path):
   arguments['splits'] = {'test': 'x'}
   folder = sources.load(f'jsonl:{tmp_path}/dev', 'test', **arguments)
   assert folder[0] == source[0]
-  with pytest.raises(ConfigError, match='x.jsonl is one file for all splits'):
-    sources.load(f'jsonl:{file}', 'train')
   with pytest.raises(DataError, match=r'no plain file \S+/dev/test.jsonl$'):
     sources.load(f'jsonl:{tmp_path}/dev', 'test')
+
+
+def test_a_missing_split_names_those_there_are(tmp_path):
+  for name in ('train', 'dev'):
+    (tmp_path / f'{name}.jsonl').write_bytes(line(0))
+  message = 'the folder has dev, train .*splits.validation=dev.* no plain file'
+  with pytest.raises(DataError, match=message):
+    sources.load(f'jsonl:{tmp_path}', 'validation', fields=FIELDS)
+
+
+@pytest.mark.parametrize('encoding', ['utf-16', 'utf-16-le', 'utf-32-be'])
+def test_other_unicode_is_named(tmp_path, encoding):
+  text = line(0).decode().encode(encoding)
+  for policy in ('error', 'skip'):
+    with pytest.raises(DataError, match=r'train.jsonl is UTF-16 .* iconv'):
+      load(tmp_path, [text], bad_records=policy)
+
+
+def test_parts_of_a_split_as_in_tfds(tmp_path):
+  lines = [line(i) for i in range(41)]
+  (tmp_path / 'dev.jsonl').write_bytes(line(50))
+
+  def ids(part):
+    source = load(tmp_path, lines, splits={'train': part})
+    assert source[-1] == list(source)[-1]
+    return [int(record['id'][1:]) for record in source]
+
+  assert ids('train[:80%]') == list(range(33))
+  assert ids('train[80%:]') == list(range(33, 41))
+  assert ids('train[10:12]') == [10, 11]
+  assert ids('train[-2:]') == [39, 40]
+  assert ids('train[:2]+train[40:] + dev') == [0, 1, 40, 50]
+  whole = load(tmp_path, lines)
+  part = load(tmp_path, lines, splits={'train': 'train[:40]'})
+  assert part.fingerprint != whole.fingerprint
+  assert part.metadata['kept'] == 40
+  assert list(pickle.loads(pickle.dumps(part))) == list(part)
+
+
+@pytest.mark.parametrize(
+  ('part', 'message'),
+  [
+    ('train[:80%', "no split 'train.:80%'"),
+    ('train[5]', 'only support slice'),
+    ('train[:99]', 'incompatible with 41 examples'),
+    ('train[4:4]', 'is empty'),
+    ('train[9:3]', 'is empty'),
+    ('train[:101%]', r'should be in \[-100, 100\]'),
+    ('all[:3]', 'does not support slice'),
+    ('train[:9]+train[8:]', 'share examples'),
+  ],
+)
+def test_parts_that_will_not_do(tmp_path, part, message):
+  lines = [line(i) for i in range(41)]
+  (tmp_path / 'all.jsonl').write_bytes(line(0))
+  with pytest.raises(ConfigError, match=message) as error:
+    load(tmp_path, lines, splits={'train': part})
+  assert '\n' not in str(error.value)
+
+
+def test_parts_of_two_files_repeat_no_id_and_agree_in_their_fields(tmp_path):
+  lines = [line(0), line(1, style='x')]
+  both = {'splits': {'train': 'train+dev'}}
+  (tmp_path / 'dev.jsonl').write_bytes(line(2))
+  assert [r['style'] for r in load(tmp_path, lines, **both)] == ['', 'x', '']
+  (tmp_path / 'dev.jsonl').write_bytes(line(1))
+  with pytest.raises(DataError, match="1 of 3 records repeat .* 2 .* 1, 'r1'"):
+    load(tmp_path, lines, **both)
+  (tmp_path / 'dev.jsonl').write_bytes(line(1, id=...))
+  with pytest.raises(DataError, match='have an id or a group and others none'):
+    load(tmp_path, lines, **both)
+
+
+@pytest.mark.parametrize('key', ['group', 'id', 'number'])
+def test_one_file_is_divided_by_a_hash(tmp_path, key):
+  own = {'group': {}, 'id': {'group': ...}, 'number': {'group': ..., 'id': ...}}
+  lines = [line(i, **{'group': i // 2} | own[key]) for i in range(1000)]
+  file = tmp_path / 'all.jsonl'
+  file.write_bytes(b''.join(lines))
+
+  def of(split, **splits):
+    return sources.load(f'jsonl:{file}', split, fields=FIELDS, splits=splits)
+
+  found = {split: of(split) for split in sources.SPLITS}
+  sources.check_disjoint(list(found.values()))
+  assert not sources.same_records(list(found.values()))
+  sizes = {split: len(source) for split, source in found.items()}
+  assert sum(sizes.values()) == 1000
+  assert 870 < sizes['train'] < 930
+  assert min(sizes.values()) > 25
+  texts = {r['target'] for source in found.values() for r in source}
+  assert len(texts) == 1000
+  assert len({source.fingerprint for source in found.values()}) == 3
+  told = found['test'].metadata['divided']
+  assert f'divided by a hash of the {key} (90/5/5): {sizes["train"]} t' in told
+  groups = [{r['group'] for r in source} for source in found.values()]
+  assert len(set.union(*groups)) == sum(map(len, groups))
+  before = [r['target'] for r in found['test']]
+  # Fewer lines move none of those that stay.
+  file.write_bytes(b''.join(lines[:500]))
+  after = [r['target'] for r in of('test')]
+  assert 0 < len(after) < len(before) and after == before[: len(after)]
+  assert len(of('validation', validation='train[:10]')) == 10
+  with pytest.raises(ConfigError, match="split of one file 'dev'"):
+    of('validation', validation='dev')
+
+
+def test_too_few_for_a_split_of_one_file(tmp_path):
+  file = tmp_path / 'all.jsonl'
+  file.write_bytes(line(0))
+  found = []
+  for split in sources.SPLITS:
+    try:
+      found += sources.load(f'jsonl:{file}', split, fields=FIELDS)
+    except DataError as error:
+      assert f'too few for {split}' in str(error)
+  assert len(found) == 1
+  os.rename(file, tmp_path / 'all.jsonl.gz')
+  with pytest.raises(DataError, match='gunzip it first'):
+    sources.load(f'jsonl:{file}.gz', 'train', fields=FIELDS)
+
+
+def test_splits_that_are_the_same_records_are_said(tmp_path):
+  lines = [line(i) for i in range(20)]
+  for name in ('validation', 'test'):
+    load(tmp_path, lines, name)
+  bare = [line(i, id=...) for i in range(20)]
+
+  def told(lines, **splits):
+    load(tmp_path, lines)
+    found = [
+      sources.load(f'jsonl:{tmp_path}', split, fields=FIELDS, splits=splits)
+      for split in sources.SPLITS
+    ]
+    said = sources.same_records(found)
+    assert all('\n' not in text for text in said)
+    return found, said
+
+  name = f'jsonl:{tmp_path}'
+  # The files are copies of each other, whatever they are called.
+  found, (said,) = told(bare)
+  assert "validation ('validation') and test ('test') share 20 records" in said
+  assert 'the model is selected on the records it is tested on' in said
+  sources.check_disjoint(found[1:])
+  same = {'train': 'train', 'validation': 'test', 'test': 'test'}
+  _, (said,) = told(bare, **same)
+  assert "validation ('test') and test ('test') share 20 records" in said
+  (by_name,) = sources.same_names(name, same)
+  assert by_name == said.replace('20 ', '')
+  cut = {'train': 'train[:80%]', 'validation': 'train[70%:90%]'}
+  cut['test'] = 'train[90%:]'
+  found, (said,) = told(lines, **cut)
+  assert "('train[:80%]') and validation ('train[70%:90%]') share 2 rec" in said
+  assert 'learnt before' in said
+  assert len(sources.same_names(name, cut)) == 1
+  with pytest.raises(DataError, match='2 groups are in train and in valid'):
+    sources.check_disjoint(found)
+  assert not sources.same_names(name, {'train': 'train[:9]', 'test': 'x'})
+  assert not sources.same_names('botocore', same)
 
 
 def test_compressed_files_are_refused(tmp_path):

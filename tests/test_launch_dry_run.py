@@ -26,6 +26,18 @@ def test_the_shape_is_that_of_the_model(data_dir):
   assert start.shape(settings) == loaded.config
 
 
+def test_splits_that_share_records_are_said_by_their_names(tmp_path):
+  own = {'data.name': 'jsonl:x', 'data.splits.validation': 'test'}
+  text = dry_run.describe(small.settings(tmp_path, **own), 8)
+  assert "# warning: validation ('test') and test ('test') share rec" in text
+  own['data.splits.validation'] = 'train[90%:]'
+  text = dry_run.describe(small.settings(tmp_path, **own), 8)
+  assert "warning: train ('train') and validation ('train[90%:]') sh" in text
+  own['data.splits.train'] = 'train[:90%]'
+  text = dry_run.describe(small.settings(tmp_path, **own), 8)
+  assert 'warning' not in text
+
+
 def test_a_pretrained_model_is_not_read(tmp_path):
   """Only the header of its file: in a moment."""
   settings = small.settings(

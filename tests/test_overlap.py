@@ -9,6 +9,7 @@ from pdl_jax.evaluate.overlap import (
   ROUGE_TYPES,
   bleu_and_chrf,
   rouge,
+  rouge_by_record,
   rouge_per_item,
   rouge_where_readable,
 )
@@ -123,6 +124,51 @@ def test_another_script_leaves_rouge_undefined_and_says_why():
     assert (metric.value, metric.n) == (None, 0)
     assert '1 of 2 examples are in another script' in metric.definition
     assert metric.signature == rouge(records[:1])['rouge1'].signature
+
+
+@pytest.mark.parametrize(
+  'reference',
+  ['кот 2', '2 猫', '猫2', 'ΑΒΓ 7 x', 'ราคา 20 บาท', '٣٤ 5', 'é è à 2'],
+)
+def test_a_digit_among_another_script_is_not_compared_alone(reference):
+  same = pair(reference, reference)
+  for metric in rouge_where_readable([same]).values():
+    assert metric.value is None
+    assert metric.definition.startswith('undefined: ')
+  with pytest.raises(DataError, match=r'lose half of theirs'):
+    rouge_per_item([same])
+  assert rouge_by_record([same, pair('a', 'a', name='b')])[0] is None
+  # Another reference counts, and by it alone.
+  both = pair('the 2', reference, 'the cat')
+  assert rouge_per_item([both])['rouge1'] == [0.5]
+
+
+@pytest.mark.parametrize(
+  'reference', ['Été', 'Où ?', 'Việt Nam', 'Straße', 'the cat 猫', 'à la carte']
+)
+def test_letters_with_accents_are_still_compared(reference):
+  found = rouge_where_readable([pair(reference, reference)])
+  assert found['rouge1'].value == 1.0
+
+
+def test_no_reference_with_a_word_says_so():
+  for metric in rouge_where_readable([pair('cat', ':-)')]).values():
+    assert metric.value is None
+    assert metric.definition.startswith('undefined: no reference has a word')
+
+
+def test_bleu_of_texts_too_short_for_it_is_undefined():
+  short = pair('the cat sat', 'the cat sat')
+  found = bleu_and_chrf([short, pair('a', 'b c', name='b')])
+  assert found['bleu'].value is None
+  assert found['bleu'].definition.startswith('undefined: no reference has the')
+  assert 'tok:13a' in found['bleu'].signature
+  assert found['chrf'].value > 0
+  # What the references hold decides, whatever was generated.
+  long = pair('cat', 'the cat sat down', name='b')
+  assert bleu_and_chrf([short, long])['bleu'].value == 0
+  # Four signs of a script without spaces are enough.
+  assert bleu_and_chrf([pair('猫坐垫子', '猫坐垫子')])['bleu'].value > 99
 
 
 def test_references_without_any_word_are_left_out_and_counted():

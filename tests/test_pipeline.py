@@ -488,3 +488,55 @@ def test_buckets_resume_where_they_were(examples):
   again.set_state(first.get_state())
   for expected in full[13:]:
     np.testing.assert_array_equal(next(again)['tokens'], expected['tokens'])
+
+
+def test_far_too_long_texts_are_cut_before_they_are_encoded(
+  tokenizer, lengths, monkeypatch
+):
+  """With the ids that the whole text gives; no encoding of more of it."""
+  long = 'one two three ' * 400
+  lines = '\n'.join(['one', 'two', ''] * 400 + ['three four'])
+  source = FakeSource([
+    *(record('one', 'two') for _ in range(9)),
+    record(long, 'two'), record('one', long), record(lines, 'two'),
+  ])  # fmt: skip
+
+  def encoded():
+    seen = pipeline.survey(source, TASK, tokenizer, lengths)
+    tasks = (TASK, TASK._replace(turns=True))
+    return seen.usable.tolist(), seen.too_long, [
+      pairs[i]['tokens'].tolist()
+      for task in tasks
+      for pairs in [Pairs(source, seen.usable, task, tokenizer, lengths)]
+      for i in range(len(pairs))
+    ]  # fmt: skip
+
+  whole, sizes = encoded(), []
+  assert whole[1] == 1
+  encode = Tokenizer.encode
+  monkeypatch.setattr(examples_module, '_READ', 200)
+  monkeypatch.setattr(examples_module, '_FOR_A_TOKEN', 10)
+  monkeypatch.setattr(
+    Tokenizer, 'encode',
+    lambda self, texts: sizes.extend(map(len, texts)) or encode(self, texts),
+  )  # fmt: skip
+  assert encoded() == whole
+  assert max(sizes) <= 10 * lengths.prompt < len(long)
+
+
+def test_a_cut_text_of_few_tokens_is_read_whole(tokenizer, monkeypatch):
+  monkeypatch.setattr(examples_module, '_READ', 5)
+  monkeypatch.setattr(examples_module, '_FOR_A_TOKEN', 0)
+  whole = examples_module.encode_targets(['one two three'], tokenizer, 0)
+  assert examples_module.encode_targets(['one two three'], tokenizer, 50) == [
+    [*tokenizer.encode(['one two three'])[0], tokenizer.end_of_turn]
+  ]
+  assert len(whole[0]) > 1
+
+
+def test_a_document_beyond_all_measure_is_named(tokenizer, monkeypatch):
+  monkeypatch.setattr(pipeline, 'MAX_DOCUMENT', 100)
+  source = FakeSource([record('', 'one'), record('', 'one ' * 30)])
+  message = 'fake/train: record x is a document of 120 characters, .* most 100'
+  with pytest.raises(DataError, match=message):
+    pipeline.survey(source, TASKS['language_model'], tokenizer, Lengths(9, 9))

@@ -94,7 +94,7 @@ def plain(latex):
   """What is printed for the text."""
   for sign, command in {
     '^': 'asciicircum', '~': 'asciitilde', '<': 'less', '>': 'greater',
-    '|': 'bar',
+    '|': 'bar', '`': 'asciigrave',
   }.items():  # fmt: skip
     latex = latex.replace(f'\\text{command}{{}}', sign)
   latex = re.sub(r'(?<!\\)-\{\}', '-', latex)

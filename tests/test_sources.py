@@ -150,6 +150,28 @@ def test_a_data_dir_that_cannot_be_written_is_named(tmp_path):
     sources.load('botocore', 'test', str(file))
 
 
+def test_a_full_disk_is_one_line(tmp_path, monkeypatch):
+  def full(self, **kwargs):
+    raise RuntimeError('write() failed: No space left on device; at 7\nmore')
+
+  monkeypatch.setattr(
+    botocore_summaries.BotocoreSummaries, 'download_and_prepare', full
+  )
+  message = f'in the data_dir {tmp_path}: write.. failed: No space left .* free'
+  with pytest.raises(HostError, match=message) as error:
+    sources.load('botocore', 'test', str(tmp_path))
+  assert '\n' not in str(error.value)
+
+
+@pytest.mark.parametrize('file', ['dataset_info', 'metadata', 'features'])
+def test_a_torn_description_is_named(copy, file):
+  (copy / f'{file}.json').write_bytes(b'{"na')
+  message = 'cannot be read .*; delete that folder and it is prepared again'
+  with pytest.raises(DataError, match=message) as error:
+    _load_copy(copy)
+  assert '\n' not in str(error.value)
+
+
 def test_a_damaged_file_is_named(copy):
   file = next(copy.glob('*-test.array_record*'))
   file.write_bytes(file.read_bytes()[:500_000])

@@ -1,23 +1,32 @@
 """Data sets that others prepared: TFDS by name, Hugging Face folders."""
 
+import contextlib
 import hashlib
 import importlib.util
 import itertools
 import os
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, cast
 
 import numpy as np
 
 from pdl_jax.data import schema
-from pdl_jax.errors import ConfigError, DataError, HostError
+from pdl_jax.errors import (
+  ConfigError,
+  DataError,
+  HostError,
+  PdlError,
+  reason,
+)
 
 if TYPE_CHECKING:
   import tensorflow_datasets as tfds
 
 # NAME, NAME/CONFIG, NAME:VERSION. Not NAMESPACE:NAME, which asks a network.
 _TFDS_NAME = re.compile(r'[A-Za-z]\w*(/[\w.+-]+)?(:\d+\.\d+\.\d+)?')
+
+_HUB_NAME = re.compile(r'[\w.-]+(/[\w.-]+)?')
 
 
 def open_tfds(
@@ -47,6 +56,34 @@ def open_tfds(
     _tfds_command(name, data_dir)
   )
   _check_prepared(name, builder, remedy)
+  with torn_files_named(
+    str(builder.data_dir), f'delete that folder and {remedy}'
+  ):
+    return _opened(name, builder, split, fields, splits, remedy)
+
+
+@contextlib.contextmanager
+def torn_files_named(place: str, remedy: str) -> Iterator[None]:
+  """Makes one line of what TFDS raises when files of its own are damaged."""
+  try:
+    yield
+  except (PdlError, OSError, MemoryError):
+    raise
+  # Its parsers of JSON and of protocol buffers raise what they like.
+  except Exception as error:
+    raise DataError(
+      f'{place} cannot be read ({reason(error)}); {remedy}'
+    ) from error
+
+
+def _opened(
+  name: str,
+  builder: 'tfds.core.DatasetBuilder',
+  split: str,
+  fields: Mapping[str, str] | None,
+  splits: Mapping[str, str],
+  remedy: str,
+) -> schema.Opened:
   check_splits(f'tfds:{name}', builder, split, splits)
   instruction = splits.get(split, split)
   texts, integers = stored_fields(builder)
@@ -104,13 +141,17 @@ def _tfds_builder(
       f'tfds:{name} is neither a data set that TFDS knows nor prepared in the'
       f' data_dir {folder or "of TFDS (TFDS_DATA_DIR)"}'
     ) from error
-  # What TFDS raises for a version or configuration that it does not know.
-  except (AssertionError, ValueError) as error:
-    reason = str(error).splitlines()[0].strip(' :')
-    raise ConfigError(f'tfds:{name} cannot be opened: {reason}') from error
   except ImportError as error:
     raise HostError(
       f'the code of tfds:{name} needs {error.name}: pip install {error.name}'
+    ) from error
+  except OSError:
+    raise
+  # Of a version or configuration that it does not know, and of torn files, TFDS
+  # raises what its assertions and its parsers raise.
+  except Exception as error:
+    raise ConfigError(
+      f'tfds:{name} cannot be opened: {reason(error)}'
     ) from error
 
 
@@ -145,10 +186,10 @@ def check_splits(
     instruction = splits.get(each, each)
     try:
       parts = builder.info.splits[instruction].file_instructions
-    except ValueError as error:
+    except (ValueError, NotImplementedError) as error:
       raise ConfigError(
         f'{name} has no split {instruction!r} for {each}'
-        f' ({str(error).splitlines()[0]}); it has: {known}; name one in the'
+        f' ({reason(error)}); it has: {known}; name one in the'
         " splits of the data set, such as 'train[95%:]'"
       ) from error
     if not parts:
@@ -210,15 +251,29 @@ def open_hf(
   import datasets
 
   place = os.path.join(folder, split)
-  try:
-    dataset = datasets.load_from_disk(place)
-  except (OSError, ValueError) as error:
-    raise DataError(
-      f'{place} cannot be opened ({error}); name a folder that'
-      ' DatasetDict.save_to_disk wrote, with this split in it'
-    ) from error
-  if not isinstance(dataset, datasets.Dataset):
+  if os.path.isfile(os.path.join(place, 'dataset_dict.json')):
     raise DataError(f'{place} holds several splits, not one')
+  if not os.path.isfile(os.path.join(place, 'state.json')):
+    raise DataError(f'{place} cannot be opened: {_instead(name, folder)}')
+  empty = DataError(
+    f'{name}: split {split} holds no records, {place} no file of any'
+  )
+  if not any(file.endswith('.arrow') for file in os.listdir(place)):
+    raise empty
+  try:
+    # As it was saved it may give arrays of others, and fewer columns.
+    dataset = datasets.Dataset.load_from_disk(place).with_format(None)
+    sums = [_sha256(file['filename']) for file in dataset.cache_files]
+    # Places in a flipped file may lie outside of it: reading would crash.
+    dataset.data.table.validate(full=True)
+  # Of torn files `datasets` raises what JSON and Arrow make of them.
+  except Exception as error:
+    raise DataError(
+      f'{place} cannot be opened ({reason(error)}); save it again with'
+      ' DatasetDict.save_to_disk'
+    ) from error
+  if not len(dataset):
+    raise empty
   dtypes = {
     field: feature.dtype
     for field, feature in dataset.features.items()
@@ -228,7 +283,6 @@ def open_hf(
   integers = [f for f, dtype in dtypes.items() if 'int' in dtype]
   chosen = schema.resolve(fields, texts + integers)
   schema.check_stored(name, chosen, texts, integers)
-  sums = [_sha256(file['filename']) for file in dataset.cache_files]
   return schema.Opened(
     records=cast(
       schema.Records, dataset.select_columns(sorted({*chosen.values()}))
@@ -239,6 +293,35 @@ def open_hf(
     place=place,
     remedy='save it again, without such records',
   )
+
+
+def _instead(name: str, folder: str) -> str:
+  """What there is in place of a split, and what to type."""
+  hub = name.partition(':')[2]
+  if not os.path.isdir(folder):
+    hub = hub if _HUB_NAME.fullmatch(hub) else 'NAME'
+    return (
+      f'there is no folder {folder}, and nothing is fetched from the Hugging'
+      " Face hub; where there is a network: python -c 'from datasets import"
+      f' load_dataset; load_dataset("{hub}").save_to_disk("{hub}")\''
+    )
+  found = sorted(
+    each
+    for each in os.listdir(folder)
+    if os.path.isfile(os.path.join(folder, each, 'state.json'))
+  )
+  if found:
+    return (
+      f'there is no such split; there are: {", ".join(found)}; say which is'
+      f' which with --config.data.splits.validation={found[0]} and the like, or'
+      f" take a part, such as '{found[0]}[90%:]'"
+    )
+  if os.path.isfile(os.path.join(folder, 'state.json')):
+    return (
+      f'{folder} is one split of its own; save a DatasetDict, such as'
+      ' DatasetDict(train=dataset).save_to_disk(FOLDER)'
+    )
+  return 'name a folder that DatasetDict.save_to_disk wrote'
 
 
 def _sha256(path: str) -> str:

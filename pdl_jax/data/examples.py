@@ -13,6 +13,9 @@ from pdl_jax.data.tokenizer import Tokenizer
 from pdl_jax.errors import ConfigError
 
 Batch = dict[str, np.ndarray]
+# What is read of a text for each token that there is room for, and at least of
+# any: what stands behind it is cut off in any case. In characters.
+_FOR_A_TOKEN, _READ = 1024, 2**20
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,11 +100,27 @@ def padded_example(
 
 
 def encode_targets(
-  texts: Sequence[str], tokenizer: Tokenizer
+  texts: Sequence[str], tokenizer: Tokenizer, longest: int
 ) -> list[list[int]]:
-  """Ids of answers, each with its end of turn."""
-  answers = tokenizer.encode([text.strip() for text in texts])
+  """Ids of answers, each with its end of turn.
+
+  Of a text that is far too long only a part is encoded, into more than
+  `longest` ids.
+  """
+  whole = [text.strip() for text in texts]
+  answers = tokenizer.encode([read_of(text, longest) for text in whole])
+  for index, ids in enumerate(answers):
+    if len(ids) <= longest and read_of(whole[index], longest) != whole[index]:
+      (answers[index],) = tokenizer.encode([whole[index]])
   return [[*ids, tokenizer.end_of_turn] for ids in answers]
+
+
+def read_of(text: str, tokens: int) -> str:
+  """The beginning of a text, with more than so many tokens if it has them.
+
+  Encoding takes a hundred times the memory of a text.
+  """
+  return text[: max(_READ, _FOR_A_TOKEN * tokens)]
 
 
 class Pairs:
@@ -139,7 +158,9 @@ class Pairs:
   def prompt_and_target(self, index: int) -> tuple[list[int], list[int]]:
     """See `Examples`."""
     record = self.record(index)
-    (target,) = encode_targets([record['target']], self._tokenizer)
+    (target,) = encode_targets(
+      [record['target']], self._tokenizer, self.lengths.target
+    )
     return self._prompt(record), target
 
   def __getitem__(self, index: int) -> Batch:
@@ -149,7 +170,9 @@ class Pairs:
 
   def _prompt(self, record: dict[str, str]) -> list[int]:
     """The system turn, the turns that fit, and the opening of the answer."""
-    text = record['source']
-    turns = text.split('\n') if self.task.turns else [text]
+    text, most = record['source'], self.lengths.prompt
+    # Every turn takes a token.
+    turns = text.rsplit('\n', most)[-most:] if self.task.turns else [text]
+    turns = [read_of(turn, most) for turn in turns]
     instruction = self.task.instruction(record)
-    return self._format.prompt(instruction, turns, self.lengths.prompt)
+    return self._format.prompt(instruction, turns, most)

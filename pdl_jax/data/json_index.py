@@ -4,6 +4,7 @@ import array
 import collections
 import hashlib
 import os
+import shlex
 from collections.abc import Iterator, Mapping
 
 import numpy as np
@@ -11,7 +12,7 @@ import tqdm
 
 from pdl_jax.data import schema
 from pdl_jax.data.json_record import BadRecordError, check, parse
-from pdl_jax.errors import DataError
+from pdl_jax.errors import DataError, printable
 
 # A file that loses more of its records than this is not what it claims to be.
 MAX_BAD_SHARE = 0.01
@@ -20,6 +21,10 @@ MAX_LINE = 64 * 2**20  # bytes; what one line may take of the memory
 # share one with all others that have none.
 _NAMING = ('id', 'group')
 _BOM = b'\xef\xbb\xbf'
+# How UTF-16 and UTF-32 begin, with a mark and without.
+_WIDE = (
+  b'\xff\xfe', b'\xfe\xff', b'\0\0\xfe\xff', b'{\0', b'\0{', b'\0\0\0{',
+)  # fmt: skip
 
 
 class Index:
@@ -57,6 +62,11 @@ class Index:
     blank, blanks = 0, 0  # line of the first one, and how many, so far
     for number, start, line in _lines(file, self._path):
       sha.update(line)
+      if number == 1 and line.startswith(_WIDE):
+        raise DataError(
+          f'{self._path} is UTF-16 or UTF-32, by its first bytes; write it as'
+          f' UTF-8: iconv -f UTF-16 -t UTF-8 {shlex.quote(self._path)} > NEW'
+        )
       if number == 1 and line.startswith(_BOM):
         start, line = len(_BOM), line.removeprefix(_BOM)
       if not line.strip():
@@ -84,7 +94,8 @@ class Index:
     self.found.update(fields)
     self._starts.append(start)
     self._sizes.append(len(line))
-    self._ids.append(_hash(record[fields['id']]) if 'id' in fields else 0)
+    named = 'id' in fields
+    self._ids.append(schema.hashed(record[fields['id']]) if named else 0)
     for field, has in self._has.items():
       has.append(field in fields)
 
@@ -137,10 +148,7 @@ class Index:
   def _duplicates(self, kept_N: np.ndarray) -> np.ndarray:
     """Returns the positions of records whose id an earlier one has."""
     ids_N = np.where(kept_N, self._ids, np.uint64(0))
-    order_N = np.argsort(ids_N, kind='stable')
-    order_N = order_N[ids_N[order_N] > 0]
-    same = ids_N[order_N[1:]] == ids_N[order_N[:-1]]
-    repeats, befores = order_N[1:][same], order_N[:-1][same]
+    repeats, befores = schema.repeats(ids_N)
     if len(repeats):
       at = int(repeats.argmin())
       repeat, before = self._line(repeats[at]), self._line(befores[at])
@@ -164,7 +172,7 @@ def _lines(file: int, path: str) -> Iterator[tuple[int, int, bytes]]:
   with (
     open(file, 'rb', closefd=False) as lines,
     tqdm.tqdm(
-      total=size, desc=path, unit='B', unit_scale=True, disable=None
+      total=size, desc=printable(path), unit='B', unit_scale=True, disable=None
     ) as bar,
   ):
     while line := lines.readline(MAX_LINE + 1):
@@ -177,8 +185,3 @@ def _lines(file: int, path: str) -> Iterator[tuple[int, int, bytes]]:
       yield number, start, line
       start += len(line)
       bar.update(len(line))
-
-
-def _hash(value: object) -> int:
-  digest = hashlib.blake2b(str(value).encode(), digest_size=8).digest()
-  return int.from_bytes(digest)

@@ -21,12 +21,14 @@ def parse(line: bytes) -> dict[str, Any]:
   """Reads one line.
 
   Raises:
-    BadRecordError: it is no JSON object in UTF-8.
+    BadRecordError: it is no JSON object in UTF-8, or a key stands twice.
   """
   if b'\0' in line:
     raise BadRecordError('nul', 'has a NUL byte in it')
   try:
-    value = json.loads(line.decode())
+    value = json.loads(line.decode(), object_pairs_hook=_object)
+  except BadRecordError:
+    raise
   except UnicodeDecodeError as error:
     raise BadRecordError('not_utf8', f'is not UTF-8 ({error})') from error
   except (ValueError, RecursionError) as error:
@@ -39,6 +41,15 @@ def parse(line: bytes) -> dict[str, Any]:
     kind = type(value).__name__
     raise BadRecordError('not_an_object', f'is a JSON {kind}, not an object')
   return value
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+  found = dict(pairs)
+  if len(found) < len(pairs):
+    keys = [key for key, _ in pairs]
+    twice = next(key for key in keys if keys.count(key) > 1)
+    raise BadRecordError('repeated_key', f'has the key {twice!r} twice')
+  return found
 
 
 def check(record: Mapping[str, Any], fields: Mapping[str, str]) -> None:

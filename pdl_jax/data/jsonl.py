@@ -1,14 +1,17 @@
 """JSON lines: one object a line, read by position from a plain file."""
 
+import dataclasses
 import os
 import weakref
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
-from pdl_jax.data import schema
+import numpy as np
+
+from pdl_jax.data import parts, schema
 from pdl_jax.data.json_index import Index
 from pdl_jax.data.json_record import BadRecordError, parse
-from pdl_jax.errors import ConfigError, DataError
+from pdl_jax.errors import DataError
 
 POLICIES = ('error', 'skip')
 
@@ -102,52 +105,113 @@ def split_path(path: str, split: str) -> str:
     split: as it is called in the name of the file.
 
   Raises:
-    ConfigError: the path names one file for all splits.
     DataError: there is no such file, or it is compressed.
   """
+  file = path
   if '{split}' in path:
     file = path.replace('{split}', split)
-  elif os.path.isfile(path):
-    raise ConfigError(
-      f'jsonl:{path} is one file for all splits; put {{split}} in the path, or'
-      f' name a folder with {split}.jsonl in it'
-    )
-  else:
+  elif not os.path.isfile(path):
     file = os.path.join(path, f'{split}.jsonl')
   if file.endswith('.gz') or not os.path.isfile(file):
     hint = ''
     if file.endswith('.gz') or os.path.exists(f'{file}.gz'):
       hint = '; a compressed file cannot be read by position: gunzip it first'
-    raise DataError(f'jsonl: there is no plain file {file}{hint}')
+    others = _others(path)
+    raise DataError(f'jsonl: {others}there is no plain file {file}{hint}')
   return file
+
+
+def _others(path: str) -> str:
+  """Which splits a folder has, in place of one that it has not."""
+  names = os.listdir(path) if os.path.isdir(path) else []
+  found = sorted(name[:-6] for name in names if name.endswith('.jsonl'))
+  if not found:
+    return ''
+  return (
+    f'the folder has {", ".join(found)} (say which is which with'
+    f' --config.data.splits.validation={found[0]} and the like); '
+  )
 
 
 def open_jsonl(
   name: str,
-  split: str,
+  called: str,
   path: str,
   fields: Mapping[str, str] | None,
   bad_records: str,
 ) -> schema.Opened:
-  """Opens a file of JSON lines.
+  """Opens a split of JSON lines, or a part of one.
 
   Args:
     name: of the data set, for errors.
-    split: as it is called in the name of the file.
-    path: see `split_path`.
+    called: the split as in the name of its file, or parts of such splits.
+    path: see `split_path`; a file without {split} in its name holds all
+      splits, and is divided by `hashed_split`.
     fields, bad_records: see `JsonLines`.
 
   Raises:
-    ConfigError: the path or the fields are wrong.
+    ConfigError: the splits or the fields are wrong.
     DataError: the file is missing or not good.
   """
-  file = split_path(path, split)
-  records = JsonLines(file, fields, bad_records)
+  if '{split}' not in path and os.path.isfile(path):
+    return parts.open_parts(name, called, _divided(path, fields, bad_records))
+
+  def open_split(split: str) -> schema.Opened:
+    return _opened(JsonLines(split_path(path, split), fields, bad_records))
+
+  return parts.open_parts(name, called, open_split)
+
+
+def _opened(records: JsonLines) -> schema.Opened:
   return schema.Opened(
     records=records,
     fields=records.fields,
     identity=['jsonl', records.digest, sorted(records.fields.items())],
-    metadata={'file': file, 'kept': len(records), 'dropped': records.dropped},
-    place=file,
+    metadata={
+      'file': records.path, 'kept': len(records), 'dropped': records.dropped,
+    },
+    place=records.path,
     remedy='it has changed since it was read; start again',
+    unique=True,
+  )  # fmt: skip
+
+
+def hashed_split(key: str) -> str:
+  """Assigns to a split, 90/5/5, by a hash that no machine changes."""
+  percent = schema.hashed(key) % 100
+  return 'train' if percent < 90 else 'validation' if percent < 95 else 'test'
+
+
+def _divided(
+  path: str, fields: Mapping[str, str] | None, bad_records: str
+) -> Callable[[str], schema.Opened]:
+  """Opens the splits of a file that holds all, whose groups stay together."""
+  records = JsonLines(split_path(path, ''), fields, bad_records)
+  whole = _opened(records)
+  key = next((k for k in ('group', 'id') if k in records.fields), 'number')
+  keys = range(len(records))
+  if key != 'number':
+    keys = (records[number][records.fields[key]] for number in keys)
+  split_N = np.array([hashed_split(str(each)) for each in keys])
+  sizes = {split: int((split_N == split).sum()) for split in schema.SPLITS}
+  told = (
+    f'{path} holds all splits, divided by a hash of the {key} (90/5/5): '
+    + ', '.join(f'{size} {split}' for split, size in sizes.items())
   )
+
+  def open_split(split: str) -> schema.Opened:
+    schema.check_known('split of one file', split, schema.SPLITS)
+    if not sizes[split]:
+      raise DataError(
+        f'{told}; too few for {split}: write files of your own, SPLIT.jsonl in'
+        ' a folder'
+      )
+    numbers = np.flatnonzero(split_N == split)
+    return dataclasses.replace(
+      whole,
+      records=parts.Chosen([(records, numbers)], {}),
+      identity=[*whole.identity, 'hash', split],
+      metadata={**whole.metadata, 'kept': sizes[split], 'divided': told},
+    )
+
+  return open_split

@@ -24,6 +24,7 @@ from pdl_jax.errors import ConfigError, DataError
 
 # A split that loses more of its records than this is not what it claims to be.
 MAX_EMPTY_SHARE = 0.01
+MAX_DOCUMENT = 2**23  # characters; the Bible has 4.4 million
 _CHUNK = 1024
 # Batches whose examples are sorted by length together.
 _WINDOW = 16
@@ -87,7 +88,7 @@ def survey(
   for start in range(0, len(source), _CHUNK):
     numbers = range(start, min(start + _CHUNK, len(source)))
     records = [source[i] for i in numbers]
-    targets = _targets(records, task, tokenizer)
+    targets = _targets(source, records, task, tokenizer, lengths)
     kept = []
     for number, record, target in zip(numbers, records, targets, strict=True):
       if limit and len(usable) == limit:
@@ -125,11 +126,22 @@ def survey(
 
 
 def _targets(
-  records: Sequence[dict[str, str]], task: Task, tokenizer: Tokenizer
+  source: Source,
+  records: Sequence[dict[str, str]],
+  task: Task,
+  tokenizer: Tokenizer,
+  lengths: Lengths,
 ) -> list[list[int]]:
   texts = [record['target'] for record in records]
   if not task.documents:
-    return encode_targets(texts, tokenizer)
+    return encode_targets(texts, tokenizer, lengths.target)
+  for record in records:
+    if len(record['target']) > MAX_DOCUMENT:
+      raise DataError(
+        f'{source.name}/{source.split}: record {record["id"]} is a document of'
+        f' {len(record["target"]):,} characters, which takes a hundred times as'
+        f' many bytes to encode; cut it into some of at most {MAX_DOCUMENT:,}'
+      )
   ids = tokenizer.encode([text.strip() for text in texts])
   return [[*document, tokenizer.end_of_text] for document in ids]
 

@@ -2,10 +2,13 @@
 
 import dataclasses
 import difflib
+import hashlib
 import numbers
 import os
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
 
 from pdl_jax.errors import ConfigError
 
@@ -22,6 +25,19 @@ class Records(Protocol):
   def __getitem__(self, index: int, /) -> Mapping[str, Any]: ...
 
 
+class Span(NamedTuple):
+  """Records that follow each other in a stored split.
+
+  Attributes:
+    stored: its identity, as JSON.
+    start, stop: their numbers in it.
+  """
+
+  stored: str
+  start: int
+  stop: int
+
+
 @dataclasses.dataclass(frozen=True)
 class Opened:
   """One split as it lies on disk.
@@ -33,6 +49,9 @@ class Opened:
     metadata: what is known about the data set.
     place: the folder or file it was found in.
     remedy: what to do if a record of it cannot be read.
+    called: what the data set calls it.
+    spans: where its records are, if it may share them with another split.
+    unique: no two records can have the same id.
   """
 
   records: Records
@@ -41,6 +60,9 @@ class Opened:
   metadata: Mapping[str, Any]
   place: str
   remedy: str
+  called: str = ''
+  spans: tuple[Span, ...] = ()
+  unique: bool = False
 
 
 def check_known(what: str, value: str, known: Collection[str]) -> None:
@@ -135,3 +157,17 @@ def local_path(path: str, data_dir: str | None) -> str:
   return os.path.abspath(
     os.path.join(os.path.expanduser(data_dir or ''), os.path.expanduser(path))
   )
+
+
+def hashed(value: object) -> int:
+  """64 bits of a text, the same on every machine."""
+  digest = hashlib.blake2b(str(value).encode(), digest_size=8).digest()
+  return int.from_bytes(digest)
+
+
+def repeats(hashes_N: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+  """Positions of what an earlier one equals, and of the one before; not 0."""
+  order_N = np.argsort(hashes_N, kind='stable')
+  order_N = order_N[hashes_N[order_N] > 0]
+  same = hashes_N[order_N[1:]] == hashes_N[order_N[:-1]]
+  return order_N[1:][same], order_N[:-1][same]

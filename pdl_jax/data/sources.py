@@ -14,8 +14,14 @@ from typing import TYPE_CHECKING, Any, SupportsIndex, cast
 
 import numpy as np
 
-from pdl_jax.data import catalogue, jsonl, schema
-from pdl_jax.errors import ConfigError, DataError, HostError
+from pdl_jax.data import catalogue, jsonl, parts, schema
+from pdl_jax.errors import (
+  ConfigError,
+  DataError,
+  HostError,
+  PdlError,
+  reason,
+)
 
 if TYPE_CHECKING:
   from pdl_jax.data.builders.packages import PackagedBuilder
@@ -36,6 +42,7 @@ BUILDERS: dict[str, tuple[str, str, Mapping[str, str]]] = {
 }
 # Kind of a data set that is not in BUILDERS -> how to write it.
 KINDS = {'tfds': 'tfds:NAME', 'jsonl': 'jsonl:PATH', 'hf': 'hf:FOLDER'}
+_AGAIN = 'delete that folder and it is prepared again'
 SPLITS = schema.SPLITS
 FIELDS = schema.FIELDS
 
@@ -56,6 +63,8 @@ class Source:
     metadata: what is known about the data set: of a packaged one the package
       and its version, how many records each split keeps, and how many were
       dropped for which reason.
+    called: what the data set calls the split.
+    spans: where its records are, see `same_records`.
   """
 
   def __init__(self, opened: schema.Opened, *, name: str, split: str) -> None:
@@ -65,6 +74,7 @@ class Source:
     identity = json.dumps(list(opened.identity))
     self.fingerprint = hashlib.sha256(identity.encode()).hexdigest()
     self.metadata = opened.metadata
+    self.called, self.spans = opened.called or split, opened.spans
     self._opened = opened
 
   def __len__(self) -> int:
@@ -89,8 +99,20 @@ class Source:
       IndexError: the index is not in [-len, len).
       DataError: the file is damaged, or the record lacks the group.
     """
+    return self._first(index, 'group', 'id')
+
+  def id(self, index: SupportsIndex) -> str:
+    """Returns the id of record `index`, whatever its other fields hold.
+
+    Raises:
+      IndexError: the index is not in [-len, len).
+      DataError: the file is damaged, or the record lacks the id.
+    """
+    return self._first(index, 'id')
+
+  def _first(self, index: SupportsIndex, *fields: str) -> str:
     index, record = self._read(index)
-    for field in ('group', 'id'):
+    for field in fields:
       if field in self.fields:
         return self._text(record, index, field)
     return self._number(index)
@@ -102,11 +124,13 @@ class Source:
     index = range(len(self))[operator.index(index)]
     try:
       return index, self._opened.records[index]
-    # What array_record raises, and Arrow.
-    except (RuntimeError, OSError) as error:
+    except (PdlError, MemoryError):
+      raise
+    # What array_record, Arrow and `datasets` raise of damaged data is theirs.
+    except Exception as error:
       raise DataError(
         f'{self._where(index)} of {len(self)} in {self._opened.place} cannot be'
-        f' read ({error}); {self._opened.remedy}'
+        f' read ({reason(error)}); {self._opened.remedy}'
       ) from error
 
   def __repr__(self) -> str:
@@ -147,8 +171,8 @@ def load(
   Args:
     name: a key of BUILDERS, which the first call on a machine prepares;
       'tfds:NAME', prepared before, as array_record; 'jsonl:PATH' with {split}
-      in it, or of a folder of SPLIT.jsonl; 'hf:FOLDER' as `datasets` saves a
-      DatasetDict to disk.
+      in it, of a folder of SPLIT.jsonl, or of one file that is divided by a
+      hash; 'hf:FOLDER' as `datasets` saves a DatasetDict to disk.
     split: train, validation or test.
     data_dir: where TFDS keeps its data (None is its own default, the
       environment's TFDS_DATA_DIR or else ~/tensorflow_datasets), and where
@@ -156,7 +180,7 @@ def load(
     fields: canonical name -> stored name, for data sets that are not in
       BUILDERS; see `schema.resolve`.
     splits: split -> what it is called in a data set that is not in BUILDERS,
-      if not the same; of TFDS a part as well, such as 'train[95%:]'.
+      if not the same; or a part of one, such as 'train[95%:]'.
     bad_records: for jsonl alone: 'error' stops at the first, 'skip' leaves
       them out, counts them in `metadata['dropped']` and stops above 1 %.
 
@@ -177,13 +201,18 @@ def load(
   if kind == 'tfds':
     opened = catalogue.open_tfds(place, split, data_dir, fields, splits)
   elif kind in KINDS:
+    if not place:
+      raise ConfigError(f'data.name={name} names no place: {KINDS[kind]}')
     path = schema.local_path(place, data_dir)
     called = splits.get(split, split)
     if kind == 'jsonl':
       opened = jsonl.open_jsonl(name, called, path, fields, bad_records)
     else:
-      opened = catalogue.open_hf(name, called, path, fields)
+      opened = parts.open_parts(
+        name, called, lambda each: catalogue.open_hf(name, each, path, fields)
+      )
   else:
+    _check_no_path(name, data_dir)
     schema.check_known('data set', name, [*BUILDERS, *KINDS.values()])
     called = splits.get(split, split)
     other = called.partition('[')[0] != split
@@ -194,7 +223,87 @@ def load(
         f' such as {split}[:10%]'
       )
     opened = _open_packaged(name, split, called, data_dir)
-  return Source(opened, name=name, split=split)
+  source = Source(opened, name=name, split=split)
+  if not opened.unique:
+    check_ids(source)
+  return source
+
+
+def _check_no_path(name: str, data_dir: str | None) -> None:
+  """Says what to type for a folder or file that is named without its kind."""
+  path = schema.local_path(name, data_dir)
+  if name in BUILDERS or not name or not os.path.exists(path):
+    return
+  names = os.listdir(path) if os.path.isdir(path) else [path]
+  kinds = ['jsonl'] if any(x.endswith('.jsonl') for x in names) else []
+  if 'dataset_dict.json' in names or 'state.json' in names:
+    kinds = ['hf']
+  told = ' or '.join(f'data.name={k}:{name}' for k in kinds or ('jsonl', 'hf'))
+  raise ConfigError(
+    f'data.name={name} is a path without its kind; type --config.{told}'
+    ' (JSON lines, or what `datasets` saved to disk)'
+  )
+
+
+def check_ids(source: Source) -> None:
+  """Checks that no id comes twice; 8 bytes of memory for each record.
+
+  Predictions are kept by id. Ids that are mere numbers of records are not read.
+
+  Raises:
+    DataError: some do; names the records.
+  """
+  if 'id' not in source.fields:
+    return
+  hashes = map(schema.hashed, map(source.id, range(len(source))))
+  repeats, befores = schema.repeats(np.fromiter(hashes, np.uint64))
+  if len(repeats):
+    at = int(repeats.argmin())
+    repeat, before = int(repeats[at]), int(befores[at])
+    raise DataError(
+      f'{source.name}, split {source.split}: {len(repeats)} of {len(source)}'
+      f' records repeat the id of an earlier one, such as record {repeat} that'
+      f' of record {before}, {source.id(repeat)!r}, and predictions are kept by'
+      ' id; name another field with --config.data.fields.id=FIELD, or number'
+      ' the records anew'
+    )
+
+
+def same_records(sources: Sequence[Source]) -> list[str]:
+  """Says which splits share records, by where these are stored."""
+  return [
+    _warning(one.split, one.called, other.split, other.called, f'{count} ')
+    for one, other in itertools.combinations(sources, 2)
+    if (count := parts.shared(one.spans, other.spans))
+  ]
+
+
+def remarks(sources: Sequence[Source]) -> list[str]:
+  """What there is to say of the splits of a run: how one file was divided."""
+  told = [source.metadata.get('divided', '') for source in sources]
+  return [text for text in dict.fromkeys(told) if text] + same_records(sources)
+
+
+def same_names(name: str, splits: Mapping[str, str]) -> list[str]:
+  """Says the same of splits that are not open, as far as names tell it."""
+  if name.partition(':')[0] not in ('jsonl', 'hf'):
+    return []  # The others refuse it when they are opened.
+  called = {ours: theirs or ours for ours, theirs in splits.items()}
+  return [
+    _warning(one, called[one], other, called[other], '')
+    for one, other in itertools.combinations(called, 2)
+    if parts.shared_by_name(called[one], called[other])
+  ]
+
+
+def _warning(one: str, called: str, other: str, otherwise: str, n: str) -> str:
+  what = 'what is measured was learnt before'
+  if one != 'train':
+    what = 'the model is selected on the records it is tested on'
+  return (
+    f'warning: {one} ({called!r}) and {other} ({otherwise!r}) share {n}records:'
+    f' {what}'
+  )
 
 
 def check_disjoint(sources: Sequence[Source]) -> None:
@@ -208,14 +317,17 @@ def check_disjoint(sources: Sequence[Source]) -> None:
   """
   stored = [s for s in sources if {'id', 'group'} & set(s.fields)]
   hashes = [
-    np.unique(np.fromiter(map(_hash, _groups(source)), np.uint64))
+    np.unique(np.fromiter(map(schema.hashed, _groups(source)), np.uint64))
     for source in stored
   ]
   pairs = itertools.combinations(zip(stored, hashes, strict=True), 2)
   for (one, one_G), (other, other_G) in pairs:
     shared = np.intersect1d(one_G, other_G, assume_unique=True)
-    if one.split != other.split and len(shared):
-      group = next(g for g in _groups(one) if _hash(g) == shared[0])
+    chosen = 'train' not in (one.split, other.split) and parts.shared(
+      one.spans, other.spans
+    )  # by the names of the splits, which `same_records` says
+    if one.split != other.split and len(shared) and not chosen:
+      group = next(g for g in _groups(one) if schema.hashed(g) == shared[0])
       raise DataError(
         f'{one.name}: {len(shared)} groups are in {one.split} and in'
         f' {other.split}, such as {group!r}; what is tested was learnt before'
@@ -224,11 +336,6 @@ def check_disjoint(sources: Sequence[Source]) -> None:
 
 def _groups(source: Source) -> Iterator[str]:
   return map(source.group, range(len(source)))
-
-
-def _hash(text: str) -> int:
-  digest = hashlib.blake2b(text.encode(), digest_size=8).digest()
-  return int.from_bytes(digest)
 
 
 def _open_packaged(
@@ -240,12 +347,21 @@ def _open_packaged(
   if not sys.stderr.isatty():
     tfds.disable_progress_bar()
   builder = _prepared_builder(name, data_dir)
+  with catalogue.torn_files_named(str(builder.data_dir), _AGAIN):
+    return _opened_packaged(name, builder, split, part)
+
+
+def _opened_packaged(
+  name: str, builder: 'PackagedBuilder', split: str, part: str
+) -> schema.Opened:
+  import tensorflow_datasets as tfds
+
   metadata = dict(builder.info.metadata or {})
   if metadata.get('package_version') != builder.PACKAGE_VERSION:
     raise DataError(
       f'{builder.data_dir} was made from {builder.PACKAGE}'
       f' {metadata.get("package_version")}, not {builder.PACKAGE_VERSION};'
-      ' delete that folder and it is prepared again'
+      f' {_AGAIN}'
     )
   catalogue.check_splits(name, builder, split, {split: part})
   renamed = BUILDERS[name][2]
@@ -270,7 +386,8 @@ def _open_packaged(
     ],
     metadata=metadata,
     place=str(builder.data_dir),
-    remedy='delete that folder and it is prepared again',
+    remedy=_AGAIN,
+    unique=True,  # tests of each assert it
   )
 
 
@@ -282,17 +399,27 @@ def _prepared_builder(name: str, data_dir: str | None) -> 'PackagedBuilder':
   )
   folder = os.path.expanduser(data_dir) if data_dir else None
   try:
-    builder = builder_class(data_dir=folder)
+    builder = _builder(builder_class, folder)
     if builder.info.initialized:
       return builder
     _prepare(builder)
-    return builder_class(data_dir=folder)
-  except OSError as error:
+    return _builder(builder_class, folder)
+  # What array_record raises, of a full disk too.
+  except (OSError, RuntimeError) as error:
     raise HostError(
       f'{name} cannot be prepared in the data_dir'
-      f' {data_dir or "of TFDS (TFDS_DATA_DIR)"}: {error}; name a folder that'
-      ' can be written'
+      f' {data_dir or "of TFDS (TFDS_DATA_DIR)"}: {reason(error)}; free space'
+      ' there, or name a folder that can be written with'
+      ' --config.data.data_dir=FOLDER'
     ) from error
+
+
+def _builder(
+  builder_class: type['PackagedBuilder'], folder: str | None
+) -> 'PackagedBuilder':
+  place = f'{builder_class.name} in {folder or "the data_dir of TFDS"}'
+  with catalogue.torn_files_named(place, _AGAIN):
+    return builder_class(data_dir=folder)
 
 
 def _prepare(builder: 'PackagedBuilder') -> None:
@@ -305,7 +432,7 @@ def _prepare(builder: 'PackagedBuilder') -> None:
     # TFDS announces a download of unknown size, and there is none.
     with contextlib.redirect_stdout(io.StringIO()):
       builder.download_and_prepare(file_format='array_record')
-  except OSError:
+  except (OSError, RuntimeError):
     # Another process that started at the same time may have been first.
     if not os.path.exists(os.path.join(builder.data_dir, 'dataset_info.json')):
       raise

@@ -152,7 +152,11 @@ def novel_share_n(
   total = novel = 0
   for text, source in zip(texts, sources, strict=True):
     if source.split():
-      known, found = set(ngrams(source, n)), ngrams(text, n)
+      found = ngrams(text, n)
+      # Of a source as long as a book only what may be asked for is kept.
+      words, asked = source.split(), set(found)
+      shifted = (words[i:] for i in range(n))
+      known = asked.intersection(zip(*shifted, strict=False))
       total += len(found)
       novel += sum(ngram not in known for ngram in found)
   return Metric(

@@ -103,6 +103,9 @@ def samples_by_example(records: Sequence[Record]) -> list[list[Record]]:
   samples: dict[tuple[str, ...], list[tuple[int, Record]]] = {}
   for record in records:
     found = _SAMPLE_ID.fullmatch(record['id'])
+    # A stored id may look like that of a sample; of one sample none is.
+    if record.get('decode', {}).get('samples') == 1:
+      found = None
     name, number = record['id'], 0
     if found:
       name, number = found['item'], int(found['number'])

@@ -26,6 +26,8 @@ _WHAT = {
   'rougeLsum': 'union of longest common subsequences over sentences (split '
   'after . ! ? and white space, and at newlines)',
 }
+# Of lower-case text, all that ROUGE sees.
+_WORD = re.compile('[a-z0-9]')
 _SENTENCE_END = re.compile(r'(?<=[.!?])\s+')
 # Scripts, as the names of their characters begin, that put no spaces between
 # words.
@@ -52,7 +54,7 @@ def rouge_per_item(records: Sequence[Record]) -> dict[str, list[float]]:
   scorer = rouge_scorer.RougeScorer(list(ROUGE_TYPES), use_stemmer=True)
   scores = [
     scorer.score_multi(
-      list(map(_one_sentence_a_line, record['references'])),
+      list(map(_one_sentence_a_line, _read(record['references']))),
       _one_sentence_a_line(record['text']),
     )
     for record in records
@@ -87,11 +89,16 @@ def rouge_where_readable(records: Sequence[Record]) -> dict[str, Metric]:
   foreign = sum(
     any(map(str.isalpha, ''.join(record['references']))) for record in unseen
   )
+  reason = ''
+  if records and len(unseen) == len(records):
+    reason = 'undefined: no reference has a word that ROUGE can see (a-z, 0-9)'
   if foreign:
     reason = (
       f'undefined: ROUGE sees only a-z and 0-9, and the references of '
-      f'{foreign} of {len(records)} examples are in another script'
+      f'{foreign} of {len(records)} examples are in another script, wholly or '
+      'by half'
     )
+  if reason:
     return {
       kind: Metric(None, 0, 'examples', reason, _rouge_signature())
       for kind in ROUGE_TYPES
@@ -137,15 +144,39 @@ def _rouge_signature() -> str:
 
 
 def _unseen(records: Sequence[Record]) -> list[Record]:
-  """Records without a word that ROUGE can see in any reference."""
-  from rouge_score import tokenizers
-
-  tokenizer = tokenizers.DefaultTokenizer(use_stemmer=False)
+  """Records without a reference of which ROUGE sees more than a half."""
   return [
     record
     for record in records
-    if not any(map(tokenizer.tokenize, record['references']))
+    if not any(map(_WORD.search, map(str.lower, _read(record['references']))))
   ]
+
+
+def _read(references: Sequence[str]) -> list[str]:
+  """Those that ROUGE does not lose the half of; where it loses it of all, none.
+
+  Of another script a digit or a name may be all that it sees, and would be
+  compared alone.
+  """
+  return [text for text in references if not _is_lost(text)]
+
+
+def _is_lost(text: str) -> bool:
+  """Whether half of the letters and digits stand in what ROUGE cannot see."""
+  if text.isascii():
+    return False
+  lost = total = 0
+  for word in text.lower().split():
+    signs = list(filter(str.isalnum, word))
+    total += len(signs)
+    if not _WORD.search(word):
+      lost += len(signs)
+    else:
+      # A letter with an accent splits its word, and the rest is compared.
+      lost += sum(
+        not _WORD.match(unicodedata.normalize('NFD', sign)) for sign in signs
+      )
+  return 0 < total <= 2 * lost
 
 
 def _check_words(records: Sequence[Record]) -> None:
@@ -153,10 +184,10 @@ def _check_words(records: Sequence[Record]) -> None:
   if wordless:
     raise DataError(
       f'ROUGE keeps only the characters a-z and 0-9, and the references of '
-      f'{len(wordless)} of {len(records)} records have none (first: '
-      f'{wordless[0]["id"]!r}); it cannot score text in a non-Latin script: '
-      'use another metric for such text, and drop references of punctuation '
-      'alone'
+      f'{len(wordless)} of {len(records)} records have none or lose half of '
+      f'theirs (first: {wordless[0]["id"]!r}); it cannot score text in a '
+      'non-Latin script: use another metric for such text, and drop '
+      'references of punctuation alone'
     )
 
 
@@ -195,6 +226,12 @@ def _sacrebleu_metric(
     outputs = [record['text'] for record in records]
     score = scorer.corpus_score(outputs, list(map(list, streams))).score
     signature = f'sacrebleu {scorer.get_signature()}'
+  if isinstance(scorer, BLEU) and records and not _has_4_grams(scorer, records):
+    reason = (
+      'undefined: no reference has the four words that BLEU-4 compares, so '
+      'that not even the references themselves would score'
+    )
+    return Metric(None, 0, 'examples', reason, signature)
   return Metric(
     value=score,
     n=len(records),
@@ -203,6 +240,14 @@ def _sacrebleu_metric(
     'all references of an item',
     signature=signature,
   )
+
+
+def _has_4_grams(scorer: BLEU, records: Sequence[Record]) -> bool:
+  """Whether any reference has; what does depends on no output."""
+  texts = [text for record in records for text in record['references']]
+  if any(len(text.split()) >= scorer.max_ngram_order for text in texts):
+    return True
+  return scorer.corpus_score(texts, [texts]).totals[-1] > 0
 
 
 def _bleu_tokenizer(texts: itertools.chain[str]) -> str:

@@ -30,6 +30,7 @@ from pdl_jax.evaluate.inputs import (
 from pdl_jax.evaluate.metric import Metric
 from pdl_jax.evaluate.table import (
   format_frequency_table,
+  format_reasons,
   format_table,
   format_tables,
 )
@@ -37,6 +38,7 @@ from pdl_jax.evaluate.table import (
 __all__ = [
   'evaluate',
   'format_frequency_table',
+  'format_reasons',
   'format_table',
   'format_tables',
 ]

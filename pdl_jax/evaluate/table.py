@@ -1,12 +1,17 @@
 """Tables that compare the results of several sets of predictions."""
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, TypeVar
 
-from pdl_jax.errors import ConfigError, DataError
+from pdl_jax.errors import ConfigError, DataError, printable
 from pdl_jax.evaluate import perplexity
 
 MISSING = 'missing'
+# How the definition of a metric begins that says why it has no value.
+UNDEFINED = 'undefined: '
+# What acts in a cell of Markdown; _ does not within a word.
+_SIGNS = re.compile(r'[\\`*\[\]<>|~$&]|(?<![^\W_])_|_(?![^\W_])')
 NOT_APPLICABLE = '-'
 WIDTH = 120  # characters of a line that is still read at a glance
 
@@ -113,7 +118,7 @@ def format_table(columns: Mapping[str, Result]) -> str:
   samples of one prompt, and is a mean over prompts. A value that is absent or
   undefined prints as 'missing'; '-' where a row has no reference value. Rows
   that not every task has stand only where some system or the references have a
-  value.
+  value, or a reason for having none.
 
   Args:
     columns: system name -> result of `evaluate`, in the order to print.
@@ -132,7 +137,9 @@ def format_table(columns: Mapping[str, Result]) -> str:
   for row in _ROWS:
     cells = [_cell(r, row.key, row) or MISSING for r in columns.values()]
     reference = _reference_cell(columns, row)
-    if row.optional and {*cells, reference} <= {MISSING, NOT_APPLICABLE}:
+    told = any(_undefined(result, row) for result in columns.values())
+    has_none = {*cells, reference} <= {MISSING, NOT_APPLICABLE}
+    if row.optional and has_none and not told:
       continue
     rows.append([row.label, row.best, *cells, reference])
   return _markdown(rows, text_columns=2)
@@ -198,6 +205,26 @@ def format_frequency_table(columns: Mapping[str, Result]) -> str:
   return _markdown(rows, text_columns=1)
 
 
+def format_reasons(columns: Mapping[str, Result]) -> str:
+  """Why metrics of `format_table` have no value, a line each; '' if all have.
+
+  Args:
+    columns: system name -> result of `evaluate`.
+  """
+  told = {
+    f'{row.label}: {reason}': None
+    for row in _ROWS
+    for result in columns.values()
+    if (reason := _undefined(result, row))
+  }
+  return ''.join(f'\n{line}\n' for line in told)
+
+
+def _undefined(result: Result, row: _Row) -> str:
+  reason = result.get(row.key, {}).get('definition', '')
+  return reason if reason.startswith(UNDEFINED) else ''
+
+
 def _check_columns(columns: Mapping[str, Result]) -> None:
   if not columns:
     raise ConfigError('a table needs the results of at least one system')
@@ -220,7 +247,7 @@ def _heading(name: str, result: Result) -> str:
   examples = result.get('examples', MISSING)
   outputs = result.get('outputs', examples)
   of_each = '' if outputs == examples else f', {outputs} outputs'
-  return f'{name} (n={examples}{of_each})'
+  return f'{" ".join(printable(name).split())} (n={examples}{of_each})'
 
 
 def _cell(result: Result, key: str, row: _Row) -> str | None:
@@ -251,8 +278,7 @@ def _bucket_cell(cells: Mapping[str, Any]) -> str:
 
 def _markdown(rows: Sequence[Sequence[str]], text_columns: int) -> str:
   """Aligns cells; all columns after the first `text_columns` to the right."""
-  # A bar inside a cell would start another column.
-  rows = [[cell.replace('|', r'\|') for cell in row] for row in rows]
+  rows = [[_SIGNS.sub(r'\\\g<0>', cell) for cell in row] for row in rows]
   widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
   is_text = [index < text_columns for index in range(len(widths))]
   lines = [

@@ -3,6 +3,7 @@
 import math
 
 from pdl_jax import records, start, weighting
+from pdl_jax.data import sources
 from pdl_jax.data.tasks import TASKS
 from pdl_jax.errors import ConfigError
 from pdl_jax.launch import memory
@@ -43,8 +44,15 @@ def describe(settings: Settings, devices: int | None) -> str:
     f'{settings.train.batch_size} rows of {lengths.sequence} tokens a step:',
     *(f'  {line}' for line in memory.format_table(needed).splitlines()),
     '',
+    *_same_splits(settings),
   ]
   return '\n'.join(f'# {line}'.rstrip() for line in lines)
+
+
+def _same_splits(settings: Settings) -> list[str]:
+  used = ('train', 'validation', settings.evaluate.split)
+  called = {split: settings.data.splits[split] for split in used}
+  return sources.same_names(settings.data.name, called)
 
 
 def _mesh_shape(

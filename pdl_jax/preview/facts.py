@@ -1,5 +1,6 @@
 """The words of a preview that the terminal and the page share."""
 
+from pdl_jax.errors import printable
 from pdl_jax.preview.content import Bucket, Preview, ShownExample, Token
 
 TOKEN_SIGNS = (
@@ -26,7 +27,7 @@ def count(amount: float) -> str:
 def title(preview: Preview) -> str:
   """The loss with its settings, on one line."""
   settings = ' '.join(f'{k}={v}' for k, v in preview.settings.items())
-  return f'{preview.loss} {settings}'
+  return printable(f'{preview.loss} {settings}')
 
 
 def lines(preview: Preview) -> list[tuple[str, str]]:
@@ -34,8 +35,8 @@ def lines(preview: Preview) -> list[tuple[str, str]]:
   facts = [
     (
       'corpus',
-      f'{preview.corpus}: {preview.tokens:,} target tokens of '
-      f'{preview.types:,} types, tokenizer {preview.tokenizer}',
+      f'{printable(preview.corpus)}: {preview.tokens:,} target tokens of '
+      f'{preview.types:,} types, tokenizer {printable(preview.tokenizer)}',
     )
   ]
   spread = preview.distribution
@@ -93,7 +94,7 @@ def extremes(preview: Preview) -> list[tuple[str, tuple[Token, ...]]]:
 
 def heading(preview: Preview, example: ShownExample) -> str:
   """The line above an example."""
-  told = f'{example.id}, {len(example.tokens)} target tokens'
+  told = f'{printable(example.id)}, {len(example.tokens)} target tokens'
   if example.mean is None:
     return told
   return f'{told}, mean {preview.kind} {number(example.mean)}'

@@ -3,10 +3,9 @@
 import unicodedata
 
 from pdl_jax.data.tokenizer import spelled
+from pdl_jax.errors import printable
 
 _SIGNS = {' ': '·', '\n': '↵', '\t': '⇥', '\r': '␍'}
-# In running text line breaks stay, and what joins letters and emoji.
-_KEPT = '\n\u200c\u200d'
 
 
 def visible(raw: bytes) -> str:
@@ -24,9 +23,7 @@ def visible(raw: bytes) -> str:
 
 def readable(text: str) -> str:
   """Running text without control characters; lines stay lines."""
-  return ''.join(
-    sign if sign in _KEPT else _escaped(sign) for sign in text
-  )
+  return printable(text, keep='\n')
 
 
 def _escaped(sign: str) -> str:

@@ -1,10 +1,10 @@
 """A report as one HTML file that needs no other."""
 
+import html
 import re
 from collections.abc import Mapping
-from html import escape
 
-from pdl_jax.errors import DataError
+from pdl_jax.errors import DataError, printable
 from pdl_jax.report import wording
 from pdl_jax.report.layout import Part, Report
 from pdl_jax.report.wording import Cell, Table, file_stem
@@ -67,6 +67,11 @@ def to_html(report: Report, figures: Mapping[str, str]) -> str:
     '</body></html>',
     '',
   ])
+
+
+def escape(text: str) -> str:
+  """Plain text as HTML; lines stay lines."""
+  return html.escape(printable(text, keep='\n'))
 
 
 def _owner(name: str, report: Report) -> int:

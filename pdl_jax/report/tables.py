@@ -7,17 +7,19 @@ import csv as csv_format
 import io
 import re
 
+from pdl_jax.errors import printable
 from pdl_jax.report import wording
 from pdl_jax.report.layout import Part, Report
 from pdl_jax.report.wording import Cell, Table, one_line
 
 _MARKDOWN = str.maketrans({sign: f'\\{sign}' for sign in '\\`*_[]<>|~$&#'})
 # At the start of a line: '- ', '+ ', '1. ' and the like.
-_LIST_SIGN = re.compile(r'^(\d*)([-+.)])(?= )')
+_LIST_SIGN = re.compile(r'^(\d*)([-+.)])(?=[ -]|$)')
 _LATEX = str.maketrans({
   **{sign: f'\\{sign}' for sign in '%_&#{}$'},
   '\\': r'\textbackslash{}',
   '~': r'\textasciitilde{}',
+  '`': r'\textasciigrave{}',
   '^': r'\textasciicircum{}',
   # At the start of a row they would be arguments of the end of the one before.
   '[': '{[}',
@@ -57,7 +59,7 @@ def markdown(report: Report) -> str:
   lines = [
     f'# {_escaped(report.name)}',
     _escaped(report.question),
-    f'```\n{report.command}\n```',
+    _fenced(report.command),
     *(block for part in report.parts for block in _part(part)),
     '## How to read the tables',
     _escaped(legend),
@@ -106,7 +108,9 @@ def csv(report: Report) -> str:
         by_seed = row.entries[column.key].by_seed
         for seed in sorted({*row.seeds, *by_seed}):
           value = repr(float(by_seed[seed])) if seed in by_seed else ''
-          writer.writerow((part.name, row.label, seed, column.key, value))
+          names = (part.name, row.label, column.key)
+          name, label, key = map(_spreadsheet, names)
+          writer.writerow((name, label, seed, key, value))
   return file.getvalue()
 
 
@@ -124,6 +128,19 @@ def _part(part: Part) -> list[str]:
     ]
   remarks = [f'- {_escaped(text)}' for text in wording.remarks(part)]
   return [*blocks, '### Notes', '\n'.join(remarks)]
+
+
+def _fenced(text: str) -> str:
+  """As it is, between marks that are longer than any in it."""
+  text = printable(text, keep='\n')
+  marks = '`' * max(3, 1 + max(map(len, re.findall('`+', text)), default=0))
+  return f'{marks}\n{text}\n{marks}'
+
+
+def _spreadsheet(text: str) -> str:
+  """A name that no spreadsheet takes for a formula."""
+  text = printable(text, keep='\n')
+  return f"'{text}" if text.lstrip().startswith(('=', '+', '-', '@')) else text
 
 
 def _escaped(text: str) -> str:

@@ -8,6 +8,7 @@ put these words into their own signs.
 import dataclasses
 import re
 
+from pdl_jax.errors import printable
 from pdl_jax.report.layout import Column, Entry, Part, Row
 from pdl_jax.report.statistics import LEVEL, seed_floor
 
@@ -182,8 +183,8 @@ def number(value: float, digits: int) -> str:
 
 
 def one_line(text: str) -> str:
-  """Without line breaks, which no table cell can hold."""
-  return ' '.join(text.split())
+  """Without line breaks, which no table cell can hold, and what acts alike."""
+  return ' '.join(printable(text, keep='\n\r\t\v\f').split())
 
 
 def file_stem(name: str) -> str:

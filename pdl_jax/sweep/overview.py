@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from pdl_jax.errors import printable
 from pdl_jax.sweep import queue
 from pdl_jax.sweep.axes import Cell
 from pdl_jax.sweep.queue import PREEMPTED, Attempt
@@ -114,7 +115,8 @@ def format_status(rows: Sequence[Row]) -> str:
   """One line a cell, and one for all of them."""
   width = max((len(row.name) for row in rows), default=0)
   lines = [
-    f'{row.state:8s} {row.name:{width}s} {_note(row)}'.rstrip() for row in rows
+    printable(f'{row.state:8s} {row.name:{width}s} {_note(row)}'.rstrip())
+    for row in rows
   ]
   counts = Counter(row.state for row in rows)
   said = ', '.join(f'{counts[s]} {s}' for s in STATES if counts[s])

@@ -1,0 +1,171 @@
+"""Parts of splits, such as train[:80%], in the words of TFDS."""
+
+import collections
+import dataclasses
+import itertools
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from pdl_jax.data import schema
+from pdl_jax.data.schema import Opened, Span
+from pdl_jax.errors import ConfigError, DataError
+
+# A length at which all that TFDS rounds percentages to is a whole number.
+_NOMINAL = 10**6
+
+
+class Chosen:
+  """Records of others, chosen by their numbers."""
+
+  def __init__(
+    self,
+    pieces: Sequence[tuple[schema.Records, Sequence[int] | np.ndarray]],
+    blank: Mapping[str, str],
+  ):
+    """Args: blank: what stands in a record that lacks the field."""
+    self._pieces, self._blank = pieces, blank
+    self._ends = np.cumsum([len(numbers) for _, numbers in pieces])
+
+  def __len__(self) -> int:
+    return int(self._ends[-1])
+
+  def __getitem__(self, index: int) -> Mapping[str, Any]:
+    which = int(np.searchsorted(self._ends, index, side='right'))
+    records, numbers = self._pieces[which]
+    number = numbers[index - int(self._ends[which])]  # counted from its end
+    return {**self._blank, **records[int(number)]}
+
+
+def open_parts(
+  name: str, called: str, open_split: Callable[[str], Opened]
+) -> Opened:
+  """Opens a split, a part of one, or a sum of those.
+
+  Args:
+    name: of the data set, for errors.
+    called: a split, or parts as in TFDS: 'train[:80%]', 'train[10:20]+dev'.
+    open_split: opens a whole split.
+
+  Raises:
+    ConfigError: no such part, an empty one, or the same records twice.
+    DataError: see `open_split`; or parts whose fields differ.
+  """
+  whole: dict[str, Opened] = {}
+
+  def length(split: str) -> int:
+    if split not in whole:
+      whole[split] = open_split(split)
+    return len(whole[split].records)
+
+  found = _ranges(name, called, length)
+  spans = tuple(
+    Span(json.dumps(list(whole[split].identity)), numbers.start, numbers.stop)
+    for split, numbers in found
+  )
+  if called in whole:
+    return dataclasses.replace(whole[called], called=called, spans=spans)
+  if any(shared([a], [b]) for a, b in itertools.combinations(spans, 2)):
+    raise ConfigError(f'{name}: parts of {called!r} share examples')
+  pieces = [whole[split] for split, _ in found]
+  if len({frozenset({'id', 'group'} & {*p.fields}) for p in pieces}) > 1:
+    raise DataError(
+      f'{name}: some of {called!r} have an id or a group and others none; every'
+      ' record is to have it, or none'
+    )
+  merged = {k: v for piece in pieces[::-1] for k, v in piece.fields.items()}
+  order = schema.FIELDS + schema.EXTRAS
+  fields = {field: merged[field] for field in order if field in merged}
+  records = Chosen(
+    [(whole[split].records, numbers) for split, numbers in found],
+    dict.fromkeys(fields.values(), ''),
+  )
+  dropped: collections.Counter[str] = collections.Counter()
+  for each in whole.values():
+    dropped.update(each.metadata.get('dropped', {}))
+  return dataclasses.replace(
+    pieces[0],
+    records=records,
+    fields=fields,
+    identity=['parts', *spans, sorted(fields.items())],
+    metadata={
+      **pieces[0].metadata,
+      'split': called,
+      'kept': len(records),
+      'dropped': dict(dropped),
+    },
+    called=called,
+    spans=spans,
+    unique=pieces[0].unique and len(whole) == 1,
+  )
+
+
+def shared(one: Iterable[Span], other: Iterable[Span]) -> int:
+  """How many records are in both."""
+  return sum(
+    max(0, min(a.stop, b.stop) - max(a.start, b.start))
+    for a, b in itertools.product(one, other)
+    if a.stored == b.stored
+  )
+
+
+def shared_by_name(one: str, other: str) -> bool:
+  """Whether two parts share records, as far as their names alone tell it."""
+  if one == other:
+    return True
+  bounds = [
+    bound
+    for piece in f'{one}+{other}'.split('+')
+    for bound in piece.strip().partition('[')[2].rstrip(']').split(':')
+  ]
+  if not all(bound == '' or bound.endswith('%') for bound in bounds):
+    return False
+  first, second = (
+    [Span(split, numbers.start, numbers.stop) for split, numbers in found]
+    for found in (
+      _ranges('data.splits', called, lambda _: _NOMINAL)
+      for called in (one, other)
+    )
+  )
+  return shared(first, second) > 0
+
+
+def _ranges(
+  name: str, called: str, length: Callable[[str], int]
+) -> list[tuple[str, range]]:
+  """Splits and the numbers of the records in them that are meant."""
+  if '[' not in called and '+' not in called:
+    return [(called, range(length(called)))]
+  # Takes a second, which whole splits need not wait for.
+  from tensorflow_datasets import core as tfds
+
+  names = (piece.partition('[')[0].strip() for piece in called.split('+'))
+  try:
+    instruction = tfds.ReadInstruction.from_spec(called)
+    infos = {
+      split: tfds.SplitInfo(
+        name=split, shard_lengths=[length(split)], num_bytes=0
+      )
+      for split in names
+    }
+    found = [
+      (part.splitname, range(*slice(part.from_, part.to).indices(
+        infos[part.splitname].num_examples
+      )))
+      for part in instruction.to_absolute(infos)
+    ]  # fmt: skip
+  except (ConfigError, DataError):
+    raise
+  # All that TFDS says of splits that it cannot read.
+  except (ValueError, NotImplementedError) as error:
+    told = str(error).splitlines()[-1]
+    raise ConfigError(
+      f'{name} has no split {called!r} ({told}); parts are written like'
+      " 'train[:80%]', 'train[100:200]' or 'train[:50%]+extra'"
+    ) from error
+  kept = [(split, numbers) for split, numbers in found if numbers]
+  if not kept:
+    raise ConfigError(f'{name}: split {called!r} is empty')
+  return kept
