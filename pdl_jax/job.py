@@ -68,7 +68,7 @@ def run(
   folder = RunFolder(workdir, settings.resolved)
   if folder.finished:
     print(f'{workdir} is finished; its table again:\n')
-    summary.print_results(folder.read('results.json'))
+    summary.print_results(folder.read('results.json', summary.SHOWN))
     return
   folder.write('env.json', environment(mesh.shape))
   folder.write_status('starting', 0)
