@@ -1,5 +1,6 @@
 """A finished run: its settings, its folder, and what it ended with."""
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -29,9 +30,9 @@ def open_run(option: str, workdir: Path) -> tuple[Settings, RunFolder]:
     ConfigError: there is none, it has not finished, or it is of a version of
       pdl_jax with other keys.
   """
-  if not (workdir / 'config.json').exists():
+  if not os.path.lexists(workdir / 'config.json'):
     raise ConfigError(f'{option}: there is no run in {workdir}')
-  if not (workdir / 'results.json').exists():
+  if not os.path.lexists(workdir / 'results.json'):
     raise ConfigError(
       f'{option}: the run in {workdir} has not finished; the command that '
       'began it continues it'

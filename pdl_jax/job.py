@@ -1,5 +1,6 @@
 """The main job: evaluate, fine-tune, evaluate again, and say what changed."""
 
+import os
 import time
 from collections.abc import Callable
 from functools import partial
@@ -61,7 +62,7 @@ def run(
   """
   # What refuses does so before the folder is opened.
   loss = weighting.make_loss(settings.loss)
-  if not (workdir / 'results.json').exists():
+  if not os.path.lexists(workdir / 'results.json'):
     shape(settings)
     print(sentinel.check_backend(loss))
   mesh = make_mesh(settings)

@@ -236,7 +236,7 @@ class RunFolder:
     """
     self.path = path
     self.writes = jax.process_index() == 0
-    if (path / 'config.json').exists():
+    if os.path.lexists(path / 'config.json'):
       self._check(self.read('config.json', CONFIG), config)
     if self.writes and not self.finished:
       (path / 'predictions').mkdir(parents=True, exist_ok=True)
@@ -260,7 +260,7 @@ class RunFolder:
   @property
   def finished(self) -> bool:
     """Whether results.json is there."""
-    return (self.path / 'results.json').exists()
+    return os.path.lexists(self.path / 'results.json')
 
   def write(self, name: str, value: Any) -> None:
     """Writes JSON; whole or not at all."""

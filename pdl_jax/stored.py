@@ -14,7 +14,7 @@ from typing import Any, Literal, get_args, get_origin
 
 from pdl_jax.errors import DataError
 
-MEND = 'bring it back from a copy, or remove that run folder and run it again'
+MEND = 'bring it back from a copy, or make it again'
 _NAMES = {
   dict: 'an object', list: 'a list', str: 'text', bool: 'true or false',
   int: 'an integer', float: 'a number', types.NoneType: 'null',

@@ -25,8 +25,8 @@ def explain(error: BaseException, run: Path | None) -> PdlError:
     run: folder of the run, which need not be there.
   """
   if where := in_config(error):
-    return ConfigError(f'{where}: {_words(error)}')
-  told = f'{_words(error)}; the traceback is in {_keep(error, run)}'
+    return ConfigError(f'{where}: {words(error)}')
+  told = f'{words(error)}; the traceback is in {_keep(error, run)}'
   if isinstance(error, MemoryError) or 'RESOURCE_EXHAUSTED' in str(error):
     return HostError(
       f'out of memory, of this host or of a device: {told}; take a smaller '
@@ -37,8 +37,8 @@ def explain(error: BaseException, run: Path | None) -> PdlError:
 
 def in_config(error: BaseException) -> str:
   """File and line of the config file in which it was raised; '': elsewhere."""
-  if isinstance(error, SyntaxError) and error.filename:
-    return f'{error.filename}:{error.lineno or 1}'
+  if isinstance(error, SyntaxError):
+    return f'{error.filename or "the config file"}:{error.lineno or 1}'
   found = [
     f'{frame.tb_frame.f_code.co_filename}:{frame.tb_lineno}'
     for frame in _frames(error.__traceback__)
@@ -53,9 +53,10 @@ def _frames(at: TracebackType | None) -> Iterator[TracebackType]:
     at = at.tb_next
 
 
-def _words(error: BaseException) -> str:
+def words(error: BaseException) -> str:
+  """Its type and its first line."""
   lines = str(error).strip().splitlines() or ['']
-  return f'{type(error).__name__}: {lines[0]}'.removesuffix(': ')
+  return f'{type(error).__name__}: {lines[0][:300]}'.removesuffix(': ')
 
 
 def _keep(error: BaseException, run: Path | None) -> str:

@@ -1,6 +1,7 @@
 """Where a sweep stands, read from its folder alone; nothing is written."""
 
 import dataclasses
+import os
 import statistics
 import time
 from collections import Counter
@@ -91,7 +92,7 @@ def _row(
     stored.read_json(run / 'results.json', dict)
     return dataclasses.replace(row, state='done', seconds=_seconds(attempts))
   last = attempts[-1] if attempts else None
-  if run is not None and (run / 'status.json').exists():
+  if run is not None and os.path.lexists(run / 'status.json'):
     written = stored.read_json(run / 'status.json', STATUS)
     config = stored.read_json(run / 'config.json', _CONFIG)
     row = dataclasses.replace(

@@ -198,4 +198,4 @@ def run_folders(root: Path) -> dict[str, Path]:
 
 def finished(run: Path) -> bool:
   """Whether a run folder has results."""
-  return (run / 'results.json').exists()
+  return os.path.lexists(run / 'results.json')
