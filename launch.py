@@ -36,11 +36,13 @@ records; --report makes its tables, figures and page from the records alone,
 --check compares them with those that are there.
 
 Exit codes: 0 done, 1 cells of a sweep failed, 2 bad config, 3 data, 4
-environment or host, 5 diverged, 6 checkpoint, 75 preempted: the same command
+environment or host, 5 diverged, 6 checkpoint, 70 a fault of pdl_jax, whose
+traceback is in the file that is named, 75 preempted: the same command
 continues.
 """
 
 import dataclasses
+import io
 import os
 import runpy
 import shlex
@@ -79,7 +81,7 @@ from pdl_jax.errors import (
   PreemptedError,
   printable,
 )
-from pdl_jax.launch import multihost, options, parent
+from pdl_jax.launch import fault, multihost, options, parent
 from pdl_jax.launch.dry_run import describe
 from pdl_jax.launch.multihost import Place
 from pdl_jax.launch.preflight import Preflight
@@ -170,6 +172,8 @@ def parse(arguments: Sequence[str]) -> dict[str, Any] | None:
     )  # fmt: skip
     rest = flags.FLAGS(arguments)
   except (flags.Error, KeyError, AttributeError, TypeError) as error:
+    if where := fault.in_config(error):
+      raise ConfigError(f'{where}: {fault.words(error)}') from error
     raise ConfigError(_one_line(error)) from error
   if rest[1:]:
     raise ConfigError(f'arguments without a flag: {" ".join(rest[1:])}')
@@ -194,6 +198,7 @@ def parse(arguments: Sequence[str]) -> dict[str, Any] | None:
   told += ['--preview'] * _PREVIEW.value
   if len(told) > 1:
     raise ConfigError(f'{" and ".join(told)} are different commands; give one')
+  sweep.parse_resources(_RESOURCES.value)
   if _CHECK.value and not _REPORT.value:
     raise ConfigError('--check belongs to --report=experiments/NAME')
   if unknown := set(_MODELS.value) - set(reevaluate.MODELS):
@@ -229,7 +234,13 @@ def configured() -> tuple[Settings, Path]:
     ConfigError: no --config, no such file, or a wrong value in it.
   """
   folder = config_folder()
-  settings = Settings.from_config(_CONFIG.value)
+  try:
+    settings = Settings.from_config(_CONFIG.value)
+  except (KeyError, TypeError) as error:
+    raise ConfigError(
+      f'--config: {_config_file()} has other keys than configs/common.py '
+      f'({error})'
+    ) from error
   if _WORKDIR.value is not None:
     return settings, Path(_WORKDIR.value)
   return settings, folder / records.run_id(
@@ -285,11 +296,17 @@ def config_folder() -> Path:
   Raises:
     ConfigError: no --config, or no such file.
   """
-  if _CONFIG.value is None:
+  if not flags.FLAGS['config'].present:
     raise ConfigError('no --config; try --config=configs/summarize.py:tiny')
   file, _, mode = _config_file().partition(':')
   if not Path(file).is_file():
     raise ConfigError(f'--config: there is no file {file} in {Path.cwd()}')
+  # Of a file that could not be read this raises what the system said.
+  if not hasattr(_CONFIG.value, 'to_json'):
+    raise ConfigError(
+      f'--config: get_config of {file} returns a '
+      f'{type(_CONFIG.value).__name__}, not a ConfigDict'
+    )
   name = '-'.join(part for part in (Path(file).stem, mode) if part)
   return Path('runs') / name
 
@@ -348,7 +365,7 @@ def show_status(folder: Path) -> None:
   Raises:
     ConfigError: there are none.
   """
-  rows = sweep.status(folder)
+  rows = sweep.status(folder) if folder.is_dir() else []
   if not rows:
     raise ConfigError(
       f'--status: there are no runs in {folder}; it takes the folder that run '
@@ -449,6 +466,8 @@ def show_preview(settings: Settings, workdir: Path) -> None:
 def _one_line(error: Exception) -> str:
   """What a parser says, without its traceback."""
   if isinstance(error, KeyError | AttributeError):
+    if 'get_config' in str(error):
+      return '--config: the file has no function get_config'
     # ml_collections quotes its message once a level: "'alhpa'\nDid you ...".
     text = str(error).replace('\\n', '\n').replace('\\', '')
     key, _, hint = (part.strip(' \'"') for part in text.partition('\n'))
@@ -460,12 +479,17 @@ def _one_line(error: Exception) -> str:
 def main(arguments: Sequence[str]) -> int:
   """Runs the command; returns its exit code."""
   process.set_xla_flags()
-  stop, settings, workdir = StopRequest(), None, None
+  for stream in (sys.stdout, sys.stderr):
+    if isinstance(stream, io.TextIOWrapper):
+      # A terminal that lacks a character is no reason to stop.
+      stream.reconfigure(errors='backslashreplace')
+  stop, settings, workdir, run = StopRequest(), None, None, None
   try:
     if {'--help', '-h', '--helpfull'} & set(arguments[1:]):
       print(help_text())
       return 0
     decode, pod = parse(arguments), pods.pod()
+    run = Path(_EVALUATE.value or _EXPORT.value or os.devnull)
     options.choose_backend()
     if options.devices_are_told() and not _DRY_RUN.value:
       raise ConfigError(
@@ -489,12 +513,12 @@ def main(arguments: Sequence[str]) -> int:
       show_status(Path(_STATUS.value))
       return 0
     if _REPORT.value is not None:
-      show_report(Path(_REPORT.value))
+      show_report(Path(os.path.relpath(_REPORT.value)))
       return 0
     if any('/' in name for name in _SWEEP.value) or (
       _SWEEP.value == ['experiments']
     ):
-      return run_experiment(Path(','.join(_SWEEP.value)))
+      return run_experiment(Path(os.path.relpath(','.join(_SWEEP.value))))
     if _SWEEP.value:
       return run_sweep()
     if pod is not None:
@@ -522,6 +546,11 @@ def main(arguments: Sequence[str]) -> int:
       settings,
       workdir,
     )
+  except (SystemExit, KeyboardInterrupt):
+    raise
+  except BaseException as error:
+    # Panics of Rust are no Exception. Whatever it is, it ends in one line.
+    return _report(fault.explain(error, workdir or run), settings, workdir)
   return 0
 
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from pdl_jax import process
+from pdl_jax import process, stored
 from pdl_jax.records import CODE, environment
 from pdl_jax.report.carry_out import RECORDS
 
@@ -40,5 +40,4 @@ def keep(
 
 def read(folder: Path) -> list[dict[str, Any]]:
   """The records of an experiment."""
-  lines = (folder / RECORDS).read_text('utf-8').splitlines()
-  return [json.loads(line) for line in lines]
+  return stored.read_lines(folder / RECORDS)

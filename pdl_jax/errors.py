@@ -1,6 +1,7 @@
 """Errors that a user can mend: one clear line and a documented exit code.
 
-Anything else that is raised is a bug of ours and keeps its traceback.
+Anything else that is raised is a fault of ours or of a library: `launch.py`
+says it in a line too, as a FaultError, and writes its traceback to a file.
 """
 
 import unicodedata
@@ -46,6 +47,12 @@ class PreemptedError(PdlError):
   """Stopped by a signal after saving; the same command continues."""
 
   exit_code = 75
+
+
+class FaultError(PdlError):
+  """What nobody foresaw; the line names the file that has its traceback."""
+
+  exit_code = 70
 
 
 # What joins letters and emoji, and acts on nothing else.

@@ -1,8 +1,11 @@
 """A finished run as a folder that Hugging Face tools read."""
 
+import contextlib
 import dataclasses
 import json
 import shlex
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +48,29 @@ def run(workdir: Path, folder: Path, adapter_alone: bool = False) -> None:
   )
   if jax.process_index() != 0:
     return
-  folder.mkdir(parents=True, exist_ok=True)
+  with _made_beside(folder) as beside:
+    values = _write_model(settings, run_folder, model, beside)
+  print(f'{values["model_type"]} model: {folder}')
+  if values['model_type'] == OWN:
+    print(_OWN_FORMAT)
+
+
+@contextlib.contextmanager
+def _made_beside(folder: Path) -> Iterator[Path]:
+  """A folder that becomes the one named once it is whole, or leaves none."""
+  folder.parent.mkdir(parents=True, exist_ok=True)
+  with tempfile.TemporaryDirectory(
+    dir=folder.parent, prefix=f'{folder.name}.', suffix='.partial'
+  ) as beside:
+    made = Path(beside) / folder.name
+    made.mkdir()
+    yield made
+    made.replace(folder.resolve())
+
+
+def _write_model(
+  settings: Settings, run_folder: RunFolder, model: Model, folder: Path
+) -> dict[str, Any]:
   is_chat = not TASKS[settings.data.task].documents
   values = config_values(model.config) | token_ids(model.tokenizer)
   write_tokenizer(folder, model.tokenizer, is_chat)
@@ -57,9 +82,7 @@ def run(workdir: Path, folder: Path, adapter_alone: bool = False) -> None:
   card = model_card(settings, run_folder, model, values['model_type'])
   (folder / 'README.md').write_text(card, 'utf-8')
   write_model(folder, model.config, model.params, values)
-  print(f'{values["model_type"]} model: {folder}')
-  if values['model_type'] == OWN:
-    print(_OWN_FORMAT)
+  return values
 
 
 def _write_adapter(
@@ -93,10 +116,10 @@ def _write_adapter(
   )
   if jax.process_index() != 0:
     return
-  folder.mkdir(parents=True, exist_ok=True)
-  card = model_card(settings, run_folder, model, 'adapter')
-  (folder / 'README.md').write_text(card, 'utf-8')
-  peft.write(folder, model.config, adapters, base)
+  with _made_beside(folder) as beside:
+    card = model_card(settings, run_folder, model, 'adapter')
+    (beside / 'README.md').write_text(card, 'utf-8')
+    peft.write(beside, model.config, adapters, base)
   print(f'adapter of {base}: {folder}\n{_ADAPTER}')
 
 
@@ -119,7 +142,8 @@ def model_card(
   settings: Settings, folder: RunFolder, model: Model, kind: str
 ) -> str:
   """README.md: what the model is, its results, and the command behind them."""
-  results, environment = folder.read('results.json'), folder.read('env.json')
+  results = folder.read('results.json')
+  environment = folder.read('env.json', {'commit': str | None})
   read = records.numbers(settings.resolved)
   flags = ' \\\n  '.join(
     f'--config.{key}={shlex.quote(str(value))}'

@@ -1,17 +1,18 @@
 """A finished run: its settings, its folder, and what it ended with."""
 
-import json
+import os
 from pathlib import Path
 from typing import Any
 
 import jax
 
+from pdl_jax import stored
 from pdl_jax.checkpoint import Checkpointer
 from pdl_jax.errors import CheckpointError, ConfigError
 from pdl_jax.model import api
 from pdl_jax.model.config import ModelConfig
 from pdl_jax.optimizer import merge
-from pdl_jax.records import RunFolder
+from pdl_jax.records import CONFIG, RESULTS, RunFolder, config_hash
 from pdl_jax.settings import Settings
 from pdl_jax.state import TrainState
 
@@ -29,24 +30,30 @@ def open_run(option: str, workdir: Path) -> tuple[Settings, RunFolder]:
     ConfigError: there is none, it has not finished, or it is of a version of
       pdl_jax with other keys.
   """
-  if not (workdir / 'config.json').exists():
+  if not os.path.lexists(workdir / 'config.json'):
     raise ConfigError(f'{option}: there is no run in {workdir}')
-  if not (workdir / 'results.json').exists():
+  if not os.path.lexists(workdir / 'results.json'):
     raise ConfigError(
       f'{option}: the run in {workdir} has not finished; the command that '
       'began it continues it'
     )
-  stored = json.loads((workdir / 'config.json').read_text('utf-8'))
-  del stored['hash']
+  kept = stored.read_json(workdir / 'config.json', CONFIG)
+  stored.read_json(workdir / 'results.json', RESULTS)
+  told = kept.pop('hash')
   # Runs from before the key was there are of the first draw.
-  stored['evaluate'].setdefault('draw', 0)
+  kept['evaluate'].setdefault('draw', 0)
   try:
-    settings = Settings.from_resolved(stored)
-  except (KeyError, TypeError) as error:
+    settings = Settings.from_resolved(kept)
+  except (ConfigError, KeyError, TypeError) as error:
     raise ConfigError(
       f'{option}: {workdir}/config.json has not the keys of this version of '
-      f'pdl_jax ({error}); use the commit in its env.json'
+      f'pdl_jax, or was altered ({error}); use the commit in its env.json'
     ) from None
+  if config_hash(kept) != told:
+    raise ConfigError(
+      f'{option}: {workdir}/config.json was altered: its hash is {told}, its '
+      f'values give {config_hash(kept)}; {stored.MEND}'
+    )
   return settings, RunFolder(workdir, settings.resolved)
 
 

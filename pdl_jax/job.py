@@ -1,5 +1,6 @@
 """The main job: evaluate, fine-tune, evaluate again, and say what changed."""
 
+import os
 import time
 from collections.abc import Callable
 from functools import partial
@@ -61,14 +62,14 @@ def run(
   """
   # What refuses does so before the folder is opened.
   loss = weighting.make_loss(settings.loss)
-  if not (workdir / 'results.json').exists():
+  if not os.path.lexists(workdir / 'results.json'):
     shape(settings)
     print(sentinel.check_backend(loss))
   mesh = make_mesh(settings)
   folder = RunFolder(workdir, settings.resolved)
   if folder.finished:
     print(f'{workdir} is finished; its table again:\n')
-    summary.print_results(folder.read('results.json'))
+    summary.print_results(folder.read('results.json', summary.SHOWN))
     return
   folder.write('env.json', environment(mesh.shape))
   folder.write_status('starting', 0)

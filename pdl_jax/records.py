@@ -7,9 +7,11 @@
   predictions/    one JSON line an evaluated example; NAME.parts until whole
   items.json      sums of each evaluated example, for the report to resample
   results.json    written last: its presence means that the run finished
+  traceback.txt   of an error that nobody foresaw
 """
 
 import contextlib
+import dataclasses
 import hashlib
 import json
 import os
@@ -19,11 +21,12 @@ import time
 from collections.abc import Iterable, Iterator, Mapping
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import jax
 
-from pdl_jax.errors import ConfigError
+from pdl_jax import stored
+from pdl_jax.errors import ConfigError, DataError
 from pdl_jax.losses import LOSSES
 
 # Keys that came later than the first records, and the values that runs from
@@ -46,6 +49,50 @@ _JAX_SETTINGS = (
   'jax_default_matmul_precision', 'jax_default_prng_impl',
   'jax_threefry_partitionable', 'jax_numpy_dtype_promotion',
 )  # fmt: skip
+
+
+# What is read back of the files of a run; see pdl_jax.stored.
+CONFIG = {
+  'hash': str, 'seed': int, 'model': {'pretrained': str}, 'data': dict,
+  'loss': {
+    'name': Literal[*LOSSES], 'alpha': float, 'frequency_table': str
+  },
+  'optimizer': {'trainable': str}, 'train': {'steps': int}, 'evaluate': dict,
+}  # fmt: skip
+STATUS = {'state': str, 'step': int, 'error': str, 'heartbeat': float}
+METRICS = {
+  'step': int, 'validation_nats?': float, 'positions?': int,
+  'input_tokens?': int,
+}  # fmt: skip
+PREDICTION = {
+  'id': str, 'prompt': str, 'source': str, 'references': list[str],
+  'text': str, 'token_ids': list[int], 'finish_reason': str,
+  'reference_ids': list[int], 'reference_nll': list[float], 'decode': dict,
+  'group?': str, 'style?': str,
+}  # fmt: skip
+
+
+@dataclasses.dataclass
+class _Bucket:
+  tokens: int
+  perplexity: float | None = None
+  nats_per_token: float | None = None
+
+
+@dataclasses.dataclass
+class _Metric:
+  value: float | None = None
+  n: int | None = None
+  buckets: dict[str, _Bucket] = dataclasses.field(default_factory=dict)
+
+
+# Of one set of predictions: metrics, and how many there are.
+MEASURED = dict[str, int | _Metric]
+RESULTS = {
+  'columns': dict[str, MEASURED], 'loss': dict, 'split': str, 'steps': int,
+  'skipped_steps': int, 'seconds_this_call': float, 'decode': dict,
+  'neutral_ids': list[int], 'examples': list,
+}  # fmt: skip
 
 
 def flatten(config: Mapping[str, Any], prefix: str = '') -> dict[str, Any]:
@@ -189,16 +236,15 @@ class RunFolder:
     """
     self.path = path
     self.writes = jax.process_index() == 0
-    stored = path / 'config.json'
-    if stored.exists():
-      self._check(json.loads(stored.read_text('utf-8')), config)
+    if os.path.lexists(path / 'config.json'):
+      self._check(self.read('config.json', CONFIG), config)
     if self.writes and not self.finished:
       (path / 'predictions').mkdir(parents=True, exist_ok=True)
       self.write('config.json', {'hash': config_hash(config), **config})
 
-  def _check(self, stored: dict[str, Any], config: Mapping[str, Any]) -> None:
-    stored.pop('hash')
-    before, now = numbers(stored), numbers(config)
+  def _check(self, kept: dict[str, Any], config: Mapping[str, Any]) -> None:
+    kept.pop('hash')
+    before, now = numbers(kept), numbers(config)
     differing = [
       f'{key}: {before.get(key, "not read")} there, '
       f'{now.get(key, "not read")} here'
@@ -214,7 +260,7 @@ class RunFolder:
   @property
   def finished(self) -> bool:
     """Whether results.json is there."""
-    return (self.path / 'results.json').exists()
+    return os.path.lexists(self.path / 'results.json')
 
   def write(self, name: str, value: Any) -> None:
     """Writes JSON; whole or not at all."""
@@ -227,9 +273,9 @@ class RunFolder:
       partial.write_text(text, 'utf-8')
       partial.replace(self.path / name)
 
-  def read(self, name: str) -> Any:
-    """Reads JSON that `write` wrote."""
-    return json.loads((self.path / name).read_text('utf-8'))
+  def read(self, name: str, shape: Any = dict) -> Any:
+    """Reads JSON that `write` wrote; see `stored.read_json`."""
+    return stored.read_json(self.path / name, shape)
 
   def write_status(self, state: str, step: int, error: str = '') -> None:
     """Says where the run stands; `heartbeat` is in seconds since 1970."""
@@ -248,15 +294,16 @@ class RunFolder:
     """Drops rows after a restored step, and a row torn by a crash."""
     if not (self.path / 'metrics.jsonl').exists():
       return
-    text = (self.path / 'metrics.jsonl').read_text('utf-8')
-    whole = text[: text.rfind('\n') + 1].splitlines()
-    rows = [line for line in whole if json.loads(line)['step'] <= step]
-    self.write_text('metrics.jsonl', ''.join(row + '\n' for row in rows))
+    rows = stored.read_lines(
+      self.path / 'metrics.jsonl', METRICS, torn_end=True
+    )
+    self.write_text(
+      'metrics.jsonl', _lines(row for row in rows if row['step'] <= step)
+    )
 
   def metrics(self) -> list[dict[str, Any]]:
     """All rows of metrics.jsonl."""
-    lines = (self.path / 'metrics.jsonl').read_text('utf-8').splitlines()
-    return [json.loads(line) for line in lines]
+    return stored.read_lines(self.path / 'metrics.jsonl', METRICS)
 
   def write_predictions(self, name: str, records: Iterable[dict]) -> None:
     """Writes predictions/NAME.jsonl, whole or not at all; parts go."""
@@ -269,7 +316,9 @@ class RunFolder:
     path = self.path / 'predictions' / f'{name}.jsonl'
     if not path.exists():
       return None
-    return [json.loads(line) for line in path.read_text('utf-8').splitlines()]
+    if not (found := stored.read_lines(path, PREDICTION)):
+      raise DataError(f'{path} is empty; {stored.MEND}')
+    return found
 
   def prediction_names(self) -> list[str]:
     """Of all predictions that are whole, `before` and `after` first."""
@@ -287,13 +336,10 @@ class RunFolder:
     """What was kept of a set that is not whole yet, by id."""
     if not self._parts(name).exists():
       return {}
-    text = self._parts(name).read_text('utf-8')
     # A crash may have torn the last line.
-    whole = text[: text.rfind('\n') + 1].splitlines()
-    self.write_text(
-      f'predictions/{name}.parts', ''.join(line + '\n' for line in whole)
-    )
-    return {record['id']: record for record in map(json.loads, whole)}
+    whole = stored.read_lines(self._parts(name), PREDICTION, torn_end=True)
+    self.write_text(f'predictions/{name}.parts', _lines(whole))
+    return {record['id']: record for record in whole}
 
   def _parts(self, name: str) -> Path:
     return self.path / 'predictions' / f'{name}.parts'
@@ -311,13 +357,15 @@ def note_failure(
   The folder may be that of another run, or of a finished one: neither failed.
   Where the status cannot be written, the line on the terminal has to do.
   """
-  status = workdir / 'status.json'
-  with contextlib.suppress(OSError):
-    stored = json.loads((workdir / 'config.json').read_text('utf-8'))
+  status, before = workdir / 'status.json', {'step': 0}
+  with contextlib.suppress(OSError, DataError):
+    kept = stored.read_json(workdir / 'config.json', CONFIG)
     finished = (workdir / 'results.json').exists()
-    if finished or stored.pop('hash') != config_hash(config):
+    if finished or kept['hash'] != config_hash(config):
       return
-    before = json.loads(status.read_text('utf-8'))
+    # It may be what is broken.
+    with contextlib.suppress(DataError):
+      before = stored.read_json(status, STATUS)
     after = {**before, 'state': state, 'error': error, 'heartbeat': time.time()}
     partial = status.with_suffix('.partial')
     partial.write_text(json.dumps(after, indent=2) + '\n', 'utf-8')

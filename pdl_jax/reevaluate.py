@@ -18,6 +18,7 @@ from pdl_jax import (
   weighting,
 )
 from pdl_jax.decode import DecodeSettings
+from pdl_jax.errors import DataError
 from pdl_jax.evaluate import items
 from pdl_jax.evaluate import run as evaluation
 from pdl_jax.evaluate.table import Result
@@ -25,6 +26,7 @@ from pdl_jax.records import RunFolder
 from pdl_jax.settings import Settings
 from pdl_jax.setup import Setup
 from pdl_jax.stop import StopRequest
+from pdl_jax.stored import MEND
 
 MODELS = ('before', 'after')
 RESULTS = 'evaluations.json'
@@ -131,10 +133,17 @@ def _measure(
   stored = {
     name: folder.predictions(name) or [] for name in folder.prediction_names()
   }
-  items.write(folder, stored, counts_V, neutral_ids, options['classifier'])
-  return {
+  if missing := set(MODELS) - stored.keys():
+    raise DataError(
+      f'{folder.path}/predictions has no {min(missing)}.jsonl, which every '
+      f'finished run has; {MEND}'
+    )
+  results = {
     name: evaluation.evaluate(
       records, counts_V, neutral_ids, **options, extra_models=extra_models
     )
     for name, records in stored.items()
   }
+  # Of records that were found to be right.
+  items.write(folder, stored, counts_V, neutral_ids, options['classifier'])
+  return results

@@ -36,6 +36,7 @@ from pdl_jax.model.config import (
 from pdl_jax.model.lora import LoRAConfig
 from pdl_jax.optimizer import OptimizerConfig
 from pdl_jax.sharding import MESH_AXES
+from pdl_jax.stored import fault
 
 
 def _one_of(key: str, value: Any, allowed: Any) -> None:
@@ -383,6 +384,20 @@ class EvaluateSettings:
     _positive('evaluate', self, 'examples', 'validation_examples', 'batch_size')
 
 
+# What a configuration looks like, before any value is looked at.
+_SHAPE = {
+  'seed': int, 'model': ModelSettings, 'data': DataSettings,
+  'loss': {
+    field.name: field.type
+    for field in dataclasses.fields(LossSettings)
+    if field.name != 'rivals'
+  },
+  'optimizer': OptimizerConfig, 'train': TrainSettings,
+  'evaluate': EvaluateSettings, 'decode': DecodeSettings,
+  'mesh': dict.fromkeys(MESH_AXES, int),
+}  # fmt: skip
+
+
 @dataclasses.dataclass(frozen=True)
 class Settings:
   """Everything a run is made of.
@@ -419,6 +434,8 @@ class Settings:
   @classmethod
   def from_resolved(cls, resolved: dict[str, Any]) -> 'Settings':
     """The same from plain values, as a run folder keeps them."""
+    if found := fault(resolved, _SHAPE):
+      raise ConfigError(f'config: {found}')
     if resolved['seed'] < 0:
       raise ConfigError(f'seed must be >= 0, got {resolved["seed"]}')
     warmup = resolved['optimizer']['warmup_steps']

@@ -314,7 +314,8 @@ def _check_fingerprint(folder: RunFolder | None, model: Model) -> None:
   if folder is None:
     return
   if (folder.path / FINGERPRINT).exists():
-    before = Fingerprint(**folder.read(FINGERPRINT))
+    kept = folder.read(FINGERPRINT, Fingerprint.__annotations__)
+    before = Fingerprint(**{name: kept[name] for name in Fingerprint._fields})
     if not found.near(before):
       raise DataError(
         f'{model.name} has changed since the run in {folder.path}: logits of '

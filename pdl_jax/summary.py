@@ -13,10 +13,15 @@ from pdl_jax.decode import DecodeSettings
 from pdl_jax.errors import printable
 from pdl_jax.evaluate import run as evaluation
 from pdl_jax.losses import LOSSES, LossTables
+from pdl_jax.records import RESULTS
 from pdl_jax.settings import LossSettings
 from pdl_jax.weighting import Frequencies
 
 EXAMPLES_SHOWN = 3
+# Of results.json, what `print_results` reads.
+SHOWN = RESULTS | {
+  'task': str, 'padding_share': float, 'examples': list[dict[str, str]],
+}  # fmt: skip
 
 
 def loss_name(loss: LossSettings) -> str:

@@ -14,7 +14,7 @@ TREE = sorted(
   for path in (ROOT / name).rglob('*.py')
 )
 LAYERS = [
-  {'errors', 'process', 'stop'},
+  {'errors', 'process', 'stop', 'stored'},
   {'losses', 'frequency', 'sharding', 'checksum', 'damage',
    'sentinel'},
   {'model'},

@@ -131,7 +131,7 @@ def test_a_run_of_another_machine_runs_while_its_heart_beats(tmp_path):
 def test_a_finished_run_is_named_as_its_folder(tmp_path):
   by_hand = tmp_path / f'seed=0,n=1-{cell(1).digest}'
   by_hand.mkdir()
-  (by_hand / 'results.json').touch()
+  (by_hand / 'results.json').write_text('{}', 'utf-8')
   (row,) = status(tmp_path, [cell(1)])
   assert (row.name, row.state, row.seconds) == (by_hand.name, 'done', None)
 

@@ -6,10 +6,10 @@ Measured once, at an earlier commit, each run by
     --config.evaluate.split=validation --config.evaluate.examples=192
 """
 
-import json
 from pathlib import Path
 from typing import Any
 
+from pdl_jax import stored
 from pdl_jax.evaluate import run as evaluation
 
 FOLDER = Path(__file__).parent
@@ -17,9 +17,8 @@ FOLDER = Path(__file__).parent
 
 def report_files() -> dict[str, str]:
   """What follows from the records: name -> text."""
-  lines = (FOLDER / 'records.jsonl').read_text('utf-8').splitlines()
   columns: dict[str, Any] = {}
-  for record in map(json.loads, lines):
+  for record in stored.read_lines(FOLDER / 'records.jsonl'):
     before, after = record['results']['columns'].values()
     columns.setdefault('Pretrained', before)
     columns[record['cell']] = after

@@ -17,7 +17,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from pdl_jax import process
+from pdl_jax import process, stored
 from pdl_jax.data import pipeline, sources
 from pdl_jax.data.examples import Lengths, Pairs
 from pdl_jax.data.tasks import TASKS
@@ -56,8 +56,7 @@ def report_files() -> dict[str, str]:
 
 def read() -> list[dict[str, Any]]:
   """The committed records."""
-  lines = (FOLDER / 'records.jsonl').read_text('utf-8').splitlines()
-  return [json.loads(line) for line in lines]
+  return stored.read_lines(FOLDER / 'records.jsonl')
 
 
 def _in_a_process(size: int) -> str:

@@ -19,7 +19,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from pdl_jax import process
+from pdl_jax import process, stored
 
 FOLDER = Path(__file__).parent
 ROOT = FOLDER.parent.parent
@@ -82,7 +82,7 @@ def read(path: Path) -> list[Record]:
   """The finished cases; none, where nothing was run."""
   if not path.exists():
     return []
-  return [json.loads(line) for line in path.read_text('utf-8').splitlines()]
+  return stored.read_lines(path)
 
 
 def run(path: Path, cases: Sequence[Case]) -> None:

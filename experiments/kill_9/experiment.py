@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments import measured
+from pdl_jax import stored
 from pdl_jax.process import start_time
 from pdl_jax.report.carry_out import RECORDS
 from pdl_jax.sweep import queue
@@ -121,12 +122,11 @@ def _finished_twice(place: Path) -> int:
 
 def _kept(name: str) -> dict[tuple[str, int], Any]:
   """What came of each run of a sweep, as it is kept here."""
-  lines = (FOLDER / f'{name}.jsonl').read_text('utf-8').splitlines()
   return {
     (record['row'], record['seed']): {
       key: value for key, value in record.items() if key not in CIRCUMSTANCES
     }
-    for record in map(json.loads, lines)
+    for record in stored.read_lines(FOLDER / f'{name}.jsonl')
   }
 
 

@@ -28,7 +28,7 @@ from experiments.loss_speed.contenders import (
   MAIN,
   RIVALS,
 )
-from pdl_jax import process
+from pdl_jax import process, stored
 
 FOLDER = Path(__file__).parent
 ROOT = FOLDER.parent.parent
@@ -121,7 +121,7 @@ def read(path: Path) -> list[Record]:
   """The finished cases; none, where nothing was run."""
   if not path.exists():
     return []
-  return [json.loads(line) for line in path.read_text('utf-8').splitlines()]
+  return stored.read_lines(path)
 
 
 def table(records: list[Record]) -> str:

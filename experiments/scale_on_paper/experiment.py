@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments.scale_on_paper import report
-from pdl_jax import process
+from pdl_jax import process, stored
 
 FOLDER = Path(__file__).parent
 ROOT = FOLDER.parent.parent
@@ -92,7 +92,7 @@ def read() -> list[Record]:
   path = FOLDER / 'records.jsonl'
   if not path.exists():
     return []
-  lines = map(json.loads, path.read_text('utf-8').splitlines())
+  lines = stored.read_lines(path)
   order = [x for name in ('tpu', 'cpu', 'shapes') for x in cases(name)]
   return sorted(lines, key=lambda record: order.index(record['case']))
 

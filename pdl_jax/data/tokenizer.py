@@ -21,6 +21,7 @@ from pdl_jax.data.chat import ChatTemplate
 from pdl_jax.data.gguf_backend import byte_level, read_backend
 from pdl_jax.errors import DataError
 from pdl_jax.model.pretrained.gguf import GGUFModel
+from pdl_jax.stored import MEND
 
 END_OF_TEXT = '<|endoftext|>'
 START_OF_TURN = '<|im_start|>'
@@ -130,8 +131,18 @@ class Tokenizer:
 
   @classmethod
   def load(cls, path: Path, name: str) -> 'Tokenizer':
-    """Reads a definition."""
-    return cls(Backend.from_file(str(path)), name)
+    """Reads a definition.
+
+    Raises:
+      DataError: it is torn or altered.
+    """
+    try:
+      return cls(Backend.from_file(str(path)), name)
+    except Exception as error:
+      # The library raises Exception itself, whatever is wrong with the file.
+      raise DataError(
+        f'{path} is no tokenizer: {str(error).splitlines()[0]}; {MEND}'
+      ) from error
 
   def encode_template(self, text: str) -> list[int]:
     """Ids of a piece of the chat format: control tokens are recognised."""

@@ -14,6 +14,8 @@ import threading
 import time
 from pathlib import Path
 
+from pdl_jax import stored
+
 # Of files that hosts write: how long others may see an old one, and how far
 # their clocks may be apart.
 SILENCE = 15.0
@@ -126,7 +128,7 @@ def _write(path: Path, value: dict) -> None:
 def standings(folder: Path, since: float) -> list[Standing]:
   """Of the hosts that wrote after some time, in the order of their numbers."""
   found = [
-    Standing(**json.loads(path.read_text('utf-8')))
+    Standing(**stored.read_json(path, Standing))
     for path in folder.glob('*.json')
   ]
   found = [one for one in found if one.time >= since - SILENCE]
@@ -135,8 +137,6 @@ def standings(folder: Path, since: float) -> list[Standing]:
 
 def ends(folder: Path, since: float) -> list[End]:
   """Of the hosts that ended after some time, the first one first."""
-  found = [
-    End(**json.loads(p.read_text('utf-8'))) for p in folder.glob('*.end')
-  ]
+  found = [End(**stored.read_json(p, End)) for p in folder.glob('*.end')]
   found = [one for one in found if one.time >= since - SILENCE]
   return sorted(found, key=lambda one: one.time)

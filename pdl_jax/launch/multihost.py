@@ -173,7 +173,8 @@ def leave(main: Callable[[], int]) -> None:
   try:
     code = main()
   except BaseException:
-    # Whatever it is, the interpreter's own end would wait for the others.
+    # Not of what is run but around it: the interpreter's own end would wait
+    # for the others.
     traceback.print_exc()
     code = 1
   sys.stdout.flush()

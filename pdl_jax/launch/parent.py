@@ -18,7 +18,8 @@ from pathlib import Path
 from types import FrameType
 from typing import NamedTuple
 
-from pdl_jax.launch import journal, verdict
+from pdl_jax.errors import FaultError
+from pdl_jax.launch import fault, journal, verdict
 from pdl_jax.launch.journal import End, Standing
 from pdl_jax.launch.multihost import Place
 from pdl_jax.launch.output import Output
@@ -26,7 +27,7 @@ from pdl_jax.launch.output import Output
 PREEMPTED = 75
 _POLL = 0.2
 _STACKS = 3.0  # seconds for a stuck process to write where it is
-_KNOWN = (0, 2, 3, 4, 5, 6, PREEMPTED)
+_KNOWN = (0, 2, 3, 4, 5, 6, FaultError.exit_code, PREEMPTED)
 # How the libraries below JAX say that another process is gone.
 _PEER = re.compile(
   r'[Gg]loo|coordination service|UNAVAILABLE|DEADLINE_EXCEEDED|heartbeat'
@@ -61,7 +62,7 @@ def start(places: Sequence[Place], command: Sequence[str]) -> list[Host]:
   Path(places[0].folder).mkdir(parents=True, exist_ok=True)
   hosts = []
   for number, place in enumerate(places):
-    for suffix in ('json', 'end', 'stacks'):
+    for suffix in ('json', 'end', 'stacks', fault.FILE):
       path = Path(place.folder) / f'{place.name}.{suffix}'
       path.unlink(missing_ok=True)
     child = subprocess.Popen(
@@ -182,8 +183,12 @@ class _Watch:
   ) -> tuple[int | None, str]:
     """An exit code for all, None of a mere consequence; and words for it."""
     crash = ''.join(host.output.crash)
+    if host.file(fault.FILE).exists():
+      crash += host.file(fault.FILE).read_text('utf-8', 'replace')
     if host.asked:
       return verdict.HOST, f'was stuck, {doing}'
+    if code == FaultError.exit_code and _PEER.search(crash):
+      return None, f'aborted, {doing}'
     if code in _KNOWN:
       return code, host.output.sentence
     if self._signals and code in (-signal.SIGTERM, -signal.SIGKILL):

@@ -35,7 +35,9 @@ class Fingerprint(NamedTuple):
   def near(self, other: 'Fingerprint') -> bool:
     """Whether both can be of one model, but for rounding."""
     mine, theirs = ([*x.logits, x.norm] for x in (self, other))
-    return bool(np.allclose(mine, theirs, rtol=1e-2, atol=2e-2))
+    return len(mine) == len(theirs) and bool(
+      np.allclose(mine, theirs, rtol=1e-2, atol=2e-2)
+    )
 
 
 def fingerprint(config: ModelConfig, params: dict) -> Fingerprint:

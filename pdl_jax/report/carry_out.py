@@ -12,8 +12,17 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from pdl_jax import stored
+from pdl_jax.errors import DataError
 from pdl_jax.report import plan
-from pdl_jax.report.collect import Record, collect, fingerprint
+from pdl_jax.report.collect import (
+  DONE,
+  NOT_DONE,
+  Record,
+  collect,
+  fingerprint,
+  read_evaluations,
+)
 from pdl_jax.report.experiment import Experiment, Study, Variant
 from pdl_jax.report.plan import Planned
 from pdl_jax.sweep import queue
@@ -23,6 +32,13 @@ from pdl_jax.sweep.local import Command, Outcome
 RECORDS, DEFINITIONS = 'records.jsonl', 'definitions.json'
 # Of (cells, root, command); the engine with its workers and retries.
 Sweep = Callable[[Sequence[Cell], Path, Command], Outcome]
+
+
+@dataclasses.dataclass
+class _Definition:
+  unit: str
+  definition: str
+  signature: str = ''
 
 
 @dataclasses.dataclass(frozen=True)
@@ -149,7 +165,7 @@ def _decode(experiment: Experiment, root: Path) -> None:
 def _is_decoded(run: Path, variant: Variant) -> bool:
   path = run / 'evaluations.json'
   name = predictions_of(variant)
-  return path.exists() and name in json.loads(path.read_text('utf-8'))
+  return path.exists() and name in read_evaluations(run)
 
 
 def predictions_of(variant: Variant) -> str:
@@ -260,13 +276,35 @@ def read(folder: Path) -> list[Record]:
   path = folder / RECORDS
   if not path.exists():
     return []
-  return [json.loads(line) for line in path.read_text('utf-8').splitlines()]
+  mend = f'git checkout {path} brings it back'
+  records = stored.read_lines(path, {'state': str}, mend)
+  for number, record in enumerate(records, start=1):
+    done = record['state'] == 'done'
+    found = stored.fault(record, DONE if done else NOT_DONE)
+    if not found and done:
+      found = _uneven(record)
+    if found:
+      raise DataError(f'{path}:{number}: {found}; {mend}')
+  return records
+
+
+def _uneven(record: Record) -> str:
+  """Which sums are not those of as many examples as there are."""
+  examples = len(record['groups'])
+  return next((
+    f'items.{name} has {len(sums)} examples, groups {examples}'
+    for name, sums in record['items'].items()
+    if len(sums) != examples
+  ), '')  # fmt: skip
 
 
 def read_definitions(folder: Path) -> dict[str, dict[str, Any]]:
   """Fingerprint -> metric -> its unit, definition and signature."""
   path = folder / DEFINITIONS
-  return json.loads(path.read_text('utf-8')) if path.exists() else {}
+  if not path.exists():
+    return {}
+  mend = f'git checkout {path} brings it back'
+  return stored.read_json(path, dict[str, dict[str, _Definition]], mend)
 
 
 def _write(path: Path, text: str) -> None:

@@ -4,14 +4,35 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from pdl_jax import frequency
+from pdl_jax import frequency, stored
 from pdl_jax.errors import DataError, DivergedError
+from pdl_jax.records import MEASURED, METRICS, RESULTS
 from pdl_jax.sweep import queue
 
 Record = dict[str, Any]
 _DIGITS = 6
+_ENVIRONMENT = {
+  'commit': str | None, 'dirty': bool, 'packages': dict, 'devices': list[str],
+}  # fmt: skip
+_ITEMS = {
+  'examples': str, 'groups': list[int], 'sums': dict[str, list[float]],
+}  # fmt: skip
+_WHO = {
+  'study': str, 'row': str, 'seed': int, 'hash': str, 'predictions': str,
+  'overrides': dict,
+}  # fmt: skip
+# A line of records.jsonl, by its state.
+DONE = _WHO | _ENVIRONMENT | {
+  'loss': dict, 'split': str, 'steps': int, 'seconds': float,
+  'skipped_steps': int, 'decode': dict, 'examples': str, 'groups': list[int],
+  'tokenizer': str, 'training_data': str, 'definitions': str,
+  'metrics': dict[str, float | None], 'nats_by_count': dict[str, float | None],
+  'tokens_by_count': dict[str, int], 'curve': list[list[float]],
+  'items': dict[str, list[float]],
+}  # fmt: skip
+NOT_DONE = _WHO | {'state': Literal['diverged', 'failed'], 'error': str}
 
 
 def collect(
@@ -40,13 +61,13 @@ def collect(
     return {
       'state': 'diverged' if diverged else 'failed', 'error': end.error
     }, {}  # fmt: skip
-  measured = _read(run / 'results.json')
+  measured = stored.read_json(run / 'results.json', RESULTS)
   found = _results(run, measured, predictions)
   if found is None:
     return None
   items = _items(run, predictions)
   table = frequency.read(run / 'frequency.npz')
-  environment = _read(run / 'env.json')
+  environment = stored.read_json(run / 'env.json', _ENVIRONMENT)
   definitions = {
     key: {k: v for k, v in metric.items() if k not in ('value', 'n', 'buckets')}
     for key, metric in found.items()
@@ -99,9 +120,14 @@ def _results(
   """Those of --evaluate, which are newer, or of the run itself."""
   names = ('before', 'after')
   columns = measured['columns'].values()
+  if len(columns) != len(names):
+    raise DataError(
+      f'{run / "results.json"}: columns holds {len(columns)} systems, not '
+      f'{" and ".join(names)}; {stored.MEND}'
+    )
   found: dict[str, Any] = dict(zip(names, columns, strict=True))
   if (run / 'evaluations.json').exists():
-    found |= _read(run / 'evaluations.json')
+    found |= read_evaluations(run)
   chosen = found.get(predictions)
   if chosen is None or 'head' not in measured:
     return chosen  # Runs of earlier versions do not say.
@@ -128,17 +154,18 @@ def _head(size: Mapping[str, Any]) -> dict[str, Any]:
 
 def _items(run: Path, predictions: str) -> dict[str, Any]:
   path = run / 'items.json'
-  found = _read(path).get(predictions, {}) if path.exists() else {}
-  if not {'examples', 'groups', 'sums'} <= set(found):
+  shape = {f'{predictions}?': _ITEMS}
+  found = stored.read_json(path, shape) if path.exists() else {}
+  if predictions not in found:
     raise DataError(
       f'{run} keeps no sums of its examples, as runs of earlier versions; '
       f'python launch.py --evaluate={run} adds them'
     )
-  return found
+  return found[predictions]
 
 
 def _curve(path: Path) -> list[tuple[int, float]]:
-  rows = [json.loads(line) for line in path.read_text('utf-8').splitlines()]
+  rows = stored.read_lines(path, METRICS)
   return [
     (row['step'], _rounded(row['validation_nats']))
     for row in rows
@@ -150,5 +177,6 @@ def _rounded(value: float | None) -> Any:
   return None if value is None else float(f'{value:.{_DIGITS}g}')
 
 
-def _read(path: Path) -> Any:
-  return json.loads(path.read_text('utf-8'))
+def read_evaluations(run: Path) -> dict[str, Any]:
+  """What --evaluate measured of each stored set of predictions."""
+  return stored.read_json(run / 'evaluations.json', dict[str, MEASURED])

@@ -59,7 +59,7 @@ def write(folder: Path, *, check: bool) -> None:
   if not check:
     path.write_text(text, 'utf-8')
     print(f'wrote {path}')
-  elif path.read_text('utf-8') != text:
+  elif path.read_text('utf-8', 'replace') != text:
     raise DataError(
       f'{path} does not follow from the experiments; python launch.py '
       f'--report={folder} writes it anew'
@@ -82,7 +82,8 @@ def _answer(readme: Path) -> str:
   Raises:
     ConfigError: there is none.
   """
-  parts = readme.read_text('utf-8').split('**') if readme.exists() else []
+  text = readme.read_text('utf-8', 'replace') if readme.exists() else ''
+  parts = text.split('**')
   if len(parts) < 3:
     raise ConfigError(
       f'{readme} has no answer: a sentence in bold that its table supports'

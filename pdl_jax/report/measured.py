@@ -83,6 +83,11 @@ class Measured:
             f'which row {record["row"]!r} (seed {record["seed"]}) has not; '
             f'measured are: {known}'
           )
+        if odd := set(items.SUMS.get(metric.key, ())) - set(record['items']):
+          raise DataError(
+            f'{who} have not the same sums: items.{min(odd)} is missing, which '
+            f'{metric.key} is made of; collect them anew'
+          )
         if self.definition(first, metric) != self.definition(record, metric):
           raise DataError(
             f'{who} define {metric.key} differently; measure both again with '
@@ -91,6 +96,12 @@ class Measured:
 
   def definition(self, record: Record, metric: Metric) -> Mapping[str, Any]:
     """Unit, definition and signature; empty where it was not measured."""
+    if record['definitions'] not in self._definitions:
+      raise DataError(
+        f'study {self.study.name}, row {record["row"]!r}, seed '
+        f'{record["seed"]}: definitions.json has no {record["definitions"]}, '
+        'which its record names; git checkout brings it back'
+      )
     return self._definitions[record['definitions']].get(metric.key, {})
 
   def values(self, label: str, metric: Metric) -> dict[int, float]:

@@ -49,7 +49,7 @@ def module(folder: Path) -> ModuleType:
     folder: experiments/NAME, below the current folder.
 
   Raises:
-    ConfigError: there is none.
+    ConfigError: there is none, or it is elsewhere.
   """
   if not (folder / 'experiment.py').is_file():
     known = sorted(path.parent.name for path in Path('experiments').glob(
@@ -58,6 +58,11 @@ def module(folder: Path) -> ModuleType:
     raise ConfigError(
       f'there is no {folder / "experiment.py"}; experiments are: '
       f'{", ".join(known) or "none in this folder"}'
+    )
+  if '..' in folder.parts or folder.is_absolute():
+    raise ConfigError(
+      f'{folder} is not below {Path.cwd()}; run it from the folder that '
+      'experiments/ is in'
     )
   return importlib.import_module('.'.join([*folder.parts, 'experiment']))
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from threadpoolctl import threadpool_limits
 
-from pdl_jax.errors import DataError
+from pdl_jax.errors import DataError, PdlError
 from pdl_jax.report import carry_out, compare, figures, page, plan, tables
 
 CSV = 'table.csv'
@@ -28,7 +28,15 @@ def files(folder: Path) -> dict[str, str]:
     plan.module(folder), 'report_files', None
   )
   if own is not None:
-    return own()
+    try:
+      return own()
+    except PdlError:
+      raise
+    except (LookupError, TypeError, ValueError, AttributeError) as error:
+      raise DataError(
+        f'{folder / carry_out.RECORDS} is not what {folder}/experiment.py '
+        f'reads ({type(error).__name__}: {error}); git checkout brings it back'
+      ) from error
   report = compare.make_report(
     folder.name,
     f'python launch.py --sweep={folder}',
@@ -84,7 +92,7 @@ def check(folder: Path) -> int:
       if name == 'report.html':
         continue
       raise DataError(f'{path} is missing; {again}')
-    kept = path.read_text('utf-8')
+    kept = path.read_text('utf-8', 'replace')
     if kept != text:
       where = _cells(kept, text) if name == CSV else _line(kept, text)
       raise DataError(

@@ -19,6 +19,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from pdl_jax import stored
 from pdl_jax.sweep import child, local, queue
 from pdl_jax.sweep.axes import Cell
 from pdl_jax.sweep.queue import Attempt
@@ -116,7 +117,7 @@ def follow(
   """
   while not member.meeting.exists():
     time.sleep(_LOOK)
-  found = json.loads(member.meeting.read_text('utf-8'))
+  found = stored.read_json(member.meeting, {'number': int, 'coordinator': str})
   attempt = Attempt(root / 'sweep', cell.digest, found['number'])
   name = attempt.path(f'{member.number}.worker')
   before = signal.signal(signal.SIGINT, lambda *_: None)

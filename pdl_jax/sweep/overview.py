@@ -1,20 +1,22 @@
 """Where a sweep stands, read from its folder alone; nothing is written."""
 
 import dataclasses
-import json
+import os
 import statistics
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
-from pdl_jax.errors import printable
+from pdl_jax import stored
+from pdl_jax.errors import DataError, printable
+from pdl_jax.records import STATUS
 from pdl_jax.sweep import queue
 from pdl_jax.sweep.axes import Cell
 from pdl_jax.sweep.queue import PREEMPTED, Attempt
 
-STATES = ('done', 'running', 'failed', 'queued')
+_CONFIG = {'train': {'steps': int}}
+STATES = ('done', 'running', 'failed', 'queued', 'broken')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,11 +25,12 @@ class Row:
 
   Attributes:
     name: of its run folder.
-    state: one of STATES; a run whose sweeper was killed is queued again.
+    state: one of STATES; a run whose sweeper was killed is queued again, and
+      of a broken one a file is torn, altered or unreadable.
     step: last one logged, of `steps`; 0 if it has not begun or is done.
     steps: of the whole run; 0 where that is not known.
     age: seconds since the run last wrote its status, None if it never did.
-    error: last line, of a failed cell.
+    error: last line, of a failed cell; of a broken one, what is wrong.
     attempts: how often it was begun.
     seconds: how long it took, None unless it is known and done.
   """
@@ -44,7 +47,7 @@ class Row:
   @property
   def left(self) -> float:
     """Share of the run that is still to do."""
-    if self.state in ('done', 'failed'):
+    if self.state in ('done', 'failed', 'broken'):
       return 0.0
     return 1 - self.step / self.steps if self.steps else 1.0
 
@@ -64,9 +67,20 @@ def status(root: Path, cells: Sequence[Cell] | None = None) -> list[Row]:
   else:
     names = {cell.digest: cell.run_id for cell in cells}
   return [
-    _row(name, folders.get(digest), attempts.get(digest, []), now)
+    _row_or_broken(name, folders.get(digest), attempts.get(digest, []), now)
     for digest, name in names.items()
   ]
+
+
+def _row_or_broken(
+  name: str, run: Path | None, attempts: Sequence[Attempt], now: float
+) -> Row:
+  """One broken run does not hide the others."""
+  try:
+    return _row(name, run, attempts, now)
+  except (DataError, OSError) as error:
+    name = name if run is None else run.name
+    return Row(name, 'broken', 0, 0, None, str(error), len(attempts), None)
 
 
 def _row(
@@ -75,14 +89,16 @@ def _row(
   name = name if run is None else run.name
   row = Row(name, 'queued', 0, 0, None, '', len(attempts), None)
   if run is not None and queue.finished(run):
+    stored.read_json(run / 'results.json', dict)
     return dataclasses.replace(row, state='done', seconds=_seconds(attempts))
   last = attempts[-1] if attempts else None
-  if run is not None and (run / 'status.json').exists():
-    written = _read(run / 'status.json')
+  if run is not None and os.path.lexists(run / 'status.json'):
+    written = stored.read_json(run / 'status.json', STATUS)
+    config = stored.read_json(run / 'config.json', _CONFIG)
     row = dataclasses.replace(
       row,
       step=written['step'],
-      steps=_read(run / 'config.json')['train']['steps'],
+      steps=config['train']['steps'],
       age=now - written['heartbeat'],
     )
     if last is None and written['state'] == 'error':
@@ -185,7 +201,3 @@ def _duration(seconds: float | None) -> str:
   if seconds < 100:
     return f'{seconds:.0f} s'
   return f'{minutes} min' if minutes < 100 else f'{hours:.1f} h'
-
-
-def _read(path: Path) -> Any:
-  return json.loads(path.read_text('utf-8'))

@@ -13,7 +13,6 @@ which is atomic on NFS too; locks do not outlive their holder's host there, and
 a file made by O_EXCL is empty for a moment, in which its maker may die.
 """
 
-import contextlib
 import dataclasses
 import json
 import os
@@ -26,7 +25,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from pdl_jax import process
+from pdl_jax import process, stored
 from pdl_jax.errors import HostError, PreemptedError
 
 # Seconds: a claim of another machine is touched so often, and dead when it has
@@ -34,6 +33,7 @@ from pdl_jax.errors import HostError, PreemptedError
 HEARTBEAT = 15.0
 STALE = 300.0
 PREEMPTED = PreemptedError.exit_code
+_PROCESS = {'pid': int, 'started': int | None}
 
 _RUN = re.compile(r'.*-([0-9a-f]{8})')
 
@@ -79,9 +79,10 @@ class Attempt:
   @property
   def end(self) -> End | None:
     """None while it lasts, and for ever if its sweeper was killed."""
-    with contextlib.suppress(FileNotFoundError):
-      return End(**json.loads(self.path('end').read_text('utf-8')))
-    return None
+    if not self.path('end').exists():
+      return None
+    found = stored.read_json(self.path('end'), End)
+    return End(found['code'], found['seconds'], found['error'])
 
   def write_end(self, end: End) -> None:
     """Gives the cell back."""
@@ -107,16 +108,16 @@ class Attempt:
     """
     if self.path('end').exists():
       return False
-    claim = json.loads(self.path('claim').read_text('utf-8'))
-    if claim['machine'] != process.machine():
-      return now - self.path('claim').stat().st_mtime < STALE
+    path = self.path('claim')
+    if stored.read_json(path, {'machine': str})['machine'] != process.machine():
+      return now - path.stat().st_mtime < STALE
     # In this order: a sweeper that is dead starts no more runs.
-    return _alive(claim) or self._worker_alive()
+    owner = stored.read_json(path, _PROCESS)
+    return _alive(owner) or self._worker_alive()
 
   def _worker_alive(self) -> bool:
-    with contextlib.suppress(FileNotFoundError):
-      return _alive(json.loads(self.path('worker').read_text('utf-8')))
-    return False
+    path = self.path('worker')
+    return path.exists() and _alive(stored.read_json(path, _PROCESS))
 
 
 def _alive(name: dict[str, Any]) -> bool:
@@ -197,4 +198,4 @@ def run_folders(root: Path) -> dict[str, Path]:
 
 def finished(run: Path) -> bool:
   """Whether a run folder has results."""
-  return (run / 'results.json').exists()
+  return os.path.lexists(run / 'results.json')

@@ -13,6 +13,7 @@ is started here, for as long as the sweep lasts.
 import dataclasses
 import functools
 import logging
+import math
 import os
 import secrets
 import socket
@@ -49,9 +50,11 @@ def parse_resources(entries: Sequence[str]) -> dict[str, float]:
     try:
       wanted[name] = float(number)
     except ValueError:
+      wanted[name] = math.nan
+    if not 0 <= wanted[name] < math.inf:
       raise ConfigError(
         f'--resources {entry} is not NAME=NUMBER, as in TPU=4'
-      ) from None
+      )
   return wanted
 
 
