@@ -131,6 +131,7 @@ def test_latex(report):
     assert bare.count('{') == bare.count('}')
   commands = set(re.findall(r'\\([a-zA-Z]+)', text))
   assert not commands & {'input', 'write', 'href'}
+  assert '`' not in text  # two are a quotation mark
 
 
 def test_csv(report):
