@@ -1,6 +1,7 @@
 """Hugging Face folders: what transformers computes, and what is refused."""
 
 import dataclasses
+import re
 from functools import cache, partial
 
 import jax
@@ -11,7 +12,7 @@ import pytest
 
 from pdl_jax import decode, sharding
 from pdl_jax.decode import DecodeSettings
-from pdl_jax.errors import ConfigError
+from pdl_jax.errors import ConfigError, DataError
 from pdl_jax.losses import LOSSES, Loss, LossTables, head_nll
 from pdl_jax.model import api
 from pdl_jax.model.config import HeadConfig
@@ -151,3 +152,114 @@ def test_a_shape_of_7b_splits_over_eight_devices():
   ]
   # All but the norms are split by eight.
   assert sum(parts) < 1.001 * 6_738_415_616 / 8
+
+
+LLAMA3 = {
+  'rope_type': 'llama3', 'factor': 8.0, 'low_freq_factor': 1.0,
+  'high_freq_factor': 4.0,
+}  # fmt: skip
+# What a file has of RoPE; base, kind, factor, original context, as transformers
+# 5.24 standardizes them. Versions 4 had `rope_theta` beside `rope_scaling`.
+ONE_ROPE = [
+  ({}, (1e4, 'none', 1, 0)),
+  ({'rope_theta': 2e5}, (2e5, 'none', 1, 0)),
+  ({'rope_theta': 2e5, 'rope_scaling': None}, (2e5, 'none', 1, 0)),
+  ({'rope_theta': 2e5, 'rope_scaling': {}}, (2e5, 'none', 1, 0)),
+  ({'rope_theta': 2e5, 'rope_parameters': {}}, (2e5, 'none', 1, 0)),
+  ({'rope_theta': 2e5, 'rope_parameters': {'rope_type': 'default'}},
+   (2e5, 'none', 1, 0)),
+  ({'rope_theta': 2e5, 'rope_parameters': LLAMA3}, (2e5, 'llama3', 8, 128)),
+  ({'rope_theta': 2e5, 'rope_scaling': {'type': 'linear', 'factor': 2}},
+   (2e5, 'linear', 2, 0)),
+  ({'rope_scaling': {'type': 'linear', 'factor': 2}}, (1e4, 'linear', 2, 0)),
+  ({'rope_theta': 2e5,
+    'rope_parameters': {'rope_type': 'default', 'rope_theta': 3e5}},
+   (3e5, 'none', 1, 0)),
+  ({'rope_theta': 2e5,
+    'rope_scaling': {'type': 'linear', 'factor': 2, 'rope_theta': 3e5}},
+   (3e5, 'linear', 2, 0)),
+  ({'rope_theta': 2e5, 'rope_scaling': {'type': 'linear', 'factor': 2},
+    'rope_parameters': {'rope_type': 'default', 'rope_theta': 3e5}},
+   (2e5, 'linear', 2, 0)),
+  ({'rope_scaling': {}, 'rope_parameters': {'rope_theta': 3e5}},
+   (3e5, 'none', 1, 0)),
+  ({'rope_parameters': {'rope_type': 'linear', 'type': 'yarn', 'factor': 4}},
+   (1e4, 'linear', 4, 0)),
+  ({'rope_parameters': {**LLAMA3, 'original_max_position_embeddings': 32,
+                        'rope_theta': 3e5}}, (3e5, 'llama3', 8, 32)),
+  ({'rope_theta': 2e5, 'rope_scaling': {'rope_type': 'yarn', 'factor': 4}},
+   (2e5, 'yarn', 4, 128)),
+  ({'rope_theta': None, 'rope_parameters': {'rope_theta': 3e5}},
+   (3e5, 'none', 1, 0)),
+]  # fmt: skip
+FAR, NEAR = 'full_attention', 'sliding_attention'
+# And the base of layers with a window.
+TWO_ROPES = [
+  ({}, (1e6, 'none', 1, 0, 1e4)),
+  ({'rope_theta': 2e5, 'rope_local_base_freq': 5e4}, (2e5, 'none', 1, 0, 5e4)),
+  ({'rope_scaling': {'rope_type': 'linear', 'factor': 2}},
+   (1e6, 'linear', 2, 0, 1e4)),
+  ({'rope_theta': 2e5, 'rope_local_base_freq': 5e4, 'rope_parameters': {
+      FAR: {'rope_type': 'default'}, NEAR: {'rope_type': 'default'}}},
+   (2e5, 'none', 1, 0, 5e4)),
+  ({'rope_parameters': {
+      FAR: {'rope_type': 'default', 'rope_theta': 3e5}, NEAR: {}}},
+   (3e5, 'none', 1, 0, 1e4)),
+  ({'rope_local_base_freq': 5e4, 'rope_parameters': {FAR: LLAMA3}},
+   (1e6, 'llama3', 8, 128, 5e4)),
+  ({'rope_theta': 2e5, 'rope_parameters': {NEAR: {'rope_theta': 4e4}}},
+   (2e5, 'none', 1, 0, 4e4)),
+  ({'rope_theta': 2e5, 'rope_local_base_freq': 5e4,
+    'rope_scaling': {'rope_type': 'linear', 'factor': 2}, 'rope_parameters': {
+      FAR: {'rope_type': 'default', 'rope_theta': 3e5},
+      NEAR: {'rope_type': 'default', 'rope_theta': 4e4}}},
+   (3e5, 'linear', 2, 0, 4e4)),
+  ({'rope_theta': 2e5, 'rope_parameters': {FAR: None, NEAR: None}},
+   (2e5, 'none', 1, 0, 1e4)),
+]  # fmt: skip
+ROPES = [
+  (family, *row)
+  for family in ('llama', 'mistral', 'qwen2', 'qwen3', 'gemma2')
+  for row in ONE_ROPE
+] + [('gemma3_text', *row) for row in TWO_ROPES]
+
+
+def declared(family, **more):
+  shape = {
+    'model_type': family, 'vocab_size': 64, 'hidden_size': 32,
+    'num_hidden_layers': 6, 'num_attention_heads': 4, 'head_dim': 8,
+    'intermediate_size': 40, 'max_position_embeddings': 128,
+  }  # fmt: skip
+  return read_config(Fields({**shape, **more}, 'config.json'))
+
+
+@pytest.mark.parametrize(('family', 'values', 'expected'), ROPES)
+def test_where_transformers_looks_for_rope(family, values, expected):
+  c = declared(family, **values)
+  found = (
+    c.rope_base, c.rope_scaling.kind, c.rope_scaling.factor,
+    c.rope_scaling.original, c.local_rope_base,
+  )  # fmt: skip
+  assert found[: len(expected)] == expected
+
+
+@pytest.mark.parametrize(
+  ('family', 'values', 'said'),
+  [
+    ('llama', {'rope_theta': None}, 'rope_theta None'),
+    ('gemma3_text', {'rope_local_base_freq': None}, 'rope_theta None'),
+    ('llama', {'rope_theta': '10000'}, "rope_theta '10000'"),
+    ('llama', {'rope_scaling': 'linear'}, 'it is no object'),
+    ('llama', {'rope_parameters': [1]}, 'it is no object'),
+    ('qwen2', {'rope_parameters': {FAR: {'rope_theta': 3e5}}}, FAR),
+    ('llama', {'rope_scaling': {'type': ['linear']}}, 'known are default'),
+    ('llama', {'partial_rotary_factor': 0.5}, 'partial_rotary_factor 0.5'),
+    ('gemma3_text', {'rope_scaling': {'type': 'linear', 'factor': 2}},
+     'say `rope_type`'),
+    ('gemma3_text', {'rope_parameters': {NEAR: {
+      'rope_type': 'linear', 'factor': 2}}}, 'have no scaling'),
+  ],
+)  # fmt: skip
+def test_rope_that_is_refused(family, values, said):
+  with pytest.raises(DataError, match=re.escape(said)):
+    declared(family, **values)

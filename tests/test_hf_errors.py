@@ -1,13 +1,14 @@
 """Folders that are refused: one line that lists the names."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from pdl_jax.errors import DataError
 from pdl_jax.model.pretrained import shards
-from pdl_jax.model.pretrained.hf import HFModel
+from pdl_jax.model.pretrained.hf import HFModel, declared_config
 from tests.hf_folder import CASES, write, write_case
 from tests.hf_weights import weights
 
@@ -158,7 +159,137 @@ def test_no_config(tmp_path):
     ('gemma3', {'rope_parameters': {'rope_type': 'default'}}, 'rope_param'),
     ('gpt2', {'scale_attn_by_inverse_layer_idx': True}, 'inverse_layer_idx'),
     ('gpt2', {'activation_function': 'relu'}, "activation_function 'relu'"),
+    ('gpt2', {'hidden_size': 7}, 'hidden_size 7'),
+    ('gpt2', {'n_head': 0}, 'n_head 0'),
+    ('gpt2', {'layer_norm_epsilon': '1e-5'}, "layer_norm_epsilon '1e-5'"),
+    ('llama3', {'model_type': ['llama']}, "model_type ['llama']"),
+    ('llama3', {'hidden_size': '32'}, "hidden_size '32'"),
+    ('llama3', {'hidden_size': 32.0}, 'hidden_size 32.0'),
+    ('llama3', {'hidden_size': True}, 'hidden_size True'),
+    ('llama3', {'num_attention_heads': 0}, 'num_attention_heads 0'),
+    ('llama3', {'num_attention_heads': -4}, 'num_attention_heads -4'),
+    ('llama3', {'num_key_value_heads': [2]}, 'num_key_value_heads [2]'),
+    ('llama3', {'num_key_value_heads': 3}, 'not a multiple of kv_heads 3'),
+    ('llama3', {'head_dim': 7}, 'head_dim must be even'),
+    ('llama3', {'num_hidden_layers': {}}, 'num_hidden_layers {}'),
+    ('llama3', {'num_hidden_layers': 10**9}, 'num_hidden_layers 1000000000'),
+    ('gemma3', {'num_hidden_layers': 10**9}, 'num_hidden_layers 1000000000'),
+    ('gpt2', {'n_layer': 10**9}, 'n_layer 1000000000'),
+    ('llama3', {'vocab_size': 10**30}, 'vocab_size 1000000'),
+    ('llama3', {'rms_norm_eps': 0}, 'rms_norm_eps 0'),
+    ('llama3', {'tie_word_embeddings': 'false'}, "tie_word_embeddings 'false'"),
+    ('llama3', {'tie_word_embeddings': 0}, 'tie_word_embeddings 0'),
+    ('llama3', {'attention_bias': 'no'}, "attention_bias 'no'"),
+    ('qwen2', {'use_sliding_window': 'false'}, "use_sliding_window 'false'"),
+    ('qwen2', {'layer_types': 'full'}, "layer_types 'full'"),
+    ('qwen2', {'layer_types': ['full_attention']}, 'one of each layer'),
+    ('qwen2', {'layer_types': [[], {}]}, 'known are full_attention'),
+    ('mistral', {'sliding_window': '4'}, "sliding_window '4'"),
+    ('gemma2', {'query_pre_attn_scalar': -1}, 'query_pre_attn_scalar -1'),
+    ('gemma2', {'attn_logit_softcapping': [1]}, 'attn_logit_softcapping [1]'),
+    ('gemma3', {'layer_types': None, 'sliding_window_pattern': 0},
+     'sliding_window_pattern 0'),
+    ('llama3', {'mystery': [[[[[[[[[[1]]]]]]]]]] * 99}, 'mystery [[[[[[[...'),
   ],
 )  # fmt: skip
 def test_values_that_are_not_mapped_are_named(tmp_path, name, change, said):
   assert said in refused(write_case(tmp_path / 'a', name, **change))
+
+
+def test_a_number_beyond_all_numbers(tmp_path):
+  path = write_case(tmp_path / 'a', 'llama3', rms_norm_eps=1)
+  text = (path / 'config.json').read_text(encoding='utf-8')
+  text = text.replace('"rms_norm_eps": 1', '"rms_norm_eps": 1e999')
+  (path / 'config.json').write_text(text, encoding='utf-8')
+  assert 'rms_norm_eps inf' in refused(path)
+
+
+# Beyond the shape: what tools of all ages leave in config.json of published
+# models of these families (GPT-2 in all sizes, DialoGPT, Llama 1 to 3.2,
+# TinyLlama, Vicuna, Mistral, Zephyr, Qwen 1.5 to 3, SmolLM2, Gemma 2 and 3).
+GENERATION = {
+  'bad_words_ids': [[5]], 'begin_suppress_tokens': [1],
+  'decoder_start_token_id': 0, 'diversity_penalty': 0.5, 'do_sample': True,
+  'early_stopping': True, 'encoder_no_repeat_ngram_size': 3,
+  'exponential_decay_length_penalty': [5, 1.1], 'forced_bos_token_id': 1,
+  'forced_eos_token_id': 2, 'length_penalty': 1.0, 'max_length': 20,
+  'max_new_tokens': 20, 'min_length': 2, 'no_repeat_ngram_size': 3,
+  'num_beam_groups': 1, 'num_beams': 1, 'num_return_sequences': 1,
+  'output_scores': True, 'remove_invalid_values': True,
+  'repetition_penalty': 1.0, 'return_dict_in_generate': True,
+  'suppress_tokens': [3], 'temperature': 1.0, 'top_k': 50, 'top_p': 1.0,
+  'typical_p': 1.0,
+}  # fmt: skip
+PUBLISHED = [
+  ('gpt2', {
+    'n_ctx': 48, 'n_special': 0, 'output_past': True,
+    'predict_special_tokens': True, 'summary_type': 'cls_index',
+    'summary_first_dropout': 0.1, 'num_labels': 1, 'hidden_size': 32,
+    'pruned_heads': {}, 'torchscript': True, 'use_bfloat16': True,
+    'tf_legacy_loss': True, 'task_specific_params': {'conversational': {}},
+  }),
+  ('llama3', {
+    'max_sequence_length': 2048, 'tokenizer_model_max_length': 2048,
+    'pretraining_tp': 1, 'tokenizer_class': 'LlamaTokenizer', 'prefix': 'x',
+    '_name_or_path': 'a/b', 'unsloth_version': '2025.1',
+    'rope_interleaved': False, 'is_llama_config': True,
+    'partial_rotary_factor': 1.0, 'model_max_length': 4096,
+    'transformers.js_config': {'dtype': 'q4'}, 'classifier_dropout': 0.1,
+  }),
+  ('mistral', {'name_or_path': 'a/b', 'auto_map': {'AutoModel': 'x.Y'}}),
+  ('qwen2', {'use_mrope': False, 'is_decoder': True, 'mask_token_id': 3}),
+  ('qwen3', {'max_window_layers': 0, 'tie_encoder_decoder': False}),
+  ('gemma2', {'cache_implementation': 'hybrid', 'sep_token_id': 4}),
+  ('gemma3', {'use_bidirectional_attention': False, 'eos_token_id': [1, 106]}),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(('name', 'more'), PUBLISHED)
+def test_what_published_files_say_besides(tmp_path, name, more):
+  plain = declared_config(write_case(tmp_path / 'plain', name))
+  path = write_case(tmp_path / 'more', name, **more, **GENERATION)
+  assert declared_config(path) == plain
+
+
+def test_gpt2_medium_and_gemma_3_1b_as_published(tmp_path: Path):
+  """From the documentation of each: their shapes, and all other keys."""
+  shape = {
+    'n_positions': 1024, 'n_embd': 1024, 'n_head': 16, 'n_layer': 24,
+    'vocab_size': 50257, 'layer_norm_epsilon': 1e-05,
+  }  # fmt: skip
+  files = {
+    'gpt2': shape | {
+      'architectures': ['GPT2LMHeadModel'], 'activation_function': 'gelu_new',
+      'attn_pdrop': 0.1, 'bos_token_id': 50256, 'embd_pdrop': 0.1,
+      'eos_token_id': 50256, 'initializer_range': 0.02, 'n_ctx': 1024,
+      'n_special': 0, 'predict_special_tokens': True, 'resid_pdrop': 0.1,
+      'summary_activation': None, 'summary_first_dropout': 0.1,
+      'summary_proj_to_labels': True, 'summary_type': 'cls_index',
+      'summary_use_proj': True,
+      'task_specific_params': {'text-generation': {'max_length': 50}},
+    },
+    'gemma3_text': {
+      'architectures': ['Gemma3ForCausalLM'], 'attention_bias': False,
+      'attention_dropout': 0.0, 'attn_logit_softcapping': None,
+      'bos_token_id': 2, 'cache_implementation': 'hybrid',
+      'eos_token_id': [1, 106], 'final_logit_softcapping': None,
+      'head_dim': 256, 'hidden_activation': 'gelu_pytorch_tanh',
+      'hidden_size': 1152, 'initializer_range': 0.02,
+      'intermediate_size': 6912, 'max_position_embeddings': 32768,
+      'num_attention_heads': 4, 'num_hidden_layers': 26,
+      'num_key_value_heads': 1, 'pad_token_id': 0,
+      'query_pre_attn_scalar': 256, 'rms_norm_eps': 1e-06,
+      'rope_local_base_freq': 10000, 'rope_scaling': None,
+      'rope_theta': 1000000, 'sliding_window': 512,
+      'sliding_window_pattern': 6, 'torch_dtype': 'bfloat16',
+      'transformers_version': '4.50.0.dev0', 'use_cache': True,
+      'vocab_size': 262144,
+    },
+  }  # fmt: skip
+  widths = {}
+  for family, values in files.items():
+    values['model_type'] = family
+    text = json.dumps(values)
+    (tmp_path / 'config.json').write_text(text, encoding='utf-8')
+    widths[family] = declared_config(tmp_path).width
+  assert widths == {'gpt2': 1024, 'gemma3_text': 1152}

@@ -1,6 +1,7 @@
 """The shape of a transformer; every model is fields of this, not a subclass."""
 
 import dataclasses
+import math
 from typing import NamedTuple
 
 import jax.numpy as jnp
@@ -400,8 +401,12 @@ class ModelConfig:
     self._check_family()
     for field in dataclasses.fields(self):
       value = getattr(self, field.name)
-      if field.type in (int, float) and not value > 0:
+      if field.type in (int, float) and not 0 < value < math.inf:
         raise ConfigError(f'model {field.name} must be > 0, got {value}')
+      if field.type in (int, bool) and type(value) is not field.type:
+        raise ConfigError(
+          f'model {field.name} must be {field.type.__name__}, got {value!r}'
+        )
     if self.heads % self.kv_heads:
       raise ConfigError(
         f'model heads {self.heads} is not a multiple of kv_heads '

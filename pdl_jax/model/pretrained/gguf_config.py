@@ -8,7 +8,7 @@ import numpy as np
 from pdl_jax.errors import DataError
 from pdl_jax.model.config import RopeScaling
 from pdl_jax.model.pretrained.hf_config import FULL, SLIDING
-from pdl_jax.model.pretrained.hf_fields import Fields
+from pdl_jax.model.pretrained.hf_fields import MOST_LAYERS, Fields
 from pdl_jax.model.rope import frequencies
 
 # What GGUF calls a family: Mistral is a llama there, without its window.
@@ -75,12 +75,12 @@ def config_values(
 
 def _gpt2(fields: Fields) -> Values:
   return {
-    'n_embd': fields.need('embedding_length'),
-    'n_layer': fields.need('block_count'),
-    'n_head': fields.need('attention.head_count'),
-    'n_positions': fields.need('context_length'),
-    'n_inner': fields.need('feed_forward_length'),
-    'layer_norm_epsilon': fields.need('attention.layer_norm_epsilon'),
+    'n_embd': fields.count('embedding_length'),
+    'n_layer': fields.count('block_count', most=MOST_LAYERS),
+    'n_head': fields.count('attention.head_count'),
+    'n_positions': fields.count('context_length'),
+    'n_inner': fields.count('feed_forward_length'),
+    'layer_norm_epsilon': fields.number('attention.layer_norm_epsilon'),
   }
 
 
@@ -88,22 +88,22 @@ def _llama(
   fields: Fields, kind: str, shapes: Shapes, divisors_P: np.ndarray | None
 ) -> Values:
   """All but GPT-2."""
-  width, heads = fields.need('embedding_length'), _one(
+  width, heads = fields.count('embedding_length'), _one(
     fields, 'attention.head_count'
   )
-  turned = fields.get('rope.dimension_count', width // heads)
-  head_dim = fields.get('attention.key_length', turned)
+  turned = fields.count('rope.dimension_count', width // heads)
+  head_dim = fields.count('attention.key_length', turned)
   fields.expect('attention.value_length', head_dim)
   fields.expect('rope.dimension_count', head_dim)
   values: Values = {
     'hidden_size': width,
-    'num_hidden_layers': fields.need('block_count'),
+    'num_hidden_layers': fields.count('block_count', most=MOST_LAYERS),
     'num_attention_heads': heads,
     'num_key_value_heads': _one(fields, 'attention.head_count_kv', heads),
     'head_dim': head_dim,
     'intermediate_size': _one(fields, 'feed_forward_length'),
-    'max_position_embeddings': fields.need('context_length'),
-    'rms_norm_eps': fields.need('attention.layer_norm_rms_epsilon'),
+    'max_position_embeddings': fields.count('context_length'),
+    'rms_norm_eps': fields.number('attention.layer_norm_rms_epsilon'),
   }
   if kind in ('llama', 'qwen3'):
     values['attention_bias'] = 'blk.0.attn_q.bias' in shapes
@@ -118,10 +118,12 @@ def _llama(
 def _gemma(fields: Fields, kind: str, values: Values, rope: Values) -> Values:
   layers, window = values['num_hidden_layers'], None
   if kind == 'gemma2' or fields.get('attention.sliding_window'):
-    window = fields.get('attention.sliding_window', 4096)
-  found = fields.get('attention.sliding_window_pattern', _PATTERN[kind])
+    window = fields.count('attention.sliding_window', 4096)
+  pattern = 'attention.sliding_window_pattern'
+  found = fields.get(pattern, _PATTERN[kind])
   if not isinstance(found, list):
-    found = [(i + 1) % found != 0 for i in range(layers)]
+    each = fields.count(pattern, _PATTERN[kind])
+    found = [(i + 1) % each != 0 for i in range(layers)]
   kinds = [SLIDING if window and near else FULL for near in found]
   scalar = values['head_dim']
   if layers == _GEMMA_27B[kind]:
@@ -144,19 +146,19 @@ def _gemma(fields: Fields, kind: str, values: Values, rope: Values) -> Values:
 
 def _one(fields: Fields, key: str, default: int | None = None) -> int:
   """A number that GGUF may also give layer by layer."""
-  value = fields.need(key) if default is None else fields.get(key, default)
+  value = fields.get(key)
   if isinstance(value, list):
-    if len(set(value)) != 1:
+    if len(set(map(str, value))) != 1:
       raise fields.refusal(key, value, 'all layers have the same')
-    value = value[0]
-  return value
+    fields = Fields({key: value[0]}, fields.name)
+  return fields.count(key) if default is None else fields.count(key, default)
 
 
 def _rope(
   fields: Fields, head_dim: int, divisors_P: np.ndarray | None
 ) -> Values:
   """`rope_parameters`; a factor without a type is linear."""
-  base = float(fields.get('rope.freq_base', 10_000.0))
+  base = fields.number('rope.freq_base', 10_000.0)
   start = 'rope.scaling.'
   kind = fields.get(f'{start}type', 'linear')
   older = fields.get('rope.scale_linear', 1.0)

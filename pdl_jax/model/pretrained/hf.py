@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from pdl_jax.errors import DataError
+from pdl_jax.errors import ConfigError, DataError
 from pdl_jax.model import api
 from pdl_jax.model.config import (
   AttentionConfig,
@@ -215,7 +215,7 @@ def _declared(path: Path) -> tuple[ModelConfig, bool]:
 
 
 def _own_config(fields: Fields) -> ModelConfig:
-  values = dict(fields.need('model'))
+  values = fields.group('model')
   groups = {
     'head': HeadConfig, 'attention': AttentionConfig,
     'rope_scaling': RopeScaling,
@@ -224,7 +224,7 @@ def _own_config(fields: Fields) -> ModelConfig:
     for key, group in groups.items():
       values[key] = group(**values[key])
     return ModelConfig(**{**values, 'windows': tuple(values['windows'])})
-  except (KeyError, TypeError) as error:
+  except (KeyError, TypeError, ConfigError) as error:
     raise DataError(
       f'{fields.name}: `model` has not the fields of this version of pdl_jax '
       f'({error})'

@@ -3,9 +3,9 @@
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from pdl_jax.errors import DataError
+from pdl_jax.errors import ConfigError, DataError
 from pdl_jax.model.config import AttentionConfig, HeadConfig, ModelConfig
-from pdl_jax.model.pretrained.hf_fields import Fields
+from pdl_jax.model.pretrained.hf_fields import MOST_LAYERS, Fields
 from pdl_jax.model.pretrained.hf_rope import read_rope, read_two_ropes
 
 ACTIVATIONS = {
@@ -34,32 +34,31 @@ def read_config(fields: Fields) -> ModelConfig:
   Raises:
     DataError: for an unknown family, and naming any value that is not mapped.
   """
-  kind = fields.need('model_type')
-  if kind not in FAMILIES:
-    raise DataError(
-      f'{fields.name}: model_type {kind!r} (architectures '
-      f'{fields.get("architectures")}) is not read; known are '
-      f'{", ".join(FAMILIES)}'
-    )
-  values = FAMILIES[kind].read(fields)
-  fields.finish()
-  return ModelConfig(**values)
+  fields.need('model_type')
+  family = fields.one_of('model_type', FAMILIES, '')
+  try:
+    values = family.read(fields)
+    fields.finish()
+    return ModelConfig(**values)
+  except ConfigError as error:  # The file's, not the user's.
+    raise DataError(f'{fields.name}: {error}') from error
 
 
 def _shape(fields: Fields, tied: bool, head_dim: int | None = None) -> Values:
   """What all but GPT-2 call alike; `head_dim`: the family's default."""
-  heads, width = fields.need('num_attention_heads'), fields.need('hidden_size')
-  is_tied = fields.get('tie_word_embeddings', tied)
+  heads = fields.count('num_attention_heads')
+  width = fields.count('hidden_size')
+  is_tied = fields.flag('tie_word_embeddings', tied)
   return {
-    'vocab_size': fields.need('vocab_size'),
+    'vocab_size': fields.count('vocab_size'),
     'width': width,
-    'layers': fields.need('num_hidden_layers'),
+    'layers': fields.count('num_hidden_layers', most=MOST_LAYERS),
     'heads': heads,
-    'kv_heads': fields.get('num_key_value_heads', heads),
-    'head_dim': fields.get('head_dim', head_dim or width // heads),
-    'mlp': fields.need('intermediate_size'),
-    'context': fields.need('max_position_embeddings'),
-    'norm_eps': fields.get('rms_norm_eps', 1e-6),
+    'kv_heads': fields.count('num_key_value_heads', heads),
+    'head_dim': fields.count('head_dim', head_dim or width // heads),
+    'mlp': fields.count('intermediate_size'),
+    'context': fields.count('max_position_embeddings'),
+    'norm_eps': fields.number('rms_norm_eps', 1e-6),
     'head': HeadConfig('tied' if is_tied else 'dense'),
   }
 
@@ -71,12 +70,12 @@ def _one_rope(fields: Fields) -> Values:
 
 def _llama(fields: Fields) -> Values:
   fields.expect('rope_interleaved', False)
-  bias = bool(fields.get('attention_bias', False))
+  bias = fields.flag('attention_bias', False)
   return {
     **_shape(fields, tied=False), **_one_rope(fields),
     'activation': fields.one_of('hidden_act', ACTIVATIONS, 'silu'),
     'qkv_bias': bias, 'output_bias': bias,
-    'mlp_bias': bool(fields.get('mlp_bias', False)),
+    'mlp_bias': fields.flag('mlp_bias', False),
   }  # fmt: skip
 
 
@@ -84,7 +83,7 @@ def _mistral(fields: Fields) -> Values:
   shape = _shape(fields, tied=False)
   # Absent, it is that of the family; null, there is none.
   default = None if fields.has('sliding_window') else 4096
-  window = fields.get('sliding_window', default)
+  window = fields.count('sliding_window', default)
   return {
     **shape, **_one_rope(fields),
     'activation': fields.one_of('hidden_act', ACTIVATIONS, 'silu'),
@@ -93,10 +92,10 @@ def _mistral(fields: Fields) -> Values:
 
 
 def _qwen(fields: Fields, shape: Values) -> Values:
-  layers, used = shape['layers'], fields.get('use_sliding_window', False)
-  first = fields.get('max_window_layers', 28)
+  layers, used = shape['layers'], fields.flag('use_sliding_window', False)
+  first = fields.count('max_window_layers', 28, least=0)
   pattern = [SLIDING if used and i >= first else FULL for i in range(layers)]
-  window = fields.get('sliding_window') if used else None
+  window = fields.count('sliding_window', None) if used else None
   fields.ignore('sliding_window')
   return {
     **shape, **_one_rope(fields),
@@ -110,7 +109,7 @@ def _qwen2(fields: Fields) -> Values:
 
 
 def _qwen3(fields: Fields) -> Values:
-  bias = bool(fields.get('attention_bias', False))
+  bias = fields.flag('attention_bias', False)
   found = _qwen(fields, _shape(fields, tied=False, head_dim=128))
   return found | {'qk_norm': True, 'qkv_bias': bias, 'output_bias': bias}
 
@@ -121,7 +120,7 @@ def _gemma(fields: Fields) -> Values:
   # Gemma's older files have both; the former is the one that counts.
   fields.ignore('hidden_act')
   fields.expect('use_bidirectional_attention', False)
-  bias = bool(fields.get('attention_bias', False))
+  bias = fields.flag('attention_bias', False)
   return {
     **shape,
     'activation': fields.one_of(
@@ -130,7 +129,7 @@ def _gemma(fields: Fields) -> Values:
     'qkv_bias': bias, 'output_bias': bias,
     'norm': 'rms_offset', 'post_norms': True,
     'embed_scale': shape['width'] ** 0.5,
-    'query_scale': fields.get('query_pre_attn_scalar', 256) ** -0.5,
+    'query_scale': fields.number('query_pre_attn_scalar', 256) ** -0.5,
   }  # fmt: skip
 
 
@@ -139,7 +138,7 @@ def _gemma2(fields: Fields) -> Values:
   pattern = [FULL if i % 2 else SLIDING for i in range(shape['layers'])]
   return {
     **shape, **_one_rope(fields),
-    'windows': _windows(fields, pattern, fields.get('sliding_window', 4096)),
+    'windows': _windows(fields, pattern, fields.count('sliding_window', 4096)),
     'attention_softcap': _cap(fields, 'attn_logit_softcapping', 50.0),
     'logit_softcap': _cap(fields, 'final_logit_softcapping', 30.0),
   }  # fmt: skip
@@ -147,8 +146,8 @@ def _gemma2(fields: Fields) -> Values:
 
 def _gemma3(fields: Fields) -> Values:
   shape = _gemma(fields)
-  each = fields.get(
-    'sliding_window_pattern', fields.get('_sliding_window_pattern', 6)
+  each = fields.count(
+    'sliding_window_pattern', fields.count('_sliding_window_pattern', 6)
   )
   pattern = [
     SLIDING if (i + 1) % each else FULL for i in range(shape['layers'])
@@ -158,7 +157,7 @@ def _gemma3(fields: Fields) -> Values:
     **shape,
     'qk_norm': True,
     'rope_base': base, 'rope_scaling': scaling, 'local_rope_base': local,
-    'windows': _windows(fields, pattern, fields.get('sliding_window', 4096)),
+    'windows': _windows(fields, pattern, fields.count('sliding_window', 4096)),
     'attention_softcap': _cap(fields, 'attn_logit_softcapping', None),
     'logit_softcap': _cap(fields, 'final_logit_softcapping', None),
   }  # fmt: skip
@@ -166,7 +165,7 @@ def _gemma3(fields: Fields) -> Values:
 
 def _cap(fields: Fields, key: str, default: float | None) -> float | None:
   """Absent, it is that of the family; null, there is none."""
-  return fields.get(key, None if fields.has(key) else default)
+  return fields.number(key, None if fields.has(key) else default)
 
 
 def _gpt2(fields: Fields) -> Values:
@@ -174,14 +173,22 @@ def _gpt2(fields: Fields) -> Values:
   fields.expect('scale_attn_by_inverse_layer_idx', False)
   fields.expect('add_cross_attention', False)
   fields.ignore('reorder_and_upcast_attn', 'n_ctx')
-  width, heads = fields.need('n_embd'), fields.need('n_head')
-  is_tied = fields.get('tie_word_embeddings', True)
+  width, heads = fields.count('n_embd'), fields.count('n_head')
+  layers = fields.count('n_layer', most=MOST_LAYERS)
+  context = fields.count('n_positions')
+  # What transformers calls the same in other families.
+  for name, value in (
+    ('hidden_size', width), ('num_attention_heads', heads),
+    ('num_hidden_layers', layers), ('max_position_embeddings', context),
+  ):  # fmt: skip
+    fields.expect(name, value)
+  is_tied = fields.flag('tie_word_embeddings', True)
   return {
-    'vocab_size': fields.need('vocab_size'), 'width': width,
-    'layers': fields.need('n_layer'), 'heads': heads, 'kv_heads': heads,
-    'head_dim': width // heads, 'mlp': fields.get('n_inner', 4 * width),
-    'context': fields.need('n_positions'),
-    'norm_eps': fields.get('layer_norm_epsilon', 1e-5), 'norm': 'layer',
+    'vocab_size': fields.count('vocab_size'), 'width': width,
+    'layers': layers, 'heads': heads, 'kv_heads': heads,
+    'head_dim': width // heads, 'mlp': fields.count('n_inner', 4 * width),
+    'context': context,
+    'norm_eps': fields.number('layer_norm_epsilon', 1e-5), 'norm': 'layer',
     'activation': fields.one_of('activation_function', ACTIVATIONS, 'gelu_new'),
     'gated': False, 'qkv_bias': True, 'output_bias': True, 'mlp_bias': True,
     'learned_positions': True, 'attention': AttentionConfig('none'),
@@ -194,9 +201,11 @@ def _windows(
 ) -> tuple[int, ...]:
   """Of each layer, from its kind; the pattern is the family's default."""
   kinds = fields.get('layer_types', pattern)
-  if unknown := set(kinds) - {FULL, SLIDING}:
+  if not isinstance(kinds, list) or len(kinds) != len(pattern):
+    raise fields.refusal('layer_types', kinds, 'one of each layer is')
+  if unknown := [kind for kind in kinds if kind not in (FULL, SLIDING)]:
     raise fields.refusal(
-      'layer_types', sorted(unknown), f'known are {FULL}, {SLIDING}'
+      'layer_types', unknown, f'known are {FULL}, {SLIDING}'
     )
   if SLIDING in kinds and not window:
     raise fields.refusal('sliding_window', window, f'layers are {SLIDING}')

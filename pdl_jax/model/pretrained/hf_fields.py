@@ -1,6 +1,8 @@
 """Values of a config.json, each of which is either mapped or refused."""
 
 import json
+import math
+import reprlib
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
@@ -8,19 +10,39 @@ from typing import Any
 
 from pdl_jax.errors import DataError
 
-# Of training, of serving, of other tasks than generation, or of how
-# transformers computes: they change no logit here.
+# Of training, of serving, of other tasks than generation, of tokenizers, of how
+# texts are generated, or of how transformers computes: they change no logit
+# here.
 _HARMLESS = {
   'architectures', 'attention_dropout', 'attn_implementation', 'attn_pdrop',
-  'auto_map', 'bos_token_id', 'cache_implementation', 'chunk_size_feed_forward',
-  'dropout', 'dtype', 'embd_pdrop', 'eos_token_id', 'finetuning_task',
-  'gradient_checkpointing', 'hidden_dropout', 'id2label', 'initializer_range',
-  'is_llama_config', 'keys_to_ignore_at_inference', 'label2id', 'model_type',
-  'pad_token_id', 'pretraining_tp', 'problem_type', 'resid_pdrop',
-  'return_dict', 'task_specific_params', 'torch_dtype',
-  'transformers.js_config', 'transformers_version', 'unk_token_id', 'use_cache',
+  'auto_map', 'bad_words_ids', 'begin_suppress_tokens', 'bos_token_id',
+  'cache_implementation', 'chunk_size_feed_forward', 'classifier_dropout',
+  'decoder_start_token_id', 'diversity_penalty', 'do_sample', 'dropout',
+  'dtype', 'early_stopping', 'embd_pdrop', 'encoder_no_repeat_ngram_size',
+  'eos_token_id', 'exponential_decay_length_penalty', 'finetuning_task',
+  'forced_bos_token_id', 'forced_eos_token_id', 'gradient_checkpointing',
+  'hidden_dropout', 'id2label', 'initializer_range', 'is_decoder',
+  'is_llama_config', 'keys_to_ignore_at_inference', 'label2id',
+  'length_penalty', 'mask_token_id', 'max_length', 'max_new_tokens',
+  'max_sequence_length', 'min_length', 'model_max_length', 'model_type',
+  'n_special', 'name_or_path', 'no_repeat_ngram_size', 'num_beam_groups',
+  'num_beams', 'num_labels', 'num_return_sequences', 'pad_token_id',
+  'predict_special_tokens', 'prefix', 'pretraining_tp', 'problem_type',
+  'remove_invalid_values', 'repetition_penalty', 'resid_pdrop', 'return_dict',
+  'return_dict_in_generate', 'sep_token_id', 'suppress_tokens',
+  'task_specific_params', 'temperature', 'tf_legacy_loss', 'tokenizer_class',
+  'tokenizer_model_max_length', 'top_k', 'top_p', 'torch_dtype', 'torchscript',
+  'transformers.js_config', 'transformers_version', 'typical_p', 'unk_token_id',
+  'use_bfloat16', 'use_cache',
 }  # fmt: skip
 _HARMLESS_STARTS = ('_', 'summary_', 'unsloth_', 'output_')
+# Something is made of each before any size is known; published are up to 126.
+MOST_LAYERS = 10_000
+_NEEDED: Any = object()
+# Values of strangers in errors: neither long nor deep.
+_SHORT = reprlib.Repr()
+_SHORT.maxstring = _SHORT.maxother = _SHORT.maxlong = 60
+_SHORT.maxlist = _SHORT.maxdict = 8
 
 
 def read_object(path: Path) -> dict[str, Any]:
@@ -118,10 +140,50 @@ class Fields:
       raise DataError(f'{self.name} does not declare {key}')
     return value
 
+  def count(
+    self,
+    key: str,
+    default: int | None = _NEEDED,
+    least: int = 1,
+    most: int = 2**31 - 1,
+  ) -> Any:
+    """A whole number; the default where it is absent or null."""
+    value = self.get(key)
+    if value is None:
+      return self.need(key) if default is _NEEDED else default
+    if type(value) is not int or not least <= value <= most:
+      raise self.refusal(
+        key, value, f'it is no whole number from {least} to {most}'
+      )
+    return value
+
+  def number(self, key: str, default: float | None = _NEEDED) -> Any:
+    """A number > 0; the default where it is absent or null."""
+    value = self.get(key)
+    if value is None:
+      return self.need(key) if default is _NEEDED else default
+    if type(value) not in (int, float) or not 0 < value < math.inf:
+      raise self.refusal(key, value, 'it is no number > 0')
+    return float(value)
+
+  def flag(self, key: str, default: bool) -> bool:
+    """Whether; "false" as a text would be true to Python."""
+    value = self.get(key, default)
+    if type(value) is not bool:
+      raise self.refusal(key, value, 'it is neither true nor false')
+    return value
+
+  def group(self, key: str) -> dict[str, Any]:
+    """An object; empty where it is absent or null."""
+    value = self.get(key, {})
+    if not isinstance(value, Mapping):
+      raise self.refusal(key, value, 'it is no object')
+    return dict(value)
+
   def one_of(self, key: str, allowed: Mapping[str, Any], default: str) -> Any:
     """What a name is mapped to."""
     value = self.get(key, default)
-    if value not in allowed:
+    if not isinstance(value, str) or value not in allowed:
       raise self.refusal(key, value, f'known are {", ".join(allowed)}')
     return allowed[value]
 
@@ -143,7 +205,7 @@ class Fields:
     """
     empty = (None, False, '', [], {})
     unmapped = [
-      f'{key} {value!r}'
+      f'{key} {_SHORT.repr(value)}'
       for key, value in sorted(self._values.items())
       if key not in self._asked | _HARMLESS
       and not key.startswith(_HARMLESS_STARTS)
@@ -157,4 +219,6 @@ class Fields:
 
   def refusal(self, key: str, value: Any, why: str) -> DataError:
     """Of a value that is not mapped."""
-    return DataError(f'{self.name}: {key} {value!r} is not mapped; {why}')
+    return DataError(
+      f'{self.name}: {key} {_SHORT.repr(value)} is not mapped; {why}'
+    )

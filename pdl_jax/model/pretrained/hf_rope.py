@@ -12,88 +12,95 @@ _KINDS = {
 }  # fmt: skip
 
 
-def read_rope(
-  fields: Fields, base: float = 10_000.0
-) -> tuple[float, RopeScaling]:
+def read_rope(fields: Fields) -> tuple[float, RopeScaling]:
   """Base and stretching of a model that has one of each.
 
-  Args:
-    fields: of the model.
-    base: of the family, where the file has none.
+  Where several keys have them, as transformers 5 reads them: `rope_scaling`
+  before `rope_parameters`, and `rope_theta` within before that beside.
   """
-  older = {
-    'rope_theta': fields.get('rope_theta', base),
-    **(fields.get('rope_scaling') or {}),
-  }
-  found = fields.get('rope_parameters') or older
-  return _read(fields, found, base)
+  base = _beside(fields, 'rope_theta', 10_000.0)
+  newer, older = fields.group('rope_parameters'), fields.group('rope_scaling')
+  return _read(fields, older or newer, base)
 
 
 def read_two_ropes(
   fields: Fields, base: float, local: float
 ) -> tuple[float, RopeScaling, float]:
-  """The same of layers that see all, and the base of those with a window."""
-  both = fields.get('rope_parameters')
-  if both is None:
-    local = fields.get('rope_local_base_freq', local)
-    return *read_rope(fields, base), local
-  fields.ignore('rope_theta', 'rope_scaling', 'rope_local_base_freq')
-  if not isinstance(both, Mapping) or set(both) != {
-    'full_attention', 'sliding_attention'
-  }:  # fmt: skip
+  """The same of layers that see all, and the base of those with a window.
+
+  Args:
+    fields: of the model.
+    base, local: of the family, where the file has none.
+
+  `rope_scaling` is of the former, and before what `rope_parameters` has.
+  """
+  older = fields.group('rope_scaling')
+  if 'type' in older and 'rope_type' not in older:
     raise fields.refusal(
-      'rope_parameters', both, 'one of each kind of layer is'
-    )
-  near, plain = _read(fields, both['sliding_attention'], local)
+      'rope_scaling', older, 'versions of transformers read `type` differently '
+      'for this family: say `rope_type`'
+    )  # fmt: skip
+  name = f'{fields.name}: rope_parameters'
+  both = Fields(fields.group('rope_parameters'), name)
+  near, far = both.group('sliding_attention'), both.group('full_attention')
+  both.finish()
+  local = _beside(fields, 'rope_local_base_freq', local)
+  near, plain = _read(fields, near, local)
   if plain.kind != 'none':
-    raise fields.refusal(
-      'rope_parameters', both['sliding_attention'],
-      'layers with a window have no scaling',
+    raise both.refusal(
+      'sliding_attention', plain.kind, 'layers with a window have no scaling'
     )
-  return *_read(fields, both['full_attention'], base), near
+  base = _beside(fields, 'rope_theta', base)
+  return *_read(fields, far | older, base), near
+
+
+def _beside(fields: Fields, key: str, default: float) -> float | None:
+  """Absent, it is that of the family; null, there is none."""
+  return fields.number(key, None if fields.has(key) else default)
 
 
 def _read(
-  fields: Fields, values: Mapping[str, Any], base: float
+  fields: Fields, values: Mapping[str, Any], base: float | None
 ) -> tuple[float, RopeScaling]:
   rope = Fields(values, f'{fields.name}: RoPE')
-  theta = float(rope.get('rope_theta', base))
-  rope.expect('partial_rotary_factor', 1.0)
-  rope.ignore('rope_type', 'type')
-  named = rope.get('rope_type', rope.get('type', 'default'))
-  if named not in _KINDS:
-    raise rope.refusal('rope_type', named, f'known are {", ".join(_KINDS)}')
-  kind = _KINDS[named]
+  theta = rope.number('rope_theta', base)
+  if theta is None:
+    raise rope.refusal('rope_theta', None, 'it is no number > 0')
+  context = fields.count('max_position_embeddings')
+  for each in (rope, fields):
+    each.expect('partial_rotary_factor', 1.0)
+  rope.ignore('type')
+  named = 'type' if rope.get('rope_type') is None else 'rope_type'
+  kind = rope.one_of(named, _KINDS, 'default')
   if kind == 'none':
-    rope.ignore('factor') if rope.get('factor', 1.0) == 1 else None
+    rope.ignore('factor') if rope.number('factor', 1.0) == 1 else None
     scaling = RopeScaling()
   elif kind == 'linear':
-    scaling = RopeScaling(kind, rope.need('factor'))
+    scaling = RopeScaling(kind, rope.number('factor'))
   elif kind == 'llama3':
     scaling = RopeScaling(
-      kind, rope.need('factor'), rope.need('low_freq_factor'),
-      rope.need('high_freq_factor'),
-      rope.need('original_max_position_embeddings'),
+      kind, rope.number('factor'), rope.number('low_freq_factor'),
+      rope.number('high_freq_factor'),
+      rope.count('original_max_position_embeddings', context),
     )  # fmt: skip
   else:
-    scaling = _yarn(fields, rope)
+    scaling = _yarn(rope, context)
   rope.finish()
   return theta, scaling
 
 
-def _yarn(fields: Fields, rope: Fields) -> RopeScaling:
-  factor = rope.need('factor')
-  own, all_dims = rope.get('mscale'), rope.get('mscale_all_dim')
+def _yarn(rope: Fields, context: int) -> RopeScaling:
+  factor = rope.number('factor')
+  own = rope.number('mscale', None)
+  all_dims = rope.number('mscale_all_dim', None)
   magnitude = _magnitude(factor, 1.0)
   if own and all_dims:
     magnitude = _magnitude(factor, own) / _magnitude(factor, all_dims)
   return RopeScaling(
-    'yarn', factor, rope.get('beta_slow', 1.0), rope.get('beta_fast', 32.0),
-    rope.get(
-      'original_max_position_embeddings', fields.get('max_position_embeddings')
-    ),
-    rope.get('attention_factor', magnitude),
-    bool(rope.get('truncate', True)) if rope.has('truncate') else True,
+    'yarn', factor, rope.number('beta_slow', 1.0),
+    rope.number('beta_fast', 32.0),
+    rope.count('original_max_position_embeddings', context),
+    rope.number('attention_factor', magnitude), rope.flag('truncate', True),
   )  # fmt: skip
 
 
