@@ -280,6 +280,21 @@ def test_tensors_that_do_not_fit_are_named(opened, tmp_path, change, said):
     ({'lora_alpha': None}, 'is not that of an adapter'),
     ({'alpha_pattern': {'q_proj(': 2}}, 'is not that of an adapter'),
     ({'alpha_pattern': [1]}, 'is not that of an adapter'),
+    ({'rank_pattern': [1]}, 'is not that of an adapter'),
+    ({'lora_alpha': '16'}, "'16' is no number"),
+    ({'lora_alpha': True}, 'True is no number'),
+    ({'alpha_pattern': {'q_proj': '2'}}, "'2' is no number"),
+    ({'use_rslora': 'false'}, "use_rslora 'false'"),
+    ({'peft_type': ['LORA']}, 'only LORA is read'),
+    ({'r': 5}, r'of rank 4, which adapter_config.json does not have'),
+    ({'lora_bias': True}, 'not read here: lora_bias True'),
+    ({'layer_replication': [[0, 2]]}, r'layer_replication \[\[0, 2\]\]'),
+    ({'ensure_weight_tying': True}, 'ensure_weight_tying True'),
+    ({'megatron_config': {'a': 1}}, 'megatron_config'),
+    ({'key_of_tomorrow': 0.5}, 'not read here: key_of_tomorrow 0.5'),
+    *(({'init_lora_weights': x}, f'init_lora_weights {x}, which changes')
+      for x in ('pissa', 'pissa_niter_16', 'olora', 'OLoRA', 'corda', 'loftq',
+                'lora_ga', 'mica', 'tomorrow')),
   ],
 )
 def test_other_kinds_of_adapters_are_refused(opened, tmp_path, changes, said):
@@ -288,14 +303,45 @@ def test_other_kinds_of_adapters_are_refused(opened, tmp_path, changes, said):
     peft.read(folder, opened('plain').config())
 
 
+@pytest.mark.parametrize(
+  'changes',
+  [
+    *({'init_lora_weights': x} for x in (True, False, 'gaussian', 'eva',
+                                         'orthogonal', None)),
+    {'lora_ga_config': {'scale': 'stable'}, 'eva_config': {'rho': 2.0},
+     'exclude_modules': ['x'], 'revision': 'main', 'peft_version': '0.21.2',
+     'qalora_group_size': 16, 'megatron_core': 'megatron.core',
+     'corda_config': None, 'target_modules': 'all-linear',
+     'ensure_weight_tying': False, 'layers_to_transform': []},
+  ],
+)  # fmt: skip
+def test_what_changes_no_adapter_is_read(opened, tmp_path, changes):
+  config = opened('plain').config()
+  one = peft.read(write(tmp_path / 'a', 'plain'), config)
+  other = peft.read(write(tmp_path / 'b', 'plain', **changes), config)
+  for path, scales in one.scales.items():
+    np.testing.assert_array_equal(scales, other.scales[path])
+
+
+def test_an_adapter_config_is_a_strict_object(opened, tmp_path):
+  folder = write(tmp_path / 'a', 'plain')
+  for text, said in (
+    ('[]', 'but a list'), ('{"r": 4, "r": 8}', 'stands twice'), ('', 'empty')
+  ):  # fmt: skip
+    (folder / peft.CONFIG).write_text(text, encoding='utf-8')
+    with pytest.raises(DataError, match=said):
+      peft.read(folder, opened('plain').config())
+
+
+@pytest.mark.parametrize('layer', [[1], 1])
 def test_an_adapter_of_one_layer_is_added_and_not_trained_on(
-  opened, tmp_path
+  opened, tmp_path, layer
 ):
   tensors = {
     name: x for name, x in adapter_tensors('plain').items()
     if f'{ROOT}0' not in name
   }  # fmt: skip
-  says = {'layers_to_transform': [1]}
+  says = {'layers_to_transform': layer}
   folder = write(tmp_path / 'a', 'plain', tensors, **says)
   model = opened('plain')
   adapter = peft.read(folder, model.config())

@@ -21,19 +21,31 @@ from pdl_jax.model.config import ModelConfig
 from pdl_jax.model.lora import LoRAConfig
 from pdl_jax.model.pretrained import shards
 from pdl_jax.model.pretrained.hf import shapes_of
+from pdl_jax.model.pretrained.hf_fields import read_object
 from pdl_jax.model.pretrained.hf_layout import OUTPUT, Place, layout
 from pdl_jax.model.pretrained.shards import listed
 
 CONFIG, TENSORS = 'adapter_config.json', 'adapter_model.safetensors'
 _ROOT = 'base_model.model.'
 _TENSOR = re.compile(r'(.+)\.lora_([AB])(?:\.default)?\.weight')
-# What changes the function of an adapter in a way that is not read.
-_UNREAD = (
-  'use_dora', 'use_qalora', 'use_bdlora', 'modules_to_save',
-  'layer_replication', 'alora_invocation_tokens', 'trainable_token_indices',
-  'target_parameters', 'lora_bias', 'arrow_config', 'kasa_config',
-  'monteclora_config', 'velora_config',
-)  # fmt: skip
+# Keys that are read, and of PEFT's those that change no function: of training,
+# of where an adapter is put (its tensors say so), of kinds of layers that are
+# not here, and the details of initialisations.
+_READ = {
+  'alpha_pattern', 'base_model_name_or_path', 'bias', 'init_lora_weights',
+  'layers_to_transform', 'lora_alpha', 'peft_type', 'r', 'rank_pattern',
+  'use_rslora',
+}  # fmt: skip
+_HARMLESS = {
+  'auto_mapping', 'corda_config', 'eva_config', 'exclude_modules',
+  'fan_in_fan_out', 'inference_mode', 'layers_pattern', 'loftq_config',
+  'lora_dropout', 'lora_ga_config', 'megatron_core', 'peft_version',
+  'qalora_group_size', 'revision', 'runtime_config', 'target_modules',
+  'task_type',
+}  # fmt: skip
+# All others may have changed the base weights: of such an adapter PEFT takes
+# the initial product out of them when it is opened, or cannot.
+_STARTS = (None, True, False, 'gaussian', 'eva', 'orthogonal')
 # With an adapter of the head PEFT saves a copy of the head itself.
 _COPY = OUTPUT.replace('.weight', '.base_layer.weight')
 Params = dict
@@ -198,14 +210,18 @@ def _read_config(path: Path) -> dict[str, Any]:
       'when they are opened, and are not read: save it as safetensors '
       '(save_pretrained does)'
     )
+  says = read_object(path / CONFIG)
   try:
-    says = dict(json.loads((path / CONFIG).read_text('utf-8')))
     kind = says['peft_type']
-    says['lora_alpha'] = float(says['lora_alpha'])
+    says['lora_alpha'] = _number(says['lora_alpha'])
     patterns = dict(says.get('alpha_pattern') or {})
     says['alpha_pattern'] = {
-      re.compile(rf'(.*\.)?({key})$'): float(x) for key, x in patterns.items()
+      re.compile(rf'(.*\.)?({key})$'): _number(x)
+      for key, x in patterns.items()
     }
+    says['rank_pattern'] = dict(says.get('rank_pattern') or {})
+    if type(says.get('use_rslora', False)) not in (bool, type(None)):
+      raise ValueError(f'use_rslora {says["use_rslora"]!r}')
   except (ValueError, KeyError, TypeError, re.error) as error:
     raise DataError(
       f'{path / CONFIG} is not that of an adapter ({type(error).__name__}: '
@@ -213,15 +229,28 @@ def _read_config(path: Path) -> dict[str, Any]:
     ) from error
   if kind != 'LORA':
     raise DataError(f'{path / CONFIG}: peft_type {kind}; only LORA is read')
-  unread = [f'{key} {says[key]}' for key in _UNREAD if says.get(key)]
-  if says.get('bias', 'none') != 'none':
+  unread = [
+    f'{key} {value}'
+    for key, value in says.items()
+    if key not in _READ | _HARMLESS and value not in (None, False, '', [], {})
+  ]
+  if says.get('bias') not in (None, 'none'):
     unread.append(f'bias {says["bias"]}')
+  start = says.get('init_lora_weights')
+  if start not in _STARTS:
+    unread.append(f'init_lora_weights {start}, which changes the base weights')
   if unread:
     raise DataError(
       f'{path / CONFIG}: not read here: {", ".join(unread)}; merge it with '
       'PEFT (merge_and_unload) and give the whole model as model.pretrained'
     )
   return says
+
+
+def _number(value: Any) -> float:
+  if type(value) not in (int, float) or not math.isfinite(value):
+    raise ValueError(f'{value!r} is no number')
+  return float(value)
 
 
 def _modules(config: ModelConfig) -> dict[str, _Module]:
@@ -269,7 +298,7 @@ def _check(
 ) -> None:
   """Refuses what does not fit, all of it in one line."""
   halves = [name for name, pair in pairs.items() if len(pair) < 2]
-  if not says.get('layers_to_transform'):
+  if says.get('layers_to_transform') in (None, []):
     # Of every layer that one has.
     suffixes = {_short(name, config) for name in pairs}
     halves += [
@@ -282,6 +311,7 @@ def _check(
   if not pairs and not said:
     said.append('no adapter in it')
   wrong = []
+  ranks = {says.get('r'), *says['rank_pattern'].values()}
   for name, pair in pairs.items():
     if len(pair) < 2:
       continue
@@ -294,6 +324,8 @@ def _check(
         wrong.append(f'{name} {which} with numbers that are not finite floats')
       elif rank == 0 or pair[which].shape != shape:
         wrong.append(f'{name} {which} {pair[which].shape}, not {shape}')
+      elif rank not in ranks:
+        wrong.append(f'{name} of rank {rank}, which {CONFIG} does not have')
   said += [f'shapes {listed(wrong)}'] if wrong else []
   if said:
     raise DataError(
