@@ -1,6 +1,7 @@
 """Folders that are refused: one line that lists the names."""
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -137,6 +138,83 @@ def test_a_config_that_cannot_be_read(tmp_path):
   (path / 'config.json').unlink()
   (path / 'config.json').mkdir()
   assert 'config.json cannot be read (Is a directory)' in refused(path)
+
+
+def rewrite(file, change):
+  """The header of a safetensors file, changed."""
+  whole = file.read_bytes()
+  size = int.from_bytes(whole[:8], 'little')
+  header = json.loads(whole[8 : 8 + size])
+  made = change(header) or header
+  text = made if isinstance(made, bytes) else json.dumps(made).encode()
+  content = len(text).to_bytes(8, 'little') + text + whole[8 + size :]
+  file.write_bytes(content)
+
+
+NORM = 'model.norm.weight'
+
+
+def entry(**changes):
+  def change(header):
+    header[NORM] |= changes
+
+  return change
+
+
+@pytest.mark.parametrize(
+  ('change', 'said'),
+  [
+    (entry(dtype='F8_E4M3'), f'{NORM} is of type F8_E4M3, which is not read'),
+    (entry(dtype='F4'), f'{NORM} is of type F4, which is not read'),
+    (entry(dtype='I32'), f'tensors of whole numbers, .*: {NORM}'),
+    (entry(dtype=['F32']), 'is not a whole safetensors file'),
+    (entry(data_offsets=[0, 128]), 'overlap'),
+    (entry(data_offsets=[-128, 0]), 'is not a whole safetensors file'),
+    (entry(data_offsets=[10**9, 10**9 + 128]), 'is not a whole safetensors'),
+    (entry(data_offsets=['0', '128']), 'is not a whole safetensors file'),
+    (entry(data_offsets=[0]), 'is not a whole safetensors file'),
+    (entry(shape=[-1, -32]), 'is not a whole safetensors file'),
+    (entry(shape=[32.0]), 'is not a whole safetensors file'),
+    (entry(shape='32'), 'is not a whole safetensors file'),
+    (lambda header: header | {NORM: 5}, 'is not a whole safetensors file'),
+    (lambda header: header | {NORM: {}}, 'is not a whole safetensors file'),
+    (lambda header: b'[' * 100_000, 'its header is not JSON .nested too'),
+    (lambda header: b'[]', 'its header is not a JSON object'),
+    (lambda header: json.dumps(header).encode('utf-16'), 'is not UTF-8'),
+    (lambda header: b'{"a": {}, "a": {}}', 'stands twice'),
+  ],
+)
+def test_a_header_that_is_not_one(tmp_path, change, said):
+  path = write_case(tmp_path / 'a', 'llama3')
+  rewrite(path / 'model.safetensors', change)
+  assert re.search(said, refused(path))
+
+
+def test_a_folder_in_place_of_tensors(tmp_path):
+  path = write_case(tmp_path / 'a', 'llama3')
+  (path / 'model.safetensors').unlink()
+  (path / 'model.safetensors').mkdir()
+  assert 'cannot be read (Is a directory)' in refused(path)
+
+
+@pytest.mark.parametrize(
+  ('index', 'said'),
+  [
+    ([], 'is not a JSON object, but a list'),
+    ({}, 'has no weight_map'),
+    ({'weight_map': {}}, 'has no weight_map'),
+    ({'weight_map': ['model-1.safetensors']}, 'has no weight_map'),
+    ({'weight_map': {'a': 5}}, 'not 5'),
+    ({'weight_map': {'a': '../model-1.safetensors'}}, 'not \'../model-1'),
+    ({'weight_map': {'a': '/etc/passwd'}}, "not '/etc/passwd'"),
+    ({'weight_map': {'a': '..'}}, 'a shard is a file beside it'),
+  ],
+)  # fmt: skip
+def test_an_index_that_is_not_one(tmp_path, index, said):
+  path = split(tmp_path / 'a')
+  text = json.dumps(index)
+  (path / 'model.safetensors.index.json').write_text(text, encoding='utf-8')
+  assert said in refused(path)
 
 
 def test_no_config(tmp_path):

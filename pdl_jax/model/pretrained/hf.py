@@ -130,6 +130,12 @@ class HFModel:
         ours = at(block_shapes, place.path)[1:]
         wanted[f'{plan.layers}{i}.{place.name}'] = place.shape(ours)
     self._check(tensors, wanted)
+    whole = [x for x in wanted if tensors[x].dtype.kind in 'iub']
+    if whole:
+      raise DataError(
+        f'{self.path}: tensors of whole numbers, as of a quantized model: '
+        f'{listed(whole)}; save it in bfloat16, float16 or float32'
+      )
     made: dict = {}
     blocks: dict = {}
     for place in plan.root:

@@ -8,8 +8,10 @@ too, but by the axes of the file, which are not ours (heads apart, parts side
 by side); its whole tensors are copies: of one of 128 MB, 128 MB were held.
 """
 
+import itertools
 import json
 import math
+import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -18,6 +20,7 @@ import ml_dtypes
 import numpy as np
 
 from pdl_jax.errors import DataError
+from pdl_jax.model.pretrained.hf_fields import parse_object, read_object
 
 _DTYPES: dict[str, Any] = {
   'F64': np.float64, 'F32': np.float32, 'F16': np.float16,
@@ -28,6 +31,7 @@ _DTYPES: dict[str, Any] = {
 _NAMES = {np.dtype(dtype): name for name, dtype in _DTYPES.items()}
 _SINGLE = 'model.safetensors'
 _INDEX = 'model.safetensors.index.json'
+_SHARD = re.compile(r'[^/\\\0]+\.safetensors')
 _PICKLES = ('*.bin', '*.pt', '*.pth', '*.ckpt')
 _MOST_NAMES = 8
 
@@ -71,24 +75,34 @@ def open_file(path: Path) -> dict[str, np.ndarray]:
   Raises:
     DataError: for a file that is damaged or cut off.
   """
-  size = path.stat().st_size
   try:
+    size = path.stat().st_size
     with path.open('rb') as file:
       header_size = int.from_bytes(file.read(8), 'little')
       if not 2 <= header_size <= size - 8:
         raise ValueError(f'a header of {header_size} bytes')
-      header = json.loads(file.read(header_size))
+      header = parse_object(file.read(header_size), f'{path}: its header')
     numbers = np.memmap(path, np.uint8, 'r')[8 + header_size :]
+    header.pop('__metadata__', None)
+    _check_places(header)
     return {
-      name: _tensor(name, entry, numbers)
-      for name, entry in header.items()
-      if name != '__metadata__'
+      name: _tensor(path, name, x, numbers) for name, x in header.items()
     }
-  except (ValueError, KeyError, TypeError, AttributeError) as error:
+  except OSError as error:
+    raise DataError(f'{path} cannot be read ({error.strerror})') from error
+  except (ValueError, KeyError, TypeError) as error:
     raise DataError(
       f'{path} is not a whole safetensors file of {size} bytes '
       f'({type(error).__name__}: {error}); get it again'
     ) from error
+
+
+def _check_places(header: Mapping[str, Any]) -> None:
+  """Refuses tensors that share bytes, which no tool writes."""
+  places = sorted((*x['data_offsets'], name) for name, x in header.items())
+  for (_, end, one), (start, _, other) in itertools.pairwise(places):
+    if start < end:
+      raise ValueError(f'{one} and {other} overlap')
 
 
 def write_file(path: Path, tensors: Mapping[str, np.ndarray]) -> None:
@@ -117,14 +131,20 @@ def write_file(path: Path, tensors: Mapping[str, np.ndarray]) -> None:
 
 
 def _tensor(
-  name: str, entry: Mapping[str, Any], numbers: np.ndarray
+  path: Path, name: str, entry: Mapping[str, Any], numbers: np.ndarray
 ) -> np.ndarray:
   if entry['dtype'] not in _DTYPES:
-    raise ValueError(f'{name} is of unknown dtype {entry["dtype"]}')
+    raise DataError(
+      f'{path}: {name} is of type {entry["dtype"]}, which is not read; save '
+      'the model in bfloat16, float16 or float32'
+    )
   dtype, shape = np.dtype(_DTYPES[entry['dtype']]), tuple(entry['shape'])
   first, last = entry['data_offsets']
+  sizes = (*shape, first, last)
+  if any(type(size) is not int or size < 0 for size in sizes):
+    raise ValueError(f'{name} of shape {shape} at {first}:{last}')
   size = math.prod(shape) * dtype.itemsize
-  if not 0 <= first <= last <= len(numbers) or last - first != size:
+  if not first <= last <= len(numbers) or last - first != size:
     raise ValueError(
       f'{name} of {size} bytes at {first}:{last} of {len(numbers)}'
     )
@@ -157,10 +177,12 @@ def _files(folder: Path) -> list[Path]:
 
 def _weight_map(folder: Path) -> dict[str, str]:
   """Which shard each tensor is in."""
-  try:
-    return json.loads((folder / _INDEX).read_text('utf-8'))['weight_map']
-  except (ValueError, KeyError) as error:
-    raise DataError(
-      f'{folder / _INDEX} is not an index of shards '
-      f'({type(error).__name__}: {error})'
-    ) from error
+  index = read_object(folder / _INDEX).get('weight_map')
+  if not isinstance(index, dict) or not index:
+    raise DataError(f'{folder / _INDEX} has no weight_map of tensors to shards')
+  for file in index.values():
+    if not isinstance(file, str) or not _SHARD.fullmatch(file):
+      raise DataError(
+        f'{folder / _INDEX}: a shard is a file beside it, not {file!r}'
+      )
+  return index
