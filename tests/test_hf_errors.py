@@ -4,10 +4,14 @@ import json
 import re
 from pathlib import Path
 
+import jax
+import ml_dtypes
 import numpy as np
 import pytest
 
+from pdl_jax import sharding
 from pdl_jax.errors import DataError
+from pdl_jax.model import api
 from pdl_jax.model.pretrained import shards
 from pdl_jax.model.pretrained.hf import HFModel, declared_config
 from tests.hf_folder import CASES, write, write_case
@@ -166,7 +170,7 @@ def entry(**changes):
   [
     (entry(dtype='F8_E4M3'), f'{NORM} is of type F8_E4M3, which is not read'),
     (entry(dtype='F4'), f'{NORM} is of type F4, which is not read'),
-    (entry(dtype='I32'), f'tensors of whole numbers, .*: {NORM}'),
+    (entry(dtype='I32'), 'whole numbers, .*: norm.weight'),
     (entry(dtype=['F32']), 'is not a whole safetensors file'),
     (entry(data_offsets=[0, 128]), 'overlap'),
     (entry(data_offsets=[-128, 0]), 'is not a whole safetensors file'),
@@ -371,3 +375,26 @@ def test_gpt2_medium_and_gemma_3_1b_as_published(tmp_path: Path):
     (tmp_path / 'config.json').write_text(text, encoding='utf-8')
     widths[family] = declared_config(tmp_path).width
   assert widths == {'gpt2': 1024, 'gemma3_text': 1152}
+
+
+@pytest.mark.parametrize('dtype', [np.float32, np.float16, ml_dtypes.bfloat16])
+@pytest.mark.parametrize(
+  ('name', 'value'),
+  [
+    ('model.norm.weight', np.nan),
+    ('model.layers.1.self_attn.q_proj.weight', -np.inf),
+    ('lm_head.weight', np.inf),
+  ],
+)
+def test_weights_that_are_not_finite_are_named(tmp_path, name, value, dtype):
+  case = CASES['llama2']
+  made = {n: x.astype(dtype) for n, x in weights(case).items()}
+  made[name].flat[7] = value
+  model = HFModel(write(tmp_path / 'a', case['config'], made))
+  shapes, axes = model.shapes(), api.logical_axes(model.config())
+  mesh = sharding.make_mesh((1, 1, 1), jax.devices()[:1])
+  dtypes = jax.tree.map(lambda x: x.dtype, shapes)
+  with pytest.raises(DataError) as error:
+    model.placed(sharding.shardings(mesh, axes, shapes), dtypes)
+  said = f'NaN or infinite numbers in {name.removeprefix("model.")}; '
+  assert said in str(error.value)

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from pdl_jax import setup, start
-from pdl_jax.errors import ConfigError
+from pdl_jax import job, setup, start, stop
+from pdl_jax.errors import ConfigError, DataError, PdlError
 from pdl_jax.launch import dry_run, memory, options
 from tests import small
 
@@ -79,6 +79,59 @@ def test_7b_on_eight_devices_from_config_json_alone(tmp_path, trainable):
     adapters = 4 * 39_976_960
     assert adapters / 8 < needed.gradients < 0.7 * adapters
   assert 'each of 8 devices' in dry_run.describe(settings, 8)
+
+
+@pytest.mark.parametrize(
+  ('changes', 'said'),
+  [
+    ({'layers': 10**9}, 'model.layers 1000000000, width'),
+    ({'width': 10**9}, 'each of 1 devices would keep'),
+    ({'width': 10**10}, 'width 10000000000, heads'),
+    ({'heads': 10**9, 'kv_heads': 10**9}, 'heads 1000000000 x'),
+    ({'mlp': 10**12}, 'mlp 1000000000000'),
+  ],
+)
+def test_sizes_beyond_all_memory_are_refused(tmp_path, changes, said):
+  """By arithmetic: before anything is allocated, in a run and without one."""
+  changes = {f'model.{key}': value for key, value in changes.items()}
+  settings = small.settings(tmp_path, **changes)
+  with pytest.raises(ConfigError, match=said):
+    dry_run.describe(settings, 1)
+  with pytest.raises(ConfigError, match='GB for its parameters alone'):
+    job.run(settings, tmp_path / 'run', stop.StopRequest())
+  assert not (tmp_path / 'run').exists()
+
+
+def test_a_file_that_declares_a_size_beyond_all_memory(tmp_path):
+  said = LLAMA_7B | {'hidden_size': 2**20, 'intermediate_size': 2**30}
+  (tmp_path / 'config.json').write_text(json.dumps(said), encoding='utf-8')
+  settings = small.settings(tmp_path, **{'model.pretrained': str(tmp_path)})
+  with pytest.raises(DataError, match='declares a model that takes'):
+    dry_run.describe(settings, 8)
+
+
+@pytest.mark.parametrize(
+  ('key', 'value', 'said'),
+  [
+    ('pretrained', 'Qwen2.5-0.5B', 'with a slash: ./Qwen2.5-0.5B'),
+    ('pretrained', 'x' * 300, 'with a slash: ./xxx'),
+    ('pretrained', '/' * 2 + 'x' * 300, 'there is no folder or GGUF file'),
+    ('pretrained', 'here.gguf', 'give ./here.gguf'),
+    ('pretrained', 'org/name-1.5', 'hf download org/name-1.5 --local-dir name'),
+    ('tokenizer', './x', 'model.tokenizer ./x is a path'),
+    ('tokenizer', 'here.gguf', 'model.tokenizer here.gguf is a path'),
+    ('tokenizer', 'a.b', r'a.b \(model.tokenizer\) is not installed'),
+  ],
+)
+def test_names_that_are_none_say_what_to_type(
+  tmp_path, monkeypatch, key, value, said
+):
+  monkeypatch.chdir(tmp_path)
+  (tmp_path / 'here.gguf').touch()
+  settings = small.settings(tmp_path, **{f'model.{key}': value})
+  with pytest.raises(PdlError, match=said) as error:
+    start.shape(settings)
+  assert '\n' not in str(error.value) and error.value.exit_code in (2, 3, 4)
 
 
 def test_what_is_said(tmp_path):

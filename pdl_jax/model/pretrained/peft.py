@@ -6,6 +6,7 @@ Per layer that is adapted there are lora_A.weight, [r, in], and lora_B.weight,
 
 import json
 import math
+import os
 import re
 from functools import partial
 from pathlib import Path
@@ -202,9 +203,9 @@ def write(folder: Path, config: ModelConfig, params: Params, base: str) -> None:
 
 
 def _read_config(path: Path) -> dict[str, Any]:
-  if not (path / CONFIG).exists():
+  if not os.path.isfile(path / CONFIG):
     raise DataError(f'model.adapter: there is no {path / CONFIG}')
-  if not (path / TENSORS).exists():
+  if not os.path.isfile(path / TENSORS):
     raise DataError(
       f'model.adapter: there is no {path / TENSORS}; pickles (.bin) run code '
       'when they are opened, and are not read: save it as safetensors '

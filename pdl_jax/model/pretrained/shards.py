@@ -75,6 +75,7 @@ def open_file(path: Path) -> dict[str, np.ndarray]:
   Raises:
     DataError: for a file that is damaged or cut off.
   """
+  size = 0
   try:
     size = path.stat().st_size
     with path.open('rb') as file:
