@@ -5,9 +5,12 @@ import dataclasses
 import jax
 import numpy as np
 import pytest
+from tokenizers import AddedToken, models
+from tokenizers import Tokenizer as Backend
 
-from pdl_jax.convert import Moments, fit_head
-from pdl_jax.errors import ConfigError
+from pdl_jax.convert import Moments, codes_report, fit_head
+from pdl_jax.data.tokenizer import Tokenizer
+from pdl_jax.errors import ConfigError, DataError
 from pdl_jax.model import api, assign, vq_logits
 from pdl_jax.model.config import HeadConfig, ModelConfig
 from pdl_jax.settings import CodeSettings, ModelSettings
@@ -312,3 +315,21 @@ def test_learned_codes_begin_nearest_to_the_rows():
   np.testing.assert_allclose(
     effective(dataclasses.replace(model, params=fixed)), ROWS, atol=1e-4
   )
+
+
+def test_a_code_of_rows_that_no_token_has_is_reported():
+  """Models have more rows than tokens, and k-means puts those together."""
+  backend = Backend(models.BPE(vocab={f'p{i}': i for i in range(9)}, merges=[]))
+  backend.add_special_tokens([AddedToken('</s>', special=True)])
+  tokenizer = Tokenizer(backend, 'tiny', '</s>', '</s>', 12)
+  config = ModelConfig(
+    vocab_size=12, width=4, layers=1, heads=1, kv_heads=1, head_dim=4, mlp=4,
+    context=8, head=HeadConfig('vq', codes=4, codebooks=1),
+  )  # fmt: skip
+  codes = np.array([[0, 0, 0, 1, 1, 1, 2, 2, 2, 2, 3, 3]])
+  counts_V = np.arange(12) * (np.arange(12) < 10)
+  params = {'head': {'codes_MxV': codes}}
+  text = codes_report(config, params, tokenizer, counts_V)
+  assert "code 3: 2 types, 0 tokens (0.0 %): '<10>':0 '<11>':0" in text
+  with pytest.raises(DataError, match='has no token 12, only 12'):
+    tokenizer.token(12)

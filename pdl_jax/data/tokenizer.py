@@ -200,7 +200,12 @@ class Tokenizer:
     return piece.replace(_SPACE, ' ').encode()
 
   def token(self, number: int) -> str:
-    """One id as readable text, for tables; see `spelled`."""
+    """One id as readable text, for tables; see `spelled`.
+
+    A row of the model that no token has reads like <300>.
+    """
+    if number < self.vocab_size and self._backend.id_to_token(number) is None:
+      return f'<{number}>'
     return spelled(self.raw(number))
 
 
