@@ -38,7 +38,6 @@ def open_run(option: str, workdir: Path) -> tuple[Settings, RunFolder]:
       'began it continues it'
     )
   kept = stored.read_json(workdir / 'config.json', CONFIG)
-  stored.read_json(workdir / 'results.json', RESULTS)
   told = kept.pop('hash')
   # Runs from before the key was there are of the first draw.
   kept['evaluate'].setdefault('draw', 0)
@@ -54,6 +53,7 @@ def open_run(option: str, workdir: Path) -> tuple[Settings, RunFolder]:
       f'{option}: {workdir}/config.json was altered: its hash is {told}, its '
       f'values give {config_hash(kept)}; {stored.MEND}'
     )
+  stored.read_json(workdir / 'results.json', RESULTS)
   return settings, RunFolder(workdir, settings.resolved)
 
 

@@ -314,7 +314,7 @@ class RunFolder:
   def predictions(self, name: str) -> list[dict] | None:
     """Stored predictions, or None."""
     path = self.path / 'predictions' / f'{name}.jsonl'
-    if not path.exists():
+    if not os.path.lexists(path):
       return None
     if not (found := stored.read_lines(path, PREDICTION)):
       raise DataError(f'{path} is empty; {stored.MEND}')

@@ -72,6 +72,48 @@ def records(folder):
   return carry_out.read(folder)
 
 
+@pytest.mark.parametrize(
+  'field',
+  ['study', 'row', 'seed', 'hash', 'predictions', 'state', 'split', 'examples',
+   'tokenizer', 'metrics', 'nats_by_count', 'tokens_by_count', 'curve',
+   'items', 'groups', 'definitions', 'seconds'],
+)  # fmt: skip
+def test_a_record_that_lacks_a_field_is_named(here, field):
+  experiment = Experiment('Q?', (study(),))
+  carry_out.carry_out(experiment, here, Sweep())
+  path = here / carry_out.RECORDS
+  lines = [json.loads(line) for line in path.read_text('utf-8').splitlines()]
+  for value in (None, [None], {'x': 'y'}, 'gone'):
+    spoilt = dict(lines[-1])
+    spoilt[field] = value
+    if value == 'gone':
+      del spoilt[field]
+    text = ''.join(json.dumps(x) + '\n' for x in [*lines[:-1], spoilt])
+    path.write_text(text, 'utf-8')
+    with pytest.raises(DataError, match=f'{path}:{len(lines)}: .*{field}'):
+      records(here)
+
+
+@pytest.mark.parametrize('how', ['torn', 'bytes', 'blank', 'list', 'empty'])
+@pytest.mark.parametrize('name', [carry_out.RECORDS, carry_out.DEFINITIONS])
+def test_spoilt_records_and_definitions_are_refused(here, name, how):
+  carry_out.carry_out(Experiment('Q?', (study(),)), here, Sweep())
+  path = here / name
+  data = path.read_bytes()
+  path.write_bytes({
+    'torn': data[:-40], 'bytes': b'\xff' + data, 'blank': b'\n',
+    'list': b'[]', 'empty': b'',
+  }[how])  # fmt: skip
+  if (name, how) == (carry_out.RECORDS, 'empty'):
+    assert records(here) == []
+    return
+  read = carry_out.read if name == carry_out.RECORDS else (
+    carry_out.read_definitions
+  )
+  with pytest.raises(DataError, match=f'^{path}.* git checkout {path} brings'):
+    read(here)
+
+
 def test_every_cell_is_run_once_and_recorded(here):
   sweep = Sweep()
   assert carry_out.carry_out(Experiment('Q?', (study(),)), here, sweep) == 0

@@ -165,6 +165,28 @@ def test_a_run_without_adapters_has_none_to_write(folders):
   assert not (folders / 'none').exists()
 
 
+@pytest.mark.parametrize('there', [True, False])
+def test_an_export_that_fails_leaves_nothing(
+  folders, tmp_path, monkeypatch, there
+):
+  """The same command is then free to be given again."""
+  to = tmp_path / 'to'
+  if there:
+    to.mkdir()
+
+  def fail(*_):
+    raise OSError(28, 'No space left on device')
+
+  with monkeypatch.context() as patch:
+    patch.setattr(export, 'write_model', fail)
+    with pytest.raises(OSError, match='No space'):
+      export.run(folders / 'first', to)
+  assert [*tmp_path.rglob('*')] == [to] * there
+  export.run(folders / 'first', to)
+  assert [*tmp_path.iterdir()] == [to]
+  assert (to / 'config.json').exists()
+
+
 def test_a_folder_with_something_in_it_is_refused(folders):
   with pytest.raises(ConfigError, match='one is not empty'):
     export.run(folders / 'first', folders / 'one')

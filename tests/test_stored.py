@@ -1,10 +1,15 @@
 """Files of a run that are torn, altered or of another kind: a line each."""
 
 import json
+import os
 import re
 import signal
+import subprocess
+import sys
+from pathlib import Path
 from typing import Literal
 
+import jax
 import pytest
 from absl.testing import flagsaver
 
@@ -59,6 +64,8 @@ def main(monkeypatch, capfd):
 
   def call(*arguments):
     line = ['launch.py', *arguments]
+    # A new process has loaded no config file yet.
+    monkeypatch.delitem(sys.modules, 'config_config', raising=False)
     monkeypatch.setattr('sys.argv', line)
     with flagsaver.flagsaver():
       code = launch.main(line)
@@ -105,8 +112,6 @@ def test_a_spoilt_file_is_refused_in_a_line(run, main, file, name, how):
   if name == 'status':
     code, out, _ = main(*command(name, run))
     assert code == 0 and out.startswith('broken') and str(path) in out
-  elif how == 'a loop' and file.startswith('predictions'):
-    refused(main(*command(name, run)), run / 'predictions')
   else:
     refused(main(*command(name, run)), path)
   assert not (run.parent / 'export').exists()
@@ -197,6 +202,117 @@ def test_what_a_stopped_run_continues_from_is_checked(run, how):
     path.write_bytes(spoilt + b'\n{"to')
     with pytest.raises(DataError, match=re.escape(str(path))):
       read()
+
+
+class PanicException(BaseException):
+  """As a panic of Rust comes to Python."""
+
+
+@pytest.mark.parametrize(
+  ('error', 'code', 'words'),
+  [
+    (ValueError('by 0\nmore'), 70, 'a fault of .*ValueError: by 0'),
+    (PanicException('unwrap'), 70, 'a fault of .*PanicException: unwrap'),
+    (RecursionError('deep'), 70, 'a fault of .*RecursionError: deep'),
+    (MemoryError(), 4, 'out of memory'),
+    (
+      jax.errors.JaxRuntimeError('RESOURCE_EXHAUSTED: 9 GiB'), 4,
+      'out of memory.*RESOURCE_EXHAUSTED: 9 GiB',
+    ),
+  ],
+)
+@pytest.mark.parametrize('begun', [True, False])
+def test_what_nobody_foresaw_is_a_line(
+  run, main, monkeypatch, error, code, words, begun
+):
+  """With its traceback in a file, and status.json says error."""
+  def fail(*_):
+    raise error
+
+  monkeypatch.setattr(launch.job, 'run', fail)
+  (run / 'results.json').unlink()
+  RunFolder(run, settings().resolved).write_status('starting', 0)
+  workdir = run if begun else run.parent / 'none'
+  found, _, err = main(*command('run', workdir))
+  (line,) = err.splitlines()
+  assert found == code
+  assert re.match(f'error: {words}.*the traceback is in', line)
+  (kept,) = re.findall(r'[^ ]*traceback.txt', line)
+  assert 'in fail' in Path(kept).read_text('utf-8')
+  assert (Path(kept) == run / 'traceback.txt') == begun
+  if begun:
+    status = json.loads((run / 'status.json').read_text('utf-8'))
+    assert status['state'] == 'error' and line == f'error: {status["error"]}'
+  else:
+    Path(kept).unlink()
+    assert not workdir.exists()
+
+
+@pytest.mark.parametrize(
+  ('code', 'words'),
+  [
+    ('def get_config(:', 'x.py:1: SyntaxError'),
+    ('\n1 / 0', 'x.py:2: ZeroDivisionError: division by zero'),
+    ('import nothere', 'x.py:1: ModuleNotFoundError: No module named'),
+    ('def get_config():\n  return {}["k"]', "x.py:2: KeyError: 'k'"),
+    ('x = 1', 'has no function get_config'),
+    ('def get_config(): pass', 'returns a NoneType, not a ConfigDict'),
+    ('def get_config(): return 3', 'returns a int, not a ConfigDict'),
+    (
+      'from ml_collections import ConfigDict\n'
+      'def get_config(): return ConfigDict()', 'there is no field seed',
+    ),
+    ('\0', 'SyntaxError: source code'),
+    ('def get_config(): return open("/nope")', 'No such file or directory'),
+  ],
+)  # fmt: skip
+def test_a_config_that_is_no_program_is_refused(tmp_path, main, code, words):
+  (tmp_path / 'x.py').write_text(code, 'utf-8')
+  found, _, err = main(f'--config={tmp_path}/x.py', '--dry_run')
+  (line,) = [x for x in err.splitlines() if x.startswith('error: ')]
+  assert words in line and 'Traceback' not in err
+  assert found == (4 if 'open' in code else 2)
+
+
+@pytest.mark.parametrize(
+  ('arguments', 'words'),
+  [
+    (['--status=README.md'], 'there are no runs in README.md'),
+    (['--report=README.md'], 'there is no README.md/experiment.py'),
+    *(
+      ([f'--config={CONFIG_FILE}', '--sweep=seed', '--dry_run',
+        f'--resources=TPU={n}'], f'TPU={n} is not NAME=NUMBER')
+      for n in ('-1', 'nan', 'inf', '')
+    ),
+  ],
+)  # fmt: skip
+def test_what_cannot_be_meant_is_refused(main, arguments, words):
+  code, _, err = main(*arguments)
+  (line,) = err.splitlines()
+  assert code == 2 and words in line
+
+
+def test_an_absolute_path_of_an_experiment_is_that_experiment(main):
+  where = Path('experiments/reduction').absolute()
+  code, out, err = main(f'--report={where}', '--check')
+  assert code == 0 and out.startswith('experiments/reduction: '), err
+
+
+def test_a_terminal_of_ascii_is_no_reason_to_stop(tmp_path):
+  """Nor a locale: names and texts of files are UTF-8."""
+  folder = tmp_path / 'über'
+  folder.mkdir()
+  done = subprocess.run(
+    [sys.executable, 'launch.py', f'--status={folder}'], check=False,
+    capture_output=True, encoding='utf-8',
+    env=os.environ | {
+      'LC_ALL': 'C', 'PYTHONUTF8': '0', 'PYTHONCOERCECLOCALE': '0',
+      'PYTHONIOENCODING': 'ascii:strict',
+    },
+  )  # fmt: skip
+  (line,) = done.stderr.splitlines()
+  assert done.returncode == 2 and 'there are no runs in' in line
+  assert r'\xfcber' in line or r'\udcc3' in line
 
 
 def test_shapes():
