@@ -4,6 +4,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from pdl_jax.errors import ConfigError
+from pdl_jax.losses.checks import check_mask
 from pdl_jax.losses.terms import LossTerms, Sums
 
 REDUCTIONS = ('weighted_mean', 'token_mean', 'sum')
@@ -23,6 +24,7 @@ def denominator(weight: Array, where: Array, reduction: str) -> Array:
     raise ConfigError(
       f'reduction {reduction!r} is not one of {", ".join(REDUCTIONS)}'
     )
+  check_mask(where)
   if reduction == 'sum':
     return jnp.zeros((), jnp.float32)
   by_token = weight if reduction == 'weighted_mean' else jnp.ones_like(weight)
