@@ -194,7 +194,9 @@ def test_a_table_with_a_torn_meta_is_refused(tmp_path, meta):
     frequency.read(path)
 
 
-@pytest.mark.parametrize('shape', ['(999999999999999,)', '(1000000000000000000000000000000,)', 'x'])
+@pytest.mark.parametrize(
+  'shape', ['(999999999999999,)', f'({10**30},)', 'x']
+)
 def test_a_header_that_lies_about_its_size_is_refused(tmp_path, shape):
   path = tmp_path / 'frequency.npz'
   header = f"{{'descr': '<i8', 'fortran_order': False, 'shape': {shape}, }}"

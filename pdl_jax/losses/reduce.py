@@ -49,8 +49,8 @@ def sums(
   loss = terms.loss_BxL.astype(jnp.float32)
   if where is None:
     where = jnp.ones(loss.shape, bool)
-  num = jnp.where(where, loss, 0.0).sum()
-  return Sums(num, denominator(terms.weight_BxL, where, reduction))
+  den = denominator(terms.weight_BxL, where, reduction)
+  return Sums(jnp.where(where, loss, 0.0).sum(), den)
 
 
 def divide(total: Sums) -> Array:
