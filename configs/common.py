@@ -325,8 +325,9 @@ def _base() -> ConfigDict:
     'max_new_tokens': 0,
     # Post-hoc logit adjustment: log prior(t), counted on the training targets,
     # is taken off the logits so many times. > 0 favours rare tokens, < 0
-    # common ones (-alpha undoes Power-Law Decay Loss); for any model, whatever
-    # it was trained with. Scores are not touched.
+    # common ones; for any model, whatever it was trained with. -alpha is near
+    # to the inverse of Power-Law Decay Loss, not equal: special tokens and
+    # epsilon are left out. Scores are not touched.
     'tilt': 0.0,
     # Lengths to which prompts are padded; each compiles once.
     'prompt_buckets': 4,

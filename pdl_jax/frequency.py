@@ -8,8 +8,6 @@ both.
 import dataclasses
 import hashlib
 import json
-import zipfile
-import zlib
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from itertools import chain, islice
@@ -19,17 +17,6 @@ import numpy as np
 
 from pdl_jax.errors import ConfigError, DataError
 
-# What NumPy and zipfile raise for files that are damaged or something else.
-_UNREADABLE = (
-  OSError,
-  EOFError,
-  KeyError,
-  TypeError,
-  ValueError,
-  RuntimeError,
-  zipfile.BadZipFile,
-  zlib.error,
-)
 UNITS = ('count', 'probability')
 # Lists of ids that are counted at once.
 _LISTS = 1024
@@ -259,14 +246,36 @@ def read(path: Path) -> FrequencyTable:
     raise DataError(f'there is no frequency table {path}; {_REBUILD}')
   try:
     with np.load(path, allow_pickle=False) as stored:
-      return FrequencyTable(
+      table = FrequencyTable(
         stored['counts_V'], **json.loads(str(stored['meta']))
       )
-  except _UNREADABLE as e:
+    wrong = _wrong(table)
+  except Exception as e:
+    # The file may hold anything: NumPy, zipfile, the decompressors and json
+    # raise most of what Python has, and each means that it is no table.
+    wrong = type(e).__name__
+  if wrong:
     raise DataError(
-      f'{path} is not a frequency table that a run has written '
-      f'({type(e).__name__}); {_REBUILD}'
-    ) from e
+      f'{path} is not a frequency table that a run has written ({wrong}); '
+      f'{_REBUILD}'
+    )
+  return table
+
+
+def _wrong(table: FrequencyTable) -> str:
+  """What no run would have written, in words; '' of a good table."""
+  counts_V = np.asarray(table.counts_V)
+  if counts_V.ndim != 1 or counts_V.dtype.kind not in 'iuf':
+    return f'counts_V has shape {counts_V.shape} of {counts_V.dtype}'
+  bad = int((~np.isfinite(counts_V) | (counts_V < 0)).sum())
+  if bad:
+    return f'{bad} of {counts_V.size} counts are negative or not finite'
+  if not counts_V.any():
+    return f'none of its {counts_V.size} token types was counted'
+  for name, value in table._meta().items():
+    if not isinstance(value, str):
+      return f'{name} is no text but of type {type(value).__name__}'
+  return ''
 
 
 def load(

@@ -1,5 +1,6 @@
 import json
 import tracemalloc
+import zipfile
 
 import numpy as np
 import pytest
@@ -154,6 +155,58 @@ def test_a_missing_or_foreign_file_is_refused(tmp_path):
   np.savez(path, counts_V=np.zeros(V), meta=json.dumps({'split': 'train'}))
   with pytest.raises(DataError, match='not a frequency table'):
     load(path)
+
+
+@pytest.mark.parametrize(
+  ('changes', 'wrong'),
+  [
+    ({'counts_V': np.array([0, 3, np.nan, 0, 6, 2, 0])}, '1 of 7 counts are'),
+    ({'counts_V': np.array([0, 3, np.inf, 0, 6, 2, 0])}, '1 of 7 counts are'),
+    ({'counts_V': np.array([0, 3, -1, 0, 6, 2, 0])}, '1 of 7 counts are neg'),
+    ({'counts_V': np.array(['0', 'three'])}, 'of <U5'),
+    ({'counts_V': np.array([True, False])}, 'of bool'),
+    ({'counts_V': np.ones((7, 1), int)}, r'shape \(7, 1\)'),
+    ({'counts_V': np.array(7)}, r'shape \(\)'),
+    ({'counts_V': np.zeros(0)}, 'none of its 0 token types'),
+    ({'counts_V': np.zeros(V, int)}, 'none of its 7 token types'),
+    ({'tokenizer': 5}, 'tokenizer is no text but of type int'),
+    ({'data': None}, 'data is no text but of type NoneType'),
+    ({'split': ['train']}, 'split is no text but of type list'),
+  ],
+)
+def test_what_no_run_has_written_is_refused_in_one_line(
+  tmp_path, changes, wrong
+):
+  path = tmp_path / 'frequency.npz'
+  make_table(**changes).save(path)
+  with pytest.raises(DataError, match=f'not a frequency table .*{wrong}') as e:
+    frequency.read(path)
+  assert '\n' not in str(e.value)
+
+
+@pytest.mark.parametrize(
+  'meta', ['[]', '{"tokenizer": ', '{"more": 1}', '[' * 100_000, b'\xff\xfe']
+)
+def test_a_table_with_a_torn_meta_is_refused(tmp_path, meta):
+  path = tmp_path / 'frequency.npz'
+  np.savez(path, counts_V=make_table().counts_V, meta=meta)
+  with pytest.raises(DataError, match='not a frequency table'):
+    frequency.read(path)
+
+
+@pytest.mark.parametrize(
+  'shape', ['(999999999999999,)', f'({10**30},)', 'x']
+)
+def test_a_header_that_lies_about_its_size_is_refused(tmp_path, shape):
+  path = tmp_path / 'frequency.npz'
+  header = f"{{'descr': '<i8', 'fortran_order': False, 'shape': {shape}, }}"
+  header = header.ljust(117) + '\n'
+  member = b'\x93NUMPY\x01\x00' + bytes([len(header), 0]) + header.encode()
+  with zipfile.ZipFile(path, 'w') as file:
+    file.writestr('counts_V.npy', member)
+    file.writestr('meta.npy', member)
+  with pytest.raises(DataError, match='not a frequency table'):
+    frequency.read(path)
 
 
 def test_no_flipped_byte_or_cut_gives_another_table(tmp_path):

@@ -206,6 +206,60 @@ def test_losses_of_an_adaptive_head_are_those_of_its_log_probabilities(name):
     np.testing.assert_allclose(a, b, rtol=1e-5)
 
 
+@pytest.mark.parametrize('name', ['power_law', 'mile', 'unlikelihood'])
+@pytest.mark.parametrize('kind', ['linear', 'codes', 'adaptive'])
+@pytest.mark.parametrize('bad', [-100, V])
+def test_inside_jit_a_label_out_of_range_is_nan(name, kind, bad):
+  """A look-up of its code or place would take another type's."""
+  hidden, labels, where, weights = draw()
+  head = {
+    'linear': as_matrix(code_head()), 'codes': code_head(),
+    'adaptive': adaptive_head(),
+  }[kind]  # fmt: skip
+  if kind == 'adaptive' and name == 'unlikelihood':
+    return
+  loss = Loss(LOSSES[name], {})
+  where = where.at[1, 2].set(True).at[0, 3].set(False)
+  labels = labels.at[0, 3].set(bad)
+  tables = LossTables(weights)
+  arguments = loss, head, hidden
+  clean = value_and_gradient(*arguments, labels, where, tables)
+  assert all(
+    np.isfinite(x).all() for x in jax.tree.leaves(clean[:2])
+  )
+  labels = labels.at[1, 2].set(bad)
+
+  @jax.jit
+  def found(labels):
+    (weighted, plain), by_hidden, _ = value_and_gradient(
+      *arguments, labels, where, tables
+    )
+    nll = head_nll(head, hidden, labels, where)
+    return weighted, plain.num, by_hidden[1, 2], nll
+
+  *numbers, nll = found(labels)
+  assert all(np.isnan(x).all() for x in jax.tree.leaves(numbers))
+  only = np.zeros((B, L), bool)
+  only[1, 2] = True
+  np.testing.assert_array_equal(np.isnan(nll), only)
+
+
+def test_a_mask_of_numbers_is_refused():
+  hidden, labels, where, weights = draw()
+  loss = Loss(LOSSES['power_law'], {})
+  for head in (as_matrix(code_head()), code_head(), adaptive_head()):
+    for refused in (
+      lambda head=head: loss.sums(
+        head, hidden, labels, LossTables(weights), where * 0.5
+      ),
+      lambda head=head: head_nll(head, hidden, labels, where * 0.5),
+    ):
+      with pytest.raises(ConfigError, match='where must be True or False'):
+        refused()
+    with pytest.raises(ConfigError, match='hidden must be floating-point'):
+      head_nll(head, hidden.astype(int), labels, where)
+
+
 def test_an_adaptive_head_has_no_rows():
   hidden, labels, where, weights = draw()
   with pytest.raises(ConfigError, match='adaptive has none'):

@@ -947,7 +947,7 @@ INPUTS = {
       r'1 of 9 labels are outside \[0, 5\), the first is 5',
     ),
     (
-      {'labels': CASE.labels.at[2].set(-100)},
+      {'labels': CASE.labels.at[2].set(-100), 'ignore_index': None},
       r'1 of 9 labels .* the first is -100',
     ),
     ({'labels': CASE.labels[1:]}, r'hidden has shape \(9, 6\).* \(8, 6\)'),
@@ -970,6 +970,30 @@ INPUTS = {
     ({'label_smoothing': 1.0}, r'label_smoothing must be in \[0, 1'),
     ({'z_loss': -1.0}, r'z_loss must be in \[0, inf\), got -1'),
     ({'softcap': 0.0}, 'softcap must be > 0 or None, got 0'),
+    (
+      {'hidden': (CASE.hidden * 3).astype(int)},
+      'hidden must be floating-point numbers, got int32',
+    ),
+    (
+      {'head_DxV': (CASE.head_DxV * 3).astype('int8')},
+      'head must be floating-point numbers, got int8',
+    ),
+    ({'hidden': CASE.hidden > 0}, 'hidden must be .* got bool'),
+    ({'hidden': CASE.hidden.tolist()}, 'hidden must be an array .* got list'),
+    ({'bias_V': jnp.ones(5, int)}, 'bias_V must be floating-point .* int32'),
+    ({'head_DxV': CASE.head_DxV.T}, r'\(9, 5\), or give .* transposed=True'),
+    ({'head_DxV': CASE.head_DxV[0]}, r'the head has shape \(5,\); it must be'),
+    ({'labels': CASE.labels.tolist()}, 'labels must be an array .* got list'),
+    ({'weights_V': [1.0] * 5}, 'weights_V must be an array .* got list'),
+    ({'weights_V': -CASE.weights_V}, '5 of its 5 are negative or non-finite'),
+    (
+      {'weights_V': CASE.weights_V.at[1].set(jnp.nan)},
+      '1 of its 5 are negative or non-finite',
+    ),
+    ({'softcap': jnp.inf}, 'softcap must be > 0 or None, got inf'),
+    ({'denominator': -2.0}, 'denominator must be a finite number >= 0'),
+    ({'memory_bytes': 0}, 'memory_bytes must be > 0, got 0'),
+    ({'memory_bytes': jnp.nan}, 'memory_bytes must be > 0, got nan'),
   ],
 )
 def test_refusals(changed, message):
@@ -987,6 +1011,9 @@ def test_refusals(changed, message):
     ({'wants': ('median',)}, "wants 'median' is not one of average, expected"),
     ({'temperature': 0.0}, 'temperature must be > 0, got 0'),
     ({'temperature': -1.0}, 'temperature must be > 0, got -1'),
+    ({'temperature': jnp.inf}, 'temperature must be > 0, got inf'),
+    ({'softcap': jnp.nan}, 'softcap must be > 0 or None, got nan'),
+    ({'hidden': CASE.hidden.astype(int)}, 'hidden must be floating-point'),
     (
       {'where': jnp.ones(9, int)}, 'where must be True or False, got int',
     ),
@@ -1004,6 +1031,99 @@ def test_refusals_of_statistics_and_sums(changed, message):
     linear_token_stats(**arguments)
   with pytest.raises(ConfigError, match=message):
     linear_loss_sums(focal_terms, **arguments, weights_V=None)
+
+
+# --- labels that are ignored or out of range ----------------------------------
+
+
+@METHODS
+@MASKED
+@pytest.mark.parametrize('reduction', ['weighted_mean', 'token_mean', 'sums'])
+def test_the_ignored_label_is_a_mask(method, masked, reduction):
+  """Of an array of every width; what stands behind it does not matter."""
+  case = make_case((37,), 11)
+  ignored = jnp.arange(37) % 4 == 1
+  labels = jnp.where(ignored, -100, case.labels).astype('int8')
+  dirty = jnp.where(ignored[:, None], jnp.nan, case.hidden)
+  where = case.where if masked else None
+
+  def total(loss, hidden, head, labels, where, **options):
+    found = loss(
+      hidden, head, labels, case.weights_V, where=where, reduction=reduction,
+      **options,
+    )  # fmt: skip
+    return jax.tree.leaves(found)[0], found
+
+  ours, naive = (
+    jax.jit(jax.value_and_grad(
+      functools.partial(total, loss), (0, 1), has_aux=True
+    ))
+    for loss in (functools.partial(small_loss, method=method), naive_loss)
+  )  # fmt: skip
+  both = case.where & ~ignored if masked else ~ignored
+  expected = naive(case.hidden, case.head_DxV, case.labels, both)
+  close(ours(dirty, case.head_DxV, labels, where), expected)
+
+
+@METHODS
+@pytest.mark.parametrize('bad', [-1, -99, 11, 2**31 - 1])
+@pytest.mark.parametrize('weighted', [False, True])
+def test_inside_jit_a_label_out_of_range_is_nan(method, bad, weighted):
+  case = make_case((37,), 11)
+
+  @jax.jit
+  def found(labels):
+    def loss(hidden, head):
+      return small_loss(
+        hidden, head, labels, case.weights_V if weighted else None,
+        method=method, where=jnp.arange(37) != 3,
+      )  # fmt: skip
+
+    return jax.value_and_grad(loss, (0, 1))(case.hidden, case.head_DxV)
+
+  loss, (hidden, head) = found(case.labels.at[5].set(bad))
+  assert jnp.isnan(loss)
+  assert jnp.isnan(hidden[5]).all()
+  assert jnp.isnan(head).any()
+  masked = found(case.labels.at[3].set(bad))
+  assert all(jnp.isfinite(x).all() for x in jax.tree.leaves(masked))
+
+
+def test_statistics_of_an_ignored_label_and_of_one_out_of_range():
+  case = make_case((37,), 11)
+  labels = case.labels.at[5].set(11).at[7].set(-100)
+
+  def nll(hidden):
+    stats = linear_token_stats(
+      hidden, case.head_DxV, labels, memory_bytes=SMALL
+    )
+    return stats.nll.sum(), stats
+
+  hidden, stats = jax.jit(jax.grad(nll, has_aux=True))(case.hidden)
+  bad, ignored = jnp.arange(37) == 5, jnp.arange(37) == 7
+  for x in (stats.log_z, stats.label, stats.average, stats.expected, stats.nll):
+    same_bits(jnp.isnan(x), bad)
+    assert x[7] == 0
+  same_bits(jnp.isnan(hidden), jnp.broadcast_to(bad[:, None], hidden.shape))
+  assert not hidden[ignored].any()
+
+
+def test_sums_with_a_label_out_of_range_are_nan():
+  """The plain ones too, which are only watched."""
+  case = make_case((37,), 11)
+
+  @jax.jit
+  def sums(labels):
+    return linear_loss_sums(
+      focal_terms, case.hidden, case.head_DxV, labels, None,
+      case.where | True, parameters={'gamma': 2.0},
+      wants=('average', 'expected'), memory_bytes=SMALL,
+    )  # fmt: skip
+
+  weighted, plain = sums(case.labels.at[5].set(-100))
+  assert jnp.isnan(jnp.stack([*weighted, plain.num])).all()
+  assert plain.den == 37
+  assert all(jnp.isfinite(x) for x in jax.tree.leaves(sums(case.labels)))
 
 
 def test_masked_labels_out_of_range_are_accepted():

@@ -11,6 +11,7 @@ import pytest
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from pdl_jax import pdl_loss
 from pdl_jax.losses import tiles
 from pdl_jax.losses.linear import Axes, linear_pdl_loss, linear_token_stats
 
@@ -164,6 +165,90 @@ def test_mesh_as_an_argument(kind):
   program = functools.partial(loss_and_gradients, 'tokens', True)
   found = on_mesh(make_mesh((2, 2, 2), kind), program, EVEN, given=True)
   same(found, on_one_device(loss_and_gradients, EVEN, 'tokens', True))
+
+
+@pytest.mark.parametrize('kind', [AUTO, EXPLICIT])
+@pytest.mark.parametrize('method', ['tokens', 'vocabulary'])
+def test_labels_that_are_ignored_or_out_of_range(method, kind):
+  hidden, head, _, labels, weights_V, where = make_inputs(N, V, EVEN)
+  mesh = make_mesh((2, 2, 2), kind)
+  labels = np.where(where, labels, -100)
+
+  @jax.jit
+  def found(hidden, head, labels):
+    loss = lambda hidden, head: linear_pdl_loss(
+      hidden, head, labels, jnp.asarray(weights_V), method=method,
+      memory_bytes=1, mesh=mesh,
+    )  # fmt: skip
+    return jax.value_and_grad(loss, (0, 1))(hidden, head)
+
+  whole = lambda *inputs: jax.device_put(inputs, NamedSharding(mesh, P()))
+  expected = jax.value_and_grad(
+    lambda hidden, head: pdl_loss(
+      hidden @ head, jnp.where(where, labels, 0), jnp.asarray(weights_V),
+      where=jnp.asarray(where),
+    ), (0, 1)
+  )(jnp.asarray(hidden), jnp.asarray(head))  # fmt: skip
+  same(found(*whole(hidden, head, labels)), expected)
+  labels[5] = -1
+  loss, (by_hidden, by_head) = found(*whole(hidden, head, labels))
+  assert jnp.isnan(loss)
+  assert np.isnan(by_hidden[5]).all()
+  assert np.isnan(by_head).all()
+
+
+@pytest.mark.parametrize('masked', [False, True])
+@pytest.mark.parametrize('method', ['tokens', 'vocabulary'])
+def test_inside_a_shard_map_of_the_callers(method, masked):
+  """Its own tokens to each device, with the checks that JAX makes there."""
+  hidden, head, bias, labels, weights_V, where = make_inputs(40, V, EVEN)
+  mesh = make_mesh((4, 2), AUTO, ('data', 'other'))
+  tokens = P('data')
+
+  def of(loss):
+    def local(hidden, head, bias, smoothing, labels, where):
+      sums = loss(
+        hidden, head, bias, labels, jnp.asarray(weights_V), reduction='sums',
+        where=where if masked else None, label_smoothing=smoothing,
+      )  # fmt: skip
+      num, den = jax.lax.psum(sums, 'data')
+      return num / den
+
+    everywhere = jax.shard_map(
+      local, mesh=mesh,
+      in_specs=(tokens, P(), P(), P(), tokens, tokens), out_specs=P(),
+    )  # fmt: skip
+    return jax.jit(jax.value_and_grad(everywhere, (0, 1, 2)))
+
+  def ours(hidden, head, bias, *rest, **options):
+    return linear_pdl_loss(
+      hidden, head, *rest, bias_V=bias, method=method, memory_bytes=1,
+      **options,
+    )  # fmt: skip
+
+  def dense(hidden, head, bias, *rest, **options):
+    return pdl_loss(hidden @ head + bias[None], *rest, **options)
+
+  inputs = hidden, head, bias, 0.1, labels, where
+  same(of(ours)(*inputs), of(dense)(*inputs))
+
+
+def test_statistics_inside_a_shard_map_of_the_callers():
+  hidden, head, _, labels, _, where = make_inputs(40, V, EVEN)
+  mesh = make_mesh((8,), AUTO, ('data',))
+  stats = functools.partial(linear_token_stats, memory_bytes=1)
+  tokens = P('data')
+  everywhere = jax.jit(jax.shard_map(
+    lambda hidden, head, labels, where: stats(
+      hidden, head, labels, where=where
+    ),
+    mesh=mesh, in_specs=(tokens, P(), tokens, tokens), out_specs=tokens,
+  ))  # fmt: skip
+  found = everywhere(hidden, head, labels, where)
+  expected = stats(
+    *map(jnp.asarray, (hidden, head, labels)), where=jnp.asarray(where)
+  )
+  same(found, expected)
 
 
 def test_axes_of_other_names():

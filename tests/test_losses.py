@@ -1,5 +1,7 @@
 """Losses: identities first, then a double-precision truth of their own."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,8 +10,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax.test_util import check_grads
 
-from pdl_jax import Sums, cross_entropy, divide, pdl_loss, power_law_weights
+from pdl_jax import (
+  LossTerms,
+  Sums,
+  cross_entropy,
+  divide,
+  pdl_loss,
+  power_law_weights,
+)
 from pdl_jax.errors import ConfigError
+from pdl_jax.losses import reduce
 
 B, L, V = 3, 5, 7
 RNG = np.random.default_rng(0)
@@ -229,14 +239,28 @@ def test_masked_tokens_reach_neither_loss_nor_gradient(poison, reduction):
 
 
 @pytest.mark.parametrize('reduction', SCALARS)
-def test_a_mask_may_broadcast_and_be_of_any_type(reduction):
+def test_a_mask_may_broadcast(reduction):
   row = WHERE[:1]
   whole = jnp.broadcast_to(row, (B, L))
   options = {'reduction': reduction}
   expected = pdl_loss(LOGITS, LABELS, WEIGHTS, where=whole, **options)
-  for where in (row, whole.astype(int), whole * 3.0):
-    found = pdl_loss(LOGITS, LABELS, WEIGHTS, where=where, **options)
-    assert float(found) == pytest.approx(float(expected), rel=1e-6)
+  found = pdl_loss(LOGITS, LABELS, WEIGHTS, where=row, **options)
+  assert float(found) == pytest.approx(float(expected), rel=1e-6)
+
+
+@pytest.mark.parametrize('where', [WHERE * 0.5, WHERE.astype(int), [True] * L])
+def test_a_mask_of_anything_but_truth_values_is_refused(where):
+  """A weight of a single token would be lost in it: 0.5 is True."""
+  words = 'where must be True or False, got (float32|int32|list)'
+  terms = LossTerms(jnp.ones((B, L)), jnp.ones((B, L)))
+  for refused in (
+    lambda: pdl_loss(LOGITS, LABELS, WEIGHTS, where=where),
+    lambda: cross_entropy(LOGITS, LABELS, where=where),
+    lambda: reduce.sums(terms, where),
+    lambda: reduce.denominator(terms.weight_BxL, where, 'sum'),
+  ):
+    with pytest.raises(ConfigError, match=words):
+      refused()
 
 
 def test_sums_of_micro_batches_make_the_global_mean():
@@ -292,7 +316,7 @@ def test_narrow_labels_serve_a_wide_vocabulary(dtype):
   assert float(found) == pytest.approx(true_nll(logits, labels).mean())
 
 
-@pytest.mark.parametrize('bad', [-1, -100, V, V + 50])
+@pytest.mark.parametrize('bad', [-1, -99, V, V + 50])
 def test_labels_out_of_range_are_refused_unless_masked(bad):
   labels = LABELS.at[1, 2].set(bad)
   with pytest.raises(
@@ -302,6 +326,122 @@ def test_labels_out_of_range_are_refused_unless_masked(bad):
   where = jnp.ones((B, L), bool).at[1, 2].set(False)
   found = pdl_loss(LOGITS, labels, WEIGHTS, where=where)
   assert found == pdl_loss(LOGITS, LABELS, WEIGHTS, where=where)
+
+
+@pytest.mark.parametrize('reduction', [*SCALARS, 'none', 'sums'])
+@pytest.mark.parametrize('where', [None, WHERE], ids=['all', 'masked'])
+@pytest.mark.parametrize('ignored', [-100, 3])
+def test_the_ignored_label_is_a_mask(reduction, where, ignored):
+  """In value and in gradient, even behind logits that are NaN."""
+  labels = jnp.where(LABELS % 3 == 1, ignored, LABELS)
+  kept = labels != ignored
+  dirty = jnp.where(kept[..., None], LOGITS, jnp.nan)
+
+  def total(loss, logits, labels, where, **options):
+    found = loss(
+      logits, labels, where=where, reduction=reduction, **options
+    )
+    return sum(x.sum() for x in jax.tree.leaves(found))
+
+  both = kept if where is None else kept & where
+  for loss in (partial(pdl_loss, weights_V=WEIGHTS), cross_entropy):
+    one = jax.value_and_grad(partial(total, loss), argnums=0)
+    expected = one(LOGITS, jnp.where(kept, labels, 0), both)
+    ours = partial(one, ignore_index=ignored)
+    for call in (ours, jax.jit(ours)):
+      found = call(dirty, labels, where)
+      for a, b in zip(found, expected, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-8)
+
+
+@pytest.mark.parametrize('reduction', [*SCALARS, 'none', 'sums'])
+@pytest.mark.parametrize('bad', [-1, -99, V, V + 50, 2**31 - 1])
+def test_inside_jit_a_label_out_of_range_is_nan(reduction, bad):
+  """Not the weight of another type: in the gradient of its row, too."""
+
+  @jax.jit
+  def found(logits, labels):
+    def total(logits):
+      loss = pdl_loss(logits, labels, WEIGHTS, reduction=reduction)
+      return jax.tree.leaves(loss)[0].sum(), loss
+
+    return jax.value_and_grad(total, has_aux=True)(logits)
+
+  (_, loss), gradient = found(LOGITS, LABELS.at[1, 2].set(bad))
+  assert np.isnan(gradient[1, 2]).all()
+  if reduction == 'none':
+    only = jnp.zeros((B, L), bool).at[1, 2].set(True)
+    np.testing.assert_array_equal(jnp.isnan(loss), only)
+  else:
+    assert all(np.isnan(x) for x in jax.tree.leaves(loss))
+  clean = found(LOGITS, LABELS)
+  assert all(np.isfinite(x).all() for x in jax.tree.leaves(clean))
+
+
+def test_without_an_ignored_label_it_is_out_of_range():
+  labels = LABELS.at[1, 2].set(-100)
+  with pytest.raises(ConfigError, match='the first is -100'):
+    cross_entropy(LOGITS, labels, ignore_index=None)
+  found = jax.jit(partial(cross_entropy, ignore_index=None))(LOGITS, labels)
+  assert np.isnan(found)
+  for index in (0.5, '-100', True):
+    with pytest.raises(ConfigError, match='ignore_index must be a label or'):
+      cross_entropy(LOGITS, labels, ignore_index=index)
+
+
+@pytest.mark.parametrize('dtype', ['int8', 'int16', 'uint8', 'uint16'])
+def test_narrow_labels_inside_jit(dtype):
+  """Types and weights of a vocabulary that their width does not hold."""
+  size = 70_000
+  logits = jnp.asarray(RNG.normal(size=(4, size)), jnp.float32)
+  weights = jnp.arange(size) / 1000.0 + 1
+  labels = np.array([0, 3, 43, 127])
+  if dtype.startswith('int'):
+    labels[1] = -100
+  found = jax.jit(pdl_loss)(logits, jnp.asarray(labels, dtype), weights)
+  assert found == jax.jit(pdl_loss)(logits, jnp.asarray(labels), weights)
+  outside = jnp.asarray([0, 3, 43, -1 if dtype == 'int8' else 44], dtype)
+  narrow = jax.jit(pdl_loss)(logits[:, :44], outside, weights[:44])
+  assert np.isnan(narrow)
+
+
+@pytest.mark.parametrize(
+  ('changed', 'words'),
+  [
+    ({'labels': LABELS[:, 1:]}, r'have shape \(3, 4\), the logits \(3, 5'),
+    ({'labels': jax.nn.one_hot(LABELS, V, dtype=int)}, r'one integer for each'),
+    ({'labels': jax.nn.one_hot(LABELS, V)}, 'labels must be integers, got flo'),
+    ({'labels': LABELS * 1.0}, 'labels must be integers, got float32'),
+    ({'labels': LABELS > 2}, 'labels must be integers, got bool'),
+    ({'labels': [[0] * L] * B}, 'labels must be an array .* got list'),
+    ({'logits': LOGITS.astype(int)}, 'logits must be floating-point .* int32'),
+    ({'logits': LOGITS > 0}, 'logits must be floating-point numbers, got bool'),
+    ({'logits': LOGITS * 1j}, 'logits must be floating-point .* complex64'),
+    ({'logits': [1.0, 2.0]}, 'logits must be an array of .* got list'),
+    ({'logits': LOGITS[0, 0, 0]}, r'the logits \(\)'),
+    ({'weights_V': [1.0] * V}, 'weights_V must be an array .* got list'),
+    ({'weights_V': WEIGHTS[None]}, r'the weight table has shape \(1, 7\)'),
+    ({'weights_V': WEIGHTS.at[2].set(jnp.nan)}, '1 of its 7 are negative or'),
+    ({'weights_V': WEIGHTS.at[2].set(jnp.inf)}, '1 of its 7 are negative or'),
+    ({'weights_V': -WEIGHTS}, '7 of its 7 are negative or non-finite'),
+    ({'where': WHERE[:, 1:]}, r'where has shape \(3, 4\), the labels have'),
+    ({'where': WHERE[None]}, r'where has shape \(1, 3, 5\), the labels have'),
+    ({'denominator': -1.0}, 'denominator must be a finite number >= 0'),
+    ({'denominator': np.nan}, 'denominator must be a finite number >= 0'),
+    ({'label_smoothing': 'a bit'}, r'label_smoothing must be in \[0, 1'),
+    ({'z_loss': np.inf}, 'z_loss must be in .* got inf'),
+    ({'z_loss': np.nan}, 'z_loss must be in .* got nan'),
+    ({'softcap': np.inf}, 'softcap must be > 0 or None, got inf'),
+    ({'softcap': '30'}, 'softcap must be > 0 or None, got 30'),
+  ],
+  ids=lambda x: x if isinstance(x, str) else '',
+)
+def test_what_does_not_fit_is_refused_in_one_line(changed, words):
+  """Inside jit too, but for what has to be looked at."""
+  given = {'logits': LOGITS, 'labels': LABELS, 'weights_V': WEIGHTS, **changed}
+  with pytest.raises(ConfigError, match=words) as refused:
+    pdl_loss(**given)
+  assert '\n' not in str(refused.value)
 
 
 def test_a_table_of_another_vocabulary_is_refused():

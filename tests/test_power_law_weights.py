@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from pdl_jax import power_law_weights
 from pdl_jax.errors import ConfigError
+from pdl_jax.losses import by_type
 
 COUNTS = np.array([1, 2, 5, 40, 300, 7, 1], float)
 count_lists = st.lists(st.integers(0, 10**5), min_size=7, max_size=7)
@@ -219,6 +220,10 @@ def test_epsilon_carries_its_unit():
     ({'epsilon': float('inf')}, 'epsilon .* got inf'),
     ({'clip': 0.5}, r'clip must be at least 1 .* got 0\.5'),
     ({'clip': float('nan')}, 'clip .* got nan'),
+    ({'clip': float('inf')}, 'clip .* got inf'),
+    ({'clip': '2'}, 'clip .* got 2'),
+    ({'alpha': float('inf')}, 'alpha .* got inf'),
+    ({'epsilon': float('nan')}, 'epsilon .* got nan'),
     ({'normalize': 'mean'}, "'mean' is not one of corpus_mean, none"),
     ({'unseen': 'zero'}, "'zero' is not one of paper, as_once, neutral"),
     (
@@ -252,6 +257,135 @@ def test_errors_name_the_numbers(arguments, message):
   valid = {'frequency_V': COUNTS, 'alpha': 0.5, 'epsilon': 1.0}
   with pytest.raises(ConfigError, match=message):
     power_law_weights(**{**valid, **arguments})
+
+
+def true_weights(counts, alpha, epsilon, normalize='corpus_mean', neutral=()):
+  """In double precision, by the formula; never-counted types too."""
+  w = (np.asarray(counts, np.float64) + epsilon) ** -alpha
+  mass = np.array(counts, np.float64)
+  mass[list(neutral)] = 0
+  if normalize == 'corpus_mean':
+    w = w * mass.sum() / (mass * w)[mass > 0].sum()
+  w[list(neutral)] = 1
+  return w
+
+
+UNSEEN = np.array([0, 1, 5, 100, 100_000, 0])
+
+
+@pytest.mark.parametrize('neutral_ids', [(), (0, 3)])
+@pytest.mark.parametrize('normalize', ['corpus_mean', 'none'])
+@pytest.mark.parametrize('clip', [None, 1e4])
+@pytest.mark.parametrize('alpha', [0.0, 1e-3, 0.5])
+def test_derivative_by_alpha(alpha, clip, normalize, neutral_ids):
+  """Also at 0, where the weights are set to exactly one."""
+  options = {'normalize': normalize, 'neutral_ids': neutral_ids}
+  weights = lambda alpha: power_law_weights(
+    UNSEEN, alpha=alpha, epsilon=1.0, clip=clip, **options
+  )
+  step = 1e-5
+  above, below = (
+    true_weights(UNSEEN, alpha + s, 1.0, normalize, neutral_ids)
+    for s in (step, -step)
+  )
+  expected = (above - below) / (2 * step)
+  for derivative in (jax.jacrev(weights), jax.jacfwd(weights)):
+    found = jax.jit(derivative)(alpha)
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
+  if alpha == 0:
+    for ones in (weights(0.0), jax.jit(weights)(0.0)):
+      np.testing.assert_array_equal(ones, np.ones(6, np.float32))
+
+
+def test_derivative_by_the_exponent_of_a_rival_at_zero():
+  weights = lambda x: by_type.inverse_frequency_weights(
+    COUNTS, neutral_ids=(), exponent=x
+  )
+  at_zero, near = (jax.jacfwd(weights)(x) for x in (0.0, 1e-4))
+  assert np.abs(near).max() > 1
+  np.testing.assert_allclose(at_zero, near, rtol=1e-2, atol=1e-2)
+
+
+@pytest.mark.parametrize('clip', [None, 1e4])
+@pytest.mark.parametrize('normalize', ['corpus_mean', 'none'])
+def test_derivative_by_an_epsilon_of_zero_with_unseen_types(normalize, clip):
+  """The weights that are defined there, and their derivatives, are right."""
+  weights = lambda epsilon: power_law_weights(
+    UNSEEN, alpha=0.5, epsilon=epsilon, normalize=normalize, clip=clip
+  )
+  seen = UNSEEN > 0
+  found = jax.jit(weights)(0.0)
+  with np.errstate(all='ignore'):
+    expected = true_weights(UNSEEN, 0.5, 0.0, normalize)
+    above, below = (
+      true_weights(UNSEEN, 0.5, s, normalize) for s in (1e-5, -1e-5)
+    )
+  if clip is not None:
+    # No type weighs so much but one that is never seen.
+    expected = np.minimum(expected, clip)
+  np.testing.assert_allclose(found, expected, rtol=1e-5)
+  for derivative in (jax.jacrev(weights), jax.jacfwd(weights)):
+    slopes = jax.jit(derivative)(0.0)
+    np.testing.assert_allclose(
+      slopes[seen], ((above - below) / 2e-5)[seen], rtol=1e-3, atol=1e-6
+    )
+  total = lambda epsilon: weights(epsilon)[seen].sum()
+  assert np.isfinite(jax.jit(jax.grad(total))(0.0))
+
+
+def test_derivatives_with_a_neutral_type_that_is_unseen_at_epsilon_zero():
+  weights = lambda alpha, epsilon: power_law_weights(
+    [0, 1, 5, 100], alpha=alpha, epsilon=epsilon, neutral_ids=[0]
+  )
+  for point in ((0.5, 0.0), (0.0, 0.0), (0.0, 1.0)):
+    for slopes in jax.jacrev(weights, (0, 1))(*point):
+      assert np.isfinite(slopes).all()
+      assert slopes[0] == 0
+    assert weights(*point)[0] == 1
+  np.testing.assert_array_equal(
+    jax.jit(weights)(0.0, 0.0), np.ones(4, np.float32)
+  )
+
+
+@settings(deadline=None, max_examples=15)
+@given(
+  st.lists(st.integers(0, 10**6), min_size=5, max_size=5).filter(any),
+  st.floats(0, 2), st.sampled_from([0.0, 0.5, 3.0]),
+  st.sampled_from(['paper', 'as_once', 'neutral']),
+  st.sampled_from([None, 2.0]), st.sampled_from(['absolute', 'times_median']),
+)
+def test_no_derivative_of_a_seen_type_is_nan(
+  counts, alpha, epsilon, unseen, clip, policy
+):
+  counts = np.array(counts)
+  weights = lambda alpha, epsilon: power_law_weights(
+    counts, alpha=alpha, epsilon=epsilon, unseen=unseen, clip=clip,
+    epsilon_policy=policy, neutral_ids=[0],
+  )  # fmt: skip
+  slopes = jax.jacrev(weights, (0, 1))(alpha, epsilon)
+  assert all(np.isfinite(x)[counts > 0].all() for x in slopes)
+
+
+@pytest.mark.parametrize(
+  'table', [{3: 1}, 'text', ['a', 'b'], [None, 1], [True, False], [1j, 2]]
+)
+def test_frequencies_that_are_no_numbers_are_refused_in_one_line(table):
+  valid = {'alpha': 0.5, 'epsilon': 1.0}
+  for refused in (
+    lambda: power_law_weights(table, **valid),
+    lambda: power_law_weights([1, 2], mass_V=table, **valid),
+    lambda: by_type.face_weights(table, neutral_ids=()),
+    lambda: by_type.logit_adjustment_bias(table),
+  ):
+    with pytest.raises(ConfigError, match='one row of finite numbers') as error:
+      refused()
+    assert '\n' not in str(error.value)
+
+
+def test_a_mask_is_no_list_of_neutral_types_on_any_path():
+  for weights in (by_type.face_weights, by_type.class_balanced_weights):
+    with pytest.raises(ConfigError, match='neutral_ids must be token ids'):
+      weights([1, 2], neutral_ids=[True, False])
 
 
 @pytest.mark.parametrize('policy', ['absolute', 'times_median'])

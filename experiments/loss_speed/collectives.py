@@ -61,8 +61,9 @@ def compiled_text(case: dict[str, Any]) -> str:
 
   def value(hidden: Any, head: Any, labels: Any, weights: Any) -> Any:
     return linear_pdl_loss(
-      hidden, head, labels, weights, method=case['method'], mesh=mesh
-    )
+      hidden, head, labels, weights, method=case['method'], mesh=mesh,
+      ignore_index=None,
+    )  # fmt: skip
 
   step = jax.jit(
     jax.value_and_grad(value, (0, 1)), out_shardings=(whole, (rows, head))

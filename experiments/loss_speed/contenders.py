@@ -65,7 +65,7 @@ def _ours(
     def value(hidden: Array, head: Array) -> Array:
       return linear_pdl_loss(
         hidden, head, batch.labels_N, batch.weights_V if weighted else None,
-        where=batch.where_N, **options,
+        where=batch.where_N, ignore_index=None, **options,
       )  # fmt: skip
 
     return _gradients(value, batch, frozen)

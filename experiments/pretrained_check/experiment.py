@@ -82,7 +82,7 @@ def _nll(model: ModelConfig, params: dict, tokens: jax.Array) -> jax.Array:
   hidden = api.hidden(model, params, tokens, ones, positions)
   return linear_token_stats(
     hidden[:, :-1], params['embed_VxD'], tokens[:, 1:], wants=(),
-    transposed=True,
+    transposed=True, ignore_index=None,
   ).nll  # fmt: skip
 
 

@@ -1,7 +1,7 @@
 """Is there anything in training with PDL that tilted decoding does not give?
 
-Cross-entropy decoded with the tilt of PDL (log prior taken off the logits),
-and PDL with its tilt undone. The runs are those of experiments/alpha.
+Cross-entropy decoded with a tilt (log prior taken off the logits), and PDL
+with the opposite one. The runs are those of experiments/alpha.
 
   python launch.py --sweep=experiments/tilt     # what is missing
   python launch.py --report=experiments/tilt    # from records.jsonl alone

@@ -14,6 +14,7 @@ from jax import Array
 
 from pdl_jax.errors import ConfigError
 from pdl_jax.losses import by_logits, by_stats, by_type
+from pdl_jax.losses.checks import check_floats, nan_outside, read_labels
 from pdl_jax.losses.chunked import chunked_loss_sums
 from pdl_jax.losses.cross_entropy import token_nll
 from pdl_jax.losses.heads import (
@@ -291,12 +292,16 @@ def head_nll(
     return linear_token_stats(
       head.project(hidden), head.matrix_VxR, labels, where=where, wants=(),
       transposed=True, bias_V=head.bias_V, softcap=head.softcap,
+      ignore_index=None,
     ).nll  # fmt: skip
-  safe = jnp.where(where, labels, 0)
-  hidden = jnp.where(where[..., None], hidden, 0)
+  check_floats(hidden=hidden)
+  safe, kept = read_labels(labels, where, head.vocab_size)
+  assert kept is not None
+  hidden = jnp.where(kept[..., None], hidden, 0)
   if isinstance(head, AdaptiveHead):
-    return jnp.where(where, _nll_by_row(head, hidden, safe), 0.0)
-  stats = code_stats(
-    head, code_tables(head), head.code_logits(hidden), safe
-  )
-  return jnp.where(where, stats.nll, 0.0)
+    nll = _nll_by_row(head, hidden, safe)
+  else:
+    nll = code_stats(
+      head, code_tables(head), head.code_logits(hidden), safe
+    ).nll
+  return jnp.where(kept, nan_outside(nll, safe, head.vocab_size), 0.0)

@@ -12,7 +12,12 @@ import numpy as np
 from jax import Array
 
 from pdl_jax.errors import ConfigError
-from pdl_jax.losses.checks import check_number, check_range
+from pdl_jax.losses.checks import (
+  check_frequency,
+  check_number,
+  check_range,
+  neutral_types,
+)
 from pdl_jax.losses.power_law import power_law_weights
 
 SCALES = ('published', 'corpus_mean')
@@ -201,22 +206,8 @@ def _types(
   frequency_V: np.ndarray, neutral_ids: Sequence[int]
 ) -> tuple[np.ndarray, np.ndarray]:
   """Counts in double precision, and True at the neutral types."""
-  counts_V = np.asarray(frequency_V, np.float64)
-  bad = ~np.isfinite(counts_V) | (counts_V < 0)
-  if counts_V.ndim != 1 or bad.any():
-    raise ConfigError(
-      f'frequency_V must be one row of finite numbers >= 0; got shape '
-      f'{counts_V.shape} with {int(bad.sum())} negative or non-finite'
-    )
-  ids = np.asarray(neutral_ids, int)
-  outside = ids[(ids < 0) | (ids >= counts_V.size)]
-  if outside.size:
-    raise ConfigError(
-      f'neutral_ids has {outside[0]}, outside the {counts_V.size} types of '
-      'frequency_V'
-    )
-  neutral_V = np.zeros(counts_V.size, bool)
-  neutral_V[ids] = True
+  counts_V = check_frequency(frequency_V).astype(np.float64)
+  neutral_V = neutral_types(neutral_ids, counts_V.size)
   return counts_V, neutral_V
 
 

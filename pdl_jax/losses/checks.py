@@ -1,13 +1,24 @@
-"""Numbers out of range are refused, unless they are traced."""
+"""What every loss is given is looked at once, here, unless it is traced."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax import Array
 from jax.core import Tracer
 
 from pdl_jax.errors import ConfigError
+
+
+def number_of(value: Any) -> float:
+  """The number, or NaN, which no range holds, of anything else."""
+  try:
+    # Text that reads like a number would fail later, in the arithmetic.
+    return float('nan') if isinstance(value, str) else float(value)
+  except (TypeError, ValueError):
+    return float('nan')
 
 
 def check_number(name: str, value: Any) -> None:
@@ -48,3 +59,145 @@ def check_range(
 def is_zero(value: Array | float) -> bool:
   """Whether an option is off: a Python zero leaves no trace in the program."""
   return not isinstance(value, jax.Array) and value == 0
+
+
+def check_array(name: str, x: Any, kind: Any, words: str) -> None:
+  """Refuses what is no array, or one of another kind of numbers."""
+  if not hasattr(x, 'dtype') or not hasattr(x, 'shape'):
+    raise ConfigError(
+      f'{name} must be an array of {words}, got {type(x).__name__}; make one '
+      'with jnp.asarray'
+    )
+  if not jnp.issubdtype(x.dtype, kind):
+    raise ConfigError(f'{name} must be {words}, got {x.dtype}')
+
+
+def check_floats(**arrays: Array | None) -> None:
+  """Refuses integers, whose products and sums would be rounded in silence."""
+  for name, x in arrays.items():
+    if x is not None:
+      check_array(name, x, jnp.floating, 'floating-point numbers')
+
+
+def check_mask(where: Array) -> None:
+  """Refuses a mask that is not True or False."""
+  if not hasattr(where, 'dtype') or where.dtype != bool:
+    kind = getattr(where, 'dtype', type(where).__name__)
+    raise ConfigError(
+      f'where must be True or False, got {kind}; weights of single tokens '
+      'would be lost in it'
+    )
+
+
+def check_frequency(
+  frequency_V: Array | np.ndarray, name: str = 'frequency_V'
+) -> np.ndarray:
+  """Refuses anything that is not one row of finite numbers >= 0."""
+  if isinstance(frequency_V, Tracer):
+    raise ConfigError(f'{name} cannot be traced; count outside of jax.jit')
+  frequency = np.asarray(frequency_V)
+  if frequency.dtype.kind not in 'iuf' and frequency.size:
+    found = type(frequency_V).__name__
+    raise ConfigError(
+      f'{name} must be one row of finite numbers >= 0, one a token type; got '
+      f'{found if frequency.dtype == object else frequency.dtype}'
+    )
+  bad = ~np.isfinite(frequency) | (frequency < 0)
+  if frequency.ndim != 1 or bad.any():
+    raise ConfigError(
+      f'{name} must be one row of finite numbers >= 0; got shape '
+      f'{frequency.shape} with {int(bad.sum())} negative or non-finite'
+    )
+  return frequency
+
+
+def neutral_types(neutral_ids: Sequence[int], size: int) -> np.ndarray:
+  """True at the neutral types."""
+  ids = np.asarray(neutral_ids)
+  if ids.size and not np.issubdtype(ids.dtype, np.integer):
+    raise ConfigError(
+      f'neutral_ids must be token ids, got {ids.dtype}; of a mask, give '
+      'np.flatnonzero(mask)'
+    )
+  ids = ids.astype(int)
+  outside = ids[(ids < 0) | (ids >= size)]
+  if outside.size:
+    raise ConfigError(
+      f'neutral_ids has {outside[0]}, outside the {size} types of frequency_V'
+    )
+  neutral_V = np.zeros(size, bool)
+  neutral_V[ids] = True
+  return neutral_V
+
+
+def read_labels(
+  labels: Array,
+  where: Array | None,
+  size: int,
+  ignore_index: int | None = None,
+) -> tuple[Array, Array | None]:
+  """Labels as every loss reads them, and which tokens count.
+
+  Only concrete labels can be looked at. Inside `jax.jit` one outside of
+  [0, size) makes the loss NaN, by its weight (`cross_entropy.token_weights`) or
+  by `nan_outside`, since a gather would take another type's numbers in silence.
+
+  Args:
+    labels: [...], integers of any width.
+    where: True at tokens that count, of a shape that broadcasts to that of the
+      labels; None: all.
+    size: V.
+    ignore_index: a label that does not count either; None: no such label.
+
+  Returns:
+    labels of at least 32 bits, 0 where a token does not count, and the mask, of
+    their shape; None if every token counts.
+
+  Raises:
+    ConfigError: for another type or shape; outside of `jax.jit` also for
+      labels out of range, with their number and one of them.
+  """
+  check_array('labels', labels, jnp.integer, 'integers')
+  if where is not None:
+    check_mask(where)
+    sizes = zip(where.shape[::-1], labels.shape[::-1], strict=False)
+    if where.ndim > labels.ndim or any(a not in (1, b) for a, b in sizes):
+      raise ConfigError(
+        f'where has shape {where.shape}, the labels have {labels.shape}'
+      )
+  if ignore_index is not None:
+    whole = isinstance(ignore_index, int | np.integer)
+    if not whole or isinstance(ignore_index, bool):
+      raise ConfigError(
+        f'ignore_index must be a label or None, got {ignore_index!r}'
+      )
+  if not isinstance(labels, Tracer):
+    known = np.asarray(labels)
+    counts = np.ones(known.shape, bool)
+    if ignore_index is not None:
+      counts = known != ignore_index
+    if counts.all():
+      ignore_index = None
+    bad = counts & ((known < 0) | (known >= size))
+    if where is not None and not isinstance(where, Tracer):
+      bad &= np.asarray(where)
+    if bad.any() and not isinstance(where, Tracer):
+      raise ConfigError(
+        f'{int(bad.sum())} of {known.size} labels are outside [0, {size}), the '
+        f'first is {int(known[bad][0])}; mask them with `where`'
+      )
+  if labels.dtype.itemsize < 4 or labels.dtype.kind == 'u':
+    # Too narrow for the size of a vocabulary, or for ignore_index.
+    labels = labels.astype(jnp.int32)
+  if ignore_index is not None:
+    kept = labels != ignore_index
+    where = kept if where is None else where & kept
+  if where is not None:
+    where = jnp.broadcast_to(where, labels.shape)
+    labels = jnp.where(where, labels, 0)
+  return labels, where
+
+
+def nan_outside(x: Array, labels: Array, size: int) -> Array:
+  """x, but NaN at labels outside [0, size), in its derivatives too."""
+  return x * jnp.where((labels >= 0) & (labels < size), 1.0, jnp.nan)

@@ -14,7 +14,8 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from pdl_jax.losses.by_logits import earlier_targets
-from pdl_jax.losses.cross_entropy import check_labels, token_weights
+from pdl_jax.losses.checks import check_floats, read_labels
+from pdl_jax.losses.cross_entropy import token_weights
 from pdl_jax.losses.terms import LossTerms, Sums
 
 # Logits alive at once, in elements a chunk; 2**24 fp32 numbers are 64 MB.
@@ -50,9 +51,11 @@ def chunked_loss_sums(
     plain: Sums(sum nll, n), unweighted, to be watched; no gradient.
   """
   batch, length = labels_BxL.shape
-  check_labels(labels_BxL, vocab_size, where_BxL)
+  check_floats(hidden=hidden_BxLxD)
+  labels_BxL, kept_BxL = read_labels(labels_BxL, where_BxL, vocab_size)
+  assert kept_BxL is not None
+  where_BxL = kept_BxL
   hidden_BxLxD = jnp.where(where_BxL[..., None], hidden_BxLxD, 0)
-  labels_BxL = jnp.where(where_BxL, labels_BxL, 0)
   weight_BxL = token_weights(weights_V, labels_BxL, vocab_size)
   part = max(1, min(length, CHUNK_ELEMENTS // (batch * columns)))
   part = -(-length // -(-length // part))
@@ -81,6 +84,8 @@ def chunked_loss_sums(
   arrays = map(split, (hidden_BxLxD, labels_BxL, weight_BxL, where_BxL))
   starts = jnp.arange(count) * part
   (num, den, plain), _ = lax.scan(step, (zero,) * 3, (starts, *arrays))
+  # A label outside of the vocabulary has a weight of NaN.
+  plain = jnp.where(jnp.isnan(den), jnp.nan, plain)
   tokens = where_BxL.sum().astype(jnp.float32)
   return (
     Sums(num, lax.stop_gradient(den)),

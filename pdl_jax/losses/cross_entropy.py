@@ -8,33 +8,16 @@ from jax.core import Tracer
 from jax.sharding import AxisType
 
 from pdl_jax.errors import ConfigError
-from pdl_jax.losses.checks import is_zero
+from pdl_jax.losses.checks import (
+  check_array,
+  check_floats,
+  check_number,
+  is_zero,
+  number_of,
+  read_labels,
+)
 from pdl_jax.losses.reduce import REDUCTIONS, divide, sums
 from pdl_jax.losses.terms import LossTerms, Sums
-
-
-def check_labels(
-  labels: Array | np.ndarray, size: int, where: Array | None
-) -> None:
-  """Refuses labels outside [0, size) where `where` is True.
-
-  Only concrete arrays can be looked at: inside `jax.jit` the data pipeline
-  must have made sure, since a gather would clamp such a label in silence.
-
-  Raises:
-    ConfigError: with the number of bad labels and one of them.
-  """
-  if isinstance(labels, Tracer) or isinstance(where, Tracer):
-    return
-  labels = np.asarray(labels)
-  bad = (labels < 0) | (labels >= size)
-  if where is not None:
-    bad &= np.asarray(where, bool)
-  if bad.any():
-    raise ConfigError(
-      f'{int(bad.sum())} of {labels.size} labels are outside [0, {size}), '
-      f'the first is {int(labels[bad][0])}; mask them with `where`'
-    )
 
 
 def token_nll(
@@ -96,9 +79,9 @@ def check_options(
     ('label_smoothing', label_smoothing, 1.0),
     ('z_loss', z_loss, np.inf),
   ):
-    if not isinstance(value, Tracer) and not 0 <= value < high:
+    if not isinstance(value, Tracer) and not 0 <= number_of(value) < high:
       raise ConfigError(f'{name} must be in [0, {high}), got {value}')
-  if softcap is not None and not softcap > 0:
+  if softcap is not None and not 0 < number_of(softcap) < np.inf:
     raise ConfigError(f'softcap must be > 0 or None, got {softcap}')
   if reduction not in (*REDUCTIONS, 'none', 'sums'):
     raise ConfigError(
@@ -109,6 +92,8 @@ def check_options(
     raise ConfigError(
       f'reduction {reduction!r} divides by nothing; leave out the denominator'
     )
+  if denominator is not None:
+    check_number('denominator', denominator)
 
 
 def cross_entropy(
@@ -121,12 +106,13 @@ def cross_entropy(
   label_smoothing: Array | float = 0.0,
   z_loss: Array | float = 0.0,
   softcap: float | None = None,
+  ignore_index: int | None = -100,
 ) -> Array | Sums:
   """Cross-entropy: `pdl_loss` with every weight 1; same arguments."""
   return weighted_nll(
     logits, labels, None, where=where, reduction=reduction,
     denominator=denominator, label_smoothing=label_smoothing, z_loss=z_loss,
-    softcap=softcap,
+    softcap=softcap, ignore_index=ignore_index,
   )
 
 
@@ -141,15 +127,22 @@ def weighted_nll(
   label_smoothing: Array | float,
   z_loss: Array | float,
   softcap: float | None,
+  ignore_index: int | None,
 ) -> Array | Sums:
   """The one path of every loss that weighs a token by its type."""
   check_options(label_smoothing, z_loss, softcap, reduction, denominator)
-  check_labels(labels, logits.shape[-1], where)
+  check_floats(logits=logits)
+  check_array('labels', labels, jnp.integer, 'integers')
+  if labels.shape != logits.shape[:-1] or not logits.shape:
+    raise ConfigError(
+      f'labels have shape {labels.shape}, the logits {logits.shape}; give one '
+      f'integer for each row of logits, {logits.shape[:-1]}'
+    )
+  labels, where = read_labels(labels, where, logits.shape[-1], ignore_index)
   if where is not None:
     # On the logits, not on the loss: a NaN behind a `where` on the loss would
     # still reach the gradient.
     logits = jnp.where(where[..., None], logits, 0.0)
-    labels = jnp.where(where, labels, 0)
   nll = token_nll(
     logits, labels, label_smoothing=label_smoothing, z_loss=z_loss,
     softcap=softcap,
@@ -160,21 +153,35 @@ def weighted_nll(
 
 
 def token_weights(weights_V: Array | None, labels: Array, size: int) -> Array:
-  """w[y] per token, fp32; ones where there is no table."""
+  """w[y] per token, fp32; ones where there is no table.
+
+  NaN at a label outside [0, size), which no loss of that token survives.
+  """
   if weights_V is None:
     weights_V = jnp.ones(size, jnp.float32)
+  check_array('weights_V', weights_V, jnp.number, 'numbers >= 0')
   if weights_V.shape != (size,):
     raise ConfigError(
       f'the weight table has shape {weights_V.shape}, the vocabulary has '
       f'{size} types; count with the tokenizer that the model uses'
     )
+  if not isinstance(weights_V, Tracer):
+    known = np.asarray(weights_V, np.float32)
+    bad = int((~np.isfinite(known) | (known < 0)).sum())
+    if bad:
+      raise ConfigError(
+        f'the weight table must have finite numbers >= 0; {bad} of its {size} '
+        'are negative or non-finite'
+      )
   # Whatever the compiler knows of the table, ones above all, must not change
   # how it adds up the loss: alpha 0 is cross-entropy bit for bit.
   table_V = jax.lax.optimization_barrier(weights_V.astype(jnp.float32))
   placed = jax.typeof(labels).sharding
-  if AxisType.Explicit in placed.mesh.axis_types:
-    return table_V.at[labels].get(out_sharding=placed)
-  return table_V[labels]
+  explicit = AxisType.Explicit in placed.mesh.axis_types
+  return table_V.at[labels].get(
+    out_sharding=placed if explicit else None, mode='fill', fill_value=jnp.nan,
+    wrap_negative_indices=False,
+  )
 
 
 def finish(

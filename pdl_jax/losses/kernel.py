@@ -24,6 +24,7 @@ from pdl_jax.losses.tiles import (
   Scale,
   Tiles,
   Tokens,
+  alike,
   bias_of,
   block_at,
   compress,
@@ -163,6 +164,7 @@ def by_tokens(
   zero = jnp.zeros((), jnp.float32)
   carry = ((zero, zero, zero), _zeros(tiles, wanted, moved.hidden_NxD))
   carry = (*carry, empty_kept(tiles) if any(wanted) else ())
+  carry = alike(carry, moved)
   for size, first, count in steps:
     group = partial(
       _group, dataclasses.replace(tiles, tokens=size), wanted, terms, head,
@@ -221,6 +223,7 @@ def _group(
   d_hidden, all_hidden = None, gradients.hidden_NxD
   if all_hidden is not None:
     d_hidden = jnp.zeros(part.hidden_NxD.shape, jnp.float32)
+    d_hidden = alike(d_hidden, part)
   d_hidden, d_matrix, d_bias = lax.fori_loop(
     0, tiles.blocks, tile, (d_hidden, gradients.matrix, gradients.bias_V)
   )
@@ -285,7 +288,7 @@ def stats_by_vocabulary(
   size = moved.labels_N.size
   zeros = jnp.zeros(size, jnp.float32)
   stats = TokenStats(zeros, zeros, zeros, zeros, jnp.zeros(size, jnp.int32))
-  found = (stats, Scale(zeros, zeros))
+  found = alike((stats, Scale(zeros, zeros)), moved)
   for size, first, count in steps:
     part_of = dataclasses.replace(tiles, tokens=size)
 
@@ -353,7 +356,7 @@ def gradient_by_vocabulary(
     fresh = _zeros(
       dataclasses.replace(tiles, width=tiles.block), wanted, moved.hidden_NxD
     )
-    carry = fresh._replace(hidden_NxD=gradients.hidden_NxD)
+    carry = alike(fresh, moved)._replace(hidden_NxD=gradients.hidden_NxD)
     for size, first, count in steps:
       smaller = dataclasses.replace(tiles, tokens=size)
       carry = lax.fori_loop(0, count, partial(group, smaller, first), carry)
@@ -364,7 +367,7 @@ def gradient_by_vocabulary(
       _write(gradients.bias_V, d_bias, block.start, 0),
     )
 
-  start = _zeros(tiles, wanted, moved.hidden_NxD)
+  start = alike(_zeros(tiles, wanted, moved.hidden_NxD), moved)
   gradients = lax.fori_loop(0, tiles.blocks, columns, start)
   return _in_order(gradients, tokens, order_N)
 

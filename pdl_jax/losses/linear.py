@@ -13,15 +13,22 @@ from typing import Any, Literal, overload
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array, lax
 from jax.sharding import Mesh
 
 from pdl_jax.errors import ConfigError
 from pdl_jax.losses import sharded
 from pdl_jax.losses.by_stats import cross_entropy_terms
-from pdl_jax.losses.checks import is_zero
+from pdl_jax.losses.checks import (
+  check_array,
+  check_floats,
+  is_zero,
+  nan_outside,
+  number_of,
+  read_labels,
+)
 from pdl_jax.losses.cross_entropy import (
-  check_labels,
   check_options,
   finish,
   token_weights,
@@ -30,6 +37,7 @@ from pdl_jax.losses.kernel import StatsFunction
 from pdl_jax.losses.reduce import denominator as reduction_denominator
 from pdl_jax.losses.sharded import Axes, Inputs, Plan
 from pdl_jax.losses.terms import LossTerms, Sums, TokenStats
+from pdl_jax.losses.tiles import alike
 
 STATS = ('average', 'expected', 'argmax')
 METHODS = ('tokens', 'vocabulary')
@@ -59,6 +67,7 @@ def linear_pdl_loss(
   memory_bytes: int = MEMORY_BYTES,
   mesh: Mesh | None = None,
   axes: Axes = AXES,
+  ignore_index: int | None = -100,
 ) -> Sums: ...
 
 
@@ -84,6 +93,7 @@ def linear_pdl_loss(
   memory_bytes: int = MEMORY_BYTES,
   mesh: Mesh | None = None,
   axes: Axes = AXES,
+  ignore_index: int | None = -100,
 ) -> Array: ...
 
 
@@ -106,6 +116,7 @@ def linear_pdl_loss(
   memory_bytes: int = MEMORY_BYTES,
   mesh: Mesh | None = None,
   axes: Axes = AXES,
+  ignore_index: int | None = -100,
 ) -> Array | Sums:
   """`pdl_loss(hidden @ head + bias, ...)` without the logits in memory.
 
@@ -113,14 +124,20 @@ def linear_pdl_loss(
   and computes the gradient in the forward pass: 6NDV floating-point
   operations. 'vocabulary' takes blocks of the vocabulary and computes the
   logits twice: 8NDV, but less memory and a value per token. Groups of tokens
-  that `where` masks are skipped, matmuls and all.
+  that are masked are skipped, matmuls and all.
+
+  Inside a `jax.shard_map` of the caller's it is the loss of the tokens that the
+  device holds, with a whole head. It has a derivative in reverse mode alone:
+  `jax.jvp`, `jax.jacfwd` and `jax.hessian` are refused by JAX; `pdl_loss` has
+  them.
 
   Args:
     hidden: [..., D], fp32 or bf16. In fp16 the gradient of the logits may
       underflow under 'tokens', before a loss scale is known.
     head_DxV: output matrix, taken in the dtype of hidden; products add up in
       fp32.
-    labels: [...], integers in [0, V) wherever `where` is True.
+    labels: [...], integers in [0, V) wherever a token counts. Any other makes
+      value and gradient NaN inside `jax.jit`, and is an error outside.
     weights_V: >= 0, of each type, from `power_law_weights`; None:
       cross-entropy. No gradient flows into it.
     where: [...], True at tokens that count; what the others hold, NaN too,
@@ -140,6 +157,8 @@ def linear_pdl_loss(
       number of tokens and the vocabulary need not divide over it, but a head
       that does not is padded, which costs a copy.
     axes: names of its axes.
+    ignore_index: label of tokens that are masked too; None: no such label,
+      which saves sorting the tokens where there is no `where` either.
 
   Returns:
     fp32: a scalar, an array of the shape of the labels, or Sums.
@@ -160,23 +179,23 @@ def linear_pdl_loss(
       'is made in the forward pass, before a cotangent per token is known'
     )
   wants = () if is_zero(label_smoothing) else ('average',)
-  plan = _plan(
-    hidden, head_DxV, labels, where, bias_V, vocab_size, transposed,
-    softcap, 1.0, memory_bytes, mesh, axes, _nll_terms, wants,
+  plan, labels, where = _plan(
+    hidden, head_DxV, labels, where, ignore_index, bias_V, vocab_size,
+    transposed, softcap, 1.0, memory_bytes, mesh, axes, _nll_terms, wants,
   )  # fmt: skip
-  weight = _weight(weights_V, labels, where, plan.vocab_size)
+  weight = _weight(weights_V, labels, plan.vocab_size)
   options = {'label_smoothing': label_smoothing, 'z_loss': z_loss}
   parameters = {k: v for k, v in options.items() if not is_zero(v)}
   flat = partial(_inputs, hidden, head_DxV, bias_V, labels, where=where)
   if method == 'vocabulary':
-    found = sharded.token_stats(plan, flat(weight))
+    found = sharded.token_stats(plan, alike(flat(weight)))
     stats = jax.tree.map(lambda x: x.reshape(labels.shape), found)
     terms = cross_entropy_terms(
       stats, weight, label_smoothing=label_smoothing, z_loss=z_loss
     )
     return finish(terms, where, reduction, denominator)
   if reduction == 'sums':
-    num, den, _ = sharded.summed(plan, flat(weight), parameters)
+    num, den, _ = sharded.summed(plan, *alike((flat(weight), parameters)))
     return Sums(num, den)
   # The coefficient of every token is known before the first matmul, so that
   # no second pass over the gradients is needed.
@@ -185,7 +204,7 @@ def linear_pdl_loss(
     denominator = reduction_denominator(weight, everywhere, reduction)
   den = jnp.asarray(denominator, jnp.float32)
   scaled = weight / jnp.where(den > 0, den, 1.0)
-  return sharded.summed(plan, flat(scaled), parameters)[0]
+  return sharded.summed(plan, *alike((flat(scaled), parameters)))[0]
 
 
 def linear_loss_sums(
@@ -225,13 +244,15 @@ def linear_loss_sums(
     weighted: Sums(sum loss, sum weight); num is differentiable.
     plain: Sums(sum nll at T, n), unweighted, to be watched; no gradient.
   """
-  plan = _plan(
-    hidden, head_DxV, labels, where, bias_V, vocab_size, transposed,
+  plan, labels, kept = _plan(
+    hidden, head_DxV, labels, where, None, bias_V, vocab_size, transposed,
     softcap, temperature, memory_bytes, mesh, axes, terms, _check_wants(wants),
   )  # fmt: skip
-  weight = _weight(weights_V, labels, where, plan.vocab_size)
-  inputs = _inputs(hidden, head_DxV, bias_V, labels, weight, where)
-  num, den, plain = sharded.summed(plan, inputs, parameters)
+  weight = _weight(weights_V, labels, plan.vocab_size)
+  inputs = _inputs(hidden, head_DxV, bias_V, labels, weight, kept)
+  num, den, plain = sharded.summed(plan, *alike((inputs, parameters)))
+  # A label outside of the vocabulary has a weight of NaN.
+  plain = jnp.where(jnp.isnan(den), jnp.nan, plain)
   count = where.sum().astype(jnp.float32)
   return Sums(num, den), Sums(plain, count)
 
@@ -251,6 +272,7 @@ def linear_token_stats(
   memory_bytes: int = MEMORY_BYTES,
   mesh: Mesh | None = None,
   axes: Axes = AXES,
+  ignore_index: int | None = -100,
 ) -> TokenStats:
   """Log-probability, entropy and argmax of each token, by vocabulary blocks.
 
@@ -259,25 +281,29 @@ def linear_token_stats(
   Returns:
     TokenStats of the shape of the labels: `nll` is -log p of the label,
     `entropy` that of the distribution. Differentiable in log_z, label and
-    average; zeros where masked. What was not asked for is NaN (argmax: -1).
+    average; zeros where masked. What was not asked for is NaN (argmax: -1),
+    and so is everything but argmax at a label outside [0, V) inside jit.
   """
   wants = _check_wants(wants)
-  plan = _plan(
-    hidden, head_DxV, labels, where, bias_V, vocab_size, transposed,
-    softcap, temperature, memory_bytes, mesh, axes, None, wants,
+  plan, labels, where = _plan(
+    hidden, head_DxV, labels, where, ignore_index, bias_V, vocab_size,
+    transposed, softcap, temperature, memory_bytes, mesh, axes, None, wants,
   )  # fmt: skip
   weight = jnp.ones(labels.shape, jnp.float32)
   inputs = _inputs(hidden, head_DxV, bias_V, labels, weight, where)
-  stats = jax.tree.map(
-    lambda x: x.reshape(labels.shape), sharded.token_stats(plan, inputs)
+  *numbers, argmax = (
+    x.reshape(labels.shape) for x in sharded.token_stats(plan, alike(inputs))
+  )
+  log_z, label, average, expected = (
+    nan_outside(x, labels, plan.vocab_size) for x in numbers
   )
   nan = jnp.full(labels.shape, jnp.nan, jnp.float32)
   return TokenStats(
-    stats.log_z,
-    stats.label,
-    stats.average if 'average' in wants else nan,
-    stats.expected if 'expected' in wants else nan,
-    stats.argmax if 'argmax' in wants else jnp.full_like(stats.argmax, -1),
+    log_z,
+    label,
+    average if 'average' in wants else nan,
+    expected if 'expected' in wants else nan,
+    argmax if 'argmax' in wants else jnp.full_like(argmax, -1),
   )
 
 
@@ -299,6 +325,7 @@ def _plan(
   head_DxV: Array,
   labels: Array,
   where: Array | None,
+  ignore_index: int | None,
   bias_V: Array | None,
   vocab_size: int | None,
   transposed: bool,
@@ -309,16 +336,27 @@ def _plan(
   axes: Axes,
   terms: StatsFunction | None,
   wants: tuple[str, ...],
-) -> Plan:
-  """Checks the arguments against each other."""
+) -> tuple[Plan, Array, Array | None]:
+  """Checks the arguments against each other; also `read_labels`."""
+  check_options(0.0, 0.0, softcap, 'none', None)
+  check_floats(hidden=hidden, head=head_DxV, bias_V=bias_V)
+  check_array('labels', labels, jnp.integer, 'integers')
+  if len(head_DxV.shape) != 2:
+    raise ConfigError(
+      f'the head has shape {head_DxV.shape}; it must be a matrix, [D, V], or '
+      '[V, D] with transposed=True'
+    )
   width, columns = head_DxV.shape[::-1] if transposed else head_DxV.shape
   size = columns if vocab_size is None else vocab_size
   if hidden.shape != (*labels.shape, width):
+    turned = hidden.shape == (*labels.shape, columns)
+    advice = f', or give the head with transposed={not transposed}'
     raise ConfigError(
       f'hidden has shape {hidden.shape}; for labels {labels.shape} and a head '
       f'of {head_DxV.shape} it must be {(*labels.shape, width)}'
+      f'{advice if turned else ""}'
     )
-  if not 0 < size <= columns:
+  if not isinstance(size, int | np.integer) or not 0 < size <= columns:
     raise ConfigError(
       f'vocab_size {size} must be in [1, {columns}], the columns of the head'
     )
@@ -326,32 +364,20 @@ def _plan(
     raise ConfigError(
       f'bias_V has shape {bias_V.shape}, the head {columns} columns'
     )
-  if not temperature > 0:
+  if not 0 < number_of(temperature) < np.inf:
     raise ConfigError(f'temperature must be > 0, got {temperature}')
-  if not jnp.issubdtype(labels.dtype, jnp.integer):
-    raise ConfigError(f'labels must be integers, got {labels.dtype}')
-  if where is not None and where.shape != labels.shape:
-    raise ConfigError(
-      f'where has shape {where.shape}, the labels have {labels.shape}'
-    )
-  if where is not None and where.dtype != bool:
-    raise ConfigError(
-      f'where must be True or False, got {where.dtype}; weights of single '
-      'tokens would be lost in it'
-    )
-  check_labels(labels, size, where)
+  if not 0 < number_of(memory_bytes) < np.inf:
+    raise ConfigError(f'memory_bytes must be > 0, got {memory_bytes}')
+  labels, where = read_labels(labels, where, size, ignore_index)
   used, memory_bytes = sharded.usable_mesh(mesh), int(memory_bytes)
-  return Plan(
+  plan = Plan(
     terms, wants, size, softcap, temperature, memory_bytes, where is not None,
     transposed, used, sharded.present_axes(axes, used),
   )  # fmt: skip
+  return plan, labels, where
 
 
-def _weight(
-  weights_V: Array | None, labels: Array, where: Array | None, size: int
-) -> Array:
-  if where is not None:
-    labels = jnp.where(where, labels, 0)
+def _weight(weights_V: Array | None, labels: Array, size: int) -> Array:
   return lax.stop_gradient(token_weights(weights_V, labels, size))
 
 
@@ -367,7 +393,7 @@ def _inputs(
   if where is None:
     where = jnp.ones(labels.shape, bool)
   hidden = jnp.where(where[..., None], hidden, 0)
-  labels = jnp.where(where, labels, 0).astype(jnp.int32)
+  labels = labels.astype(jnp.int32)
   return Inputs(
     hidden.reshape(-1, hidden.shape[-1]), head_DxV, bias_V,
     labels.reshape(-1), weight.reshape(-1), where.reshape(-1),

@@ -13,11 +13,16 @@ from typing import Literal, overload
 
 import jax.numpy as jnp
 import numpy as np
-from jax import Array
+from jax import Array, lax
 from jax.core import Tracer
 
 from pdl_jax.errors import ConfigError
-from pdl_jax.losses.checks import check_number
+from pdl_jax.losses.checks import (
+  check_frequency,
+  check_number,
+  neutral_types,
+  number_of,
+)
 from pdl_jax.losses.cross_entropy import weighted_nll
 from pdl_jax.losses.terms import Sums
 
@@ -46,8 +51,10 @@ def power_law_weights(
       unseen type weighs 1e7 times a once-seen one on counts, 11 times on the
       probabilities of a million-token corpus.
     alpha: decay exponent, >= 0. 0 is cross-entropy, bit for bit; 1 gives every
-      type the same total weight. May be traced: a schedule does not recompile.
-    epsilon: smoothing constant, >= 0; may be traced.
+      type the same total weight. May be traced: a schedule does not recompile,
+      and the derivative at 0 is that of the formula.
+    epsilon: smoothing constant, >= 0; may be traced. At a traced 0 under
+      'paper' unseen types weigh inf (or `clip`), without a derivative.
     clip: the largest weight, >= 1; None: no limit. Under 'corpus_mean' it is
       a ratio to the mean, which stays 1: what the heaviest types lose the
       others gain.
@@ -80,17 +87,16 @@ def power_law_weights(
   check_number('alpha', alpha)
   check_number('epsilon', epsilon)
   _check_choices(clip, normalize, unseen, epsilon_policy)
-  _check_frequency(frequency_V)
-  frequency_V = np.asarray(frequency_V)
-  neutral_V = _neutral(neutral_ids, frequency_V.size)
+  frequency_V = check_frequency(frequency_V)
+  neutral_V = neutral_types(neutral_ids, frequency_V.size)
   _check_unseen(frequency_V, neutral_V, epsilon, unseen)
   seen_V = frequency_V > 0
   if mass_V is None:
     mass_V = frequency_V
-  _check_frequency(mass_V)
-  if np.shape(mass_V) != frequency_V.shape:
+  mass_V = check_frequency(mass_V, 'mass_V')
+  if mass_V.shape != frequency_V.shape:
     raise ConfigError(
-      f'mass_V has shape {np.shape(mass_V)}, frequency_V {frequency_V.shape}'
+      f'mass_V has shape {mass_V.shape}, frequency_V {frequency_V.shape}'
     )
   mass_V = jnp.asarray(np.where(neutral_V, 0, mass_V), jnp.float32)
   base_V = frequency_V.astype(np.float64)
@@ -101,16 +107,26 @@ def power_law_weights(
     rarest = base_V[seen_V].min() if seen_V.any() else 1.0
     base_V = np.where(seen_V, base_V, rarest)
   smoothed_V = jnp.asarray(base_V, jnp.float32) + smoothing
-  raw_V = jnp.exp(-alpha * jnp.log(smoothed_V))
-  weights_V = raw_V
+  # Of frequency and epsilon 0 the weight is infinite. It is put in where no
+  # derivative runs through it, which would make a NaN of those of all types.
+  pole_V = smoothed_V == 0
+  power_V = jnp.exp(-alpha * jnp.log(jnp.where(pole_V, 1.0, smoothed_V)))
+  weights_V = power_V
   if normalize == 'corpus_mean':
-    weights_V = _scale(raw_V, mass_V, clip) * raw_V
+    raw_V = jnp.where(pole_V, jnp.inf, power_V)
+    weights_V = _scale(raw_V, mass_V, clip) * power_V
   if clip is not None:
     weights_V = jnp.minimum(weights_V, clip)
   fixed_V = neutral_V | (~seen_V if unseen == 'neutral' else False)
   weights_V = jnp.where(fixed_V, 1.0, weights_V)
   # Exactly one, whatever the rounding of the mean: alpha 0 is cross-entropy.
-  weights_V = jnp.where(jnp.asarray(alpha) == 0, 1.0, weights_V)
+  # The difference is 0, and has the derivative of the formula.
+  one_V = 1.0 + (weights_V - lax.stop_gradient(weights_V))
+  is_zero = jnp.asarray(alpha) == 0
+  weights_V = jnp.where(is_zero, one_V, weights_V)
+  limit = np.inf if clip is None else clip
+  infinite_V = pole_V & ~fixed_V & ~is_zero
+  weights_V = jnp.where(infinite_V, limit, weights_V)
   _check_weights(weights_V, alpha, epsilon)
   return weights_V
 
@@ -141,29 +157,10 @@ def _median(counted: np.ndarray) -> float:
   return float(np.median(counted)) if counted.size else 1.0
 
 
-def _neutral(neutral_ids: Sequence[int], size: int) -> np.ndarray:
-  """True at the neutral types."""
-  ids = np.asarray(neutral_ids)
-  if ids.size and not np.issubdtype(ids.dtype, np.integer):
-    raise ConfigError(
-      f'neutral_ids must be token ids, got {ids.dtype}; of a mask, give '
-      'np.flatnonzero(mask)'
-    )
-  ids = ids.astype(int)
-  outside = ids[(ids < 0) | (ids >= size)]
-  if outside.size:
-    raise ConfigError(
-      f'neutral_ids has {outside[0]}, outside the {size} types of frequency_V'
-    )
-  neutral_V = np.zeros(size, bool)
-  neutral_V[ids] = True
-  return neutral_V
-
-
 def _check_choices(
   clip: float | None, normalize: str, unseen: str, epsilon_policy: str
 ) -> None:
-  if clip is not None and not 1 <= clip < np.inf:
+  if clip is not None and not 1 <= number_of(clip) < np.inf:
     raise ConfigError(
       f'clip must be at least 1 (the mean weight) and finite, got {clip}'
     )
@@ -174,16 +171,6 @@ def _check_choices(
   ):
     if value not in allowed:
       raise ConfigError(f'{name} {value!r} is not one of {", ".join(allowed)}')
-
-
-def _check_frequency(frequency_V: Array | np.ndarray) -> None:
-  frequency = np.asarray(frequency_V)
-  bad = ~np.isfinite(frequency) | (frequency < 0)
-  if frequency.ndim != 1 or bad.any():
-    raise ConfigError(
-      f'frequency_V must be one row of finite numbers >= 0; got shape '
-      f'{frequency.shape} with {int(bad.sum())} negative or non-finite'
-    )
 
 
 def _check_unseen(
@@ -228,6 +215,7 @@ def pdl_loss(
   label_smoothing: Array | float = 0.0,
   z_loss: Array | float = 0.0,
   softcap: float | None = None,
+  ignore_index: int | None = -100,
 ) -> Sums: ...
 
 
@@ -245,6 +233,7 @@ def pdl_loss(
   label_smoothing: Array | float = 0.0,
   z_loss: Array | float = 0.0,
   softcap: float | None = None,
+  ignore_index: int | None = -100,
 ) -> Array: ...
 
 
@@ -259,6 +248,7 @@ def pdl_loss(
   label_smoothing: Array | float = 0.0,
   z_loss: Array | float = 0.0,
   softcap: float | None = None,
+  ignore_index: int | None = -100,
 ) -> Array | Sums:
   """Power-Law Decay Loss, or any cross-entropy weighted by token type.
 
@@ -267,10 +257,12 @@ def pdl_loss(
 
   Args:
     logits: [..., V], any float dtype; computed in fp32.
-    labels: [...], integers in [0, V) wherever `where` is True.
+    labels: [...], integers in [0, V) wherever a token counts. Any other makes
+      value and gradient NaN inside `jax.jit`, and is an error outside.
     weights_V: [V], from `power_law_weights`; all ones is cross-entropy.
-    where: [...], True at tokens that count (targets). Masked tokens reach
-      neither loss nor gradient, even if their logits are NaN.
+    where: [...], True at tokens that count (targets), False at others; None:
+      all. Masked tokens reach neither loss nor gradient, even if their logits
+      are NaN.
     reduction: 'weighted_mean' sum(w l) / sum(w); 'token_mean' sum(w l) / n;
       'sum' sum(w l), the paper's; 'none' w l per token; 'sums' the pair
       (sum(w l), sum(w)) to be added over micro-batches and divided once.
@@ -279,17 +271,18 @@ def pdl_loss(
     label_smoothing: in [0, 1).
     z_loss: coefficient of (log Z)**2, >= 0.
     softcap: soft limit of the logits, > 0, or None.
+    ignore_index: label of tokens that are masked too; None: no such label.
 
   Returns:
     fp32: a scalar, an array of the shape of the labels, or Sums. With
     everything masked: 0, with zero gradients.
 
   Raises:
-    ConfigError: for labels out of range (outside jit), a table that does not
-      fit the vocabulary, an unknown reduction, or an option out of range.
+    ConfigError: for labels out of range (outside jit), arrays of the wrong
+      shape or type, an unknown reduction, or an option out of range.
   """
   return weighted_nll(
     logits, labels, weights_V, where=where, reduction=reduction,
     denominator=denominator, label_smoothing=label_smoothing, z_loss=z_loss,
-    softcap=softcap,
+    softcap=softcap, ignore_index=ignore_index,
   )

@@ -4,6 +4,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from pdl_jax.errors import ConfigError
+from pdl_jax.losses.checks import check_mask
 from pdl_jax.losses.terms import LossTerms, Sums
 
 REDUCTIONS = ('weighted_mean', 'token_mean', 'sum')
@@ -23,6 +24,7 @@ def denominator(weight: Array, where: Array, reduction: str) -> Array:
     raise ConfigError(
       f'reduction {reduction!r} is not one of {", ".join(REDUCTIONS)}'
     )
+  check_mask(where)
   if reduction == 'sum':
     return jnp.zeros((), jnp.float32)
   by_token = weight if reduction == 'weighted_mean' else jnp.ones_like(weight)
@@ -47,8 +49,8 @@ def sums(
   loss = terms.loss_BxL.astype(jnp.float32)
   if where is None:
     where = jnp.ones(loss.shape, bool)
-  num = jnp.where(where, loss, 0.0).sum()
-  return Sums(num, denominator(terms.weight_BxL, where, reduction))
+  den = denominator(terms.weight_BxL, where, reduction)
+  return Sums(jnp.where(where, loss, 0.0).sum(), den)
 
 
 def divide(total: Sums) -> Array:

@@ -8,8 +8,9 @@ the vocabulary, and the statistics are combined over the axis that splits it.
 
 import dataclasses
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
@@ -89,6 +90,25 @@ class Tokens(NamedTuple):
   labels_N: Array
   weight_N: Array
   where_N: Array
+
+
+def alike(tree: Any, like: Any = ()) -> Any:
+  """Arrays that vary over the same axes of a caller's `jax.shard_map`.
+
+  Those axes are of all of them and of `like`. JAX asks it of the carry of a
+  loop; elsewhere no array varies over any axis, and nothing is done.
+  """
+
+  def axes(x: Any) -> frozenset[str]:
+    return jax.typeof(x).manual_axis_type.varying
+
+  every = frozenset().union(*map(axes, jax.tree.leaves((tree, like))))
+
+  def cast(x: Any) -> Any:
+    missing = tuple(sorted(every - axes(x)))
+    return lax.pcast(x, missing, to='varying') if missing else x
+
+  return jax.tree.map(cast, tree)
 
 
 def plan_tiles(
@@ -249,11 +269,11 @@ class _Online(NamedTuple):
   argmax: Array
 
 
-def _start(size: int) -> _Online:
-  zero = jnp.zeros(size, jnp.float32)
-  return _Online(
-    zero + _LOWEST, zero, zero, zero, zero, jnp.zeros(size, jnp.int32)
-  )
+def _start(labels_n: Array, hidden_nxD: Array) -> _Online:
+  zero = jnp.zeros(labels_n.size, jnp.float32)
+  argmax = jnp.zeros(labels_n.size, jnp.int32)
+  start = _Online(zero + _LOWEST, zero, zero, zero, zero, argmax)
+  return alike(start, hidden_nxD)
 
 
 def update(
@@ -320,7 +340,7 @@ def stats_of_rows(
     logits = logits_of(tiles, head, hidden_nxD, block)
     return update(tiles, seen, logits, block, labels_n)[0]
 
-  seen = lax.fori_loop(0, tiles.blocks, step, _start(labels_n.size))
+  seen = lax.fori_loop(0, tiles.blocks, step, _start(labels_n, hidden_nxD))
   return _finish(tiles, seen)
 
 
@@ -368,6 +388,6 @@ def kept_stats(
     tops = lax.dynamic_update_slice(kept.tops, seen.top[None], (number, 0))
     return seen, Kept(written, tops)
 
-  carry = (_start(labels_n.size), kept)
+  carry = (_start(labels_n, hidden_nxD), kept)
   seen, kept = lax.fori_loop(0, tiles.blocks, step, carry)
   return *_finish(tiles, seen), kept
