@@ -59,9 +59,8 @@ class ChatTemplate:
       'messages': turns, 'tools': None, 'documents': None,
       'add_generation_prompt': opens, **self._tokens,
     }  # fmt: skip
-    size = sum(len(text) for _, text in messages)
     try:
-      return rendered(self._template, variables, size)
+      return rendered(self._template, variables, messages)
     except jinja2.TemplateError:
       raise
     # Whatever an expression of a stranger's can raise.

@@ -10,7 +10,7 @@ import datetime
 import json
 import re
 import time
-from collections.abc import Iterable, Mapping, MappingView
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NoReturn
 
 import jinja2
@@ -22,9 +22,9 @@ from jinja2.runtime import Context
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.utils import Namespace
 
-# Of one rendering: what it may spend, and what more for each character of its
-# contents; what a block costs; after how many blocks it looks at the clock.
-_BUDGET, _BY_CONTENT, _BLOCK, _LOOK, _SECONDS = 1_000_000, 100, 10, 64, 5
+# Of one rendering: what it may spend, and how much of its contents more; what a
+# block costs; how much it spends between two looks at the budget and the clock.
+_BUDGET, _BY_CONTENT, _BLOCK, _ADVANCE, _SECONDS = 1_000_000, 10, 10, 1000, 5
 # Each can make much of little, or is chance; no published template has them.
 _NO_FILTERS = {
   'batch', 'center', 'pprint', 'random', 'slice', 'striptags', 'urlize',
@@ -43,41 +43,60 @@ _WIDEST = 32
 DATE = datetime.datetime(2024, 7, 26)
 
 
-_HOLDERS = (list, tuple, Mapping, MappingView)
+_HOLDERS = (
+  list, tuple, dict, type({}.keys()), type({}.values()), type({}.items())
+)  # fmt: skip
 
 
 class _Budget(Context):
-  """The variables of one rendering, and what it may still spend."""
+  """The variables of one rendering, and what it may still spend.
 
-  left, blocks_seen, until = _BUDGET, 0, float('inf')
+  Attributes:
+    left: of the advance; the code of the template takes from it.
+    turns: (role, content) that it renders.
+  """
 
-  def begin(self, contents: int) -> None:
-    """Args: contents: characters of the messages."""
-    self.left = _BUDGET + _BY_CONTENT * contents
-    self.until = time.perf_counter() + _SECONDS
+  left, _budget, _until = _ADVANCE, 0, 0.0
+  turns: Sequence[tuple[str, str]] = ()
 
   def spend(self, size: float) -> None:
     """Raises TemplateRuntimeError when too much was spent."""
     self.left -= size
-    if self.left < 0:
+    if self.left >= 0:
+      return
+    now = time.perf_counter()
+    if not self._until:
+      self._until = now + _SECONDS
+      # Templates may copy all that was said at each turn.
+      size = sum(len(text) for _, text in self.turns)
+      self._budget = _BUDGET + _BY_CONTENT * size * (len(self.turns) + 10)
+    self._budget += self.left - _ADVANCE
+    self.left = _ADVANCE
+    if self._budget < 0:
       raise jinja2.TemplateRuntimeError(
         'it does not end, or makes more text than a prompt can be'
       )
-
-  def block(self, size: int) -> None:
-    """Args: size: characters that stand in the block itself."""
-    self.spend(size)
-    self.blocks_seen += 1
-    if self.blocks_seen % _LOOK == 0 and time.perf_counter() > self.until:
+    if now > self._until:
       raise jinja2.TemplateRuntimeError(f'it takes over {_SECONDS} seconds')
 
   def held(self, value: Any) -> Any:
     """The value, charged with all that it holds, however often."""
     if isinstance(value, str):
-      self.spend(len(value))
+      self.left -= len(value)
+      if self.left < 0:
+        self.spend(0)
     elif isinstance(value, _HOLDERS):
       self.weigh(value)
     return value
+
+  def text(self, value: Any) -> str:
+    """Of what is put out."""
+    if isinstance(value, str):
+      self.left -= len(value)
+      if self.left < 0:
+        self.spend(0)
+      return value
+    return str(self.held(value))
 
   def weigh(self, *values: Any) -> int:
     """Charges all that some values hold, as often as they hold it."""
@@ -85,7 +104,7 @@ class _Budget(Context):
     while waiting:
       value = waiting.pop()
       size = len(value) if isinstance(value, str) else 1
-      if isinstance(value, Mapping):
+      if isinstance(value, dict):
         waiting += [*value.keys(), *value.values()]
       elif isinstance(value, _HOLDERS):
         waiting += value
@@ -106,8 +125,26 @@ class _Code(CodeGenerator):
   def blockvisit(self, nodes: Iterable[nodes.Node], frame: Frame) -> None:
     """Of the bodies of loops, branches and macros."""
     body = list(nodes)
-    self.writeline(f'context.block({_BLOCK + sum(map(_size, body))})')
+    self.writeline(f'context.left -= {_BLOCK + sum(map(_size, body))}')
+    self.writeline('if context.left < 0: context.spend(0)')
     super().blockvisit(body, frame)
+
+  def _output_child_pre(self, *args: Any) -> None:
+    self.write('context.text(')
+
+  def _output_child_post(self, *args: Any) -> None:
+    self.write(')')
+
+  def visit_Add(self, node: nodes.Add, frame: Frame) -> None:  # noqa: N802
+    """Charges sums, but for small parts that stand in the template itself."""
+    is_small = isinstance(node.left, nodes.Const) or isinstance(
+      node.right, nodes.Const
+    )
+    self.write('(' if is_small else 'context.held(')
+    self.visit(node.left, frame)
+    self.write(' + ')
+    self.visit(node.right, frame)
+    self.write(')')
 
   def visit_Concat(self, node: nodes.Concat, frame: Frame) -> None:  # noqa: N802
     """Of `~`, which the sandbox cannot intercept."""
@@ -136,8 +173,8 @@ class _Code(CodeGenerator):
     self.write(')')
 
   def visit_Filter(self, node: nodes.Filter, frame: Frame) -> None:  # noqa: N802
-    """Charges the result, too."""
-    self.write('context.held(')
+    """Charges the result, too, unless it is but shorter."""
+    self.write('(' if node.name == 'trim' else 'context.held(')
     super().visit_Filter(node, frame)
     self.write(')')
 
@@ -146,7 +183,9 @@ def _size(node: nodes.Node) -> int:
   """Characters of the template that it puts out by itself."""
   if not isinstance(node, nodes.Output):
     return 0
-  return sum(len(data.data) for data in node.find_all(nodes.TemplateData))
+  texts = [data.data for data in node.find_all(nodes.TemplateData)]
+  texts += [str(const.value) for const in node.find_all(nodes.Const)]
+  return sum(map(len, texts))
 
 
 class _Generation(Extension):
@@ -171,18 +210,18 @@ class Sandbox(ImmutableSandboxedEnvironment):
   """With what transformers gives to chat templates."""
 
   code_generator_class, context_class = _Code, _Budget
-  intercepted_binops = frozenset({'+', '*', '**', '%'})
+  intercepted_binops = frozenset({'*', '**', '%'})
 
   def __init__(self):
     super().__init__(
-      trim_blocks=True, lstrip_blocks=True, optimized=False, finalize=_shown,
+      trim_blocks=True, lstrip_blocks=True, optimized=False,
       extensions=[_Generation, loopcontrols],
     )  # fmt: skip
     for name in _NO_FILTERS:
       del self.filters[name]
     self.filters.update(
       format=_format, indent=_indent, join=_join, replace=_replace,
-      round=_round, string=_shown, sum=_sum, tojson=_to_json,
+      round=_round, string=_text, sum=_sum, tojson=_to_json,
     )  # fmt: skip
     del self.globals['lipsum']
     self.globals.update(
@@ -199,8 +238,7 @@ class Sandbox(ImmutableSandboxedEnvironment):
   ) -> Any:
     """Charges the result, before it is made if it can be far larger."""
     assert isinstance(context, _Budget)
-    if operator != '+':
-      _check_operator(context, operator, left, right)
+    _check_operator(context, operator, left, right)
     return context.held(self.binop_table[operator](left, right))
 
   def call(
@@ -217,18 +255,19 @@ class Sandbox(ImmutableSandboxedEnvironment):
 
 
 def rendered(
-  template: jinja2.Template, variables: dict[str, Any], contents: int
-) -> str:
+  template: jinja2.Template, variables: dict[str, Any],
+  turns: Sequence[tuple[str, str]],
+) -> str:  # fmt: skip
   """The text of a template of the sandbox.
 
   Args:
     template: of it.
     variables: that it sees.
-    contents: characters of the messages; the more, the larger the budget.
+    turns: (role, content); the more they are, the larger the budget.
   """
   context = template.new_context(variables)
   assert isinstance(context, _Budget)
-  context.begin(contents)
+  context.turns = turns
   return ''.join(template.root_render_func(context))
 
 
@@ -277,18 +316,13 @@ def _refuse(message: str) -> NoReturn:
 
 
 @jinja2.pass_context
-def _shown(context: _Budget, value: Any) -> str:
-  """The text of what is put out."""
-  if isinstance(value, str):
-    context.spend(len(value))
-    return value
-  context.weigh(value)
-  return str(value)
+def _text(context: _Budget, value: Any) -> str:
+  return value if isinstance(value, str) else context.text(value)
 
 
 @jinja2.pass_context
 def _format(context: _Budget, value: Any, *args: Any, **kwargs: Any) -> str:
-  text = _shown(context, value)
+  text = _text(context, value)
   _check_format(context, text, kwargs or args)
   return filters.do_format(text, *args, **kwargs)
 
@@ -325,7 +359,7 @@ def _attributes(
 def _replace(
   context: _Budget, s: Any, old: str, new: str, count: int | None = None
 ) -> str:
-  text = _shown(context, s)
+  text = _text(context, s)
   context.spend(text.count(old) * len(new))
   return filters.do_replace(context.eval_ctx, text, old, new, count)
 

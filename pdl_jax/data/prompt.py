@@ -152,8 +152,15 @@ class TemplateFormat:
     if not (text.startswith(before) and text.endswith(after)):
       return []
     first, last = len(before), len(text) - len(after)
-    offsets = [(s + n, e + n) for n, part in pieces for s, e in part.offsets]
-    return [i for i, (s, e) in enumerate(offsets) if first <= s < e <= last]
+    found, count = [], 0
+    for begin, part in pieces:
+      low, high = first - begin, last - begin
+      found += [
+        i for i, (start, end) in enumerate(part.offsets, count)
+        if low <= start < end <= high
+      ]  # fmt: skip
+      count += len(part)
+    return found
 
   def _question(self, instruction: str, turn: str) -> str:
     return self._text(instruction, [turn]) or ''
@@ -167,8 +174,7 @@ class TemplateFormat:
       DataError: it refuses one turn, or makes a control token of a content.
     """
     text = self._made(instruction, [
-      self._controls.sub(lambda found: found[0].translate(self._hide), turn)
-      for turn in turns
+      self._controls.sub(self._hidden_token, turn) for turn in turns
     ])  # fmt: skip
     if text is None:
       return None
@@ -184,6 +190,9 @@ class TemplateFormat:
           f'text: the prompt has {", ".join(found)}; leave that text out'
         )
     return text
+
+  def _hidden_token(self, found: re.Match[str]) -> str:
+    return found[0].translate(self._hide)
 
   def _made(self, instruction: str, contents: Sequence[str]) -> str | None:
     roles = _roles(len(contents))
