@@ -102,6 +102,8 @@ def prepare(settings: Settings, folder: RunFolder | None) -> Setup:
   model = load_model(settings, folder, found['train'])
   size = f'{_count(model.params):,} parameters'
   print(f'model      {printable(model.name)}: {size}')
+  name, ends = printable(model.tokenizer.name), model.tokenizer.ends()
+  print(f'tokenizer  {name}: {ends}')
   check_context(settings, model, settings.decode)
   _check_head(settings, model)
   splits = {

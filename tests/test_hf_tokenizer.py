@@ -1,9 +1,10 @@
 """Tokenizers of folders and of GGUF files: what ends a text, and its ids."""
 
 import json
+from pathlib import Path
 
 import pytest
-from tokenizers import AddedToken, models
+from tokenizers import AddedToken, models, processors
 from tokenizers import Tokenizer as Backend
 
 from pdl_jax.data.gguf_backend import byte_level, read_backend
@@ -67,6 +68,141 @@ def test_a_folder_without_an_end_is_one_line(tmp_path, ids):
   for part in ('a:', 'eos_token)', 'generation_config.json', 'eos_token_id'):
     assert part in str(error.value)
   assert '\n' not in str(error.value)
+
+
+def test_tokens_behind_the_last_row_are_never_made_by_text(tmp_path):
+  """As google/gemma-3-1b-it has one; the others have rows."""
+  folder = write(tmp_path / 'a', {'config': [2, 4]}, eos_token=ENDS[0])
+  tokenizer = open_tokenizer(folder, 4)
+  assert tokenizer.vocab_size == 4 and tokenizer.stops == (2,)
+  assert tokenizer.special_ids == (2, 3) and tokenizer.specials == tuple(ENDS)
+  assert tokenizer.encode([f'ab{ENDS[2]}']) == [[0, 1]]
+  tokenizer.check_rows([0, 3], 'x')
+  with pytest.raises(
+    DataError, match=r"^x makes token 4 \('<\|eot_id\|>'\) of tokenizer a, and"
+    ' its model has 4 rows'
+  ):  # fmt: skip
+    tokenizer.check_rows([4, 0], 'x')
+
+
+def test_an_end_or_a_beginning_without_a_row_is_refused(tmp_path):
+  folder = write(tmp_path / 'a', eos_token=ENDS[2])
+  with pytest.raises(DataError, match=r"'<\|eot_id\|>', which ends a text, is "
+                     'token 4, and its model has 4 rows'):  # fmt: skip
+    open_tokenizer(folder, 4)
+  backend = Backend.from_file(str(folder / 'tokenizer.json'))
+  backend.post_processor = processors.TemplateProcessing(
+    single=[ENDS[2], '$A'], special_tokens=[(ENDS[2], 4)]
+  )
+  backend.save(str(folder / 'tokenizer.json'))
+  (folder / 'tokenizer_config.json').write_text('{"eos_token": "<|eom_id|>"}', 'utf-8')
+  with pytest.raises(DataError, match='beginning of every text makes token 4'):
+    open_tokenizer(folder, 4)
+
+
+@pytest.mark.parametrize('options', [{'eos_token': 'a'}, {}])
+def test_an_ordinary_word_that_ends_a_text_is_refused(tmp_path, options):
+  folder = write(tmp_path / 'a', {'config': 0}, **options)
+  with pytest.raises(DataError, match=r"'a' \(token 0\) is to end a text, and "
+                     'is an ordinary word .*; mend eos_token'):  # fmt: skip
+    open_tokenizer(folder, 8)
+
+
+def test_which_tokens_end_what_is_said(tmp_path):
+  ids = {'config': [2, 3, 4], 'generation_config': [2, 4]}
+  folder = write(tmp_path / 'a', ids, eos_token=ENDS[2], chat_template=TURNS)
+  assert open_tokenizer(folder, 8).ends() == (
+    "'<|eot_id|>' ends a turn, '<|end_of_text|>' a text; an answer stops at "
+    "'<|eot_id|>' '<|end_of_text|>' '<|eom_id|>'"
+  )
+
+
+@pytest.mark.parametrize(('text', 'says'), [
+  ('', 'it is empty'), ('{"a', 'is not JSON'), ('[]', 'but a list'),
+  ('{"eos_token": "a", "eos_token": "b"}', "'eos_token' stands twice"),
+  ('{"eos_token": true}', 'eos_token is True'),
+  ('{"eos_token": ["</s>"]}', 'eos_token is'),
+  ('{"eos_token": {"content": 2}}', 'eos_token is'),
+  ('{"eos_token": {"special": true}}', 'eos_token is'),
+  ('{"chat_template": 3}', 'chat_template is a int'),
+  ('{"chat_template": {"default": "x"}}', 'chat_template is a dict'),
+  ('{"chat_template": [1]}', 'chat_template is a list'),
+  ('{"chat_template": [{"name": "default"}]}', 'chat_template is a list'),
+  ('{"chat_template": [{"name": "rag", "template": "x"}]}',
+   "names no 'default', only 'rag'"),
+])  # fmt: skip
+def test_a_wrong_tokenizer_config_is_one_line(tmp_path, text, says):
+  folder = write(tmp_path / 'a', {'config': 2})
+  file = folder / 'tokenizer_config.json'
+  for data in (text.encode(), text.encode('utf-16')):
+    file.write_bytes(data)
+    says = says if data == text.encode() else 'is not UTF-8 text'
+    with pytest.raises(DataError, match=says) as error:
+      open_tokenizer(folder, 8)
+    assert str(file) in str(error.value) and '\n' not in str(error.value)
+
+
+def test_the_default_of_several_templates_is_taken(tmp_path):
+  templates = [{'name': name, 'template': TURNS} for name in ('x', 'default')]
+  folder = write(tmp_path / 'a', {'config': 2}, chat_template=templates)
+  assert open_tokenizer(folder, 8).chat.source == TURNS
+
+
+def test_templates_are_utf_8_whatever_the_locale(tmp_path, monkeypatch):
+  read = Path.read_text
+  monkeypatch.setattr(Path, 'read_text', lambda path, encoding='latin-1', **k:
+                      read(path, encoding, **k))  # fmt: skip
+  folder = write(tmp_path / 'a', eos_token=ENDS[2])
+  file = folder / 'chat_template.jinja'
+  file.write_bytes(f'«{TURNS}»'.encode())
+  assert open_tokenizer(folder, 8).chat.source == f'«{TURNS}»'
+  for encoding in ('utf-16', 'utf-16-le', 'latin-1'):
+    file.write_bytes(f'{TURNS}ä'.encode(encoding))
+    with pytest.raises(DataError, match='UTF-8'):
+      open_tokenizer(folder, 8)
+
+
+@pytest.mark.parametrize('change', [
+  lambda text: '', lambda text: text[: len(text) // 2], lambda text: '[]',
+  lambda text: '{}', lambda text: text.encode('utf-16'),
+  lambda text: text.replace('"BPE"', '"CPE"'),
+  lambda text: text.replace('"id": 2', '"id": "2"'),
+  lambda text: text.replace('"special": true', '"special": "true"'),
+])  # fmt: skip
+def test_a_tokenizer_that_is_none_is_one_line(tmp_path, change):
+  folder = write(tmp_path / 'a', {'config': 3})
+  file = folder / 'tokenizer.json'
+  changed = change(file.read_text('utf-8'))
+  file.write_bytes(changed if isinstance(changed, bytes) else changed.encode())
+  for open_it in (
+    lambda: open_tokenizer(folder, 8), lambda: Tokenizer.load(file, 'a')
+  ):  # fmt: skip
+    with pytest.raises(DataError) as error:
+      open_it()
+    assert str(file) in str(error.value) and '\n' not in str(error.value)
+
+
+def test_a_panic_of_the_library_is_one_line(monkeypatch):
+  class PanicException(BaseException):
+    """As pyo3 raises it."""
+
+  for error in (PanicException('index\nout of bounds'), Exception('no unk')):
+    tokenizer = Tokenizer.train([], 259, 'bytes')
+    monkeypatch.setattr(tokenizer, '_backend', Raises(error))
+    with pytest.raises(DataError, match=r'bytes fails at a text \(') as found:
+      tokenizer.encode_template('a')
+    assert '\n' not in str(found.value)
+  monkeypatch.setattr(tokenizer, '_backend', Raises(KeyboardInterrupt()))
+  with pytest.raises(KeyboardInterrupt):
+    tokenizer.encode_template('a')
+
+
+class Raises:
+  def __init__(self, error):
+    self.error = error
+
+  def encode(self, *args, **options):
+    raise self.error
 
 
 def test_an_eos_token_that_is_none_is_named(tmp_path):

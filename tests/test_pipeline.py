@@ -3,12 +3,20 @@
 import jax
 import numpy as np
 import pytest
+from tokenizers import Tokenizer as Backend
+from tokenizers import models, pre_tokenizers
 
 from pdl_jax.data import examples as examples_module
 from pdl_jax.data import pipeline
+from pdl_jax.data.documents import Documents
 from pdl_jax.data.examples import Lengths, Pairs
 from pdl_jax.data.tasks import TASKS
-from pdl_jax.data.tokenizer import END_OF_TURN, Tokenizer
+from pdl_jax.data.tokenizer import (
+  END_OF_TEXT,
+  END_OF_TURN,
+  START_OF_TURN,
+  Tokenizer,
+)
 from pdl_jax.errors import ConfigError, DataError
 from pdl_jax.losses.cross_entropy import token_nll
 from pdl_jax.model import api
@@ -540,3 +548,32 @@ def test_a_document_beyond_all_measure_is_named(tokenizer, monkeypatch):
   message = 'fake/train: record x is a document of 120 characters, .* most 100'
   with pytest.raises(DataError, match=message):
     pipeline.survey(source, TASKS['language_model'], tokenizer, Lengths(9, 9))
+
+
+def test_a_record_whose_ids_have_no_row_is_refused_by_name(tokenizer):
+  """A sparse vocabulary: fewer tokens than rows, and an id behind them."""
+  words = pre_tokenizers.Whitespace()
+  ids = {word: i for i, word in enumerate(['?', 'one', 'Summarize', 'far'])}
+  backend = Backend(models.WordLevel(ids | {'far': 70}, unk_token='?'))
+  backend.pre_tokenizer = words
+  backend.add_special_tokens([END_OF_TEXT, START_OF_TURN, END_OF_TURN])
+  sparse = Tokenizer(backend, 'sparse', vocab_size=60)
+  lengths = Lengths(prompt=90, target=90)
+  made = lambda source, target: record(source, target) | {'id': 'r7'}
+  line = (
+    r"^record r7: its text makes token 70 \('far'\) of tokenizer sparse, and "
+    'its model has 60 rows'
+  )
+  with pytest.raises(DataError, match=line):
+    pipeline.survey(FakeSource([made('one', 'far')]), TASK, sparse, lengths)
+  with pytest.raises(DataError, match=line):
+    pipeline.survey(
+      FakeSource([made('', 'far')]), TASKS['language_model'], sparse, lengths
+    )
+  source = FakeSource([made('one far', 'one'), made('one', 'one')])
+  pairs = Pairs(source, np.arange(2), TASK, sparse, lengths)
+  with pytest.raises(DataError, match=line):
+    pairs[0]
+  assert pairs[1]['tokens'].max() < 60
+  with pytest.raises(DataError, match=line):
+    Documents(FakeSource([made('', 'far')]), np.arange(1), sparse).ids(0)

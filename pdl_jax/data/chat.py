@@ -1,21 +1,20 @@
 """The chat template of a pretrained model (Jinja2), and prompts made by it."""
 
-import json
 import re
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
-from typing import Any, NoReturn
 
 import jinja2
-from jinja2.ext import loopcontrols
-from jinja2.sandbox import ImmutableSandboxedEnvironment
 
+from pdl_jax.data.chat_sandbox import Sandbox, rendered
 from pdl_jax.errors import DataError
 
-# What stands for the text of a turn while a template is rendered: characters
+# What stands for the text of a turn where only its place matters: characters
 # for private use, which no template looks for.
 _OPEN, _CLOSE = '\ue000', '\ue001'
 _MARK = re.compile(f'{_OPEN}([0-9]+){_CLOSE}')
+# Of the words of others in an error.
+_LONGEST = 200
 Turns = Sequence[tuple[str, str]]
 
 
@@ -35,18 +34,14 @@ class ChatTemplate:
   def __init__(self, source: str, tokens: Mapping[str, str], name: str):
     """Args: tokens: by the names templates know: bos_token, eos_token."""
     self.source, self.name, self._tokens = source, name, dict(tokens)
-    environment = ImmutableSandboxedEnvironment(
-      trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols]
-    )
-    environment.filters['tojson'] = _to_json
-    environment.globals['raise_exception'] = _refuse
     try:
-      self._template = environment.from_string(source)
-    except jinja2.TemplateError as error:
+      self._template = Sandbox().from_string(source)
+    # Beside its own errors Jinja passes on those of Python's compiler.
+    except Exception as error:
       raise DataError(
-        f'{name}: the chat template is broken ({error})'
+        f'{name}: the chat template is broken ({_reason(error)})'
       ) from None
-    self._render = lru_cache(None)(self._render_marks)
+    self._form = lru_cache(None)(self._find_form)
 
   def render(self, messages: Turns, *, opens: bool) -> str:
     """The text of (role, content) messages.
@@ -56,12 +51,21 @@ class ChatTemplate:
       opens: whether the opening of an answer stands at the end.
 
     Raises:
-      jinja2.TemplateError: the template refuses these roles.
+      jinja2.TemplateError: the template refuses these roles, fails, or takes
+        too much.
     """
     turns = [{'role': role, 'content': text} for role, text in messages]
-    return self._template.render(
-      messages=turns, add_generation_prompt=opens, **self._tokens
-    )
+    variables = {
+      'messages': turns, 'tools': None, 'documents': None,
+      'add_generation_prompt': opens, **self._tokens,
+    }  # fmt: skip
+    try:
+      return rendered(self._template, variables, messages)
+    except jinja2.TemplateError:
+      raise
+    # Whatever an expression of a stranger's can raise.
+    except Exception as error:
+      raise jinja2.TemplateRuntimeError(_reason(error)) from None
 
   def with_marks(self, instruction: str, roles: tuple[str, ...]) -> str | None:
     """A prompt whose contents are marks; None if the template refuses roles.
@@ -69,59 +73,75 @@ class ChatTemplate:
     Where a template takes no system turn, the instruction stands before the
     first turn.
     """
-    return self._render(instruction, roles)
+    _, text, _ = self._form(instruction, roles)
+    return text
+
+  def prompt(self, instruction: str, turns: Turns) -> str | None:
+    """The same with contents, which a template may change; None if it refuses.
+
+    Raises:
+      DataError: it refuses a single turn.
+    """
+    has_system, text, reason = self._form(
+      instruction, tuple(role for role, _ in turns)
+    )
+    if text is not None:
+      try:
+        return self.render(
+          _messages(instruction, turns, has_system), opens=True
+        )
+      except jinja2.TemplateError as error:
+        reason = _reason(error)
+    if len(turns) > 1:
+      return None
+    raise DataError(
+      f'{self.name}: the chat template refuses a single question, with a '
+      f'system turn and without ({reason})'
+    )
 
   def after_answer(self) -> str:
     """What stands behind the text of an answer."""
     turns = [('user', mark(0)), ('assistant', mark(1))]
     try:
-      return self.render(turns, opens=False).rpartition(mark(1))[2]
+      text = self.render(turns, opens=False)
     except jinja2.TemplateError as error:
       raise DataError(
         f'{self.name}: the chat template refuses a question and its answer '
-        f'({error})'
+        f'({_reason(error)})'
       ) from None
+    _, _, after = text.rpartition(mark(1))
+    return after if mark(1) in text else ''
 
-  def _render_marks(
+  def _find_form(
     self, instruction: str, roles: tuple[str, ...]
-  ) -> str | None:
+  ) -> tuple[bool, str | None, str]:
+    """Whether it takes a system turn, the text with marks, or why not."""
     turns = [(role, mark(i)) for i, role in enumerate(roles)]
-    first = (roles[0], f'{instruction}\n\n{mark(0)}')
-    for messages in ([('system', instruction), *turns], [first, *turns[1:]]):
+    reason = ''
+    for has_system in (True, False):
       try:
+        messages = _messages(instruction, turns, has_system)
         text = self.render(messages, opens=True)
-      except jinja2.TemplateError:
+      except jinja2.TemplateError as error:
+        reason = _reason(error)
         continue
       found = [int(number) for number in _MARK.findall(text)]
       if instruction in text and found == list(range(len(roles))):
-        return text
-    return None
+        return has_system, text, ''
+      reason = 'it leaves out some of what it is given, or repeats it'
+    return False, None, reason
 
 
-def _refuse(message: str) -> NoReturn:
-  raise jinja2.TemplateError(message)
+def _messages(instruction: str, turns: Turns, has_system: bool) -> Turns:
+  if has_system:
+    return [('system', instruction), *turns]
+  (role, text), *others = turns
+  return [(role, f'{instruction}\n\n{text}'), *others]
 
 
-def _to_json(value: Any, indent: int | None = None) -> str:
-  return json.dumps(value, ensure_ascii=False, indent=indent)
-
-
-def runs(text: str, specials: Sequence[str]) -> list[str]:
-  """A rendered text cut at its control tokens, which stand alone."""
-  if not specials:
-    return [text]
-  longest_first = sorted(specials, key=len, reverse=True)
-  pattern = '|'.join(re.escape(token) for token in longest_first)
-  return [run for run in re.split(f'({pattern})', text) if run]
-
-
-def filled(run: str, contents: Sequence[str]) -> tuple[str, dict[int, slice]]:
-  """A run with contents in the place of marks, and where each stands."""
-  made, places, end = '', {}, 0
-  for found in _MARK.finditer(run):
-    made += run[end : found.start()]
-    number = int(found[1])
-    places[number] = slice(len(made), len(made) + len(contents[number]))
-    made += contents[number]
-    end = found.end()
-  return made + run[end:], places
+def _reason(error: Exception) -> str:
+  """One line; with the kind of the error where it is not the template's."""
+  text = ' '.join(str(error).split())[:_LONGEST]
+  if isinstance(error, jinja2.TemplateError):
+    return text
+  return f'{type(error).__name__}: {text}'

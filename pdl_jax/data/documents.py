@@ -35,8 +35,9 @@ class Documents:
     self.ids = lru_cache(_CACHED)(self._ids)
 
   def _ids(self, index: int) -> np.ndarray:
-    text = self.source[int(self.usable[index])]['target'].strip()
-    (ids,) = self.tokenizer.encode([text])
+    record = self.source[int(self.usable[index])]
+    (ids,) = self.tokenizer.encode([record['target'].strip()])
+    self.tokenizer.check_rows(ids, f'record {record["id"]}: its text')
     start, end = self.tokenizer.start_of_text, self.tokenizer.end_of_text
     return np.asarray([start, *ids, end], np.int32)
 

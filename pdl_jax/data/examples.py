@@ -10,7 +10,7 @@ from pdl_jax.data.prompt import make_format
 from pdl_jax.data.sources import Source
 from pdl_jax.data.tasks import Task
 from pdl_jax.data.tokenizer import Tokenizer
-from pdl_jax.errors import ConfigError
+from pdl_jax.errors import ConfigError, DataError
 
 Batch = dict[str, np.ndarray]
 # What is read of a text for each token that there is room for, and at least of
@@ -161,7 +161,13 @@ class Pairs:
     (target,) = encode_targets(
       [record['target']], self._tokenizer, self.lengths.target
     )
-    return self._prompt(record), target
+    where = f'record {record["id"]}'
+    try:
+      prompt = self._prompt(record)
+    except DataError as error:
+      raise DataError(f'{where}: {error}') from None
+    self._tokenizer.check_rows([*prompt, *target], f'{where}: its text')
+    return prompt, target
 
   def __getitem__(self, index: int) -> Batch:
     """See `Rows`."""

@@ -1,6 +1,5 @@
 """The tokenizer of a folder as Hugging Face tools leave it, or of GGUF."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -8,11 +7,15 @@ from tokenizers import Tokenizer as Backend
 
 from pdl_jax.data.chat import ChatTemplate
 from pdl_jax.data.gguf_backend import read_backend
-from pdl_jax.data.tokenizer import END_OF_TEXT, Tokenizer
+from pdl_jax.data.tokenizer import END_OF_TEXT, Tokenizer, read_definition
 from pdl_jax.errors import DataError
 from pdl_jax.model.pretrained.gguf import GGUFModel
+from pdl_jax.model.pretrained.hf_fields import read_object
 
-_TOKENS = ('bos_token', 'eos_token', 'unk_token', 'pad_token')
+_TOKENS = ('bos_token', 'eos_token', 'unk_token', 'pad_token', 'sep_token',
+           'cls_token', 'mask_token')  # fmt: skip
+# The library counts tokens in 32 bits.
+_NO_ID = 2**32
 
 
 def open_tokenizer(folder: Path, vocab_size: int) -> Tokenizer:
@@ -32,14 +35,12 @@ def open_tokenizer(folder: Path, vocab_size: int) -> Tokenizer:
       f'{folder} has no tokenizer.json; AutoTokenizer.from_pretrained(...)'
       '.save_pretrained(...) of transformers makes one'
     )
-  try:
-    backend = Backend.from_file(str(path))
-  except Exception as error:  # The library raises no narrower class.
-    raise DataError(f'{path} is no tokenizer ({error})') from error
+  backend = read_definition(path)
   backend.no_truncation()
   backend.no_padding()
-  options = _json(folder / 'tokenizer_config.json')
-  named = {key: _text(options.get(key)) for key in _TOKENS}
+  file = folder / 'tokenizer_config.json'
+  options = _json(file)
+  named = {key: _text(options.get(key), f'{file}: {key}') for key in _TOKENS}
   tokens = {key: text for key, text in named.items() if text}
   return _made(
     backend, folder.name, tokens, _ends(folder, backend),
@@ -80,6 +81,8 @@ def _made(
   template: str | None, vocab_size: int, no_end: str,
 ) -> Tokenizer:  # fmt: skip
   """Args: ends: what the model stops at; no_end: the error without any."""
+  # What has no row cannot be said by the model.
+  ends = [end for end in ends if _row(backend, end) < vocab_size]
   eos = tokens.get('eos_token') or next(iter(ends), None)
   if eos is None:
     raise DataError(no_end)
@@ -92,14 +95,47 @@ def _made(
   return Tokenizer(backend, name, turn, text, vocab_size, chat, stops)
 
 
+def _row(backend: Backend, token: str) -> int:
+  number = backend.token_to_id(token)
+  assert number is not None, 'it has this token'
+  return number
+
+
 def _template(folder: Path, options: dict[str, Any]) -> str | None:
   file, source = folder / 'chat_template.jinja', options.get('chat_template')
   if file.exists():
-    return file.read_text('utf-8')
+    return _template_file(file)
+  if source is None or isinstance(source, str):
+    return source
+  where = f'{folder / "tokenizer_config.json"}: chat_template'
   if isinstance(source, list):
-    by_name = {each['name']: each['template'] for each in source}
-    return by_name.get('default')
-  return source
+    pairs = [
+      (each.get('name'), each.get('template'))
+      for each in source
+      if isinstance(each, dict)
+    ]
+    is_text = all(isinstance(text, str) for pair in pairs for text in pair)
+    if is_text and len(pairs) == len(source):
+      if 'default' in (by_name := dict(pairs)):
+        return by_name['default']
+      names = ', '.join(map(repr, by_name)) or 'none'
+      raise DataError(f"{where} names no 'default', only {names}")
+  kind = type(source).__name__
+  raise DataError(
+    f'{where} is a {kind}; it must be text, or a list of objects with name and '
+    'template'
+  )
+
+
+def _template_file(path: Path) -> str:
+  try:
+    text = path.read_text(encoding='utf-8')
+  except (OSError, UnicodeDecodeError) as error:
+    raise DataError(f'{path} cannot be read as UTF-8 ({error})') from error
+  # So is UTF-16 of English, with a zero behind each letter.
+  if '\0' in text:
+    raise DataError(f'{path} is not text in UTF-8: it has zero bytes')
+  return text
 
 
 def _end_of_turn(
@@ -123,7 +159,8 @@ def _ends(folder: Path, backend: Backend) -> list[str]:
 
 def _known(backend: Backend, number: Any) -> list[str]:
   """The token of an id; none for what is no id of it, such as -1."""
-  if not isinstance(number, int) or number < 0:
+  is_number = isinstance(number, int) and not isinstance(number, bool)
+  if not is_number or not 0 <= number < _NO_ID:
     return []
   token = backend.id_to_token(number)
   return [] if token is None else [token]
@@ -134,15 +171,15 @@ def _specials(backend: Backend) -> list[str]:
   return [token.content for token in added if token.special]
 
 
-def _text(token: Any) -> str | None:
+def _text(token: Any, where: str) -> str | None:
   """Of a token as a string, or as an object with its content."""
-  return token.get('content') if isinstance(token, dict) else token
+  text = token.get('content') if isinstance(token, dict) else token
+  if isinstance(text, str) or token is None:
+    return text
+  raise DataError(
+    f'{where} is {token!r}; it must be text, or an object with content'
+  )
 
 
 def _json(path: Path) -> dict[str, Any]:
-  if not path.exists():
-    return {}
-  try:
-    return json.loads(path.read_text('utf-8'))
-  except ValueError as error:
-    raise DataError(f'{path} is not JSON ({error})') from error
+  return read_object(path) if path.exists() else {}

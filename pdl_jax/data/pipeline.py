@@ -94,6 +94,7 @@ def survey(
       if limit and len(usable) == limit:
         break
       total += 1
+      tokenizer.check_rows(target, f'record {record["id"]}: its text')
       if _is_empty(record, task):
         empty += 1
       elif len(target) > lengths.target and not task.documents:

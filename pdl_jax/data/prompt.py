@@ -1,13 +1,25 @@
 """Prompts of conversations as ids, in the format of the model."""
 
+import re
 from collections.abc import Sequence
 from functools import cache
 from typing import Protocol
 
-from pdl_jax.data.chat import ChatTemplate, filled, runs
+from tokenizers import Encoding
+
+from pdl_jax.data.chat import ChatTemplate, mark
 from pdl_jax.data.tasks import TURN_CLOSES, system_turn, turn_opens
 from pdl_jax.data.tokenizer import Tokenizer
 from pdl_jax.errors import DataError
+
+# Signs that are in no text, half characters, stand for the first ones of
+# control tokens in contents.
+_HIDDEN = 0xDC00
+# What control tokens take away with `lstrip` and `rstrip`.
+_SPACES = ''.join(map(chr, (
+  *range(9, 14), 32, 0x85, 0xA0, 0x1680, *range(0x2000, 0x200B), 0x2028, 0x2029,
+  0x202F, 0x205F, 0x3000,
+)))  # fmt: skip
 
 
 class Format(Protocol):
@@ -69,69 +81,157 @@ class PlainFormat:
 
 
 class TemplateFormat:
-  """Of a chat template: the ids of the whole text.
+  """Of a chat template: the ids of the whole text that it makes.
 
-  Contents are encoded together with what stands around them, up to the next
-  control token of the template; those in a content are spelled out.
+  Control tokens that stand in a content are spelled out.
   """
 
   def __init__(self, tokenizer: Tokenizer, chat: ChatTemplate):
     self._tokenizer, self._chat = tokenizer, chat
+    longest_first = sorted(tokenizer.specials, key=len, reverse=True)
+    # Without control tokens nothing is one.
+    self._controls = re.compile('|'.join(map(re.escape, longest_first)) or '$^')
+    starts = sorted({token[0] for token in longest_first})
+    self._hidden = {sign: chr(_HIDDEN + i) for i, sign in enumerate(starts)}
+    self._hide = str.maketrans(self._hidden)
+    self._show = str.maketrans({h: sign for sign, h in self._hidden.items()})
+    self._expected = cache(self._controls_of_marks)
 
   def prompt(
     self, instruction: str, turns: Sequence[str], limit: int
   ) -> list[int]:
     """See `Format`."""
-    best, _ = self._encode(self._single(instruction), turns[-1:], limit)
+    best = self._single(instruction, turns[-1], limit)
     for first in range(len(turns) - 2, -1, -1):
-      kept = turns[first:]
-      text = self._chat.with_marks(instruction, _roles(len(kept)))
+      text = self._text(instruction, turns[first:])
       # A template may refuse a conversation that the assistant begins.
       if text is None:
         continue
-      ids, is_cut = self._encode(text, kept, limit)
-      if is_cut:
+      ids = _ids(self._encode(text))
+      if len(ids) > limit:
         break
       best = ids
     return best
 
   def size(self, instruction: str) -> int:
-    """See `Format`."""
-    ids, _ = self._encode(self._single(instruction), [''], 0)
-    return len(ids)
+    """See `Format`; what a template adds to a turn that is not empty, too."""
+    empty, text = (self._question(instruction, turn) for turn in ('', 'x'))
+    pieces = self._encode(text)
+    rest = len(_ids(pieces)) - len(self._of_turn(instruction, text, pieces))
+    return max(rest, len(_ids(self._encode(empty))))
 
-  def _single(self, instruction: str) -> str:
-    """The text with a mark for a single question."""
-    text = self._chat.with_marks(instruction, _roles(1))
-    if text is None:
+  def _single(self, instruction: str, turn: str, limit: int) -> list[int]:
+    """Ids of a question, which is cut at its end to the limit."""
+    text = self._question(instruction, turn)
+    pieces = self._encode(text)
+    ids = _ids(pieces)
+    excess = len(ids) - limit
+    if excess <= 0:
+      return ids
+    of_turn = self._of_turn(instruction, text, pieces)
+    if of_turn and excess > len(of_turn):
+      # The rest is of the turn and of the template at once.
+      ids = _ids(self._encode(self._question(instruction, '')))
+    elif of_turn:
+      gone = set(of_turn[-excess:])
+      ids = [x for i, x in enumerate(ids) if i not in gone]
+    if len(ids) > limit:
       raise DataError(
-        f'{self._chat.name}: the chat template refuses a single question, with '
-        'a system turn and without'
+        f'{self._chat.name}: the chat template makes {len(ids)} tokens of a '
+        f'question, which it alters: it cannot be cut to the {limit} of '
+        'data.max_prompt'
       )
+    return ids
+
+  def _of_turn(
+    self, instruction: str, text: str, pieces: Sequence[tuple[int, Encoding]]
+  ) -> list[int]:
+    """Places of the ids that are of the question's own text."""
+    marks = self._chat.with_marks(instruction, _roles(1)) or ''
+    before, _, after = marks.partition(mark(0))
+    if not (text.startswith(before) and text.endswith(after)):
+      return []
+    first, last = len(before), len(text) - len(after)
+    found, count = [], 0
+    for begin, part in pieces:
+      low, high = first - begin, last - begin
+      found += [
+        i for i, (start, end) in enumerate(part.offsets, count)
+        if low <= start < end <= high
+      ]  # fmt: skip
+      count += len(part)
+    return found
+
+  def _question(self, instruction: str, turn: str) -> str:
+    return self._text(instruction, [turn]) or ''
+
+  def _text(self, instruction: str, turns: Sequence[str]) -> str | None:
+    """Of the template; None if it refuses several turns.
+
+    Control tokens in contents begin with a hidden sign.
+
+    Raises:
+      DataError: it refuses one turn, or makes a control token of a content.
+    """
+    text = self._made(instruction, [
+      self._controls.sub(self._hidden_token, turn) for turn in turns
+    ])  # fmt: skip
+    if text is None:
+      return None
+    found = self._controls.findall(text)
+    # A template may have more of them for some contents; contents may not.
+    if found != self._expected(instruction, len(turns)):
+      hidden = self._made(
+        instruction, [turn.translate(self._hide) for turn in turns]
+      )
+      if self._controls.findall(hidden or '') != found:
+        raise DataError(
+          f'{self._chat.name}: the chat template makes a control token of a '
+          f'text: the prompt has {", ".join(found)}; leave that text out'
+        )
     return text
 
-  def _encode(
-    self, text: str, turns: Sequence[str], limit: int
-  ) -> tuple[list[int], bool]:
-    """Ids, and whether the last turn was cut to the limit."""
-    ids: list[int] = []
-    of_last: list[int] = []
-    for run in runs(text, self._tokenizer.specials):
-      if run in self._tokenizer.specials:
-        ids += self._tokenizer.encode_template(run)
-        continue
-      whole, places = filled(run, turns)
-      encoding = self._tokenizer.encode_run(whole, is_first=not ids)
-      if last := places.get(len(turns) - 1):
-        of_last = [
-          len(ids) + i
-          for i, (start, end) in enumerate(encoding.offsets)
-          if start < end and last.start <= start and end <= last.stop
-        ]
-      ids += encoding.ids
-    excess = len(ids) - limit
-    gone = set(of_last[max(0, len(of_last) - excess) :] if excess > 0 else ())
-    return [x for i, x in enumerate(ids) if i not in gone], bool(gone)
+  def _hidden_token(self, found: re.Match[str]) -> str:
+    return found[0].translate(self._hide)
+
+  def _made(self, instruction: str, contents: Sequence[str]) -> str | None:
+    roles = _roles(len(contents))
+    return self._chat.prompt(
+      instruction, list(zip(roles, contents, strict=True))
+    )
+
+  def _controls_of_marks(self, instruction: str, count: int) -> list[str]:
+    marks = self._chat.with_marks(instruction, _roles(count))
+    return self._controls.findall(marks or '')
+
+  def _encode(self, text: str) -> list[tuple[int, Encoding]]:
+    """Of the text as it is shown: its parts, and where each begins.
+
+    It is one part, unless control tokens of contents are to be spelled out.
+    """
+    if not any(sign in text for sign in self._hidden.values()):
+      return [(0, self._tokenizer.encode_rendered(text))]
+    shown = text.translate(self._show)
+    pieces, start, takes = [], 0, False
+    for found in [*self._controls.finditer(text), None]:
+      token = found[0] if found else ''
+      stop = found.start() if found else len(text)
+      left, right = self._tokenizer.strips.get(token, (False, False))
+      run = shown[start:stop]
+      if takes:
+        start += len(run) - len(run.lstrip(_SPACES))
+      run = shown[start:stop].rstrip(_SPACES) if left else shown[start:stop]
+      if run:
+        piece = self._tokenizer.encode_run(run, is_first=start == 0)
+        pieces.append((start, piece))
+      if token:
+        pieces.append((stop, self._tokenizer.encode_rendered(token)))
+      start, takes = stop + len(token), right
+    return pieces
+
+
+def _ids(pieces: Sequence[tuple[int, Encoding]]) -> list[int]:
+  return [x for _, piece in pieces for x in piece.ids]
 
 
 def _roles(count: int) -> tuple[str, ...]:

@@ -1,10 +1,11 @@
 """Text to ids and back: a pretrained model's tokenizer, or one trained here."""
 
+import contextlib
 import hashlib
 import itertools
 import json
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from tokenizers import (
@@ -38,6 +39,8 @@ _NO_TEXT = 0xDC00
 # How SentencePiece spells a byte that is in no piece, and a space.
 _BYTE = re.compile('<0x([0-9A-F]{2})>')
 _SPACE = '\u2581'
+# Of the library's words in an error.
+_LONGEST = 200
 
 
 class Tokenizer:
@@ -45,14 +48,15 @@ class Tokenizer:
 
   Attributes:
     name: where it comes from, for messages.
-    vocab_size: V, added tokens included.
+    vocab_size: V, rows of the model; without one, all tokens.
     end_of_turn: id that ends every answer.
     end_of_text: id that ends every document.
     stops: ids that end an answer: both, and what else its model stops at.
     start_of_text: id that stands before every document; end of text again,
       where a tokenizer has none.
-    special_ids: ids of control tokens, end of turn included.
-    specials: their texts.
+    special_ids: ids of control tokens that have a row, end of turn included.
+    specials: the texts of all control tokens, those without a row included.
+    strips: of each, whether it takes white space before it and behind it.
     chat: the chat template of the model; None: it has none.
     definition: all of it, as JSON; `load` reads it from a file.
     fingerprint: hex SHA-256 of the definition.
@@ -73,22 +77,20 @@ class Tokenizer:
     self._backend = backend
     self.name = name
     size = backend.get_vocab_size(with_added_tokens=True)
-    if vocab_size and size > vocab_size:
-      raise DataError(
-        f'tokenizer {name} has {size} tokens, its model rows for {vocab_size}'
-      )
     self.vocab_size = vocab_size or size
-    self.end_of_turn = _required(backend, end_of_turn, name)
-    self.end_of_text = _required(backend, end_of_text, name)
-    others = (_required(backend, token, name) for token in stops)
-    self.stops = tuple(
-      dict.fromkeys((self.end_of_turn, self.end_of_text, *others))
-    )
+    ends = [self._end(token) for token in (end_of_turn, end_of_text, *stops)]
+    self.end_of_turn, self.end_of_text = ends[:2]
+    self.stops = tuple(dict.fromkeys(ends))
     self.start_of_text = _start(backend, self.end_of_text)
+    self.check_rows([self.start_of_text], 'the beginning of every text')
     added = backend.get_added_tokens_decoder().items()
-    controls = sorted((n, t.content) for n, t in added if t.special)
-    self.special_ids = tuple(number for number, _ in controls)
-    self.specials = tuple(text for _, text in controls)
+    controls = sorted(
+      ((n, t) for n, t in added if t.special), key=lambda pair: pair[0]
+    )
+    # A placeholder behind the last row is no type, but no text either.
+    self.special_ids = tuple(n for n, _ in controls if n < self.vocab_size)
+    self.specials = tuple(token.content for _, token in controls)
+    self.strips = {t.content: (t.lstrip, t.rstrip) for _, t in controls}
     self.definition = backend.to_str()
     decoder = json.loads(self.definition)['decoder']
     self._spells_bytes = 'ByteLevel' in json.dumps(decoder)
@@ -137,28 +139,71 @@ class Tokenizer:
       DataError: it is torn or altered.
     """
     try:
-      return cls(Backend.from_file(str(path)), name)
-    except Exception as error:
-      # The library raises Exception itself, whatever is wrong with the file.
-      raise DataError(
-        f'{path} is no tokenizer: {str(error).splitlines()[0]}; {MEND}'
-      ) from error
+      with _backend_errors('it cannot be used'):
+        return cls(Backend.from_file(str(path)), name)
+    except DataError as error:
+      raise DataError(f'{path} is no tokenizer: {error}; {MEND}') from error
 
   def encode_template(self, text: str) -> list[int]:
     """Ids of a piece of the chat format: control tokens are recognised."""
-    return self._backend.encode(text, add_special_tokens=False).ids
+    return self.encode_rendered(text).ids
+
+  def encode_rendered(self, text: str) -> Encoding:
+    """The same, with the places of its ids."""
+    with _backend_errors(f'tokenizer {self.name} fails at a text'):
+      return self._backend.encode(text, add_special_tokens=False)
 
   def encode(self, texts: Sequence[str]) -> list[list[int]]:
     """Ids of contents, one list a text: control tokens are spelled out."""
-    encodings = self._content.encode_batch_fast(
-      list(texts), add_special_tokens=False
-    )
+    with _backend_errors(f'tokenizer {self.name} fails at a text'):
+      encodings = self._content.encode_batch_fast(
+        list(texts), add_special_tokens=False
+      )
     return [e.ids for e in encodings]
 
   def encode_run(self, text: str, is_first: bool) -> Encoding:
     """Ids of a part of a text between control tokens, with their places."""
     backend = self._content if is_first else self._later
-    return backend.encode(text, add_special_tokens=False)
+    with _backend_errors(f'tokenizer {self.name} fails at a text'):
+      return backend.encode(text, add_special_tokens=False)
+
+  def ends(self) -> str:
+    """Which tokens end what, for the terminal."""
+    named = {number: repr(self.token(number)) for number in self.stops}
+    return (
+      f'{named[self.end_of_turn]} ends a turn, {named[self.end_of_text]} a '
+      f'text; an answer stops at {" ".join(named.values())}'
+    )
+
+  def check_rows(self, ids: Sequence[int], what: str) -> None:
+    """Raises DataError if the model has no row for an id of a text."""
+    highest = max(ids, default=0)
+    if highest >= self.vocab_size:
+      raise DataError(
+        f'{what} makes token {highest} '
+        f'({self._backend.id_to_token(highest)!r}) of tokenizer {self.name}, '
+        f'and its model has {self.vocab_size} rows; leave that out, or take '
+        'the tokenizer of this model'
+      )
+
+  def _end(self, token: str) -> int:
+    """The id of what ends a text or a turn."""
+    number = self._backend.token_to_id(token)
+    if number is None:
+      raise DataError(f'tokenizer {self.name} has no {token} token')
+    if number >= self.vocab_size:
+      raise DataError(
+        f'tokenizer {self.name}: {token!r}, which ends a text, is token '
+        f'{number}, and its model has {self.vocab_size} rows; take the '
+        'tokenizer of this model'
+      )
+    if number not in self._backend.get_added_tokens_decoder():
+      raise DataError(
+        f'tokenizer {self.name}: {token!r} (token {number}) is to end a text, '
+        'and is an ordinary word of the vocabulary; mend eos_token or '
+        'eos_token_id, or declare it in added_tokens of tokenizer.json'
+      )
+    return number
 
   def encode_words(
     self, texts: Sequence[str]
@@ -219,11 +264,30 @@ def spelled(raw: bytes) -> str:
   )
 
 
-def _required(backend: Backend, token: str, name: str) -> int:
-  number = backend.token_to_id(token)
-  if number is None:
-    raise DataError(f'tokenizer {name} has no {token} token')
-  return number
+def read_definition(path: Path) -> Backend:
+  """Of tokenizer.json.
+
+  Raises:
+    DataError: it is torn, or something else.
+  """
+  with _backend_errors(f'{path} is no tokenizer'):
+    backend = Backend.from_file(str(path))
+    backend.encode('a')  # Some faults show only when it is used.
+  return backend
+
+
+@contextlib.contextmanager
+def _backend_errors(what: str) -> Iterator[None]:
+  """Turns errors of the library into one line."""
+  try:
+    yield
+  # It raises no narrower class, and its panics are not even an Exception.
+  except BaseException as error:
+    is_panic = type(error).__name__ == 'PanicException'
+    if not isinstance(error, Exception) and not is_panic:
+      raise
+    reason = ' '.join(str(error).split())[:_LONGEST]
+    raise DataError(f'{what} ({reason or type(error).__name__})') from error
 
 
 def _start(backend: Backend, otherwise: int) -> int:

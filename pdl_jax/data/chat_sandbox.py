@@ -1,0 +1,398 @@
+"""Jinja2 that a stranger's template can neither hang nor fill the memory with.
+
+What a template makes (characters of values and of text, elements of lists) is
+charged where it is made, and each block that is executed a little. A rendering
+that spends more than its budget fails. The budget is counted, not timed, so
+that it does not depend on the machine; a clock is the last resort.
+"""
+
+import datetime
+import json
+import re
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NoReturn
+
+import jinja2
+from jinja2 import filters, nodes
+from jinja2.compiler import CodeGenerator, Frame
+from jinja2.ext import Extension, loopcontrols
+from jinja2.parser import Parser
+from jinja2.runtime import Context
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+from jinja2.utils import Namespace
+
+# Of one rendering: what it may spend, and how much of its contents more; what a
+# block costs; how much it spends between two looks at the budget and the clock.
+_BUDGET, _BY_CONTENT, _BLOCK, _ADVANCE, _SECONDS = 1_000_000, 10, 10, 1000, 5
+# Each can make much of little, or is chance; no published template has them.
+_NO_FILTERS = {
+  'batch', 'center', 'pprint', 'random', 'slice', 'striptags', 'urlize',
+  'wordwrap', 'xmlattr',
+}  # fmt: skip
+_NO_METHODS = {
+  'center', 'encode', 'expandtabs', 'ljust', 'rjust', 'striptags', 'to_bytes',
+  'translate', 'zfill',
+}  # fmt: skip
+# Widths of four digits, or widths that are arguments, of % and of format.
+_PERCENT = re.compile(r'%(\(.*\))?[^%a-zA-Z]*([0-9]{4}|\*)', re.DOTALL)
+_BRACES = re.compile(r':[^}]*([0-9]{4}|\{)')
+_WIDEST = 32
+# What the clock of templates shows: transformers gives today's date, with which
+# a run could neither be repeated nor resumed.
+DATE = datetime.datetime(2024, 7, 26)
+
+
+_HOLDERS = (
+  list, tuple, dict, type({}.keys()), type({}.values()), type({}.items())
+)  # fmt: skip
+
+
+class _Budget(Context):
+  """The variables of one rendering, and what it may still spend.
+
+  Attributes:
+    left: of the advance; the code of the template takes from it.
+    turns: (role, content) that it renders.
+  """
+
+  left, _budget, _until = _ADVANCE, 0, 0.0
+  turns: Sequence[tuple[str, str]] = ()
+
+  def spend(self, size: float) -> None:
+    """Raises TemplateRuntimeError when too much was spent."""
+    self.left -= size
+    if self.left >= 0:
+      return
+    now = time.perf_counter()
+    if not self._until:
+      self._until = now + _SECONDS
+      # Templates may copy all that was said at each turn.
+      size = sum(len(text) for _, text in self.turns)
+      self._budget = _BUDGET + _BY_CONTENT * size * (len(self.turns) + 10)
+    self._budget += self.left - _ADVANCE
+    self.left = _ADVANCE
+    if self._budget < 0:
+      raise jinja2.TemplateRuntimeError(
+        'it does not end, or makes more text than a prompt can be'
+      )
+    if now > self._until:
+      raise jinja2.TemplateRuntimeError(f'it takes over {_SECONDS} seconds')
+
+  def held(self, value: Any) -> Any:
+    """The value, charged with all that it holds, however often."""
+    if isinstance(value, str):
+      self.left -= len(value)
+      if self.left < 0:
+        self.spend(0)
+    elif isinstance(value, _HOLDERS):
+      self.weigh(value)
+    return value
+
+  def text(self, value: Any) -> str:
+    """Of what is put out."""
+    if isinstance(value, str):
+      self.left -= len(value)
+      if self.left < 0:
+        self.spend(0)
+      return value
+    return str(self.held(value))
+
+  def weigh(self, *values: Any) -> int:
+    """Charges all that some values hold, as often as they hold it."""
+    total, waiting = 0, list(values)
+    while waiting:
+      value = waiting.pop()
+      size = len(value) if isinstance(value, str) else 1
+      if isinstance(value, dict):
+        waiting += [*value.keys(), *value.values()]
+      elif isinstance(value, _HOLDERS):
+        waiting += value
+      self.spend(size)
+      total += size
+    return total
+
+  def joined(self, values: Iterable[Any]) -> str:
+    """What `~` makes."""
+    values = tuple(values)
+    self.weigh(*values)
+    return ''.join(map(str, values))
+
+
+class _Code(CodeGenerator):
+  """Python of a template, which charges what it does."""
+
+  def blockvisit(self, nodes: Iterable[nodes.Node], frame: Frame) -> None:
+    """Of the bodies of loops, branches and macros."""
+    body = list(nodes)
+    self.writeline(f'context.left -= {_BLOCK + sum(map(_size, body))}')
+    self.writeline('if context.left < 0: context.spend(0)')
+    super().blockvisit(body, frame)
+
+  def _output_child_pre(self, *args: Any) -> None:
+    self.write('context.text(')
+
+  def _output_child_post(self, *args: Any) -> None:
+    self.write(')')
+
+  def visit_Add(self, node: nodes.Add, frame: Frame) -> None:  # noqa: N802
+    """Charges sums, but for small parts that stand in the template itself."""
+    is_small = isinstance(node.left, nodes.Const) or isinstance(
+      node.right, nodes.Const
+    )
+    self.write('(' if is_small else 'context.held(')
+    self.visit(node.left, frame)
+    self.write(' + ')
+    self.visit(node.right, frame)
+    self.write(')')
+
+  def visit_Concat(self, node: nodes.Concat, frame: Frame) -> None:  # noqa: N802
+    """Of `~`, which the sandbox cannot intercept."""
+    self.write('context.joined((')
+    for part in node.nodes:
+      self.visit(part, frame)
+      self.write(', ')
+    self.write('))')
+
+  def visit_List(self, node: nodes.List, frame: Frame) -> None:  # noqa: N802
+    """Charges it: lists of one list, nested, are of any size as text."""
+    self.write('context.held(')
+    super().visit_List(node, frame)
+    self.write(')')
+
+  def visit_Dict(self, node: nodes.Dict, frame: Frame) -> None:  # noqa: N802
+    """Charges it."""
+    self.write('context.held(')
+    super().visit_Dict(node, frame)
+    self.write(')')
+
+  def visit_Tuple(self, node: nodes.Tuple, frame: Frame) -> None:  # noqa: N802
+    """Charges it; names that are assigned to are none."""
+    self.write('context.held(' if node.ctx == 'load' else '(')
+    super().visit_Tuple(node, frame)
+    self.write(')')
+
+  def visit_Filter(self, node: nodes.Filter, frame: Frame) -> None:  # noqa: N802
+    """Charges the result, too, unless it is but shorter."""
+    self.write('(' if node.name == 'trim' else 'context.held(')
+    super().visit_Filter(node, frame)
+    self.write(')')
+
+
+def _size(node: nodes.Node) -> int:
+  """Characters of the template that it puts out by itself."""
+  if not isinstance(node, nodes.Output):
+    return 0
+  texts = [data.data for data in node.find_all(nodes.TemplateData)]
+  texts += [str(const.value) for const in node.find_all(nodes.Const)]
+  return sum(map(len, texts))
+
+
+class _Generation(Extension):
+  """{% generation %}, which tells trainers what the model has said."""
+
+  tags = {'generation'}  # noqa: RUF012
+
+  def parse(self, parser: Parser) -> nodes.Node:
+    """The tags are passed over."""
+    line = next(parser.stream).lineno
+    body = parser.parse_statements(('name:endgeneration',), drop_needle=True)
+    return nodes.Scope(body, lineno=line)
+
+
+class _Namespace(Namespace):
+  """Whose text does not tell what it holds."""
+
+  __repr__ = object.__repr__
+
+
+class Sandbox(ImmutableSandboxedEnvironment):
+  """With what transformers gives to chat templates."""
+
+  code_generator_class, context_class = _Code, _Budget
+  intercepted_binops = frozenset({'*', '**', '%'})
+
+  def __init__(self):
+    super().__init__(
+      trim_blocks=True, lstrip_blocks=True, optimized=False,
+      extensions=[_Generation, loopcontrols],
+    )  # fmt: skip
+    for name in _NO_FILTERS:
+      del self.filters[name]
+    self.filters.update(
+      format=_format, indent=_indent, join=_join, replace=_replace,
+      round=_round, string=_text, sum=_sum, tojson=_to_json,
+    )  # fmt: skip
+    del self.globals['lipsum']
+    self.globals.update(
+      namespace=_Namespace, raise_exception=_refuse, strftime_now=DATE.strftime
+    )
+
+  def is_safe_attribute(self, obj: Any, attr: str, value: Any) -> bool:
+    """Neither what is private nor what makes much of little."""
+    is_safe = super().is_safe_attribute(obj, attr, value)
+    return is_safe and attr not in _NO_METHODS
+
+  def call_binop(
+    self, context: Context, operator: str, left: Any, right: Any
+  ) -> Any:
+    """Charges the result, before it is made if it can be far larger."""
+    assert isinstance(context, _Budget)
+    _check_operator(context, operator, left, right)
+    return context.held(self.binop_table[operator](left, right))
+
+  def call(
+    self, context: Context, called: Any, /, *args: Any, **kwargs: Any
+  ) -> Any:
+    """Calls a method, a macro or a function."""
+    assert isinstance(context, _Budget)
+    # The sandbox wraps the method format.
+    method = getattr(called, '__wrapped__', called)
+    text = getattr(method, '__self__', None)
+    if isinstance(text, str):
+      args = _checked(context, text, method.__name__, args, kwargs)
+    return context.held(super().call(context, called, *args, **kwargs))
+
+
+def rendered(
+  template: jinja2.Template, variables: dict[str, Any],
+  turns: Sequence[tuple[str, str]],
+) -> str:  # fmt: skip
+  """The text of a template of the sandbox.
+
+  Args:
+    template: of it.
+    variables: that it sees.
+    turns: (role, content); the more they are, the larger the budget.
+  """
+  context = template.new_context(variables)
+  assert isinstance(context, _Budget)
+  context.turns = turns
+  return ''.join(template.root_render_func(context))
+
+
+def _check_operator(
+  context: _Budget, operator: str, left: Any, right: Any
+) -> None:
+  if operator == '%':
+    if isinstance(left, str):
+      _check_format(context, left, right)
+  elif isinstance(left, int) and isinstance(right, int):
+    bits, others = left.bit_length(), right.bit_length()
+    context.spend(bits * abs(right) if operator == '**' else bits + others)
+  elif operator == '*':
+    for sized, count in ((left, right), (right, left)):
+      if isinstance(sized, str | list | tuple) and isinstance(count, int):
+        context.spend(len(sized) * abs(count))
+
+
+def _check_format(context: _Budget, text: str, values: Any) -> None:
+  """Of `%`."""
+  if _PERCENT.search(text):
+    raise jinja2.TemplateRuntimeError('a format that is too wide')
+  context.spend(text.count('%') * context.weigh(values))
+
+
+def _checked(
+  context: _Budget, text: str, method: str, args: tuple[Any, ...],
+  kwargs: Mapping[str, Any],
+) -> tuple[Any, ...]:  # fmt: skip
+  """The arguments of a method of text; charges what it will make of them."""
+  context.spend(len(text))
+  if method == 'replace' and len(args) > 1:
+    context.spend(text.count(args[0]) * len(args[1]))
+  elif method == 'join' and args:
+    args = (list(args[0]),)
+    context.spend(len(text) * len(args[0]) + context.weigh(*args))
+  elif method in ('format', 'format_map'):
+    if _BRACES.search(text):
+      raise jinja2.TemplateRuntimeError('a format that is too wide')
+    context.spend(text.count('{') * context.weigh(args, kwargs))
+  return args
+
+
+def _refuse(message: str) -> NoReturn:
+  raise jinja2.TemplateError(message)
+
+
+@jinja2.pass_context
+def _text(context: _Budget, value: Any) -> str:
+  return value if isinstance(value, str) else context.text(value)
+
+
+@jinja2.pass_context
+def _format(context: _Budget, value: Any, *args: Any, **kwargs: Any) -> str:
+  text = _text(context, value)
+  _check_format(context, text, kwargs or args)
+  return filters.do_format(text, *args, **kwargs)
+
+
+@jinja2.pass_context
+def _indent(
+  context: _Budget, s: str, width: int | str = 4, first: bool = False,
+  blank: bool = False,
+) -> str:  # fmt: skip
+  size = len(width) if isinstance(width, str) else width
+  context.spend(size * (len(s.splitlines()) + 1))
+  return filters.do_indent(s, width, first, blank)
+
+
+@jinja2.pass_context
+def _join(
+  context: _Budget, value: Iterable[Any], d: str = '', attribute: Any = None
+) -> str:
+  values = _attributes(context, value, attribute)
+  context.spend(context.weigh(values) + len(values) * len(str(d)))
+  return str(d).join(map(str, values))
+
+
+def _attributes(
+  context: _Budget, values: Iterable[Any], attribute: Any
+) -> list[Any]:
+  if attribute is None:
+    return list(values)
+  find = filters.make_attrgetter(context.environment, attribute)
+  return [find(value) for value in values]
+
+
+@jinja2.pass_context
+def _replace(
+  context: _Budget, s: Any, old: str, new: str, count: int | None = None
+) -> str:
+  text = _text(context, s)
+  context.spend(text.count(old) * len(new))
+  return filters.do_replace(context.eval_ctx, text, old, new, count)
+
+
+def _round(value: Any, precision: int = 0, method: Any = 'common') -> float:
+  if abs(precision) > _WIDEST:
+    raise jinja2.TemplateRuntimeError('a number with too many digits')
+  return filters.do_round(value, precision, method)
+
+
+@jinja2.pass_context
+def _sum(
+  context: _Budget, iterable: Iterable[Any], attribute: Any = None,
+  start: Any = 0,
+) -> Any:  # fmt: skip
+  if not isinstance(start, int | float):
+    raise jinja2.TemplateRuntimeError('only numbers have a sum')
+  return sum(_attributes(context, iterable, attribute), start)
+
+
+@jinja2.pass_context
+def _to_json(
+  context: _Budget, value: Any, ensure_ascii: bool = False,
+  indent: int | str | None = None,
+  separators: tuple[str, str] | None = None, sort_keys: bool = False,
+) -> str:  # fmt: skip
+  """As transformers has it, without HTML's escapes."""
+  wide = len(indent) if isinstance(indent, str) else indent or 0
+  if wide > _WIDEST:
+    raise jinja2.TemplateRuntimeError('an indentation that is too wide')
+  context.spend(context.weigh(value) * len(''.join(separators or '')))
+  encoder = json.JSONEncoder(
+    ensure_ascii=ensure_ascii, indent=indent, separators=separators,
+    sort_keys=sort_keys,
+  )  # fmt: skip
+  return ''.join(map(context.held, encoder.iterencode(value)))
