@@ -419,7 +419,7 @@ def test_a_slice_that_loses_a_host_is_left_for_another(
 
 def test_machines_that_do_not_come_back_end_in_a_line(monkeypatch, capsys):
   machine = {'Alive': True, 'Resources': {'CPU': 4.0}, 'Labels': {}}
-  ray = types.SimpleNamespace(nodes=lambda: [machine])
+  ray = types.SimpleNamespace(nodes=lambda: [machine], util=None)
   room = placement.Room(ray, Wanted({'CPU': 2.0}))
   task = ray_engine._Task(
     ray, cell(1), Path(), queue.Attempt(Path(), 'hash', 1), Path('not there'),
