@@ -413,7 +413,7 @@ def test_a_slice_that_loses_a_host_is_left_for_another(
   assert_finished_once(tmp_path, [wanted])
   assert codes(tmp_path, wanted) == [75, 0]
   assert [len(begun(run, number)) for number in range(2)] == [2, 2]
-  lines = (run / '1.begun').read_text().splitlines()
+  lines = (run / '1.begun').read_text('utf-8').splitlines()
   assert [line.split()[2] for line in lines] == [lost, 'ab'.replace(lost, '')]
 
 

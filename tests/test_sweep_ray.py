@@ -283,16 +283,20 @@ def test_a_sweeper_has_not_started_jax_when_ray_forks(tmp_path):
     'import os\n'
     'def init(*_, **__):\n'
     '  os.fork() or os._exit(0)\n'
-    '  raise RuntimeError("it has forked")\n'
+    '  raise RuntimeError("it has forked")\n',
+    'utf-8',
   )
-  (package / 'exceptions.py').write_text('class RayError(Exception): pass\n')
+  (package / 'exceptions.py').write_text(
+    'class RayError(Exception): pass\n', 'utf-8'
+  )
   ended = subprocess.run(
     [
       sys.executable, 'launch.py', '--config=configs/summarize.py:tiny',
       '--sweep=alpha', '--engine=ray', f'--workdir={tmp_path}/runs',
     ],
     env={**os.environ, 'PYTHONPATH': str(tmp_path)},
-    cwd=STAND_IN.parent.parent, capture_output=True, text=True, check=False,
+    cwd=STAND_IN.parent.parent, capture_output=True, encoding='utf-8',
+    check=False,
   )  # fmt: skip
   assert ended.returncode == HostError.exit_code
   assert 'cannot be used: it has forked' in ended.stderr

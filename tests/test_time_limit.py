@@ -39,10 +39,10 @@ NATIVE = (
 def test_a_test_that_hangs_ends_with_stacks(tmp_path, how, counts, words):
   """With the settings of the suite and the command of the Makefile."""
   module = tmp_path / 'test_it.py'
-  module.write_text(HANGS.format(how=how))
+  module.write_text(HANGS.format(how=how), 'utf-8')
   (command,) = [
     line.split()[1:-1]
-    for line in (ROOT / 'Makefile').read_text().splitlines()
+    for line in (ROOT / 'Makefile').read_text('utf-8').splitlines()
     if '-m pytest' in line
   ]
   ended = subprocess.run(
@@ -51,7 +51,8 @@ def test_a_test_that_hangs_ends_with_stacks(tmp_path, how, counts, words):
       '-o', 'timeout=1', '-o', 'faulthandler_timeout=3',
       '-p', 'no:cacheprovider', module,
     ],
-    cwd=tmp_path, capture_output=True, text=True, check=False, timeout=600,
+    cwd=tmp_path, capture_output=True, encoding='utf-8', check=False,
+    timeout=600,
   )  # fmt: skip
   out = ended.stdout + ended.stderr
   assert counts in out
