@@ -1,8 +1,9 @@
 # One command each; everything lives in .venv, made once and again only when a
-# requirements file changes.
+# requirements file changes. VENV names another folder, for another Python.
 PYTHON ?= python3
-BIN := .venv/bin
-READY := .venv/.ready
+VENV ?= .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
 
 .PHONY: summarize tiny debian test lint types clean
 
@@ -16,8 +17,10 @@ tiny: $(READY)
 debian: $(READY)
 	$(BIN)/python -m pdl_jax.data.builders.debian_synopses
 
+# All of them, or the files that TESTS names. A test that only the end of its
+# process could stop would be tried again and again by processes that follow.
 test: $(READY)
-	$(BIN)/python -m pytest -q -n 2 --dist loadfile
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile --max-worker-restart=0 $(TESTS)
 
 lint: $(READY)
 	$(BIN)/ruff check .
@@ -27,10 +30,10 @@ types: $(READY)
 
 $(READY): requirements.txt requirements-nodeps.txt
 	$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed, this is %d.%d; try make PYTHON=python3.11" % sys.version_info[:2] if sys.version_info < (3, 11) else 0)'
-	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --requirement requirements.txt
 	$(BIN)/python -m pip install --quiet --no-deps --requirement requirements-nodeps.txt
 	touch $@
 
 clean:
-	rm -rf .venv
+	rm -rf $(VENV)

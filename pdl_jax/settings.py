@@ -20,7 +20,7 @@ from pdl_jax.losses import LOSSES
 from pdl_jax.losses.checks import check_number
 from pdl_jax.losses.power_law import EPSILON_POLICIES, NORMALIZE, UNSEEN
 from pdl_jax.losses.reduce import REDUCTIONS
-from pdl_jax.losses.schedule import SCHEDULES, decay_factor
+from pdl_jax.losses.schedule import SCHEDULES, check_schedule
 from pdl_jax.model import lora
 from pdl_jax.model.assign import MAPPINGS, STARTS
 from pdl_jax.model.config import (
@@ -329,10 +329,8 @@ class LossSettings:
       )
     check_number('loss.z_loss', self.z_loss)
     try:
-      decay_factor(
-        0, kind=self.schedule, start=self.schedule_start,
-        steps=self.schedule_steps,
-      )  # fmt: skip
+      # Not the factor itself: a sweeper must not start JAX.
+      check_schedule(self.schedule, self.schedule_start, self.schedule_steps)
     except ConfigError as error:
       raise ConfigError(
         f'loss.schedule (with schedule_start and schedule_steps): {error}'

@@ -5,6 +5,7 @@ import json
 import os
 import signal
 import sys
+import tempfile
 import threading
 import time
 import types
@@ -28,6 +29,7 @@ from pdl_jax.sweep import (
   status,
 )
 from pdl_jax.sweep.ray_engine import run_on_ray
+from tests.ray_cluster import cluster_of
 from tests.test_sweep_local import (
   assert_finished_once,
   cell,
@@ -121,6 +123,7 @@ def host_of(name, worker):
   """What makes a machine a host of a TPU slice."""
   head = {'TPU-v6e-8-head': 1} if worker == 0 else {}
   return {
+    'num_cpus': 1,
     'env_vars': {'TPU_NAME': name, 'TPU_WORKER_ID': str(worker)},
     'resources': {'TPU': 4, **head},
     'labels': {
@@ -136,26 +139,9 @@ def host_of(name, worker):
 @pytest.fixture(scope='module')
 def cluster():
   """Two slices of two hosts, all of them this machine."""
-  with pytest.MonkeyPatch.context() as patch:
-    patch.setenv('RAY_AUTH_MODE', 'token')
-    patch.setenv('RAY_AUTH_TOKEN', 'of-this-test')
-    from ray.cluster_utils import Cluster
-
-    made = Cluster(
-      initialize_head=True,
-      head_node_args={
-        'num_cpus': 1,
-        'include_dashboard': False,
-        # Of a lost machine it hears in 3 s instead of 15.
-        '_system_config': {'health_check_period_ms': 500},
-        **host_of('a', 0),
-      },
-    )
-    for name, worker in (('a', 1), ('b', 0), ('b', 1)):
-      made.add_node(num_cpus=1, **host_of(name, worker))
-    patch.setenv('RAY_ADDRESS', made.address)
+  hosts = [host_of(name, worker) for name in 'ab' for worker in (0, 1)]
+  with cluster_of(*hosts) as made:
     yield made
-    made.shutdown()
 
 
 def sweep_on_ray(root, cells, resources, workers=1, retries=0):
@@ -221,10 +207,14 @@ def test_a_gang_whose_leader_left_the_cell_to_others_is_let_go(
     meeting.touch()
   task = ray_engine._Task(
     ray, cell(1), tmp_path, queue.Attempt(tmp_path, 'hash', 1), meeting,
-    ['leader', 'other'], placement.Placed([], lambda: released.append(1)),
+    ['leader', 'other'], placement.Placed([], lambda: released.append(1)), None,
   )  # fmt: skip
   assert task.poll() is None
   assert cancelled == ([] if claimed else ['other'])
+  # With a meeting too, if one was lost before it was there.
+  task.last -= ray_engine._LAST
+  assert task.poll() is None
+  assert cancelled[-1:] == ['other']
   assert released == []
   ended.append('other')
   assert task.poll() == queue.PREEMPTED
@@ -263,6 +253,15 @@ def test_what_is_left_of_a_gang_is_ended(tmp_path, monkeypatch):
   assert time.monotonic() < began + 15
 
 
+def test_who_is_not_told_of_a_meeting_does_not_wait_for_ever(
+  tmp_path, monkeypatch
+):
+  monkeypatch.setattr(gang, '_MEET', 0.0)
+  member = gang.Member(tmp_path / 'meeting', 2, 1, of_slice=False)
+  with pytest.raises(HostError, match='process 1 of 2 was not told in 0 s'):
+    gang.follow(member, cell(1), tmp_path, tmp_path, [])
+
+
 def refused(resources, hosts):
   import ray
 
@@ -281,9 +280,11 @@ def test_more_machines_than_there_are(cluster):
       ONE_CPU, 5
     )
     line = refused(TPU, 4)
-    assert 'no TPU slice of the Ray cluster has 4 hosts of TPU=4' in line
-    assert 'there are a: 2 of TPU=4, b: 2 of TPU=4' in line
-    assert 'has 2 hosts of TPU=8' in refused({'CPU': 1.0, 'TPU': 8.0}, 2)
+    assert 'no TPU slice of the Ray cluster has 4 hosts of CPU=1 TPU=4' in line
+    assert 'there are a: 2 of CPU=1 TPU=4, b: 2 of CPU=1 TPU=4' in line
+    assert '2 hosts of CPU=1 TPU=8' in refused({'CPU': 1.0, 'TPU': 8.0}, 2)
+    # A group of these would never be ready.
+    assert '2 hosts of CPU=2 TPU=4' in refused({'CPU': 2.0, 'TPU': 4.0}, 2)
     placement.check_fits(ray, Wanted(TPU, 2))
   finally:
     ray.shutdown()
@@ -299,10 +300,104 @@ def worker_and_machine(parent):
   return above
 
 
-def test_a_slice_that_loses_a_host_is_left_for_another(tmp_path, cluster):
-  """All of the host's processes at once, and the host does not come back."""
+@contextlib.contextmanager
+def taken(*names):
+  """All chips of the second host of slices, by tasks that ask for no group."""
+  import ray
+
+  @ray.remote(num_cpus=0, resources={'TPU': 4}, max_retries=0)
+  def hold(path):
+    Path(path).touch()
+    while Path(path).exists():
+      time.sleep(0.02)
+
+  with tempfile.TemporaryDirectory() as folder:
+    paths = [Path(folder) / name for name in names]
+    held = [
+      hold.options(
+        label_selector={
+          'ray.io/tpu-slice-name': path.name,
+          'ray.io/tpu-worker-id': '1',
+        }
+      ).remote(str(path))
+      for path in paths
+    ]
+    wait_for(lambda: all(path.exists() for path in paths))
+    yield
+    for path in paths:
+      path.unlink()
+    ray.get(held)
+
+
+@pytest.mark.parametrize(('busy', 'lines'), [('a', 1), ('b', 0)])
+def test_a_slice_that_is_not_ready_is_given_back_and_another_is_tried(
+  tmp_path, cluster, monkeypatch, capsys, busy, lines
+):
+  """Slices are asked for by name: the first looks free, but for its chips."""
+  import ray
+
+  monkeypatch.setattr(placement, '_PATIENCE', 2.0)
+  free = 'b' if busy == 'a' else 'a'
+  wanted = cell(1)
+  ray.init(cluster.address, log_to_driver=False)
+  try:
+    # The sweep and who takes the chips are one driver of Ray.
+    with taken(busy), monkeypatch.context() as patch:
+      patch.setattr(ray_engine, '_connect', lambda: ray)
+      patch.setattr(ray, 'shutdown', lambda: None)
+      outcome = sweep_on_ray(tmp_path, [wanted], TPU)
+  finally:
+    ray.shutdown()
+  assert outcome == local.Outcome(1, {}, 0)
+  assert host(tmp_path / wanted.run_id, 1) == [free, '1']
+  out = capsys.readouterr().out
+  assert out.count('is placed again: TPU slice a was not ready in 2 s') == lines
+
+
+def test_slices_are_asked_for_once_at_a_time(cluster, monkeypatch):
+  """And again after a pause, where they were not ready."""
+  import ray
+
+  monkeypatch.setattr(placement, '_PATIENCE', 0.0)
+  ray.init(cluster.address, log_to_driver=False)
+  try:
+    room = placement.Room(ray, Wanted(TPU, 2))
+    look = lambda: setattr(room, '_next_look', 0.0) or room.place()
+    with taken('a', 'b'):
+      first, second = look(), look()
+      assert look() is None
+      assert 'TPU slice a was not ready' in first.late()
+      assert 'TPU slice b was not ready' in second.late()
+      first.release()
+      assert look() is None
+      monkeypatch.setattr(placement, '_PAUSE', 0.0)
+      second.release()
+      third = look()
+      assert 'TPU slice b was not ready' in third.late()
+    wait_for(lambda: third.late() == '')
+    third.release()
+  finally:
+    ray.shutdown()
+
+
+@pytest.mark.parametrize('lost', ['a', 'b'])
+def test_a_slice_that_loses_a_host_is_left_for_another(
+  tmp_path, cluster, monkeypatch, lost
+):
+  """All of the host's processes at once, and the host does not come back.
+
+  The slice that is left is the second that is asked for, and the first.
+  """
+  monkeypatch.setattr(placement, '_PATIENCE', 5.0)
+  whole = placement._whole_slices
   wanted = cell(2, steps=40, sleep=0.05)
   run = tmp_path / wanted.run_id
+
+  def only_the_lost_at_first(*args):
+    found = whole(*args)
+    return found if begun(run, 0) else {lost: found[lost]}
+
+  monkeypatch.setattr(placement, '_whole_slices', only_the_lost_at_first)
 
   def lose():
     ((first, parent),) = begun(run, 1)
@@ -312,11 +407,40 @@ def test_a_slice_that_loses_a_host_is_left_for_another(tmp_path, cluster):
 
   with meanwhile((run / 'saved.json').exists, lose):
     outcome = sweep_on_ray(tmp_path, [wanted], TPU)
+  cluster.add(host_of(lost, 1))
   # Not one of the failures, of which there may be none.
   assert outcome == local.Outcome(1, {}, 0)
   assert_finished_once(tmp_path, [wanted])
   assert codes(tmp_path, wanted) == [75, 0]
   assert [len(begun(run, number)) for number in range(2)] == [2, 2]
+  lines = (run / '1.begun').read_text('utf-8').splitlines()
+  assert [line.split()[2] for line in lines] == [lost, 'ab'.replace(lost, '')]
+
+
+def test_machines_that_do_not_come_back_end_in_a_line(monkeypatch, capsys):
+  machine = {'Alive': True, 'Resources': {'CPU': 4.0}, 'Labels': {}}
+  ray = types.SimpleNamespace(nodes=lambda: [machine], util=None)
+  room = placement.Room(ray, Wanted({'CPU': 2.0}))
+  task = ray_engine._Task(
+    ray, cell(1), Path(), queue.Attempt(Path(), 'hash', 1), Path('not there'),
+    ['it waits'], room.place(), room,
+  )  # fmt: skip
+  task.beat()
+  machine['Alive'] = False
+  task.beat()
+  assert room.place() is None
+  out = capsys.readouterr().out
+  assert out == (
+    'waiting for lost machines: none of the 0 machines of the Ray cluster has '
+    'CPU=2, which --resources asks for a cell\n'
+  )
+  machine['Alive'] = True
+  task.beat()
+  machine['Alive'] = False
+  task.beat()
+  monkeypatch.setattr(placement, '_RETURN', 0.0)
+  with pytest.raises(HostError, match='in 0 s: none of the 0 machines .* cont'):
+    task.beat()
 
 
 def test_cells_are_told_of_their_processes(monkeypatch):

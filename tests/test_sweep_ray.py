@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import signal
+import subprocess
 import sys
 import threading
 import types
@@ -22,9 +23,11 @@ from pdl_jax.sweep import (
   status,
 )
 from pdl_jax.sweep.placement import Placed
+from tests.ray_cluster import cluster_of
 from tests.test_sweep_local import (
   PATIENCE,
   SERVER,
+  STAND_IN,
   alive_runs,
   assert_finished_once,
   begin,
@@ -46,26 +49,9 @@ TPU = {'CPU': 1.0, 'TPU': 4.0}
 
 @pytest.fixture(scope='module')
 def cluster():
-  with pytest.MonkeyPatch.context() as patch:
-    # As on a cluster that others can reach; read when Ray is imported.
-    patch.setenv('RAY_AUTH_MODE', 'token')
-    patch.setenv('RAY_AUTH_TOKEN', 'of-this-test')
-    from ray.cluster_utils import Cluster
-
-    made = Cluster(
-      initialize_head=True,
-      head_node_args={
-        'num_cpus': 3,
-        'include_dashboard': False,
-        # Of a lost machine it hears in 3 s instead of 15.
-        '_system_config': {'health_check_period_ms': 500},
-      },
-    )
-    for _ in range(2):
-      made.add_node(num_cpus=1, resources={'TPU': 4})
-    patch.setenv('RAY_ADDRESS', made.address)
+  one = {'num_cpus': 1, 'resources': {'TPU': 4}}
+  with cluster_of({'num_cpus': 3}, one, one) as made:
     yield made
-    made.shutdown()
 
 
 @pytest.fixture(autouse=True)
@@ -252,7 +238,7 @@ def test_a_task_is_told_until_it_listens_and_then_once_a_signal(tmp_path):
   vars(ray)['cancel'] = told.append
   task = ray_engine._Task(
     ray, wanted, tmp_path, attempt, attempt.path('claim'), ['its name'],
-    Placed([{}], lambda: None),
+    Placed([{}], lambda: None), None,
   )  # fmt: skip
   for signals, count in [(1, 1), (1, 2)]:
     task.stop(signals)
@@ -287,6 +273,34 @@ def test_a_cluster_that_does_not_answer(
   line = refused(tmp_path)
   assert f'RAY_ADDRESS={address} cannot be used: ' in line
   assert reason in line
+
+
+def test_a_sweeper_has_not_started_jax_when_ray_forks(tmp_path):
+  """The whole command, with a Ray that forks and gives up."""
+  package = tmp_path / 'ray'
+  package.mkdir()
+  (package / '__init__.py').write_text(
+    'import os\n'
+    'def init(*_, **__):\n'
+    '  os.fork() or os._exit(0)\n'
+    '  raise RuntimeError("it has forked")\n',
+    'utf-8',
+  )
+  (package / 'exceptions.py').write_text(
+    'class RayError(Exception): pass\n', 'utf-8'
+  )
+  ended = subprocess.run(
+    [
+      sys.executable, 'launch.py', '--config=configs/summarize.py:tiny',
+      '--sweep=alpha', '--engine=ray', f'--workdir={tmp_path}/runs',
+    ],
+    env={**os.environ, 'PYTHONPATH': str(tmp_path)},
+    cwd=STAND_IN.parent.parent, capture_output=True, encoding='utf-8',
+    check=False,
+  )  # fmt: skip
+  assert ended.returncode == HostError.exit_code
+  assert 'cannot be used: it has forked' in ended.stderr
+  assert 'os.fork() was called' not in ended.stderr
 
 
 def test_a_cluster_whose_token_is_not_here(tmp_path, cluster, monkeypatch):

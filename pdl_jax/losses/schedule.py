@@ -40,15 +40,8 @@ def decay_factor(
     ConfigError: for an unknown kind, a negative or non-finite number, or a ramp
       of no length. A traced step cannot be looked at.
   """
-  if kind not in SCHEDULES:
-    raise ConfigError(
-      f'schedule {kind!r} is not one of {", ".join(SCHEDULES)}'
-    )
   check_number('step', step)
-  check_number('start', start)
-  check_number('steps', steps)
-  if kind in _RAMPS and steps < 1:
-    raise ConfigError(f'{kind} needs steps of at least 1, got {steps}')
+  check_schedule(kind, start, steps)
   past = jnp.asarray(step) - start
   if kind == 'constant':
     return jnp.ones(past.shape, jnp.float32)
@@ -56,3 +49,19 @@ def decay_factor(
     return (past >= 0).astype(jnp.float32)
   ramp = jnp.clip(past.astype(jnp.float32) / steps, 0.0, 1.0)
   return ramp if kind == 'warmup' else 1.0 - ramp
+
+
+def check_schedule(kind: str, start: int, steps: int) -> None:
+  """Whether there is such a schedule; starts no backend.
+
+  Raises:
+    ConfigError: as in decay_factor.
+  """
+  if kind not in SCHEDULES:
+    raise ConfigError(
+      f'schedule {kind!r} is not one of {", ".join(SCHEDULES)}'
+    )
+  check_number('start', start)
+  check_number('steps', steps)
+  if kind in _RAMPS and steps < 1:
+    raise ConfigError(f'{kind} needs steps of at least 1, got {steps}')

@@ -20,11 +20,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from pdl_jax import stored
+from pdl_jax.errors import HostError
 from pdl_jax.sweep import child, local, queue
 from pdl_jax.sweep.axes import Cell
 from pdl_jax.sweep.queue import Attempt
 
 _LOOK = 0.5  # seconds between looks for the meeting
+# Seconds for the meeting to be there: the first begins when the others do.
+_MEET = 600.0
 # Seconds for the parents to find out, once process 0 has ended, why theirs did.
 _GRACE = 30.0
 
@@ -114,8 +117,17 @@ def follow(
     root: holds the run folders.
     run: that of the cell.
     line: the command line of the run alone.
+
+  Raises:
+    HostError: the first process did not say where.
   """
+  give_up = time.monotonic() + _MEET
   while not member.meeting.exists():
+    if time.monotonic() > give_up:
+      raise HostError(
+        f'process {member.number} of {member.processes} was not told in '
+        f'{_MEET:g} s where they meet: there is no {member.meeting}'
+      )
     time.sleep(_LOOK)
   found = stored.read_json(member.meeting, {'number': int, 'coordinator': str})
   attempt = Attempt(root / 'sweep', cell.digest, found['number'])

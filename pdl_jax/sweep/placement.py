@@ -1,11 +1,13 @@
 """Which machines of a Ray cluster a cell is given: one, or several at once.
 
 Several are a placement group, all of it or nothing: of different machines, or
-for TPU the hosts of one slice.
+for TPU the hosts of one slice, which is named. Ray would choose it by its first
+host alone, whose others may be lost or busy.
 """
 
 import dataclasses
 import functools
+import time
 from collections import defaultdict
 from collections.abc import Callable, Mapping
 from types import ModuleType
@@ -13,8 +15,12 @@ from typing import Any
 
 from pdl_jax.errors import HostError
 
-# Seconds for a slice that looks free; another sweep may be faster.
+# Seconds for a slice that looks free, and how long it is left alone after that.
 _PATIENCE = 10.0
+_PAUSE = 60.0
+# Seconds for lost machines to come back, where those left can run no cell.
+_RETURN = 1800.0
+_SLICE = 'ray.io/tpu-slice-name'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,10 +57,12 @@ class Placed:
   Attributes:
     options: of the task on each.
     release: gives them back; ends what runs there.
+    late: says that the promise was not kept in time, or '' while it may be.
   """
 
   options: list[dict[str, Any]]
   release: Callable[[], None]
+  late: Callable[[], str] = lambda: ''
 
 
 def check_fits(ray: ModuleType, wanted: Wanted) -> None:
@@ -64,13 +72,10 @@ def check_fits(ray: ModuleType, wanted: Wanted) -> None:
     HostError: too few machines, or no slice, have what a cell takes.
   """
   if wanted.is_slice:
-    _slice_kind(ray, wanted)
+    _whole_slices(ray, wanted)
     return
   machines = [node['Resources'] for node in ray.nodes() if node['Alive']]
-  fit = [
-    all(has.get(name, 0) >= number for name, number in wanted.resources.items())
-    for has in machines
-  ].count(True)
+  fit = [_has(machine, wanted) for machine in machines].count(True)
   if fit < wanted.hosts:
     asks = f', and --hosts_per_cell={wanted.hosts}' if wanted.hosts > 1 else ''
     some = f'{fit or "none"} of the {len(machines)} machines'
@@ -84,82 +89,143 @@ def _words(wanted: Wanted) -> str:
   return ' '.join(f'{name}={n:g}' for name, n in wanted.resources.items())
 
 
-def _slice_kind(ray: ModuleType, wanted: Wanted) -> tuple[str, str]:
-  """Topology and version of slices with so many hosts of so many chips."""
+def _has(machine: Mapping[str, float], wanted: Wanted) -> bool:
+  return all(machine.get(name, 0) >= n for name, n in wanted.resources.items())
+
+
+def _whole_slices(ray: ModuleType, wanted: Wanted) -> dict[str, set[str]]:
+  """Slices with so many hosts of so many chips, busy or not: their nodes."""
   slices: defaultdict[str, list[dict[str, Any]]] = defaultdict(list)
   for node in ray.nodes():
-    if node['Alive'] and (name := node['Labels'].get('ray.io/tpu-slice-name')):
+    if node['Alive'] and (name := node['Labels'].get(_SLICE)):
       slices[name].append(node)
-  chips = wanted.resources['TPU']
-  for hosts in slices.values():
-    fits = [host['Resources'].get('TPU') == chips for host in hosts]
-    if all(fits) and len(fits) == wanted.hosts:
-      labels = hosts[0]['Labels']
-      version = labels['ray.io/tpu-pod-type'].partition('-')[0]
-      return labels['ray.io/tpu-topology'], version
+  whole = {
+    name: {host['NodeID'] for host in hosts}
+    for name, hosts in sorted(slices.items())
+    if len(hosts) == wanted.hosts
+    and all(_has(host['Resources'], wanted) for host in hosts)
+    and all(h['Resources']['TPU'] == wanted.resources['TPU'] for h in hosts)
+  }
+  if whole:
+    return whole
+  has = lambda machine: _words(  # noqa: E731
+    Wanted({name: machine.get(name, 0) for name in wanted.resources})
+  )
   there = ', '.join(
-    f'{name}: {len(hosts)} of TPU={hosts[0]["Resources"].get("TPU", 0):g}'
+    f'{name}: {len(hosts)} of {has(hosts[0]["Resources"])}'
     for name, hosts in sorted(slices.items())
   )
   raise HostError(
     f'no TPU slice of the Ray cluster has {wanted.hosts} hosts of '
-    f'TPU={chips:g}, as --hosts_per_cell and --resources ask for a cell; '
+    f'{_words(wanted)}, as --hosts_per_cell and --resources ask for a cell; '
     f'there are {there or "none"}'
   )
 
 
-def place(ray: ModuleType, wanted: Wanted) -> Placed | None:
-  """Asks for machines; None while no slice is free.
+class Room:
+  """Places cells on the machines of a cluster, one after another.
 
   Raises:
-    HostError: Ray refuses to reserve what the cluster says that it has.
+    HostError: too few machines, or no slice, have what a cell takes.
   """
-  if wanted.hosts == 1:
-    return Placed([wanted.options()], lambda: None)
-  if wanted.is_slice:
-    reserved = _reserve_slice(ray, wanted)
-    if reserved is None:
+
+  def __init__(self, ray: ModuleType, wanted: Wanted):
+    check_fits(ray, wanted)
+    self._ray, self._wanted = ray, wanted
+    self._lost: float | None = None  # since when no cell fits
+    self._next_look = 0.0
+    # Until when a slice is not asked for; one that is held, for ever.
+    self._left_alone: dict[str, float] = {}
+
+  def fits(self) -> bool:
+    """Whether the machines that are left can run a cell.
+
+    Raises:
+      HostError: they could not for half an hour.
+    """
+    try:
+      check_fits(self._ray, self._wanted)
+    except HostError as error:
+      now = time.monotonic()
+      if self._lost is None:
+        self._lost = now
+        print(f'waiting for lost machines: {error}', flush=True)
+      if now >= self._lost + _RETURN:
+        raise HostError(
+          f'lost machines did not come back in {_RETURN:g} s: {error}; '
+          'the same command continues'
+        ) from error
+      return False
+    self._lost = None
+    return True
+
+  def place(self) -> Placed | None:
+    """Asks for machines; None while no slice is free.
+
+    Raises:
+      HostError: as in fits, or Ray refuses to reserve what a cell takes.
+    """
+    wanted, util = self._wanted, self._ray.util
+    if time.monotonic() < self._next_look:
       return None
-    group, release = reserved
-  else:
-    group = ray.util.placement_group(
-      [dict(wanted.resources)] * wanted.hosts, strategy='STRICT_SPREAD'
-    )
-    release = functools.partial(ray.util.remove_placement_group, group)
-  strategy = ray.util.scheduling_strategies.PlacementGroupSchedulingStrategy
-  return Placed(
-    [
+    name = self._free_slice() if self.fits() else None
+    if name is None:
+      self._next_look = time.monotonic() + 1
+      return None
+    if wanted.hosts == 1:
+      return Placed([wanted.options()], lambda: None)
+    try:
+      group = util.placement_group(
+        [dict(wanted.resources)] * wanted.hosts,
+        strategy='STRICT_SPREAD',
+        bundle_label_selector=[{_SLICE: name}] * wanted.hosts if name else None,
+      )
+    except ValueError as error:
+      raise HostError(
+        f'Ray cannot reserve {_words(wanted)} on {wanted.hosts} machines: '
+        f'{str(error).strip().splitlines()[0]}'
+      ) from error
+    strategy = util.scheduling_strategies.PlacementGroupSchedulingStrategy
+    options = [
       {**wanted.options(), 'scheduling_strategy': strategy(group, number)}
       for number in range(wanted.hosts)
-    ],
-    release,
-  )
+    ]
+    if name:
+      return self._hold(name, group, options)
+    release = functools.partial(util.remove_placement_group, group)
+    return Placed(options, release)
 
-
-def _reserve_slice(
-  ray: ModuleType, wanted: Wanted
-) -> tuple[Any, Callable[[], None]] | None:
-  """A whole free slice: its placement group, and how to give it back."""
-  from ray.util import tpu
-
-  try:
-    topology, version = _slice_kind(ray, wanted)
-  except HostError:
-    # A slice that lost a host since the start of the sweep may come back.
+  def _free_slice(self) -> str | None:
+    """Its name, '' where a cell needs none, or None while all are taken."""
+    if not self._wanted.is_slice:
+      return ''
+    taken = {
+      node
+      for group in self._ray.util.placement_group_table().values()
+      if group['state'] != 'REMOVED'
+      for node in group['bundles_to_node_id'].values()
+    }
+    for name, nodes in _whole_slices(self._ray, self._wanted).items():
+      alone = time.monotonic() < self._left_alone.get(name, 0.0)
+      if not alone and not nodes & taken:
+        return name
     return None
-  try:
-    if not tpu.get_num_ready_tpu_slices(topology, version):
-      return None
-    held = tpu.SlicePlacementGroup(
-      topology, version, dict(wanted.resources), strategy='STRICT_SPREAD',
-      chips_per_vm=int(wanted.resources['TPU']),
-      head_reservation_timeout_s=_PATIENCE,
-    )  # fmt: skip
-  except TimeoutError:
-    return None  # Another sweep was faster.
-  except (ValueError, RuntimeError) as error:
-    reason = str(error).strip().splitlines()[0]
-    raise HostError(
-      f'Ray cannot reserve a TPU slice {version}, {topology}: {reason}'
-    ) from error
-  return held.slice_placement_group, held.shutdown
+
+  def _hold(self, name: str, group: Any, options: list[Any]) -> Placed:
+    util, give_up = self._ray.util, time.monotonic() + _PATIENCE
+    self._left_alone[name] = float('inf')
+
+    def ready() -> bool:
+      return util.placement_group_table(group).get('state') == 'CREATED'
+
+    def late() -> str:
+      if time.monotonic() < give_up or ready():
+        return ''
+      return f'TPU slice {name} was not ready in {_PATIENCE:g} s'
+
+    def release() -> None:
+      pause = 0.0 if ready() else _PAUSE
+      self._left_alone[name] = time.monotonic() + pause
+      util.remove_placement_group(group)
+
+    return Placed(options, release, late)

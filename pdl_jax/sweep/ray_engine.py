@@ -17,7 +17,7 @@ import math
 import os
 import secrets
 import socket
-import warnings
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
@@ -35,6 +35,8 @@ _RESOURCES = ('CPU', 'GPU', 'TPU')
 # Of this environment, what a run has to see on its machine: it changes numbers.
 _PASSED_ON = ('JAX_', 'XLA_', 'LIBTPU_')
 _PATIENCE = 10.0  # seconds for the cluster to answer; Ray alone takes minutes
+# Seconds for all tasks of a gang to end once one has; it takes less.
+_LAST = 300.0
 
 
 def parse_resources(entries: Sequence[str]) -> dict[str, float]:
@@ -85,8 +87,8 @@ def run_on_ray(
   """
   ray = _connect()
   try:
-    placement.check_fits(ray, wanted)
-    start = functools.partial(_start, ray, root, command, wanted)
+    room = placement.Room(ray, wanted)
+    start = functools.partial(_start, ray, root, command, wanted, room)
     return local.supervise(cells, root, workers, retries, fail_fast, start)
   finally:
     ray.shutdown()
@@ -105,13 +107,11 @@ def _connect() -> ModuleType:
   address = os.environ.get('RAY_ADDRESS') or 'local'
   try:
     _check_answers(address)
-    with warnings.catch_warnings():
-      # It forks to start its daemons; JAX has no threads in a sweeper.
-      warnings.filterwarnings('ignore', r'os\.fork\(\)', RuntimeWarning)
-      ray.init(
-        address, include_dashboard=False, log_to_driver=False,
-        logging_level=logging.ERROR,
-      )  # fmt: skip
+    # It forks to start its daemons: nothing may have started JAX in a sweeper.
+    ray.init(
+      address, include_dashboard=False, log_to_driver=False,
+      logging_level=logging.ERROR,
+    )  # fmt: skip
   # RuntimeError: another version of Ray or Python. RayError: no access.
   except (OSError, ValueError, RuntimeError, RayError) as error:
     reason = (str(error).strip() or type(error).__name__).splitlines()[0]
@@ -133,11 +133,12 @@ def _start(
   root: Path,
   command: Command,
   wanted: Wanted,
+  room: placement.Room,
   cell: Cell,
   before: Sequence[Attempt],
 ) -> '_Task | None':
   """Asks Ray to run a cell as soon as there is room."""
-  placed = placement.place(ray, wanted)
+  placed = room.place()
   if placed is None:
     return None
   number = before[-1].number + 1 if before else 1
@@ -163,7 +164,7 @@ def _start(
     .remote(cell, root, run, line, Path.cwd(), passed_on, member)
     for options, member in zip(placed.options, members, strict=True)
   ]
-  return _Task(ray, cell, run, attempt, begun, references, placed)
+  return _Task(ray, cell, run, attempt, begun, references, placed, room)
 
 
 @dataclasses.dataclass
@@ -175,9 +176,11 @@ class _Task:
     begun: file that is there once it listens to signals.
     references: by which Ray knows its tasks that have not ended.
     placed: its machines.
+    room: that they are of.
     stopped: whether it was told to end, for certain or not.
     told: signals that it has heard.
     lost: whether one of its tasks was, with its process or machine.
+    last: when the others are told to end, once one has ended.
   """
 
   ray: ModuleType
@@ -187,9 +190,11 @@ class _Task:
   begun: Path
   references: list[Any]
   placed: Placed
+  room: placement.Room
   stopped: bool = False
   told: int = 0
   lost: bool = False
+  last: float = float('inf')
 
   def poll(self) -> int | None:
     """0 or 75 once it is over; the files tell how a run has failed."""
@@ -202,8 +207,16 @@ class _Task:
       except self.ray.exceptions.RayError as error:
         self._explain(error)
     if self.references:
-      if ended and not self.begun.exists():
-        self._cancel()  # They would wait for it for ever.
+      begun, now = self.begun.exists(), time.monotonic()
+      if ended:
+        # Without a meeting they would wait for it for ever; with one they end
+        # together, but for those whose machine was lost before they began.
+        self.last = min(self.last, now + _LAST) if begun else now
+      elif not begun and not self.stopped and (late := self.placed.late()):
+        print(f'{self.cell.run_id} is placed again: {late}', flush=True)
+        self.last = now
+      if now >= self.last:
+        self._cancel()
       return None
     self.placed.release()
     end = self.attempt.end
@@ -238,7 +251,9 @@ class _Task:
       self.ray.cancel(reference)
 
   def beat(self) -> None:
-    """Left to the task, which has the claim."""
+    """Left to the task, which has the claim; until then, is there room?"""
+    if not self.begun.exists():
+      self.room.fits()
 
 
 def _run_cell(
