@@ -95,7 +95,8 @@ def test_an_end_or_a_beginning_without_a_row_is_refused(tmp_path):
     single=[ENDS[2], '$A'], special_tokens=[(ENDS[2], 4)]
   )
   backend.save(str(folder / 'tokenizer.json'))
-  (folder / 'tokenizer_config.json').write_text('{"eos_token": "<|eom_id|>"}', 'utf-8')
+  config = '{"eos_token": "<|eom_id|>"}'
+  (folder / 'tokenizer_config.json').write_text(config, 'utf-8')
   with pytest.raises(DataError, match='beginning of every text makes token 4'):
     open_tokenizer(folder, 4)
 
