@@ -244,6 +244,7 @@ def read(path: Path) -> FrequencyTable:
   """
   if not path.is_file():
     raise DataError(f'there is no frequency table {path}; {_REBUILD}')
+  table = None
   try:
     with np.load(path, allow_pickle=False) as stored:
       table = FrequencyTable(
@@ -254,7 +255,7 @@ def read(path: Path) -> FrequencyTable:
     # The file may hold anything: NumPy, zipfile, the decompressors and json
     # raise most of what Python has, and each means that it is no table.
     wrong = type(e).__name__
-  if wrong:
+  if table is None or wrong:
     raise DataError(
       f'{path} is not a frequency table that a run has written ({wrong}); '
       f'{_REBUILD}'

@@ -1093,13 +1093,13 @@ def test_statistics_of_an_ignored_label_and_of_one_out_of_range():
   case = make_case((37,), 11)
   labels = case.labels.at[5].set(11).at[7].set(-100)
 
-  def nll(hidden):
+  def nll(hidden, labels):
     stats = linear_token_stats(
       hidden, case.head_DxV, labels, memory_bytes=SMALL
     )
     return stats.nll.sum(), stats
 
-  hidden, stats = jax.jit(jax.grad(nll, has_aux=True))(case.hidden)
+  hidden, stats = jax.jit(jax.grad(nll, has_aux=True))(case.hidden, labels)
   bad, ignored = jnp.arange(37) == 5, jnp.arange(37) == 7
   for x in (stats.log_z, stats.label, stats.average, stats.expected, stats.nll):
     same_bits(jnp.isnan(x), bad)

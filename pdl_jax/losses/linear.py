@@ -7,6 +7,7 @@ gives the statistics themselves, per token. All three split over a
 (data, fsdp, tensor) mesh by hand, with `jax.shard_map`.
 """
 
+import dataclasses
 from collections.abc import Sequence
 from functools import partial
 from typing import Any, Literal, overload
@@ -158,7 +159,8 @@ def linear_pdl_loss(
       that does not is padded, which costs a copy.
     axes: names of its axes.
     ignore_index: label of tokens that are masked too; None: no such label,
-      which saves sorting the tokens where there is no `where` either.
+      which saves sorting the tokens where there is no `where` either. Under
+      'vocabulary' its tokens are skipped only where there is a `where`.
 
   Returns:
     fp32: a scalar, an array of the shape of the labels, or Sums.
@@ -179,6 +181,7 @@ def linear_pdl_loss(
       'is made in the forward pass, before a cotangent per token is known'
     )
   wants = () if is_zero(label_smoothing) else ('average',)
+  skips = where is not None
   plan, labels, where = _plan(
     hidden, head_DxV, labels, where, ignore_index, bias_V, vocab_size,
     transposed, softcap, 1.0, memory_bytes, mesh, axes, _nll_terms, wants,
@@ -188,6 +191,7 @@ def linear_pdl_loss(
   parameters = {k: v for k, v in options.items() if not is_zero(v)}
   flat = partial(_inputs, hidden, head_DxV, bias_V, labels, where=where)
   if method == 'vocabulary':
+    plan = dataclasses.replace(plan, masked=skips)
     found = sharded.token_stats(plan, alike(flat(weight)))
     stats = jax.tree.map(lambda x: x.reshape(labels.shape), found)
     terms = cross_entropy_terms(
@@ -284,11 +288,12 @@ def linear_token_stats(
     average; zeros where masked. What was not asked for is NaN (argmax: -1),
     and so is everything but argmax at a label outside [0, V) inside jit.
   """
-  wants = _check_wants(wants)
+  wants, skips = _check_wants(wants), where is not None
   plan, labels, where = _plan(
     hidden, head_DxV, labels, where, ignore_index, bias_V, vocab_size,
     transposed, softcap, temperature, memory_bytes, mesh, axes, None, wants,
   )  # fmt: skip
+  plan = dataclasses.replace(plan, masked=skips)
   weight = jnp.ones(labels.shape, jnp.float32)
   inputs = _inputs(hidden, head_DxV, bias_V, labels, weight, where)
   *numbers, argmax = (
