@@ -41,12 +41,26 @@ traceback is in the file that is named, 75 preempted: the same command
 continues.
 """
 
+import os
+import signal
+import sys
+
+# A signal in the seconds that the modules below take; later see pdl_jax.stop.
+# One of several processes is spoken for by its parent.
+if __name__ == '__main__' and 'PDL_JAX_HOST' not in os.environ:
+
+  def _stop_early(*_: object) -> None:
+    os.write(2, b'stopped: by a signal before anything was begun\n')
+    os._exit(75)
+
+  for _number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+    if signal.getsignal(_number) != signal.SIG_IGN:
+      signal.signal(_number, _stop_early)
+
 import dataclasses
 import io
-import os
 import runpy
 import shlex
-import sys
 import types
 from collections.abc import Sequence
 from pathlib import Path
@@ -253,6 +267,7 @@ def train(
 ) -> int:
   """One run, on this host alone or as one of several; the exit code."""
   if hosts := options.places(workdir):
+    records.check_unclaimed(workdir)
     started = parent.start(hosts, [sys.executable, *arguments])
     ended = parent.supervise(started, options.stuck_seconds())
     if ended.words:
@@ -261,12 +276,13 @@ def train(
   if told := in_vain(settings):
     print(told)
   inspect = None
-  if Place.here() is not None or multihost.default_backend() != 'cpu':
-    stop.note('pre-flight')
-    flight = Preflight(settings, workdir)
-    flight.start()
-    inspect = flight.data
-  job.run(settings, workdir, stop, inspect)
+  with records.claimed(workdir):
+    if Place.here() is not None or multihost.default_backend() != 'cpu':
+      stop.note('pre-flight')
+      flight = Preflight(settings, workdir)
+      flight.start()
+      inspect = flight.data
+    job.run(settings, workdir, stop, inspect)
   return 0
 
 
@@ -276,7 +292,7 @@ def dry_run(
   """Says what a run would be, what it takes, and what to type."""
   options.check()
   print(describe(settings, options.devices()))
-  if told := in_vain(settings):
+  for told in filter(None, (settings.note, in_vain(settings))):
     print(f'# {told}')
   kept = options.without_dry_run(arguments)
   print(f'# run folder: {workdir}\n{shlex.join(["python", *kept])}')

@@ -249,8 +249,10 @@ def _base() -> ConfigDict:
   config.optimizer = ConfigDict({
     # AdamW: peak learning rate, reached after the warm-up.
     'learning_rate': 3e-4,
+    # Of fewer train.steps than that, or as many, a tenth warms up.
     'warmup_steps': 5,
-    # cosine, linear or constant, down to final_fraction of the peak.
+    # cosine, linear or constant; down to final_fraction of the peak, which the
+    # step after the last would have.
     'schedule': 'cosine',
     'final_fraction': 0.1,
     'b1': 0.9,

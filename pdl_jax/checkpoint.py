@@ -3,13 +3,15 @@
 A step is `<workdir>/checkpoints/<step>/`: the state, the data iterator's
 position and a record. The record holds shape, dtype and checksum of each leaf,
 a CRC of the position, the metrics, the caller's meta, and a CRC of itself.
+`<workdir>/saves.json` lists the steps that were saved, with their metrics: it
+says what is missing; each step proves itself.
 """
 
 import contextlib
 import json
 import math
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -28,9 +30,10 @@ from pdl_jax.damage import (
   check_state,
   check_target,
   host_errors,
+  hush_libraries,
   reading,
 )
-from pdl_jax.errors import CheckpointError
+from pdl_jax.errors import CheckpointError, HostError
 
 PyTree = Any
 
@@ -69,6 +72,7 @@ class Checkpointer:
   Attributes:
     directory: `<workdir>/checkpoints`.
     damaged: one line for each step that this object has set aside.
+    missing: a line if a later step was saved than the newest that is there.
   """
 
   def __init__(
@@ -77,19 +81,26 @@ class Checkpointer:
     """Opens or makes the folder; HostError if it cannot."""
     self.directory = Path(workdir).absolute() / 'checkpoints'
     self.damaged: list[str] = []
-    self._metric = best
+    self.missing = ''
+    self._list = self.directory.with_name('saves.json')
+    self._metric, self._begun = best, dict[int, dict[str, float]]()
     self._keep_best = _KeepBest()
     self._cleared = False
     policy = policies.AnyPreservationPolicy(
       [policies.LatestN(keep), self._keep_best]
     )
     options = ocp.CheckpointManagerOptions(preservation_policy=policy)
+    hush_libraries()
     with host_errors('open', self.directory):
       self._manager = ocp.CheckpointManager(self.directory, options=options)
+    self._saves = _read_saves(self._list)
     for step in self._manager.all_steps():
       # A step with a damaged record is never the best; restoring names it.
       with contextlib.suppress(DamagedError):
-        self._note_loss(step, self._read_record(step))
+        metrics = self._read_record(step)['metrics']
+        # What was measured later than it was saved is in the list alone.
+        self._saves[step] = self._saves.get(step, {}) | metrics
+        self._note_loss(step, self._saves[step])
 
   def __enter__(self) -> Self:
     return self
@@ -99,13 +110,35 @@ class Checkpointer:
 
   def wait(self) -> None:
     """Returns when the last save is on disk; HostError if it failed."""
-    with host_errors('write', self.directory):
-      self._manager.wait_until_finished()
+    self._end_save(self._manager.wait_until_finished)
 
   def close(self) -> None:
     """Waits and ends Orbax's threads; HostError if the last save failed."""
-    with host_errors('write', self.directory):
-      self._manager.close()
+    self._end_save(self._manager.close)
+
+  def _end_save(self, end: Callable[[], object]) -> None:
+    begun, self._begun = self._begun, {}
+    try:
+      with host_errors('write', self.directory):
+        end()
+        if begun:
+          self._saves |= begun
+          self._write_saves()
+    except HostError:
+      # A full disk has no room even for the line that says so.
+      self._remove_unfinished()
+      raise
+
+  def measured(self, step: int) -> bool:
+    """Whether a step's loss is known, if only to be not finite."""
+    return self._metric in self._saves.get(step, {})
+
+  def measure(self, step: int, metrics: Mapping[str, Any]) -> None:
+    """Adds to the metrics of a step that was saved without."""
+    self._saves[step] = self._saves.get(step, {}) | _plain(metrics)
+    self._note_loss(step, self._saves[step])
+    with host_errors('write', self._list):
+      self._write_saves()
 
   def latest_step(self) -> int | None:
     """The newest step saved or being saved."""
@@ -162,7 +195,11 @@ class Checkpointer:
     }
     if iterator is not None:
       items['data'] = grain.checkpoint.CheckpointSave(iterator)
-    self._note_loss(step, record)
+    self.wait()
+    # What an earlier run saved later than this is no longer expected.
+    self._saves = {x: found for x, found in self._saves.items() if x < step}
+    self._begun = {step: record['metrics']}
+    self._note_loss(step, record['metrics'])
     with host_errors('write', self.directory):
       self._clear_interrupted()
       self._manager.save(step, args=ocp.args.Composite(**items), force=True)
@@ -188,9 +225,13 @@ class Checkpointer:
     self.wait()
     for step in sorted(self._manager.all_steps(), reverse=True):
       try:
-        return step, *self._restore(step, target, iterator)
+        restored = self._restore(step, target, iterator)
       except DamagedError as error:
         self._set_aside(step, error)
+      else:
+        self._note_missing(step)
+        return step, *restored
+    self._note_missing(0)
     damaged = sorted(path.name for path in self.directory.glob('*.damaged'))
     if damaged:
       raise CheckpointError(
@@ -227,12 +268,15 @@ class Checkpointer:
     place = self.directory / str(step)
     record = self._read_record(step)
     check_target(target, record['arrays'], place)
-    own = iterator is None or check_position(record, place)
+    has_file = iterator is None or check_position(record, place)
     args = ocp.args.Composite(state=ocp.args.StandardRestore(target))
     with reading(place / 'state'):
       state = self._manager.restore(step, args=args)['state']
     check_state(state, record)
-    if iterator is not None and not own:
+    own = int(getattr(state, 'step', step))
+    if own != step:
+      raise DamagedError(f'its state is of step {own}: renamed or copied')
+    if iterator is not None and not has_file:
       iterator.set_state(record['position'])
     elif iterator is not None:  # last, so that a damaged step moves nothing
       data = grain.checkpoint.CheckpointRestore(iterator)
@@ -253,10 +297,24 @@ class Checkpointer:
       raise DamagedError('meta: its checksum differs')
     return record
 
-  def _note_loss(self, step: int, record: Mapping[str, Any]) -> None:
-    metrics = record['metrics']
+  def _note_loss(self, step: int, metrics: Mapping[str, Any]) -> None:
     if self._metric in metrics and math.isfinite(metrics[self._metric]):
       self._keep_best.losses[step] = metrics[self._metric]
+
+  def _write_saves(self) -> None:
+    if jax.process_index() == 0:
+      partial = self._list.with_suffix('.partial')
+      partial.write_text(json.dumps(self._saves), encoding='utf-8')
+      partial.replace(self._list)
+
+  def _note_missing(self, step: int) -> None:
+    later = [
+      x
+      for x in self._saves
+      if x > step and not (self.directory / f'{x}.damaged').exists()
+    ]
+    if later:
+      self.missing = f'missing: step {max(later)}, saved in {self.directory}'
 
   def _set_aside(self, step: int, error: DamagedError) -> None:
     place = self.directory / str(step)
@@ -273,10 +331,25 @@ class Checkpointer:
     logging.warning('%s', line)
 
   def _clear_interrupted(self) -> None:
-    if not self._cleared and jax.process_index() == 0:
-      for path in self.directory.glob(f'*{ocp.utils.TMP_DIR_SUFFIX}*'):
-        shutil.rmtree(path)
+    if not self._cleared:
+      self._remove_unfinished()
     self._cleared = True
+
+  def _remove_unfinished(self) -> None:
+    if jax.process_index() == 0:
+      for path in self.directory.glob(f'*{ocp.utils.TMP_DIR_SUFFIX}*'):
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def _read_saves(path: Path) -> dict[int, dict[str, float]]:
+  """The list of saves; empty where there is none that can be read."""
+  with contextlib.suppress(OSError, ValueError, TypeError, AttributeError):
+    found = json.loads(path.read_text(encoding='utf-8'))
+    return {
+      int(step): {name: float(value) for name, value in metrics.items()}
+      for step, metrics in found.items()
+    }
+  return {}
 
 
 def _plain(value: Mapping[str, Any]) -> dict[str, Any]:

@@ -3,8 +3,10 @@
 import contextlib
 import errno
 import json
+import logging
 import os
 import re
+import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -21,6 +23,12 @@ from pdl_jax.checksum import (
 from pdl_jax.errors import CheckpointError, HostError
 
 PyTree = Any
+# What threads of Orbax and TensorStore say that are not done when others have
+# given a save up.
+_LATE = (
+  'Event loop is closed', 'cannot schedule new futures after shutdown',
+  'cannot schedule new futures after interpreter shutdown',
+)  # fmt: skip
 
 
 class DamagedError(Exception):
@@ -89,6 +97,27 @@ def _host_reason(error: BaseException) -> str | None:
     found = re.search(r"os_error_code='(\d+)'", str(error))
     code = int(found[1]) if found else None
   return os.strerror(code) if code else None
+
+
+def hush_libraries() -> None:
+  """Keeps Orbax from printing what `host_errors` says in a line."""
+  for name in ('absl', 'asyncio'):
+    logging.getLogger(name).addFilter(_is_untold)
+  before = sys.unraisablehook
+
+  def not_late(args: Any) -> None:
+    if str(args.exc_value) not in _LATE:
+      before(args)
+
+  if getattr(before, '__name__', '') != not_late.__name__:
+    sys.unraisablehook = not_late
+
+
+def _is_untold(record: logging.LogRecord) -> bool:
+  error = record.exc_info[1] if record.exc_info else None
+  if error is None:
+    return True
+  return _host_reason(error) is None and str(error) not in _LATE
 
 
 @contextlib.contextmanager

@@ -31,7 +31,7 @@ from pdl_jax.evaluate.predict import Predictor
 from pdl_jax.finished import abstract, open_checkpoints, params_of
 from pdl_jax.losses import LossTables
 from pdl_jax.model.config import ModelConfig
-from pdl_jax.records import RunFolder, environment
+from pdl_jax.records import RunFolder, claimed, environment
 from pdl_jax.settings import Settings
 from pdl_jax.setup import Setup, Split
 from pdl_jax.start import machine_bytes, shape
@@ -66,6 +66,17 @@ def run(
     shape(settings, machine_bytes())
     print(sentinel.check_backend(loss))
   mesh = make_mesh(settings)
+  with claimed(workdir):
+    _run_claimed(settings, workdir, mesh, stop, inspect)
+
+
+def _run_claimed(
+  settings: Settings,
+  workdir: Path,
+  mesh: Mesh,
+  stop: StopRequest,
+  inspect: Callable[[Setup], None] | None,
+) -> None:
   folder = RunFolder(workdir, settings.resolved)
   if folder.finished:
     print(f'{workdir} is finished; its table again:\n')
@@ -105,6 +116,8 @@ def _run(
   inspect: Callable[[Setup], None] | None,
 ) -> dict[str, Any]:
   began = time.monotonic()
+  if settings.note:
+    print(settings.note)
   stop.note('reading data and model')
   ready = setup.prepare(settings, folder)
   if inspect is not None:
@@ -291,11 +304,13 @@ def _train(
   )
   with open_checkpoints(settings, folder) as checkpoints:
     restored = checkpoints.restore_latest(abstract(start), batches)
+    for line in filter(None, (*checkpoints.damaged, checkpoints.missing)):
+      print(line)
     if restored is not None:
       number, start, _ = restored
-      for line in checkpoints.damaged:
-        print(line)
       print(f'resumed from step {number}')
+    elif checkpoints.missing:
+      print('begins from step 0')
     loop = Loop(
       settings=settings.train,
       mesh=mesh,

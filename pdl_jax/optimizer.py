@@ -24,7 +24,7 @@ class OptimizerConfig:
     learning_rate: at the end of the warm-up.
     warmup_steps: of linear warm-up from 0.
     schedule: 'cosine' or 'linear' decay to final_fraction, or 'constant'.
-    final_fraction: of the learning rate, at the last step.
+    final_fraction: of the learning rate, one step after the last.
     b1, b2, eps: Adam's decay rates and denominator offset.
     weight_decay: decoupled, on matrices only.
     clip_norm: largest global gradient norm.
@@ -69,9 +69,10 @@ class OptimizerConfig:
           f'optimizer.{name} must be in [0, 1), got {getattr(self, name)}'
         )
     for name in ('warmup_steps', 'final_fraction', 'weight_decay'):
-      if not getattr(self, name) >= 0:
+      if not 0 <= getattr(self, name) < math.inf:
+        finite = ' and finite' * (getattr(self, name) == math.inf)
         raise ConfigError(
-          f'optimizer.{name} must be >= 0, got {getattr(self, name)}'
+          f'optimizer.{name} must be >= 0{finite}, got {getattr(self, name)}'
         )
     _one_of('schedule', self.schedule, SCHEDULES)
     _one_of('trainable', self.trainable, TRAINABLE)

@@ -1,22 +1,28 @@
 """The run folder: what a run leaves on disk, and proof of what it was.
 
   config.json     the resolved configuration, and the hash of its numbers
+  data.json       how many records of each split are used, and their hash
   env.json        commit, versions, flags of XLA, settings of JAX, devices, mesh
   status.json     state, step, last error, heartbeat
   metrics.jsonl   one object a log step
   predictions/    one JSON line an evaluated example; NAME.parts until whole
   items.json      sums of each evaluated example, for the report to resample
   results.json    written last: its presence means that the run finished
+  run.N.claim     the process that is at it; a later N follows a dead one
   traceback.txt   of an error that nobody foresaw
 """
 
 import contextlib
 import dataclasses
+import errno
+import functools
 import hashlib
 import json
 import os
 import platform
+import shutil
 import subprocess
+import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from importlib import metadata
@@ -25,8 +31,14 @@ from typing import Any, Literal
 
 import jax
 
-from pdl_jax import stored
-from pdl_jax.errors import ConfigError, DataError
+from pdl_jax import process, stored
+from pdl_jax.errors import (
+  ConfigError,
+  DataError,
+  HostError,
+  PdlError,
+  PreemptedError,
+)
 from pdl_jax.losses import LOSSES
 
 # Keys that came later than the first records, and the values that runs from
@@ -220,6 +232,135 @@ def run_id(config: Mapping[str, Any], overrides: Iterable[str]) -> str:
   return f'{name[:80]}-{config_hash(config)}'
 
 
+# Seconds after which a claim of another machine that nobody touches is dead:
+# less than a sweep's, which then begins the run again.
+_STALE = 120.0
+_NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.ENOSYS)
+
+
+@contextlib.contextmanager
+def claimed(path: Path) -> Iterator[None]:
+  """Makes a run folder, and keeps other processes from training in it.
+
+  Where the run is refused before it has made anything, a folder that was made
+  here is removed. Of several processes of a run the first one answers for all;
+  within the same process it may be called again.
+
+  Raises:
+    HostError: another process is at it, which nothing is done to.
+  """
+  finished = (path / 'results.json').exists()  # It is only read.
+  if finished or jax.process_index() or any(map(_is_own, _claims(path))):
+    yield
+    return
+  made = not path.exists()
+  path.mkdir(parents=True, exist_ok=True)
+  claim, over = _claim(path), threading.Event()
+  try:
+    if claim is not None:
+      threading.Thread(target=_beat, args=(claim, over), daemon=True).start()
+    yield
+  except (PdlError, OSError) as error:
+    if made and not begun(path) and not isinstance(error, PreemptedError):
+      shutil.rmtree(path, ignore_errors=True)
+    raise
+  finally:
+    over.set()
+    if claim is not None:
+      claim.unlink(missing_ok=True)
+
+
+def begun(path: Path) -> bool:
+  """Whether a run has made anything: predictions come before the first step."""
+  return any((path / 'predictions').glob('*'))
+
+
+def check_unclaimed(path: Path) -> None:
+  """HostError if another process that lives is at a run folder."""
+  for claim in _claims(path):
+    with contextlib.suppress(FileNotFoundError):  # given back just now
+      now = process.clock(path)
+      if _is_own(claim) or not process.holds(claim, now, _STALE):
+        continue
+      owner, age = process.owner(claim), now - claim.stat().st_mtime
+      since = time.strftime(
+        '%Y-%m-%d %H:%M:%S', time.localtime(owner.get('time', now - age))
+      )
+      there = (
+        f'kill {owner["pid"]} stops it'
+        if owner.get('machine') == process.machine()
+        else f'it was heard of {age:.0f} s ago; if that machine is gone, the '
+        f'same command works after {_STALE:.0f} s of silence'
+      )
+      raise HostError(
+        f'{path} is in use by process {owner.get("pid")} on '
+        f'{owner.get("host")} since {since}: wait for it, or choose another '
+        f'--workdir; {there}'
+      )
+
+
+def _claims(path: Path) -> list[Path]:
+  """Of a run folder, the last one last."""
+  found = [x for x in path.glob('run.*.claim') if _number(x).isdecimal()]
+  return sorted(found, key=lambda claim: int(_number(claim)))
+
+
+def _number(claim: Path) -> str:
+  return claim.name.split('.')[1]
+
+
+def _is_own(claim: Path) -> bool:
+  with contextlib.suppress(FileNotFoundError):
+    owner = process.owner(claim)
+    here = owner.get('machine') == process.machine()
+    return here and owner.get('pid') == os.getpid() and process.alive(owner)
+  return False
+
+
+def _claim(path: Path) -> Path | None:
+  """This process's; None where the file system or system knows no claims."""
+  if not process.machine():
+    check_unclaimed(path)
+    return None
+  while True:
+    check_unclaimed(path)
+    before = _claims(path)
+    number = int(_number(before[-1])) + 1 if before else 1
+    claim = path / f'run.{number}.claim'
+    try:
+      if not process.claim(claim):
+        continue
+    except OSError as error:
+      if error.errno not in _NO_LINKS:
+        raise
+      _say_unclaimed(path)
+      return None
+    try:
+      # One that was slow may have had an older number.
+      check_unclaimed(path)
+    except HostError:
+      claim.unlink()
+      raise
+    for dead in before:
+      dead.unlink(missing_ok=True)
+    return claim
+
+
+@functools.cache
+def _say_unclaimed(path: Path) -> None:
+  print(
+    f'{path} is on a file system without hard links: see to it that no other '
+    'process trains in it'
+  )
+
+
+def _beat(claim: Path, over: threading.Event) -> None:
+  """Shows other machines that this process lives."""
+  while not over.wait(process.HEARTBEAT):
+    with contextlib.suppress(OSError):  # a lost disk: the run itself says so
+      os.utime(claim)
+
+
 class RunFolder:
   """Opened for one configuration; refuses that of another run.
 
@@ -290,16 +431,22 @@ class RunFolder:
       with (self.path / 'metrics.jsonl').open('a', encoding='utf-8') as file:
         file.write(json.dumps(row) + '\n')
 
-  def cut_metrics(self, step: int) -> None:
-    """Drops rows after a restored step, and a row torn by a crash."""
+  def cut_metrics(self, step: int, owed: bool = False) -> None:
+    """Drops rows after a restored step, and a row torn by a crash.
+
+    Args:
+      step: the restored one.
+      owed: whether its validation is yet to be done, or done again.
+    """
     if not (self.path / 'metrics.jsonl').exists():
       return
     rows = stored.read_lines(
       self.path / 'metrics.jsonl', METRICS, torn_end=True
     )
-    self.write_text(
-      'metrics.jsonl', _lines(row for row in rows if row['step'] <= step)
-    )
+    self.write_text('metrics.jsonl', _lines(
+      row for row in rows
+      if row['step'] <= step - (owed and 'validation_nats' in row)
+    ))
 
   def metrics(self) -> list[dict[str, Any]]:
     """All rows of metrics.jsonl."""
@@ -355,10 +502,12 @@ def note_failure(
   """Writes an error into the status of this configuration's run, if begun.
 
   The folder may be that of another run, or of a finished one: neither failed.
-  Where the status cannot be written, the line on the terminal has to do.
+  So may another process be at it. Where the status cannot be written, the line
+  on the terminal has to do.
   """
   status, before = workdir / 'status.json', {'step': 0}
-  with contextlib.suppress(OSError, DataError):
+  with contextlib.suppress(OSError, DataError, HostError):
+    check_unclaimed(workdir)
     kept = stored.read_json(workdir / 'config.json', CONFIG)
     finished = (workdir / 'results.json').exists()
     if finished or kept['hash'] != config_hash(config):

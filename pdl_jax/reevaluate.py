@@ -23,7 +23,7 @@ from pdl_jax.evaluate import items
 from pdl_jax.evaluate import run as evaluation
 from pdl_jax.evaluate.table import Result
 from pdl_jax.records import RunFolder
-from pdl_jax.settings import Settings
+from pdl_jax.settings import Settings, check_numbers
 from pdl_jax.setup import Setup
 from pdl_jax.stop import StopRequest
 from pdl_jax.stored import MEND
@@ -57,6 +57,7 @@ def run(
   made: list[str] = []
   if decode is not None:
     wanted = DecodeSettings(**decode)
+    check_numbers('decode.', decode)
     mesh = job.make_mesh(settings)
     with jax.set_mesh(mesh):
       ready = setup.prepare(settings, folder)

@@ -7,8 +7,10 @@ of the wrong size is refused.
 import dataclasses
 import json
 import math
+from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 from ml_collections import ConfigDict
 
 from pdl_jax.data.examples import Lengths
@@ -38,11 +40,41 @@ from pdl_jax.optimizer import OptimizerConfig
 from pdl_jax.sharding import MESH_AXES
 from pdl_jax.stored import fault
 
+_LARGEST = float(np.finfo(np.float32).max)
+
 
 def _one_of(key: str, value: Any, allowed: Any) -> None:
   if value not in allowed:
     known = ', '.join(str(name) or "''" for name in allowed)
     raise ConfigError(f'{key} {value!r} is not one of {known}')
+
+
+def check_numbers(prefix: str, values: Mapping[str, Any]) -> None:
+  """Refuses numbers that no array of a run can hold.
+
+  Args:
+    prefix: of the keys, for the error.
+    values: a configuration or a group of it.
+
+  Raises:
+    ConfigError: naming the first one.
+  """
+  for name, value in values.items():
+    key = f'{prefix}{name}'
+    if isinstance(value, Mapping):
+      check_numbers(f'{key}.', value)
+    elif isinstance(value, int):
+      # Seeds are 32 bits without a sign.
+      most = 2**32 - 1 if name == 'seed' else 2**31 - 1
+      if not -(2**31) <= value <= most:
+        got = value if abs(value) < 10**40 else 'one of more than 40 digits'
+        raise ConfigError(
+          f'{key} must be a whole number of at most {most}, got {got}'
+        )
+    elif isinstance(value, float) and not abs(value) <= _LARGEST:
+      raise ConfigError(
+        f'{key} must be finite and fit in fp32 (3.4e38), got {value}'
+      )
 
 
 def _positive(group: str, settings: Any, *names: str) -> None:
@@ -416,6 +448,18 @@ class Settings:
   resolved: dict[str, Any]
 
   @property
+  def note(self) -> str:
+    """A line on what is done otherwise than the configuration says; or ''."""
+    asked = self.resolved['optimizer']['warmup_steps']
+    if asked == self.optimizer.warmup_steps:
+      return ''
+    return (
+      f'warm-up    {self.optimizer.warmup_steps} steps, a tenth of train.steps '
+      f'{self.train.steps}: optimizer.warmup_steps {asked} would leave none '
+      'for the decay'
+    )
+
+  @property
   def trains_adapters(self) -> bool:
     """Whether adapters are what trains."""
     return self.optimizer.trainable == 'lora'
@@ -434,21 +478,22 @@ class Settings:
     """The same from plain values, as a run folder keeps them."""
     if found := fault(resolved, _SHAPE):
       raise ConfigError(f'config: {found}')
+    check_numbers('', resolved)
     if resolved['seed'] < 0:
       raise ConfigError(f'seed must be >= 0, got {resolved["seed"]}')
     warmup = resolved['optimizer']['warmup_steps']
     steps = resolved['train']['steps']
-    if warmup >= steps:
-      raise ConfigError(
-        f'optimizer.warmup_steps {warmup} must be below train.steps {steps}'
-      )
+    if warmup >= steps > 0:
+      warmup = steps // 10
     data, fsdp, tensor = (resolved['mesh'][axis] for axis in MESH_AXES)
     return cls(
       seed=resolved['seed'],
       model=ModelSettings.from_config(resolved['model']),
       data=DataSettings(**resolved['data']),
       loss=LossSettings.from_config(resolved['loss']),
-      optimizer=OptimizerConfig(**resolved['optimizer']),
+      optimizer=OptimizerConfig(
+        **{**resolved['optimizer'], 'warmup_steps': warmup}
+      ),
       train=TrainSettings(**resolved['train']),
       evaluate=EvaluateSettings(**resolved['evaluate']),
       decode=DecodeSettings(**resolved['decode']),

@@ -1,6 +1,7 @@
 """What a run starts from: model, splits, frequencies, and the loss's tables."""
 
 import dataclasses
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from pdl_jax.errors import ConfigError, DataError, printable
 from pdl_jax.evaluate.style import StyleClassifier
 from pdl_jax.frequency import FrequencyTable
 from pdl_jax.losses import LOSSES, LossTables
-from pdl_jax.records import RunFolder
+from pdl_jax.records import RunFolder, begun
 from pdl_jax.settings import Settings
 from pdl_jax.start import Model, load_model
 from pdl_jax.step import target_hidden
@@ -32,6 +33,8 @@ from pdl_jax.weighting import Frequencies
 _STYLE_RECORDS, _STYLE_CHECKS = 20_000, 2000
 # Examples whose hidden states say which rows are near, and how many at a time.
 _READ, _READ_BATCH = 128, 8
+# What the splits were when the run began, in the run folder.
+DATA = 'data.json'
 Tree = Any
 
 
@@ -110,6 +113,8 @@ def prepare(settings: Settings, folder: RunFolder | None) -> Setup:
     name: open_split(settings, source, model.tokenizer)
     for name, source in found.items()
   }
+  if folder is not None:
+    _keep_data(splits, folder)
   train = splits['train']
   frequencies = find_frequencies(settings, folder, train, model.tokenizer)
   model = _with_head(
@@ -123,6 +128,33 @@ def prepare(settings: Settings, folder: RunFolder | None) -> Setup:
     task, model, train, splits['validation'],
     splits[settings.evaluate.split], frequencies, tables,
   )  # fmt: skip
+
+
+def _keep_data(splits: Mapping[str, Split], folder: RunFolder) -> None:
+  """Writes down what a run begins with; it goes on with the same alone.
+
+  Raises:
+    DataError: a split has changed since.
+  """
+  now = {
+    name: f'{len(split.seen.usable)} records ({split.seen.digest[:16]})'
+    for name, split in splits.items()
+  }
+  if begun(folder.path) and (folder.path / DATA).exists():
+    before = folder.read(DATA)
+    changed = [
+      f'{name} was {before[name]} and is {text}'
+      for name, text in now.items()
+      if before.get(name, text) != text
+    ]
+    if changed:
+      raise DataError(
+        f'the data has changed since the run in {folder.path} began: '
+        f'{", ".join(changed)}; put it back as it was, its order too, or '
+        'choose another --workdir'
+      )
+  elif not folder.finished:
+    folder.write(DATA, now)
 
 
 def _check_head(settings: Settings, model: Model) -> None:

@@ -1,13 +1,49 @@
 """Signals that ask a run to stop where it can be continued."""
 
+import os
+import select
 import signal
-from types import FrameType
+from collections.abc import Callable
+from typing import Any
 
 from pdl_jax.errors import PreemptedError
 
 
+def hear(receive: Callable[[int], None]) -> dict[int, Any]:
+  """Calls a function at SIGTERM, Ctrl-C, and when the terminal closes.
+
+  Not at the last one under nohup. A closing terminal says so twice, and takes
+  no more words: neither ends what is still to be saved.
+
+  Returns:
+    the handlers of before, by signal.
+  """
+
+  def take(number: int, _: object) -> None:
+    if number == signal.SIGHUP:
+      signal.signal(number, signal.SIG_IGN)
+      _leave_terminal()
+    receive(number)
+
+  numbers = [signal.SIGTERM, signal.SIGINT]
+  if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
+    numbers.append(signal.SIGHUP)
+  return {number: signal.signal(number, take) for number in numbers}
+
+
+def _leave_terminal() -> None:
+  """Output that nobody can read any more goes nowhere, instead of failing."""
+  gone = select.poll()
+  for output in (1, 2):
+    gone.register(output, 0)
+  for output, _ in gone.poll(0):
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, output)
+    os.close(nowhere)
+
+
 class StopRequest:
-  """Whether SIGTERM or Ctrl-C has come; a second one ends at once.
+  """Whether SIGTERM, Ctrl-C or SIGHUP has come; a second one ends at once.
 
   `check` raises where it is safe to stop; the loop asks `reached` and saves
   first. Of several hosts each asks as often as the others, and all are told
@@ -19,12 +55,12 @@ class StopRequest:
 
   def __init__(self):
     self.requested = False
-    for number in (signal.SIGTERM, signal.SIGINT):
-      signal.signal(number, self._receive)
+    hear(self._receive)
 
-  def _receive(self, number: int, _: FrameType | None) -> None:
+  def _receive(self, number: int) -> None:
     self.requested = True
-    signal.signal(number, signal.SIG_DFL)
+    if number != signal.SIGHUP:
+      signal.signal(number, signal.SIG_DFL)
 
   def note(self, doing: str) -> None:
     """Says what is begun; for those who look after several hosts."""

@@ -52,8 +52,15 @@ class Loop:
       PreemptedError: after a signal, with the state saved.
     """
     first, total = int(state.step), self.settings.steps
-    self.folder.cut_metrics(first)
+    # A signal at a step that is due leaves no time for its validation.
+    owed = (
+      first > 0 and self._due(first) and not self.checkpoints.measured(first)
+    )
+    self.folder.cut_metrics(first, owed)
     with Progress(first, total) as self._progress:
+      if owed:
+        self.stop.note(f'validating step {first}')
+        self.checkpoints.measure(first, self._validate(first, state))
       self._clock = time.monotonic()
       pending: dict[str, Array] | None = None
       for number in range(first + 1, total + 1):
@@ -100,14 +107,18 @@ class Loop:
     metrics = {}
     # Being told to stop, there is no time to validate.
     if self._due(number) and not self.stop.requested:
-      metrics = {'validation_nats': self.validate(state)}
-      self.folder.append_metrics({'step': number, **metrics})
-      self._progress.line(
-        f'step {number}: validation {metrics["validation_nats"]:.4f} nats a '
-        'target token, unweighted'
-      )
+      metrics = self._validate(number, state)
     self.checkpoints.save(number, state, self.batches, metrics)
     if self.stop.requested and number < self.settings.steps:
       self.checkpoints.wait()
       self.stop.check(f'training; step {number} is saved')
     self._clock = time.monotonic()
+
+  def _validate(self, number: int, state: TrainState) -> dict[str, float]:
+    metrics = {'validation_nats': self.validate(state)}
+    self.folder.append_metrics({'step': number, **metrics})
+    self._progress.line(
+      f'step {number}: validation {metrics["validation_nats"]:.4f} nats a '
+      'target token, unweighted'
+    )
+    return metrics

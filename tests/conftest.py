@@ -73,7 +73,8 @@ def stop():
   """A request to stop that a signal can make; the handlers of before after."""
   from pdl_jax import train
 
-  before = {n: signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT)}
+  taken = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+  before = {n: signal.getsignal(n) for n in taken}
   yield train.StopRequest()
   for number, handler in before.items():
     signal.signal(number, handler)

@@ -6,6 +6,7 @@ import functools
 import re
 import resource
 import shutil
+from typing import NamedTuple
 
 import grain
 import jax
@@ -487,6 +488,91 @@ def test_full_disk_is_told(tmp_path, waiting):
     checkpointer.close()
   (step, _, _), damaged = restore(tmp_path)
   assert (step, damaged) == (1, [])
+
+
+def test_full_disk_is_told_in_a_line_alone(tmp_path, capfd, caplog):
+  """Without what threads of Orbax say of it, and without half a save."""
+  checkpointer = Checkpointer(tmp_path)
+  with no_file_larger_than(100_000):
+    checkpointer.save(2, make_state(rows=8000), None)
+    with pytest.raises(HostError, match='File too large'):
+      checkpointer.close()
+  assert 'Traceback' not in capfd.readouterr().err + caplog.text
+  assert list(checkpointer.directory.iterdir()) == []
+  assert restore(tmp_path) == (None, [])
+
+
+class Counted(NamedTuple):
+  """A state that knows its step, as that of the job does."""
+
+  step: jax.Array
+  w: jax.Array
+
+
+def counted(step):
+  return Counted(jnp.int32(step), jnp.full(2, step))
+
+
+@pytest.fixture
+def three_saves(tmp_path):
+  with Checkpointer(tmp_path) as checkpointer:
+    for step in (2, 4, 6):
+      checkpointer.save(step, counted(step), None, {'loss': step})
+  return tmp_path
+
+
+@pytest.mark.parametrize('harm', [shutil.move, shutil.copytree])
+def test_a_step_under_another_number_is_not_restored(three_saves, harm):
+  root = three_saves / 'checkpoints'
+  harm(root / '4', root / '9')
+  with Checkpointer(three_saves) as checkpointer:
+    found = checkpointer.restore_latest(abstract(counted(0)), None)
+    (line,) = checkpointer.damaged
+  assert found is not None and found[0] == 6
+  assert line.endswith('its state is of step 4: renamed or copied')
+  assert (root / '9.damaged').exists()
+
+
+def test_a_save_that_vanished_is_said(three_saves):
+  def missing():
+    with Checkpointer(three_saves) as checkpointer:
+      checkpointer.restore_latest(abstract(counted(0)), None)
+      return checkpointer.missing
+
+  root = three_saves / 'checkpoints'
+  shutil.rmtree(root / '2')  # an older one is no news
+  assert missing() == ''
+  shutil.rmtree(root / '6')
+  assert missing() == f'missing: step 6, saved in {root}'
+  with Checkpointer(three_saves) as checkpointer:
+    checkpointer.save(5, counted(5), None)
+  assert missing() == ''  # the run has gone on without
+  shutil.rmtree(root)
+  assert missing() == f'missing: step 5, saved in {root}'
+
+
+@pytest.mark.parametrize('text', ['', '{"4": ', '[]', '{"a": {}}', '{"9": 3}'])
+def test_a_torn_list_of_saves_is_no_harm(three_saves, text):
+  (three_saves / 'saves.json').write_text(text)
+  with Checkpointer(three_saves) as checkpointer:
+    assert checkpointer.best_step() == 2
+    found = checkpointer.restore_latest(abstract(counted(0)), None)
+  assert found is not None and found[0] == 6
+  assert checkpointer.missing == ''
+
+
+def test_what_is_measured_after_the_save_ranks_it(tmp_path):
+  with Checkpointer(tmp_path) as checkpointer:
+    checkpointer.save(1, counted(1), None, {'loss': 2.0})
+    checkpointer.save(2, counted(2), None)
+  for _ in range(2):
+    with Checkpointer(tmp_path) as checkpointer:
+      assert checkpointer.best_step() == 1
+      assert [checkpointer.measured(step) for step in (1, 2)] == [True, False]
+  with Checkpointer(tmp_path) as checkpointer:
+    checkpointer.measure(2, {'loss': 1.0})
+  with Checkpointer(tmp_path) as checkpointer:
+    assert checkpointer.best_step() == 2 and checkpointer.measured(2)
 
 
 def test_read_only_disk_is_told(tmp_path, monkeypatch):

@@ -184,11 +184,50 @@ def test_run_ids_are_readable():
   assert run_id(changed(), []).startswith('default-')
 
 
-def test_warmup_must_end_before_the_run():
+@pytest.mark.parametrize(
+  ('steps', 'warmup', 'taken'), [(60, 60, 6), (5, 5, 0), (12, 400, 1)]
+)
+def test_a_warmup_that_would_not_end_is_a_tenth_of_the_run(
+  steps, warmup, taken
+):
   config = common.get_config()
-  config.optimizer.warmup_steps = config.train.steps
-  with pytest.raises(ConfigError, match=r'warmup_steps 60 .* train\.steps 60'):
-    Settings.from_config(config)
+  config.train.steps, config.optimizer.warmup_steps = steps, warmup
+  settings = Settings.from_config(config)
+  assert settings.optimizer.warmup_steps == taken
+  assert settings.note.startswith(f'warm-up    {taken} steps, a tenth of')
+  assert settings.resolved['optimizer']['warmup_steps'] == warmup
+  config.train.steps = warmup + 1
+  settings = Settings.from_config(config)
+  assert (settings.optimizer.warmup_steps, settings.note) == (warmup, '')
+
+
+def numbers_of(config, prefix=''):
+  for key, value in config.items():
+    if isinstance(value, dict):
+      yield from numbers_of(value, f'{prefix}{key}.')
+    elif isinstance(value, int | float) and not isinstance(value, bool):
+      yield f'{prefix}{key}', value
+
+
+@pytest.mark.parametrize(
+  ('key', 'value'), list(numbers_of(common.get_config().to_dict()))
+)
+def test_numbers_that_no_array_holds_are_refused(key, value):
+  """Whatever key, read by the loss of the run or not."""
+  # Longer than 10 ** 308, which is no float either.
+  wrong = [10**30, 10**400] if isinstance(value, int) else [
+    float('inf'), float('-inf'), float('nan'), 1e300,
+  ]  # fmt: skip
+  for bad in wrong:
+    with pytest.raises(ConfigError, match=key.rsplit('.', 1)[-1]) as raised:
+      resolved = common.get_config().to_dict()
+      *groups, name = key.split('.')
+      group = resolved
+      for one in groups:
+        group = group[one]
+      group[name] = bad
+      Settings.from_resolved(resolved)
+    assert '\n' not in str(raised.value)
 
 
 @pytest.mark.parametrize(

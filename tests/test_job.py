@@ -1,18 +1,25 @@
 """The main job as a whole: what it leaves behind, stopping, going on."""
 
+import errno
 import json
 import os
+import re
+import shutil
 import signal
+import subprocess
+import sys
 
 import jax.numpy as jnp
 import pytest
 
-from pdl_jax import frequency, job, records, step, train
+from pdl_jax import frequency, job, process, records, step, train
+from pdl_jax.checkpoint import Checkpointer
 from pdl_jax.errors import (
   CheckpointError,
   ConfigError,
   DataError,
   DivergedError,
+  HostError,
   PreemptedError,
 )
 from pdl_jax.losses import LossTables
@@ -50,7 +57,7 @@ def test_a_run_folder_proves_what_ran(finished):
   assert names == {
     'config.json', 'env.json', 'status.json', 'metrics.jsonl', 'checkpoints',
     'predictions', 'results.json', 'frequency.npz', 'tokenizer.json',
-    'items.json',
+    'items.json', 'data.json', 'saves.json',
     'table.md',
   }  # fmt: skip
   results = json.loads((finished / 'results.json').read_text('utf-8'))
@@ -111,6 +118,237 @@ def test_a_stopped_run_continues_bit_for_bit(
   assert losses(tmp_path) == losses(finished)
   after = (tmp_path / 'predictions' / 'after.jsonl').read_text('utf-8')
   assert after == (finished / 'predictions' / 'after.jsonl').read_text('utf-8')
+
+
+def test_a_validation_that_a_signal_prevented_is_made_up_once(
+  finished, data_dir, tmp_path, stop, monkeypatch
+):
+  with monkeypatch.context() as patch:
+    send_at(4, patch)
+    with pytest.raises(PreemptedError):
+      run(data_dir, tmp_path, stop)
+  rows = losses(tmp_path)
+  assert [row['step'] for row in rows] == [1, 2, 3, 4]
+  with monkeypatch.context() as patch:
+    # Killed when the row is written, and nothing else.
+    patch.setattr(Checkpointer, 'measure', lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+      run(data_dir, tmp_path, train.StopRequest())
+  with monkeypatch.context() as patch:
+    send_at(5, patch)  # heard in the last step
+    with pytest.raises(PreemptedError):
+      run(data_dir, tmp_path, train.StopRequest())
+  run(data_dir, tmp_path, train.StopRequest())
+  assert losses(tmp_path) == losses(finished)
+  saves = json.loads((tmp_path / 'saves.json').read_text())
+  assert {*saves['4'], *saves['6']} == {'validation_nats'}
+
+
+def claim_of(workdir, number=1, **changes):
+  """A claim in a run folder, of this process but for the changes."""
+  workdir.mkdir(exist_ok=True)
+  path = workdir / f'run.{number}.claim'
+  assert process.claim(path)
+  path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+  return path
+
+
+@pytest.fixture
+def sleeper():
+  with subprocess.Popen(['sleep', '600']) as child:
+    yield {'pid': child.pid, 'started': process.start_time(child.pid)}
+    child.kill()
+
+
+def test_a_second_process_in_a_run_folder_is_refused(
+  data_dir, tmp_path, stop, sleeper
+):
+  settings = small.settings(data_dir)
+  RunFolder(tmp_path, settings.resolved).write_status('running', 3)
+  claim_of(tmp_path, 7, **sleeper)
+  before = {path: path.read_bytes() for path in tmp_path.glob('*.*')}
+  with pytest.raises(HostError) as error:
+    job.run(settings, tmp_path, stop)
+  words = rf'in use by process {sleeper["pid"]} on .* since 20\d\d-.*: wait for'
+  assert re.search(words, str(error.value))
+  assert f'kill {sleeper["pid"]} stops it' in str(error.value)
+  records.note_failure(tmp_path, settings.resolved, 'error', str(error.value))
+  assert {path: path.read_bytes() for path in tmp_path.glob('*.*')} == before
+
+
+def test_claims_of_the_dead_are_taken_over(tmp_path, sleeper):
+  gone = {**sleeper, 'started': sleeper['started'] - 1}  # its id, used again
+  claim_of(tmp_path, 9, **gone)
+  claim_of(tmp_path, 10, **gone)
+  with records.claimed(tmp_path):
+    (own,) = tmp_path.glob('*.claim')
+    assert own.name == 'run.11.claim'
+    with records.claimed(tmp_path):  # by the same process
+      assert [*tmp_path.glob('*.claim')] == [own]
+  assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize('error', [PreemptedError, HostError, KeyError])
+def test_a_run_that_ends_gives_its_folder_back(tmp_path, error):
+  (tmp_path / 'predictions').mkdir()
+  with pytest.raises(error), records.claimed(tmp_path):
+    raise error('so')
+  assert [path.name for path in tmp_path.iterdir()] == ['predictions']
+
+
+def test_of_another_machine_its_silence_decides(tmp_path):
+  claim = claim_of(tmp_path, machine='another', host='there')
+  with pytest.raises(HostError, match='on there since .*works after 120 s'):
+    records.check_unclaimed(tmp_path)
+  then = claim.stat().st_mtime - 121
+  os.utime(claim, (then, then))
+  records.check_unclaimed(tmp_path)
+
+
+@pytest.mark.parametrize('text', ['', '[]', '{}', '{"pid": 1', 'null'])
+def test_a_torn_claim_is_one_of_another_machine(tmp_path, text):
+  claim = claim_of(tmp_path)
+  claim.write_text(text)
+  with pytest.raises(HostError, match='in use by process None'):
+    records.check_unclaimed(tmp_path)
+  os.utime(claim, (0, 0))
+  with records.claimed(tmp_path):
+    assert not claim.exists()
+
+
+def test_of_two_that_claim_at_once_one_is_let_in(tmp_path):
+  code = (
+    'import sys, time\n'
+    'from pathlib import Path\n'
+    'from pdl_jax import records\n'
+    'from pdl_jax.errors import HostError\n'
+    'print("ready", flush=True)\n'
+    'sys.stdin.readline()\n'
+    'try:\n'
+    '  with records.claimed(Path(sys.argv[1])):\n'
+    '    print("in", flush=True)\n'
+    '    sys.stdin.readline()\n'
+    'except HostError:\n'
+    '  print("refused", flush=True)\n'
+  )
+  line = [sys.executable, '-c', code, str(tmp_path / 'run')]
+  pipe = subprocess.PIPE
+  both = [
+    subprocess.Popen(line, stdin=pipe, stdout=pipe, text=True)
+    for _ in range(2)
+  ]
+  for one in both:
+    assert one.stdout.readline() == 'ready\n'
+  for one in both:
+    one.stdin.write('\n')
+    one.stdin.flush()
+  words = sorted(one.stdout.readline().strip() for one in both)
+  for one in both:
+    one.communicate('\n')
+  assert words == ['in', 'refused']
+
+
+def test_where_there_are_no_hard_links_a_run_goes_on(
+  tmp_path, monkeypatch, capsys
+):
+  def refuse(*_):
+    raise OSError(errno.EPERM, 'Operation not permitted')
+
+  monkeypatch.setattr(os, 'link', refuse)
+  with records.claimed(tmp_path), records.claimed(tmp_path):
+    assert list(tmp_path.iterdir()) == []
+  assert capsys.readouterr().out.count('without hard links') == 1
+
+
+@pytest.mark.parametrize(
+  ('changes', 'error'),
+  [
+    ({'data.max_target': 1}, DataError),
+    ({'loss.epsilon': 0.0, 'loss.unseen': 'paper'}, ConfigError),
+    ({'data.name': 'jsonl:no/such/folder'}, DataError),
+    ({'model.pretrained': 'no_such_package'}, HostError),
+    ({'optimizer.trainable': 'last_layers'}, ConfigError),
+  ],
+)
+def test_a_refused_run_leaves_no_folder(
+  data_dir, tmp_path, stop, changes, error
+):
+  with pytest.raises(error):
+    run(data_dir, tmp_path / 'run', stop, **changes)
+  assert list(tmp_path.iterdir()) == []
+
+
+def other_order(texts):
+  return ''.join(reversed(texts.splitlines(keepends=True)))
+
+
+def half_of(texts):
+  return ''.join(texts.splitlines(keepends=True)[::2])
+
+
+def other_text(texts):
+  return texts.replace('small', 'large', 1)
+
+
+@pytest.fixture(scope='module')
+def stopped(tmp_path_factory):
+  """A run on JSONL files that a signal stopped at its third step."""
+  folder = tmp_path_factory.mktemp('stopped')
+  (folder / 'data').mkdir()
+  for split, size in (('train', 64), ('validation', 16), ('test', 16)):
+    lines = [
+      {'id': f'{split}{i}', 'source': f'the small tree {i}', 'target': f'a {i}'}
+      for i in range(size)
+    ]
+    text = ''.join(json.dumps(line) + '\n' for line in lines)
+    (folder / 'data' / f'{split}.jsonl').write_text(text)
+  with pytest.MonkeyPatch.context() as patch:
+    heard = []
+    patch.setattr(signal, 'signal', lambda *_: None)
+    patch.setattr(os, 'kill', lambda *_: heard[0]._receive(signal.SIGTERM))
+    heard.append(train.StopRequest())
+    send_at(3, patch)
+    with pytest.raises(PreemptedError):
+      run_jsonl(folder / 'data', folder / 'run', heard[0])
+  return folder
+
+
+def run_jsonl(data, workdir, stop):
+  changes = {'data.name': f'jsonl:{data}', 'data.max_prompt': 110}
+  return run(data, workdir, stop, **changes)
+
+
+@pytest.mark.parametrize('split', ['train', 'validation', 'test'])
+@pytest.mark.parametrize('change', [other_order, half_of, other_text])
+def test_data_that_changed_in_between_is_refused(
+  stopped, stop, split, change
+):
+  file = stopped / 'data' / f'{split}.jsonl'
+  text, kept = file.read_text(), (stopped / 'run' / 'data.json').read_text()
+  size = len(text.splitlines())
+  file.write_text(change(text))
+  try:
+    with pytest.raises(DataError) as error:
+      run_jsonl(stopped / 'data', stopped / 'run', stop)
+  finally:
+    file.write_text(text)
+  now = size // 2 if change is half_of else size
+  words = rf'{split} was {size} records \(\w+\) and is {now} records'
+  assert re.search(words, str(error.value))
+  assert str(error.value).count(' was ') == 1
+  assert (stopped / 'run' / 'data.json').read_text() == kept
+
+
+def test_a_run_from_before_data_was_written_down_goes_on(
+  stopped, stop, tmp_path
+):
+  workdir = tmp_path / 'run'
+  shutil.copytree(stopped / 'run', workdir)
+  (workdir / 'data.json').unlink()
+  run_jsonl(stopped / 'data', workdir, stop)
+  assert (workdir / 'results.json').exists()
+  before = (stopped / 'run' / 'data.json').read_text()
+  assert (workdir / 'data.json').read_text() == before
 
 
 def test_a_crash_after_a_checkpoint_leaves_no_double_rows(
@@ -221,7 +459,7 @@ def test_another_tokenizers_table_is_refused(
     ({'data.name': 'botocor'}, ConfigError, "did you mean 'botocore'"),
     ({'data.max_prompt': 12}, ConfigError, 'leaves no room'),
     ({'data.max_target': 1}, DataError, '0 of .* records remain; raise data'),
-    ({'train.steps': 2}, ConfigError, 'warmup_steps 2 must be below'),
+    ({'train.steps': 10**30}, ConfigError, 'train.steps must be a whole'),
   ],
 )
 def test_bad_settings_end_in_one_line(

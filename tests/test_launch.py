@@ -1,5 +1,6 @@
 """What users run: the command line, its lines and its exit codes."""
 
+import json
 import os
 import re
 import signal
@@ -200,3 +201,115 @@ def test_sigterm_saves_and_the_same_command_finishes(tmp_path, data_dir):
   assert 'Target perplexity' in done.stdout
   assert 'example 3' in done.stdout
   assert 'not read   model.lora.rank=4: no part of this run' in done.stdout
+
+
+def test_two_in_one_folder_and_a_terminal_that_closes(tmp_path, data_dir):
+  """The second is refused and the first goes on, until SIGHUP has it save."""
+  line = command(
+    f'--workdir={tmp_path}', f'--config.data.data_dir={data_dir}', *TINY,
+    '--config.train.steps=2000', '--config.train.checkpoint_every=2000',
+  )  # fmt: skip
+  first = subprocess.Popen(
+    line, cwd=ROOT, env=environment(), text=True,
+    stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+  )  # fmt: skip
+  metrics = tmp_path / 'metrics.jsonl'
+  while first.poll() is None and not metrics.exists():
+    time.sleep(0.05)
+  second = subprocess.run(
+    line, cwd=ROOT, env=environment(), capture_output=True, text=True,
+    check=False,
+  )  # fmt: skip
+  first.send_signal(signal.SIGHUP)
+  _, errors = first.communicate(timeout=120)
+  assert second.returncode == 4
+  (refused,) = second.stderr.splitlines()
+  assert f'in use by process {first.pid} on ' in refused
+  assert first.returncode == 75, errors
+  assert 'the same command continues' in errors.splitlines()[-1]
+  steps = [json.loads(row)['step'] for row in metrics.open()]
+  assert steps == list(range(1, len(steps) + 1))
+  assert (tmp_path / 'checkpoints' / str(steps[-1])).exists()
+  assert list(tmp_path.glob('*.claim')) == []
+  status = json.loads((tmp_path / 'status.json').read_text())
+  assert status['state'] == 'stopped'
+
+
+def test_a_refused_run_leaves_its_line_in_a_folder_of_before(
+  tmp_path, data_dir
+):
+  done = launch(
+    f'--workdir={tmp_path}', f'--config.data.data_dir={data_dir}', *TINY,
+    '--config.data.max_target=1',
+  )  # fmt: skip
+  assert done.returncode == 3
+  status = json.loads((tmp_path / 'status.json').read_text())
+  assert status['state'] == 'error'
+  assert done.stderr.splitlines()[-1] == f'error: {status["error"]}'
+
+
+@pytest.fixture
+def slow_import(tmp_path):
+  """A folder for PYTHONPATH: a module of launch.py that takes its time."""
+  (tmp_path / 'ml_collections.py').write_text(
+    'import time\nprint("importing", flush=True)\ntime.sleep(600)\n'
+  )
+  return tmp_path
+
+
+@pytest.mark.parametrize('number', ['SIGINT', 'SIGTERM', 'SIGHUP'])
+def test_a_signal_while_modules_are_imported_is_a_sentence(slow_import, number):
+  process = subprocess.Popen(
+    command(), cwd=ROOT, env=environment(PYTHONPATH=str(slow_import)),
+    stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+  )  # fmt: skip
+  assert process.stdout is not None
+  assert process.stdout.readline() == 'importing\n'
+  process.send_signal(getattr(signal, number))
+  _, errors = process.communicate(timeout=60)
+  assert process.returncode == 75
+  assert errors == 'stopped: by a signal before anything was begun\n'
+
+
+def test_nohup_is_not_stopped_by_its_terminal(slow_import):
+  process = subprocess.Popen(
+    ['nohup', *command()], cwd=ROOT,
+    env=environment(PYTHONPATH=str(slow_import)), stdout=subprocess.PIPE,
+    stderr=subprocess.PIPE, stdin=subprocess.DEVNULL, text=True,
+  )  # fmt: skip
+  assert process.stdout is not None
+  assert process.stdout.readline() == 'importing\n'
+  process.send_signal(signal.SIGHUP)
+  with pytest.raises(subprocess.TimeoutExpired):
+    process.wait(1)
+  process.terminate()
+  assert process.wait(60) == 75
+
+
+def test_words_to_a_terminal_that_is_gone_do_not_end_a_run(tmp_path):
+  """It closes, and says so twice, before the state is saved."""
+  run, closes = (
+    'import os, signal, sys, time\n'
+    'from pathlib import Path\n'
+    'from pdl_jax.stop import StopRequest\n'
+    'stop = StopRequest()\n'
+    'print("ready", flush=True)\n'
+    'while not stop.requested:\n'
+    '  time.sleep(0.01)\n'
+    'os.kill(os.getpid(), signal.SIGHUP)\n'
+    'print("a line", flush=True)\n'
+    'print("a line", file=sys.stderr, flush=True)\n'
+    'Path(sys.argv[1]).write_text("saved")\n'
+  ), (
+    'import os, pty, sys\n'
+    'pid, terminal = pty.fork()\n'
+    'if not pid:\n'
+    '  os.execv(sys.executable, [sys.executable, "-c", *sys.argv[1:]])\n'
+    'while b"ready" not in os.read(terminal, 1000):\n'
+    '  pass\n'
+    'os.close(terminal)\n'
+    'sys.exit(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))\n'
+  )
+  file = tmp_path / 'file'
+  subprocess.run([sys.executable, '-c', closes, run, str(file)], check=True)
+  assert file.read_text() == 'saved'

@@ -18,7 +18,7 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from configs import summarize
-from pdl_jax import records, sharding
+from pdl_jax import process, records, sharding
 from pdl_jax.checkpoint import Checkpointer
 from pdl_jax.launch import journal, parent
 from pdl_jax.launch.multihost import Place
@@ -181,9 +181,9 @@ def test_hosts_that_differ_end_before_they_begin(tmp_path):
     )
     for number, alpha in enumerate((0.25, 0.5))
   ]  # fmt: skip
-  for number, process in enumerate(both):
-    out, err = process.communicate(timeout=300)
-    assert process.returncode == 4, err
+  for number, one in enumerate(both):
+    out, err = one.communicate(timeout=300)
+    assert one.returncode == 4, err
     (line,) = err.splitlines()
     assert line.startswith('error: pre-flight: configuration: loss.alpha is ')
     assert 'is 0.5 in process 1' in line and 'and 0.25 in process 0' in line
@@ -234,3 +234,32 @@ def test_the_whole_job_of_two_processes_is_that_of_one(
   assert [json.loads(x)['id'] for x in texts[0]] == [
     json.loads(x)['id'] for x in texts[1]
   ]
+
+
+def test_a_parent_that_is_killed_leaves_none_of_its_processes(tmp_path):
+  """Not even those that are yet importing their modules."""
+  parent_of_two = (
+    'import sys, time\n'
+    'from pdl_jax.launch import parent\n'
+    'from pdl_jax.launch.multihost import Place\n'
+    'places = [\n'
+    '  Place(sys.argv[1], str(n), "localhost:1", 2, n, 60, 10)\n'
+    '  for n in range(2)\n'
+    ']\n'
+    'parent.start(places, ["sleep", "600"])\n'
+    'time.sleep(600)\n'
+  )
+  killed = subprocess.Popen(
+    [sys.executable, '-c', parent_of_two, str(tmp_path)], cwd=ROOT
+  )
+  names = [tmp_path / f'{number}.worker' for number in range(2)]
+  while not all(name.exists() for name in names):
+    time.sleep(0.05)
+  children = [json.loads(name.read_text()) for name in names]
+  assert all(map(process.alive, children))
+  killed.kill()
+  killed.wait()
+  give_up = time.monotonic() + 60
+  while any(map(process.alive, children)):
+    assert time.monotonic() < give_up, 'they live on'
+    time.sleep(0.05)

@@ -1,6 +1,7 @@
 """From a split of a data set to batches of arrays."""
 
 import dataclasses
+import hashlib
 import threading
 from collections.abc import Iterator, Sequence, Sized
 from functools import lru_cache
@@ -43,6 +44,8 @@ class Survey:
     too_long: records whose target exceeds the longest target.
     counts_V: how often each type occurs in the kept targets.
     total: records that were looked at.
+    digest: of the kept records in their order: ids of targets, and the texts
+      that prompts are made from.
   """
 
   usable: np.ndarray
@@ -51,6 +54,7 @@ class Survey:
   too_long: int
   counts_V: np.ndarray
   total: int
+  digest: str
 
   def describe(self) -> str:
     """One line for the terminal."""
@@ -85,6 +89,7 @@ def survey(
   """
   usable, sizes, empty, too_long, total = [], [], 0, 0, 0
   counts_V = np.zeros(tokenizer.vocab_size, np.int64)
+  digest = hashlib.sha256()
   for start in range(0, len(source), _CHUNK):
     numbers = range(start, min(start + _CHUNK, len(source)))
     records = [source[i] for i in numbers]
@@ -103,6 +108,9 @@ def survey(
         usable.append(number)
         sizes.append(len(target) + task.documents)
         kept.append(target)
+        texts = sorted(pair for pair in record.items() if pair[0] != 'target')
+        digest.update('\0'.join(map('='.join, texts)).encode(errors='replace'))
+        digest.update(np.asarray([*target, -1], np.int32).tobytes())
     counts_V += frequency.count(kept, tokenizer.vocab_size)
     if limit and len(usable) == limit:
       break
@@ -122,8 +130,9 @@ def survey(
       f'{len(usable)} of {total} records remain; {remedy}'
     )
   return Survey(
-    np.asarray(usable), np.asarray(sizes), empty, too_long, counts_V, total
-  )
+    np.asarray(usable), np.asarray(sizes), empty, too_long, counts_V, total,
+    digest.hexdigest(),
+  )  # fmt: skip
 
 
 def _targets(

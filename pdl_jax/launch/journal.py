@@ -1,6 +1,7 @@
 """What each host of a run says of itself in the run folder, for the others.
 
   hosts/NAME.json    where it stands, once a second, by its process
+  hosts/NAME.worker  which process it is, by itself
   hosts/NAME.end     how it ended, by its parent
   hosts/NAME.stacks  where its threads were when it was found stuck
   hosts/NAME.log     what it printed

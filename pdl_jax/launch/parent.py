@@ -5,6 +5,7 @@ and reads from the files of all hosts (journal.py) which never came, which died
 and which is stuck; nothing waits longer than the times it is given.
 """
 
+import contextlib
 import dataclasses
 import os
 import re
@@ -15,14 +16,15 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from types import FrameType
 from typing import NamedTuple
 
+from pdl_jax import process
 from pdl_jax.errors import FaultError
 from pdl_jax.launch import fault, journal, verdict
 from pdl_jax.launch.journal import End, Standing
 from pdl_jax.launch.multihost import Place
 from pdl_jax.launch.output import Output
+from pdl_jax.stop import hear
 
 PREEMPTED = 75
 _POLL = 0.2
@@ -65,8 +67,13 @@ def start(places: Sequence[Place], command: Sequence[str]) -> list[Host]:
     for suffix in ('json', 'end', 'stacks', fault.FILE):
       path = Path(place.folder) / f'{place.name}.{suffix}'
       path.unlink(missing_ok=True)
+    line = list(command)
+    if sys.platform == 'linux':
+      # From its first moment on it does not outlive this process.
+      name = Path(place.folder) / f'{place.name}.worker'
+      line = [*process.tied(name), *command]
     child = subprocess.Popen(
-      command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+      line, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
       stderr=subprocess.PIPE, encoding='utf-8', errors='replace',
       # Ctrl-C reaches this process alone, which passes it on as SIGTERM.
       process_group=0,
@@ -97,10 +104,7 @@ def supervise(hosts: list[Host], stuck_seconds: float) -> Ended:
     stuck_seconds: how long any of the things that a process notes may take.
   """
   watch = _Watch(hosts, stuck_seconds)
-  before = {
-    number: signal.signal(number, watch.receive)
-    for number in (signal.SIGTERM, signal.SIGINT)
-  }
+  before = hear(watch.receive)
   try:
     while not watch.over():
       time.sleep(_POLL)
@@ -109,6 +113,8 @@ def supervise(hosts: list[Host], stuck_seconds: float) -> Ended:
     for host in hosts:
       if host.child.poll() is None:
         host.child.kill()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+          host.child.wait(_STACKS)
     for number, handler in before.items():
       signal.signal(number, handler)
 
@@ -123,7 +129,7 @@ class _Watch:
     self._began, self._signals, self._failed = time.time(), 0, 0.0
     self._found = ''  # Who is stuck.
 
-  def receive(self, _: int, __: FrameType | None) -> None:
+  def receive(self, _: int) -> None:
     """A signal to be passed on; the second one ends everything."""
     self._signals += 1
     for host in self._hosts:

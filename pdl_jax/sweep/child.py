@@ -8,7 +8,6 @@ import dataclasses
 import os
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -106,10 +105,7 @@ def spawn(
     log: for all that it prints.
   """
   return subprocess.Popen(
-    [
-      sys.executable, '-I', '-S', process.__file__, str(os.getpid()),
-      str(name), *command,
-    ],
+    [*process.tied(name), *command],
     stdin=subprocess.DEVNULL, stdout=log, stderr=log,
     # Ctrl-C reaches the sweeper alone, which passes it on once.
     process_group=0,

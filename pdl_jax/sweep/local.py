@@ -11,10 +11,10 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from types import FrameType
 from typing import Protocol
 
 from pdl_jax.errors import ConfigError, PreemptedError
+from pdl_jax.stop import hear
 from pdl_jax.sweep import child, queue
 from pdl_jax.sweep.axes import Cell
 from pdl_jax.sweep.child import Command
@@ -59,7 +59,7 @@ Start = Callable[[Cell, Sequence[Attempt]], Worker | None]
 
 
 class Signals:
-  """Counts SIGTERM and Ctrl-C.
+  """Counts what asks to stop; see `stop.hear`.
 
   Attributes:
     count: how many there were.
@@ -68,20 +68,20 @@ class Signals:
   def __init__(self):
     self.count = 0
 
-  def receive(self, _: int, __: FrameType | None) -> None:
+  def receive(self, _: int) -> None:
     """One of them."""
     self.count += 1
 
 
 @contextlib.contextmanager
 def take_signals() -> Iterator[Signals]:
-  """Takes both signals for a while."""
-  signals, numbers = Signals(), (signal.SIGTERM, signal.SIGINT)
-  before = [signal.signal(number, signals.receive) for number in numbers]
+  """Takes the signals for a while."""
+  signals = Signals()
+  before = hear(signals.receive)
   try:
     yield signals
   finally:
-    for number, handler in zip(numbers, before, strict=True):
+    for number, handler in before.items():
       signal.signal(number, handler)
 
 

@@ -8,32 +8,26 @@
 
 Nothing is ever removed or taken away: a cell whose last attempt has ended, or
 whose owner is dead, is claimed by making attempt n + 1, and of all who try the
-file system lets one. The claim is a hard link to a file that is already whole,
-which is atomic on NFS too; locks do not outlive their holder's host there, and
-a file made by O_EXCL is empty for a moment, in which its maker may die.
+file system lets one (process.claim).
 """
 
+import contextlib
 import dataclasses
 import json
 import os
 import re
-import socket
-import tempfile
-import time
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from pdl_jax import process, stored
 from pdl_jax.errors import HostError, PreemptedError
 
 # Seconds: a claim of another machine is touched so often, and dead when it has
 # not been for so long.
-HEARTBEAT = 15.0
+HEARTBEAT = process.HEARTBEAT
 STALE = 300.0
 PREEMPTED = PreemptedError.exit_code
-_PROCESS = {'pid': int, 'started': int | None}
 
 _RUN = re.compile(r'.*-([0-9a-f]{8})')
 
@@ -108,20 +102,16 @@ class Attempt:
     """
     if self.path('end').exists():
       return False
-    path = self.path('claim')
-    if stored.read_json(path, {'machine': str})['machine'] != process.machine():
-      return now - path.stat().st_mtime < STALE
     # In this order: a sweeper that is dead starts no more runs.
-    owner = stored.read_json(path, _PROCESS)
-    return _alive(owner) or self._worker_alive()
+    if process.holds(self.path('claim'), now, STALE):
+      return True
+    owner = process.owner(self.path('claim'))
+    return owner.get('machine') == process.machine() and self._worker_alive()
 
   def _worker_alive(self) -> bool:
-    path = self.path('worker')
-    return path.exists() and _alive(stored.read_json(path, _PROCESS))
-
-
-def _alive(name: dict[str, Any]) -> bool:
-  return process.start_time(name['pid']) == name['started']
+    with contextlib.suppress(FileNotFoundError):
+      return process.alive(process.owner(self.path('worker')))
+    return False
 
 
 def open_folder(root: Path) -> None:
@@ -145,31 +135,12 @@ def claim(root: Path, digest: str, before: Sequence[Attempt]) -> Attempt | None:
   """
   number = before[-1].number + 1 if before else 1
   attempt = Attempt(root / 'sweep', digest, number)
-  owner = {
-    'machine': process.machine(),
-    'host': socket.gethostname(),
-    'pid': os.getpid(),
-    'started': process.start_time(os.getpid()),
-    'time': time.time(),
-  }
-  with tempfile.NamedTemporaryFile(
-    'w', dir=attempt.folder, encoding='utf-8'
-  ) as whole:
-    json.dump(owner, whole)
-    whole.flush()
-    try:
-      os.link(whole.name, attempt.path('claim'))
-    except FileExistsError:
-      # An NFS client may ask twice, and hear this of its own link.
-      if os.fstat(whole.fileno()).st_nlink != 2:
-        return None
-  return attempt
+  return attempt if process.claim(attempt.path('claim')) else None
 
 
 def clock(root: Path) -> float:
   """Seconds since 1970, as the file system dates the claims."""
-  with tempfile.TemporaryFile(dir=root / 'sweep') as file:
-    return os.fstat(file.fileno()).st_mtime
+  return process.clock(root / 'sweep')
 
 
 def attempts(root: Path) -> dict[str, list[Attempt]]:
