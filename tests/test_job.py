@@ -140,7 +140,7 @@ def test_a_validation_that_a_signal_prevented_is_made_up_once(
       run(data_dir, tmp_path, train.StopRequest())
   run(data_dir, tmp_path, train.StopRequest())
   assert losses(tmp_path) == losses(finished)
-  saves = json.loads((tmp_path / 'saves.json').read_text())
+  saves = json.loads((tmp_path / 'saves.json').read_text('utf-8'))
   assert {*saves['4'], *saves['6']} == {'validation_nats'}
 
 
@@ -149,7 +149,8 @@ def claim_of(workdir, number=1, **changes):
   workdir.mkdir(exist_ok=True)
   path = workdir / f'run.{number}.claim'
   assert process.claim(path)
-  path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+  new = json.loads(path.read_text('utf-8')) | changes
+  path.write_text(json.dumps(new), 'utf-8')
   return path
 
 
@@ -208,7 +209,7 @@ def test_of_another_machine_its_silence_decides(tmp_path):
 @pytest.mark.parametrize('text', ['', '[]', '{}', '{"pid": 1', 'null'])
 def test_a_torn_claim_is_one_of_another_machine(tmp_path, text):
   claim = claim_of(tmp_path)
-  claim.write_text(text)
+  claim.write_text(text, 'utf-8')
   with pytest.raises(HostError, match='in use by process None'):
     records.check_unclaimed(tmp_path)
   os.utime(claim, (0, 0))
@@ -234,7 +235,7 @@ def test_of_two_that_claim_at_once_one_is_let_in(tmp_path):
   line = [sys.executable, '-c', code, str(tmp_path / 'run')]
   pipe = subprocess.PIPE
   both = [
-    subprocess.Popen(line, stdin=pipe, stdout=pipe, text=True)
+    subprocess.Popen(line, stdin=pipe, stdout=pipe, encoding='utf-8')
     for _ in range(2)
   ]
   for one in both:
@@ -301,7 +302,7 @@ def stopped(tmp_path_factory):
       for i in range(size)
     ]
     text = ''.join(json.dumps(line) + '\n' for line in lines)
-    (folder / 'data' / f'{split}.jsonl').write_text(text)
+    (folder / 'data' / f'{split}.jsonl').write_text(text, 'utf-8')
   with pytest.MonkeyPatch.context() as patch:
     heard = []
     patch.setattr(signal, 'signal', lambda *_: None)
@@ -324,19 +325,19 @@ def test_data_that_changed_in_between_is_refused(
   stopped, stop, split, change
 ):
   file = stopped / 'data' / f'{split}.jsonl'
-  text, kept = file.read_text(), (stopped / 'run' / 'data.json').read_text()
+  text, kept = file.read_text('utf-8'), (stopped / 'run' / 'data.json').read_text('utf-8')
   size = len(text.splitlines())
-  file.write_text(change(text))
+  file.write_text(change(text), 'utf-8')
   try:
     with pytest.raises(DataError) as error:
       run_jsonl(stopped / 'data', stopped / 'run', stop)
   finally:
-    file.write_text(text)
+    file.write_text(text, 'utf-8')
   now = size // 2 if change is half_of else size
   words = rf'{split} was {size} records \(\w+\) and is {now} records'
   assert re.search(words, str(error.value))
   assert str(error.value).count(' was ') == 1
-  assert (stopped / 'run' / 'data.json').read_text() == kept
+  assert (stopped / 'run' / 'data.json').read_text('utf-8') == kept
 
 
 def test_a_run_from_before_data_was_written_down_goes_on(
@@ -347,8 +348,8 @@ def test_a_run_from_before_data_was_written_down_goes_on(
   (workdir / 'data.json').unlink()
   run_jsonl(stopped / 'data', workdir, stop)
   assert (workdir / 'results.json').exists()
-  before = (stopped / 'run' / 'data.json').read_text()
-  assert (workdir / 'data.json').read_text() == before
+  before = (stopped / 'run' / 'data.json').read_text('utf-8')
+  assert (workdir / 'data.json').read_text('utf-8') == before
 
 
 def test_a_crash_after_a_checkpoint_leaves_no_double_rows(

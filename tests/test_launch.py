@@ -210,14 +210,14 @@ def test_two_in_one_folder_and_a_terminal_that_closes(tmp_path, data_dir):
     '--config.train.steps=2000', '--config.train.checkpoint_every=2000',
   )  # fmt: skip
   first = subprocess.Popen(
-    line, cwd=ROOT, env=environment(), text=True,
+    line, cwd=ROOT, env=environment(), encoding='utf-8',
     stdout=subprocess.PIPE, stderr=subprocess.PIPE,
   )  # fmt: skip
   metrics = tmp_path / 'metrics.jsonl'
   while first.poll() is None and not metrics.exists():
     time.sleep(0.05)
   second = subprocess.run(
-    line, cwd=ROOT, env=environment(), capture_output=True, text=True,
+    line, cwd=ROOT, env=environment(), capture_output=True, encoding='utf-8',
     check=False,
   )  # fmt: skip
   first.send_signal(signal.SIGHUP)
@@ -227,11 +227,11 @@ def test_two_in_one_folder_and_a_terminal_that_closes(tmp_path, data_dir):
   assert f'in use by process {first.pid} on ' in refused
   assert first.returncode == 75, errors
   assert 'the same command continues' in errors.splitlines()[-1]
-  steps = [json.loads(row)['step'] for row in metrics.open()]
+  steps = [json.loads(row)['step'] for row in metrics.open(encoding='utf-8')]
   assert steps == list(range(1, len(steps) + 1))
   assert (tmp_path / 'checkpoints' / str(steps[-1])).exists()
   assert list(tmp_path.glob('*.claim')) == []
-  status = json.loads((tmp_path / 'status.json').read_text())
+  status = json.loads((tmp_path / 'status.json').read_text('utf-8'))
   assert status['state'] == 'stopped'
 
 
@@ -243,7 +243,7 @@ def test_a_refused_run_leaves_its_line_in_a_folder_of_before(
     '--config.data.max_target=1',
   )  # fmt: skip
   assert done.returncode == 3
-  status = json.loads((tmp_path / 'status.json').read_text())
+  status = json.loads((tmp_path / 'status.json').read_text('utf-8'))
   assert status['state'] == 'error'
   assert done.stderr.splitlines()[-1] == f'error: {status["error"]}'
 
@@ -252,7 +252,8 @@ def test_a_refused_run_leaves_its_line_in_a_folder_of_before(
 def slow_import(tmp_path):
   """A folder for PYTHONPATH: a module of launch.py that takes its time."""
   (tmp_path / 'ml_collections.py').write_text(
-    'import time\nprint("importing", flush=True)\ntime.sleep(600)\n'
+    'import time\nprint("importing", flush=True)\ntime.sleep(600)\n',
+    'utf-8',
   )
   return tmp_path
 
@@ -261,7 +262,7 @@ def slow_import(tmp_path):
 def test_a_signal_while_modules_are_imported_is_a_sentence(slow_import, number):
   process = subprocess.Popen(
     command(), cwd=ROOT, env=environment(PYTHONPATH=str(slow_import)),
-    stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    stdout=subprocess.PIPE, stderr=subprocess.PIPE, encoding='utf-8',
   )  # fmt: skip
   assert process.stdout is not None
   assert process.stdout.readline() == 'importing\n'
@@ -275,7 +276,7 @@ def test_nohup_is_not_stopped_by_its_terminal(slow_import):
   process = subprocess.Popen(
     ['nohup', *command()], cwd=ROOT,
     env=environment(PYTHONPATH=str(slow_import)), stdout=subprocess.PIPE,
-    stderr=subprocess.PIPE, stdin=subprocess.DEVNULL, text=True,
+    stderr=subprocess.PIPE, stdin=subprocess.DEVNULL, encoding='utf-8',
   )  # fmt: skip
   assert process.stdout is not None
   assert process.stdout.readline() == 'importing\n'
@@ -312,4 +313,4 @@ def test_words_to_a_terminal_that_is_gone_do_not_end_a_run(tmp_path):
   )
   file = tmp_path / 'file'
   subprocess.run([sys.executable, '-c', closes, run, str(file)], check=True)
-  assert file.read_text() == 'saved'
+  assert file.read_text('utf-8') == 'saved'

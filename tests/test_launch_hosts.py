@@ -255,7 +255,7 @@ def test_a_parent_that_is_killed_leaves_none_of_its_processes(tmp_path):
   names = [tmp_path / f'{number}.worker' for number in range(2)]
   while not all(name.exists() for name in names):
     time.sleep(0.05)
-  children = [json.loads(name.read_text()) for name in names]
+  children = [json.loads(name.read_text('utf-8')) for name in names]
   assert all(map(process.alive, children))
   killed.kill()
   killed.wait()
