@@ -325,7 +325,8 @@ def test_data_that_changed_in_between_is_refused(
   stopped, stop, split, change
 ):
   file = stopped / 'data' / f'{split}.jsonl'
-  text, kept = file.read_text('utf-8'), (stopped / 'run' / 'data.json').read_text('utf-8')
+  text = file.read_text('utf-8')
+  kept = (stopped / 'run' / 'data.json').read_text('utf-8')
   size = len(text.splitlines())
   file.write_text(change(text), 'utf-8')
   try:
