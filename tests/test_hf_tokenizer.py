@@ -291,6 +291,32 @@ def test_a_file_without_an_end_is_one_line(tmp_path):
     open_gguf_tokenizer(model, 260)
 
 
+@pytest.mark.parametrize(('changes', 'told'), [
+  ({'tokens': 'abc'}, 'tokens is text, not a list'),
+  ({'tokens': [1, 2]}, r'tokens\[0\] is an integer, not text'),
+  ({'token_type': [1]}, 'token_type has 1 entries for 260 tokens'),
+  ({'merges': [1]}, r'merges\[0\] is an integer'),
+  ({'merges': ['a zz']}, 'its tokens make no tokenizer'),
+  ({'merges': ['ab']}, 'its tokens make no tokenizer'),
+  ({'bos_token_id': 260}, 'bos_token_id is 260, of 260 tokens'),
+  ({'eos_token_id': 'x'}, 'eos_token_id is text'),
+  ({'add_bos_token': 'no'}, 'add_bos_token is text, not true or false'),
+  ({'tokenizer.chat_template': 5}, 'chat_template is an integer'),
+])
+def test_fields_of_a_file_that_do_not_fit(tmp_path, changes, told):
+  with pytest.raises(DataError, match=rf'm\.gguf: .*{told}') as caught:
+    open_gguf_tokenizer(bytes_model(tmp_path, **changes), 260)
+  assert '\n' not in str(caught.value)
+
+
+@pytest.mark.parametrize('gone', ['tokens', 'token_type', 'merges'])
+def test_fields_of_a_file_that_are_not_there(tmp_path, gone):
+  model = bytes_model(tmp_path)
+  del model.fields[f'tokenizer.ggml.{gone}']
+  with pytest.raises(DataError, match=rf'm\.gguf: there is no field .*{gone}'):
+    open_gguf_tokenizer(model, 260)
+
+
 def test_whole_words_need_no_merges_in_llama_3_alone(tmp_path):
   for pre in ('llama-bpe', 'gpt-2'):
     model = bytes_model(tmp_path, pre, merges=[])

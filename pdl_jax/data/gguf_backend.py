@@ -14,7 +14,8 @@ from tokenizers import (
   processors,
 )
 
-from pdl_jax.errors import DataError
+from pdl_jax.errors import DataError, reason
+from pdl_jax.stored import fault
 
 # GGUF's kinds of tokens.
 _NORMAL, _UNKNOWN, _CONTROL, _USER, _BYTE = 1, 2, 3, 4, 6
@@ -26,6 +27,18 @@ _PRE = {
   'llama-v3': 'llama3',
 }  # fmt: skip
 Metadata = Mapping[str, Any]
+_G = 'tokenizer.ggml.'
+_IDS = tuple(
+  f'{_G}{word}_token_id'
+  for word in ('bos', 'eos', 'eot', 'eom', 'unknown', 'padding')
+)
+_SHAPE = {
+  f'{_G}tokens': list[str], f'{_G}token_type': list[int],
+  f'{_G}merges?': list[str], f'{_G}scores?': list[float],
+  f'{_G}add_bos_token?': bool, f'{_G}add_space_prefix?': bool,
+  'tokenizer.chat_template?': str,
+  **{f'{key}?': int | None for key in _IDS},
+}  # fmt: skip
 
 
 def read_backend(metadata: Metadata, name: str) -> Tokenizer:
@@ -36,7 +49,7 @@ def read_backend(metadata: Metadata, name: str) -> Tokenizer:
     name: of the file, for errors.
 
   Raises:
-    DataError: it is a kind that is not read, or not there.
+    DataError: it is a kind that is not read, not there, or not as it should be.
   """
   kind = metadata.get('tokenizer.ggml.model')
   pre = metadata.get('tokenizer.ggml.pre', 'default')
@@ -47,7 +60,15 @@ def read_backend(metadata: Metadata, name: str) -> Tokenizer:
       f"are: 'llama', and 'gpt2' with {', '.join(_PRE)}; take the model's "
       'folder with tokenizer.json'
     )
-  backend = _pieces(metadata) if is_pieces else _bytes(metadata, _PRE[pre])
+  if wrong := _fault(metadata, 'scores' if is_pieces else 'merges'):
+    raise DataError(f'{name}: {wrong}; take another copy of the file')
+  try:
+    backend = _pieces(metadata) if is_pieces else _bytes(metadata, _PRE[pre])
+  # The library raises Exception itself for pieces that do not fit together.
+  except Exception as error:
+    raise DataError(
+      f'{name}: its tokens make no tokenizer ({reason(error)})'
+    ) from None
   tokens = metadata['tokenizer.ggml.tokens']
   kinds = metadata['tokenizer.ggml.token_type']
   for token, role in zip(tokens, kinds, strict=True):
@@ -66,6 +87,20 @@ def read_backend(metadata: Metadata, name: str) -> Tokenizer:
       special_tokens=[(tokens[start], start)],
     )  # fmt: skip
   return backend
+
+
+def _fault(metadata: Metadata, needed: str) -> str:
+  """What is wrong with the fields of a tokenizer; '' if nothing is."""
+  if found := fault(metadata, {**_SHAPE, f'{_G}{needed}': Any}):
+    return found
+  size = len(metadata[f'{_G}tokens'])
+  for key in (f'{_G}token_type', *([f'{_G}scores'] * (needed == 'scores'))):
+    if len(metadata[key]) != size:
+      return f'{key} has {len(metadata[key])} entries for {size} tokens'
+  for key in _IDS:
+    if not 0 <= (metadata.get(key) or 0) < size:
+      return f'{key} is {metadata[key]}, of {size} tokens'
+  return ''
 
 
 def byte_level(model: models.BPE, words: str = 'digits') -> Tokenizer:
