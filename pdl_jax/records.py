@@ -8,8 +8,8 @@
   predictions/    one JSON line an evaluated example; NAME.parts until whole
   items.json      sums of each evaluated example, for the report to resample
   results.json    written last: its presence means that the run finished
-  run.N.claim     the process that is at it; a later N follows a dead one
   traceback.txt   of an error that nobody foresaw
+  run.N.claim     the process that is at it; a later N follows a dead one
 """
 
 import contextlib
@@ -444,9 +444,10 @@ class RunFolder:
       self.path / 'metrics.jsonl', METRICS, torn_end=True
     )
     self.write_text('metrics.jsonl', _lines(
-      row for row in rows
+      row
+      for row in rows
       if row['step'] <= step - (owed and 'validation_nats' in row)
-    ))
+    ))  # fmt: skip
 
   def metrics(self) -> list[dict[str, Any]]:
     """All rows of metrics.jsonl."""

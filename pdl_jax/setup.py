@@ -141,7 +141,7 @@ def _keep_data(splits: Mapping[str, Split], folder: RunFolder) -> None:
     for name, split in splits.items()
   }
   if begun(folder.path) and (folder.path / DATA).exists():
-    before = folder.read(DATA)
+    before = folder.read(DATA, dict[str, str])
     changed = [
       f'{name} was {before[name]} and is {text}'
       for name, text in now.items()

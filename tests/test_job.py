@@ -149,8 +149,8 @@ def claim_of(workdir, number=1, **changes):
   workdir.mkdir(exist_ok=True)
   path = workdir / f'run.{number}.claim'
   assert process.claim(path)
-  new = json.loads(path.read_text('utf-8')) | changes
-  path.write_text(json.dumps(new), 'utf-8')
+  found = json.loads(path.read_text('utf-8'))
+  path.write_text(json.dumps(found | changes), 'utf-8')
   return path
 
 

@@ -11,7 +11,6 @@ whose owner is dead, is claimed by making attempt n + 1, and of all who try the
 file system lets one (process.claim).
 """
 
-import contextlib
 import dataclasses
 import json
 import os
@@ -28,6 +27,7 @@ from pdl_jax.errors import HostError, PreemptedError
 HEARTBEAT = process.HEARTBEAT
 STALE = 300.0
 PREEMPTED = PreemptedError.exit_code
+_PROCESS = {'pid': int, 'started': int | None}
 
 _RUN = re.compile(r'.*-([0-9a-f]{8})')
 
@@ -102,16 +102,16 @@ class Attempt:
     """
     if self.path('end').exists():
       return False
+    path = self.path('claim')
+    if stored.read_json(path, {'machine': str})['machine'] != process.machine():
+      return now - path.stat().st_mtime < STALE
     # In this order: a sweeper that is dead starts no more runs.
-    if process.holds(self.path('claim'), now, STALE):
-      return True
-    owner = process.owner(self.path('claim'))
-    return owner.get('machine') == process.machine() and self._worker_alive()
+    owner = stored.read_json(path, _PROCESS)
+    return process.alive(owner) or self._worker_alive()
 
   def _worker_alive(self) -> bool:
-    with contextlib.suppress(FileNotFoundError):
-      return process.alive(process.owner(self.path('worker')))
-    return False
+    path = self.path('worker')
+    return path.exists() and process.alive(stored.read_json(path, _PROCESS))
 
 
 def open_folder(root: Path) -> None:
