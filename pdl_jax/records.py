@@ -268,6 +268,10 @@ def claimed(path: Path) -> Iterator[None]:
     over.set()
     if claim is not None:
       claim.unlink(missing_ok=True)
+    if made:
+      # Whatever ended it before there was anything in it.
+      with contextlib.suppress(OSError):
+        path.rmdir()
 
 
 def begun(path: Path) -> bool:
