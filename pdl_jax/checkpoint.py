@@ -72,7 +72,8 @@ class Checkpointer:
   Attributes:
     directory: `<workdir>/checkpoints`.
     damaged: one line for each step that this object has set aside.
-    missing: a line if a later step was saved than the newest that is there.
+    missing: a line if a later step was saved than the newest that is there, or
+      if that is not known.
   """
 
   def __init__(
@@ -93,7 +94,13 @@ class Checkpointer:
     hush_libraries()
     with host_errors('open', self.directory):
       self._manager = ocp.CheckpointManager(self.directory, options=options)
-    self._saves = _read_saves(self._list)
+    saves = _read_saves(self._list)
+    if saves is None:
+      self.missing = (
+        f'{self._list} is torn or altered: whether a later step was saved is '
+        'not known'
+      )
+    self._saves = saves or {}
     for step in self._manager.all_steps():
       # A step with a damaged record is never the best; restoring names it.
       with contextlib.suppress(DamagedError):
@@ -341,15 +348,17 @@ class Checkpointer:
         shutil.rmtree(path, ignore_errors=True)
 
 
-def _read_saves(path: Path) -> dict[int, dict[str, float]]:
-  """The list of saves; empty where there is none that can be read."""
+def _read_saves(path: Path) -> dict[int, dict[str, float]] | None:
+  """The list of saves, empty of a run that has none; None of a torn one."""
+  if not path.exists():
+    return {}
   with contextlib.suppress(OSError, ValueError, TypeError, AttributeError):
     found = json.loads(path.read_text(encoding='utf-8'))
     return {
       int(step): {name: float(value) for name, value in metrics.items()}
       for step, metrics in found.items()
     }
-  return {}
+  return None
 
 
 def _plain(value: Mapping[str, Any]) -> dict[str, Any]:

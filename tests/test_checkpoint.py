@@ -552,13 +552,16 @@ def test_a_save_that_vanished_is_said(three_saves):
 
 
 @pytest.mark.parametrize('text', ['', '{"4": ', '[]', '{"a": {}}', '{"9": 3}'])
-def test_a_torn_list_of_saves_is_no_harm(three_saves, text):
+def test_a_torn_list_of_saves_is_said(three_saves, text):
   (three_saves / 'saves.json').write_text(text, 'utf-8')
   with Checkpointer(three_saves) as checkpointer:
     assert checkpointer.best_step() == 2
     found = checkpointer.restore_latest(abstract(counted(0)), None)
   assert found is not None and found[0] == 6
-  assert checkpointer.missing == ''
+  assert checkpointer.missing == (
+    f'{three_saves / "saves.json"} is torn or altered: whether a later step '
+    'was saved is not known'
+  )
 
 
 def test_what_is_measured_after_the_save_ranks_it(tmp_path):

@@ -46,6 +46,14 @@ def test_all_of_a_list_of_ends_stop_an_answer(tmp_path):
   assert token_ids(tokenizer)['eos_token_id'] == [4, 2, 3]
 
 
+@pytest.mark.parametrize('name', ['config', 'generation_config'])
+@pytest.mark.parametrize('ids', ['2', [2, '3'], 2.5, True, {'a': 2}])
+def test_an_end_that_is_no_id_is_named(tmp_path, name, ids):
+  folder = write(tmp_path / 'a', {name: ids}, eos_token=ENDS[2])
+  with pytest.raises(DataError, match=rf'{name}\.json: eos_token_id is .* no'):
+    open_tokenizer(folder, 8)
+
+
 def test_a_list_alone_says_what_ends_a_text(tmp_path):
   folder = write(tmp_path / 'a', {'config': [3, 99, 2]})
   tokenizer = open_tokenizer(folder, 8)
@@ -60,7 +68,7 @@ def test_one_end_serves_for_turn_and_text(tmp_path):
   assert tokenizer.end_of_turn == tokenizer.end_of_text == 3
 
 
-@pytest.mark.parametrize('ids', [None, [], [99], -1, [None], '2'])
+@pytest.mark.parametrize('ids', [None, [], [99], -1, [None]])
 def test_a_folder_without_an_end_is_one_line(tmp_path, ids):
   folder = write(tmp_path / 'a', {'config': ids, 'generation_config': None})
   with pytest.raises(DataError, match='says what ends a text') as error:

@@ -153,6 +153,10 @@ def _ends(folder: Path, backend: Backend) -> list[str]:
   for name in ('generation_config.json', 'config.json'):
     ids = _json(folder / name).get('eos_token_id')
     for number in ids if isinstance(ids, list) else [ids]:
+      if not isinstance(number, int | None) or isinstance(number, bool):
+        raise DataError(
+          f'{folder / name}: eos_token_id is {number!r}, which is no token id'
+        )
       found += _known(backend, number)
   return list(dict.fromkeys(found))
 
