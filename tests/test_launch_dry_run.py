@@ -86,9 +86,7 @@ def test_7b_on_eight_devices_from_config_json_alone(tmp_path, trainable):
   [
     ({'layers': 10**9}, 'model.layers 1000000000, width'),
     ({'width': 10**9}, 'each of 1 devices would keep'),
-    ({'width': 10**10}, 'width 10000000000, heads'),
     ({'heads': 10**9, 'kv_heads': 10**9}, 'heads 1000000000 x'),
-    ({'mlp': 10**12}, 'mlp 1000000000000'),
   ],
 )
 def test_sizes_beyond_all_memory_are_refused(tmp_path, changes, said):
