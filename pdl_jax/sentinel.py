@@ -47,7 +47,7 @@ class _Case(NamedTuple):
 def check_backend(loss: Loss | None = None) -> str:
   """Compares what JAX compiles for its default device with fp64 by hand.
 
-  It takes about a second. Importing pdl_jax sets no flag of XLA: a process of
+  Importing pdl_jax sets no flag of XLA: a process of
   your own that computes on CPUs sets, before JAX starts,
   XLA_FLAGS=--xla_cpu_experimental_ynn_fusion_type=-reduce
 
