@@ -14,7 +14,10 @@ def test_first():
   pass
 
 def test_hangs():
-  threading.Thread(target=lambda: time.sleep(3), name='beside').start()
+  # It must not end while the stacks are written: that cuts them short.
+  threading.Thread(
+    target=lambda: time.sleep(60), name='beside', daemon=True
+  ).start()
   {how}
 
 def test_last():
