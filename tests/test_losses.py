@@ -405,6 +405,11 @@ def test_narrow_labels_inside_jit(dtype):
   assert np.isnan(narrow)
 
 
+def test_a_label_beyond_int32_is_not_ignored_inside_jit():
+  labels = jnp.asarray([0, 2**32 - 100], jnp.uint32)
+  assert np.isnan(jax.jit(cross_entropy)(LOGITS[0, :2], labels))
+
+
 @pytest.mark.parametrize(
   ('changed', 'words'),
   [

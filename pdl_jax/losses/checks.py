@@ -186,6 +186,9 @@ def read_labels(
         f'{int(bad.sum())} of {known.size} labels are outside [0, {size}), the '
         f'first is {int(known[bad][0])}; mask them with `where`'
       )
+  if labels.dtype.kind == 'u' and labels.dtype.itemsize >= 4:
+    # Else a label beyond int32 would become another one, such as ignore_index.
+    labels = jnp.minimum(labels, np.iinfo(np.int32).max)
   if labels.dtype.itemsize < 4 or labels.dtype.kind == 'u':
     # Too narrow for the size of a vocabulary, or for ignore_index.
     labels = labels.astype(jnp.int32)
