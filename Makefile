@@ -15,7 +15,7 @@ tiny: $(READY)
 
 # Descriptions of Debian's packages, by apt, into .cache: a harder set.
 debian: $(READY)
-	$(BIN)/python -m pdl_jax.data.builders.debian_synopses
+	$(BIN)/python -m pdl_jax.data.packaged.debian_synopses
 
 # All of them, or the files that TESTS names. A test that only the end of its
 # process could stop would be tried again and again by processes that follow.

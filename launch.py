@@ -45,7 +45,8 @@ import os
 import signal
 import sys
 
-# A signal in the seconds that the modules below take; later see pdl_jax.stop.
+# A signal in the seconds that the modules below take; later see
+# pdl_jax.train.preemption.
 # One of several processes is spoken for by its parent.
 if __name__ == '__main__' and 'PDL_JAX_HOST' not in os.environ:
 
@@ -75,19 +76,18 @@ if os.environ.get('JAX_NUM_CPU_DEVICES', '1') != '1':
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from pdl_jax import (
-  export,
-  job,
-  preview,
-  process,
-  records,
-  reevaluate,
-  setup,
-  sweep,
-)
+from pdl_jax import preview, process, run_folder, sweep
+from pdl_jax.cli.dry_run import describe
+from pdl_jax.cluster import fault, multihost, options, supervisor
+from pdl_jax.cluster.multihost import Place
+from pdl_jax.cluster.pods import commands, runner, training
+from pdl_jax.cluster.pods import options as pods
+from pdl_jax.cluster.pods.plan import to_shell
+from pdl_jax.cluster.pods.pod import Pod
+from pdl_jax.cluster.preflight import Preflight
+from pdl_jax.config import Settings
 from pdl_jax.data import pipeline
 from pdl_jax.data.tokenizer import spelled
-from pdl_jax.decode import DecodeSettings
 from pdl_jax.errors import (
   ConfigError,
   HostError,
@@ -95,16 +95,9 @@ from pdl_jax.errors import (
   PreemptedError,
   printable,
 )
-from pdl_jax.launch import fault, multihost, options, parent
-from pdl_jax.launch.dry_run import describe
-from pdl_jax.launch.multihost import Place
-from pdl_jax.launch.preflight import Preflight
-from pdl_jax.pods import commands, runner, training
-from pdl_jax.pods import options as pods
-from pdl_jax.pods.plan import to_shell
-from pdl_jax.pods.pod import Pod
-from pdl_jax.settings import Settings
-from pdl_jax.stop import StopRequest
+from pdl_jax.generate import DecodeSettings
+from pdl_jax.run import export, finetune, prepare, rescore
+from pdl_jax.train.preemption import StopRequest
 
 _PREVIEW_EXAMPLES = 5
 _CONFIG = config_flags.DEFINE_config_file(
@@ -215,10 +208,10 @@ def parse(arguments: Sequence[str]) -> dict[str, Any] | None:
   sweep.parse_resources(_RESOURCES.value)
   if _CHECK.value and not _REPORT.value:
     raise ConfigError('--check belongs to --report=experiments/NAME')
-  if unknown := set(_MODELS.value) - set(reevaluate.MODELS):
+  if unknown := set(_MODELS.value) - set(rescore.MODELS):
     raise ConfigError(
       f'--models {", ".join(sorted(unknown))} is not one of '
-      f'{", ".join(reevaluate.MODELS)}'
+      f'{", ".join(rescore.MODELS)}'
     )
   if flags.FLAGS['models'].present and not _overrides('decode'):
     raise ConfigError(
@@ -257,7 +250,7 @@ def configured() -> tuple[Settings, Path]:
     ) from error
   if _WORKDIR.value is not None:
     return settings, Path(_WORKDIR.value)
-  return settings, folder / records.run_id(
+  return settings, folder / run_folder.run_id(
     settings.resolved, _overrides('config')
   )
 
@@ -267,22 +260,22 @@ def train(
 ) -> int:
   """One run, on this host alone or as one of several; the exit code."""
   if hosts := options.places(workdir):
-    records.check_unclaimed(workdir)
-    started = parent.start(hosts, [sys.executable, *arguments])
-    ended = parent.supervise(started, options.stuck_seconds())
+    run_folder.check_unclaimed(workdir)
+    started = supervisor.start(hosts, [sys.executable, *arguments])
+    ended = supervisor.supervise(started, options.stuck_seconds())
     if ended.words:
-      records.note_failure(workdir, settings.resolved, 'error', ended.words)
+      run_folder.note_failure(workdir, settings.resolved, 'error', ended.words)
     return ended.code
   if told := in_vain(settings):
     print(told)
   inspect = None
-  with records.claimed(workdir):
+  with run_folder.claimed(workdir):
     if Place.here() is not None or multihost.default_backend() != 'cpu':
       stop.note('pre-flight')
       flight = Preflight(settings, workdir)
       flight.start()
       inspect = flight.data
-    job.run(settings, workdir, stop, inspect)
+    finetune.run(settings, workdir, stop, inspect)
   return 0
 
 
@@ -300,7 +293,7 @@ def dry_run(
 
 def in_vain(settings: Settings) -> str:
   """What was asked for and changes nothing, if anything was."""
-  told = records.unread(settings.resolved, _overrides('config'))
+  told = run_folder.unread(settings.resolved, _overrides('config'))
   if not told:
     return ''
   return f'not read   {", ".join(told)}: no part of this run uses it'
@@ -457,7 +450,7 @@ def help_text() -> str:
 
 def show_preview(settings: Settings, workdir: Path) -> None:
   """On the terminal, and as a page beside where the run would be."""
-  ready = setup.prepare(settings, None)
+  ready = prepare.prepare(settings, None)
   examples = ready.train.examples
   chosen = [
     preview.PreviewExample(
@@ -517,7 +510,7 @@ def main(arguments: Sequence[str]) -> int:
     if _EVALUATE.value is not None or _EXPORT.value is not None:
       multihost.default_backend()
     if _EVALUATE.value is not None:
-      reevaluate.run(
+      rescore.run(
         Path(_EVALUATE.value), decode, tuple(_MODELS.value), extra_models(),
         stop,
       )  # fmt: skip
@@ -578,7 +571,7 @@ def _report(
   told = printable(str(error))
   print(f'{word}: {told}', file=sys.stderr)
   if settings is not None and workdir is not None:
-    records.note_failure(workdir, settings.resolved, word, told)
+    run_folder.note_failure(workdir, settings.resolved, word, told)
   return error.exit_code
 
 

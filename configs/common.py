@@ -226,7 +226,7 @@ def _base() -> ConfigDict:
     'label_smoothing': 0.0,
     'z_loss': 0.0,
     # Rivals at their published defaults; formulas and sources are in
-    # pdl_jax/losses/by_type.py, by_stats.py and by_logits.py. normalize:
+    # pdl_jax/losses/ type_weights, token_losses and dense_losses. normalize:
     # published, or corpus_mean (a running token weighs 1 on average).
     'inverse_frequency': {'exponent': 0.4},
     'face': {'normalize': 'published'},

@@ -8,9 +8,10 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from pdl_jax import process, stored
-from pdl_jax.records import CODE, environment
+from pdl_jax import process
 from pdl_jax.report.carry_out import RECORDS
+from pdl_jax.run_folder import CODE, environment
+from pdl_jax.storage.files import read_lines
 
 process.set_xla_flags()
 
@@ -40,4 +41,4 @@ def keep(
 
 def read(folder: Path) -> list[dict[str, Any]]:
   """The records of an experiment."""
-  return stored.read_lines(folder / RECORDS)
+  return read_lines(folder / RECORDS)

@@ -1,6 +1,6 @@
 """Columns that the experiments share."""
 
-from pdl_jax.report.experiment import Metric
+from pdl_jax.report.declare import Metric
 
 PERPLEXITY = Metric('perplexity', 'Perplexity', 'lower', 2)
 ROUGE_L = Metric('rougeL', 'ROUGE-L', 'higher', 2, 100)

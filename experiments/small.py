@@ -6,7 +6,7 @@ language model, with cross-entropy; variants fine-tune it on one task. First
   python -m experiments.corpus
 """
 
-from pdl_jax.report.experiment import Start
+from pdl_jax.report.declare import Start
 
 BASE = Start('configs/language_model.py:small', {
   'data.name': 'jsonl:runs/corpus',

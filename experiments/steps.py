@@ -9,11 +9,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from pdl_jax import optimizer, weighting
+from pdl_jax.config import Settings
 from pdl_jax.model.config import ModelConfig
-from pdl_jax.optimizer import OptimizerConfig
-from pdl_jax.settings import Settings
-from pdl_jax.step import StepConfig
+from pdl_jax.run import loss_tables
+from pdl_jax.train import optimizer
+from pdl_jax.train.optimizer import OptimizerConfig
+from pdl_jax.train.step import StepConfig
 
 
 def step_config(
@@ -25,7 +26,7 @@ def step_config(
     model=model,
     optimizer=optimizer.make_optimizer(options, steps),
     schedule=optimizer.make_schedule(options, steps),
-    loss=weighting.make_loss(settings.loss),
+    loss=loss_tables.make_loss(settings.loss),
     accumulation=1,
   )
 

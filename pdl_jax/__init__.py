@@ -4,16 +4,12 @@ These names need jax and numpy alone. Reading order: losses (terms, reduce,
 cross_entropy, power_law, linear), frequency, model/api, step, train, job.
 """
 
+from pdl_jax.losses.core import LossTerms, Sums, TokenLoss, TokenStats
 from pdl_jax.losses.cross_entropy import cross_entropy
-from pdl_jax.losses.linear import (
-  Axes,
-  linear_pdl_loss,
-  linear_token_stats,
-)
+from pdl_jax.losses.fused.api import Axes, linear_pdl_loss, linear_token_stats
 from pdl_jax.losses.power_law import pdl_loss, power_law_weights
 from pdl_jax.losses.reduce import divide
-from pdl_jax.losses.terms import LossTerms, Sums, TokenLoss, TokenStats
-from pdl_jax.sentinel import check_backend
+from pdl_jax.losses.sentinel import check_backend
 
 __all__ = [
   'Axes',

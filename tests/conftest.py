@@ -71,10 +71,10 @@ def data_dir(tmp_path_factory):
 @pytest.fixture
 def stop():
   """A request to stop that a signal can make; the handlers of before after."""
-  from pdl_jax import train
+  from pdl_jax.train import loop
 
   taken = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
   before = {n: signal.getsignal(n) for n in taken}
-  yield train.StopRequest()
+  yield loop.StopRequest()
   for number, handler in before.items():
     signal.signal(number, handler)

@@ -6,8 +6,8 @@ from functools import partial
 import jax
 import numpy as np
 
-from pdl_jax import decode
-from pdl_jax.decode import DecodeSettings
+from pdl_jax import generate as generation
+from pdl_jax.generate import DecodeSettings
 from pdl_jax.model.config import ModelConfig
 from tests.tiny_model import CONFIG, PARAMS, random_params, tiny_tokens
 
@@ -40,9 +40,9 @@ def left_padded(prompts, width=WIDTH):
   jax.jit, static_argnames=('model', 'settings', 'max_new_tokens', 'stop_ids')
 )
 def compiled(params, tokens, filled, hashes, samples, bias_V, **static):
-  keys = decode.row_keys(static['settings'].seed, hashes, samples)
+  keys = generation.row_keys(static['settings'].seed, hashes, samples)
   model = static.pop('model')
-  return decode.generate(
+  return generation.generate(
     model, params, tokens, filled, keys, bias_V=bias_V, **static
   )
 
@@ -63,7 +63,7 @@ def generate(
   ids = [str(prompt) for prompt in prompts] if ids is None else ids
   samples = np.zeros(len(prompts), int) if samples is None else samples
   found = compiled(
-    params, *left_padded(prompts, width), decode.hash_ids(ids),
+    params, *left_padded(prompts, width), generation.hash_ids(ids),
     np.asarray(samples, np.uint32), bias_V, model=model, settings=settings,
     max_new_tokens=new, stop_ids=stop,
   )

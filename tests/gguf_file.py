@@ -3,7 +3,7 @@
 import gguf
 import numpy as np
 
-from pdl_jax.model.pretrained.gguf import GGUFModel
+from pdl_jax.pretrained.gguf import GGUFModel
 from tests.hf_folder import CASES
 from tests.hf_weights import weights
 

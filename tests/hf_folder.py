@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-from pdl_jax.model.pretrained import shards
+from pdl_jax.pretrained import safetensors
 from tests.hf_weights import weights
 
 GOLDEN = Path(__file__).parent / 'golden'
@@ -15,7 +15,7 @@ def write(path, config, tensors):
   """A folder with one file of tensors."""
   path.mkdir(exist_ok=True)
   (path / 'config.json').write_text(json.dumps(config), 'utf-8')
-  shards.write_file(path / 'model.safetensors', tensors)
+  safetensors.write_file(path / 'model.safetensors', tensors)
   return path
 
 

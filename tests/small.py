@@ -8,13 +8,14 @@ import numpy as np
 import pytest
 
 from configs import summarize
-from pdl_jax import job, train
-from pdl_jax import optimizer as optimizers
+from pdl_jax.config import Settings
 from pdl_jax.losses import LOSSES, Loss
-from pdl_jax.model import api
+from pdl_jax.model import lm
 from pdl_jax.model.config import ModelConfig
-from pdl_jax.settings import Settings
-from pdl_jax.step import StepConfig
+from pdl_jax.run import finetune
+from pdl_jax.train import loop
+from pdl_jax.train import optimizer as optimizers
+from pdl_jax.train.step import StepConfig
 
 MODEL = ModelConfig(
   vocab_size=64, width=32, layers=3, heads=8, kv_heads=8, head_dim=4, mlp=48,
@@ -26,7 +27,7 @@ PROMPT, TARGET = 8, 6
 @functools.cache
 def params(seed=0):
   # Weights larger than at initialisation, so that the layers matter.
-  tree = jax.jit(functools.partial(api.init, MODEL))(jax.random.key(seed))
+  tree = jax.jit(functools.partial(lm.init, MODEL))(jax.random.key(seed))
   return jax.tree.map(lambda x: np.asarray(x * 2 if x.ndim > 1 else x), tree)
 
 
@@ -101,5 +102,5 @@ def run_job(data_dir, workdir, **changes):
   """To its end, with the handlers of signals left alone."""
   with pytest.MonkeyPatch.context() as patch:
     patch.setattr(signal, 'signal', lambda *_: None)
-    job.run(settings(data_dir, **changes), workdir, train.StopRequest())
+    finetune.run(settings(data_dir, **changes), workdir, loop.StopRequest())
   return workdir

@@ -17,10 +17,10 @@ from jax.experimental import multihost_utils
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from pdl_jax import sharding
+from pdl_jax.cluster import multihost
+from pdl_jax.cluster.multihost import Place
 from pdl_jax.errors import DataError, PdlError
-from pdl_jax.launch import multihost
-from pdl_jax.launch.multihost import Place
+from pdl_jax.mesh import batch_share, make_mesh, put, put_batch, put_whole_batch
 
 AT = 3  # the step in which process 1 misbehaves
 
@@ -56,14 +56,14 @@ def shares():
   """What `sharding.batch_share` says, and that batches follow it."""
   whole = np.arange(8, dtype=np.int32)[:, None]
   for shape, count in (((4, 1, 1), 2), ((2, 1, 2), 2), ((1, 1, 4), 1)):
-    mesh = sharding.make_mesh(shape)
-    share, shares = sharding.batch_share(mesh)
+    mesh = make_mesh(shape)
+    share, shares = batch_share(mesh)
     assert shares == count, (shape, shares)
     assert share == (jax.process_index() if count > 1 else 0)
     own = np.split(whole, shares)[share]
     for batch in (
-      sharding.put_batch({'x': own}, mesh),
-      sharding.put_whole_batch({'x': whole}, mesh),
+      put_batch({'x': own}, mesh),
+      put_whole_batch({'x': whole}, mesh),
     ):
       found = multihost_utils.process_allgather(batch['x'], tiled=True)
       np.testing.assert_array_equal(found, whole)
@@ -71,7 +71,7 @@ def shares():
 
 def tell():
   """That texts of different lengths arrive whole."""
-  from pdl_jax.launch import preflight
+  from pdl_jax.cluster import preflight
 
   text = 'x' * (1 + 5 * jax.process_index())
   assert preflight.gather(text) == ['x', 'xxxxxx']
@@ -80,15 +80,15 @@ def tell():
 def save(folder):
   """A state over all devices, and the position of the data."""
   # Other tests need not wait for what these import.
-  from pdl_jax.checkpoint import Checkpointer
+  from pdl_jax.train.checkpoint import Checkpointer
   from tests import host_state
 
-  mesh = sharding.make_mesh((2, 1, 2))
+  mesh = make_mesh((2, 1, 2))
   placed = NamedSharding(mesh, P('data', 'tensor'))
-  batches = host_state.iterator(*sharding.batch_share(mesh))
+  batches = host_state.iterator(*batch_share(mesh))
   for _ in range(host_state.TAKEN):
     next(batches)
-  state = {'rows': sharding.put(host_state.ROWS, placed)}
+  state = {'rows': put(host_state.ROWS, placed)}
   with Checkpointer(folder) as checkpoints:
     checkpoints.save(host_state.TAKEN, state, batches)
 

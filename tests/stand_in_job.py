@@ -20,9 +20,9 @@ import numpy as np
 from absl import flags
 from jax.experimental import multihost_utils
 
+from pdl_jax.cluster import diagnosis, heartbeat, multihost, options, supervisor
+from pdl_jax.cluster.multihost import Place
 from pdl_jax.errors import DataError, PreemptedError
-from pdl_jax.launch import journal, multihost, options, parent, verdict
-from pdl_jax.launch.multihost import Place
 
 _HOST = ('NAME', 'WORKER_ID')  # of a TPU slice
 
@@ -93,12 +93,12 @@ def work(run, config):
 def main():
   _, run, config = flags.FLAGS(sys.argv)
   # Seconds until a host that says nothing is lost; tests wait for it.
-  journal.SILENCE = verdict.SILENCE = 8.0
+  heartbeat.SILENCE = diagnosis.SILENCE = 8.0
   if Place.here() is not None:
     multihost.leave(lambda: work(Path(run), json.loads(config)))
   command = [sys.executable, '-m', 'tests.stand_in_job', *sys.argv[1:]]
-  hosts = parent.start(options.places(Path(run)), command)
-  sys.exit(parent.supervise(hosts, options.stuck_seconds()).code)
+  hosts = supervisor.start(options.places(Path(run)), command)
+  sys.exit(supervisor.supervise(hosts, options.stuck_seconds()).code)
 
 
 if __name__ == '__main__':

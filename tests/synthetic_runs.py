@@ -6,8 +6,8 @@ import numpy as np
 
 from pdl_jax.evaluate import items
 from pdl_jax.evaluate.run import evaluate
-from pdl_jax.frequency import FrequencyTable
-from pdl_jax.records import RunFolder
+from pdl_jax.losses.frequency import FrequencyTable
+from pdl_jax.run_folder import RunFolder
 from tests.prediction_records import STOP, VOCAB, make_record
 
 COUNTS = np.arange(VOCAB) + 1

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from pdl_jax.data.builders import bible_styles, packages, pairs
-from pdl_jax.data.builders.bible_styles import BibleStyles, Reference
+from pdl_jax.data.packaged import bible_styles, packages, pairs
+from pdl_jax.data.packaged.bible_styles import BibleStyles, Reference
 from pdl_jax.errors import DataError
 
 VERSES = 31102  # of the King James Bible

@@ -9,8 +9,8 @@ import zlib
 
 import pytest
 
-from pdl_jax.data.builders import botocore_summaries, packages, pairs, prose
-from pdl_jax.data.builders.botocore_summaries import BotocoreSummaries
+from pdl_jax.data.packaged import botocore_summaries, packages, pairs, prose
+from pdl_jax.data.packaged.botocore_summaries import BotocoreSummaries
 from pdl_jax.errors import DataError
 
 BODY = (

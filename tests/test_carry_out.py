@@ -10,10 +10,10 @@ import pytest
 
 from pdl_jax.errors import ConfigError, DataError
 from pdl_jax.report import carry_out, compare, index, plan, write
-from pdl_jax.report.experiment import Experiment, Metric, Start, Study, Variant
-from pdl_jax.sweep import queue
+from pdl_jax.report.declare import Experiment, Metric, Start, Study, Variant
+from pdl_jax.sweep import claims
+from pdl_jax.sweep.claims import End
 from pdl_jax.sweep.local import Outcome
-from pdl_jax.sweep.queue import End
 from tests.synthetic_runs import write_run
 
 ROOT = Path(__file__).parent.parent
@@ -51,18 +51,18 @@ class Sweep:
     self.made, self.failing, self.commands = [], dict(failing), []
 
   def __call__(self, cells, root, command):
-    queue.open_folder(root)
+    claims.open_folder(root)
     failed = {}
     for cell in cells:
       run = root / cell.run_id
       self.commands.append(command(cell, run))
       code = next((c for x, c in self.failing.items() if x in cell.run_id), 0)
       if code:
-        attempt = queue.claim(root, cell.digest, [])
+        attempt = claims.claim(root, cell.digest, [])
         run.mkdir(exist_ok=True)
         attempt.write_end(End(code, 1.0, 'error: it went wrong'))
         failed[cell.run_id] = 'error: it went wrong'
-      elif not queue.finished(run):
+      elif not claims.finished(run):
         self.made.append(cell.run_id)
         write_run(run, cell.config, seed=len(self.made))
     return Outcome(len(cells) - len(failed), failed, 0)

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 
-from pdl_jax.data import catalogue, sources
+from pdl_jax.data import external, sources
 from pdl_jax.errors import ConfigError, DataError, HostError
 
 TEXT = tfds.features.Text()
@@ -261,7 +261,7 @@ def test_what_is_not_prepared_is_said_at_once(tmp_path, caplog):
     assert '\n' not in str(error.value)
   assert not caplog.records
   with pytest.raises(DataError, match=r'tfds.builder\("lm1b"\)'):
-    catalogue.open_tfds('lm1b', 'train', None, LANGUAGE, {})
+    external.open_tfds('lm1b', 'train', None, LANGUAGE, {})
 
 
 @pytest.mark.parametrize(
@@ -478,7 +478,7 @@ def test_columns_hidden_by_a_format_are_found(tmp_path):
 
 def test_without_the_package(saved, monkeypatch):
   monkeypatch.setattr(
-    catalogue.importlib.util, 'find_spec', lambda name: None
+    external.importlib.util, 'find_spec', lambda name: None
   )
   with pytest.raises(HostError, match='not installed: pip install datasets'):
     sources.load(f'hf:{saved}', 'train', fields=XSUM)

@@ -17,9 +17,9 @@ import pytest
 from jax.sharding import AxisType, NamedSharding, SingleDeviceSharding
 from jax.sharding import PartitionSpec as P
 
-from pdl_jax.checkpoint import Checkpointer
-from pdl_jax.damage import check_position, reading
 from pdl_jax.errors import CheckpointError, HostError
+from pdl_jax.train.checkpoint import Checkpointer
+from pdl_jax.train.integrity import check_position, reading
 
 # Orbax leaves coroutines un-awaited when a read or a write fails.
 pytestmark = [

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from pdl_jax.checksum import (
+from pdl_jax.train.checksum import (
   array_types,
   checksum,
   checksums,

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from pdl_jax.data.builders import chitchat_dialogue, pairs
-from pdl_jax.data.builders.chitchat_dialogue import (
+from pdl_jax.data.packaged import chitchat_dialogue, pairs
+from pdl_jax.data.packaged.chitchat_dialogue import (
   SPLITS,
   ChitchatDialogue,
   Reply,

@@ -9,7 +9,7 @@ import pytest
 from pdl_jax.errors import ConfigError, DataError
 from pdl_jax.report import tables
 from pdl_jax.report.compare import make_report
-from pdl_jax.report.experiment import Experiment, Metric, Study, Variant
+from pdl_jax.report.declare import Experiment, Metric, Study, Variant
 
 METRICS = (
   Metric('perplexity', 'Perplexity', 'lower'),

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from pdl_jax.errors import ConfigError
-from pdl_jax.model import api
+from pdl_jax.model import lm
 from pdl_jax.model.attention import distance_bias
 from pdl_jax.model.complex_attention import angle, cos_sin, turn
 from pdl_jax.model.config import AttentionConfig, ModelConfig
@@ -167,7 +167,7 @@ def model(attention):
 def built(request):
   """A model whose learned angles are not where they begin."""
   config = model(KINDS[request.param])
-  params = api.init(config, jax.random.key(0))
+  params = lm.init(config, jax.random.key(0))
   random = np.random.default_rng(3)
 
   def moved(path, x):
@@ -185,8 +185,8 @@ def built(request):
 def test_models_of_a_seed_begin_with_the_same_matrices(more):
   """Else a paired run compares initial weights, and not the attention."""
   rope = model(AttentionConfig())
-  params = api.init(rope, jax.random.key(1))
-  other = api.init(dataclasses.replace(rope, **more), jax.random.key(1))
+  params = lm.init(rope, jax.random.key(1))
+  other = lm.init(dataclasses.replace(rope, **more), jax.random.key(1))
   for path, x in jax.tree_util.tree_leaves_with_path(params):
     found = other
     for step in path:
@@ -219,10 +219,10 @@ def test_at_delta_zero_the_angle_of_a_query_does_not_count(delta):
 
   def logits(start, by):
     config = model(AttentionConfig('complex', delta=delta, start=start))
-    params = api.init(config, jax.random.key(0))
+    params = lm.init(config, jax.random.key(0))
     params = jax.tree.map(lambda x: 20 * x if x.ndim > 2 else x, params)
     turned = with_turned_queries(params, by)
-    return api.logits(config, turned, tokens, segments, positions)
+    return lm.logits(config, turned, tokens, segments, positions)
 
   np.testing.assert_allclose(logits('zero', 0.7), logits('zero', 0), atol=1e-4)
   assert np.abs(logits('rope', 0.7) - logits('rope', 0)).max() > 0.01
@@ -245,7 +245,7 @@ def test_nothing_sees_the_future_other_documents_or_padding(built):
     # Each place has a row of the embedding of its own.
     own = {**params, 'embed_VxD': x.reshape(-1, config.width)}
     places = jnp.arange(tokens.size).reshape(tokens.shape)
-    return api.hidden(config, own, places, segments, positions)
+    return lm.hidden(config, own, places, segments, positions)
 
   # [B, L, B, L]: the gradient of a product with each state, by each input.
   found, pull = jax.vjp(states, embedded)
@@ -271,14 +271,14 @@ def test_cached_decoding_is_the_full_forward(built):
   config, params = built
   tokens = jnp.asarray(np.random.default_rng(1).integers(0, 32, (2, 9)))
   filled = jnp.asarray([[False, False, True, True, True], [True] * 5])
-  state, cache = api.prefill(config, params, tokens[:, :5], filled, 9)
+  state, cache = lm.prefill(config, params, tokens[:, :5], filled, 9)
   found = [state]
   for step in range(5, 9):
-    state, cache = api.decode_step(config, params, cache, tokens[:, step])
+    state, cache = lm.decode_step(config, params, cache, tokens[:, step])
     found.append(state)
   segments = jnp.concatenate([filled, jnp.ones((2, 4), bool)], 1).astype(int)
   positions = jnp.maximum(jnp.cumsum(segments, 1) - 1, 0)
-  expected = api.hidden(config, params, tokens, segments, positions)
+  expected = lm.hidden(config, params, tokens, segments, positions)
   np.testing.assert_allclose(
     np.stack(found, 1), expected[:, 4:], atol=2e-4
   )
@@ -290,16 +290,16 @@ def test_cached_decoding_is_the_full_forward(built):
 )  # fmt: skip
 def test_a_rope_model_stays_the_same_until_it_is_trained(kind):
   rope = model(AttentionConfig())
-  params = api.init(rope, jax.random.key(0))
+  params = lm.init(rope, jax.random.key(0))
   config = dataclasses.replace(rope, attention=KINDS[kind])
   assert config.attention.extends_rope
-  extended = api.extended(config, params, jax.random.key(0))
-  made = jax.eval_shape(lambda: api.init(config, jax.random.key(0)))
+  extended = lm.extended(config, params, jax.random.key(0))
+  made = jax.eval_shape(lambda: lm.init(config, jax.random.key(0)))
   assert jax.tree.structure(extended) == jax.tree.structure(made)
   inputs = packed()
   before, after = (
     jax.value_and_grad(
-      lambda p, c=c: (api.logits(c, p, *inputs) ** 2).sum(), allow_int=True
+      lambda p, c=c: (lm.logits(c, p, *inputs) ** 2).sum(), allow_int=True
     )(p)
     for c, p in ((rope, params), (config, extended))
   )
@@ -318,12 +318,12 @@ def test_a_rope_model_stays_the_same_until_it_is_trained(kind):
 @pytest.mark.usefixtures('full_compile')
 def test_no_array_of_heads_by_length_squared_by_width():
   config = model(AttentionConfig('complex'))
-  params = api.init(config, jax.random.key(0))
+  params = lm.init(config, jax.random.key(0))
   tokens = jnp.zeros((1, 48), int)
   ones = jnp.ones((1, 48), int)
 
   def loss(params):
-    return api.hidden(config, params, tokens, ones, ones).sum()
+    return lm.hidden(config, params, tokens, ones, ones).sum()
 
   text = jax.jit(jax.grad(loss)).lower(params).compile().as_text()
   sizes = [

@@ -8,11 +8,11 @@ import jax
 import pytest
 
 from configs import common, summarize
+from pdl_jax.config import Settings
 from pdl_jax.errors import ConfigError
-from pdl_jax.model import api
+from pdl_jax.model import lm
 from pdl_jax.model.config import ModelConfig
-from pdl_jax.records import config_hash, flatten, numbers, run_id, unread
-from pdl_jax.settings import Settings
+from pdl_jax.run_folder import config_hash, flatten, numbers, run_id, unread
 
 ROOT = Path(__file__).parent.parent
 GOLDEN = Path(__file__).parent / 'golden'
@@ -48,7 +48,7 @@ def test_settings_and_shapes(name, mode):
       head_dim=options.head_dim, mlp=options.mlp,
       context=settings.data.lengths.sequence,
     )  # fmt: skip
-    shapes = jax.eval_shape(lambda: api.init(model, jax.random.key(0)))
+    shapes = jax.eval_shape(lambda: lm.init(model, jax.random.key(0)))
     assert shapes['embed_VxD'].shape == (options.vocab_size, options.width)
 
 

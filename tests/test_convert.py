@@ -8,13 +8,15 @@ import pytest
 from tokenizers import AddedToken, models
 from tokenizers import Tokenizer as Backend
 
-from pdl_jax.convert import Moments, codes_report, fit_head
+from pdl_jax.config import CodeSettings, ModelSettings
 from pdl_jax.data.tokenizer import Tokenizer
 from pdl_jax.errors import ConfigError, DataError
-from pdl_jax.model import api, assign, vq_logits
+from pdl_jax.model import lm
 from pdl_jax.model.config import HeadConfig, ModelConfig
-from pdl_jax.settings import CodeSettings, ModelSettings
-from pdl_jax.start import Model
+from pdl_jax.model.heads import fit
+from pdl_jax.model.heads import vq as vq_head
+from pdl_jax.run.fit_head import Moments, codes_report, fit_head
+from pdl_jax.run.load_model import Model
 
 V, D = 60, 8
 COUNTS = np.random.default_rng(0).permutation(
@@ -32,7 +34,7 @@ def head(**changes):
 def codes(mapping, config=None, rows=ROWS):
   config = config or head()
   [tier] = config.tiers(V)
-  return assign.assign(config, tier, mapping, COUNTS, rows, None, 0)
+  return fit.assign(config, tier, mapping, COUNTS, rows, None, 0)
 
 
 def test_blocks_are_runs_of_equal_size():
@@ -51,8 +53,8 @@ def test_random_codes_are_of_equal_size_and_follow_the_seed():
   found = codes('random')[0]
   assert (np.bincount(found) == 5).all()
   config, [tier] = head(), head().tiers(V)
-  again = assign.assign(config, tier, 'random', COUNTS, None, None, 0)[0]
-  other = assign.assign(config, tier, 'random', COUNTS, None, None, 1)[0]
+  again = fit.assign(config, tier, 'random', COUNTS, None, None, 0)[0]
+  other = fit.assign(config, tier, 'random', COUNTS, None, None, 1)[0]
   np.testing.assert_array_equal(found, again)
   assert (found != other).any()
 
@@ -61,7 +63,7 @@ def test_kmeans_finds_the_places():
   found = codes('kmeans_output')[0]
   assert len({tuple(found[i : i + 5]) for i in range(0, V, 5)}) == 12
   [tier] = head().tiers(V)
-  books = assign.codebooks(
+  books = fit.codebooks(
     head(), tier, 'rows', found[None], COUNTS, ROWS, D, 0
   )
   np.testing.assert_allclose(books[0][found], ROWS, atol=1e-5)
@@ -73,10 +75,10 @@ def test_several_codebooks_come_nearer(compose):
   errors = []
   for count in (1, 2, 4):
     config = head(codes=6, codebooks=count, compose=compose)
-    found = assign.fit(
+    found = fit.fit(
       config, 'kmeans_output', 'rows', COUNTS, rows, rows, None, D, 0
     )
-    composed = vq_logits.compose(
+    composed = vq_head.compose(
       found['codebooks_MxKxS'], found['codes_MxV'], compose
     )
     errors.append(float(np.square(composed - rows).mean()))
@@ -99,7 +101,7 @@ def test_the_commonest_types_have_codes_of_their_own():
 )
 def test_from_scratch_there_are_no_rows(mapping, start, wanted):
   with pytest.raises(ConfigError, match=wanted):
-    assign.fit(head(), mapping, start, COUNTS, None, None, None, D, 0)
+    fit.fit(head(), mapping, start, COUNTS, None, None, None, D, 0)
 
 
 def test_more_codes_than_different_rows_are_refused():
@@ -127,7 +129,7 @@ def converted(settings, rows=ROWS, moments=None):
     vocab_size=V, width=D, layers=1, heads=2, kv_heads=1, head_dim=4, mlp=8,
     context=8, head=settings.output,
   )  # fmt: skip
-  params = jax.tree.map(np.asarray, api.init(config, jax.random.key(0)))
+  params = jax.tree.map(np.asarray, lm.init(config, jax.random.key(0)))
   model = Model(
     'm', config, {**params, 'embed_VxD': rows}, None, rows, head_is_new=True
   )
@@ -135,7 +137,7 @@ def converted(settings, rows=ROWS, moments=None):
 
 
 def effective(model):
-  return np.asarray(api.head(model.config, model.params).rows())
+  return np.asarray(lm.head(model.config, model.params).rows())
 
 
 def test_a_dense_head_begins_as_the_trained_rows():
@@ -169,8 +171,8 @@ def test_a_low_rank_head_begins_as_the_best_approximation():
   read = moments()
   found = effective(converted(options('low_rank', rank=3), rows, read))
   wanted = rows - np.average(rows, axis=0, weights=COUNTS + 1)
-  metric = np.linalg.cholesky(assign.smoothed(read.covariance_DxD))
-  weight = np.sqrt(assign.importance(COUNTS))[:, None]
+  metric = np.linalg.cholesky(fit.smoothed(read.covariance_DxD))
+  weight = np.sqrt(fit.importance(COUNTS))[:, None]
   error = np.square(weight * (found - wanted) @ metric).sum()
   values = np.linalg.svd(weight * wanted @ metric, compute_uv=False)
   assert error == pytest.approx(np.square(values[3:]).sum(), rel=1e-4)
@@ -178,7 +180,7 @@ def test_a_low_rank_head_begins_as_the_best_approximation():
 
 def test_of_full_rank_nothing_is_lost():
   rows = np.random.default_rng(5).normal(size=(V, D))
-  left, right = assign.truncate(rows, COUNTS, moments().covariance_DxD, D)
+  left, right = fit.truncate(rows, COUNTS, moments().covariance_DxD, D)
   np.testing.assert_allclose(left @ right.T, rows, atol=1e-4)
 
 
@@ -191,7 +193,7 @@ def test_rows_are_near_that_give_near_logits():
   config = head(codes=2)
   [tier] = config.tiers(V)
   found = {
-    name: assign.assign(
+    name: fit.assign(
       config, tier, 'kmeans_output', np.ones(V), rows, covariance, 0
     )[0]
     for name, covariance in (('plain', None), ('data', np.diag([1e4, 1e-4])))
@@ -236,7 +238,7 @@ def test_the_tail_can_be_of_lower_rank(mapping):
 def test_columns_are_spread_so_that_each_codebook_has_as_much_to_tell():
   scale = np.asarray([1e3, 1e3, 10, 10, 1, 1])
   rows = np.random.default_rng(5).normal(size=(1000, 6)) * scale
-  first, second = assign.spread(rows, 2)[:3], assign.spread(rows, 2)[3:]
+  first, second = fit.spread(rows, 2)[:3], fit.spread(rows, 2)[3:]
   assert sorted([*first, *second]) == list(range(6))
   for pair in ((0, 1), (2, 3), (4, 5)):
     assert len(set(pair) & set(first)) == len(set(pair) & set(second)) == 1
@@ -266,7 +268,7 @@ def test_clusters_of_an_adaptive_head_are_by_frequency():
   model = converted(
     options('adaptive', rank=4, own=6, tail_from=20), rows
   )
-  head = api.head(model.config, model.params)
+  head = lm.head(model.config, model.params)
   order = np.argsort(-COUNTS, kind='stable')
   np.testing.assert_array_equal(head.places_V[order], np.arange(V))
   np.testing.assert_allclose(head.first_HxD[:6], rows[order[:6]])
@@ -311,7 +313,7 @@ def test_tiers_that_do_not_fit_are_refused(changes, wanted):
 def test_learned_codes_begin_nearest_to_the_rows():
   model = converted(options('vq', codes=12, mapping='learned'))
   np.testing.assert_allclose(effective(model), ROWS, atol=1e-4)
-  fixed = api.fix_head(model.config, model.params)
+  fixed = lm.fix_head(model.config, model.params)
   np.testing.assert_allclose(
     effective(dataclasses.replace(model, params=fixed)), ROWS, atol=1e-4
   )

@@ -5,8 +5,8 @@ import subprocess
 
 import pytest
 
-from pdl_jax.data.builders import debian_index
-from pdl_jax.data.builders.debian_index import Description, Release
+from pdl_jax.data.packaged import debian_index
+from pdl_jax.data.packaged.debian_index import Description, Release
 from pdl_jax.errors import DataError, HostError
 
 PACKAGES = """\

@@ -6,9 +6,9 @@ import random
 
 import pytest
 
-from pdl_jax.data.builders import debian_index, debian_synopses, pairs
-from pdl_jax.data.builders.debian_index import Description, Release
-from pdl_jax.data.builders.debian_synopses import DebianSynopses
+from pdl_jax.data.packaged import debian_index, debian_synopses, pairs
+from pdl_jax.data.packaged.debian_index import Description, Release
+from pdl_jax.data.packaged.debian_synopses import DebianSynopses
 from pdl_jax.errors import DataError, HostError
 
 TEXT = (

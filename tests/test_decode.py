@@ -7,10 +7,10 @@ import jax
 import numpy as np
 import pytest
 
-from pdl_jax import decode
-from pdl_jax.decode import DecodeSettings
+from pdl_jax import generate as generation
 from pdl_jax.errors import ConfigError
-from pdl_jax.model import api
+from pdl_jax.generate import DecodeSettings
+from pdl_jax.model import lm
 from tests.decoding import (
   GREEDY,
   NEW,
@@ -32,7 +32,7 @@ pytestmark = pytest.mark.usefixtures('quick_compile')
 def all_logits(tokens):
   length = tokens.shape[1]
   where = np.ones((1, length), int), np.arange(length)[None]
-  return api.logits(CONFIG, PARAMS, tokens, *where)
+  return lm.logits(CONFIG, PARAMS, tokens, *where)
 
 
 def read(tokens):
@@ -132,13 +132,13 @@ def test_max_new_tokens_only_cuts():
 @pytest.mark.parametrize('settings', [GREEDY, DecodeSettings('beam', beams=2)])
 def test_the_loop_ends_with_the_last_row(settings, monkeypatch):
   steps = []
-  original = api.decode_step
+  original = lm.decode_step
 
   def counted(*arguments):
     jax.debug.callback(lambda: steps.append(1))
     return original(*arguments)
 
-  monkeypatch.setattr(api, 'decode_step', counted)
+  monkeypatch.setattr(lm, 'decode_step', counted)
   starts = (([n], naive([n], 2, NO_STOP)) for n in range(64))
   prompt, second = next((p, new[1]) for p, new in starts if new[0] != new[1])
   bias = np.zeros(64, np.float32)
@@ -146,7 +146,7 @@ def test_the_loop_ends_with_the_last_row(settings, monkeypatch):
   bias[second] = 1e4 if settings.method == 'beam' else 0
   run = jax.jit(
     partial(
-      decode.generate, CONFIG, keys_B=None, settings=settings,
+      generation.generate, CONFIG, keys_B=None, settings=settings,
       max_new_tokens=NEW, stop_ids=(second,),
     )
   )
@@ -204,7 +204,7 @@ def test_bans_of_ngrams_are_the_definition():
   for size in (1, 2, 3, 4):
     for index in (0, 1, 2, 5, 9):
       tokens = random.integers(0, 3, (5, 9)).astype(np.int32)
-      found = decode.repeated(tokens, index, size, 4)
+      found = generation.repeated(tokens, index, size, 4)
       for row, mask in zip(tokens[:, :index].tolist(), found, strict=True):
         again = [
           len(row) >= size - 1
@@ -253,7 +253,7 @@ def test_what_cannot_work_is_refused(settings, new, message):
   with pytest.raises(ConfigError, match=message):
     jax.eval_shape(
       partial(
-        decode.generate, CONFIG, PARAMS, *left_padded(PROMPTS), None,
+        generation.generate, CONFIG, PARAMS, *left_padded(PROMPTS), None,
         settings=DecodeSettings(**settings), max_new_tokens=new, stop_ids=(),
       )
     )
@@ -266,10 +266,11 @@ def test_no_step_copies_the_cache(settings):
   layers, batch = CONFIG.layers, 4
   run = jax.jit(
     partial(
-      decode.extend, CONFIG, settings=settings, max_new_tokens=NEW, stop_ids=()
+      generation.extend, CONFIG, settings=settings, max_new_tokens=NEW,
+      stop_ids=(),
     )
-  )
-  start = partial(api.prefill, CONFIG, size=WIDTH + NEW)
+  )  # fmt: skip
+  start = partial(lm.prefill, CONFIG, size=WIDTH + NEW)
   state = jax.eval_shape(start, PARAMS, *left_padded(PROMPTS))
   program = run.lower(PARAMS, *state, None).compile().as_text()
   rows = batch * (settings.beams if settings.method == 'beam' else 1)

@@ -6,9 +6,9 @@ import jax
 import numpy as np
 import pytest
 
-from pdl_jax.decode import DecodeSettings
-from pdl_jax.decode.beam import length_penalty
-from pdl_jax.model import api
+from pdl_jax.generate import DecodeSettings
+from pdl_jax.generate.beams import length_penalty
+from pdl_jax.model import lm
 from tests.decoding import (
   FOUR,
   FOUR_PARAMS,
@@ -25,7 +25,7 @@ FOUR_PROMPTS = [[1, 2, 0], [2], [0, 1, 1, 2], [1, 1]]
 def four_logits(tokens):
   positions = np.broadcast_to(np.arange(tokens.shape[1]), tokens.shape)
   ones = np.ones(tokens.shape, int)
-  return api.logits(FOUR, FOUR_PARAMS, tokens, ones, positions)
+  return lm.logits(FOUR, FOUR_PARAMS, tokens, ones, positions)
 
 
 def all_texts(stop):

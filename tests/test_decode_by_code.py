@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pdl_jax.decode import DecodeSettings, by_code
+from pdl_jax.generate import DecodeSettings, by_code
 from pdl_jax.losses.heads import CodeHead, LinearHead, code_tables
 from pdl_jax.model.config import HeadConfig
 from tests.decoding import GREEDY, ONE, ONE_PARAMS, PROMPTS, generate

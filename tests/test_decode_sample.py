@@ -5,10 +5,9 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from pdl_jax import decode
-from pdl_jax.decode import DecodeSettings
-from pdl_jax.decode.sample import draw, first_argmax
-from pdl_jax.decode.truncate import truncate
+from pdl_jax.generate import DecodeSettings, hash_ids, row_keys
+from pdl_jax.generate.sampling import draw, first_argmax
+from pdl_jax.generate.truncation import truncate
 from tests.decoding import (
   FOUR,
   FOUR_PARAMS,
@@ -39,8 +38,8 @@ def test_draws_follow_the_truncated_distribution(changes):
   row = np.random.default_rng(3).normal(size=vocab).astype(np.float32)
   settings = DecodeSettings('sample', **changes)
   kept = np.asarray(truncate(row[None], settings))[0]
-  hashes = decode.hash_ids(['x'] * count)
-  keys = decode.row_keys(0, hashes, np.arange(count, dtype=np.uint32))
+  hashes = hash_ids(['x'] * count)
+  keys = row_keys(0, hashes, np.arange(count, dtype=np.uint32))
   logits = np.repeat(kept[None], count, axis=0)
   tokens = np.asarray(jax.jit(draw)(logits, keys, 3))
   seen = np.bincount(tokens, minlength=vocab)
@@ -102,7 +101,7 @@ def test_seed_record_and_sample_each_change_the_text():
                          samples=[0, 1, 0, 0])
   np.testing.assert_array_equal(again, tokens)
   keys = [
-    jax.random.key_data(decode.row_keys(seed, decode.hash_ids(ids), [sample]))
+    jax.random.key_data(row_keys(seed, hash_ids(ids), [sample]))
     for seed, ids, sample in (
       (0, ['a'], 0), (1, ['a'], 0), (0, ['b'], 0), (0, ['a'], 1),
     )
@@ -112,7 +111,7 @@ def test_seed_record_and_sample_each_change_the_text():
 
 def test_the_hash_of_an_id_is_stable():
   """Other numbers here would change every sample of a stored run."""
-  assert decode.hash_ids(['a', 'é']).tolist() == [
+  assert hash_ids(['a', 'é']).tolist() == [
     [310482890, 3401391050], [2119539018, 1405301568],
   ]
 

@@ -5,8 +5,8 @@ import json
 
 import pytest
 
-from pdl_jax.decode import METHODS, DecodeSettings
 from pdl_jax.errors import ConfigError
+from pdl_jax.generate import METHODS, DecodeSettings
 
 
 @pytest.mark.parametrize('method', METHODS)

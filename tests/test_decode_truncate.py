@@ -7,11 +7,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
-from pdl_jax.decode import DecodeSettings, truncate
+from pdl_jax.generate import DecodeSettings, truncation
 
-top_k = jax.jit(truncate.top_k, static_argnums=1)
+top_k = jax.jit(truncation.top_k, static_argnums=1)
 top_p, min_p, typical = map(
-  jax.jit, (truncate.top_p, truncate.min_p, truncate.typical)
+  jax.jit, (truncation.top_p, truncation.min_p, truncation.typical)
 )
 
 V = 12
@@ -154,7 +154,7 @@ def test_a_certain_row_keeps_its_token():
   settings = DecodeSettings(
     'sample', temperature=0.1, top_k=3, top_p=0.01, min_p=1.0, typical_p=0.01
   )
-  found = np.asarray(truncate.truncate(logits, settings))
+  found = np.asarray(truncation.truncate(logits, settings))
   assert np.flatnonzero(np.isfinite(found[0])).tolist() == [3]
 
 
@@ -164,7 +164,7 @@ def test_order_of_application():
   settings = DecodeSettings(
     'sample', temperature=2.0, top_k=8, top_p=0.9, min_p=0.1, typical_p=0.8
   )
-  found = truncate.truncate(logits, settings)
+  found = truncation.truncate(logits, settings)
   row = logits[0] / 2
   for reference, value in (
     (kept_top_k, 8), (kept_top_p, 0.9), (kept_min_p, 0.1),

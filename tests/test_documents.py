@@ -9,14 +9,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pdl_jax.data import pipeline
-from pdl_jax.data.documents import Documents, Packed, Windows, pack
 from pdl_jax.data.examples import Lengths
+from pdl_jax.data.packing import Documents, Packed, Windows, pack
 from pdl_jax.data.tasks import TASKS
 from pdl_jax.data.tokenizer import Tokenizer
 from pdl_jax.losses.cross_entropy import token_nll
-from pdl_jax.model import api
+from pdl_jax.model import lm
 from pdl_jax.model.config import ModelConfig
-from pdl_jax.step import score_step, target_hidden
+from pdl_jax.train.step import score_step, target_hidden
 from tests.test_pipeline import FakeSource
 from tests.tiny_model import random_params
 
@@ -138,7 +138,7 @@ def test_packing_changes_no_prediction(documents, seen, tokenizer):
     here = row['segments'] == segment
     tokens = row['tokens'][here][None]
     ones, positions = np.ones_like(tokens), np.arange(tokens.size)[None]
-    logits = api.logits(config, params, tokens, ones, positions)
+    logits = lm.logits(config, params, tokens, ones, positions)
     alone = token_nll(logits, row['labels'][here][None])[0]
     np.testing.assert_allclose(nll[here], alone, atol=2e-5)
 

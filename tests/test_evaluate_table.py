@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from pdl_jax.errors import ConfigError, DataError
-from pdl_jax.evaluate.perplexity import BUCKETS
+from pdl_jax.evaluate.likelihood import BUCKETS
 from pdl_jax.evaluate.run import evaluate
 from pdl_jax.evaluate.style import StyleClassifier
 from pdl_jax.evaluate.table import (

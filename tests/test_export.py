@@ -6,14 +6,14 @@ import jax
 import numpy as np
 import pytest
 
-from pdl_jax import export
-from pdl_jax.data.hf_tokenizer import open_tokenizer
+from pdl_jax.data.pretrained_tokenizer import open_tokenizer
 from pdl_jax.data.prompt import make_format
 from pdl_jax.errors import ConfigError, DataError
-from pdl_jax.model.pretrained import peft
-from pdl_jax.model.pretrained.hf import HFModel
-from pdl_jax.setup import load_source
-from pdl_jax.start import load_model
+from pdl_jax.pretrained import peft
+from pdl_jax.pretrained.huggingface import HFModel
+from pdl_jax.run import export
+from pdl_jax.run.load_model import load_model
+from pdl_jax.run.prepare import load_source
 from tests import small
 
 

@@ -7,9 +7,10 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from pdl_jax import frequency, power_law_weights
+from pdl_jax import power_law_weights
 from pdl_jax.errors import ConfigError, DataError
-from pdl_jax.frequency import FrequencyTable
+from pdl_jax.losses import frequency
+from pdl_jax.losses.frequency import FrequencyTable
 
 V = 7
 

@@ -12,9 +12,9 @@ import pytest
 
 from pdl_jax.data.tokenizer import Tokenizer
 from pdl_jax.errors import DataError, HostError
-from pdl_jax.losses.linear import linear_token_stats
-from pdl_jax.model import api
-from pdl_jax.model.pretrained.gguf import GGUFModel, find_package_file
+from pdl_jax.losses.fused.api import linear_token_stats
+from pdl_jax.model import lm
+from pdl_jax.pretrained.gguf import GGUFModel, find_package_file
 from tests.gguf_file import interleaved
 from tests.tiny_model import CONFIG, smollm2
 
@@ -74,7 +74,7 @@ def test_every_weight_arrives_at_its_place(tmp_path):
   config, params = model.config(), model.params()
   assert config.norm_eps == pytest.approx(1e-5)
   assert config.heads == CONFIG.heads and config.layers == CONFIG.layers
-  shapes = jax.eval_shape(partial(api.init, CONFIG), jax.random.key(0))
+  shapes = jax.eval_shape(partial(lm.init, CONFIG), jax.random.key(0))
   assert jax.tree.map(np.shape, params) == jax.tree.map(np.shape, shapes)
   x = np.random.default_rng(1).normal(size=CONFIG.width)
   (blocks,) = params['blocks']
@@ -231,7 +231,7 @@ def test_smollm2_predicts_english():
   @jax.jit
   def nats(params):
     read = ids[:, :-1]
-    x = api.hidden(
+    x = lm.hidden(
       config, params, read, jnp.ones_like(read), jnp.arange(255)[None]
     )
     return linear_token_stats(

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 from pdl_jax.errors import DataError
-from pdl_jax.model import api
-from pdl_jax.model.pretrained.gguf import GGUFModel
-from pdl_jax.model.pretrained.hf import HFModel
+from pdl_jax.model import lm
+from pdl_jax.pretrained.gguf import GGUFModel
+from pdl_jax.pretrained.huggingface import HFModel
 from tests import hf_folder
 from tests.gguf_file import metadata, tensors, write, write_case
 from tests.hf_folder import CASES
@@ -29,7 +29,7 @@ Q8 = gguf.GGMLQuantizationType.Q8_0
 @partial(jax.jit, static_argnums=0)
 def logits(config, params):
   where = jnp.ones_like(TOKENS), jnp.arange(TOKENS.shape[1])[None]
-  return api.logits(config, params, TOKENS, *where)[0]
+  return lm.logits(config, params, TOKENS, *where)[0]
 
 
 def refusal(model):

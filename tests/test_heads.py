@@ -7,9 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pdl_jax import optimizer, sharding
 from pdl_jax.errors import ConfigError
 from pdl_jax.losses import LOSSES, Loss, LossTables, head_nll
+from pdl_jax.losses.fused.api import linear_token_stats
 from pdl_jax.losses.heads import (
   AdaptiveHead,
   CodeHead,
@@ -17,9 +17,11 @@ from pdl_jax.losses.heads import (
   code_stats,
   code_tables,
 )
-from pdl_jax.losses.linear import linear_token_stats
-from pdl_jax.model import api, assign, heads, vq_logits
+from pdl_jax.mesh import make_mesh, put_batch, shardings
+from pdl_jax.model import heads, lm
 from pdl_jax.model.config import HeadConfig, ModelConfig, code_dtype
+from pdl_jax.model.heads import fit, vq
+from pdl_jax.train import optimizer
 from tests import small
 
 pytestmark = pytest.mark.usefixtures('quick_compile')
@@ -305,7 +307,7 @@ def model(head):
 @pytest.fixture(params=HEADS)
 def built(request):
   config = model(HEADS[request.param])
-  params = api.init(config, jax.random.key(0))
+  params = lm.init(config, jax.random.key(0))
   random = np.random.default_rng(0)
 
   def fill(path, x):
@@ -325,12 +327,12 @@ def test_logits_are_those_of_the_effective_matrix(built):
   hidden = jnp.asarray(
     np.random.default_rng(1).normal(size=(3, 5, 32)), jnp.float32
   )
-  head = api.head(config, params)
+  head = lm.head(config, params)
   rows, bias = head.rows(), head.bias_V
   expected = hidden @ rows.T
   if bias is not None:
     expected += bias[None, None]
-  fixed = api.fix_head(config, params)
+  fixed = lm.fix_head(config, params)
   np.testing.assert_allclose(
     heads.logits(config, fixed, hidden), expected, rtol=1e-5, atol=1e-5
   )
@@ -348,21 +350,21 @@ def test_meshes_agree_with_one_device(built, shape):
 
   def numerator(floats, fixed, hidden, labels, where):
     merged = optimizer.merge(floats, fixed)
-    head = api.head(config, {**params, 'head': merged})
+    head = lm.head(config, {**params, 'head': merged})
     weighted, _ = loss.sums(head, hidden, labels, tables, where)
     return weighted.num
 
-  trains = lambda path, _: path[-1].key not in vq_logits.FIXED
+  trains = lambda path, _: path[-1].key not in vq.FIXED
   mask = jax.tree_util.tree_map_with_path(trains, params['head'])
   floats, fixed = optimizer.partition(params['head'], mask)
   run = jax.jit(jax.value_and_grad(numerator))
   value, gradient = run(floats, fixed, hidden, labels, where)
-  mesh = sharding.make_mesh(shape)
-  axes = api.logical_axes(config)['head']
-  placed = sharding.shardings(mesh, axes, params['head'])
+  mesh = make_mesh(shape)
+  axes = lm.logical_axes(config)['head']
+  placed = shardings(mesh, axes, params['head'])
   apart = optimizer.partition(placed, mask)
   with jax.set_mesh(mesh):
-    batch = sharding.put_batch(
+    batch = put_batch(
       {'hidden': hidden, 'labels': labels, 'where': where}, mesh
     )
     put = map(jax.device_put, (floats, fixed), apart)
@@ -393,8 +395,8 @@ def test_nearest_codes_of_composed_rows_are_their_own(how):
     random.normal(size=(3, 8, 12)) * scale[:, None, None], jnp.float32
   )
   codes = jnp.asarray(random.integers(0, 8, (3, 30)), jnp.uint8)
-  rows = vq_logits.compose(books, codes, how)
-  np.testing.assert_array_equal(vq_logits.nearest(books, rows, how), codes)
+  rows = vq.compose(books, codes, how)
+  np.testing.assert_array_equal(vq.nearest(books, rows, how), codes)
 
 
 @pytest.mark.parametrize(
@@ -408,16 +410,16 @@ def test_codes_are_of_the_least_type_that_holds_them(count, kind):
 
 def test_the_gradient_of_learned_codes_reaches_codebooks_and_shadow():
   config = HEADS['learned']
-  params = api.init(model(config), jax.random.key(0))['head']
+  params = lm.init(model(config), jax.random.key(0))['head']
   target = jnp.asarray(np.random.default_rng(0).normal(size=(64, 32)),
                        jnp.float32)  # fmt: skip
 
   def loss(params):
-    return (vq_logits.head(config, params).rows() * target).sum()
+    return (vq.head(config, params).rows() * target).sum()
 
   value, gradient = jax.value_and_grad(loss)(params)
-  codes = vq_logits.fix_codes(config, params)['codes_MxV']
-  rows = vq_logits.compose(params['codebooks_MxKxS'], codes, 'product')
+  codes = vq.fix_codes(config, params)['codes_MxV']
+  rows = vq.compose(params['codebooks_MxKxS'], codes, 'product')
   # The value is of the codes alone; the shadow is passed what a row gets.
   assert float(value) == pytest.approx(float((rows * target).sum()), rel=1e-5)
   np.testing.assert_allclose(gradient['shadow_VxD'], target, rtol=1e-6)
@@ -454,12 +456,12 @@ def test_bad_heads_are_refused(changes, wanted):
 
 def test_index_bits_and_floats():
   config = HeadConfig('vq', codes=256, codebooks=4)
-  assert vq_logits.index_bits(config, 1000) == 1000 * 4 * 8
+  assert vq.index_bits(config, 1000) == 1000 * 4 * 8
   adaptive = HeadConfig('adaptive', rank=2, own=4, tail_from=9)
   # The order of the types, which clusters part: 10 bits a type.
-  assert vq_logits.index_bits(adaptive, 1000) == 1000 * 10
-  params = api.init(model(HEADS['residual']), jax.random.key(0))['head']
-  assert vq_logits.float_parameters(params) == 8 * 32 + (64 + 32) * 2
+  assert vq.index_bits(adaptive, 1000) == 1000 * 10
+  params = lm.init(model(HEADS['residual']), jax.random.key(0))['head']
+  assert vq.float_parameters(params) == 8 * 32 + (64 + 32) * 2
 
 
 def test_a_small_model_has_the_head_that_it_had():
@@ -485,7 +487,7 @@ def test_one_code_a_type_costs_what_zipf_says(mapping, count, excess):
   p /= p.sum()
   config = HeadConfig('vq', codes=count)
   [tier] = config.tiers(size)
-  codes = assign.assign(config, tier, mapping, p * 1e9, None, None, 0)[0]
+  codes = fit.assign(config, tier, mapping, p * 1e9, None, None, 0)[0]
   mass = np.bincount(codes, p, count)
   best = np.log(mass / np.bincount(codes, minlength=count))
   head = CodeHead(jnp.zeros((count, 1)), jnp.asarray(codes, jnp.int32))

@@ -10,16 +10,17 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from pdl_jax import decode, sharding
-from pdl_jax.decode import DecodeSettings
+from pdl_jax import generate
 from pdl_jax.errors import ConfigError, DataError
+from pdl_jax.generate import DecodeSettings
 from pdl_jax.losses import LOSSES, Loss, LossTables, head_nll
-from pdl_jax.model import api
+from pdl_jax.mesh import make_mesh, shardings
+from pdl_jax.model import lm
 from pdl_jax.model.config import HeadConfig
 from pdl_jax.model.fingerprint import fingerprint
-from pdl_jax.model.pretrained.hf import HFModel, Weight, shapes_of
-from pdl_jax.model.pretrained.hf_config import read_config
-from pdl_jax.model.pretrained.hf_fields import Fields
+from pdl_jax.pretrained.families import read_config
+from pdl_jax.pretrained.fields import Fields
+from pdl_jax.pretrained.huggingface import HFModel, Weight, shapes_of
 from tests import hf_folder
 from tests.hf_folder import CASES, write, write_case
 from tests.hf_weights import tokens, weights
@@ -39,7 +40,7 @@ def opened(tmp_path_factory):
 @partial(jax.jit, static_argnums=0)
 def logits(config, params, tokens):
   where = jnp.ones_like(tokens), jnp.arange(tokens.shape[1])[None]
-  return api.logits(config, params, tokens, *where)
+  return lm.logits(config, params, tokens, *where)
 
 
 @pytest.mark.parametrize('name', CASES)
@@ -59,7 +60,7 @@ def test_greedy_decoding_with_a_cache_is_that_of_transformers(opened, name):
   prompts = np.pad(TOKENS[:, :9], [(0, 0), (2, 0)])
   filled = np.arange(11)[None] >= 2
   made = jax.jit(partial(
-    decode.generate, model.config(), settings=DecodeSettings(),
+    generate.generate, model.config(), settings=DecodeSettings(),
     max_new_tokens=len(expected), stop_ids=(),
   ))(model.params(), prompts, filled, None)  # fmt: skip
   np.testing.assert_array_equal(made.tokens_BxT[0], expected)
@@ -67,8 +68,8 @@ def test_greedy_decoding_with_a_cache_is_that_of_transformers(opened, name):
 
 @pytest.mark.parametrize('name', ['gemma3', 'gpt2'])
 def test_on_a_mesh_each_device_reads_its_own_part(opened, monkeypatch, name):
-  model, mesh = opened(name), sharding.make_mesh((2, 2, 2))
-  axes = api.logical_axes(model.config())
+  model, mesh = opened(name), make_mesh((2, 2, 2))
+  axes = lm.logical_axes(model.config())
   whole, read, sizes = model.params(), Weight.read, []
 
   def recorded(self, index=None, dtype=None):
@@ -79,7 +80,7 @@ def test_on_a_mesh_each_device_reads_its_own_part(opened, monkeypatch, name):
   monkeypatch.setattr(Weight, 'read', recorded)
   shapes = model.shapes()
   dtypes = jax.tree.map(lambda x: x.dtype, shapes)
-  placed = model.placed(sharding.shardings(mesh, axes, shapes), dtypes)
+  placed = model.placed(shardings(mesh, axes, shapes), dtypes)
   # Of what can be split in four at least.
   most = max(sizes, key=lambda pair: pair[1])
   assert most[0] * 4 == most[1]
@@ -94,10 +95,10 @@ def test_losses_and_scores_see_the_soft_cap(opened):
   model = opened('gemma2')
   config, params, labels = model.config(), model.params(), TOKENS[:, 1:]
   read, ones = TOKENS[:, :-1], jnp.ones((1, 19), int)
-  x = api.hidden(config, params, read, ones, jnp.arange(19)[None])
+  x = lm.hidden(config, params, read, ones, jnp.arange(19)[None])
   log_p = jax.nn.log_softmax(GOLDEN['gemma2/logits'])[:-1]
   expected = -log_p[np.arange(19), labels[0]]
-  head, where = api.head(config, params), jnp.ones((1, 19), bool)
+  head, where = lm.head(config, params), jnp.ones((1, 19), bool)
   found = head_nll(head, x, labels, where)[0]
   np.testing.assert_allclose(found, expected, atol=1e-4)
   # By tiles, and on all logits.
@@ -141,11 +142,11 @@ def test_a_shape_of_7b_splits_over_eight_devices():
     'intermediate_size': 11_008, 'num_hidden_layers': 32,
     'num_attention_heads': 32, 'max_position_embeddings': 4096,
   }, 'config.json'))  # fmt: skip
-  shapes = jax.eval_shape(partial(api.init, config), jax.random.key(0))
+  shapes = jax.eval_shape(partial(lm.init, config), jax.random.key(0))
   leaves = jax.tree.leaves(shapes)
   assert sum(x.size for x in leaves) == 6_738_415_616
-  mesh = sharding.make_mesh((1, 4, 2))
-  placed = sharding.shardings(mesh, api.logical_axes(config), shapes)
+  mesh = make_mesh((1, 4, 2))
+  placed = shardings(mesh, lm.logical_axes(config), shapes)
   parts = [
     np.prod(s.shard_shape(x.shape))
     for x, s in zip(leaves, jax.tree.leaves(placed), strict=True)

@@ -9,11 +9,11 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from pdl_jax import sharding
 from pdl_jax.errors import DataError
-from pdl_jax.model import api
-from pdl_jax.model.pretrained import shards
-from pdl_jax.model.pretrained.hf import HFModel, declared_config
+from pdl_jax.mesh import make_mesh, shardings
+from pdl_jax.model import lm
+from pdl_jax.pretrained import safetensors
+from pdl_jax.pretrained.huggingface import HFModel, declared_config
 from tests.hf_folder import CASES, write, write_case
 from tests.hf_weights import weights
 
@@ -71,7 +71,7 @@ def split(path, name='llama3'):
   names, index = sorted(tensors), {}
   for part, some in (('1', names[:7]), ('2', names[7:])):
     file = f'model-{part}.safetensors'
-    shards.write_file(path / file, {n: tensors[n] for n in some})
+    safetensors.write_file(path / file, {n: tensors[n] for n in some})
     index |= dict.fromkeys(some, file)
   (path / 'model.safetensors.index.json').write_text(
     json.dumps({'weight_map': index}), 'utf-8'
@@ -98,7 +98,8 @@ def test_a_missing_shard(tmp_path):
 def test_a_tensor_that_no_shard_has(tmp_path):
   path = split(tmp_path / 'a')
   file = path / 'model-2.safetensors'
-  shards.write_file(file, dict(list(shards.open_file(file).items())[1:]))
+  kept = list(safetensors.open_file(file).items())[1:]
+  safetensors.write_file(file, dict(kept))
   assert 'names tensors that are in no shard: model.' in refused(path)
 
 
@@ -391,10 +392,10 @@ def test_weights_that_are_not_finite_are_named(tmp_path, name, value, dtype):
   made = {n: x.astype(dtype) for n, x in weights(case).items()}
   made[name].flat[7] = value
   model = HFModel(write(tmp_path / 'a', case['config'], made))
-  shapes, axes = model.shapes(), api.logical_axes(model.config())
-  mesh = sharding.make_mesh((1, 1, 1), jax.devices()[:1])
+  shapes, axes = model.shapes(), lm.logical_axes(model.config())
+  mesh = make_mesh((1, 1, 1), jax.devices()[:1])
   dtypes = jax.tree.map(lambda x: x.dtype, shapes)
   with pytest.raises(DataError) as error:
-    model.placed(sharding.shardings(mesh, axes, shapes), dtypes)
+    model.placed(shardings(mesh, axes, shapes), dtypes)
   said = f'NaN or infinite numbers in {name.removeprefix("model.")}; '
   assert said in str(error.value)

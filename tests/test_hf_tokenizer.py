@@ -8,11 +8,14 @@ from tokenizers import AddedToken, models, processors
 from tokenizers import Tokenizer as Backend
 
 from pdl_jax.data.gguf_backend import byte_level, read_backend
-from pdl_jax.data.hf_tokenizer import open_gguf_tokenizer, open_tokenizer
-from pdl_jax.data.hf_tokenizer_files import token_ids
+from pdl_jax.data.pretrained_tokenizer import (
+  open_gguf_tokenizer,
+  open_tokenizer,
+)
 from pdl_jax.data.tokenizer import Tokenizer
+from pdl_jax.data.tokenizer_files import token_ids
 from pdl_jax.errors import DataError
-from pdl_jax.model.pretrained.gguf import GGUFModel
+from pdl_jax.pretrained.gguf import GGUFModel
 
 # As Llama 3 has them: what ends a text, a message to a tool, a turn.
 ENDS = ['<|end_of_text|>', '<|eom_id|>', '<|eot_id|>']

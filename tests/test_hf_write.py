@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 from pdl_jax.errors import DataError
-from pdl_jax.model import api
+from pdl_jax.model import lm
 from pdl_jax.model.config import AttentionConfig, HeadConfig
-from pdl_jax.model.pretrained.hf import HFModel
-from pdl_jax.model.pretrained.hf_write import config_values, write_model
+from pdl_jax.pretrained.hf_write import config_values, write_model
+from pdl_jax.pretrained.huggingface import HFModel
 from tests.hf_folder import CASES, write_case
 from tests.tiny_model import CONFIG, random_params
 
@@ -79,5 +79,5 @@ def test_a_model_of_ours_is_a_llama(tmp_path):
   again = exported(tmp_path / 'out', CONFIG, params)
   assert config_values(CONFIG)['model_type'] == 'llama'
   assert_same(again.params(), params)
-  axes = api.logical_axes(again.config())
+  axes = lm.logical_axes(again.config())
   assert jax.tree.structure(axes) == jax.tree.structure(params)

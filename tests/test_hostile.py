@@ -10,12 +10,13 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from pdl_jax import preview, summary
+from pdl_jax import preview
 from pdl_jax.errors import ConfigError, printable
 from pdl_jax.evaluate import table
 from pdl_jax.preview.content import Preview, ShownExample, Token
 from pdl_jax.preview.pieces import visible
 from pdl_jax.report import page, tables, wording
+from pdl_jax.run import summary
 from tests import stand_in_report as stand_in
 from tests.test_report_tables import latex_rows, plain, rendered_cells
 

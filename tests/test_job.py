@@ -12,8 +12,8 @@ import sys
 import jax.numpy as jnp
 import pytest
 
-from pdl_jax import frequency, job, process, records, step, train
-from pdl_jax.checkpoint import Checkpointer
+from pdl_jax import process, run_folder
+from pdl_jax.config import Settings
 from pdl_jax.errors import (
   CheckpointError,
   ConfigError,
@@ -22,15 +22,17 @@ from pdl_jax.errors import (
   HostError,
   PreemptedError,
 )
-from pdl_jax.losses import LossTables
-from pdl_jax.records import RunFolder
-from pdl_jax.settings import Settings
+from pdl_jax.losses import LossTables, frequency
+from pdl_jax.run import finetune
+from pdl_jax.run_folder import RunFolder
+from pdl_jax.train import loop, step
+from pdl_jax.train.checkpoint import Checkpointer
 from tests import small
 
 
 def run(data_dir, workdir, stop, **changes):
   config = small.job_config(data_dir, **changes)
-  job.run(Settings.from_config(config), workdir, stop)
+  finetune.run(Settings.from_config(config), workdir, stop)
   return workdir
 
 
@@ -49,7 +51,7 @@ def finished(data_dir, tmp_path_factory):
   workdir = tmp_path_factory.mktemp('run')
   with pytest.MonkeyPatch.context() as patch:
     patch.setattr(signal, 'signal', lambda *_: None)
-    return run(data_dir, workdir, train.StopRequest())
+    return run(data_dir, workdir, loop.StopRequest())
 
 
 def test_a_run_folder_proves_what_ran(finished):
@@ -114,7 +116,7 @@ def test_a_stopped_run_continues_bit_for_bit(
       run(data_dir, tmp_path, stop)
   saved = [row['step'] for row in losses(tmp_path)]
   assert saved[-1] < 6
-  run(data_dir, tmp_path, train.StopRequest())
+  run(data_dir, tmp_path, loop.StopRequest())
   assert losses(tmp_path) == losses(finished)
   after = (tmp_path / 'predictions' / 'after.jsonl').read_text('utf-8')
   assert after == (finished / 'predictions' / 'after.jsonl').read_text('utf-8')
@@ -133,12 +135,12 @@ def test_a_validation_that_a_signal_prevented_is_made_up_once(
     # Killed when the row is written, and nothing else.
     patch.setattr(Checkpointer, 'measure', lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
-      run(data_dir, tmp_path, train.StopRequest())
+      run(data_dir, tmp_path, loop.StopRequest())
   with monkeypatch.context() as patch:
     send_at(5, patch)  # heard in the last step
     with pytest.raises(PreemptedError):
-      run(data_dir, tmp_path, train.StopRequest())
-  run(data_dir, tmp_path, train.StopRequest())
+      run(data_dir, tmp_path, loop.StopRequest())
+  run(data_dir, tmp_path, loop.StopRequest())
   assert losses(tmp_path) == losses(finished)
   saves = json.loads((tmp_path / 'saves.json').read_text('utf-8'))
   assert {*saves['4'], *saves['6']} == {'validation_nats'}
@@ -169,11 +171,12 @@ def test_a_second_process_in_a_run_folder_is_refused(
   claim_of(tmp_path, 7, **sleeper)
   before = {path: path.read_bytes() for path in tmp_path.glob('*.*')}
   with pytest.raises(HostError) as error:
-    job.run(settings, tmp_path, stop)
+    finetune.run(settings, tmp_path, stop)
   words = rf'in use by process {sleeper["pid"]} on .* since 20\d\d-.*: wait for'
   assert re.search(words, str(error.value))
   assert f'kill {sleeper["pid"]} stops it' in str(error.value)
-  records.note_failure(tmp_path, settings.resolved, 'error', str(error.value))
+  said = str(error.value)
+  run_folder.note_failure(tmp_path, settings.resolved, 'error', said)
   assert {path: path.read_bytes() for path in tmp_path.glob('*.*')} == before
 
 
@@ -181,10 +184,10 @@ def test_claims_of_the_dead_are_taken_over(tmp_path, sleeper):
   gone = {**sleeper, 'started': sleeper['started'] - 1}  # its id, used again
   claim_of(tmp_path, 9, **gone)
   claim_of(tmp_path, 10, **gone)
-  with records.claimed(tmp_path):
+  with run_folder.claimed(tmp_path):
     (own,) = tmp_path.glob('*.claim')
     assert own.name == 'run.11.claim'
-    with records.claimed(tmp_path):  # by the same process
+    with run_folder.claimed(tmp_path):  # by the same process
       assert [*tmp_path.glob('*.claim')] == [own]
   assert list(tmp_path.iterdir()) == []
 
@@ -192,7 +195,7 @@ def test_claims_of_the_dead_are_taken_over(tmp_path, sleeper):
 @pytest.mark.parametrize('error', [PreemptedError, HostError, KeyError])
 def test_a_run_that_ends_gives_its_folder_back(tmp_path, error):
   (tmp_path / 'predictions').mkdir()
-  with pytest.raises(error), records.claimed(tmp_path):
+  with pytest.raises(error), run_folder.claimed(tmp_path):
     raise error('so')
   assert [path.name for path in tmp_path.iterdir()] == ['predictions']
 
@@ -200,10 +203,10 @@ def test_a_run_that_ends_gives_its_folder_back(tmp_path, error):
 def test_of_another_machine_its_silence_decides(tmp_path):
   claim = claim_of(tmp_path, machine='another', host='there')
   with pytest.raises(HostError, match='on there since .*works after 120 s'):
-    records.check_unclaimed(tmp_path)
+    run_folder.check_unclaimed(tmp_path)
   then = claim.stat().st_mtime - 121
   os.utime(claim, (then, then))
-  records.check_unclaimed(tmp_path)
+  run_folder.check_unclaimed(tmp_path)
 
 
 @pytest.mark.parametrize('text', ['', '[]', '{}', '{"pid": 1', 'null'])
@@ -211,9 +214,9 @@ def test_a_torn_claim_is_one_of_another_machine(tmp_path, text):
   claim = claim_of(tmp_path)
   claim.write_text(text, 'utf-8')
   with pytest.raises(HostError, match='in use by process None'):
-    records.check_unclaimed(tmp_path)
+    run_folder.check_unclaimed(tmp_path)
   os.utime(claim, (0, 0))
-  with records.claimed(tmp_path):
+  with run_folder.claimed(tmp_path):
     assert not claim.exists()
 
 
@@ -256,7 +259,7 @@ def test_where_there_are_no_hard_links_a_run_goes_on(
     raise OSError(errno.EPERM, 'Operation not permitted')
 
   monkeypatch.setattr(os, 'link', refuse)
-  with records.claimed(tmp_path), records.claimed(tmp_path):
+  with run_folder.claimed(tmp_path), run_folder.claimed(tmp_path):
     assert list(tmp_path.iterdir()) == []
   assert capsys.readouterr().out.count('without hard links') == 1
 
@@ -307,7 +310,7 @@ def stopped(tmp_path_factory):
     heard = []
     patch.setattr(signal, 'signal', lambda *_: None)
     patch.setattr(os, 'kill', lambda *_: heard[0]._receive(signal.SIGTERM))
-    heard.append(train.StopRequest())
+    heard.append(loop.StopRequest())
     send_at(3, patch)
     with pytest.raises(PreemptedError):
       run_jsonl(folder / 'data', folder / 'run', heard[0])
@@ -387,7 +390,7 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_used(
     data = bytearray(file.read_bytes())
     data[len(data) // 2] ^= 1
     file.write_bytes(data)
-  run(data_dir, tmp_path, train.StopRequest())
+  run(data_dir, tmp_path, loop.StopRequest())
   printed = capsys.readouterr().out
   assert f'checkpoint {last} is damaged' in printed
   assert f'resumed from step {steps[-2]}' in printed
@@ -406,7 +409,7 @@ def test_divergence_stops_and_keeps_the_good_checkpoint(
       LossTables(tables.weights_V / jnp.where(state.step >= 4, 0.0, 1.0)),
     )
 
-  monkeypatch.setattr(job, 'train_step', poisoned)
+  monkeypatch.setattr(finetune, 'train_step', poisoned)
   changes = {'train.steps': 12, 'train.max_skipped': 3}
   with pytest.raises(DivergedError, match='3 steps in a row.*step 4'):
     run(data_dir, tmp_path, stop, **changes)
@@ -483,7 +486,7 @@ def test_all_checkpoints_damaged_is_an_error(
   for file in (tmp_path / 'checkpoints').rglob('d/*'):
     file.write_bytes(b'')
   with pytest.raises(CheckpointError, match='no intact checkpoint'):
-    run(data_dir, tmp_path, train.StopRequest())
+    run(data_dir, tmp_path, loop.StopRequest())
 
 
 def results_of(workdir):
@@ -548,8 +551,8 @@ def test_a_refused_command_leaves_the_record_of_another_run(finished):
   stored = json.loads((finished / 'config.json').read_text('utf-8'))
   stored.pop('hash')
   other = {**stored, 'seed': 7}
-  records.note_failure(finished, stored, 'error', 'of a finished run')
-  records.note_failure(finished, other, 'error', 'of another run')
+  run_folder.note_failure(finished, stored, 'error', 'of a finished run')
+  run_folder.note_failure(finished, other, 'error', 'of another run')
   assert (finished / 'status.json').read_text('utf-8') == before
 
 
@@ -557,7 +560,7 @@ def test_a_failure_is_noted_in_its_own_run(tmp_path, data_dir):
   settings = Settings.from_config(small.job_config(data_dir))
   folder = RunFolder(tmp_path, settings.resolved)
   folder.write_status('running', 3)
-  records.note_failure(tmp_path, settings.resolved, 'error', 'a full disk')
+  run_folder.note_failure(tmp_path, settings.resolved, 'error', 'a full disk')
   status = json.loads((tmp_path / 'status.json').read_text('utf-8'))
   assert (status['state'], status['error']) == ('error', 'a full disk')
   assert status['step'] == 3

@@ -5,10 +5,10 @@ import json
 import numpy as np
 import pytest
 
-from pdl_jax import setup
 from pdl_jax.errors import ConfigError
-from pdl_jax.records import config_hash
-from pdl_jax.start import shape
+from pdl_jax.run import prepare
+from pdl_jax.run.load_model import shape
+from pdl_jax.run_folder import config_hash
 from tests import small
 
 
@@ -24,7 +24,7 @@ def test_it_learns_and_keeps_its_angles(angles, data_dir):
   before, after = (x['perplexity']['value'] for x in columns.values())
   assert after < before
   options = small.settings(data_dir, **{'model.pretrained': f'run:{angles}'})
-  model = setup.prepare(options, None).model
+  model = prepare.prepare(options, None).model
   assert model.config.attention.kind == 'complex'
   (blocks,) = model.params['blocks']
   # They began around 0; a model that was read as RoPE would have none.
@@ -51,7 +51,7 @@ def test_what_was_not_trained_with_rope_cannot_become_another(
 ):
   asked = {'model.pretrained': f'run:{angles}', **changes}
   with pytest.raises(ConfigError, match=said):
-    setup.prepare(small.settings(data_dir, **asked), None)
+    prepare.prepare(small.settings(data_dir, **asked), None)
 
 
 @pytest.mark.parametrize(

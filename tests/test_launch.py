@@ -292,7 +292,7 @@ def test_words_to_a_terminal_that_is_gone_do_not_end_a_run(tmp_path):
   run, closes = (
     'import os, signal, sys, time\n'
     'from pathlib import Path\n'
-    'from pdl_jax.stop import StopRequest\n'
+    'from pdl_jax.train.preemption import StopRequest\n'
     'stop = StopRequest()\n'
     'print("ready", flush=True)\n'
     'while not stop.requested:\n'

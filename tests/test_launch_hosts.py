@@ -18,10 +18,11 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from configs import summarize
-from pdl_jax import process, records, sharding
-from pdl_jax.checkpoint import Checkpointer
-from pdl_jax.launch import journal, parent
-from pdl_jax.launch.multihost import Place
+from pdl_jax import process, run_folder
+from pdl_jax.cluster import heartbeat, supervisor
+from pdl_jax.cluster.multihost import Place
+from pdl_jax.mesh import make_mesh
+from pdl_jax.train.checkpoint import Checkpointer
 from tests import host_state, small
 
 ROOT = Path(__file__).parent.parent
@@ -49,8 +50,8 @@ def run(folder, *arguments, processes=2, stuck=60, started=None, join=60):
   with pytest.MonkeyPatch.context() as patch:
     patch.setenv('PYTHONPATH', str(ROOT))
     command = [sys.executable, '-m', 'tests.stand_in_host', *arguments]
-    hosts = parent.start(places, command)
-    ended = parent.supervise(hosts, stuck)
+    hosts = supervisor.start(places, command)
+    ended = supervisor.supervise(hosts, stuck)
   return ended, time.monotonic() - began
 
 
@@ -104,15 +105,16 @@ def test_a_parent_blames_a_silent_host_and_not_its_own_aborted_one(tmp_path):
   """Which may have been the first to fall silent."""
   now = time.time()
   for number, age in ((0, 20.0), (1, 25.0)):
-    standing = journal.Standing(
+    standing = heartbeat.Standing(
       str(number), 'there', 40, number, 'stepping', 3, 0.0, now - age
     )
     text = json.dumps(dataclasses.asdict(standing))
     (tmp_path / f'{number}.json').write_text(text, 'utf-8')
   place = Place(str(tmp_path), '1', 'there:1', 2, 1, 60, HEARTBEAT)
-  end = journal.End('1', 'process 1', None, 'aborted, last seen stepping', now)
+  last = 'aborted, last seen stepping'
+  end = heartbeat.End('1', 'process 1', None, last, now)
   unused = cast(Any, None)
-  watch = parent._Watch([parent.Host(place, unused, unused, end)], 60)
+  watch = supervisor._Watch([supervisor.Host(place, unused, unused, end)], 60)
   watch._began = now - 60
   code, words = watch._of_others(end)
   assert code == 4
@@ -142,7 +144,7 @@ def test_two_processes_to_one_bit_for_bit(tmp_path, capfd):
   """State and position of the data; then one process reads the rest."""
   ended, _ = run(tmp_path / 'hosts', 'save', str(tmp_path))
   assert ended == (0, ''), capfd.readouterr().err
-  mesh = sharding.make_mesh((1, 1, 8))
+  mesh = make_mesh((1, 1, 8))
   placed = NamedSharding(mesh, P(None, 'tensor'))
   target = {'rows': jax.ShapeDtypeStruct((4, 8), np.float32, sharding=placed)}
   batches, straight = host_state.iterator(0, 1), host_state.iterator(0, 1)
@@ -201,8 +203,8 @@ def test_the_whole_job_of_two_processes_is_that_of_one(
   changes = {'train.steps': 4, 'evaluate.examples': 8}
   small.run_job(data_dir, tmp_path / 'one', **changes)
   config = small.job_config(data_dir, **changes)
-  flat = records.flatten(config.to_dict())
-  before = records.flatten(summarize.get_config('tiny').to_dict())
+  flat = run_folder.flatten(config.to_dict())
+  before = run_folder.flatten(summarize.get_config('tiny').to_dict())
   told = [
     f'--config.{key}={value}'
     for key, value in flat.items()
@@ -240,8 +242,8 @@ def test_a_parent_that_is_killed_leaves_none_of_its_processes(tmp_path):
   """Not even those that are yet importing their modules."""
   parent_of_two = (
     'import sys, time\n'
-    'from pdl_jax.launch import parent\n'
-    'from pdl_jax.launch.multihost import Place\n'
+    'from pdl_jax.cluster import parent\n'
+    'from pdl_jax.cluster.multihost import Place\n'
     'places = [\n'
     '  Place(sys.argv[1], str(n), "localhost:1", 2, n, 60, 10)\n'
     '  for n in range(2)\n'

@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 
-from pdl_jax.launch import liveness
+from pdl_jax.cluster import liveness
 
 SQUARE = jax.ShapeDtypeStruct((8, 8), jnp.float32)
 BYTES = 4 * 64

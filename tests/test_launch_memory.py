@@ -7,14 +7,15 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from pdl_jax import sharding, state
+from pdl_jax.cluster import memory
+from pdl_jax.cluster.memory import estimate
 from pdl_jax.errors import ConfigError
-from pdl_jax.launch import memory
-from pdl_jax.launch.memory import estimate
 from pdl_jax.losses import LossTables
-from pdl_jax.model import api
+from pdl_jax.mesh import make_mesh, partition_spec
+from pdl_jax.model import lm
 from pdl_jax.model.config import HeadConfig, ModelConfig
-from pdl_jax.step import train_step
+from pdl_jax.train import state
+from pdl_jax.train.step import train_step
 from tests import small
 
 OPTIMIZER = small.optimizer_config()
@@ -31,14 +32,14 @@ ROWS, LENGTH = 16, 128
 
 
 def compiled(model, mesh_shape, config=OPTIMIZER, targets=LENGTH):
-  mesh = sharding.make_mesh(mesh_shape)
+  mesh = make_mesh(mesh_shape)
   step = small.step_config(model=model)
-  shapes = jax.eval_shape(partial(api.init, model), jax.random.key(0))
+  shapes = jax.eval_shape(partial(lm.init, model), jax.random.key(0))
   start = state.describe(shapes, model, config, step.optimizer, mesh)
   batch = {
     name: jax.ShapeDtypeStruct(
       x.shape, x.dtype,
-      sharding=jax.NamedSharding(mesh, sharding.partition_spec('batch', None)),
+      sharding=jax.NamedSharding(mesh, partition_spec('batch', None)),
     )
     for name, x in memory._batch(ROWS, LENGTH, targets).items()
   }  # fmt: skip
@@ -55,7 +56,7 @@ def compiled(model, mesh_shape, config=OPTIMIZER, targets=LENGTH):
 def test_the_state_is_exact(mesh, trainable):
   """Of the state that training makes, the bytes on one device."""
   config = small.optimizer_config(trainable=trainable, last_layers=1)
-  placed = sharding.make_mesh(mesh)
+  placed = make_mesh(mesh)
   made = state.create(
     small.params(), small.MODEL, config, small.step_config().optimizer, placed
   )
@@ -79,7 +80,7 @@ def test_the_compiled_step():
 
 def test_a_model_larger_than_this_machine_on_devices_that_are_not_here():
   found = estimate(LARGE, OPTIMIZER, (1, 128, 1), 256, 4096, 4096)
-  shapes = jax.eval_shape(partial(api.init, LARGE), jax.random.key(0))
+  shapes = jax.eval_shape(partial(lm.init, LARGE), jax.random.key(0))
   count = sum(x.size for x in jax.tree.leaves(shapes))
   assert found.parameters * 128 == 4 * count
   counters = 4 * 5  # Of the state three, of the optimizer two.

@@ -5,10 +5,11 @@ import shutil
 import jax
 import pytest
 
-from pdl_jax import setup, sharding
+from pdl_jax import mesh
+from pdl_jax.cluster import preflight
+from pdl_jax.cluster.preflight import Check, Preflight
 from pdl_jax.errors import HostError
-from pdl_jax.launch import preflight
-from pdl_jax.launch.preflight import Check, Preflight
+from pdl_jax.run import prepare
 from tests import small
 
 pytestmark = pytest.mark.usefixtures('quick_compile')
@@ -16,7 +17,7 @@ pytestmark = pytest.mark.usefixtures('quick_compile')
 
 @pytest.fixture(scope='module')
 def ready(data_dir):
-  return setup.prepare(small.settings(data_dir), None)
+  return prepare.prepare(small.settings(data_dir), None)
 
 
 def flight(tmp_path, **changes):
@@ -47,7 +48,7 @@ def test_a_mesh_that_does_not_fit_is_a_row(tmp_path, capsys):
 
 
 def test_a_wrong_sum_is_a_row(tmp_path, monkeypatch):
-  monkeypatch.setattr(sharding, 'put', lambda x, placed: jax.device_put(
+  monkeypatch.setattr(mesh, 'put', lambda x, placed: jax.device_put(
     x * 2, placed))  # fmt: skip
   with pytest.raises(HostError, match='1 to 8 over 8 devices is 72, not 36'):
     flight(tmp_path).start()

@@ -1,4 +1,4 @@
-"""Who may import whom: each module only what stands to its left."""
+"""Who may import whom: each room only what stands to its left."""
 
 import ast
 import subprocess
@@ -14,20 +14,25 @@ TREE = sorted(
   for path in (ROOT / name).rglob('*.py')
 )
 LAYERS = [
-  {'errors', 'process', 'stop', 'stored'},
-  {'losses', 'frequency', 'sharding', 'checksum', 'damage',
-   'sentinel'},
+  {'errors', 'process'},
+  {'storage', 'mesh'},
+  {'run_folder'},
+  {'losses'},
   {'model'},
-  {'optimizer', 'state', 'metrics', 'step'},
-  {'data', 'decode', 'checkpoint'},
-  {'settings'},
-  {'records', 'weighting', 'evaluate'},
-  {'train', 'summary', 'preview', 'sweep', 'finished'},
-  {'setup', 'report', 'start', 'convert'},
-  {'job'},
-  {'launch', 'pods'},
-  {'reevaluate', 'export'},
+  {'pretrained', 'generate', 'train'},
+  {'data'},
+  {'evaluate'},
+  {'config'},
+  {'run'},
+  {'preview', 'sweep'},
+  {'report', 'cluster'},
+  {'cli'},
 ]
+# These climb: what they need is not passed in yet.
+CLIMBS = {
+  ('run_folder', 'pdl_jax.losses.LOSSES'),
+  ('train', 'pdl_jax.config.TrainSettings'),
+}
 LEVEL = {name: i for i, names in enumerate(LAYERS) for name in names}
 MODULES = sorted((ROOT / 'pdl_jax').rglob('*.py'))
 
@@ -51,10 +56,12 @@ def test_imports_go_to_the_left(path):
     return
   for name in imports(path):
     parts = name.split('.')
-    if parts[0] == 'pdl_jax':
+    if parts[0] == 'pdl_jax' and (part(path), name) not in CLIMBS:
       target = parts[1]
       assert target in LEVEL, f'{path.name} imports {name}'
-      assert LEVEL[target] <= LEVEL[part(path)], f'{path.name} imports {name}'
+      assert target == part(path) or (
+        LEVEL[target] < LEVEL[part(path)]
+      ), f'{path.name} imports {name}'
 
 
 @pytest.mark.parametrize('path', MODULES, ids=lambda p: p.stem)
@@ -62,7 +69,7 @@ def test_flax_stays_in_the_model_and_flags_at_the_door(path):
   names = set(imports(path))
   if part(path) != 'model':
     assert not any(name.startswith('flax') for name in names)
-  if part(path) not in ('launch', 'pods'):
+  if part(path) not in ('cli', 'cluster'):
     assert not any(name.startswith('absl.flags') for name in names)
   assert not any(name.startswith('tensorflow.') for name in names)
 

@@ -15,14 +15,14 @@ from hypothesis import strategies as st
 
 from pdl_jax import pdl_loss, power_law_weights
 from pdl_jax.errors import ConfigError
-from pdl_jax.losses import tiles
-from pdl_jax.losses.linear import (
+from pdl_jax.losses.core import LossTerms, Sums, TokenStats
+from pdl_jax.losses.fused import tiles
+from pdl_jax.losses.fused.api import (
   STATS,
   linear_loss_sums,
   linear_pdl_loss,
   linear_token_stats,
 )
-from pdl_jax.losses.terms import LossTerms, Sums, TokenStats
 
 pytestmark = pytest.mark.usefixtures('quick_compile')
 

@@ -12,8 +12,8 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from pdl_jax import pdl_loss
-from pdl_jax.losses import tiles
-from pdl_jax.losses.linear import Axes, linear_pdl_loss, linear_token_stats
+from pdl_jax.losses.fused import tiles
+from pdl_jax.losses.fused.api import Axes, linear_pdl_loss, linear_token_stats
 
 pytestmark = pytest.mark.usefixtures('quick_compile')
 

@@ -8,16 +8,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pdl_jax import sharding
-from pdl_jax import state as states
+from pdl_jax.config import LoRASettings
 from pdl_jax.errors import ConfigError
 from pdl_jax.losses import LossTables
-from pdl_jax.model import api, lora
+from pdl_jax.mesh import make_mesh, put_batch
+from pdl_jax.model import lm, lora
 from pdl_jax.model.config import AttentionConfig, HeadConfig
 from pdl_jax.model.lora import LoRAConfig
-from pdl_jax.optimizer import make_optimizer, merge, trainable_mask
-from pdl_jax.settings import LoRASettings
-from pdl_jax.step import loss_sums, train_step
+from pdl_jax.train import state as states
+from pdl_jax.train.optimizer import make_optimizer, merge, trainable_mask
+from pdl_jax.train.step import loss_sums, train_step
 from tests import small
 from tests.tiny_model import CONFIG, random_params, tiny_tokens
 
@@ -43,14 +43,14 @@ KINDS = {
 @partial(jax.jit, static_argnums=0)
 def logits(config, params, tokens):
   where = jnp.ones_like(tokens), jnp.arange(tokens.shape[1])[None]
-  return api.logits(config, params, tokens, *where)
+  return lm.logits(config, params, tokens, *where)
 
 
 @pytest.mark.parametrize('kind', KINDS)
 def test_merged_matrices_do_what_adapters_do(kind):
   config, tokens = KINDS[kind], tiny_tokens(2, 9)
   params = random_params(config)
-  plain, merged = api.without_adapters(config, params)
+  plain, merged = lm.without_adapters(config, params)
   found = logits(config, params, tokens)
   expected = logits(plain, merged, tokens)
   np.testing.assert_allclose(found, expected, rtol=2e-5, atol=2e-5)
@@ -80,7 +80,7 @@ def test_the_product_is_the_definition_in_fp64():
     CONFIG, lora=LoRAConfig(3, 5.0, targets=('output',))
   )
   params = random_params(config)
-  _, merged = api.without_adapters(config, params)
+  _, merged = lm.without_adapters(config, params)
   old, new = (x['blocks'][0]['attention'] for x in (params, merged))
   a, b = (np.float64(old[f'output_lora_{x}']) for x in 'ab')
   for layer in range(config.layers):
@@ -96,7 +96,7 @@ def test_a_new_adapter_changes_nothing(kind):
   config, tokens = KINDS[kind], tiny_tokens(2, 9)
   plain = dataclasses.replace(config, lora=lora.NO_LORA)
   params = random_params(plain)
-  with_them = api.extended(config, params, jax.random.key(3))
+  with_them = lm.extended(config, params, jax.random.key(3))
   np.testing.assert_array_equal(
     logits(config, with_them, tokens), logits(plain, params, tokens)
   )
@@ -125,20 +125,20 @@ def trained(dropout=0.0, seed=0, mesh=(1, 1, 1), accumulation=1, **changes):
     trainable='lora', accumulation=accumulation, warmup_steps=0
   )
   optimizer = make_optimizer(config, 10)
-  params = api.extended(model, small.params(), jax.random.key(1))
+  params = lm.extended(model, small.params(), jax.random.key(1))
   # B is 0 at the start, and then nothing that A is given shows.
   params = jax.tree_util.tree_map_with_path(
     lambda path, x: x + 0.1 if path[-1].key.endswith('_lora_b') else x, params
   )
   size = int(np.prod(mesh))
-  placed = sharding.make_mesh(mesh, jax.devices()[:size])
+  placed = make_mesh(mesh, jax.devices()[:size])
   with jax.set_mesh(placed):
     before = states.create(params, model, config, optimizer, placed)
     step = small.step_config(
       model=model, optimizer=optimizer, accumulation=accumulation,
       dropout_seed=seed,
     )  # fmt: skip
-    batch = sharding.put_batch(small.batch(), placed)
+    batch = put_batch(small.batch(), placed)
     after, scalars = jax.jit(partial(train_step, step))(before, batch, TABLES)
   return before, after, scalars
 
@@ -167,7 +167,7 @@ def test_what_a_head_of_codes_and_complex_attention_have_trains_too():
     attention=AttentionConfig('complex'),
   )
   optimizer = small.optimizer_config(trainable='lora')
-  shapes = jax.eval_shape(partial(api.init, config), jax.random.key(0))
+  shapes = jax.eval_shape(partial(lm.init, config), jax.random.key(0))
   mask = trainable_mask(optimizer, shapes)
   found = {
     path[-1].key
@@ -178,7 +178,7 @@ def test_what_a_head_of_codes_and_complex_attention_have_trains_too():
   dense = dataclasses.replace(
     KINDS['head'], attention=AttentionConfig('scaled_rope')
   )
-  shapes = jax.eval_shape(partial(api.init, dense), jax.random.key(0))
+  shapes = jax.eval_shape(partial(lm.init, dense), jax.random.key(0))
   mask = trainable_mask(optimizer, shapes)
   assert mask['head'] == {
     'matrix_VxD': False, 'matrix_VxD_lora_a': True, 'matrix_VxD_lora_b': True
@@ -232,7 +232,7 @@ def test_dropout_keeps_the_mean_and_differs_by_step():
   where = jnp.ones_like(tokens), jnp.arange(7)[None]
 
   def before_the_norm(key):
-    x, _ = api._run_blocks(model, params, tokens, *where, key)
+    x, _ = lm._run_blocks(model, params, tokens, *where, key)
     return x
 
   keys = jax.random.split(jax.random.key(0), 4000)
@@ -287,7 +287,7 @@ def test_frozen_parameters_in_bf16_and_what_trains_in_fp32():
 def test_the_first_moment_alone_can_be_bf16():
   config = small.optimizer_config(mu_dtype='bfloat16', trainable='all')
   optimizer = make_optimizer(config, 10)
-  mesh = sharding.make_mesh((1, 1, 1), jax.devices()[:1])
+  mesh = make_mesh((1, 1, 1), jax.devices()[:1])
   made = states.create(small.params(), small.MODEL, config, optimizer, mesh)
   told = states.describe(small.params(), small.MODEL, config, optimizer, mesh)
   for tree in (made, told):

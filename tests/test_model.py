@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from pdl_jax.errors import ConfigError
-from pdl_jax.model import api
+from pdl_jax.model import lm
 from pdl_jax.model.complex_attention import turn
 from tests.tiny_model import CONFIG, PARAMS, tiny_tokens
 
@@ -23,7 +23,7 @@ def one_document(*shape):
 
 @partial(jax.jit, static_argnums=0)
 def logits(config, params, tokens, segments, positions):
-  return api.logits(config, params, tokens, segments, positions)
+  return lm.logits(config, params, tokens, segments, positions)
 
 
 def influence(tokens, segments, positions):
@@ -33,7 +33,7 @@ def influence(tokens, segments, positions):
   @jax.jit
   @jax.jacrev
   def jacobian(embed):
-    x = api.hidden(
+    x = lm.hidden(
       CONFIG, {**params, 'embed_VxD': embed}, tokens, segments, positions
     )
     return x[0] @ direction
@@ -116,7 +116,7 @@ def test_remat_changes_no_number_but_the_program():
   tokens, where = tiny_tokens(2, L), one_document(2, L)
 
   def loss(params, config):
-    x = api.hidden(config, params, tokens, *where)
+    x = lm.hidden(config, params, tokens, *where)
     return jnp.square(x[:, :, 0]).sum()
 
   gradient = jax.value_and_grad(loss)
@@ -136,13 +136,13 @@ def test_remat_changes_no_number_but_the_program():
 
 def test_split_and_join():
   whole = PARAMS
-  split = api.split_blocks(whole, 1)
+  split = lm.split_blocks(whole, 1)
   assert len(split['blocks']) == 2
-  joined = api.join_blocks(split)
+  joined = lm.join_blocks(split)
   assert jax.tree.structure(joined) == jax.tree.structure(whole)
   for a, b in zip(*map(jax.tree.leaves, (joined, whole)), strict=True):
     np.testing.assert_array_equal(a, b)
-  assert api.join_blocks(whole) is whole
+  assert lm.join_blocks(whole) is whole
   tokens, where = tiny_tokens(2, L), one_document(2, L)
   np.testing.assert_allclose(
     logits(CONFIG, split, tokens, *where),
@@ -153,8 +153,8 @@ def test_split_and_join():
 @pytest.mark.parametrize('groups', [1, 2])
 def test_every_axis_of_every_parameter_has_a_name(groups):
   params = PARAMS
-  params = api.split_blocks(params, 1) if groups == 2 else params
-  axes = api.logical_axes(CONFIG, groups)
+  params = lm.split_blocks(params, 1) if groups == 2 else params
+  axes = lm.logical_axes(CONFIG, groups)
   assert jax.tree.structure(axes) == jax.tree.structure(params)
   sizes = {
     'vocab': 64, 'embed': 32, 'heads': 4, 'kv_heads': 2, 'head_dim': 8,
@@ -167,7 +167,7 @@ def test_every_axis_of_every_parameter_has_a_name(groups):
 def test_init():
   # This generator compiles faster than the default one.
   key = jax.random.key(0, impl='rbg')
-  params = jax.jit(partial(api.init, CONFIG))(key)
+  params = jax.jit(partial(lm.init, CONFIG))(key)
   (blocks,) = params['blocks']
   assert {x.dtype for x in jax.tree.leaves(params)} == {np.dtype('float32')}
   assert (params['norm']['scale'] == 1).all()
@@ -181,7 +181,7 @@ def test_bfloat16_activations_keep_float32_logits():
   half = dataclasses.replace(CONFIG, dtype='bfloat16')
   tokens, where = tiny_tokens(2, L), one_document(2, L)
   small = jax.tree.map(lambda x: x / 10, PARAMS)
-  states = jax.eval_shape(partial(api.hidden, half), small, tokens, *where)
+  states = jax.eval_shape(partial(lm.hidden, half), small, tokens, *where)
   assert states.dtype == jnp.bfloat16
   found = logits(half, small, tokens, *where)
   assert found.dtype == jnp.float32
@@ -196,13 +196,13 @@ def test_decoding_with_a_cache_is_the_full_forward_pass():
   tokens = tiny_tokens(rows, prompt + extra)
   left = np.arange(prompt)[None] >= prompt - lengths[:, None]
   padded = np.where(left, tokens[:, :prompt], 63)
-  step, cached = jax.jit(partial(api.decode_step, CONFIG)), []
-  start = jax.jit(partial(api.prefill, CONFIG, size=prompt + extra))
+  step, cached = jax.jit(partial(lm.decode_step, CONFIG)), []
+  start = jax.jit(partial(lm.prefill, CONFIG, size=prompt + extra))
   found, cache = start(PARAMS, padded, left)
   for index in range(extra):
     cached.append(found)
     found, cache = step(PARAMS, cache, tokens[:, prompt + index])
-  cached = api.head_logits(CONFIG, PARAMS, np.stack([*cached, found], axis=1))
+  cached = lm.head_logits(CONFIG, PARAMS, np.stack([*cached, found], axis=1))
   # The same tokens without padding on the left, but with some on the right.
   real = np.zeros_like(tokens)
   for row, length in enumerate(lengths):
@@ -214,27 +214,27 @@ def test_decoding_with_a_cache_is_the_full_forward_pass():
 
 
 def test_layers_apart_are_the_same_model():
-  parts = api.part_layers(PARAMS)
+  parts = lm.part_layers(PARAMS)
   assert len(parts['blocks']) == CONFIG.layers
   tokens, where = tiny_tokens(2, L), one_document(2, L)
   found = logits(CONFIG, parts, tokens, *where)
   whole = logits(CONFIG, PARAMS, tokens, *where)
   np.testing.assert_allclose(found, whole, atol=1e-5)
   for a, b in zip(
-    *map(jax.tree.leaves, (api.join_blocks(parts), PARAMS)), strict=True
+    *map(jax.tree.leaves, (lm.join_blocks(parts), PARAMS)), strict=True
   ):
     np.testing.assert_array_equal(a, b)
 
 
 def test_rows_of_a_cache_are_taken_from_a_slot_on():
   prompt, size = 4, 6
-  start = jax.jit(partial(api.prefill, CONFIG, size=size))
+  start = jax.jit(partial(lm.prefill, CONFIG, size=size))
   _, cache = start(PARAMS, tiny_tokens(2, prompt), np.ones((2, prompt), bool))
-  cache = api.repeat_rows(cache, 2)
-  step = jax.jit(partial(api.decode_step, CONFIG))
+  cache = lm.repeat_rows(cache, 2)
+  step = jax.jit(partial(lm.decode_step, CONFIG))
   _, cache = step(PARAMS, cache, np.array([1, 2, 3, 4]))
   rows = np.array([1, 1, 2, 3])
-  taken = api.take_rows(cache, rows, prompt)
+  taken = lm.take_rows(cache, rows, prompt)
   # The rows of one prompt are equal before: taking them whole is the same.
   for found, x in zip(
     (*taken.keys, *taken.values), (*cache.keys, *cache.values), strict=True

@@ -5,8 +5,8 @@ import optax
 import pytest
 
 from pdl_jax.errors import ConfigError
-from pdl_jax.model import api
-from pdl_jax.optimizer import (
+from pdl_jax.model import lm
+from pdl_jax.train.optimizer import (
   OptimizerConfig,
   make_optimizer,
   make_schedule,
@@ -89,7 +89,7 @@ def test_gradients_are_clipped_by_their_global_norm():
   assert float(optax.tree.norm(first)) == pytest.approx(0.1 * 0.5, rel=1e-5)
 
 
-ALL = paths(api.logical_axes(CONFIG))
+ALL = paths(lm.logical_axes(CONFIG))
 
 
 def test_all_parameters_train():
@@ -104,7 +104,7 @@ def test_only_norms_train():
 
 
 def test_last_layers_train():
-  params = api.split_blocks(PARAMS, 1)
+  params = lm.split_blocks(PARAMS, 1)
   mask = trainable_mask(config(trainable='last_layers'), params)
   upper = {p.replace('blocks/0', 'blocks/1') for p in ALL if 'blocks' in p}
   assert paths(mask) == upper | {'norm/scale'}
@@ -117,7 +117,7 @@ def test_last_layers_of_an_unsplit_model_are_all_layers():
 
 @pytest.mark.parametrize('trainable', ['all', 'norms', 'last_layers'])
 def test_merge_is_the_inverse_of_partition(trainable):
-  params = api.split_blocks(PARAMS, 1)
+  params = lm.split_blocks(PARAMS, 1)
   mask = trainable_mask(config(trainable=trainable), params)
   trained, frozen = partition(params, mask)
   whole = merge(trained, frozen)

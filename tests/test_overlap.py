@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pdl_jax.errors import DataError
-from pdl_jax.evaluate.overlap import (
+from pdl_jax.evaluate.rouge_bleu_chrf import (
   ROUGE_TYPES,
   bleu_and_chrf,
   rouge,

@@ -8,12 +8,12 @@ from functools import cache
 import numpy as np
 import pytest
 
-from pdl_jax import start
 from pdl_jax.errors import ConfigError, DataError
-from pdl_jax.model import api, lora
+from pdl_jax.model import lm, lora
 from pdl_jax.model.lora import LoRAConfig
-from pdl_jax.model.pretrained import peft, shards
-from pdl_jax.model.pretrained.hf import HFModel
+from pdl_jax.pretrained import peft, safetensors
+from pdl_jax.pretrained.huggingface import HFModel
+from pdl_jax.run import load_model
 from tests import hf_folder, hf_weights, small
 from tests.test_hf import TOKENS, logits
 from tests.tiny_model import random_params
@@ -40,7 +40,7 @@ def write(path, name, tensors=None, **changes):
   says = CASES[name]['config'] | changes
   (path / peft.CONFIG).write_text(json.dumps(says), 'utf-8')
   made = adapter_tensors(name) if tensors is None else tensors
-  shards.write_file(path / peft.TENSORS, made)
+  safetensors.write_file(path / peft.TENSORS, made)
   return path
 
 
@@ -73,13 +73,13 @@ def test_another_head_begins_with_the_adapted_rows(
   base = opened('plain')
   config, params = base.config(), base.params()
   rows_VxD = np.asarray(params['head'][lora.MATRIX])
-  model = start.Model('plain', config, params, None, outputs_VxD=rows_VxD)
-  monkeypatch.setattr(start, '_load', lambda *_: model)
+  model = load_model.Model('plain', config, params, None, outputs_VxD=rows_VxD)
+  monkeypatch.setattr(load_model, '_load', lambda *_: model)
   settings = small.settings(tmp_path, **{
     'model.pretrained': './plain', 'model.head': 'low_rank', 'model.rank': 4,
     'model.adapter': str(write(tmp_path / 'a', 'plain')),
   })  # fmt: skip
-  found = start.load_model(settings, None, None)
+  found = load_model.load_model(settings, None, None)
   assert found.head_is_new
   adapter = peft.read(tmp_path / 'a', config)
   expected = peft.add(adapter, params)['head'][lora.MATRIX]
@@ -164,7 +164,7 @@ def test_the_files_are_as_peft_writes_them(opened, tmp_path):
   config = dataclasses.replace(config, lora=LoRAConfig(4, 6.0, 0.1, targets))
   params = lora.adapters(random_params(config))
   peft.write(tmp_path, config, params, 'some/base')
-  found = shards.open_file(tmp_path / peft.TENSORS)
+  found = safetensors.open_file(tmp_path / peft.TENSORS)
   shapes = {name: list(x.shape) for name, x in found.items()}
   assert shapes == CASES['rslora']['shapes']
   says = json.loads((tmp_path / peft.CONFIG).read_text('utf-8'))
@@ -192,7 +192,7 @@ def test_what_lies_side_by_side_in_gpt2_is_one_adapter(tmp_path, targets):
   says = json.loads((tmp_path / 'a' / peft.CONFIG).read_text('utf-8'))
   assert says['rank_pattern'] == {'attn.c_attn': 2 * of_three}
   assert says['alpha_pattern'] == {'attn.c_attn': 6.0 * of_three}
-  plain, merged = api.without_adapters(asked, params)
+  plain, merged = lm.without_adapters(asked, params)
   bare = random_params(plain)
   (group,) = params['blocks']
   for part in ('attention', 'mlp'):

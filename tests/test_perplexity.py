@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pdl_jax.errors import DataError
-from pdl_jax.evaluate.perplexity import (
+from pdl_jax.evaluate.likelihood import (
   BUCKETS,
   bits_per_byte,
   mass_deciles,

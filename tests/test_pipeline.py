@@ -8,8 +8,8 @@ from tokenizers import models, pre_tokenizers
 
 from pdl_jax.data import examples as examples_module
 from pdl_jax.data import pipeline
-from pdl_jax.data.documents import Documents
 from pdl_jax.data.examples import Lengths, Pairs
+from pdl_jax.data.packing import Documents
 from pdl_jax.data.tasks import TASKS
 from pdl_jax.data.tokenizer import (
   END_OF_TEXT,
@@ -19,9 +19,9 @@ from pdl_jax.data.tokenizer import (
 )
 from pdl_jax.errors import ConfigError, DataError
 from pdl_jax.losses.cross_entropy import token_nll
-from pdl_jax.model import api
+from pdl_jax.model import lm
 from pdl_jax.model.config import ModelConfig
-from pdl_jax.step import score_step
+from pdl_jax.train.step import score_step
 from tests.tiny_model import random_params
 
 TASK = TASKS['summarize']
@@ -241,7 +241,7 @@ def test_reads_give_the_loss_of_the_whole_sequence(examples, tokenizer):
     whole[row, : len(prompt) + len(target)] = [*prompt, *target]
     spans.append(slice(len(prompt) - 1, len(prompt) + len(target) - 1))
   where = np.ones_like(whole), np.arange(size)[None].repeat(4, 0)
-  logits = jax.jit(api.logits, static_argnums=0)(config, params, whole, *where)
+  logits = jax.jit(lm.logits, static_argnums=0)(config, params, whole, *where)
   nll = np.asarray(token_nll(logits[:, :-1], whole[:, 1:]))
   for row, span in enumerate(spans):
     expected = nll[row, span]

@@ -18,12 +18,12 @@ import pytest
 from absl import flags
 from absl.testing import flagsaver
 
-from pdl_jax import records
+from pdl_jax import run_folder
+from pdl_jax.cluster.pods import commands, options, runner, training
+from pdl_jax.cluster.pods.plan import Plan, Step, to_shell
+from pdl_jax.cluster.pods.pod import Pod
+from pdl_jax.cluster.pods.training import Training
 from pdl_jax.errors import ConfigError, HostError
-from pdl_jax.pods import commands, options, runner, training
-from pdl_jax.pods.plan import Plan, Step, to_shell
-from pdl_jax.pods.pod import Pod
-from pdl_jax.pods.training import Training
 
 ROOT = Path(__file__).parent.parent
 SCRIPTS = ROOT / 'pdl_jax' / 'pods'
@@ -82,7 +82,7 @@ def stubs(tmp_path, monkeypatch):
 def checkout(tmp_path, monkeypatch):
   """A committed tree of all that is shipped, and the working folder."""
   folder = tmp_path / 'checkout'
-  for name in records.CODE:
+  for name in run_folder.CODE:
     path = folder / name / 'x.py' if '.' not in name else folder / name
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text('', 'utf-8')
@@ -360,7 +360,7 @@ def test_only_what_is_committed_is_shipped(checkout, monkeypatch):
   made.packed.unlink()
   assert f'{made.code}/launch.py' in listed.stdout.splitlines()
   # Where there is no checkout, env.json has the commit from there.
-  commit = checkout / made.code / records.COMMIT
+  commit = checkout / made.code / run_folder.COMMIT
   assert commit.read_text('utf-8') == made.commit
   shutil.rmtree(checkout / made.code)
   assert 'notes.txt' not in listed.stdout

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from pdl_jax import power_law_weights
 from pdl_jax.errors import ConfigError
-from pdl_jax.losses import by_type
+from pdl_jax.losses import type_weights
 
 COUNTS = np.array([1, 2, 5, 40, 300, 7, 1], float)
 count_lists = st.lists(st.integers(0, 10**5), min_size=7, max_size=7)
@@ -298,7 +298,7 @@ def test_derivative_by_alpha(alpha, clip, normalize, neutral_ids):
 
 
 def test_derivative_by_the_exponent_of_a_rival_at_zero():
-  weights = lambda x: by_type.inverse_frequency_weights(
+  weights = lambda x: type_weights.inverse_frequency_weights(
     COUNTS, neutral_ids=(), exponent=x
   )
   at_zero, near = (jax.jacfwd(weights)(x) for x in (0.0, 1e-4))
@@ -374,8 +374,8 @@ def test_frequencies_that_are_no_numbers_are_refused_in_one_line(table):
   for refused in (
     lambda: power_law_weights(table, **valid),
     lambda: power_law_weights([1, 2], mass_V=table, **valid),
-    lambda: by_type.face_weights(table, neutral_ids=()),
-    lambda: by_type.logit_adjustment_bias(table),
+    lambda: type_weights.face_weights(table, neutral_ids=()),
+    lambda: type_weights.logit_adjustment_bias(table),
   ):
     with pytest.raises(ConfigError, match='one row of finite numbers') as error:
       refused()
@@ -383,7 +383,8 @@ def test_frequencies_that_are_no_numbers_are_refused_in_one_line(table):
 
 
 def test_a_mask_is_no_list_of_neutral_types_on_any_path():
-  for weights in (by_type.face_weights, by_type.class_balanced_weights):
+  face, balance = type_weights.face_weights, type_weights.class_balanced_weights
+  for weights in (face, balance):
     with pytest.raises(ConfigError, match='neutral_ids must be token ids'):
       weights([1, 2], neutral_ids=[True, False])
 

@@ -8,11 +8,11 @@ import pytest
 
 from pdl_jax.data.examples import Lengths, padded_example
 from pdl_jax.data.tokenizer import Tokenizer
-from pdl_jax.decode import DecodeSettings
 from pdl_jax.evaluate.inputs import validate_records
 from pdl_jax.evaluate.predict import Predictor, bucket_length
+from pdl_jax.generate import DecodeSettings
+from pdl_jax.mesh import make_mesh
 from pdl_jax.model.config import ModelConfig
-from pdl_jax.sharding import make_mesh
 from tests.tiny_model import random_params
 
 TEXTS = ['one two three', 'a stitch in time saves nine', 'the cat sat here']

@@ -14,15 +14,16 @@ from rich.cells import cell_len
 from rich.console import Console
 
 from configs import common
-from pdl_jax import preview, weighting
+from pdl_jax import preview
+from pdl_jax.config import LossSettings
 from pdl_jax.data.tokenizer import Tokenizer
 from pdl_jax.errors import ConfigError, DataError
-from pdl_jax.evaluate import perplexity
-from pdl_jax.frequency import FrequencyTable, effective_sample_size
+from pdl_jax.evaluate import likelihood
 from pdl_jax.losses import LOSSES, LossTables
+from pdl_jax.losses.frequency import FrequencyTable, effective_sample_size
 from pdl_jax.preview import pieces, plot, scale
-from pdl_jax.settings import LossSettings
-from pdl_jax.weighting import Frequencies
+from pdl_jax.run import loss_tables
+from pdl_jax.run.loss_tables import Frequencies
 
 CONFIG = json.loads(common.get_config().loss.to_json())
 SETTINGS = LossSettings.from_config(CONFIG)
@@ -46,7 +47,7 @@ def table(tokenizer):
 
 def tables_of(table, tokenizer, loss):
   frequencies = Frequencies(table, table)
-  return weighting.make_tables(loss, frequencies, tokenizer.special_ids)
+  return loss_tables.make_tables(loss, frequencies, tokenizer.special_ids)
 
 
 def example(tokenizer, text, name='one'):
@@ -110,7 +111,7 @@ def test_shares_are_those_of_single_tokens(table, tokenizer, name):
   made = make(table, tokenizer, name=name, alpha=0.7)
   loss = dataclasses.replace(SETTINGS, name=name, alpha=0.7)
   weights_V = np.asarray(tables_of(table, tokenizer, loss).weights_V, float)
-  limits = [*perplexity._BUCKET_STARTS, np.inf]
+  limits = [*likelihood._BUCKET_STARTS, np.inf]
   assert sum(b.token_share for b in made.buckets) == pytest.approx(1)
   assert sum(b.weight_share for b in made.buckets) == pytest.approx(1)
   assert sum(b.types for b in made.buckets) == tokenizer.vocab_size

@@ -8,9 +8,10 @@ import jax
 import numpy as np
 import pytest
 
-from pdl_jax import reevaluate, train
-from pdl_jax.decode import DecodeSettings
 from pdl_jax.evaluate.run import evaluate
+from pdl_jax.generate import DecodeSettings
+from pdl_jax.run import rescore
+from pdl_jax.train import loop
 from tests.prediction_records import STOP, make_record
 
 STORED = ('before', 'after', 'after-beam', 'after-greedy', 'before-greedy')
@@ -29,7 +30,7 @@ STORED = ('before', 'after', 'after-beam', 'after-greedy', 'before-greedy')
 )
 def test_tables_hold_what_was_made_now_beside_the_run(made, names):
   results = {name: {'examples': i} for i, name in enumerate(STORED)}
-  shown = reevaluate.shown(results, made)
+  shown = rescore.shown(results, made)
   assert list(shown) == names
   assert shown.items() <= results.items()
 
@@ -49,17 +50,17 @@ def test_terminal_shows_some_and_the_file_has_all(
   folder = SimpleNamespace(write=written.__setitem__)
   mesh = jax.sharding.Mesh(np.array(jax.devices()[:1]), ('data',))
   for module, name, value in (
-    (reevaluate.finished, 'open_run', (None, folder)),
-    (reevaluate.job, 'make_mesh', mesh),
-    (reevaluate.setup, 'prepare', SimpleNamespace(model=None)),
-    (reevaluate.setup, 'check_context', None),
-    (reevaluate, '_generate', None),
-    (reevaluate, '_measure', results),
+    (rescore.finished, 'open_run', (None, folder)),
+    (rescore.job, 'make_mesh', mesh),
+    (rescore.setup, 'prepare', SimpleNamespace(model=None)),
+    (rescore.setup, 'check_context', None),
+    (rescore, '_generate', None),
+    (rescore, '_measure', results),
   ):
     monkeypatch.setattr(module, name, lambda *_, value=value: value)
   given = decode and dataclasses.asdict(decode)
-  stop = train.StopRequest()
-  reevaluate.run(Path('runs/one'), given, ('after',), {}, stop)
+  stop = loop.StopRequest()
+  rescore.run(Path('runs/one'), given, ('after',), {}, stop)
   assert written == {'evaluations.json': results}
   printed = capsys.readouterr().out
   headers = [

@@ -10,10 +10,10 @@ from jax.test_util import check_grads
 
 from pdl_jax import cross_entropy, power_law_weights
 from pdl_jax.errors import ConfigError
-from pdl_jax.losses import by_logits, by_stats, by_type
+from pdl_jax.losses import dense_losses, token_losses, type_weights
+from pdl_jax.losses.core import TokenStats
 from pdl_jax.losses.cross_entropy import token_nll
 from pdl_jax.losses.reduce import divide, sums
-from pdl_jax.losses.terms import TokenStats
 
 B, L, V, D, C = 3, 5, 7, 4, 9
 START = 2
@@ -24,32 +24,32 @@ WEIGHT = jnp.asarray(RNG.uniform(0.2, 3.0, (B, L)), jnp.float32)
 ROW = jnp.asarray(RNG.integers(0, V, (B, C)))
 ROW_WHERE = jnp.asarray(RNG.random((B, C)) < 0.8)
 LABELS = ROW[:, START : START + L]
-EARLIER = by_logits.earlier_targets(ROW, ROW_WHERE, START, L)
-CONTEXT = by_logits.Context(ROW, EARLIER, HEAD)
+EARLIER = dense_losses.earlier_targets(ROW, ROW_WHERE, START, L)
+CONTEXT = dense_losses.Context(ROW, EARLIER, HEAD)
 ONES = jnp.ones((B, L), jnp.float32)
 
 COUNTS = np.array([1, 0, 5, 40, 300, 7, 1, 900], float)
 NEUTRAL = (7, 1)
 TABLES = {
-  'itf': by_type.inverse_frequency_weights,
-  'face': by_type.face_weights,
-  'class_balanced': by_type.class_balanced_weights,
-  'exponential': by_type.adaptive_exponential_weights,
-  'chi_square': by_type.adaptive_chi_square_weights,
+  'itf': type_weights.inverse_frequency_weights,
+  'face': type_weights.face_weights,
+  'class_balanced': type_weights.class_balanced_weights,
+  'exponential': type_weights.adaptive_exponential_weights,
+  'chi_square': type_weights.adaptive_chi_square_weights,
 }
 SCALED = [name for name in TABLES if name != 'itf']
 STATS = {
-  'cross_entropy': by_stats.cross_entropy_terms,
-  'focal': by_stats.focal,
-  'mile': by_stats.mile,
-  'dft': by_stats.dft,
-  'mixce': by_stats.mixce,
-  'gem': by_stats.gem,
+  'cross_entropy': token_losses.cross_entropy_terms,
+  'focal': token_losses.focal,
+  'mile': token_losses.mile,
+  'dft': token_losses.dft,
+  'mixce': token_losses.mixce,
+  'gem': token_losses.gem,
 }
 DENSE = {
-  'unlikelihood': by_logits.unlikelihood,
-  'scale_grad': by_logits.scale_grad,
-  'emo': by_logits.emo,
+  'unlikelihood': dense_losses.unlikelihood,
+  'scale_grad': dense_losses.scale_grad,
+  'emo': dense_losses.emo,
 }
 
 
@@ -126,7 +126,7 @@ def close(found, expected, rtol=2e-5, atol=2e-6):
 
 @pytest.mark.parametrize('exponent', [0.0, 0.4, 1.0])
 def test_itf_is_pdl_with_epsilon_zero(exponent):
-  found = by_type.inverse_frequency_weights(
+  found = type_weights.inverse_frequency_weights(
     COUNTS, neutral_ids=NEUTRAL, exponent=exponent
   )
   expected = power_law_weights(
@@ -137,7 +137,7 @@ def test_itf_is_pdl_with_epsilon_zero(exponent):
 
 def test_itf_formula():
   counts = np.array([1, 4, 9, 0.0])
-  found = by_type.inverse_frequency_weights(
+  found = type_weights.inverse_frequency_weights(
     counts, neutral_ids=(), exponent=0.5
   )
   close(found, 14 / 6 * np.array([1, 1 / 2, 1 / 3, 1]))
@@ -159,12 +159,12 @@ def test_a_setting_at_its_limit_gives_ones(name, options):
 
 
 def test_face_formula():
-  found = by_type.face_weights(np.array([0, 1, 2, 4.0]), neutral_ids=())
+  found = type_weights.face_weights(np.array([0, 1, 2, 4.0]), neutral_ids=())
   close(found, np.array([1, 3 / 4, 1 / 2, 0]) * 4 / 2.25)
 
 
 def test_class_balanced_formula():
-  found = by_type.class_balanced_weights(
+  found = type_weights.class_balanced_weights(
     np.array([0, 1, 2, 3.0]), neutral_ids=(), beta=0.5
   )
   raw = np.array([1, 1, 0.5 / 0.75, 0.5 / 0.875])
@@ -172,7 +172,7 @@ def test_class_balanced_formula():
 
 
 def test_class_balanced_goes_to_inverse_frequency():
-  found = by_type.class_balanced_weights(
+  found = type_weights.class_balanced_weights(
     COUNTS[2:7], neutral_ids=(), beta=1 - 1e-14
   )
   raw = 1 / COUNTS[2:7]
@@ -193,7 +193,7 @@ def test_adaptive_formula(name, power):
 
 def test_chi_square_is_heaviest_at_two_over_decay():
   counts = np.array([1, 10, 20, 30, 40.0])
-  found = by_type.adaptive_chi_square_weights(
+  found = type_weights.adaptive_chi_square_weights(
     counts, neutral_ids=(), decay=2.0
   )
   assert int(found.argmax()) == 2
@@ -276,7 +276,7 @@ def test_a_large_decay_does_not_underflow(name):
 
 
 def test_a_schedule_of_exponents_may_be_traced():
-  weights = lambda x: by_type.inverse_frequency_weights(
+  weights = lambda x: type_weights.inverse_frequency_weights(
     COUNTS, neutral_ids=(), exponent=x
   )
   close(jax.jit(weights)(0.3), weights(0.3))
@@ -324,13 +324,13 @@ def test_bad_settings_of_tables_are_refused(name, options, message):
 
 
 def test_logit_adjustment_bias_is_the_log_prior():
-  found = by_type.logit_adjustment_bias(np.array([0, 1, 2, 6.0]), tau=0.5)
+  found = type_weights.logit_adjustment_bias(np.array([0, 1, 2, 6.0]), tau=0.5)
   assert found.dtype == jnp.float32
   close(found, 0.5 * np.log(np.array([1, 1, 2, 6]) / 10))
 
 
 def test_logit_adjustment_at_tau_zero_is_cross_entropy():
-  bias = by_type.logit_adjustment_bias(COUNTS[:V], tau=0.0)
+  bias = type_weights.logit_adjustment_bias(COUNTS[:V], tau=0.0)
   assert (np.asarray(bias) == 0).all()
   assert cross_entropy(LOGITS + bias[None, None], LABELS) == cross_entropy(
     LOGITS, LABELS
@@ -340,13 +340,13 @@ def test_logit_adjustment_at_tau_zero_is_cross_entropy():
 def test_training_with_the_prior_is_undone_by_decoding():
   """The best logits for CE on z + bias are those of p without the prior."""
   prior = COUNTS[2:7] / COUNTS[2:7].sum()
-  bias = by_type.logit_adjustment_bias(COUNTS[2:7])
+  bias = type_weights.logit_adjustment_bias(COUNTS[2:7])
   close(jax.nn.softmax(jnp.zeros(5) + bias), prior)
   close(jax.nn.softmax(jnp.log(prior) - bias), np.full(5, 0.2))
 
 
 def test_traced_tau():
-  bias = lambda tau: by_type.logit_adjustment_bias(COUNTS, tau=tau)
+  bias = lambda tau: type_weights.logit_adjustment_bias(COUNTS, tau=tau)
   close(jax.jit(bias)(0.7), bias(0.7))
 
 
@@ -360,7 +360,7 @@ def test_traced_tau():
 )
 def test_bad_priors_are_refused(counts, tau, message):
   with pytest.raises(ConfigError, match=message):
-    by_type.logit_adjustment_bias(counts, tau=tau)
+    type_weights.logit_adjustment_bias(counts, tau=tau)
 
 
 # -- identities with cross-entropy --------------------------------------------
@@ -467,14 +467,15 @@ def test_options_at_zero_leave_no_trace():
   stats = dense_stats(LOGITS, LABELS)
 
   def program(**options):
-    loss = lambda stats: by_stats.cross_entropy_terms(stats, WEIGHT, **options)
+    terms = token_losses.cross_entropy_terms
+    loss = lambda stats: terms(stats, WEIGHT, **options)
     return str(jax.make_jaxpr(loss)(stats))
 
   plain = program()
   assert plain == program(label_smoothing=0, z_loss=0.0)
   assert plain.count('sub') == 1
   assert 'square' not in plain and 'integer_pow' not in plain
-  traced = lambda e, c: by_stats.cross_entropy_terms(
+  traced = lambda e, c: token_losses.cross_entropy_terms(
     stats, WEIGHT, label_smoothing=e, z_loss=c
   )
   found = jax.jit(traced)(0.2, 0.01).loss_BxL
@@ -608,8 +609,8 @@ def test_numerical_gradients(name, options):
 
 @pytest.mark.parametrize('start', [0, START, 6])
 def test_earlier_targets_are_the_distinct_ones_before(start):
-  traced = jax.jit(by_logits.earlier_targets, static_argnums=3)
-  for earlier_targets in (by_logits.earlier_targets, traced):
+  traced = jax.jit(dense_losses.earlier_targets, static_argnums=3)
+  for earlier_targets in (dense_losses.earlier_targets, traced):
     earlier = earlier_targets(ROW, ROW_WHERE, start, 3)
     assert earlier.shape == (B, 3, C)
     for b in range(B):
@@ -622,7 +623,7 @@ def test_earlier_targets_are_the_distinct_ones_before(start):
 def test_earlier_targets_mark_first_occurrences():
   labels = jnp.array([[5, 2, 5, 2, 9]])
   where = jnp.array([[0, 1, 1, 1, 1]])
-  found = by_logits.earlier_targets(labels, where, 0, 5)[0]
+  found = dense_losses.earlier_targets(labels, where, 0, 5)[0]
   expected = np.zeros((5, 5), bool)
   expected[2:, 1] = True  # 2, from the position after it
   expected[3:, 2] = True  # 5: the first one is no target
@@ -631,9 +632,9 @@ def test_earlier_targets_mark_first_occurrences():
 
 def test_what_masked_labels_hold_does_not_matter():
   dirty = jnp.where(ROW_WHERE, ROW, -100)
-  earlier = by_logits.earlier_targets(dirty, ROW_WHERE, START, L)
+  earlier = dense_losses.earlier_targets(dirty, ROW_WHERE, START, L)
   np.testing.assert_array_equal(earlier, EARLIER)
-  context = by_logits.Context(dirty, earlier, HEAD)
+  context = dense_losses.Context(dirty, earlier, HEAD)
   for name in DENSE:
     clean = jax.value_and_grad(total(name))(LOGITS)
     found = jax.value_and_grad(total(name, context=context))(LOGITS)
@@ -648,15 +649,15 @@ def test_chunks_of_a_row_give_what_the_whole_row_gives():
     parts = [
       loss(
         logits[:, at : at + 3], ROW[:, at : at + 3],
-        by_logits.Context(
-          ROW, by_logits.earlier_targets(ROW, ROW_WHERE, at, 3), HEAD
+        dense_losses.Context(
+          ROW, dense_losses.earlier_targets(ROW, ROW_WHERE, at, 3), HEAD
         ),
         weight[:, at : at + 3],
       ).loss_BxL
       for at in range(0, C, 3)
     ]
-    earlier = by_logits.earlier_targets(ROW, ROW_WHERE, 0, C)
-    whole = loss(logits, ROW, by_logits.Context(ROW, earlier, HEAD), weight)
+    earlier = dense_losses.earlier_targets(ROW, ROW_WHERE, 0, C)
+    whole = loss(logits, ROW, dense_losses.Context(ROW, earlier, HEAD), weight)
     close(jnp.concatenate(parts, axis=1), whole.loss_BxL, rtol=1e-6)
 
 
@@ -709,10 +710,10 @@ def test_finite_where_all_logits_are_zero(name):
 
 def test_unlikelihood_stops_at_the_clamp():
   logits = jnp.zeros((1, 1, 3)).at[0, 0, 1].set(50.0)
-  context = by_logits.Context(
+  context = dense_losses.Context(
     jnp.array([[1, 2]]), jnp.array([[[True, False]]]), HEAD
   )
-  loss = lambda z: by_logits.unlikelihood(
+  loss = lambda z: dense_losses.unlikelihood(
     z, jnp.array([[2]]), context, jnp.ones((1, 1))
   ).loss_BxL.sum()
   assert float(loss(logits)) == pytest.approx(50 - math.log(1e-5))
@@ -737,7 +738,7 @@ def test_emo_costs_nothing_at_the_label_and_never_less():
   # Columns of one direction have a cosine of 1, give or take rounding.
   alike = [HEAD[:, v : v + 1] * jnp.linspace(0.3, 5, V)[None] for v in range(V)]
   for head in (HEAD, *alike):
-    cost = np.asarray(by_logits._costs(head, LABELS))
+    cost = np.asarray(dense_losses._costs(head, LABELS))
     assert (pick(cost) == 0).all()
     assert (cost >= 0).all()
 
@@ -801,8 +802,8 @@ def test_a_type_never_counted_is_no_commoner_than_the_rarest(rare):
   """Also in the fractional counts of a mix."""
   counts = np.array([59.0, 51.0, rare, 0.0, 0.53 if rare < 1 else 7.0])
   weights = np.asarray(
-    by_type.class_balanced_weights(counts, neutral_ids=(), beta=0.99)
+    type_weights.class_balanced_weights(counts, neutral_ids=(), beta=0.99)
   )
-  bias = np.asarray(by_type.logit_adjustment_bias(counts))
+  bias = np.asarray(type_weights.logit_adjustment_bias(counts))
   assert weights[3] == weights[2] == weights.max()
   assert bias[3] == bias[2] == bias.min()

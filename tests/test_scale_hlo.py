@@ -9,7 +9,7 @@ from jax import lax
 from jax.sharding import PartitionSpec as P
 
 from experiments.scale_on_paper import hlo
-from pdl_jax.sharding import make_mesh
+from pdl_jax.mesh import make_mesh
 
 MESH = (2, 4, 1)
 SIZE = 4 * 64 * 32  # Bytes of an array on a device.

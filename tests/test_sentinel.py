@@ -11,10 +11,10 @@ import pytest
 
 import launch
 import pdl_jax
-from pdl_jax import process, sentinel
+from pdl_jax import process
 from pdl_jax.errors import HostError
-from pdl_jax.losses import LOSSES, Loss
-from pdl_jax.records import environment
+from pdl_jax.losses import LOSSES, Loss, sentinel
+from pdl_jax.run_folder import environment
 
 ROOT = Path(__file__).parent.parent
 FLAG = '--xla_cpu_experimental_ynn_fusion_type=-reduce'

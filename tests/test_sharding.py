@@ -5,9 +5,16 @@ import pytest
 from jax.sharding import AxisType
 from jax.sharding import PartitionSpec as P
 
-from pdl_jax import sharding
 from pdl_jax.errors import ConfigError
-from pdl_jax.model import api
+from pdl_jax.mesh import (
+  check_batch,
+  constrain,
+  make_mesh,
+  partition_spec,
+  put_batch,
+  shardings,
+)
+from pdl_jax.model import lm
 from tests.tiny_model import CONFIG, PARAMS, tiny_tokens
 
 CUBE = (2, 2, 2)
@@ -25,7 +32,7 @@ CUBE = (2, 2, 2)
   ],
 )
 def test_mesh(shape, expected):
-  mesh = sharding.make_mesh(shape)
+  mesh = make_mesh(shape)
   assert tuple(mesh.shape.items()) == tuple(
     zip(('data', 'fsdp', 'tensor'), expected, strict=True)
   )
@@ -33,7 +40,7 @@ def test_mesh(shape, expected):
 
 
 def test_mesh_of_some_devices():
-  mesh = sharding.make_mesh((1, 2, -1), jax.devices()[4:])
+  mesh = make_mesh((1, 2, -1), jax.devices()[4:])
   assert {device.id for device in mesh.devices.flat} == {4, 5, 6, 7}
 
 
@@ -44,16 +51,16 @@ def test_mesh_of_some_devices():
 def test_a_mesh_that_does_not_fit_is_refused(shape):
   a, b, c = shape
   with pytest.raises(ConfigError) as error:
-    sharding.make_mesh(shape)
+    make_mesh(shape)
   assert f'mesh data {a} x fsdp {b} x tensor {c} ' in str(error.value)
   assert 'the 8 devices' in str(error.value)
 
 
 def test_partition_spec():
-  found = sharding.partition_spec('batch', 'length', 'activation')
+  found = partition_spec('batch', 'length', 'activation')
   assert found == P(('data', 'fsdp'), None, None)
-  assert sharding.partition_spec('vocab', 'embed') == P('tensor', 'fsdp')
-  assert sharding.partition_spec(None, 'mlp') == P(None, 'tensor')
+  assert partition_spec('vocab', 'embed') == P('tensor', 'fsdp')
+  assert partition_spec(None, 'mlp') == P(None, 'tensor')
 
 
 @pytest.mark.parametrize(
@@ -61,13 +68,13 @@ def test_partition_spec():
 )
 def test_two_axes_on_one_mesh_axis_are_refused(names):
   with pytest.raises(ConfigError, match='use one mesh axis twice') as error:
-    sharding.partition_spec(*names)
+    partition_spec(*names)
   assert str(names) in str(error.value)
 
 
 def test_every_parameter_and_activation_has_a_rule():
-  axes = api.logical_axes(CONFIG)
-  specs = jax.tree.map(lambda names: sharding.partition_spec(*names), axes)
+  axes = lm.logical_axes(CONFIG)
+  specs = jax.tree.map(lambda names: partition_spec(*names), axes)
   attention = specs['blocks'][0]['attention']
   assert attention['query'] == P(None, 'fsdp', 'tensor', None)
   assert attention['output'] == P(None, 'tensor', None, 'fsdp')
@@ -75,8 +82,8 @@ def test_every_parameter_and_activation_has_a_rule():
 
 
 def test_parameters_are_split_as_the_table_says():
-  mesh = sharding.make_mesh(CUBE)
-  placed = sharding.shardings(mesh, api.logical_axes(CONFIG), PARAMS)
+  mesh = make_mesh(CUBE)
+  placed = shardings(mesh, lm.logical_axes(CONFIG), PARAMS)
   params = jax.device_put(PARAMS, placed)
   assert params['embed_VxD'].addressable_shards[0].data.shape == (32, 16)
   query = params['blocks'][0]['attention']['query']
@@ -84,9 +91,9 @@ def test_parameters_are_split_as_the_table_says():
 
 
 def test_an_axis_that_does_not_divide_names_the_parameter():
-  mesh = sharding.make_mesh((1, 2, 4))
+  mesh = make_mesh((1, 2, 4))
   with pytest.raises(ConfigError) as error:
-    sharding.shardings(mesh, api.logical_axes(CONFIG), PARAMS)
+    shardings(mesh, lm.logical_axes(CONFIG), PARAMS)
   assert str(error.value) == (
     'blocks/0/attention/key: axis kv_heads of 2 does not divide over 4 '
     '(tensor) devices; choose another mesh'
@@ -94,20 +101,20 @@ def test_an_axis_that_does_not_divide_names_the_parameter():
 
 
 def test_check_batch():
-  mesh = sharding.make_mesh(CUBE)
+  mesh = make_mesh(CUBE)
   for batch, accumulation in ((4, 1), (8, 2), (24, 3)):
-    sharding.check_batch(mesh, 'train.batch_size', batch, accumulation)
+    check_batch(mesh, 'train.batch_size', batch, accumulation)
   with pytest.raises(ConfigError) as error:
-    sharding.check_batch(mesh, 'train.batch_size', 8, 4)
+    check_batch(mesh, 'train.batch_size', 8, 4)
   parts = ('batch_size 8', '4 micro-batches', 'over 4 ', 'multiple of 16')
   for part in parts:
     assert part in str(error.value)
 
 
 def test_put_batch():
-  mesh = sharding.make_mesh(CUBE)
+  mesh = make_mesh(CUBE)
   rows = {'tokens': tiny_tokens(8, 3), 'where': np.ones(8, bool)}
-  placed = sharding.put_batch(rows, mesh)
+  placed = put_batch(rows, mesh)
   for name, array in rows.items():
     assert placed[name].dtype == array.dtype
     np.testing.assert_array_equal(placed[name], array)
@@ -116,7 +123,7 @@ def test_put_batch():
 
 def test_constrain():
   x = jnp.ones((4, 6, 8))
-  assert sharding.constrain(x, 'batch', 'length', 'mlp') is x
-  pin = jax.jit(lambda x: sharding.constrain(x, 'batch', 'length', 'mlp'))
-  with jax.set_mesh(sharding.make_mesh(CUBE)):
+  assert constrain(x, 'batch', 'length', 'mlp') is x
+  pin = jax.jit(lambda x: constrain(x, 'batch', 'length', 'mlp'))
+  with jax.set_mesh(make_mesh(CUBE)):
     assert pin(x).addressable_shards[0].data.shape == (1, 6, 4)

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from pdl_jax.data.builders import pairs, sotu_speeches
-from pdl_jax.data.builders.sotu_speeches import (
+from pdl_jax.data.packaged import pairs, sotu_speeches
+from pdl_jax.data.packaged.sotu_speeches import (
   SPLITS,
   SotuInterleaved,
   SotuTime,

@@ -11,7 +11,7 @@ import grain
 import pytest
 
 from pdl_jax.data import schema, sources
-from pdl_jax.data.builders import botocore_summaries, pairs
+from pdl_jax.data.packaged import botocore_summaries, pairs
 from pdl_jax.errors import ConfigError, DataError, HostError
 
 GOLDEN = 'dca07f6b14d80c1e49cc9891a1ecd668ccc2f0c43b343baa989c4d6b46c41225'

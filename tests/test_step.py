@@ -9,12 +9,13 @@ import numpy as np
 import optax
 import pytest
 
-from pdl_jax import sharding, state
 from pdl_jax.losses import LOSSES, Loss, LossTables
 from pdl_jax.losses.power_law import pdl_loss
-from pdl_jax.model import api
+from pdl_jax.mesh import make_mesh, put_batch
+from pdl_jax.model import lm
 from pdl_jax.model.config import AttentionConfig
-from pdl_jax.step import gradient_sums, score_step, train_step
+from pdl_jax.train import state
+from pdl_jax.train.step import gradient_sums, score_step, train_step
 from tests import small
 
 WEIGHTS = jnp.asarray(np.random.default_rng(1).uniform(0.1, 5, 64), jnp.float32)
@@ -30,14 +31,14 @@ def make_state(mesh, config=None, params=None, **changes):
 
 
 def one_device():
-  return sharding.make_mesh((1, 1, 1), jax.devices()[:1])
+  return make_mesh((1, 1, 1), jax.devices()[:1])
 
 
 def gradients(mesh, batch, weights=WEIGHTS, params=None, **changes):
   config = small.step_config(**changes)
   with jax.set_mesh(mesh):
     start = make_state(mesh, config, params)
-    placed = sharding.put_batch(batch, mesh)
+    placed = put_batch(batch, mesh)
     run = jax.jit(partial(gradient_sums, config))
     found = run(start.trained, start.frozen, placed, LossTables(weights))
   return jax.tree.map(np.asarray, found)
@@ -54,7 +55,7 @@ def close(found, expected):
 
 def naive_loss(params, batch, weights):
   """The loss from full logits: every position, then a choice of them."""
-  logits = api.logits(
+  logits = lm.logits(
     small.MODEL, params, batch['tokens'], batch['segments'], batch['positions']
   )
   logits = jnp.take_along_axis(logits, batch['reads'][..., None], axis=1)
@@ -96,7 +97,7 @@ def test_meshes_agree_with_one_device(shape, accumulation):
   batch = small.batch(rows=16)
   grads, sums = gradients(one_device(), batch, accumulation=accumulation)
   sharded = gradients(
-    sharding.make_mesh(shape), batch, accumulation=accumulation
+    make_mesh(shape), batch, accumulation=accumulation
   )
   close(sharded, (grads, sums))
 
@@ -109,8 +110,8 @@ def test_meshes_agree_with_one_device(shape, accumulation):
 def test_what_attention_learns_is_split_over_meshes(kind, shape):
   attention = AttentionConfig(kind, start='published')
   model = dataclasses.replace(small.MODEL, attention=attention)
-  params = api.extended(model, small.params(), jax.random.key(0))
-  batch, mesh = small.batch(), sharding.make_mesh(shape)
+  params = lm.extended(model, small.params(), jax.random.key(0))
+  batch, mesh = small.batch(), make_mesh(shape)
   expected, found = (
     gradients(where, batch, params=params, model=model)
     for where in (one_device(), mesh)
@@ -132,13 +133,13 @@ def test_steps_on_meshes_agree_with_one_device(shape):
       step = jax.jit(partial(train_step, config), donate_argnums=0)
       losses = []
       for seed in range(3):
-        placed = sharding.put_batch(small.batch(seed=seed), mesh)
+        placed = put_batch(small.batch(seed=seed), mesh)
         current, scalars = step(current, placed, LossTables(WEIGHTS))
         losses.append(float(scalars['loss']))
     return losses, current
 
   expected, _ = train(one_device())
-  losses, final = train(sharding.make_mesh(shape))
+  losses, final = train(make_mesh(shape))
   np.testing.assert_allclose(losses, expected, rtol=1e-5)
   assert len(set(losses)) == 3
   # Still sharded after training, not gathered by the compiler.
@@ -166,7 +167,7 @@ def check_sharded(current, shape):
 
 @pytest.mark.parametrize('shape', MESHES)
 def test_state_is_created_sharded(shape):
-  mesh = sharding.make_mesh(shape)
+  mesh = make_mesh(shape)
   with jax.set_mesh(mesh):
     check_sharded(make_state(mesh), shape)
 
@@ -178,7 +179,7 @@ def test_no_array_of_logits_for_every_position():
     **small.MODEL.__dict__, 'vocab_size': vocabulary, 'width': 8, 'layers': 1,
   })  # fmt: skip
   config = small.step_config(model=model)
-  params = api.init(model, jax.random.key(0))
+  params = lm.init(model, jax.random.key(0))
   batch = small.batch(rows)
   for name in ('tokens', 'segments', 'positions'):
     batch[name] = np.pad(batch[name], ((0, 0), (0, 91)))
@@ -293,7 +294,7 @@ def test_the_step_is_traced_once():
   with jax.set_mesh(mesh):
     current, step = make_state(mesh), jax.jit(traced, donate_argnums=0)
     for seed in range(3):
-      placed = sharding.put_batch(small.batch(seed=seed), mesh)
+      placed = put_batch(small.batch(seed=seed), mesh)
       current, _ = step(current, placed, LossTables(WEIGHTS * (1 + seed)))
   assert len(traces) == 1
 

@@ -14,10 +14,10 @@ import pytest
 from absl.testing import flagsaver
 
 import launch
-from pdl_jax import stored
+from pdl_jax.config import Settings
 from pdl_jax.errors import DataError
-from pdl_jax.records import CONFIG, STATUS, RunFolder, note_failure
-from pdl_jax.settings import Settings
+from pdl_jax.run_folder import CONFIG, STATUS, RunFolder, note_failure
+from pdl_jax.storage import files
 from tests.synthetic_runs import write_run
 
 CONFIG_FILE = 'configs/summarize.py:tiny'
@@ -328,11 +328,11 @@ def test_shapes():
     ([[1], [1, 'x']], list[list[float]], '[1][1] is text, not a number'),
     ({'a': [True]}, dict[str, list[int]], 'a[0] is true or false'),
   ):  # fmt: skip
-    found = stored.fault(value, shape)
+    found = files.fault(value, shape)
     assert found.startswith(words) and bool(found) == bool(words)
 
 
 def test_what_is_written_has_the_shape_that_is_read(run):
   folder = RunFolder(run, settings().resolved)
   for name, shape in (('config.json', CONFIG), ('status.json', STATUS)):
-    assert not stored.fault(folder.read(name), shape)
+    assert not files.fault(folder.read(name), shape)

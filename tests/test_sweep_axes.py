@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from ml_collections import config_flags
 
 from configs import common
+from pdl_jax.config import Settings
 from pdl_jax.errors import ConfigError
-from pdl_jax.records import config_hash, flatten, numbers, run_id
-from pdl_jax.settings import Settings
+from pdl_jax.run_folder import config_hash, flatten, numbers, run_id
 from pdl_jax.sweep import cells
 
 

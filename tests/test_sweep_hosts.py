@@ -16,15 +16,15 @@ from absl import flags
 from absl.testing import flagsaver
 
 from pdl_jax import process
+from pdl_jax.cluster import options
 from pdl_jax.errors import ConfigError, HostError, PreemptedError
-from pdl_jax.launch import options
 from pdl_jax.sweep import (
   Wanted,
+  claims,
   format_status,
   gang,
   local,
   placement,
-  queue,
   ray_engine,
   status,
 )
@@ -206,7 +206,7 @@ def test_a_gang_whose_leader_left_the_cell_to_others_is_let_go(
   if claimed:
     meeting.touch()
   task = ray_engine._Task(
-    ray, cell(1), tmp_path, queue.Attempt(tmp_path, 'hash', 1), meeting,
+    ray, cell(1), tmp_path, claims.Attempt(tmp_path, 'hash', 1), meeting,
     ['leader', 'other'], placement.Placed([], lambda: released.append(1)), None,
   )  # fmt: skip
   assert task.poll() is None
@@ -217,7 +217,7 @@ def test_a_gang_whose_leader_left_the_cell_to_others_is_let_go(
   assert cancelled[-1:] == ['other']
   assert released == []
   ended.append('other')
-  assert task.poll() == queue.PREEMPTED
+  assert task.poll() == claims.PREEMPTED
   assert released == [1]
 
 
@@ -226,8 +226,8 @@ def test_what_is_left_of_a_gang_is_ended(tmp_path, monkeypatch):
   monkeypatch.setattr(gang, '_GRACE', 0.1)
   monkeypatch.setattr(gang, '_LOOK', 0.02)
   wanted = cell(1)
-  queue.open_folder(tmp_path)
-  attempt = queue.claim(tmp_path, wanted.digest, [])
+  claims.open_folder(tmp_path)
+  attempt = claims.claim(tmp_path, wanted.digest, [])
   meeting = tmp_path / 'meeting'
   meeting.write_text('{"number": 1, "coordinator": "here:1"}', 'utf-8')
   deaf = ['sh', '-c', 'trap "" TERM; echo $@; exec sleep 60', '-']
@@ -238,7 +238,7 @@ def test_what_is_left_of_a_gang_is_ended(tmp_path, monkeypatch):
   def end():
     # By Ray, which is for process 0.
     os.kill(os.getpid(), signal.SIGINT)
-    attempt.write_end(queue.End(4, 1.0, 'never came'))
+    attempt.write_end(claims.End(4, 1.0, 'never came'))
 
   before = signal.signal(signal.SIGINT, lambda *_: told.append(1))
   with meanwhile(lambda: log.exists() and log.read_text('utf-8'), end):
@@ -422,7 +422,7 @@ def test_machines_that_do_not_come_back_end_in_a_line(monkeypatch, capsys):
   ray = types.SimpleNamespace(nodes=lambda: [machine], util=None)
   room = placement.Room(ray, Wanted({'CPU': 2.0}))
   task = ray_engine._Task(
-    ray, cell(1), Path(), queue.Attempt(Path(), 'hash', 1), Path('not there'),
+    ray, cell(1), Path(), claims.Attempt(Path(), 'hash', 1), Path('not there'),
     ['it waits'], room.place(), room,
   )  # fmt: skip
   task.beat()
@@ -461,10 +461,10 @@ def test_cells_are_told_of_their_processes(monkeypatch):
 def test_a_gang_is_seen_to_run_from_another_machine(tmp_path, monkeypatch):
   """Even one without /proc, by the age of the claim alone."""
   wanted = cell(1)
-  queue.open_folder(tmp_path)
-  attempt = queue.claim(tmp_path, wanted.digest, [])
+  claims.open_folder(tmp_path)
+  attempt = claims.claim(tmp_path, wanted.digest, [])
   monkeypatch.setattr(process.Path, 'is_symlink', lambda _: False)
   assert process.machine() == ''
   assert [row.state for row in status(tmp_path, [wanted])] == ['running']
-  os.utime(attempt.path('claim'), (0, time.time() - queue.STALE - 1))
+  os.utime(attempt.path('claim'), (0, time.time() - claims.STALE - 1))
   assert [row.state for row in status(tmp_path, [wanted])] == ['queued']

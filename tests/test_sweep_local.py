@@ -14,7 +14,7 @@ import pytest
 
 from pdl_jax.errors import ConfigError, PreemptedError
 from pdl_jax.process import start_time
-from pdl_jax.sweep import Cell, local, queue
+from pdl_jax.sweep import Cell, claims, local
 
 STAND_IN = Path(__file__).parent / 'stand_in_run.py'
 # Forks of a process that has imported everything once, and no threads.
@@ -105,7 +105,7 @@ def begun(root, cell):
 
 
 def codes(root, cell):
-  ends = [a.end for a in queue.attempts(root).get(cell.digest, [])]
+  ends = [a.end for a in claims.attempts(root).get(cell.digest, [])]
   return [None if end is None else end.code for end in ends]
 
 
@@ -290,13 +290,13 @@ def test_a_cell_finished_since_it_was_looked_at_is_not_run(
   """Another sweeper had claimed it, finished it and given it back."""
   wanted = cell(1)
   sweep(tmp_path, [wanted])
-  looks, now = [], queue.run_folders
+  looks, now = [], claims.run_folders
 
   def stale_at_first(root):
     looks.append(root)
     return {} if len(looks) == 1 else now(root)
 
-  monkeypatch.setattr(queue, 'run_folders', stale_at_first)
+  monkeypatch.setattr(claims, 'run_folders', stale_at_first)
   assert sweep(tmp_path, [wanted]).done == 1
   assert_finished_once(tmp_path, [wanted])
   assert begun(tmp_path, wanted) == 1
@@ -316,14 +316,14 @@ def test_a_run_that_outlives_its_sweeper_is_waited_for(tmp_path):
 
 def test_a_sweeper_whose_cell_was_taken_over_lets_go(tmp_path, monkeypatch):
   """As after a sleep that another machine took for death."""
-  monkeypatch.setattr(queue, 'HEARTBEAT', 0.1)
+  monkeypatch.setattr(claims, 'HEARTBEAT', 0.1)
   wanted = cell(1, steps=20, sleep=0.05)
-  theirs = queue.Attempt(tmp_path / 'sweep', wanted.digest, 2).path('claim')
+  theirs = claims.Attempt(tmp_path / 'sweep', wanted.digest, 2).path('claim')
 
   def taken(cell, run):
     if not theirs.exists():
       theirs.write_text(json.dumps({'machine': 'another', 'pid': 1}), 'utf-8')
-      os.utime(theirs, (0, time.time() - queue.STALE + 1))
+      os.utime(theirs, (0, time.time() - claims.STALE + 1))
     return command(cell, run)
 
   outcome = local.run([wanted], tmp_path, 1, 1, False, taken)

@@ -9,13 +9,13 @@ import pytest
 from pdl_jax.sweep import (
   Cell,
   Row,
+  claims,
   format_dry_run,
   format_status,
-  queue,
   status,
 )
-from pdl_jax.sweep.overview import remaining_seconds
-from pdl_jax.sweep.queue import End
+from pdl_jax.sweep.claims import End
+from pdl_jax.sweep.status import remaining_seconds
 
 
 def cell(number, *labels):
@@ -27,9 +27,9 @@ def cell(number, *labels):
 
 
 def attempt(root, cell, code=None, seconds=10.0, error=''):
-  queue.open_folder(root)
-  before = queue.attempts(root).get(cell.digest, [])
-  made = queue.claim(root, cell.digest, before)
+  claims.open_folder(root)
+  before = claims.attempts(root).get(cell.digest, [])
+  made = claims.claim(root, cell.digest, before)
   if code is not None:
     made.write_end(End(code, seconds, error))
   return made
@@ -123,7 +123,7 @@ def test_a_run_of_another_machine_runs_while_its_heart_beats(tmp_path):
   path = attempt(tmp_path, cell(1)).path('claim')
   path.write_text(json.dumps({'machine': 'another'}), 'utf-8')
   assert status(tmp_path, [cell(1)])[0].state == 'running'
-  long_ago = time.time() - 2 * queue.STALE
+  long_ago = time.time() - 2 * claims.STALE
   os.utime(path, (long_ago, long_ago))
   assert status(tmp_path, [cell(1)])[0].state == 'queued'
 

@@ -12,15 +12,15 @@ import pytest
 
 from pdl_jax import process
 from pdl_jax.errors import HostError
-from pdl_jax.sweep import queue
-from pdl_jax.sweep.queue import PREEMPTED, Attempt, End
+from pdl_jax.sweep import claims
+from pdl_jax.sweep.claims import PREEMPTED, Attempt, End
 
 HASH = '0123abcd'
 
 
 @pytest.fixture
 def root(tmp_path):
-  queue.open_folder(tmp_path)
+  claims.open_folder(tmp_path)
   return tmp_path
 
 
@@ -65,7 +65,7 @@ def test_of_all_who_claim_at_once_one_gets_it(root):
 
     def claim(before=before, barrier=barrier, won=won):
       barrier.wait()
-      won.append(queue.claim(root, HASH, before))
+      won.append(claims.claim(root, HASH, before))
 
     threads = [threading.Thread(target=claim) for _ in range(8)]
     for thread in threads:
@@ -79,63 +79,63 @@ def test_of_all_who_claim_at_once_one_gets_it(root):
 def test_attempts_are_listed_in_their_order(root):
   made = []
   for _ in range(11):
-    made.append(queue.claim(root, HASH, made))
-  other = queue.claim(root, 'ffffffff', [])
-  assert queue.attempts(root) == {HASH: made, 'ffffffff': [other]}
-  assert queue.attempts(root / 'no_such_folder') == {}
+    made.append(claims.claim(root, HASH, made))
+  other = claims.claim(root, 'ffffffff', [])
+  assert claims.attempts(root) == {HASH: made, 'ffffffff': [other]}
+  assert claims.attempts(root / 'no_such_folder') == {}
 
 
 def test_a_claim_leaves_nothing_else_behind(root):
-  attempt = queue.claim(root, HASH, [])
-  queue.claim(root, HASH, [])
+  attempt = claims.claim(root, HASH, [])
+  claims.claim(root, HASH, [])
   assert list((root / 'sweep').iterdir()) == [attempt.path('claim')]
 
 
 def test_a_claim_of_a_living_sweeper_lasts_until_its_end(root):
-  attempt = queue.claim(root, HASH, [])
-  assert attempt.lasts(queue.clock(root))
+  attempt = claims.claim(root, HASH, [])
+  assert attempt.lasts(claims.clock(root))
   assert attempt.end is None
   attempt.write_end(End(5, 1.5, 'error: diverged'))
-  assert not attempt.lasts(queue.clock(root))
+  assert not attempt.lasts(claims.clock(root))
   assert attempt.end == End(5, 1.5, 'error: diverged')
 
 
 def test_a_claim_of_a_dead_sweeper_does_not_last(root):
-  attempt = queue.claim(root, HASH, [])
+  attempt = claims.claim(root, HASH, [])
   rewrite(attempt, **gone())
-  assert not attempt.lasts(queue.clock(root))
+  assert not attempt.lasts(claims.clock(root))
 
 
 def test_a_process_id_that_was_used_again_is_not_the_sweeper(root):
-  attempt = queue.claim(root, HASH, [])
+  attempt = claims.claim(root, HASH, [])
   started = process.start_time(os.getpid())
   assert started is not None
   rewrite(attempt, started=started - 1)
-  assert not attempt.lasts(queue.clock(root))
+  assert not attempt.lasts(claims.clock(root))
 
 
 def test_a_run_that_outlives_its_sweeper_lasts(root, sleeper):
-  attempt = queue.claim(root, HASH, [])
+  attempt = claims.claim(root, HASH, [])
   rewrite(attempt, **gone())
   attempt.path('worker').write_text(json.dumps(name_of(sleeper.pid)), 'utf-8')
-  assert attempt.lasts(queue.clock(root))
+  assert attempt.lasts(claims.clock(root))
   sleeper.kill()
   sleeper.wait()
-  assert not attempt.lasts(queue.clock(root))
+  assert not attempt.lasts(claims.clock(root))
 
 
 @pytest.mark.parametrize(
-  ('age', 'lasts'), [(0, True), (queue.STALE - 5, True), (queue.STALE, False)]
+  ('age', 'lasts'), [(0, True), (claims.STALE - 5, True), (claims.STALE, False)]
 )
 def test_on_another_machine_the_heartbeat_decides(root, age, lasts):
   """Its process ids say nothing here."""
-  attempt = queue.claim(root, HASH, [])
+  attempt = claims.claim(root, HASH, [])
   rewrite(attempt, machine='another', **gone())
-  then = queue.clock(root) - age
+  then = claims.clock(root) - age
   os.utime(attempt.path('claim'), (then, then))
-  assert attempt.lasts(queue.clock(root)) == lasts
+  assert attempt.lasts(claims.clock(root)) == lasts
   attempt.beat()
-  assert attempt.lasts(queue.clock(root))
+  assert attempt.lasts(claims.clock(root))
 
 
 def test_another_boot_is_another_machine(monkeypatch):
@@ -147,9 +147,9 @@ def test_another_boot_is_another_machine(monkeypatch):
 
 
 def test_superseded_by_the_next_attempt(root):
-  first = queue.claim(root, HASH, [])
+  first = claims.claim(root, HASH, [])
   assert not first.superseded
-  second = queue.claim(root, HASH, [first])
+  second = claims.claim(root, HASH, [first])
   assert (first.superseded, second.superseded) == (True, False)
 
 
@@ -238,7 +238,7 @@ def test_run_folders_are_found_by_their_hash(tmp_path):
   for name in (f'a=1-{HASH}', 'b-ffffffff', 'sweep', 'c-12', 'runs'):
     (tmp_path / name).mkdir()
   (tmp_path / 'c-eeeeeeee.preview.html').touch()
-  assert queue.run_folders(tmp_path) == {
+  assert claims.run_folders(tmp_path) == {
     HASH: tmp_path / f'a=1-{HASH}', 'ffffffff': tmp_path / 'b-ffffffff',
   }  # fmt: skip
 
@@ -248,11 +248,11 @@ def test_of_two_folders_of_one_run_the_finished_one(tmp_path, finished):
   for name in 'abc':
     (tmp_path / f'{name}-{HASH}').mkdir()
   (tmp_path / f'{finished}-{HASH}' / 'results.json').touch()
-  assert queue.run_folders(tmp_path)[HASH].name == f'{finished}-{HASH}'
+  assert claims.run_folders(tmp_path)[HASH].name == f'{finished}-{HASH}'
 
 
 def test_other_systems_than_linux_are_refused(tmp_path, monkeypatch):
   monkeypatch.setattr(Path, 'is_symlink', lambda _: False)
   with pytest.raises(HostError, match='needs Linux'):
-    queue.open_folder(tmp_path)
+    claims.open_folder(tmp_path)
   assert list(tmp_path.iterdir()) == []

@@ -17,11 +17,11 @@ from pdl_jax.sweep import (
   Wanted,
   local,
   parse_resources,
-  queue,
   ray_engine,
   run_on_ray,
   status,
 )
+from pdl_jax.sweep import claims as attempts
 from pdl_jax.sweep.placement import Placed
 from tests.ray_cluster import cluster_of
 from tests.test_sweep_local import (
@@ -214,17 +214,17 @@ def test_a_task_leaves_a_cell_alone_that_another_has(
 ):
   """It was claimed, or got another folder, while the task had to wait."""
   wanted, calls = cell(1), []
-  queue.open_folder(tmp_path)
+  attempts.open_folder(tmp_path)
   run = tmp_path / wanted.run_id
   (tmp_path / f'{name}-{wanted.digest}').mkdir()
-  attempt = queue.claim(tmp_path, wanted.digest, [])
+  attempt = attempts.claim(tmp_path, wanted.digest, [])
   monkeypatch.setattr(local, 'run', lambda *_: calls.append(1))
   turn = lambda: ray_engine._run_cell(
     wanted, tmp_path, run, [], Path.cwd(), {}
   )
   turn()
   assert calls == []
-  attempt.write_end(queue.End(queue.PREEMPTED, 0.0, ''))
+  attempt.write_end(attempts.End(attempts.PREEMPTED, 0.0, ''))
   turn()
   assert len(calls) == (name == 'value=1')
 
@@ -232,8 +232,8 @@ def test_a_task_leaves_a_cell_alone_that_another_has(
 def test_a_task_is_told_until_it_listens_and_then_once_a_signal(tmp_path):
   """Ray may lose what it is told before that."""
   wanted, told = cell(1), []
-  queue.open_folder(tmp_path)
-  attempt = queue.Attempt(tmp_path / 'sweep', wanted.digest, 1)
+  attempts.open_folder(tmp_path)
+  attempt = attempts.Attempt(tmp_path / 'sweep', wanted.digest, 1)
   ray = types.ModuleType('ray')
   vars(ray)['cancel'] = told.append
   task = ray_engine._Task(
@@ -243,7 +243,7 @@ def test_a_task_is_told_until_it_listens_and_then_once_a_signal(tmp_path):
   for signals, count in [(1, 1), (1, 2)]:
     task.stop(signals)
     assert told == ['its name'] * count
-  assert queue.claim(tmp_path, wanted.digest, []) == attempt
+  assert attempts.claim(tmp_path, wanted.digest, []) == attempt
   for signals, count in [(1, 3), (1, 3), (2, 4), (2, 4)]:
     task.stop(signals)
     assert told == ['its name'] * count

@@ -17,7 +17,7 @@ from pdl_jax.data.tokenizer import (
   spelled,
 )
 from pdl_jax.errors import DataError
-from pdl_jax.model.pretrained.gguf import GGUFModel
+from pdl_jax.pretrained.gguf import GGUFModel
 from tests import many_scripts
 from tests.tiny_model import smollm2
 

@@ -10,12 +10,14 @@ import numpy as np
 import pytest
 
 from configs import common
-from pdl_jax import sharding, state, weighting
-from pdl_jax.frequency import FrequencyTable
+from pdl_jax.config import LossSettings
 from pdl_jax.losses import LOSSES, chunked
-from pdl_jax.settings import LossSettings
-from pdl_jax.step import gradient_sums, train_step
-from pdl_jax.weighting import Frequencies
+from pdl_jax.losses.frequency import FrequencyTable
+from pdl_jax.mesh import make_mesh, put_batch
+from pdl_jax.run import loss_tables
+from pdl_jax.run.loss_tables import Frequencies
+from pdl_jax.train import state
+from pdl_jax.train.step import gradient_sums, train_step
 from tests import small
 
 pytestmark = pytest.mark.usefixtures('quick_compile')
@@ -29,8 +31,8 @@ TABLE = FrequencyTable(COUNTS, 't' * 64, 't', 'd' * 64, 'd', 'train')
 
 def configured(name, **changes):
   settings = dataclasses.replace(SETTINGS, name=name, **changes)
-  loss = weighting.make_loss(settings)
-  tables = weighting.make_tables(settings, Frequencies(TABLE, TABLE), (0,))
+  loss = loss_tables.make_loss(settings)
+  tables = loss_tables.make_tables(settings, Frequencies(TABLE, TABLE), (0,))
   return small.step_config(loss=loss), tables
 
 
@@ -44,7 +46,7 @@ def start(mesh, config):
 @pytest.mark.parametrize('name', LOSSES)
 def test_overfits_one_batch(name):
   config, tables = configured(name)
-  mesh = sharding.make_mesh((1, 1, 1), jax.devices()[:1])
+  mesh = make_mesh((1, 1, 1), jax.devices()[:1])
   with jax.set_mesh(mesh):
     current = start(mesh, config)
     step = jax.jit(partial(train_step, config), donate_argnums=0)
@@ -67,10 +69,10 @@ def test_gradients_on_a_mesh_are_those_of_one_device(name, monkeypatch):
   config, tables = configured(name)
   found = []
   for shape, devices in (((1, 1, 1), 1), ((2, 2, 2), 8)):
-    mesh = sharding.make_mesh(shape, jax.devices()[:devices])
+    mesh = make_mesh(shape, jax.devices()[:devices])
     with jax.set_mesh(mesh):
       begun = start(mesh, config)
-      placed = sharding.put_batch(small.batch(), mesh)
+      placed = put_batch(small.batch(), mesh)
       run = jax.jit(partial(gradient_sums, config))
       grads = run(begun.trained, begun.frozen, placed, tables)
     found.append(jax.tree.map(np.asarray, grads))
@@ -82,7 +84,7 @@ def test_gradients_on_a_mesh_are_those_of_one_device(name, monkeypatch):
 
 
 def test_label_smoothing_and_z_loss_reach_the_step():
-  mesh = sharding.make_mesh((1, 1, 1), jax.devices()[:1])
+  mesh = make_mesh((1, 1, 1), jax.devices()[:1])
   losses = []
   for changes in ({}, {'label_smoothing': 0.1}, {'z_loss': 0.01}):
     config, tables = configured('cross_entropy', **changes)
@@ -98,7 +100,7 @@ def test_label_smoothing_and_z_loss_reach_the_step():
 
 
 def test_alpha_zero_is_cross_entropy_bit_for_bit():
-  mesh = sharding.make_mesh((1, 1, 1), jax.devices()[:1])
+  mesh = make_mesh((1, 1, 1), jax.devices()[:1])
   found = []
   for name in ('power_law', 'cross_entropy'):
     config, tables = configured(name, alpha=0.0)

@@ -8,12 +8,14 @@ import numpy as np
 import pytest
 
 from configs import common
-from pdl_jax import frequency, losses, power_law_weights, weighting
+from pdl_jax import losses, power_law_weights
+from pdl_jax.config import LossSettings
 from pdl_jax.data.tokenizer import Tokenizer
 from pdl_jax.errors import ConfigError
-from pdl_jax.frequency import FrequencyTable
-from pdl_jax.settings import LossSettings
-from pdl_jax.weighting import Frequencies
+from pdl_jax.losses import frequency
+from pdl_jax.losses.frequency import FrequencyTable
+from pdl_jax.run import loss_tables
+from pdl_jax.run.loss_tables import Frequencies
 
 CONFIG = {**json.loads(common.get_config().loss.to_json()), 'alpha': 0.5}
 SETTINGS = LossSettings.from_config(CONFIG)
@@ -37,7 +39,7 @@ def table(tokenizer):
 def make(table, **changes):
   loss = dataclasses.replace(SETTINGS, **changes)
   frequencies = Frequencies(table, table)
-  tables = weighting.make_tables(loss, frequencies, NEUTRAL)
+  tables = loss_tables.make_tables(loss, frequencies, NEUTRAL)
   return np.asarray(tables.weights_V)
 
 
@@ -74,7 +76,7 @@ def test_an_infinite_weight_is_refused(table):
 @pytest.mark.parametrize('normalize', ['corpus_mean', 'none'])
 def test_description_has_the_numbers(table, tokenizer, normalize):
   weights_V = make(table, normalize=normalize)
-  text = weighting.describe(weights_V, table, tokenizer)
+  text = loss_tables.describe(weights_V, table, tokenizer)
   seen = weights_V[table.counts_V > 0]
   mean = np.average(weights_V, weights=table.counts_V)
   assert f'weights of {len(seen)} counted types' in text
@@ -130,20 +132,20 @@ def test_every_loss_has_its_keys_in_the_config():
 )
 def test_settings_of_a_rival_are_checked(name, own, message):
   with pytest.raises(ConfigError, match=message):
-    weighting.make_loss(changed(name=name, rivals={name: own}))
+    loss_tables.make_loss(changed(name=name, rivals={name: own}))
 
 
 def test_settings_of_a_table_are_checked_before_anything_is_counted(table):
   rivals = {'class_balanced': {'beta': 1.0, 'normalize': 'published'}}
   with pytest.raises(ConfigError, match=r'loss.class_balanced: beta must be'):
-    weighting.make_loss(changed(name='class_balanced', rivals=rivals))
+    loss_tables.make_loss(changed(name='class_balanced', rivals=rivals))
   with pytest.raises(ConfigError, match=r'loss.class_balanced: beta must be'):
     make(table, name='class_balanced', rivals=rivals)
 
 
 def test_logit_adjustment_is_a_bias(table):
   loss = changed(name='logit_adjustment')
-  tables = weighting.make_tables(loss, Frequencies(table, table), NEUTRAL)
+  tables = loss_tables.make_tables(loss, Frequencies(table, table), NEUTRAL)
   assert (np.asarray(tables.weights_V) == 1).all()
   prior = np.maximum(table.counts_V, 1) / np.maximum(table.counts_V, 1).sum()
   np.testing.assert_allclose(tables.bias_V, np.log(prior), rtol=1e-6)
@@ -156,7 +158,7 @@ def test_a_mix_keeps_the_mean_of_a_running_token(table, tokenizer):
   mixed = frequency.mix(table, general, 0.5)
   loss = changed()
   frequencies = Frequencies(table, mixed)
-  weights = weighting.make_tables(loss, frequencies, NEUTRAL).weights_V
+  weights = loss_tables.make_tables(loss, frequencies, NEUTRAL).weights_V
   counted = np.where(np.isin(np.arange(len(weights)), NEUTRAL), 0,
                      table.counts_V)  # fmt: skip
   assert np.average(weights, weights=counted) == pytest.approx(1, rel=1e-5)
@@ -168,7 +170,7 @@ def test_a_mix_keeps_the_mean_of_a_running_token(table, tokenizer):
 def test_word_level_frequencies_replace_the_counts(table):
   words_V = np.linspace(1, 50, table.counts_V.size)
   frequencies = Frequencies(table, table, words_V)
-  weights = weighting.make_tables(changed(), frequencies, NEUTRAL).weights_V
+  weights = loss_tables.make_tables(changed(), frequencies, NEUTRAL).weights_V
   ratio = np.asarray(weights)[3:] / (words_V[3:] + 1) ** -0.5
   np.testing.assert_allclose(ratio, ratio[0], rtol=1e-5)
   counted = np.where(np.isin(np.arange(len(weights)), NEUTRAL), 0,
@@ -182,8 +184,8 @@ def test_a_schedule_follows_the_step_without_recompiling(table, name):
     name=name, schedule='warmup', schedule_start=2, schedule_steps=4
   )
   frequencies = Frequencies(table, table)
-  whole = weighting.make_tables(loss, frequencies, NEUTRAL)
-  at, traces = weighting.schedule(loss, frequencies, NEUTRAL), []
+  whole = loss_tables.make_tables(loss, frequencies, NEUTRAL)
+  at, traces = loss_tables.schedule(loss, frequencies, NEUTRAL), []
 
   @jax.jit
   def weights(step):
@@ -203,7 +205,7 @@ def test_a_schedule_follows_the_step_without_recompiling(table, name):
 
 def test_no_schedule_is_no_function(table):
   frequencies = Frequencies(table, table)
-  assert weighting.schedule(SETTINGS, frequencies, NEUTRAL) is None
+  assert loss_tables.schedule(SETTINGS, frequencies, NEUTRAL) is None
 
 
 def test_a_schedule_needs_weights():
@@ -233,7 +235,7 @@ def test_settings_out_of_range_are_refused(changes, message):
 
 
 def test_tilt_is_the_log_prior_but_for_a_constant(table):
-  bias = np.asarray(weighting.tilt_bias(table.counts_V, 0.5, NEUTRAL))
+  bias = np.asarray(loss_tables.tilt_bias(table.counts_V, 0.5, NEUTRAL))
   seen = np.flatnonzero(table.counts_V[3:]) + 3
   shifted = bias[seen] + 0.5 * np.log(table.counts_V[seen])
   np.testing.assert_allclose(shifted, shifted[0], rtol=1e-5)
@@ -245,6 +247,6 @@ def test_tilt_is_the_log_prior_but_for_a_constant(table):
     (bias[seen] + 0.5 * np.log(table.counts_V[seen])).max(), rel=1e-5
   )
   np.testing.assert_allclose(
-    weighting.tilt_bias(table.counts_V, -0.5, NEUTRAL), -bias
+    loss_tables.tilt_bias(table.counts_V, -0.5, NEUTRAL), -bias
   )
-  assert not np.asarray(weighting.tilt_bias(table.counts_V, 0, NEUTRAL)).any()
+  assert not np.asarray(loss_tables.tilt_bias(table.counts_V, 0, NEUTRAL)).any()

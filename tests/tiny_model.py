@@ -6,9 +6,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from pdl_jax.model import api
+from pdl_jax.model import lm
 from pdl_jax.model.config import ModelConfig
-from pdl_jax.model.pretrained.gguf import GGUFModel, find_package_file
+from pdl_jax.pretrained.gguf import GGUFModel, find_package_file
 
 CONFIG = ModelConfig(
   vocab_size=64, width=32, layers=2, heads=4, kv_heads=2, head_dim=8, mlp=48,
@@ -24,7 +24,7 @@ def random_params(config):
     mean, std = (1, 0.1) if path[-1].key == 'scale' else (0, 0.2)
     return jnp.asarray(rng.normal(mean, std, leaf.shape), leaf.dtype)
 
-  init = functools.partial(api.init, config)
+  init = functools.partial(lm.init, config)
   shapes = jax.eval_shape(init, jax.random.key(0))
   return jax.tree_util.tree_map_with_path(random, shapes)
 

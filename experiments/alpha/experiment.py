@@ -11,7 +11,7 @@ with cross-entropy, then fine-tuned with each alpha from that one checkpoint.
 from configs import common
 from experiments import metrics
 from experiments.small import BASE
-from pdl_jax.report.experiment import Experiment, Metric, Study, Variant
+from pdl_jax.report.declare import Experiment, Metric, Study, Variant
 from pdl_jax.report.layout import ByCount, Curves, Frontier, Line
 
 VARIANTS = tuple(

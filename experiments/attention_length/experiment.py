@@ -30,12 +30,12 @@ from experiments.complexformer.experiment import (
   ROPE,
   ZERO,
 )
+from pdl_jax.config import Settings
 from pdl_jax.data import sources
-from pdl_jax.model import api
+from pdl_jax.model import lm
 from pdl_jax.report import figures, marks, plan
 from pdl_jax.report.statistics import half_interval
-from pdl_jax.settings import Settings
-from pdl_jax.start import Model, load_model
+from pdl_jax.run.load_model import Model, load_model
 
 FOLDER = Path(__file__).parent
 LENGTHS = (128, 256, 512, 1024)
@@ -133,7 +133,7 @@ def _nats(model: Model, stretches: np.ndarray, length: int) -> float:
 def losses(config: Any, params: Any, tokens: Any, labels: Any) -> jax.Array:
   """[B, L] nats of the labels; rows are read from position 0 on."""
   places = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
-  z = api.logits(config, params, tokens, jnp.ones_like(tokens), places)
+  z = lm.logits(config, params, tokens, jnp.ones_like(tokens), places)
   label = jnp.take_along_axis(z, labels[..., None], axis=-1)[..., 0]
   return jax.nn.logsumexp(z, axis=-1) - label
 

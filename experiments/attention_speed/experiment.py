@@ -23,13 +23,14 @@ import numpy as np
 
 from configs import language_model, summarize
 from experiments import measured, steps
-from pdl_jax import sharding, state
+from pdl_jax import mesh
+from pdl_jax.config import Settings
 from pdl_jax.losses import LossTables
-from pdl_jax.model import api
+from pdl_jax.model import lm
 from pdl_jax.model.config import AttentionConfig, ModelConfig
-from pdl_jax.model.pretrained.gguf import GGUFModel, find_package_file
-from pdl_jax.settings import Settings
-from pdl_jax.step import train_step
+from pdl_jax.pretrained.gguf import GGUFModel, find_package_file
+from pdl_jax.train import state
+from pdl_jax.train.step import train_step
 
 FOLDER = Path(__file__).parent
 BASELINE = 'RoPE'
@@ -78,13 +79,13 @@ def _measure(case: Case) -> dict[str, Any]:
   )
   tables = LossTables(jnp.ones(case.model.vocab_size))
   calls, memory, square = {}, {}, {}
-  with jax.set_mesh(sharding.make_mesh((1, 1, 1))):
+  with jax.set_mesh(mesh.make_mesh((1, 1, 1))):
     for name, kind in KINDS.items():
       model = dataclasses.replace(case.model, attention=kind)
       config = steps.step_config(model, options, case.settings)
       start = state.create(
-        api.init(model, jax.random.key(0)), model, options, config.optimizer,
-        sharding.make_mesh((1, 1, 1)),
+        lm.init(model, jax.random.key(0)), model, options, config.optimizer,
+        mesh.make_mesh((1, 1, 1)),
       )  # fmt: skip
       compiled: Any = jax.jit(partial(train_step, config)).lower(
         start, batch, tables

@@ -31,7 +31,7 @@ from experiments.complexformer.experiment import (
   ZERO,
 )
 from pdl_jax.report.statistics import half_interval
-from pdl_jax.start import Model
+from pdl_jax.run.load_model import Model
 
 FOLDER = Path(__file__).parent
 STUDIES = ('mixed', 'published_mixed')

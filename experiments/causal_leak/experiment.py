@@ -22,14 +22,15 @@ import optax
 
 from configs import language_model
 from experiments import measured
-from pdl_jax import optimizer, setup
+from pdl_jax.config import Settings
 from pdl_jax.data import pipeline
-from pdl_jax.model import api
+from pdl_jax.model import lm
+from pdl_jax.model.block import Block
 from pdl_jax.model.config import ModelConfig
 from pdl_jax.model.layer_kind import LayerKind
 from pdl_jax.model.norm import Norm
-from pdl_jax.model.transformer import Block
-from pdl_jax.settings import Settings
+from pdl_jax.run import prepare
+from pdl_jax.train import optimizer
 
 FOLDER = Path(__file__).parent
 STEPS, EVERY = 300, 100
@@ -48,7 +49,7 @@ def main() -> None:
   config.loss.name = 'cross_entropy'
   config.optimizer.learning_rate = LEARNING_RATE
   settings = Settings.from_config(config)
-  ready = setup.prepare(settings, None)
+  ready = prepare.prepare(settings, None)
   records = [
     *_train(settings, ready, CAUSAL), *_train(settings, ready, AHEAD)
   ]  # fmt: skip
@@ -56,7 +57,7 @@ def main() -> None:
 
 
 def _train(
-  settings: Settings, ready: setup.Setup, mask: str
+  settings: Settings, ready: prepare.Setup, mask: str
 ) -> list[dict[str, Any]]:
   """Records of a model that is trained with a mask, as training goes on."""
   model, params = ready.model.config, ready.model.params
@@ -103,7 +104,7 @@ def _loss(model: ModelConfig, mask: str, params: Any, batch: Any) -> jax.Array:
   x = _hidden(model, mask, params, batch)
   x = jnp.take_along_axis(x, batch['reads'][..., None], axis=1)
   losses = optax.softmax_cross_entropy_with_integer_labels(
-    api.head_logits(model, params, x), batch['labels']
+    lm.head_logits(model, params, x), batch['labels']
   )
   return losses.mean(where=batch['where'])
 

@@ -9,8 +9,8 @@ Measured once, at an earlier commit, each run by
 from pathlib import Path
 from typing import Any
 
-from pdl_jax import stored
 from pdl_jax.evaluate import run as evaluation
+from pdl_jax.storage import files
 
 FOLDER = Path(__file__).parent
 
@@ -18,7 +18,7 @@ FOLDER = Path(__file__).parent
 def report_files() -> dict[str, str]:
   """What follows from the records: name -> text."""
   columns: dict[str, Any] = {}
-  for record in stored.read_lines(FOLDER / 'records.jsonl'):
+  for record in files.read_lines(FOLDER / 'records.jsonl'):
     before, after = record['results']['columns'].values()
     columns.setdefault('Pretrained', before)
     columns[record['cell']] = after

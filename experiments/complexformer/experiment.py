@@ -17,7 +17,7 @@ experiments/attention_length, the leak in experiments/causal_leak.
 from typing import Any
 
 from experiments import metrics
-from pdl_jax.report.experiment import Experiment, Metric, Study, Variant
+from pdl_jax.report.declare import Experiment, Metric, Study, Variant
 from pdl_jax.report.layout import Curves
 
 COLUMNS = (

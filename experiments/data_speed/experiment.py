@@ -17,12 +17,13 @@ import time
 from pathlib import Path
 from typing import Any
 
-from pdl_jax import process, stored
+from pdl_jax import process
 from pdl_jax.data import pipeline, sources
 from pdl_jax.data.examples import Lengths, Pairs
 from pdl_jax.data.tasks import TASKS
 from pdl_jax.data.tokenizer import Tokenizer
-from pdl_jax.model.pretrained.gguf import GGUFModel, find_package_file
+from pdl_jax.pretrained.gguf import GGUFModel, find_package_file
+from pdl_jax.storage import files
 
 FOLDER = Path(__file__).parent
 ROOT = FOLDER.parent.parent
@@ -56,7 +57,7 @@ def report_files() -> dict[str, str]:
 
 def read() -> list[dict[str, Any]]:
   """The committed records."""
-  return stored.read_lines(FOLDER / 'records.jsonl')
+  return files.read_lines(FOLDER / 'records.jsonl')
 
 
 def _in_a_process(size: int) -> str:

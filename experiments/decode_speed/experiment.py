@@ -19,7 +19,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from pdl_jax import process, stored
+from pdl_jax import process
+from pdl_jax.storage import files
 
 FOLDER = Path(__file__).parent
 ROOT = FOLDER.parent.parent
@@ -82,7 +83,7 @@ def read(path: Path) -> list[Record]:
   """The finished cases; none, where nothing was run."""
   if not path.exists():
     return []
-  return stored.read_lines(path)
+  return files.read_lines(path)
 
 
 def run(path: Path, cases: Sequence[Case]) -> None:

@@ -21,17 +21,17 @@ import jax.numpy as jnp
 import numpy as np
 
 from configs import summarize
-from pdl_jax import decode
+from pdl_jax import generate as generation
+from pdl_jax.config import Settings
 from pdl_jax.data import pipeline, sources
 from pdl_jax.data.examples import Pairs
 from pdl_jax.data.pipeline import left_padded
 from pdl_jax.data.tasks import TASKS
 from pdl_jax.data.tokenizer import Tokenizer
-from pdl_jax.decode import DecodeSettings
 from pdl_jax.evaluate.predict import bucket_length
-from pdl_jax.model import api
-from pdl_jax.model.pretrained.gguf import GGUFModel, find_package_file
-from pdl_jax.settings import Settings
+from pdl_jax.generate import DecodeSettings
+from pdl_jax.model import lm
+from pdl_jax.pretrained.gguf import GGUFModel, find_package_file
 
 PACKAGES = ('jax', 'jaxlib', 'flax', 'numpy', 'torch', 'transformers')
 REFERENCE = 'transformers'
@@ -155,13 +155,13 @@ def prepare(case: Case) -> Work:
 
 
 def make_ours(buckets: int, work: Work) -> Call:
-  """The two parts of `decode.generate`, as evaluation calls them."""
+  """The two parts of `generation.generate`, as evaluation calls them."""
   config = work.file.config()
   settings = DecodeSettings(min_new_tokens=work.new_tokens)
-  prefill = jax.jit(partial(api.prefill, config), static_argnames='size')
+  prefill = jax.jit(partial(lm.prefill, config), static_argnames='size')
   extend = jax.jit(
     partial(
-      decode.extend, config, keys_B=None, settings=settings,
+      generation.extend, config, keys_B=None, settings=settings,
       max_new_tokens=work.new_tokens, stop_ids=(work.stop,),
     )
   )  # fmt: skip
@@ -295,7 +295,7 @@ def _last_logits(work: Work) -> Callable[[list[int]], np.ndarray]:
   config = work.file.config()
   size = work.examples.lengths.prompt + work.new_tokens
   positions_1xL = jnp.arange(size)[None]
-  logits = jax.jit(partial(api.logits, config))
+  logits = jax.jit(partial(lm.logits, config))
 
   def last(ids: list[int]) -> np.ndarray:
     tokens_1xL = np.zeros((1, size), np.int32)

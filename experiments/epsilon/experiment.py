@@ -9,7 +9,7 @@ on the synopses of Debian's packages.
 
 from experiments import metrics
 from experiments.small import BASE
-from pdl_jax.report.experiment import Experiment, Study, Variant
+from pdl_jax.report.declare import Experiment, Study, Variant
 from pdl_jax.report.layout import HeatMap
 
 ALPHAS = (0.25, 0.5, 1.0)

@@ -21,14 +21,14 @@ import numpy as np
 
 from configs import language_model
 from experiments import measured
-from pdl_jax import convert, setup
+from pdl_jax.config import Settings
 from pdl_jax.data import pipeline
 from pdl_jax.data.examples import Examples
-from pdl_jax.model import assign, vq_logits
 from pdl_jax.model.config import HeadConfig
-from pdl_jax.settings import Settings
-from pdl_jax.start import load_model
-from pdl_jax.step import target_hidden
+from pdl_jax.model.heads import fit, vq
+from pdl_jax.run import fit_head, prepare
+from pdl_jax.run.load_model import load_model
+from pdl_jax.train.step import target_hidden
 
 FOLDER = Path(__file__).parent
 # Windows of 64 tokens: to fit by, and to measure on.
@@ -71,7 +71,7 @@ class Read(NamedTuple):
 
   rows_VxD: np.ndarray
   counts_V: np.ndarray
-  moments: convert.Moments
+  moments: fit_head.Moments
   states_NxD: np.ndarray
   labels_N: np.ndarray
 
@@ -92,7 +92,7 @@ class Form(NamedTuple):
 
 def main() -> None:
   """Measures, and leaves records.jsonl, env.json and table.md."""
-  ready = setup.prepare(
+  ready = prepare.prepare(
     Settings.from_config(language_model.get_config()), None
   )
   read = _read(ready)
@@ -115,7 +115,7 @@ def main() -> None:
   measured.keep(FOLDER, records, report_files)
 
 
-def _read(ready: setup.Setup) -> Read:
+def _read(ready: prepare.Setup) -> Read:
   """Fitted to training windows, measured on validation ones."""
   run = jax.jit(partial(target_hidden, ready.model.config))
 
@@ -136,23 +136,24 @@ def _read(ready: setup.Setup) -> Read:
   assert rows_VxD is not None
   return Read(
     rows_VxD, ready.frequencies.task.counts_V,
-    convert.Moments(exact.mean(0), np.cov(exact, rowvar=False)),
+    fit_head.Moments(exact.mean(0), np.cov(exact, rowvar=False)),
     *states(ready.validation.examples, MEASURED),
   )  # fmt: skip
 
 
-def _library(ready: setup.Setup, read: Read) -> Iterator[Form]:
+def _library(ready: prepare.Setup, read: Read) -> Iterator[Form]:
   """As `convert` makes them."""
   for name, config in FORMS.items():
     options = Settings.from_config(_with(config)).model
     model = load_model(
       Settings.from_config(_with(config)), None, ready.train.source
     )
-    made = convert.fit_head(options, model, read.counts_V, read.moments, 0)
-    own, size = made.params['head'], convert.head_size(made.config, made.params)
-    bias_V = vq_logits.bias_of(own)
+    made = fit_head.fit_head(options, model, read.counts_V, read.moments, 0)
+    own = made.params['head']
+    size = fit_head.head_size(made.config, made.params)
+    bias_V = vq.bias_of(own)
     yield Form(
-      name, convert.effective_rows(config, own),
+      name, fit_head.effective_rows(config, own),
       np.zeros(len(read.rows_VxD)) if bias_V is None else bias_V,
       size.floats, size.index_bits, _look_ups(config, len(read.rows_VxD)),
     )  # fmt: skip
@@ -184,8 +185,8 @@ def _factors(
   read: Read, rank: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
   """left [V, rank] and right [D, rank] of the rows without what they share."""
-  centered = assign.centered(read.rows_VxD, read.counts_V)
-  left, right = assign.truncate(
+  centered = fit.centered(read.rows_VxD, read.counts_V)
+  left, right = fit.truncate(
     centered, read.counts_V, read.moments.covariance_DxD, rank
   )
   return left, right, read.rows_VxD - centered
@@ -195,19 +196,19 @@ def _coded(
   read: Read, rows: np.ndarray, codebooks: int, metric: np.ndarray | None
 ) -> np.ndarray:
   """The rows by product codes."""
-  order = assign.spread(rows, codebooks)
+  order = fit.spread(rows, codebooks)
   config = product(codebooks)
   (tier,) = config.tiers(len(rows))
   sorted_rows = rows[:, order]
-  codes_MxV = assign.assign(
+  codes_MxV = fit.assign(
     config, tier, 'kmeans_output', read.counts_V, sorted_rows, metric, 0
   )
-  books = assign.codebooks(
+  books = fit.codebooks(
     config, tier, 'rows', codes_MxV, read.counts_V, sorted_rows,
     rows.shape[1], 0,
   )  # fmt: skip
   found = np.empty_like(rows)
-  found[:, order] = vq_logits.compose(books, codes_MxV, 'product')
+  found[:, order] = vq.compose(books, codes_MxV, 'product')
   return found
 
 
@@ -215,7 +216,7 @@ def _form(
   read: Read, name: str, rows: np.ndarray, floats: int, codebooks: int
 ) -> Form:
   """With the bias that makes good what the mean logit lost."""
-  lost = assign.centered(read.rows_VxD - rows, read.counts_V)
+  lost = fit.centered(read.rows_VxD - rows, read.counts_V)
   vocab = len(rows)
   bits = vocab * codebooks * (CODES - 1).bit_length()
   return Form(

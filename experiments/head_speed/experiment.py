@@ -23,11 +23,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments import measured
-from pdl_jax import optimizer
 from pdl_jax.losses import LOSSES, Loss, LossTables
 from pdl_jax.losses.heads import CodeHead, LinearHead
-from pdl_jax.model import api
+from pdl_jax.model import lm
 from pdl_jax.model.config import HeadConfig, ModelConfig
+from pdl_jax.train import optimizer
 
 FOLDER = Path(__file__).parent
 V, D, ROUNDS = 49_152, 576, 20
@@ -109,7 +109,7 @@ def _params(config: HeadConfig) -> dict[str, Any]:
       made = random.normal(size=x.shape) * D**-0.5
     return jnp.asarray(made, x.dtype)
 
-  own = api.with_head(_model(config), {}, jax.random.key(0))
+  own = lm.with_head(_model(config), {}, jax.random.key(0))
   return jax.tree_util.tree_map_with_path(fill, own)
 
 
@@ -117,7 +117,7 @@ def _logits(states: int) -> dict[str, Any]:
   """Seconds of every round for so many hidden states."""
   hidden = _random(states, D)
   calls: dict[str, tuple[Callable[..., Any], Arrays]] = {
-    name: (partial(api.head_logits, _model(config)), (_params(config), hidden))
+    name: (partial(lm.head_logits, _model(config)), (_params(config), hidden))
     for name, config in HEADS.items()
   }
   calls['softmax of V logits'] = (
@@ -155,7 +155,7 @@ def _steps() -> dict[str, Any]:
     def value(
       trained: Any, hidden: jax.Array, fixed: Any, config: HeadConfig = config
     ) -> jax.Array:
-      head = api.head(_model(config), optimizer.merge(trained, fixed))
+      head = lm.head(_model(config), optimizer.merge(trained, fixed))
       return loss.sums(head, hidden, labels, tables, where)[0].num
 
     run = jax.value_and_grad(value, argnums=(0, 1))

@@ -20,10 +20,10 @@ from pathlib import Path
 from typing import Any
 
 from experiments import measured
-from pdl_jax import stored
 from pdl_jax.process import start_time
 from pdl_jax.report.carry_out import RECORDS
-from pdl_jax.sweep import queue
+from pdl_jax.storage import files
+from pdl_jax.sweep import claims
 
 FOLDER = Path(__file__).parent
 ROOT = FOLDER.parent.parent
@@ -95,8 +95,8 @@ def _root(place: Path) -> Path:
   return place / 'runs' / 'summarize-tiny'
 
 
-def _attempts(place: Path) -> dict[str, list[queue.Attempt]]:
-  return queue.attempts(_root(place))
+def _attempts(place: Path) -> dict[str, list[claims.Attempt]]:
+  return claims.attempts(_root(place))
 
 
 def _alive(place: Path) -> Iterator[tuple[int, int]]:
@@ -126,7 +126,7 @@ def _kept(name: str) -> dict[tuple[str, int], Any]:
     (record['row'], record['seed']): {
       key: value for key, value in record.items() if key not in CIRCUMSTANCES
     }
-    for record in stored.read_lines(FOLDER / f'{name}.jsonl')
+    for record in files.read_lines(FOLDER / f'{name}.jsonl')
   }
 
 

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import jax
 
-from pdl_jax import sharding
-from pdl_jax.model import api
-from pdl_jax.model.pretrained.hf import HFModel
+from pdl_jax.mesh import make_mesh, shardings
+from pdl_jax.model import lm
+from pdl_jax.pretrained.huggingface import HFModel
 
 
 def anonymous_bytes() -> int:
@@ -43,19 +43,19 @@ def main() -> None:
     jax.distributed.initialize(
       f'localhost:{port}', int(processes), int(number)
     )
-  mesh = sharding.make_mesh((1, -1, 1))
+  mesh = make_mesh((1, -1, 1))
   model = HFModel(Path(folder))
-  shapes, axes = model.shapes(), api.logical_axes(model.config())
-  shardings = sharding.shardings(mesh, axes, shapes)
+  shapes, axes = model.shapes(), lm.logical_axes(model.config())
+  places = shardings(mesh, axes, shapes)
   # What the devices need for anything at all is there before.
   jax.block_until_ready(jax.device_put(1.0, mesh.local_devices[0]))
   before, peak = anonymous_bytes(), Peak()
   peak.start()
   if how == 'whole':
-    params = jax.device_put(model.params(), shardings)
+    params = jax.device_put(model.params(), places)
   else:
     dtypes = jax.tree.map(lambda x: x.dtype, shapes)
-    params = model.placed(shardings, dtypes)
+    params = model.placed(places, dtypes)
   jax.block_until_ready(params)
   peak.over = True
   peak.join()

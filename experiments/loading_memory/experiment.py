@@ -23,7 +23,7 @@ import ml_dtypes
 import numpy as np
 
 from experiments import measured
-from pdl_jax.model.pretrained import shards
+from pdl_jax.pretrained import safetensors
 
 FOLDER = Path(__file__).parent
 CHILD = 'experiments.loading_memory.child'
@@ -79,7 +79,7 @@ def _write(folder: Path) -> None:
       name: random.standard_normal(shapes[name], np.float32)
       .astype(ml_dtypes.bfloat16) for name in mine
     }  # fmt: skip
-    shards.write_file(folder / file, made)
+    safetensors.write_file(folder / file, made)
     index |= dict.fromkeys(mine, file)
   (folder / 'model.safetensors.index.json').write_text(
     json.dumps({'weight_map': index}), 'utf-8'

@@ -22,13 +22,14 @@ import numpy as np
 
 from configs import summarize
 from experiments import measured, steps
-from pdl_jax import sharding, state
+from pdl_jax.config import LoRASettings, Settings
 from pdl_jax.losses import LossTables
-from pdl_jax.model import api
+from pdl_jax.mesh import make_mesh
+from pdl_jax.model import lm
 from pdl_jax.model.config import ModelConfig
-from pdl_jax.model.pretrained.gguf import GGUFModel, find_package_file
-from pdl_jax.settings import LoRASettings, Settings
-from pdl_jax.step import train_step
+from pdl_jax.pretrained.gguf import GGUFModel, find_package_file
+from pdl_jax.train import state
+from pdl_jax.train.step import train_step
 
 FOLDER = Path(__file__).parent
 BASELINE = 'all parameters'
@@ -74,11 +75,11 @@ def _contender(
   batch: dict[str, jax.Array],
 ) -> tuple[Callable[[], Any], dict[str, Any]]:
   """A call that makes the next step, and what it takes."""
-  mesh = sharding.make_mesh((1, 1, 1))
+  mesh = make_mesh((1, 1, 1))
   config = steps.step_config(model, options, settings)
   tables = LossTables(jnp.ones(model.vocab_size))
   with jax.set_mesh(mesh):
-    params = api.extended(model, file.params(), jax.random.key(0))
+    params = lm.extended(model, file.params(), jax.random.key(0))
     start = state.create(params, model, options, config.optimizer, mesh)
     compiled: Any = jax.jit(partial(train_step, config), donate_argnums=0)
     compiled = compiled.lower(start, batch, tables).compile()

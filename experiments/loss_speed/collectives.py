@@ -18,8 +18,8 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from experiments.loss_speed.measure import environment
-from pdl_jax.losses.linear import linear_pdl_loss
-from pdl_jax.sharding import make_mesh
+from pdl_jax.losses.fused.api import linear_pdl_loss
+from pdl_jax.mesh import make_mesh
 
 KINDS = (
   'all-reduce', 'all-gather', 'reduce-scatter', 'all-to-all',

@@ -9,7 +9,7 @@ import numpy as np
 from jax import Array
 
 from experiments.loss_speed import peers
-from pdl_jax.losses.linear import linear_pdl_loss
+from pdl_jax.losses.fused.api import linear_pdl_loss
 
 TORCH_CHUNK = 512
 LOW_MEMORY = 2**24

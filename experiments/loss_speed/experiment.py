@@ -28,7 +28,8 @@ from experiments.loss_speed.contenders import (
   MAIN,
   RIVALS,
 )
-from pdl_jax import process, stored
+from pdl_jax import process
+from pdl_jax.storage import files
 
 FOLDER = Path(__file__).parent
 ROOT = FOLDER.parent.parent
@@ -121,7 +122,7 @@ def read(path: Path) -> list[Record]:
   """The finished cases; none, where nothing was run."""
   if not path.exists():
     return []
-  return stored.read_lines(path)
+  return files.read_lines(path)
 
 
 def table(records: list[Record]) -> str:

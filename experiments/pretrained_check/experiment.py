@@ -17,10 +17,10 @@ import numpy as np
 
 from experiments import measured
 from pdl_jax.data.tokenizer import Tokenizer
-from pdl_jax.losses.linear import linear_token_stats
-from pdl_jax.model import api
+from pdl_jax.losses.fused.api import linear_token_stats
+from pdl_jax.model import lm
 from pdl_jax.model.config import ModelConfig
-from pdl_jax.model.pretrained.gguf import GGUFModel, find_package_file
+from pdl_jax.pretrained.gguf import GGUFModel, find_package_file
 
 FOLDER = Path(__file__).parent
 WINDOWS, LENGTH = 48, 512
@@ -79,7 +79,7 @@ def _windows(tokenizer: Tokenizer) -> np.ndarray:
 def _nll(model: ModelConfig, params: dict, tokens: jax.Array) -> jax.Array:
   ones = jnp.ones_like(tokens)
   positions = jnp.broadcast_to(jnp.arange(tokens.shape[1])[None], tokens.shape)
-  hidden = api.hidden(model, params, tokens, ones, positions)
+  hidden = lm.hidden(model, params, tokens, ones, positions)
   return linear_token_stats(
     hidden[:, :-1], params['embed_VxD'], tokens[:, 1:], wants=(),
     transposed=True, ignore_index=None,

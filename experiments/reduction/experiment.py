@@ -9,7 +9,7 @@ not; one denominator for the whole batch, or four micro-batches of it.
 
 from experiments import metrics
 from experiments.small import BASE
-from pdl_jax.report.experiment import Experiment, Study, Variant
+from pdl_jax.report.declare import Experiment, Study, Variant
 from pdl_jax.report.layout import Curves
 
 ALPHA = 0.5

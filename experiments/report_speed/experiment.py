@@ -24,7 +24,7 @@ from threadpoolctl import threadpool_limits
 from experiments import measured, metrics
 from pdl_jax import sweep
 from pdl_jax.report import carry_out, compare, figures, plan, tables
-from pdl_jax.report.experiment import Experiment, Study, Variant
+from pdl_jax.report.declare import Experiment, Study, Variant
 from pdl_jax.report.layout import ByCount, Curves, Line
 
 FOLDER = Path(__file__).parent

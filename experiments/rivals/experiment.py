@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from experiments import metrics
 from experiments.small import BASE
 from pdl_jax.losses import LOSSES
-from pdl_jax.report.experiment import Experiment, Study, Variant
+from pdl_jax.report.declare import Experiment, Study, Variant
 from pdl_jax.report.layout import ByCount, Frontier
 
 # The same budget for each: three values, the default among them.

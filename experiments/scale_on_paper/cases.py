@@ -11,16 +11,17 @@ import optax
 from jax import Array
 from jax.sharding import Mesh, NamedSharding
 
-from pdl_jax import optimizer, sharding, state
+from pdl_jax import mesh as logical
 from pdl_jax.losses import LOSSES, Loss, LossTables
+from pdl_jax.losses.core import Sums
+from pdl_jax.losses.fused.api import MEMORY_BYTES
+from pdl_jax.losses.fused.tiles import Tiles, Tokens, compress, plan_tiles
 from pdl_jax.losses.heads import LinearHead
-from pdl_jax.losses.linear import MEMORY_BYTES
-from pdl_jax.losses.terms import Sums
-from pdl_jax.losses.tiles import Tiles, Tokens, compress, plan_tiles
-from pdl_jax.model import api
+from pdl_jax.model import lm
 from pdl_jax.model.config import HeadConfig, ModelConfig
-from pdl_jax.optimizer import OptimizerConfig
-from pdl_jax.step import StepConfig, train_step
+from pdl_jax.train import optimizer, state
+from pdl_jax.train.optimizer import OptimizerConfig
+from pdl_jax.train.step import StepConfig, train_step
 
 # Llama 2 7B (arXiv:2307.09288) with the vocabulary of Llama 3.
 MODEL = ModelConfig(
@@ -49,7 +50,7 @@ class DenseLoss(NamedTuple):
     tables: LossTables, where_BxT: Array,
   ) -> tuple[Sums, Sums]:  # fmt: skip
     """As `Loss.sums`."""
-    logits = sharding.constrain(
+    logits = logical.constrain(
       head.logits(hidden_BxTxD), 'batch', 'length', 'vocab'
     )
     nll_BxT = optax.softmax_cross_entropy_with_integer_labels(
@@ -89,13 +90,13 @@ def lower(
   made = optimizer.make_optimizer(OPTIMIZER, STEPS)
   schedule = optimizer.make_schedule(OPTIMIZER, STEPS)
   config = StepConfig(model, made, schedule, LOSS[loss], accumulation=1)
-  params = jax.eval_shape(partial(api.init, model), jax.random.key(0))
+  params = jax.eval_shape(partial(lm.init, model), jax.random.key(0))
   start = state.describe(params, model, OPTIMIZER, made, mesh)
 
   def placed(
     shape: tuple[int, ...], dtype: Any, *names: str | None
   ) -> jax.ShapeDtypeStruct:
-    at = NamedSharding(mesh, sharding.partition_spec(*names))
+    at = NamedSharding(mesh, logical.partition_spec(*names))
     return jax.ShapeDtypeStruct(shape, dtype, sharding=at)
 
   ids = placed((rows, length), jnp.int32, 'batch', None)
@@ -112,11 +113,11 @@ def lower(
 def make_mesh(shape: list[int], tpu: bool) -> Mesh:
   """Of made-up CPU devices, or of the chips of a slice that is not here."""
   if not tpu:
-    return sharding.make_mesh(shape)
+    return logical.make_mesh(shape)
   from jax.experimental import topologies
 
   found = topologies.get_topology_desc(platform='tpu', topology_name=TOPOLOGY)
-  return sharding.make_mesh(shape, found.devices)
+  return logical.make_mesh(shape, found.devices)
 
 
 def loss_turns(
@@ -139,7 +140,7 @@ def loss_turns(
 
 def parameters(model: ModelConfig) -> int:
   """How many."""
-  shapes = jax.eval_shape(partial(api.init, model), jax.random.key(0))
+  shapes = jax.eval_shape(partial(lm.init, model), jax.random.key(0))
   return sum(math.prod(x.shape) for x in jax.tree.leaves(shapes))
 
 

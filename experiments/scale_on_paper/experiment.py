@@ -10,7 +10,7 @@ devices that are not there, from shapes alone, and the program is read: memory,
 bytes sent, floating-point operations. Once for CPU devices, which needs nothing
 besides pdl_jax; and by the TPU's own compiler for the slice itself, which needs
 requirements.txt of this folder, and no TPU. Nothing is run. `shapes` compiles
-nothing: it is what pdl_jax.launch.memory says. Each case is
+nothing: it is what pdl_jax.cluster.memory says. Each case is
 compiled in a process of its own and leaves one line in records.jsonl; those
 that have one are left out.
 """
@@ -25,7 +25,8 @@ from pathlib import Path
 from typing import Any
 
 from experiments.scale_on_paper import report
-from pdl_jax import process, stored
+from pdl_jax import process
+from pdl_jax.storage import files
 
 FOLDER = Path(__file__).parent
 ROOT = FOLDER.parent.parent
@@ -92,7 +93,7 @@ def read() -> list[Record]:
   path = FOLDER / 'records.jsonl'
   if not path.exists():
     return []
-  lines = stored.read_lines(path)
+  lines = files.read_lines(path)
   order = [x for name in ('tpu', 'cpu', 'shapes') for x in cases(name)]
   return sorted(lines, key=lambda record: order.index(record['case']))
 

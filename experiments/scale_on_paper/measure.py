@@ -15,7 +15,7 @@ from typing import Any
 import jax
 
 from experiments.scale_on_paper import cases, hlo
-from pdl_jax.launch import memory
+from pdl_jax.cluster import memory
 
 
 def main() -> None:

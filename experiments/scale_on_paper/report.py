@@ -148,7 +148,7 @@ def _largest(records: list[Record]) -> Iterator[str]:
 
 
 def _estimates(records: list[Record]) -> Iterator[str]:
-  """Of pdl_jax.launch.memory, beside what was compiled."""
+  """Of pdl_jax.cluster.memory, beside what was compiled."""
   found = [r for r in records if r['case']['compiler'] == 'shapes']
   if not found:
     return
@@ -158,7 +158,7 @@ def _estimates(records: list[Record]) -> Iterator[str]:
     if r['case']['loss'] == 'linear' and r['case']['compiler'] != 'shapes'
   }
   parts = [x for x in found[0]['memory'] if x != 'total']
-  yield '## From shapes alone, by pdl_jax.launch.memory\n'
+  yield '## From shapes alone, by pdl_jax.cluster.memory\n'
   yield (
     f'| mesh | {" | ".join(f"{x} GB" for x in parts)} | temporaries of the '
     'CPU program / these | of the TPU program / these |'

@@ -7,7 +7,7 @@ The main job of each config, SmolLM2-135M, with PDL and with cross-entropy.
 """
 
 from experiments import metrics
-from pdl_jax.report.experiment import Experiment, Study, Variant
+from pdl_jax.report.declare import Experiment, Study, Variant
 from pdl_jax.report.layout import ByCount, Curves
 
 CROSS_ENTROPY = Variant('cross-entropy', {'loss.name': 'cross_entropy'})

@@ -19,11 +19,13 @@ import numpy as np
 
 from configs import summarize
 from experiments import measured
-from pdl_jax import optimizer, sharding, state, weighting
+from pdl_jax.config import Settings
 from pdl_jax.losses import LossTables
-from pdl_jax.model.pretrained.gguf import GGUFModel, find_package_file
-from pdl_jax.settings import Settings
-from pdl_jax.step import StepConfig, train_step
+from pdl_jax.mesh import make_mesh
+from pdl_jax.pretrained.gguf import GGUFModel, find_package_file
+from pdl_jax.run import loss_tables
+from pdl_jax.train import optimizer, state
+from pdl_jax.train.step import StepConfig, train_step
 
 FOLDER = Path(__file__).parent
 PAIRS = 12
@@ -38,10 +40,10 @@ def main() -> None:
     model=model,
     optimizer=optimizer.make_optimizer(settings.optimizer, steps),
     schedule=optimizer.make_schedule(settings.optimizer, steps),
-    loss=weighting.make_loss(settings.loss),
+    loss=loss_tables.make_loss(settings.loss),
     accumulation=1,
   )
-  mesh = sharding.make_mesh((1, 1, 1))
+  mesh = make_mesh((1, 1, 1))
   ones = jnp.ones(model.vocab_size)
   random = np.random.default_rng(0)
   weights = jnp.asarray(random.uniform(0.1, 5, model.vocab_size), jnp.float32)

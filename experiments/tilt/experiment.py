@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 from experiments import metrics
 from experiments.small import BASE
-from pdl_jax.report.experiment import Experiment, Metric, Study, Variant
+from pdl_jax.report.declare import Experiment, Metric, Study, Variant
 from pdl_jax.report.layout import Frontier
 
 ALPHAS = (0.25, 0.5, 1.0)

@@ -15,7 +15,7 @@ from typing import Any
 
 from experiments import metrics
 from experiments.small import BASE
-from pdl_jax.report.experiment import Experiment, Metric, Study, Variant
+from pdl_jax.report.declare import Experiment, Metric, Study, Variant
 from pdl_jax.report.layout import ByCount, Frontier
 
 COLUMNS = (

@@ -15,7 +15,7 @@ from tokenizers import (
 )
 
 from pdl_jax.errors import DataError, reason
-from pdl_jax.stored import fault
+from pdl_jax.storage.files import fault
 
 # GGUF's kinds of tokens.
 _NORMAL, _UNKNOWN, _CONTROL, _USER, _BYTE = 1, 2, 3, 4, 6

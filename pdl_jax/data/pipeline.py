@@ -9,7 +9,6 @@ from functools import lru_cache
 import grain
 import numpy as np
 
-from pdl_jax import frequency
 from pdl_jax.data.examples import (
   Batch,
   Examples,
@@ -22,6 +21,7 @@ from pdl_jax.data.sources import Source
 from pdl_jax.data.tasks import Task
 from pdl_jax.data.tokenizer import Tokenizer
 from pdl_jax.errors import ConfigError, DataError
+from pdl_jax.losses import frequency
 
 # A split that loses more of its records than this is not what it claims to be.
 MAX_EMPTY_SHARE = 0.01

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, SupportsIndex, cast
 
 import numpy as np
 
-from pdl_jax.data import catalogue, jsonl, parts, schema
+from pdl_jax.data import external, jsonl, parts, schema
 from pdl_jax.errors import (
   ConfigError,
   DataError,
@@ -24,7 +24,7 @@ from pdl_jax.errors import (
 )
 
 if TYPE_CHECKING:
-  from pdl_jax.data.builders.packages import PackagedBuilder
+  from pdl_jax.data.packaged.packages import PackagedBuilder
 
 # Name in a config -> module and class of the builder, imported when asked for,
 # and which of its fields are called otherwise here.
@@ -199,7 +199,7 @@ def load(
       f'bad_records {bad_records!r} is for {KINDS["jsonl"]}, not for {name}'
     )
   if kind == 'tfds':
-    opened = catalogue.open_tfds(place, split, data_dir, fields, splits)
+    opened = external.open_tfds(place, split, data_dir, fields, splits)
   elif kind in KINDS:
     if not place:
       raise ConfigError(f'data.name={name} names no place: {KINDS[kind]}')
@@ -209,7 +209,7 @@ def load(
       opened = jsonl.open_jsonl(name, called, path, fields, bad_records)
     else:
       opened = parts.open_parts(
-        name, called, lambda each: catalogue.open_hf(name, each, path, fields)
+        name, called, lambda each: external.open_hf(name, each, path, fields)
       )
   else:
     _check_no_path(name, data_dir)
@@ -347,7 +347,7 @@ def _open_packaged(
   if not sys.stderr.isatty():
     tfds.disable_progress_bar()
   builder = _prepared_builder(name, data_dir)
-  with catalogue.torn_files_named(str(builder.data_dir), _AGAIN):
+  with external.torn_files_named(str(builder.data_dir), _AGAIN):
     return _opened_packaged(name, builder, split, part)
 
 
@@ -363,10 +363,10 @@ def _opened_packaged(
       f' {metadata.get("package_version")}, not {builder.PACKAGE_VERSION};'
       f' {_AGAIN}'
     )
-  catalogue.check_splits(name, builder, split, {split: part})
+  external.check_splits(name, builder, split, {split: part})
   renamed = BUILDERS[name][2]
   fields = {field: renamed.get(field, field) for field in schema.FIELDS}
-  texts, _ = catalogue.stored_fields(builder)
+  texts, _ = external.stored_fields(builder)
   fields |= {field: field for field in schema.EXTRAS if field in texts}
   records = tfds.data_source(
     f'{builder.name}:{builder.version}',
@@ -395,7 +395,7 @@ def _prepared_builder(name: str, data_dir: str | None) -> 'PackagedBuilder':
   """Returns the TFDS builder of a data set that is on disk afterwards."""
   module, class_name, _ = BUILDERS[name]
   builder_class = getattr(
-    importlib.import_module(f'pdl_jax.data.builders.{module}'), class_name
+    importlib.import_module(f'pdl_jax.data.packaged.{module}'), class_name
   )
   folder = os.path.expanduser(data_dir) if data_dir else None
   try:
@@ -418,7 +418,7 @@ def _builder(
   builder_class: type['PackagedBuilder'], folder: str | None
 ) -> 'PackagedBuilder':
   place = f'{builder_class.name} in {folder or "the data_dir of TFDS"}'
-  with catalogue.torn_files_named(place, _AGAIN):
+  with external.torn_files_named(place, _AGAIN):
     return builder_class(data_dir=folder)
 
 

@@ -21,8 +21,8 @@ from tokenizers import (
 from pdl_jax.data.chat import ChatTemplate
 from pdl_jax.data.gguf_backend import byte_level, read_backend
 from pdl_jax.errors import DataError
-from pdl_jax.model.pretrained.gguf import GGUFModel
-from pdl_jax.stored import MEND
+from pdl_jax.pretrained.gguf import GGUFModel
+from pdl_jax.storage.files import MEND
 
 END_OF_TEXT = '<|endoftext|>'
 START_OF_TURN = '<|im_start|>'

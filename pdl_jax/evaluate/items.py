@@ -11,13 +11,13 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from pdl_jax.evaluate import overlap, rare, style
+from pdl_jax.evaluate import rare, rouge_bleu_chrf, style
 from pdl_jax.evaluate.inputs import (
   Record,
   first_samples,
   samples_by_example,
 )
-from pdl_jax.records import RunFolder
+from pdl_jax.run_folder import RunFolder
 
 RARE_PERCENT = 10
 _DIGITS = 5
@@ -136,7 +136,7 @@ def _outputs(
   neutral_ids: Sequence[int],
   classifier: style.StyleClassifier | None,
 ) -> list[dict[str, float]]:
-  rouge = overlap.rouge_by_record(records)
+  rouge = rouge_bleu_chrf.rouge_by_record(records)
   rares = rare.rare_by_record(records, counts_V, RARE_PERCENT, neutral_ids)
   styles: Sequence[style.Item | None] = [None] * len(records)
   if classifier is not None:

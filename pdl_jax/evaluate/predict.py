@@ -12,18 +12,18 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 from tqdm import tqdm
 
-from pdl_jax import decode
+from pdl_jax import generate
 from pdl_jax.data.pipeline import (
   Examples,
   evaluation_batches,
   left_padded,
 )
 from pdl_jax.data.tokenizer import Tokenizer
-from pdl_jax.decode import DecodeSettings
-from pdl_jax.model import api
+from pdl_jax.generate import DecodeSettings
+from pdl_jax.mesh import put_whole_batch
+from pdl_jax.model import lm
 from pdl_jax.model.config import ModelConfig
-from pdl_jax.sharding import put_whole_batch
-from pdl_jax.step import score_step
+from pdl_jax.train.step import score_step
 
 Tree = Any
 # Fields of a record that metrics may want to group predictions by.
@@ -93,7 +93,7 @@ class Predictor:
     self._batch, self.settings, self._bias_V = batch, settings, bias_V
     self._score = jax.jit(partial(score_step, model))
     self._prefill = jax.jit(
-      partial(api.prefill, model), static_argnames='size'
+      partial(lm.prefill, model), static_argnames='size'
     )
     self._extend = jax.jit(self._extended, static_argnames='limit')
     self._compiled: dict[Any, jax.stages.Compiled] = {}
@@ -150,7 +150,7 @@ class Predictor:
     losses = self.nll(params, examples, numbers, check)
     rows = self._rows(examples, numbers)
     # Once for all batches: the loop wants its layers apart.
-    parts = api.part_layers(params)
+    parts = lm.part_layers(params)
     records: dict[tuple[int, int], dict[str, Any]] = {}
     starts = range(0, len(rows), self._batch)
     for start in tqdm(starts, desc='generate', unit='batch', disable=None):
@@ -213,7 +213,7 @@ class Predictor:
     samples = [row.sample for row in rows] + [0] * empty
     return {
       **batch,
-      'hashes': decode.hash_ids(ids + [''] * empty),
+      'hashes': generate.hash_ids(ids + [''] * empty),
       'samples': np.asarray(samples, np.uint32),
     }
 
@@ -221,15 +221,15 @@ class Predictor:
     self,
     params: Tree,
     hidden_BxD: jax.Array,
-    cache: api.Cache,
+    cache: lm.Cache,
     hashes_Bx2: jax.Array,
     samples_B: jax.Array,
     bias_V: jax.Array | None,
     *,
     limit: int,
   ) -> tuple[jax.Array, jax.Array]:
-    keys_B = decode.row_keys(self.settings.seed, hashes_Bx2, samples_B)
-    generated = decode.extend(
+    keys_B = generate.row_keys(self.settings.seed, hashes_Bx2, samples_B)
+    generated = generate.extend(
       self._model, params, hidden_BxD, cache, keys_B, settings=self.settings,
       max_new_tokens=limit, stop_ids=self._tokenizer.stops,
       bias_V=bias_V,

@@ -14,10 +14,10 @@ import numpy as np
 from pdl_jax.evaluate import (
   diversity,
   extras,
-  overlap,
-  perplexity,
+  likelihood,
   rare,
   repetition,
+  rouge_bleu_chrf,
   samples,
   style,
 )
@@ -93,11 +93,11 @@ def evaluate(
   metrics: dict[str, Metric] = {
     # First, because it may be refused.
     **extras.extra_metrics(records, extra_models or {}),
-    'perplexity': perplexity.perplexity(examples),
-    'nats_per_token': perplexity.nats_per_token(examples),
-    'bits_per_byte': perplexity.bits_per_byte(examples),
-    **overlap.rouge_where_readable(records),
-    **overlap.bleu_and_chrf(records),
+    'perplexity': likelihood.perplexity(examples),
+    'nats_per_token': likelihood.nats_per_token(examples),
+    'bits_per_byte': likelihood.bits_per_byte(examples),
+    **rouge_bleu_chrf.rouge_where_readable(records),
+    **rouge_bleu_chrf.bleu_and_chrf(records),
   }
   variety = _both_sides(examples, dialogue)
   if len(examples) < len(records):
@@ -117,10 +117,10 @@ def evaluate(
     'examples': len(examples),
     'outputs': len(records),
     **{key: metric.to_json() for key, metric in metrics.items()},
-    'perplexity_by_frequency': perplexity.perplexity_by_frequency(
+    'perplexity_by_frequency': likelihood.perplexity_by_frequency(
       examples, counts_V
     ),
-    'perplexity_by_mass': perplexity.perplexity_by_mass(examples, counts_V),
+    'perplexity_by_mass': likelihood.perplexity_by_mass(examples, counts_V),
   }
 
 

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, TypeVar
 
 from pdl_jax.errors import ConfigError, DataError, printable
-from pdl_jax.evaluate import perplexity
+from pdl_jax.evaluate import likelihood
 
 MISSING = 'missing'
 # How the definition of a metric begins that says why it has no value.
@@ -189,7 +189,7 @@ def format_frequency_table(columns: Mapping[str, Result]) -> str:
   header = ['Count in training', 'Target tokens']
   header += [_heading(name, result) for name, result in columns.items()]
   rows = [header]
-  for bucket in perplexity.BUCKETS:
+  for bucket in likelihood.BUCKETS:
     found = {
       name: result.get('perplexity_by_frequency', {})
       .get('buckets', {})

@@ -1,8 +1,8 @@
 """The losses: per-token terms, one reduction, one registry.
 
-Reading order: terms, reduce, cross_entropy, power_law, schedule; by_type,
-by_stats, by_logits (the rivals); heads; linear, and below it sharded, kernel,
-tiles; chunked.
+Reading order: core, reduce, cross_entropy, power_law, schedule; type_weights,
+token_losses, dense_losses (the rivals); heads; fused/api, and below it sharded,
+kernel, tiles; chunked.
 """
 
 from collections.abc import Callable, Mapping
@@ -13,10 +13,12 @@ import jax.numpy as jnp
 from jax import Array
 
 from pdl_jax.errors import ConfigError
-from pdl_jax.losses import by_logits, by_stats, by_type
+from pdl_jax.losses import dense_losses, token_losses, type_weights
 from pdl_jax.losses.checks import check_floats, nan_outside, read_labels
 from pdl_jax.losses.chunked import chunked_loss_sums
+from pdl_jax.losses.core import LossTerms, StatsLoss, Sums, TokenStats
 from pdl_jax.losses.cross_entropy import token_nll
+from pdl_jax.losses.fused.api import linear_loss_sums, linear_token_stats
 from pdl_jax.losses.heads import (
   AdaptiveHead,
   CodeHead,
@@ -28,10 +30,8 @@ from pdl_jax.losses.heads import (
   code_tables,
   logit_stats,
 )
-from pdl_jax.losses.linear import linear_loss_sums, linear_token_stats
 from pdl_jax.losses.power_law import power_law_weights
-from pdl_jax.losses.terms import LossTerms, StatsLoss, Sums, TokenStats
-from pdl_jax.sharding import constrain
+from pdl_jax.mesh import constrain
 
 # Keys below `loss` that every loss made of a weight per type reads, and every
 # loss whose terms are those of cross-entropy.
@@ -90,24 +90,26 @@ LOSSES = {
     weights=power_law_weights,
   ),
   'cross_entropy': LossSpec(),
-  'inverse_frequency': LossSpec(weights=by_type.inverse_frequency_weights),
-  'face': LossSpec(weights=by_type.face_weights),
-  'class_balanced': LossSpec(weights=by_type.class_balanced_weights),
+  'inverse_frequency': LossSpec(weights=type_weights.inverse_frequency_weights),
+  'face': LossSpec(weights=type_weights.face_weights),
+  'class_balanced': LossSpec(weights=type_weights.class_balanced_weights),
   'adaptive_exponential': LossSpec(
-    weights=by_type.adaptive_exponential_weights
+    weights=type_weights.adaptive_exponential_weights
   ),
-  'adaptive_chi_square': LossSpec(weights=by_type.adaptive_chi_square_weights),
-  'logit_adjustment': LossSpec(bias=by_type.logit_adjustment_bias),
-  'focal': LossSpec(terms=by_stats.focal),
-  'mile': LossSpec(terms=by_stats.mile, wants=('expected',)),
-  'dft': LossSpec(terms=by_stats.dft),
-  'mixce': LossSpec(terms=by_stats.mixce),
+  'adaptive_chi_square': LossSpec(
+    weights=type_weights.adaptive_chi_square_weights
+  ),
+  'logit_adjustment': LossSpec(bias=type_weights.logit_adjustment_bias),
+  'focal': LossSpec(terms=token_losses.focal),
+  'mile': LossSpec(terms=token_losses.mile, wants=('expected',)),
+  'dft': LossSpec(terms=token_losses.dft),
+  'mixce': LossSpec(terms=token_losses.mixce),
   'gem': LossSpec(
-    terms=by_stats.gem, wants=('expected',), temperature='beta'
+    terms=token_losses.gem, wants=('expected',), temperature='beta'
   ),
-  'unlikelihood': LossSpec(on_logits=by_logits.unlikelihood),
-  'scale_grad': LossSpec(on_logits=by_logits.scale_grad),
-  'emo': LossSpec(on_logits=by_logits.emo),
+  'unlikelihood': LossSpec(on_logits=dense_losses.unlikelihood),
+  'scale_grad': LossSpec(on_logits=dense_losses.scale_grad),
+  'emo': LossSpec(on_logits=dense_losses.emo),
 }  # fmt: skip
 
 
@@ -196,8 +198,8 @@ class Loss(NamedTuple):
       self._terms(TokenStats(ones, ones, ones, ones, ones), ones, ())
       return
     labels = jnp.zeros((1, 2), int)
-    earlier = by_logits.earlier_targets(labels, ones > 0, 0, 2)
-    context = by_logits.Context(labels, earlier, ones)
+    earlier = dense_losses.earlier_targets(labels, ones > 0, 0, 2)
+    context = dense_losses.Context(labels, earlier, ones)
     logits = jnp.ones((1, 2, 2))
     self.spec.on_logits(logits, labels, context, ones, **self.settings)
 
@@ -213,7 +215,7 @@ class Loss(NamedTuple):
   def _terms(
     self, stats: TokenStats, weight: Array, _: tuple[()]
   ) -> LossTerms:
-    terms = self.spec.terms or by_stats.cross_entropy_terms
+    terms = self.spec.terms or token_losses.cross_entropy_terms
     return terms(stats, weight, **self.settings)
 
   def _on_logits(
@@ -233,7 +235,7 @@ class Loss(NamedTuple):
         'losses on all logits need an output row for each type, and '
         'model.head adaptive has none'
       )
-    context = by_logits.Context(labels_BxC, earlier, head.rows().T)
+    context = dense_losses.Context(labels_BxC, earlier, head.rows().T)
     terms = self.spec.on_logits(
       logits, labels, context, weight, **self.settings
     )

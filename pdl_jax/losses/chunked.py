@@ -13,10 +13,10 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
-from pdl_jax.losses.by_logits import earlier_targets
 from pdl_jax.losses.checks import check_floats, read_labels
+from pdl_jax.losses.core import LossTerms, Sums
 from pdl_jax.losses.cross_entropy import token_weights
-from pdl_jax.losses.terms import LossTerms, Sums
+from pdl_jax.losses.dense_losses import earlier_targets
 
 # Logits alive at once, in elements a chunk; 2**24 fp32 numbers are 64 MB.
 CHUNK_ELEMENTS = 2**24
@@ -37,7 +37,8 @@ def chunked_loss_sums(
 
   Args:
     loss: (head, hidden, labels, weight, earlier) -> LossTerms and nll, of a
-      chunk of positions; earlier is of `by_logits.earlier_targets`.
+      chunk of positions; earlier is of
+        `dense_losses.earlier_targets`.
     head: a pytree of arrays, what the logits are made from; its gradient adds
       up in its own type.
     hidden_BxLxD: states that predict the targets of each row, in order.

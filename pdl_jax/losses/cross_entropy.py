@@ -16,8 +16,8 @@ from pdl_jax.losses.checks import (
   number_of,
   read_labels,
 )
+from pdl_jax.losses.core import LossTerms, Sums
 from pdl_jax.losses.reduce import REDUCTIONS, divide, sums
-from pdl_jax.losses.terms import LossTerms, Sums
 
 
 def token_nll(

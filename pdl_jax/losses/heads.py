@@ -8,8 +8,8 @@ import jax.numpy as jnp
 from jax import Array
 from jax.lax import stop_gradient
 
-from pdl_jax.losses.terms import TokenStats
-from pdl_jax.sharding import constrain
+from pdl_jax.losses.core import TokenStats
+from pdl_jax.mesh import constrain
 
 
 def along(x: Array, row: Array) -> Array:

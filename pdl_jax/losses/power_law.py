@@ -23,8 +23,8 @@ from pdl_jax.losses.checks import (
   neutral_types,
   number_of,
 )
+from pdl_jax.losses.core import Sums
 from pdl_jax.losses.cross_entropy import weighted_nll
-from pdl_jax.losses.terms import Sums
 
 UNSEEN = ('paper', 'as_once', 'neutral')
 NORMALIZE = ('corpus_mean', 'none')

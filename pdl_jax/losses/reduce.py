@@ -5,7 +5,7 @@ from jax import Array
 
 from pdl_jax.errors import ConfigError
 from pdl_jax.losses.checks import check_mask
-from pdl_jax.losses.terms import LossTerms, Sums
+from pdl_jax.losses.core import LossTerms, Sums
 
 REDUCTIONS = ('weighted_mean', 'token_mean', 'sum')
 

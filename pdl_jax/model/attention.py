@@ -8,13 +8,13 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from pdl_jax.mesh import constrain
 from pdl_jax.model.complex_attention import turn
 from pdl_jax.model.config import ModelConfig
 from pdl_jax.model.layer_kind import LayerKind
 from pdl_jax.model.linear import linear
 from pdl_jax.model.norm import Norm
 from pdl_jax.model.parameter import parameter
-from pdl_jax.sharding import constrain
 
 
 class LayerCache(NamedTuple):

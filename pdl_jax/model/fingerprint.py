@@ -7,9 +7,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from pdl_jax.model import api
+from pdl_jax.mesh import constrain
+from pdl_jax.model import lm
 from pdl_jax.model.config import ModelConfig
-from pdl_jax.sharding import constrain
 
 _LENGTH, _SHOWN = 16, 4
 # Logits are kept to so many decimals: rounding moves a digit after these.
@@ -47,10 +47,10 @@ def fingerprint(config: ModelConfig, params: dict) -> Fingerprint:
   @jax.jit
   def last(params: dict) -> jax.Array:
     row = jnp.asarray(tokens)[None]
-    x = api.hidden(
+    x = lm.hidden(
       config, params, row, jnp.ones_like(row), jnp.arange(_LENGTH)[None]
     )
-    logits_V = api.head_logits(config, params, x[:, -1])[0]
+    logits_V = lm.head_logits(config, params, x[:, -1])[0]
     # Every process has to see all of them.
     return constrain(logits_V, None)
 

@@ -6,7 +6,7 @@ import jax
 import numpy as np
 from jax import Array
 
-from pdl_jax.model import rope
+from pdl_jax.model import rotary
 from pdl_jax.model.config import ModelConfig, RopeScaling
 
 # More tokens than any context: of a layer that sees all.
@@ -39,8 +39,8 @@ def layer_kinds(config: ModelConfig) -> LayerKind:
 def _frequencies(config: ModelConfig, layer: int) -> np.ndarray:
   pairs, local = config.head_dim // 2, config.local_rope_base
   if local is not None and config.windows and config.windows[layer]:
-    return rope.frequencies(local, pairs, RopeScaling())
-  return rope.frequencies(config.rope_base, pairs, config.rope_scaling)
+    return rotary.frequencies(local, pairs, RopeScaling())
+  return rotary.frequencies(config.rope_base, pairs, config.rope_scaling)
 
 
 def take_layers(kinds: LayerKind, which: slice | int) -> LayerKind:

@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from pdl_jax import stored
 from pdl_jax.errors import DataError
 from pdl_jax.report import plan
 from pdl_jax.report.collect import (
@@ -23,9 +22,10 @@ from pdl_jax.report.collect import (
   fingerprint,
   read_evaluations,
 )
-from pdl_jax.report.experiment import Experiment, Study, Variant
+from pdl_jax.report.declare import Experiment, Study, Variant
 from pdl_jax.report.plan import Planned
-from pdl_jax.sweep import queue
+from pdl_jax.storage import files
+from pdl_jax.sweep import claims
 from pdl_jax.sweep.axes import Cell
 from pdl_jax.sweep.local import Command, Outcome
 
@@ -147,12 +147,12 @@ def carry_out(experiment: Experiment, folder: Path, sweep: Sweep) -> int:
 
 def _decode(experiment: Experiment, root: Path) -> None:
   """Decodes finished runs in the further ways that rows ask for."""
-  folders = queue.run_folders(root)
+  folders = claims.run_folders(root)
   for _, variant, _, run in _rows(experiment):
     at = folders.get(run.cell.digest)
     if not variant.decode or run.root != root or at is None:
       continue
-    if queue.finished(at) and not _is_decoded(at, variant):
+    if claims.finished(at) and not _is_decoded(at, variant):
       subprocess.run(
         [
           sys.executable, 'launch.py', f'--evaluate={at}',
@@ -190,18 +190,18 @@ class _Runs:
 
   def __init__(self):
     self._folders: dict[Path, dict[str, Path]] = {}
-    self._attempts: dict[Path, dict[str, list[queue.Attempt]]] = {}
+    self._attempts: dict[Path, dict[str, list[claims.Attempt]]] = {}
 
   def folder(self, run: Planned) -> Path | None:
     if run.root not in self._folders:
       there = run.root.exists()
-      self._folders[run.root] = queue.run_folders(run.root) if there else {}
-      self._attempts[run.root] = queue.attempts(run.root)
+      self._folders[run.root] = claims.run_folders(run.root) if there else {}
+      self._attempts[run.root] = claims.attempts(run.root)
     return self._folders[run.root].get(run.cell.digest)
 
   def finished(self, run: Planned) -> bool:
     folder = self.folder(run)
-    return folder is not None and queue.finished(folder)
+    return folder is not None and claims.finished(folder)
 
   def collect(
     self, run: Planned, predictions: str
@@ -277,10 +277,10 @@ def read(folder: Path) -> list[Record]:
   if not path.exists():
     return []
   mend = f'git checkout {path} brings it back'
-  records = stored.read_lines(path, {'state': str}, mend)
+  records = files.read_lines(path, {'state': str}, mend)
   for number, record in enumerate(records, start=1):
     done = record['state'] == 'done'
-    found = stored.fault(record, DONE if done else NOT_DONE)
+    found = files.fault(record, DONE if done else NOT_DONE)
     if not found and done:
       found = _uneven(record)
     if found:
@@ -304,7 +304,7 @@ def read_definitions(folder: Path) -> dict[str, dict[str, Any]]:
   if not path.exists():
     return {}
   mend = f'git checkout {path} brings it back'
-  return stored.read_json(path, dict[str, dict[str, _Definition]], mend)
+  return files.read_json(path, dict[str, dict[str, _Definition]], mend)
 
 
 def _write(path: Path, text: str) -> None:

@@ -6,10 +6,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from pdl_jax import frequency, stored
 from pdl_jax.errors import DataError, DivergedError
-from pdl_jax.records import MEASURED, METRICS, RESULTS
-from pdl_jax.sweep import queue
+from pdl_jax.losses import frequency
+from pdl_jax.run_folder import MEASURED, METRICS, RESULTS
+from pdl_jax.storage import files
+from pdl_jax.sweep import claims
 
 Record = dict[str, Any]
 _DIGITS = 6
@@ -36,7 +37,7 @@ NOT_DONE = _WHO | {'state': Literal['diverged', 'failed'], 'error': str}
 
 
 def collect(
-  run: Path, predictions: str, attempts: Sequence[queue.Attempt]
+  run: Path, predictions: str, attempts: Sequence[claims.Attempt]
 ) -> tuple[Record, dict[str, Any]] | None:
   """What a report needs of one run, without a word of the data.
 
@@ -53,7 +54,7 @@ def collect(
   Raises:
     DataError: a run of an earlier version, without what a report resamples.
   """
-  if not queue.finished(run):
+  if not claims.finished(run):
     end = attempts[-1].end if attempts else None
     if end is None or not end.failed:
       return None
@@ -61,13 +62,13 @@ def collect(
     return {
       'state': 'diverged' if diverged else 'failed', 'error': end.error
     }, {}  # fmt: skip
-  measured = stored.read_json(run / 'results.json', RESULTS)
+  measured = files.read_json(run / 'results.json', RESULTS)
   found = _results(run, measured, predictions)
   if found is None:
     return None
   items = _items(run, predictions)
   table = frequency.read(run / 'frequency.npz')
-  environment = stored.read_json(run / 'env.json', _ENVIRONMENT)
+  environment = files.read_json(run / 'env.json', _ENVIRONMENT)
   definitions = {
     key: {k: v for k, v in metric.items() if k not in ('value', 'n', 'buckets')}
     for key, metric in found.items()
@@ -123,7 +124,7 @@ def _results(
   if len(columns) != len(names):
     raise DataError(
       f'{run / "results.json"}: columns holds {len(columns)} systems, not '
-      f'{" and ".join(names)}; {stored.MEND}'
+      f'{" and ".join(names)}; {files.MEND}'
     )
   found: dict[str, Any] = dict(zip(names, columns, strict=True))
   if (run / 'evaluations.json').exists():
@@ -155,7 +156,7 @@ def _head(size: Mapping[str, Any]) -> dict[str, Any]:
 def _items(run: Path, predictions: str) -> dict[str, Any]:
   path = run / 'items.json'
   shape = {f'{predictions}?': _ITEMS}
-  found = stored.read_json(path, shape) if path.exists() else {}
+  found = files.read_json(path, shape) if path.exists() else {}
   if predictions not in found:
     raise DataError(
       f'{run} keeps no sums of its examples, as runs of earlier versions; '
@@ -165,7 +166,7 @@ def _items(run: Path, predictions: str) -> dict[str, Any]:
 
 
 def _curve(path: Path) -> list[tuple[int, float]]:
-  rows = stored.read_lines(path, METRICS)
+  rows = files.read_lines(path, METRICS)
   return [
     (row['step'], _rounded(row['validation_nats']))
     for row in rows
@@ -179,4 +180,4 @@ def _rounded(value: float | None) -> Any:
 
 def read_evaluations(run: Path) -> dict[str, Any]:
   """What --evaluate measured of each stored set of predictions."""
-  return stored.read_json(run / 'evaluations.json', dict[str, MEASURED])
+  return files.read_json(run / 'evaluations.json', dict[str, MEASURED])

@@ -15,7 +15,7 @@ from pdl_jax.report.bootstrap import (
   paired_bootstrap,
 )
 from pdl_jax.report.collect import Record
-from pdl_jax.report.experiment import Experiment, Metric, Variant
+from pdl_jax.report.declare import Experiment, Metric, Variant
 from pdl_jax.report.layout import Column, Entry, Part, Row
 from pdl_jax.report.measured import Definitions, Measured
 from pdl_jax.report.statistics import (

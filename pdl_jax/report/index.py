@@ -5,7 +5,7 @@ from pathlib import Path
 
 from pdl_jax.errors import ConfigError, DataError
 from pdl_jax.report import carry_out, plan
-from pdl_jax.report.experiment import Experiment
+from pdl_jax.report.declare import Experiment
 
 _HEAD = """# Experiments
 

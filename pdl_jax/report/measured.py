@@ -9,7 +9,7 @@ import numpy as np
 from pdl_jax.errors import DataError
 from pdl_jax.evaluate import items
 from pdl_jax.report.collect import Record
-from pdl_jax.report.experiment import Metric, Study
+from pdl_jax.report.declare import Metric, Study
 from pdl_jax.report.layout import State
 from pdl_jax.report.systems import System
 

@@ -12,7 +12,7 @@ from types import ModuleType
 from ml_collections import ConfigDict
 
 from pdl_jax.errors import ConfigError
-from pdl_jax.report.experiment import Experiment, Overrides, Study, Variant
+from pdl_jax.report.declare import Experiment, Overrides, Study, Variant
 from pdl_jax.sweep.axes import Cell, cell
 
 

@@ -6,9 +6,9 @@ Reading order: axes, queue, child, local, ray_engine
 
 from pdl_jax.sweep.axes import Cell, cells
 from pdl_jax.sweep.local import Command, Outcome, run
-from pdl_jax.sweep.overview import Row, format_dry_run, format_status, status
 from pdl_jax.sweep.placement import Wanted
 from pdl_jax.sweep.ray_engine import parse_resources, run_on_ray
+from pdl_jax.sweep.status import Row, format_dry_run, format_status, status
 
 __all__ = [
   'Cell', 'Command', 'Outcome', 'Row', 'Wanted', 'cells', 'format_dry_run',

@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import IO
 
 from pdl_jax import process
-from pdl_jax.sweep import queue
+from pdl_jax.sweep import claims
 from pdl_jax.sweep.axes import Cell
-from pdl_jax.sweep.queue import PREEMPTED, Attempt, End
+from pdl_jax.sweep.claims import PREEMPTED, Attempt, End
 
 Command = Callable[[Cell, Path], list[str]]
 
@@ -52,7 +52,7 @@ class Child:
       return None
     if self.told and code == -signal.SIGTERM:
       code = PREEMPTED  # before it could listen, or told twice
-    if code == 0 and not queue.finished(self.run):
+    if code == 0 and not claims.finished(self.run):
       code, error = 1, 'ended with exit code 0 and without results.json'
     elif code < 0:
       error = f'killed by {signal.Signals(-code).name}'
@@ -79,11 +79,11 @@ def start(
   root: Path, command: Command, cell: Cell, before: Sequence[Attempt]
 ) -> Child | None:
   """Claims a cell and runs it, unless another sweeper was first."""
-  attempt = queue.claim(root, cell.digest, before)
+  attempt = claims.claim(root, cell.digest, before)
   if attempt is None:
     return None
-  run = queue.run_folders(root).get(cell.digest)
-  if run is not None and queue.finished(run):
+  run = claims.run_folders(root).get(cell.digest)
+  if run is not None and claims.finished(run):
     # By another sweeper, after this one had looked.
     attempt.write_end(End(PREEMPTED, 0.0, ''))
     return None

@@ -19,11 +19,11 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from pdl_jax import stored
 from pdl_jax.errors import HostError
-from pdl_jax.sweep import child, local, queue
+from pdl_jax.storage import files
+from pdl_jax.sweep import child, claims, local
 from pdl_jax.sweep.axes import Cell
-from pdl_jax.sweep.queue import Attempt
+from pdl_jax.sweep.claims import Attempt
 
 _LOOK = 0.5  # seconds between looks for the meeting
 # Seconds for the meeting to be there: the first begins when the others do.
@@ -86,7 +86,7 @@ def lead(
 
   def meet(cell: Cell, run: Path) -> list[str]:
     where = f'{_address()}:{_free_port()}'
-    attempt = queue.attempts(root)[cell.digest][-1]  # claimed a moment ago
+    attempt = claims.attempts(root)[cell.digest][-1]  # claimed a moment ago
     text = json.dumps({'number': attempt.number, 'coordinator': where})
     partial = member.meeting.with_suffix('.partial')
     partial.write_text(text, 'utf-8')
@@ -99,7 +99,7 @@ def lead(
     while leader is not None and leader.poll() is None:
       leader.stop(signals.count)
       if time.monotonic() > next_beat:
-        next_beat = time.monotonic() + queue.HEARTBEAT
+        next_beat = time.monotonic() + claims.HEARTBEAT
         leader.beat()
       time.sleep(local.POLL)
 
@@ -129,7 +129,7 @@ def follow(
         f'{_MEET:g} s where they meet: there is no {member.meeting}'
       )
     time.sleep(_LOOK)
-  found = stored.read_json(member.meeting, {'number': int, 'coordinator': str})
+  found = files.read_json(member.meeting, {'number': int, 'coordinator': str})
   attempt = Attempt(root / 'sweep', cell.digest, found['number'])
   name = attempt.path(f'{member.number}.worker')
   before = signal.signal(signal.SIGINT, lambda *_: None)

@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import Protocol
 
 from pdl_jax.errors import ConfigError, PreemptedError
-from pdl_jax.stop import hear
-from pdl_jax.sweep import child, queue
+from pdl_jax.sweep import child, claims
 from pdl_jax.sweep.axes import Cell
 from pdl_jax.sweep.child import Command
-from pdl_jax.sweep.queue import Attempt
+from pdl_jax.sweep.claims import Attempt
+from pdl_jax.train.preemption import hear
 
 # Seconds between looks at the own runs, and at what other sweepers do.
 POLL = 0.1
@@ -140,7 +140,7 @@ def supervise(
     raise ConfigError(
       f'--workers must be >= 1 and --retries >= 0, got {workers} and {retries}'
     )
-  queue.open_folder(root)
+  claims.open_folder(root)
   with take_signals() as signals:
     sweeper = _Sweeper(
       cells, root, workers, retries, fail_fast, start, signals
@@ -176,7 +176,7 @@ class _Sweeper:
     # What had ended before this call is history; it may be tried again.
     self._history = {
       (attempt.digest, attempt.number)
-      for each in queue.attempts(root).values()
+      for each in claims.attempts(root).values()
       for attempt in each
       if attempt.end is not None
     }
@@ -204,15 +204,15 @@ class _Sweeper:
     if not free or time.monotonic() < self._next_look:
       return
     self._next_look = time.monotonic() + _LOOK
-    attempts, now = queue.attempts(self._root), queue.clock(self._root)
-    folders = queue.run_folders(self._root)
+    attempts, now = claims.attempts(self._root), claims.clock(self._root)
+    folders = claims.run_folders(self._root)
     ours = {worker.cell.digest for worker in self._running}
     startable = []
     for cell in list(self._pending):
       before, folder = attempts.get(cell.digest, []), folders.get(cell.digest)
       if cell.digest in ours:
         continue
-      if folder is not None and queue.finished(folder):
+      if folder is not None and claims.finished(folder):
         self._settle(cell, '')
       elif before and before[-1].lasts(now):
         continue
@@ -267,6 +267,6 @@ class _Sweeper:
   def _beat(self) -> None:
     if time.monotonic() < self._next_beat:
       return
-    self._next_beat = time.monotonic() + queue.HEARTBEAT
+    self._next_beat = time.monotonic() + claims.HEARTBEAT
     for worker in self._running:
       worker.beat()

@@ -25,11 +25,11 @@ from typing import Any
 
 from pdl_jax.data.schema import check_known
 from pdl_jax.errors import ConfigError, HostError, PreemptedError
-from pdl_jax.sweep import gang, local, placement, queue
+from pdl_jax.sweep import claims, gang, local, placement
 from pdl_jax.sweep.axes import Cell
 from pdl_jax.sweep.child import Command
+from pdl_jax.sweep.claims import PREEMPTED, Attempt
 from pdl_jax.sweep.placement import Placed, Wanted
-from pdl_jax.sweep.queue import PREEMPTED, Attempt
 
 _RESOURCES = ('CPU', 'GPU', 'TPU')
 # Of this environment, what a run has to see on its machine: it changes numbers.
@@ -143,7 +143,7 @@ def _start(
     return None
   number = before[-1].number + 1 if before else 1
   attempt = Attempt(root / 'sweep', cell.digest, number)
-  run = queue.run_folders(root).get(cell.digest, root / cell.run_id)
+  run = claims.run_folders(root).get(cell.digest, root / cell.run_id)
   passed_on = {
     name: value
     for name, value in os.environ.items()
@@ -223,7 +223,7 @@ class _Task:
     if self.lost and end is not None and end.code == HostError.exit_code:
       # Of a gang that could not go on without the machine.
       self.attempt.write_end(dataclasses.replace(end, code=PREEMPTED))
-    return 0 if queue.finished(self.run) else PREEMPTED
+    return 0 if claims.finished(self.run) else PREEMPTED
 
   def _explain(self, error: Exception) -> None:
     reason = (str(error).strip().splitlines() or [type(error).__name__])[-1]
@@ -272,9 +272,9 @@ def _run_cell(
   if own is not None and own.number:
     gang.follow(own, cell, root, run, line)
     return
-  before = queue.attempts(root).get(cell.digest, [])
-  lasts = before and before[-1].lasts(queue.clock(root))
-  if lasts or queue.run_folders(root).get(cell.digest, run) != run:
+  before = claims.attempts(root).get(cell.digest, [])
+  lasts = before and before[-1].lasts(claims.clock(root))
+  if lasts or claims.run_folders(root).get(cell.digest, run) != run:
     return  # Another sweeper was at it while this waited for its turn.
   if own is not None:
     gang.lead(own, cell, root, before, line)

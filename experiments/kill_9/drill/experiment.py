@@ -1,7 +1,7 @@
 """Four runs of the smallest job, to be killed; see experiments/kill_9."""
 
 from experiments import metrics
-from pdl_jax.report.experiment import Experiment, Study, Variant
+from pdl_jax.report.declare import Experiment, Study, Variant
 
 EXPERIMENT = Experiment(
   question='Does a sweep survive kill -9?',

@@ -22,18 +22,18 @@ gcloud compute scp /tmp/pdl_jax-0123456789ab.tar.gz gpu-1: --zone=us-central1-a 
 wait
 
 # 8/10 unpack and install
-gcloud compute ssh gpu-0 --zone=us-central1-a --quiet --ssh-flag=-oConnectionAttempts=60 '--command=tar -xzf pdl_jax-0123456789ab.tar.gz && cd pdl_jax-0123456789ab && bash pdl_jax/pods/setup.sh cuda12' &
-gcloud compute ssh gpu-1 --zone=us-central1-a --quiet --ssh-flag=-oConnectionAttempts=60 '--command=tar -xzf pdl_jax-0123456789ab.tar.gz && cd pdl_jax-0123456789ab && bash pdl_jax/pods/setup.sh cuda12' &
+gcloud compute ssh gpu-0 --zone=us-central1-a --quiet --ssh-flag=-oConnectionAttempts=60 '--command=tar -xzf pdl_jax-0123456789ab.tar.gz && cd pdl_jax-0123456789ab && bash pdl_jax/cluster/pods/setup.sh cuda12' &
+gcloud compute ssh gpu-1 --zone=us-central1-a --quiet --ssh-flag=-oConnectionAttempts=60 '--command=tar -xzf pdl_jax-0123456789ab.tar.gz && cd pdl_jax-0123456789ab && bash pdl_jax/cluster/pods/setup.sh cuda12' &
 wait
 
 # 9/10 mount what the hosts share
-gcloud compute ssh gpu-0 --zone=us-central1-a --quiet --ssh-flag=-oConnectionAttempts=60 '--command=cd pdl_jax-0123456789ab && bash pdl_jax/pods/mount.sh 10.0.0.2:/runs /mnt/shared' &
-gcloud compute ssh gpu-1 --zone=us-central1-a --quiet --ssh-flag=-oConnectionAttempts=60 '--command=cd pdl_jax-0123456789ab && bash pdl_jax/pods/mount.sh 10.0.0.2:/runs /mnt/shared' &
+gcloud compute ssh gpu-0 --zone=us-central1-a --quiet --ssh-flag=-oConnectionAttempts=60 '--command=cd pdl_jax-0123456789ab && bash pdl_jax/cluster/pods/mount.sh 10.0.0.2:/runs /mnt/shared' &
+gcloud compute ssh gpu-1 --zone=us-central1-a --quiet --ssh-flag=-oConnectionAttempts=60 '--command=cd pdl_jax-0123456789ab && bash pdl_jax/cluster/pods/mount.sh 10.0.0.2:/runs /mnt/shared' &
 wait
 
 # 10/10 start the training
-gcloud compute ssh gpu-0 --zone=us-central1-a --quiet --ssh-flag=-oConnectionAttempts=60 '--command=cd pdl_jax-0123456789ab && bash pdl_jax/pods/start.sh 0 '"'"'/mnt/shared/runs/a run/logs'"'"' .venv/bin/python launch.py --config=configs/summarize.py '"'"'--workdir=/mnt/shared/runs/a run'"'"' --multihost --coordinator=gpu-0:8476 --num_processes=2 --process_id=0' &
-gcloud compute ssh gpu-1 --zone=us-central1-a --quiet --ssh-flag=-oConnectionAttempts=60 '--command=cd pdl_jax-0123456789ab && bash pdl_jax/pods/start.sh 1 '"'"'/mnt/shared/runs/a run/logs'"'"' .venv/bin/python launch.py --config=configs/summarize.py '"'"'--workdir=/mnt/shared/runs/a run'"'"' --multihost --coordinator=gpu-0:8476 --num_processes=2 --process_id=1' &
+gcloud compute ssh gpu-0 --zone=us-central1-a --quiet --ssh-flag=-oConnectionAttempts=60 '--command=cd pdl_jax-0123456789ab && bash pdl_jax/cluster/pods/start.sh 0 '"'"'/mnt/shared/runs/a run/logs'"'"' .venv/bin/python launch.py --config=configs/summarize.py '"'"'--workdir=/mnt/shared/runs/a run'"'"' --multihost --coordinator=gpu-0:8476 --num_processes=2 --process_id=0' &
+gcloud compute ssh gpu-1 --zone=us-central1-a --quiet --ssh-flag=-oConnectionAttempts=60 '--command=cd pdl_jax-0123456789ab && bash pdl_jax/cluster/pods/start.sh 1 '"'"'/mnt/shared/runs/a run/logs'"'"' .venv/bin/python launch.py --config=configs/summarize.py '"'"'--workdir=/mnt/shared/runs/a run'"'"' --multihost --coordinator=gpu-0:8476 --num_processes=2 --process_id=1' &
 wait
 
 # To see the logs of all hosts:

@@ -5,19 +5,19 @@ git archive --prefix=pdl_jax-0123456789ab/ --add-virtual-file=pdl_jax-0123456789
 gcloud compute tpus queued-resources create v5 --zone=us-west4-a --quiet --node-id=v5 --accelerator-type=v5litepod-16 --runtime-version=v2-alpha-tpuv5-lite --reserved
 
 # 3/7 wait until it is active
-bash pdl_jax/pods/wait.sh v5 us-west4-a
+bash pdl_jax/cluster/pods/wait.sh v5 us-west4-a
 
 # 4/7 ship it to all hosts
 gcloud compute tpus tpu-vm scp /tmp/pdl_jax-0123456789ab.tar.gz v5: --zone=us-west4-a --quiet --worker=all
 
 # 5/7 unpack and install
-gcloud compute tpus tpu-vm ssh v5 --zone=us-west4-a --quiet --worker=all '--command=tar -xzf pdl_jax-0123456789ab.tar.gz && cd pdl_jax-0123456789ab && bash pdl_jax/pods/setup.sh tpu'
+gcloud compute tpus tpu-vm ssh v5 --zone=us-west4-a --quiet --worker=all '--command=tar -xzf pdl_jax-0123456789ab.tar.gz && cd pdl_jax-0123456789ab && bash pdl_jax/cluster/pods/setup.sh tpu'
 
 # 6/7 mount what the hosts share
-gcloud compute tpus tpu-vm ssh v5 --zone=us-west4-a --quiet --worker=all '--command=cd pdl_jax-0123456789ab && bash pdl_jax/pods/mount.sh gs://my-runs /mnt/shared'
+gcloud compute tpus tpu-vm ssh v5 --zone=us-west4-a --quiet --worker=all '--command=cd pdl_jax-0123456789ab && bash pdl_jax/cluster/pods/mount.sh gs://my-runs /mnt/shared'
 
 # 7/7 start the training
-gcloud compute tpus tpu-vm ssh v5 --zone=us-west4-a --quiet --worker=all '--command=cd pdl_jax-0123456789ab && bash pdl_jax/pods/start.sh tpu '"'"'/mnt/shared/runs/a run/logs'"'"' .venv/bin/python launch.py --config=configs/summarize.py '"'"'--workdir=/mnt/shared/runs/a run'"'"' --multihost'
+gcloud compute tpus tpu-vm ssh v5 --zone=us-west4-a --quiet --worker=all '--command=cd pdl_jax-0123456789ab && bash pdl_jax/cluster/pods/start.sh tpu '"'"'/mnt/shared/runs/a run/logs'"'"' .venv/bin/python launch.py --config=configs/summarize.py '"'"'--workdir=/mnt/shared/runs/a run'"'"' --multihost'
 
 # To see the logs of all hosts:
 #   gcloud compute tpus tpu-vm ssh v5 --zone=us-west4-a --quiet --worker=0 '--command=tail --lines=20 --follow=name '"'"'/mnt/shared/runs/a run/logs'"'"'/host-*.log'

@@ -30,7 +30,7 @@ git archive --prefix=pdl_jax-0123456789ab/ --add-virtual-file=pdl_jax-0123456789
 tar -xzf /tmp/pdl_jax-0123456789ab.tar.gz --one-top-level=/.cache/pods
 
 # 3/4 install
-bash /.cache/pods/pdl_jax-0123456789ab/pdl_jax/pods/setup.sh cuda12
+bash /.cache/pods/pdl_jax-0123456789ab/pdl_jax/cluster/pods/setup.sh cuda12
 
 # 4/4 submit the job
 sbatch '/mnt/shared/runs/a run/logs/job.sbatch'

@@ -8,13 +8,13 @@ gcloud compute tpus tpu-vm create v6 --zone=us-east5-a --quiet --accelerator-typ
 gcloud compute tpus tpu-vm scp /tmp/pdl_jax-0123456789ab.tar.gz v6: --zone=us-east5-a --quiet --worker=all
 
 # 4/6 unpack and install
-gcloud compute tpus tpu-vm ssh v6 --zone=us-east5-a --quiet --worker=all '--command=tar -xzf pdl_jax-0123456789ab.tar.gz && cd pdl_jax-0123456789ab && bash pdl_jax/pods/setup.sh tpu'
+gcloud compute tpus tpu-vm ssh v6 --zone=us-east5-a --quiet --worker=all '--command=tar -xzf pdl_jax-0123456789ab.tar.gz && cd pdl_jax-0123456789ab && bash pdl_jax/cluster/pods/setup.sh tpu'
 
 # 5/6 mount what the hosts share
-gcloud compute tpus tpu-vm ssh v6 --zone=us-east5-a --quiet --worker=all '--command=cd pdl_jax-0123456789ab && bash pdl_jax/pods/mount.sh 10.0.0.2:/runs /mnt/shared'
+gcloud compute tpus tpu-vm ssh v6 --zone=us-east5-a --quiet --worker=all '--command=cd pdl_jax-0123456789ab && bash pdl_jax/cluster/pods/mount.sh 10.0.0.2:/runs /mnt/shared'
 
 # 6/6 start the training
-gcloud compute tpus tpu-vm ssh v6 --zone=us-east5-a --quiet --worker=all '--command=cd pdl_jax-0123456789ab && bash pdl_jax/pods/start.sh tpu '"'"'/mnt/shared/runs/a run/logs'"'"' .venv/bin/python launch.py --config=configs/summarize.py '"'"'--workdir=/mnt/shared/runs/a run'"'"' --multihost'
+gcloud compute tpus tpu-vm ssh v6 --zone=us-east5-a --quiet --worker=all '--command=cd pdl_jax-0123456789ab && bash pdl_jax/cluster/pods/start.sh tpu '"'"'/mnt/shared/runs/a run/logs'"'"' .venv/bin/python launch.py --config=configs/summarize.py '"'"'--workdir=/mnt/shared/runs/a run'"'"' --multihost'
 
 # To see the logs of all hosts:
 #   gcloud compute tpus tpu-vm ssh v6 --zone=us-east5-a --quiet --worker=0 '--command=tail --lines=20 --follow=name '"'"'/mnt/shared/runs/a run/logs'"'"'/host-*.log'

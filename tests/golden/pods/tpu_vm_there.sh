@@ -5,10 +5,10 @@ git archive --prefix=pdl_jax-0123456789ab/ --add-virtual-file=pdl_jax-0123456789
 gcloud compute tpus tpu-vm scp /tmp/pdl_jax-0123456789ab.tar.gz v6: --zone=us-east5-a --quiet --worker=all
 
 # 3/4 unpack and install
-gcloud compute tpus tpu-vm ssh v6 --zone=us-east5-a --quiet --worker=all '--command=tar -xzf pdl_jax-0123456789ab.tar.gz && cd pdl_jax-0123456789ab && bash pdl_jax/pods/setup.sh tpu'
+gcloud compute tpus tpu-vm ssh v6 --zone=us-east5-a --quiet --worker=all '--command=tar -xzf pdl_jax-0123456789ab.tar.gz && cd pdl_jax-0123456789ab && bash pdl_jax/cluster/pods/setup.sh tpu'
 
 # 4/4 start the training
-gcloud compute tpus tpu-vm ssh v6 --zone=us-east5-a --quiet --worker=all '--command=cd pdl_jax-0123456789ab && bash pdl_jax/pods/start.sh tpu '"'"'/mnt/shared/runs/a run/logs'"'"' .venv/bin/python launch.py --config=configs/summarize.py '"'"'--workdir=/mnt/shared/runs/a run'"'"' --multihost'
+gcloud compute tpus tpu-vm ssh v6 --zone=us-east5-a --quiet --worker=all '--command=cd pdl_jax-0123456789ab && bash pdl_jax/cluster/pods/start.sh tpu '"'"'/mnt/shared/runs/a run/logs'"'"' .venv/bin/python launch.py --config=configs/summarize.py '"'"'--workdir=/mnt/shared/runs/a run'"'"' --multihost'
 
 # To see the logs of all hosts:
 #   gcloud compute tpus tpu-vm ssh v6 --zone=us-east5-a --quiet --worker=0 '--command=tail --lines=20 --follow=name '"'"'/mnt/shared/runs/a run/logs'"'"'/host-*.log'

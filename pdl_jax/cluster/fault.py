@@ -1,0 +1,85 @@
+"""What nobody foresaw: one line, and the traceback in a file."""
+
+import contextlib
+import tempfile
+import traceback
+from collections.abc import Iterator
+from pathlib import Path
+from types import TracebackType
+
+from pdl_jax.cluster.multihost import Place
+from pdl_jax.errors import ConfigError, FaultError, HostError, PdlError
+
+# In a run folder, or in that of the hosts of a run.
+FILE = 'traceback.txt'
+# How a program of the user's calls itself while it is executed: the config
+# file, also where its sweeps are looked for, and the code of an experiment.
+_PROGRAMS = ('config_config', '<run_path>')
+
+
+def explain(error: BaseException, run: Path | None) -> PdlError:
+  """The line for an error that is none of pdl_jax.errors.
+
+  Args:
+    error: as it was raised.
+    run: folder of the run, which need not be there.
+  """
+  if where := in_config(error):
+    return ConfigError(f'{where}: {words(error)}')
+  told = f'{words(error)}; the traceback is in {_keep(error, run)}'
+  if isinstance(error, MemoryError) or 'RESOURCE_EXHAUSTED' in str(error):
+    return HostError(
+      f'out of memory, of this host or of a device: {told}; take a smaller '
+      'batch, shorter texts or more devices'
+    )
+  return FaultError(f'a fault of pdl_jax or of a library: {told}')
+
+
+def in_config(error: BaseException) -> str:
+  """File and line of the config file in which it was raised; '': elsewhere."""
+  if isinstance(error, SyntaxError):
+    return f'{error.filename or "the config file"}:{error.lineno or 1}'
+  found = [
+    f'{frame.tb_frame.f_code.co_filename}:{frame.tb_lineno}'
+    for frame in _frames(error.__traceback__)
+    if frame.tb_frame.f_globals.get('__name__') in _PROGRAMS
+  ]
+  return found[-1] if found else ''
+
+
+def _frames(at: TracebackType | None) -> Iterator[TracebackType]:
+  while at is not None:
+    yield at
+    at = at.tb_next
+
+
+def words(error: BaseException) -> str:
+  """Its type and its first line."""
+  lines = str(error).strip().splitlines() or ['']
+  return f'{type(error).__name__}: {lines[0][:300]}'.removesuffix(': ')
+
+
+def _keep(error: BaseException, run: Path | None) -> str:
+  """Writes the traceback; says where."""
+  text = ''.join(traceback.format_exception(error))
+  place = Place.here()
+  if place is not None:
+    # Each host its own.
+    kept = Path(place.folder) / f'{place.name}.{FILE}'
+  else:
+    kept = None if run is None else run / FILE
+  if kept is not None and (place or (kept.parent / 'config.json').exists()):
+    # A full disk may be what it is about.
+    with contextlib.suppress(OSError):
+      kept.write_text(text, 'utf-8', 'backslashreplace')
+      return str(kept)
+  with (
+    contextlib.suppress(OSError),
+    tempfile.NamedTemporaryFile(
+      'w', prefix='pdl_jax-', suffix=f'.{FILE}', delete=False,
+      encoding='utf-8', errors='backslashreplace',
+    ) as file,
+  ):  # fmt: skip
+    file.write(text)
+    return file.name
+  return 'no file, as none could be written'

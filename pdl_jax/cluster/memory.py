@@ -1,0 +1,287 @@
+"""What a train step takes of each device, by part, before anything exists.
+
+From shapes: the state by `state.describe`, so its bytes are exact; the rest
+from the jaxpr of the step on one device's share of the arrays, an estimate:
+experiments/scale_on_paper has it beside what compilers come to. Neither the
+arrays nor the devices need to be there.
+"""
+
+import dataclasses
+import math
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import AbstractMesh, AxisType
+
+from pdl_jax.cluster import liveness
+from pdl_jax.errors import ConfigError
+from pdl_jax.losses import LOSSES, Head, Loss, LossTables
+from pdl_jax.mesh import MESH_AXES, RULES, check_batch, shardings
+from pdl_jax.model import lm
+from pdl_jax.model.config import ModelConfig
+from pdl_jax.train import state
+from pdl_jax.train.optimizer import OptimizerConfig, make_optimizer, merge
+from pdl_jax.train.state import TrainState
+from pdl_jax.train.step import target_hidden
+
+Tree = Any
+PDL = Loss(LOSSES['power_law'], {})
+
+
+@dataclasses.dataclass(frozen=True)
+class Memory:
+  """Bytes a device.
+
+  Attributes:
+    parameters: exact.
+    moments: of the optimizer, and the counters of the state; exact.
+    inputs: a batch, and the tables of the loss; exact.
+    gradients: of what trains; twice where micro-batches add up.
+    activations: kept for the backward pass.
+    loss: most that head and loss have alive besides, the head gathered and
+      its gradient among it.
+    layer: the same of one layer, forward or backward.
+  """
+
+  parameters: int
+  moments: int
+  inputs: int
+  gradients: int
+  activations: int
+  loss: int
+  layer: int
+
+  @property
+  def arguments(self) -> int:
+    """What is there between steps, and comes in; exact."""
+    return self.parameters + self.moments + self.inputs
+
+  @property
+  def temporaries(self) -> int:
+    """Most of what comes and goes: at the loss, or in the backward pass."""
+    return self.activations + max(self.loss, self.gradients + self.layer)
+
+  @property
+  def total(self) -> int:
+    """The most at once."""
+    return self.arguments + self.temporaries
+
+
+def estimate(
+  model: ModelConfig,
+  config: OptimizerConfig,
+  mesh_shape: Sequence[int],
+  rows: int,
+  length: int,
+  targets: int,
+  loss: Loss = PDL,
+) -> Memory:
+  """The memory of a train step.
+
+  Args:
+    model: with or without remat.
+    config: what trains, and the number of micro-batches.
+    mesh_shape: (data, fsdp, tensor), no -1.
+    rows: of the global batch.
+    length: tokens of a row.
+    targets: positions of a row that are predicted.
+    loss: as the step is compiled for it.
+
+  Raises:
+    ConfigError: where something does not divide over the mesh.
+  """
+  mesh = abstract_mesh(mesh_shape)
+  check_batch(mesh, 'train.batch_size', rows, config.accumulation)
+  optimizer = make_optimizer(config, steps=1 + config.warmup_steps)
+  shapes = jax.eval_shape(partial(lm.init, model), jax.random.key(0))
+  whole = state.describe(shapes, model, config, optimizer, mesh)
+  parameters = shard_bytes((whole.trained, whole.frozen))
+  trained = shard_bytes(whole.trained)
+  split = _parts(mesh, 'batch')
+  share = _share(model, mesh, whole)
+  micro = rows // (split * config.accumulation)
+  activations, casts = _kept(share, micro, length, targets)
+  return Memory(
+    parameters=parameters,
+    moments=shard_bytes(whole) - parameters,
+    inputs=_input_bytes(rows // split, length, targets, model.vocab_size),
+    gradients=trained * (1 if config.accumulation == 1 else 2),
+    # Parameters in the dtype of a matmul are split as they are themselves.
+    activations=activations + casts // _parts(mesh, 'embed'),
+    loss=_loss_peak(share, micro, targets, loss),
+    layer=_layer_peak(share, micro, length, targets),
+  )
+
+
+def format_table(memory: Memory) -> str:
+  """A few lines for a terminal, in GB (1e9 bytes) a device."""
+  rows = {
+    **dataclasses.asdict(memory), 'arguments': memory.arguments,
+    'temporaries (estimate)': memory.temporaries,
+    'total (estimate)': memory.total,
+  }  # fmt: skip
+  return '\n'.join(
+    f'{name:24}{value / 1e9:10.3f} GB' for name, value in rows.items()
+  )
+
+
+def abstract_mesh(shape: Sequence[int]) -> AbstractMesh:
+  """A (data, fsdp, tensor) mesh of no devices in particular.
+
+  Raises:
+    ConfigError: for a size below 1.
+  """
+  if min(shape) < 1:
+    raise ConfigError(f'mesh {tuple(shape)} must have sizes of at least 1')
+  auto = (AxisType.Auto,) * len(MESH_AXES)
+  return AbstractMesh(tuple(shape), MESH_AXES, axis_types=auto)
+
+
+def shard_bytes(tree: Tree) -> int:
+  """Of a tree of shapes with shardings, on one device."""
+  return sum(
+    math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize
+    for x in jax.tree.leaves(tree)
+  )
+
+
+@dataclasses.dataclass(frozen=True)
+class _Share:
+  """The model as one device computes it: widths whole, heads and F split."""
+
+  model: ModelConfig
+  trained: Tree
+  frozen: Tree
+
+
+def _share(model: ModelConfig, mesh: AbstractMesh, whole: TrainState) -> _Share:
+  """What is split over fsdp is gathered where it is used."""
+  alone = abstract_mesh((1, 1, mesh.shape['tensor']))
+  groups = len(merge(whole.trained, whole.frozen)['blocks'])
+  axes = lm.logical_axes(model, groups=groups)
+  placed = shardings(alone, axes, merge(whole.trained, whole.frozen))
+
+  def one(x: jax.ShapeDtypeStruct | None, at: Any) -> Any:
+    if x is None:
+      return None
+    return jax.ShapeDtypeStruct(at.shard_shape(x.shape), x.dtype)
+
+  keep = {'is_leaf': lambda x: x is None}
+  local = dataclasses.replace(
+    model,
+    heads=model.heads // _parts(mesh, 'heads'),
+    kv_heads=model.kv_heads // _parts(mesh, 'kv_heads'),
+    mlp=model.mlp // _parts(mesh, 'mlp'),
+  )
+  return _Share(
+    local,
+    jax.tree.map(one, whole.trained, placed, **keep),
+    jax.tree.map(one, whole.frozen, placed, **keep),
+  )
+
+
+def _batch(rows: int, length: int, targets: int) -> dict[str, Any]:
+  sizes = {
+    'tokens': length, 'segments': length, 'positions': length,
+    'labels': targets, 'reads': targets,
+  }  # fmt: skip
+  made = {
+    name: jax.ShapeDtypeStruct((rows, size), jnp.int32)
+    for name, size in sizes.items()
+  }
+  return {**made, 'where': jax.ShapeDtypeStruct((rows, targets), bool)}
+
+
+def _tables(vocab_size: int) -> LossTables:
+  weights_V: Any = jax.ShapeDtypeStruct((vocab_size,), jnp.float32)
+  return LossTables(weights_V)
+
+
+def _input_bytes(rows: int, length: int, targets: int, vocab_size: int) -> int:
+  arrays = jax.tree.leaves((_batch(rows, length, targets), _tables(vocab_size)))
+  return sum(math.prod(x.shape) * x.dtype.itemsize for x in arrays)
+
+
+def _hidden(share: _Share, frozen: Tree, batch: Tree) -> Callable[[Tree], Any]:
+  return lambda trained: target_hidden(
+    share.model, merge(trained, frozen), batch
+  )
+
+
+def _kept(
+  share: _Share, rows: int, length: int, targets: int
+) -> tuple[int, int]:
+  """Bytes between the passes: those that grow with the rows, and the others.
+
+  The others are parameters in the dtype of a matmul.
+  """
+
+  def forward(trained: Tree, frozen: Tree, batch: Tree) -> Any:
+    return jax.vjp(_hidden(share, frozen, batch), trained)
+
+  def count(rows: int) -> int:
+    batch = _batch(rows, length, targets)
+    jaxpr = jax.make_jaxpr(forward)(share.trained, share.frozen, batch).jaxpr
+    made = {v for equation in jaxpr.eqns for v in equation.outvars}
+    return sum(map(liveness.var_bytes, made.intersection(_vars(jaxpr.outvars))))
+
+  one, two = count(rows), count(2 * rows)
+  return two - one, 2 * one - two
+
+
+def _vars(atoms: Any) -> list[Any]:
+  return [x for x in atoms if not hasattr(x, 'val')]
+
+
+def _layer_peak(share: _Share, rows: int, length: int, targets: int) -> int:
+  """Most that one turn of a scan over layers has alive."""
+
+  def both(trained: Tree, frozen: Tree, batch: Tree) -> Any:
+    hidden, pull = jax.vjp(_hidden(share, frozen, batch), trained)
+    return pull(hidden)
+
+  batch = _batch(rows, length, targets)
+  jaxpr = jax.make_jaxpr(both)(share.trained, share.frozen, batch)
+  groups = merge(share.trained, share.frozen)['blocks']
+  layers = {jax.tree.leaves(group)[0].shape[0] for group in groups}
+  return max(x for n in layers for x in liveness.loop_peaks(jaxpr, n))
+
+
+def _loss_peak(share: _Share, rows: int, targets: int, loss: Loss) -> int:
+  """Most that head and loss have alive, both gradients included."""
+  hidden = jax.ShapeDtypeStruct(
+    (rows, targets, share.model.width), share.model.compute_dtype
+  )
+  batch = _batch(rows, targets, targets)
+
+  # What the gradient of the others is made of is not there yet.
+  name = 'head' if 'head' in share.trained else 'embed_VxD'
+  own = {name: share.trained[name]}, {name: share.frozen[name]}
+
+  def head(trained: Tree, frozen: Tree) -> Head:
+    return lm.head(share.model, merge(trained, frozen))
+
+  def gradient(
+    trained: Tree, frozen: Tree, hidden: Any, batch: Tree, tables: LossTables
+  ) -> Any:
+    def value(trained: Tree, hidden: Any) -> Any:
+      return loss.sums(
+        head(trained, frozen), hidden, batch['labels'], tables, batch['where']
+      )[0].num
+
+    return jax.grad(value, (0, 1))(trained, hidden)
+
+  # The weights are read whole, but the share of the head has fewer columns.
+  columns = jax.eval_shape(head, *own).vocab_size
+  jaxpr = jax.make_jaxpr(gradient)(*own, hidden, batch, _tables(columns))
+  return liveness.peak_bytes(jaxpr)
+
+
+def _parts(mesh: AbstractMesh, name: str) -> int:
+  """Over how many devices an axis is split."""
+  axis = RULES[name]
+  axes = (axis,) if isinstance(axis, str) else axis or ()
+  return math.prod(mesh.shape[x] for x in axes)

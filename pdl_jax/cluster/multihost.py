@@ -1,0 +1,185 @@
+"""One process of several: how it joins the others, stops and ends with them."""
+
+import dataclasses
+import faulthandler
+import json
+import os
+import signal
+import sys
+import time
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Self
+
+import jax
+from jax.experimental import multihost_utils
+
+from pdl_jax import process
+from pdl_jax.cluster.diagnosis import JOINING
+from pdl_jax.cluster.heartbeat import Journal
+from pdl_jax.errors import HostError
+from pdl_jax.train.preemption import StopRequest
+
+# How the parent tells a process that it is one of several.
+VARIABLE = 'PDL_JAX_HOST'
+_PARENT = 'PDL_JAX_PARENT'
+# What clusters call the number of a process, and how many there are.
+_NUMBERS = (
+  'TPU_WORKER_ID', 'SLURM_PROCID', 'JOB_COMPLETION_INDEX',
+  'OMPI_COMM_WORLD_RANK',
+)  # fmt: skip
+# Others end at the same error a moment later; they are to say it themselves.
+_LAST_WORDS = 2.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Place:
+  """A process among the others.
+
+  Attributes:
+    folder: of the hosts' files.
+    name: of this one's.
+    coordinator: HOST:PORT of process 0; None, with the next two: JAX finds
+      them in the environment of a TPU pod, of Slurm, MPI or Kubernetes.
+    processes: how many.
+    process: which of them.
+    join_seconds: how long to wait for the others.
+    heartbeat_seconds: how long a silent one is believed to live.
+  """
+
+  folder: str
+  name: str
+  coordinator: str | None
+  processes: int | None
+  process: int | None
+  join_seconds: int
+  heartbeat_seconds: int
+
+  def environment(self) -> dict[str, str]:
+    """What the process is started with."""
+    place = json.dumps(dataclasses.asdict(self))
+    return {VARIABLE: place, _PARENT: str(os.getpid())}
+
+  @classmethod
+  def here(cls) -> Self | None:
+    """That of this process; None of a process that is alone."""
+    text = os.environ.get(VARIABLE)
+    return None if text is None else cls(**json.loads(text))
+
+
+def number_here() -> int | None:
+  """The number of this process that a cluster's environment declares."""
+  found = [os.environ[name] for name in _NUMBERS if name in os.environ]
+  return int(found[0]) if found else None
+
+
+class SharedStop(StopRequest):
+  """A request to stop that all hosts hear at the same question.
+
+  SIGTERM on any of them is taken by JAX, which agrees with the others on the
+  next question that none has asked yet.
+  """
+
+  def __init__(self, journal: Journal):
+    self.requested, self._journal, self._asked = False, journal, 0
+    # The parent turns Ctrl-C into SIGTERM.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+  def note(self, doing: str) -> None:
+    """Says what is begun, to those who look for the one that is stuck."""
+    self._journal.note(doing)
+
+  def reached(self, doing: str) -> bool:
+    """Notes what is being done; whether all are to stop."""
+    self.note(doing)
+    self._asked += 1
+    if not self.requested:
+      self.requested = multihost_utils.reached_preemption_sync_point(
+        self._asked
+      )
+    return self.requested
+
+
+def default_backend() -> str:
+  """That of JAX, which this starts.
+
+  Raises:
+    HostError: there is none of the kind that was asked for.
+  """
+  try:
+    return jax.default_backend()
+  except (RuntimeError, AssertionError) as error:
+    # Some releases of JAX assert where a plugin of theirs is missing.
+    asked = jax.config.values['jax_platforms']
+    says = str(error).strip().splitlines() or [type(error).__name__]
+    raise HostError(
+      f'no backend {asked} on this host, which --backend or JAX_PLATFORMS asks '
+      'for: mend the driver or libtpu, or end what holds the chips; JAX says: '
+      f'{says[0]}'
+    ) from error
+
+
+def join(place: Place) -> SharedStop:
+  """Waits for the other processes; from here on JAX sees all devices.
+
+  Where one never comes JAX ends this process; its parent says why. Without
+  its parent it ends at once: nobody would know that it still writes.
+
+  Raises:
+    HostError: nothing says which processes there are, the port is taken, or
+      the parent is gone.
+  """
+  if sys.platform == 'linux':
+    process.get_when_parent_dies(signal.SIGKILL)
+    if os.getppid() != int(os.environ[_PARENT]):
+      raise HostError('the process that looked after this one is gone')
+  folder = Path(place.folder)
+  stacks = (folder / f'{place.name}.stacks').open('w', encoding='utf-8')
+  faulthandler.register(signal.SIGUSR1, file=stacks, all_threads=True)
+  number = number_here() if place.process is None else place.process
+  journal = Journal(folder, place.name, number)
+  journal.note(JOINING)
+  jax.config.update('jax_cpu_collectives_implementation', 'gloo')
+  try:
+    jax.distributed.initialize(
+      place.coordinator, place.processes, place.process,
+      initialization_timeout=place.join_seconds,
+      heartbeat_timeout_seconds=place.heartbeat_seconds,
+      shutdown_timeout_seconds=place.heartbeat_seconds,
+    )  # fmt: skip
+  except ValueError as error:
+    raise HostError(
+      '--multihost finds no cluster in the environment of this host: on a TPU '
+      'pod, with Slurm, MPI or Kubernetes JAX knows the others, elsewhere give '
+      'each host --coordinator=HOST:PORT --num_processes=N --process_id=I'
+    ) from error
+  except RuntimeError as error:
+    reason = str(error).strip().splitlines()[0]
+    raise HostError(
+      f'--multihost cannot join the other hosts: {reason}'
+    ) from error
+  default_backend()
+  journal.process = jax.process_index()
+  return SharedStop(journal)
+
+
+def leave(main: Callable[[], int]) -> None:
+  """Runs the command and ends this process with its exit code.
+
+  Finished, or told to stop, all hosts leave together. An error may be this
+  one's alone: it does not wait for hosts that would wait for it.
+  """
+  try:
+    code = main()
+  except BaseException:
+    # Not of what is run but around it: the interpreter's own end would wait
+    # for the others.
+    traceback.print_exc()
+    code = 1
+  sys.stdout.flush()
+  sys.stderr.flush()
+  if code in (0, 75):
+    sys.exit(code)
+  time.sleep(_LAST_WORDS)
+  os._exit(code)

@@ -1,0 +1,227 @@
+"""The flags of several hosts, and the processes that they ask for."""
+
+import os
+import re
+import socket
+from collections.abc import Sequence
+from pathlib import Path
+
+import jax
+from absl import flags
+
+from pdl_jax.cluster import multihost
+from pdl_jax.cluster.multihost import Place
+from pdl_jax.errors import ConfigError, HostError
+
+_MULTIHOST = flags.DEFINE_bool(
+  'multihost', False, 'This is one of several hosts, each with this command.'
+)
+_PROCESSES = flags.DEFINE_integer(
+  'processes', None, 'Rehearse --multihost here, on CPUs: so many processes.',
+  lower_bound=1,
+)  # fmt: skip
+_COORDINATOR = flags.DEFINE_string(
+  'coordinator', None, 'HOST:PORT of process 0, where JAX cannot find it.'
+)
+_NUM_PROCESSES = flags.DEFINE_integer(
+  'num_processes', None, 'With --coordinator: how many there are.',
+  lower_bound=1,
+)  # fmt: skip
+_PROCESS_ID = flags.DEFINE_integer(
+  'process_id', None, 'With --coordinator: which of them this is, from 0.',
+  lower_bound=0,
+)  # fmt: skip
+_JOIN_SECONDS = flags.DEFINE_integer(
+  'join_seconds', 300, 'How long hosts wait for each other.', lower_bound=1
+)
+_STUCK_SECONDS = flags.DEFINE_integer(
+  'stuck_seconds', 1800, 'With several hosts: how long anything may take, '
+  'the longest compilation too, before the run is called stuck.',
+  lower_bound=1,
+)  # fmt: skip
+_BACKEND = flags.DEFINE_enum(
+  'backend', None, ['cpu', 'gpu', 'tpu'], 'Nothing else will do.'
+)
+_DEVICES = flags.DEFINE_integer(
+  'devices', None, 'With --dry_run: how many will be there.', lower_bound=1
+)
+# What the cells of a sweep are told too.
+_OF_CELLS = ('processes', 'join_seconds', 'stuck_seconds', 'backend')
+_OF_DRY_RUN = ('dry_run', 'nodry_run', 'devices')
+_OF_HOSTS = (
+  'multihost', 'processes', 'coordinator', 'num_processes', 'process_id',
+  'backend',
+)  # fmt: skip
+# What JAX itself takes until it believes a silent process dead.
+_HEARTBEAT = 100
+
+
+def choose_backend() -> None:
+  """Before JAX looks for one.
+
+  Raises:
+    HostError: JAX is told to compute in fp64, for which nothing here is made.
+  """
+  if jax.config.values['jax_enable_x64']:
+    raise HostError(
+      'JAX_ENABLE_X64 is set: counts, losses and checkpoints are made for fp32 '
+      'and would not be those of other runs; unset it'
+    )
+  if Place.here() is None and (_MULTIHOST.value or _PROCESSES.value):
+    # The chips are for the processes that this one starts.
+    jax.config.update('jax_platforms', 'cpu')
+  elif _BACKEND.value:
+    jax.config.update('jax_platforms', _BACKEND.value)
+
+
+def places(workdir: Path) -> list[Place]:
+  """The processes that this command is to start; none: it trains itself.
+
+  Raises:
+    ConfigError: flags that contradict each other.
+  """
+  if Place.here() is not None:
+    return []
+  coordinator, count, number = _told()
+  if _PROCESSES.value:
+    # A rehearsal is on this machine's CPUs, whatever else it has.
+    os.environ['JAX_PLATFORMS'] = 'cpu'
+    coordinator, count = f'localhost:{_free_port()}', _PROCESSES.value
+    return [
+      _place(workdir, str(each), coordinator, count, each)
+      for each in range(count)
+    ]
+  if not _MULTIHOST.value:
+    return []
+  own = multihost.number_here() if number is None else number
+  name = socket.gethostname() if own is None else str(own)
+  return [_place(workdir, name, coordinator, count, number)]
+
+
+def check() -> None:
+  """Of flags that only starting would read.
+
+  Raises:
+    ConfigError: they contradict each other.
+  """
+  _told()
+
+
+def check_alone(command: str) -> None:
+  """Refuses flags of several hosts, which a command gives to them itself.
+
+  Raises:
+    ConfigError: naming one.
+  """
+  given = [name for name in _OF_HOSTS if flags.FLAGS[name].present]
+  if given:
+    raise ConfigError(
+      f'{command} tells each host which it is; leave out --{given[0]}'
+    )
+
+
+def devices_are_told() -> bool:
+  """Whether by --devices."""
+  return _DEVICES.value is not None
+
+
+def devices() -> int | None:
+  """How many a run will have that --dry_run asks about; None: not said.
+
+  Of several processes on CPUs each has one.
+  """
+  return _DEVICES.value or _PROCESSES.value or _NUM_PROCESSES.value
+
+
+def without_dry_run(arguments: Sequence[str]) -> list[str]:
+  """Arguments but for --dry_run, and what only it reads."""
+  kept: list[str] = []
+  rest = iter(arguments)
+  for argument in rest:
+    name, equals, _ = argument.lstrip('-').partition('=')
+    if not argument.startswith('-') or name not in _OF_DRY_RUN:
+      kept.append(argument)
+    elif name == 'devices' and not equals:
+      next(rest)  # Its value stands by itself.
+  return kept
+
+
+def of_cells(hosts: int) -> list[str]:
+  """Those flags that a sweep passes on to each of its cells.
+
+  Args:
+    hosts: machines of a cell.
+
+  Raises:
+    ConfigError: a sweep is told to be one of several hosts, or a cell to be on
+      several machines and to rehearse that on one.
+  """
+  if _MULTIHOST.value or _COORDINATOR.value:
+    raise ConfigError(
+      '--multihost makes this one of the hosts of one run, not of a sweep; a '
+      'sweep finds hosts for its cells by --engine=ray --hosts_per_cell=N'
+    )
+  if _PROCESSES.value and hosts > 1:
+    raise ConfigError(
+      f'--processes={_PROCESSES.value} rehearses on one machine what '
+      f'--hosts_per_cell={hosts} does on several; give one'
+    )
+  return [
+    f'--{name}={flags.FLAGS[name].value}'
+    for name in _OF_CELLS
+    if flags.FLAGS[name].present
+  ]
+
+
+def stuck_seconds() -> float:
+  """How long anything may take before the run is called stuck."""
+  return _STUCK_SECONDS.value
+
+
+def _told() -> tuple[str | None, int | None, int | None]:
+  """Coordinator, number of processes and number of this one, or None."""
+  coordinator = _COORDINATOR.value
+  count, number = _NUM_PROCESSES.value, _PROCESS_ID.value
+  told = [coordinator, count, number]
+  given = len(told) - told.count(None)
+  if given not in (0, len(told)) or (given and not _MULTIHOST.value):
+    raise ConfigError(
+      '--coordinator, --num_processes and --process_id go together, and with '
+      '--multihost; without them JAX looks for the cluster itself'
+    )
+  if _MULTIHOST.value and _PROCESSES.value:
+    raise ConfigError(
+      '--processes rehearses on one machine what --multihost does on several; '
+      'give one'
+    )
+  if _PROCESSES.value and _BACKEND.value not in (None, 'cpu'):
+    raise ConfigError(
+      f'--processes rehearses on CPUs; leave out --backend={_BACKEND.value}'
+    )
+  if coordinator is not None and not re.fullmatch(r'.+:\d+', coordinator):
+    raise ConfigError(f'--coordinator={coordinator} has to be HOST:PORT')
+  if count is not None and number is not None and number >= count:
+    raise ConfigError(
+      f'--process_id {number} is not one of {count}, which begin at 0'
+    )
+  return coordinator, count, number
+
+
+def _free_port() -> int:
+  with socket.socket() as probe:
+    probe.bind(('localhost', 0))
+    return probe.getsockname()[1]
+
+
+def _place(
+  workdir: Path,
+  name: str,
+  coordinator: str | None,
+  count: int | None,
+  number: int | None,
+) -> Place:
+  heartbeat = min(_HEARTBEAT, _STUCK_SECONDS.value)
+  folder = str(workdir.absolute() / 'hosts')
+  return Place(
+    folder, name, coordinator, count, number, _JOIN_SECONDS.value, heartbeat
+  )

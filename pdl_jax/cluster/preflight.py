@@ -1,0 +1,359 @@
+"""What is checked on all hosts at once before anything of size is compiled.
+
+One table, PASS or FAIL; a FAIL ends every host with the same line, and what
+all can see for themselves is found by all at the same time.
+"""
+
+import json
+import secrets
+import shutil
+import socket
+import sys
+import zlib
+from collections.abc import Iterable, Mapping, Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.experimental import multihost_utils
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from pdl_jax import run_folder
+from pdl_jax.cluster import memory
+from pdl_jax.config import Settings
+from pdl_jax.errors import ConfigError, HostError
+from pdl_jax.mesh import batch_share, put
+from pdl_jax.run import finetune, loss_tables
+from pdl_jax.run.prepare import Setup
+from pdl_jax.run.restore import abstract
+from pdl_jax.train.checkpoint import Checkpointer
+from pdl_jax.train.checksum import leaves_by_path
+from pdl_jax.train.optimizer import make_optimizer
+from pdl_jax.train.state import describe
+
+_ROOT = Path(__file__).parent.parent.parent
+_MOST, _LONGEST = 3, 120  # differences that are named, and letters of each
+
+
+class Check(NamedTuple):
+  """One row of the table.
+
+  Attributes:
+    name: what is checked.
+    failure: what is wrong and what to do; '': nothing.
+    found: what is so, for the table.
+  """
+
+  name: str
+  failure: str
+  found: str
+
+
+def gather(value: Any) -> list[Any]:
+  """A JSON value of each process, in the order of their numbers."""
+  data = np.frombuffer(json.dumps(value).encode(), np.uint8)
+  count = jax.process_count()
+  sizes = multihost_utils.process_allgather(np.asarray(data.size))
+  sizes = np.reshape(sizes, count)
+  padded = np.zeros(sizes.max(), np.uint8)
+  padded[: data.size] = data
+  rows = np.reshape(multihost_utils.process_allgather(padded), (count, -1))
+  return [
+    json.loads(row[:size].tobytes())
+    for row, size in zip(rows, sizes, strict=True)
+  ]
+
+
+def differences(
+  facts: Sequence[Mapping[str, Any]], hosts: Sequence[str]
+) -> str:
+  """What a process has otherwise than process 0; '': nothing."""
+  found = [
+    f'{key} is {_short(own.get(key))} in process {number} (on {hosts[number]})'
+    f' and {_short(facts[0].get(key))} in process 0 (on {hosts[0]})'
+    for number, own in enumerate(facts)
+    for key in sorted({*own, *facts[0]})
+    if own.get(key) != facts[0].get(key)
+  ]
+  more = len(found) - _MOST
+  return '; '.join(found[:_MOST]) + (f'; and {more} more' if more > 0 else '')
+
+
+def _short(value: Any) -> str:
+  return 'absent' if value is None else str(value)[:_LONGEST]
+
+
+def code() -> dict[str, str]:
+  """Path -> checksum of each file of the program."""
+  files = [_ROOT / 'launch.py', *_ROOT.glob('pdl_jax/**/*.py')]
+  files += _ROOT.glob('configs/*.py')
+  return {
+    str(path.relative_to(_ROOT)): f'{zlib.crc32(path.read_bytes()):08x}'
+    for path in files
+  }
+
+
+def packages() -> dict[str, str]:
+  """Name -> version of everything that is installed, Python too."""
+  found = {d.metadata['Name']: d.version for d in metadata.distributions()}
+  return {'python': sys.version.split()[0], **found}
+
+
+class Preflight:
+  """Collects the rows; `settings` and `data` are the two calls of a run.
+
+  Args:
+    settings: of the run.
+    workdir: its folder.
+  """
+
+  def __init__(self, settings: Settings, workdir: Path):
+    self._settings, self._workdir = settings, workdir
+    self._hosts = gather(socket.gethostname())
+    self._rows: list[Check] = []
+
+  def start(self) -> None:
+    """All that can be checked before data are read.
+
+    Raises:
+      HostError: a row failed.
+    """
+    self._backend()
+    self._devices()
+    self._same('configuration', run_folder.numbers(self._settings.resolved))
+    self._same('code', code())
+    self._same('packages', packages())
+    mesh = self._mesh()
+    if mesh is not None:
+      self._all_reduce(mesh)
+    self._shared_folder()
+    self._end_if_failed()
+    assert mesh is not None
+    self._save_and_restore(mesh)
+    self._end_if_failed()
+
+  def data(self, ready: Setup) -> None:
+    """What was read, and the end of the table.
+
+    Raises:
+      HostError: a row failed.
+    """
+    splits = (ready.train, ready.validation, ready.held_out)
+    self._same('data', {
+      split.source.split: split.source.fingerprint for split in splits
+    })
+    self._same('tokenizer', {'tokenizer': ready.model.tokenizer.fingerprint})
+    self._same('frequency table', {
+      'counts': ready.frequencies.used.fingerprint
+    })
+    self._weights(ready)
+    self._memory(ready)
+    self._free_space(ready)
+    self._end_if_failed()
+    if jax.process_index() == 0:
+      print(f'\n{table(self._rows)}\n')
+
+  def _backend(self) -> None:
+    asked = jax.config.values['jax_platforms']
+    found = jax.default_backend()
+    failure = ''
+    if not asked and found == 'cpu':
+      failure = (
+        'no accelerator was found, and JAX would train on the CPU; mend the '
+        'driver or libtpu, end what holds the chips, or ask for it: '
+        '--backend=cpu'
+      )
+    kinds = sorted({device.device_kind for device in jax.devices()})
+    words = f'{found} ({", ".join(kinds)})'
+    self._rows.append(Check('backend', failure, words))
+
+  def _devices(self) -> None:
+    own = [
+      [d.process_index for d in jax.devices()].count(number)
+      for number in range(jax.process_count())
+    ]
+    failure = ''
+    if len(set(own)) > 1:
+      failure = f'the processes have {own} devices; they must have as many each'
+    words = (
+      f'{len(own)} of {own[0]} each on {len(set(self._hosts))} hosts: '
+      f'{", ".join(dict.fromkeys(self._hosts))}'
+    )
+    self._rows.append(Check('processes, devices', failure, words))
+
+  def _same(self, name: str, own: Mapping[str, Any]) -> None:
+    """A row of something that all processes must have alike."""
+    failure = differences(gather(own), self._hosts)
+    digest = zlib.crc32(json.dumps(own, sort_keys=True).encode())
+    remedy = f'; ship the same {name} to every host' if failure else ''
+    self._rows.append(Check(name, failure + remedy, f'{digest:08x} everywhere'))
+
+  def _mesh(self) -> Mesh | None:
+    words, mesh = '', None
+    try:
+      mesh = finetune.mesh_for(self._settings)
+      batch_share(mesh)
+    except ConfigError as error:
+      # Not raised: it is a row of the table, and all hosts find it.
+      words = str(error)
+    shape = None if mesh is None else dict(mesh.shape)
+    self._rows.append(Check(
+      'mesh, batch', words,
+      f'{shape}, {self._settings.train.batch_size} rows a step',
+    ))  # fmt: skip
+    return None if words else mesh
+
+  def _all_reduce(self, mesh: Mesh) -> None:
+    """Sums 1 .. n, one number from each of n devices."""
+    count = mesh.size
+    numbers = np.arange(1, count + 1, dtype=np.int32)
+    placed = NamedSharding(mesh, PartitionSpec(mesh.axis_names))
+    total = int(jax.jit(jnp.sum)(put(numbers, placed)))
+    right = count * (count + 1) // 2
+    failure = '' if total == right else (
+      f'the sum of 1 to {count} over {count} devices is {total}, not {right}: '
+      'a collective gives wrong results'
+    )  # fmt: skip
+    self._rows.append(Check('all-reduce', failure, f'{total}, as it should be'))
+
+  def _shared_folder(self) -> None:
+    """Whether all processes see what process 0 writes."""
+    path = self._workdir / 'hosts' / 'token'
+    path.parent.mkdir(parents=True, exist_ok=True)
+    token = secrets.token_hex(8)
+    if jax.process_index() == 0:
+      path.write_text(token, 'utf-8')
+    token = gather(token)[0]  # After the file is there.
+    seen = gather(path.read_text('utf-8') if path.exists() else '')
+    folders = gather(str(self._workdir.absolute()))
+    blind = [
+      f'process {number} (on {self._hosts[number]})'
+      for number, text in enumerate(seen)
+      if text != token
+    ]
+    failure = ''
+    if len(set(folders)) > 1:
+      failure = (
+        differences([{'it': folder} for folder in folders], self._hosts)
+        + '; give all hosts the same --workdir'
+      )
+    elif blind:
+      failure = (
+        f'{", ".join(blind)} does not see what process 0 (on {self._hosts[0]}) '
+        f'writes in {self._workdir}: the run folder must be one that all hosts '
+        'mount, such as Filestore, NFS, Lustre or a bucket by Cloud Storage '
+        'FUSE'
+      )
+    self._rows.append(Check('shared run folder', failure, str(self._workdir)))
+
+  def _save_and_restore(self, mesh: Mesh) -> None:
+    """A small array, split over all devices, and back over one axis alone."""
+    place = self._workdir / 'hosts' / 'trial'
+    rows = np.arange(8 * mesh.size, dtype=np.int32).reshape(mesh.size, 8)
+    split = NamedSharding(mesh, PartitionSpec(mesh.axis_names))
+    other = NamedSharding(mesh, PartitionSpec(mesh.axis_names[0]))
+    self._remove(place)
+    with Checkpointer(place) as trial:
+      trial.save(1, {'rows': put(rows, split)}, None)
+      target = abstract({'rows': put(rows, other)})
+      restored, _ = trial.restore_step(1, target)
+    same = np.array_equal(
+      multihost_utils.process_allgather(restored['rows'], tiled=True), rows
+    )
+    self._remove(place)
+    failure = '' if same else (
+      f'an array saved to {place} and restored is not the same: this folder '
+      'cannot hold checkpoints'
+    )  # fmt: skip
+    self._rows.append(Check('save and restore', failure, 'bit for bit'))
+
+  def _weights(self, ready: Setup) -> None:
+    """Those that every host has whole; the others are parts of one."""
+    leaves = leaves_by_path(ready.model.params)
+    whole = {
+      path: f'{zlib.crc32(np.asarray(leaf).tobytes()):08x}'
+      for path, leaf in leaves.items()
+      if not isinstance(leaf, jax.Array) or leaf.is_fully_addressable
+    }
+    if whole:
+      self._same('weights before training', whole)
+    else:
+      words = 'in shards; their fingerprint is above'
+      self._rows.append(Check('weights before training', '', words))
+
+  def _memory(self, ready: Setup) -> None:
+    """Fails only where the state alone, which is exact, has no room."""
+    row = ready.training_rows()[0]
+    needed = memory.estimate(
+      ready.model.config, self._settings.optimizer,
+      tuple(self._mesh_of().shape.values()), self._settings.train.batch_size,
+      row['tokens'].size, row['labels'].size,
+      loss_tables.make_loss(self._settings.loss),
+    )  # fmt: skip
+    has = min(gather(_device_bytes()))
+    words = (
+      f'{needed.arguments / 1e9:.2f} GB of state, about '
+      f'{needed.total / 1e9:.2f} GB at most, of {has / 1e9:.2f} GB'
+    )
+    failure = (
+      f'a device needs {words}: take more of them, mesh.fsdp or mesh.tensor'
+    ) if needed.arguments > has else ''  # fmt: skip
+    self._rows.append(Check('memory of a device', failure, words))
+
+  def _free_space(self, ready: Setup) -> None:
+    """For the checkpoints that are kept, the best, and one being written."""
+    state = describe(
+      ready.model.params, ready.model.config, self._settings.optimizer,
+      make_optimizer(self._settings.optimizer, self._settings.train.steps),
+      self._mesh_of(),
+    )  # fmt: skip
+    one = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(state))
+    needed = one * (self._settings.train.keep_checkpoints + 2)
+    free = gather(shutil.disk_usage(self._workdir).free)[0]
+    words = f'{needed / 1e9:.2f} GB for checkpoints, {free / 1e9:.2f} GB free'
+    failure = f'{words} in {self._workdir}' if needed > free else ''
+    self._rows.append(Check('free space', failure, words))
+
+  def _mesh_of(self) -> Mesh:
+    return finetune.mesh_for(self._settings)
+
+  def _remove(self, place: Path) -> None:
+    multihost_utils.sync_global_devices(f'{place} done')
+    if jax.process_index() == 0:
+      shutil.rmtree(place, ignore_errors=True)
+    multihost_utils.sync_global_devices(f'{place} gone')
+
+  def _end_if_failed(self) -> None:
+    failed = [row for row in self._rows if row.failure]
+    if not failed:
+      return
+    if jax.process_index() == 0:
+      print(f'\n{table(self._rows)}\n')
+    raise HostError(
+      'pre-flight: '
+      + ' | '.join(f'{row.name}: {row.failure}' for row in failed)
+    )
+
+
+def table(rows: Iterable[Check]) -> str:
+  """Aligned lines."""
+  rows = list(rows)
+  width = max(len(row.name) for row in rows)
+  return '\n'.join(
+    f'{"FAIL" if row.failure else "PASS"}  {row.name.ljust(width)}  '
+    f'{row.failure or row.found}'
+    for row in rows
+  )
+
+
+def _device_bytes() -> int:
+  """What a device of this process has, of a CPU what is free."""
+  stats = jax.local_devices()[0].memory_stats()
+  if stats and 'bytes_limit' in stats:
+    return stats['bytes_limit']
+  lines = Path('/proc/meminfo').read_text('utf-8').splitlines()
+  free = next(line for line in lines if line.startswith('MemAvailable:'))
+  return int(free.split()[1]) * 1024 // jax.local_device_count()

@@ -1,0 +1,262 @@
+"""Looks after the processes of a host, and says in a sentence how they ended.
+
+JAX aborts a process whose peers are gone. This one starts them, survives them,
+and reads from the files of all hosts (journal.py) which never came, which died
+and which is stuck; nothing waits longer than the times it is given.
+"""
+
+import contextlib
+import dataclasses
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from pdl_jax import process
+from pdl_jax.cluster import diagnosis, fault, heartbeat
+from pdl_jax.cluster.heartbeat import End, Standing
+from pdl_jax.cluster.multihost import Place
+from pdl_jax.cluster.output import Output
+from pdl_jax.errors import FaultError
+from pdl_jax.train.preemption import hear
+
+PREEMPTED = 75
+_POLL = 0.2
+_STACKS = 3.0  # seconds for a stuck process to write where it is
+_KNOWN = (0, 2, 3, 4, 5, 6, FaultError.exit_code, PREEMPTED)
+# How the libraries below JAX say that another process is gone.
+_PEER = re.compile(
+  r'[Gg]loo|coordination service|UNAVAILABLE|DEADLINE_EXCEEDED|heartbeat'
+)
+
+
+@dataclasses.dataclass
+class Host:
+  """One process of this host.
+
+  Attributes:
+    place: of it among the others.
+    child: the process.
+    output: what it prints.
+    end: how it ended; None while it runs.
+    asked: when it was found stuck and asked where it is; 0: it was not.
+  """
+
+  place: Place
+  child: subprocess.Popen
+  output: Output
+  end: End | None = None
+  asked: float = 0.0
+
+  def file(self, suffix: str) -> Path:
+    """Of journal.py."""
+    return Path(self.place.folder) / f'{self.place.name}.{suffix}'
+
+
+def start(places: Sequence[Place], command: Sequence[str]) -> list[Host]:
+  """Starts a process for each place; the first one's output is shown."""
+  Path(places[0].folder).mkdir(parents=True, exist_ok=True)
+  hosts = []
+  for number, place in enumerate(places):
+    for suffix in ('json', 'end', 'stacks', fault.FILE):
+      path = Path(place.folder) / f'{place.name}.{suffix}'
+      path.unlink(missing_ok=True)
+    line = list(command)
+    if sys.platform == 'linux':
+      # From its first moment on it does not outlive this process.
+      name = Path(place.folder) / f'{place.name}.worker'
+      line = [*process.tied(name), *command]
+    child = subprocess.Popen(
+      line, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+      stderr=subprocess.PIPE, encoding='utf-8', errors='replace',
+      # Ctrl-C reaches this process alone, which passes it on as SIGTERM.
+      process_group=0,
+      env={**os.environ, **place.environment(), 'PYTHONUNBUFFERED': '1'},
+    )  # fmt: skip
+    log = Path(place.folder) / f'{place.name}.log'
+    hosts.append(Host(place, child, Output(child, log, shown=number == 0)))
+  return hosts
+
+
+class Ended(NamedTuple):
+  """What the processes of a host came to.
+
+  Attributes:
+    code: the exit code.
+    words: why, unless a process has said it itself; '': it has.
+  """
+
+  code: int
+  words: str
+
+
+def supervise(hosts: list[Host], stuck_seconds: float) -> Ended:
+  """Waits for the processes of this host, and prints why they ended.
+
+  Args:
+    hosts: from `start`.
+    stuck_seconds: how long any of the things that a process notes may take.
+  """
+  watch = _Watch(hosts, stuck_seconds)
+  before = hear(watch.receive)
+  try:
+    while not watch.over():
+      time.sleep(_POLL)
+    return watch.conclude()
+  finally:
+    for host in hosts:
+      if host.child.poll() is None:
+        host.child.kill()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+          host.child.wait(_STACKS)
+    for number, handler in before.items():
+      signal.signal(number, handler)
+
+
+class _Watch:
+  """Over the processes of one host."""
+
+  def __init__(self, hosts: list[Host], stuck_seconds: float):
+    self._hosts, self._stuck = hosts, stuck_seconds
+    self._place = hosts[0].place
+    self._folder = Path(self._place.folder)
+    self._began, self._signals, self._failed = time.time(), 0, 0.0
+    self._found = ''  # Who is stuck.
+
+  def receive(self, _: int) -> None:
+    """A signal to be passed on; the second one ends everything."""
+    self._signals += 1
+    for host in self._hosts:
+      if host.child.poll() is None:
+        host.child.terminate() if self._signals == 1 else host.child.kill()
+
+  def over(self) -> bool:
+    """Looks at every process once; whether all have ended.
+
+    Or one has, and the others have had the time to notice.
+    """
+    standings = heartbeat.standings(self._folder, self._began)
+    for host in self._hosts:
+      if host.end is None:
+        self._look(host, standings)
+    grace = self._place.heartbeat_seconds + heartbeat.SILENCE
+    late = self._failed and time.time() > self._failed + grace
+    return bool(late) or all(host.end for host in self._hosts)
+
+  def conclude(self) -> Ended:
+    """Prints the reason, unless it is to be seen already."""
+    ends = [host.end for host in self._hosts if host.end is not None]
+    if all(end.code in diagnosis.GOOD for end in ends):
+      return Ended(max(end.code or 0 for end in ends), '')
+    reason = diagnosis.primary(ends)
+    if self._found:
+      return Ended(diagnosis.HOST, self._found)  # Printed when it was found.
+    if reason is None:
+      code, words = self._of_others(ends[0])
+    elif reason.words == self._hosts[0].output.sentence:
+      return Ended(reason.code or diagnosis.HOST, '')
+    else:
+      code, words = reason.code or diagnosis.HOST, diagnosis.sentence(reason)
+    print(f'error: {words}; {self._logs()}', file=sys.stderr)
+    if code == 1:
+      print(''.join(self._crash(reason)), end='', file=sys.stderr)
+    return Ended(code, words)
+
+  def _look(self, host: Host, standings: list[Standing]) -> None:
+    code = host.child.poll()
+    own = [one for one in standings if one.name == host.place.name]
+    if code is None:
+      if own:
+        self._check_stuck(host, own[0], standings)
+      return
+    host.output.finish()
+    who = own[0].who if own else f'host {socket.gethostname()}'
+    doing = f'last seen {own[0].doing}' if own else 'before it began'
+    code, words = self._meaning(host, code, doing)
+    host.end = End(host.place.name, who, code, words, time.time())
+    host.end.write(self._folder)
+    if code not in diagnosis.GOOD and not self._failed:
+      self._failed = time.time()
+
+  def _meaning(
+    self, host: Host, code: int, doing: str
+  ) -> tuple[int | None, str]:
+    """An exit code for all, None of a mere consequence; and words for it."""
+    crash = ''.join(host.output.crash)
+    if host.file(fault.FILE).exists():
+      crash += host.file(fault.FILE).read_text('utf-8', 'replace')
+    if host.asked:
+      return diagnosis.HOST, f'was stuck, {doing}'
+    if code == FaultError.exit_code and _PEER.search(crash):
+      return None, f'aborted, {doing}'
+    if code in _KNOWN:
+      return code, host.output.sentence
+    if self._signals and code in (-signal.SIGTERM, -signal.SIGKILL):
+      return PREEMPTED, 'was told to stop'
+    if _PEER.search(crash):
+      return None, f'aborted, {doing}'
+    if code < 0:
+      usual = ' (out of memory?)' * (code == -signal.SIGKILL)
+      name = signal.Signals(-code).name
+      return diagnosis.HOST, f'was killed by {name}{usual}, {doing}'
+    return 1, f'crashed, {doing}'
+
+  def _check_stuck(
+    self, host: Host, own: Standing, standings: list[Standing]
+  ) -> None:
+    if own.doing == diagnosis.JOINING or self._failed or self._signals > 1:
+      return
+    now = time.time()
+    # A process that does not even write is stopped, or starved.
+    quiet = own.quiet + max(now - own.time - heartbeat.SILENCE, 0)
+    if host.asked and now > host.asked + _STACKS:
+      host.child.kill()
+    elif quiet > self._stuck and not host.asked:
+      host.asked = now
+      host.child.send_signal(signal.SIGUSR1)
+      if not self._found:
+        # Who does not even write its standing cannot write its stacks.
+        lost = diagnosis.silent(standings, now)
+        self._found = lost or diagnosis.stuck(standings, now)
+        where = ', '.join(str(one.file('stacks')) for one in self._hosts)
+        more = self._logs() if lost else f'where each thread is: {where}'
+        limit = f'--stuck_seconds is {self._stuck:g}'
+        print(f'error: {self._found}; {limit}; {more}', file=sys.stderr)
+
+  def _of_others(self, own: End) -> tuple[int, str]:
+    """Why processes of this host were aborted by those of others."""
+    deadline = time.time() + heartbeat.SILENCE
+    # Silent too, but that is a consequence.
+    ended = [host.place.name for host in self._hosts if host.end is not None]
+    while True:
+      now = time.time()
+      standings = heartbeat.standings(self._folder, self._began)
+      reason = diagnosis.primary(heartbeat.ends(self._folder, self._began))
+      if reason is not None:
+        return reason.code or diagnosis.HOST, diagnosis.sentence(reason)
+      if own.words.endswith(diagnosis.JOINING):
+        return diagnosis.HOST, diagnosis.missing(
+          standings, self._place.processes, self._place.join_seconds,
+          self._place.coordinator,
+        )  # fmt: skip
+      others = [one for one in standings if one.name not in ended]
+      if lost := diagnosis.silent(others, now):
+        return diagnosis.HOST, lost
+      if now > deadline:
+        words = f'{own.who} {own.words}, and no other host says why'
+        return diagnosis.HOST, words
+      time.sleep(_POLL)
+
+  def _logs(self) -> str:
+    logs = ', '.join(str(host.file('log')) for host in self._hosts)
+    return f'all that was printed: {logs}'
+
+  def _crash(self, reason: End | None) -> list[str]:
+    named = [host for host in self._hosts if host.end is reason]
+    return named[0].output.crash if named else []

@@ -1,0 +1,243 @@
+"""Documentation of the AWS API as summarization pairs, held out by service.
+
+Source: the package botocore (Apache-2.0). The construction is that of XSum
+(Narayan et al. 2018, arXiv 1808.08745): the first sentence is the summary and
+the rest is the document.
+"""
+
+import collections
+import gzip
+import itertools
+import json
+import re
+import zlib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import ClassVar
+
+import tensorflow_datasets as tfds
+import tqdm
+
+from pdl_jax.data.packaged import packages, prose
+from pdl_jax.data.packaged.pairs import Pair, without_copies
+from pdl_jax.data.schema import SPLITS
+from pdl_jax.errors import DataError
+
+MIN_SUMMARY_WORDS, MAX_SUMMARY_WORDS = 4, 48
+MIN_DOCUMENT_WORDS = 20
+MIN_PROSE = 0.6  # of the document's words; below that it is a list or code
+
+# Chosen for 80/10/10 by pairs (to a percent), at least 20 families in each
+# split, and none that makes up a fifth of validation or test.
+_SPLIT_SALT = 31
+# Services whose names hide that they share text: a fork, a successor, a part,
+# or one product under two names (found by counting the shingles they share).
+_KIN = {
+  'appstream': 'workspaces',
+  'batch': 'ecs',
+  'codestar': 'codeconnections',
+  'discovery': 'migration',
+  'docdb': 'rds',
+  'elementalinference': 'media',
+  'es': 'opensearch',
+  'eventbridgev2': 'events',
+  'fms': 'waf',
+  'geo': 'location',
+  'identitystore': 'sso',
+  'logs': 'cloudwatch',
+  'memorydb': 'elasticache',
+  'meteringmarketplace': 'marketplace',
+  'mgh': 'migration',
+  'neptune': 'rds',
+  'pca': 'acm',
+  'qbusiness': 'kendra',
+  'sdb': 'simpledb',
+  'ses': 'pinpoint',
+  'sms': 'pinpoint',
+  'wisdom': 'qconnect',
+}
+_QUALIFIER = re.compile(r'[(\[][^()\[\]]{1,100}[)\]]:? +(?=[A-Z])')
+_RELATED = re.compile(
+  r'The following [\w ]+ (?:are|is) related to|Related (?:operations|actions)\b'
+  r'|Learn more$'
+)
+_SENTENCE = re.compile(r'["“(]?[A-Z0-9].*[.!?]["”’\')\]]*')
+# "STANDARD - Two sources", "Note: see", "can be one of the following: A, B."
+_LABEL = re.compile(
+  r'(?:\S+ ){0,2}\S+(?::| [-–—]) |.*\b(?:following|supported|one of):'
+  r'|(?:Note|Important|Deprecated|Optional|Required)\b'
+)
+_PLAIN_WORD = re.compile(r'[("“]*[A-Za-z][a-z\'’-]*[)"”.,:;!?]*')
+
+
+def family_names(services: list[str]) -> dict[str, str]:
+  """Maps each service to its family, which is never split.
+
+  The stem is the part of the name before the first hyphen, without a version
+  (`v2`); a stem that begins with another one (three letters or more, or
+  ending in a digit) belongs to it: iotsitewise to iot, s3control to s3.
+  Strangers that share a beginning cost nothing; relatives apart would leak.
+  """
+  stems = {s: re.sub(r'v\d+$', '', s.split('-')[0]) for s in services}
+  roots = {s for s in stems.values() if len(s) > 2 or s[-1].isdigit()}
+  roots.add('media')  # the media services document the same codecs
+
+  def family(stem: str) -> str:
+    root = min((r for r in roots if stem.startswith(r)), key=len, default=stem)
+    return _KIN.get(root, root)
+
+  return {service: family(stem) for service, stem in stems.items()}
+
+
+def split_of(family: str) -> str:
+  """Assigns a family to a split, by a hash that no machine changes."""
+  return packages.split_by_hash(f'{_SPLIT_SALT}/{family}')
+
+
+def read_service(folder: Path) -> dict:
+  """Reads the newest API version of one service.
+
+  Raises:
+    DataError: there is no readable service-2.json(.gz).
+  """
+  files = sorted(folder.glob('*/service-2.json*'))
+  if not files:
+    raise DataError(f'botocore: {folder.name} holds no service-2.json')
+  try:
+    data = files[-1].read_bytes()
+    text = gzip.decompress(data) if files[-1].suffix == '.gz' else data
+    return json.loads(text)
+  except (OSError, EOFError, zlib.error, ValueError) as error:
+    raise DataError(
+      f'botocore: {folder.name}/{files[-1].parent.name}/{files[-1].name} is'
+      f' damaged ({error}): pip install --force-reinstall botocore'
+    ) from error
+
+
+def documentation(service: str, model: Mapping) -> Iterator[tuple[str, str]]:
+  """Yields (id, HTML) of a service, its operations, shapes and members."""
+  yield service, model.get('documentation', '')
+  for name, operation in sorted(model.get('operations', {}).items()):
+    yield f'{service}/operations/{name}', operation.get('documentation', '')
+  for name, shape in sorted(model.get('shapes', {}).items()):
+    path = f'{service}/shapes/{name}'
+    yield path, shape.get('documentation', '')
+    for member, value in sorted(shape.get('members', {}).items()):
+      yield f'{path}/members/{member}', value.get('documentation', '')
+
+
+def first_and_rest(markup: str) -> tuple[str, str]:
+  """Splits documentation into its first sentence and the rest of it.
+
+  Notes and titles before the first sentence, qualifiers at its beginning,
+  "For more information, see ...", a colon whose list is gone, and everything
+  from a list of related pages on are left out.
+  """
+  blocks = prose.html_blocks(markup)
+  while blocks and blocks[0].aside:
+    blocks.pop(0)
+  if not blocks:
+    return '', ''
+  sentences = [s for b in blocks for s in prose.split_sentences(b.text)]
+  summary = _QUALIFIER.sub('', sentences[0], count=1)
+  body = itertools.takewhile(lambda s: not _RELATED.match(s), sentences[1:])
+  rest = [s for s in body if not prose.is_pointer(s)]
+  while rest and rest[-1].endswith(':'):
+    rest.pop()
+  return summary, ' '.join(rest)
+
+
+def _surely_short(markup: str) -> bool:
+  """Whether the words cannot suffice, however the mark-up divides them."""
+  most = len(markup.split()) + markup.count('<') + markup.count('&')
+  return most <= MIN_DOCUMENT_WORDS
+
+
+def why_unfit(summary: str, document: str) -> str | None:
+  """Names the reason why a pair is not a summarization example, if any."""
+  words, length = document.split(), len(summary.split())
+  if len(words) < MIN_DOCUMENT_WORDS:
+    return 'document_too_short'
+  if length < MIN_SUMMARY_WORDS:
+    return 'summary_too_short'
+  if length > MAX_SUMMARY_WORDS:
+    return 'summary_too_long'
+  if not _SENTENCE.fullmatch(summary):
+    return 'summary_not_a_sentence'
+  if _LABEL.match(summary):
+    return 'summary_is_a_label'
+  if sum(map(bool, map(_PLAIN_WORD.fullmatch, words))) < MIN_PROSE * len(words):
+    return 'document_not_prose'
+  return None
+
+
+def make_pair(path: str, group: str, markup: str) -> Pair | str:
+  """Makes an example of a documentation string, or says why there is none."""
+  if not markup.strip():
+    return 'empty'
+  if _surely_short(markup):
+    return 'document_too_short'
+  summary, document = first_and_rest(markup)
+  return why_unfit(summary, document) or Pair(path, group, document, summary)
+
+
+def read_pairs(data: Path) -> tuple[list[Pair], dict[str, int]]:
+  """Makes the whole data set from botocore's data folder.
+
+  Returns:
+    The pairs (train first, then by service and path) and the number of
+    documentation strings dropped for each reason.
+  """
+  services = sorted(p.name for p in data.iterdir() if p.is_dir())
+  if not services:
+    raise DataError('botocore: its data folder holds no services')
+  families = family_names(services)
+  order = {s: SPLITS.index(split_of(families[s])) for s in services}
+  services.sort(key=lambda service: order[service])
+  pairs, dropped = [], collections.Counter()
+  for service in tqdm.tqdm(services, 'botocore: services', disable=None):
+    for path, markup in documentation(service, read_service(data / service)):
+      pair = make_pair(path, families[service], markup)
+      if isinstance(pair, Pair):
+        pairs.append(pair)
+      else:
+        dropped[pair] += 1
+  return without_copies(pairs, dropped), dict(sorted(dropped.items()))
+
+
+class BotocoreSummaries(packages.PackagedBuilder):
+  """First sentences of botocore's API documentation, from the rest of it."""
+
+  VERSION = tfds.core.Version('1.0.0')
+  RELEASE_NOTES: ClassVar[dict[str, str]] = {'1.0.0': 'From botocore 1.44.5.'}
+  PACKAGE = 'botocore'
+  PACKAGE_VERSION = '1.44.5'
+
+  def _info(self) -> tfds.core.DatasetInfo:
+    return tfds.core.DatasetInfo(
+      builder=self,
+      description=(
+        'The documentation of the operations and data types of Amazon Web'
+        ' Services, from the Python package botocore: the first sentence'
+        ' (summary) is to be written from the rest (document). Families of'
+        ' services are held out whole; no document, summary or near-copy'
+        ' occurs twice.'
+      ),
+      features=tfds.features.FeaturesDict(
+        {name: tfds.features.Text() for name in Pair._fields}
+      ),
+      supervised_keys=('document', 'summary'),
+      citation=(
+        f'botocore {self.PACKAGE_VERSION}, Amazon Web Services,'
+        ' Apache License 2.0.'
+      ),
+      license='Apache-2.0',
+      metadata=self.report,
+    )
+
+  def _split_generators(
+    self, dl_manager: tfds.download.DownloadManager
+  ) -> dict[str, Iterator[tuple[str, dict[str, str]]]]:
+    del dl_manager  # everything is in the package
+    pairs, dropped = read_pairs(self.package_folder() / 'data')
+    return self.examples_of(packages.by_split(pairs, split_of), dropped)

@@ -1,0 +1,226 @@
+"""Debian's package descriptions, fetched by apt and kept in one file.
+
+apt-get fetches the signed indexes of the sources that this machine has, into
+a folder of its own: no root rights are needed and nothing of the system is
+changed. Of the newest Debian release among them, the part `main` is kept.
+"""
+
+import email.utils
+import gzip
+import hashlib
+import json
+import os
+import re
+import shutil
+import subprocess
+import tempfile
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+from pdl_jax.errors import DataError, HostError
+
+CACHE = (
+  Path(__file__).parents[3] / '.cache' / 'debian' / 'descriptions.jsonl.gz'
+)
+COMMAND = 'python -m pdl_jax.data.packaged.debian_synopses'
+_OPTIONS = (
+  'Dir::State::status=/dev/null',
+  'Acquire::Languages=en',
+  'Acquire::GzipIndexes=false',
+  'Acquire::http::Timeout=30',
+  'APT::Sandbox::User=root',  # else root's apt cannot enter the folder
+)
+
+
+class Description(NamedTuple):
+  """What Debian says about one binary package."""
+
+  package: str
+  source: str  # the source package it is built from
+  section: str
+  synopsis: str
+  text: str  # as in the index: each line after a space, paragraphs after ' .'
+
+
+class Release(NamedTuple):
+  """A Debian release among the files that apt fetched."""
+
+  date: str  # 2026-07-11
+  codename: str
+  prefix: str  # of the names of its files
+
+
+def stanzas(text: str) -> Iterator[dict[str, str]]:
+  """Yields the fields of each stanza of an index; lines of a value stay."""
+  for stanza in text.split('\n\n'):
+    fields = re.findall(r'^([^\s:]+):[ \t]*(.*(?:\n[ \t].*)*)', stanza, re.M)
+    if fields:
+      yield dict(fields)
+
+
+def join_indexes(packages: str, translation: str) -> list[Description]:
+  """Joins the index of packages with that of their descriptions.
+
+  A package whose description has changed is in the second one several times;
+  the sum in both tells which one is of today.
+
+  Args:
+    packages: the text of an index Packages.
+    translation: the text of an index Translation-en.
+  """
+  known = {}
+  for fields in stanzas(packages):
+    name = fields['Package']
+    source = fields.get('Source', name).split()[0]  # without its version
+    key = name, fields.get('Description-md5')
+    known[key] = source, fields.get('Section', '')
+  joined = set()
+  for fields in stanzas(translation):
+    key = fields['Package'], fields['Description-md5']
+    if key in known:
+      source, section = known[key]
+      synopsis, _, text = fields['Description-en'].partition('\n')
+      joined.add(Description(key[0], source, section, synopsis.strip(), text))
+  return sorted(joined)
+
+
+def newest_release(lists: Path) -> Release | None:
+  """Finds the newest plain Debian release (no updates, no backports)."""
+  releases = []
+  for file in lists.glob('*_InRelease'):
+    head = file.read_text(encoding='utf-8')[:4096]
+    fields = dict(re.findall(r'^(\w+): (.*)$', head, re.M))
+    codename = fields.get('Codename', '-')
+    if fields.get('Origin') == 'Debian' and '-' not in codename:
+      date = email.utils.parsedate_to_datetime(fields['Date']).date()
+      prefix = file.name.removesuffix('InRelease')
+      releases.append(Release(date.isoformat(), codename, prefix))
+  return max(releases, default=None)
+
+
+def _run_apt(folder: Path) -> str:
+  """Lets apt-get update its indexes inside a folder; returns what it says.
+
+  Raises:
+    HostError: there is no apt-get.
+  """
+  apt = shutil.which('apt-get')
+  if apt is None:
+    raise HostError(
+      'there is no apt-get here, which fetches the package descriptions: run'
+      f' `{COMMAND}` on a Debian machine and copy its file to {CACHE}'
+    )
+  options = [
+    *_OPTIONS,
+    f'Dir::State={folder}',
+    f'Dir::State::lists={folder}/lists',
+    f'Dir::Cache={folder}/cache',
+  ]
+  done = subprocess.run(
+    [apt, '--quiet', 'update', *(f'-o{option}' for option in options)],
+    env={**os.environ, 'LC_ALL': 'C'},
+    stdin=subprocess.DEVNULL,
+    stdout=subprocess.PIPE,
+    stderr=subprocess.STDOUT,
+    encoding='utf-8',
+  )
+  return done.stdout
+
+
+def _complaint(said: str) -> str:
+  """Returns an error that apt-get printed, or else a warning."""
+  lines = re.findall(r'^[EW]:.*', said, re.M)
+  return min(lines, default='it named no error').strip()
+
+
+def fetch(file: Path = CACHE) -> str:
+  """Fetches the descriptions of today and keeps them in a file.
+
+  apt-get goes on when a source of somebody else's fails, or says that it
+  failed; what counts is whether Debian's indexes have come.
+
+  Returns:
+    The version, see `index_version`.
+
+  Raises:
+    HostError: there is no apt-get, no network, no Debian among its sources,
+      or the file cannot be written.
+  """
+  try:
+    with tempfile.TemporaryDirectory() as name:
+      folder = Path(name)
+      said = _run_apt(folder)
+      release = newest_release(folder / 'lists')
+      prefix = release.prefix if release else ''
+      packages = sorted(folder.glob(f'lists/{prefix}main_binary-*_Packages'))
+      translation = folder / 'lists' / f'{prefix}main_i18n_Translation-en'
+      if release is None or not packages or not translation.exists():
+        raise HostError(
+          f'apt-get has fetched no index of a Debian release'
+          f' ({_complaint(said)}): check the network and that'
+          ' /etc/apt/sources.list or sources.list.d names Debian'
+        )
+      rows = join_indexes(
+        packages[0].read_text(encoding='utf-8'),
+        translation.read_text(encoding='utf-8'),
+      )
+    write_index(file, rows, release)
+  except OSError as error:
+    raise HostError(
+      f'the package descriptions cannot be kept in {file}: {error}'
+    ) from error
+  return index_version(file)
+
+
+def write_index(file: Path, rows: list[Description], release: Release) -> None:
+  """Writes a file with the release and a checksum in its first line."""
+  body = ''.join(f'{json.dumps(row)}\n' for row in rows)
+  digest = hashlib.sha256(body.encode()).hexdigest()
+  version = f'{release.codename} {release.date} {digest[:12]}'
+  head = json.dumps({'version': version, 'sha256': digest})
+  file.parent.mkdir(parents=True, exist_ok=True)
+  unfinished = file.with_suffix(f'.{os.getpid()}')
+  unfinished.write_bytes(gzip.compress(f'{head}\n{body}'.encode(), mtime=0))
+  unfinished.replace(file)
+
+
+def index_version(file: Path) -> str:
+  """Returns codename, date and checksum: 'bookworm 2026-07-11 0123456789ab'.
+
+  Raises:
+    DataError: the file is missing or damaged.
+  """
+  try:
+    with gzip.open(file, 'rt', encoding='utf-8') as lines:
+      return json.loads(lines.readline())['version']
+  except FileNotFoundError as error:
+    raise DataError(
+      f'{file} is missing: `{COMMAND}` fetches it with apt-get (16 MB, without'
+      ' root rights)'
+    ) from error
+  except (OSError, EOFError, zlib.error, ValueError, KeyError) as error:
+    raise _damaged(file, error) from error
+
+
+def read_index(file: Path) -> list[Description]:
+  """Reads every description.
+
+  Raises:
+    DataError: the file is missing or damaged.
+  """
+  index_version(file)
+  try:
+    head, _, body = gzip.decompress(file.read_bytes()).partition(b'\n')
+    if hashlib.sha256(body).hexdigest() != json.loads(head)['sha256']:
+      raise _damaged(file, 'checksum')
+    return [Description(*json.loads(line)) for line in body.splitlines()]
+  except (OSError, EOFError, zlib.error, ValueError) as error:
+    raise _damaged(file, error) from error
+
+
+def _damaged(file: Path, problem: object) -> DataError:
+  return DataError(
+    f'{file} is damaged ({problem}): `{COMMAND}` fetches it anew'
+  )

@@ -1,0 +1,222 @@
+"""Debian's package descriptions: the synopsis from the long description.
+
+A synopsis is a summary that a maintainer wrote, full of names that occur once.
+`python -m pdl_jax.data.packaged.debian_synopses` fetches the text with apt-get
+once; the data set is then made without a network. It changes with Debian: the
+release, its date and a checksum are part of the data set's identity.
+"""
+
+import collections
+import re
+import sys
+from collections.abc import Iterator
+from typing import Any, ClassVar, NamedTuple
+
+import tensorflow_datasets as tfds
+
+from pdl_jax.data.packaged import debian_index, packages
+from pdl_jax.data.packaged.debian_index import Description
+from pdl_jax.data.packaged.pairs import (
+  MAX_GROUPS,
+  Pair,
+  normalised,
+  without_copies,
+)
+from pdl_jax.data.schema import SPLITS
+from pdl_jax.errors import PdlError
+
+MIN_SYNOPSIS_WORDS, MAX_SYNOPSIS_WORDS = 3, 16
+MIN_DESCRIPTION_WORDS = 15
+
+# Packages that accompany another one; taken where a source has nothing else
+# (a library in Go is only a -dev package).
+_SIDE_SECTIONS = frozenset((
+  'debug', 'doc', 'introspection', 'libdevel', 'localization', 'metapackages',
+  'oldlibs', 'tasks',
+))  # fmt: skip
+_SIDE_NAME = re.compile(
+  r'-(?:common|data|dbg|dbgsym|dev|doc|examples|l10n|prof|tests?)$'
+)
+# Packages that have nothing of their own to describe.
+_STUB = re.compile(
+  r'\b(?:transitional|dummy|meta-?package|meta package|virtual package'
+  r'|empty package|dependency package|debug(?:ging)? symbols)\b',
+  re.I,
+)
+_ITEM = re.compile(r'^(?:[-*+•·o]|\(?\d{1,2}[.)]) +')
+
+
+class Synopsis(NamedTuple):
+  """One example."""
+
+  id: str  # the package
+  group: str  # the source package it is built from
+  source: str  # the long description, on one line
+  target: str
+
+
+def split_of(source: str) -> str:
+  """Assigns a source package to a split, by a hash that no machine changes.
+
+  Versions of one program (lua5.1, lua5.4) are packages of their own, with much
+  the same text: digits and dots in the name do not count.
+  """
+  stem = re.sub(r'[\d.]+', '', source)
+  return packages.split_by_hash(f'debian/{stem}')
+
+
+def paragraphs(text: str) -> list[str]:
+  """Undoes the line breaks and the marks of lists and paragraphs."""
+  found: list[list[str]] = [[]]
+  for line in map(str.strip, text.split('\n')):
+    if line == '.':
+      found.append([])
+    else:
+      found[-1] += _ITEM.sub('', line, count=1).split()
+  return [' '.join(words) for words in found if words]
+
+
+def main_package(descriptions: list[Description]) -> Description | None:
+  """Chooses the package that stands for its source, if there is one.
+
+  The one that does not accompany another one, with the name of the source, or
+  else with the shortest name.
+  """
+  candidates = [
+    d for d in descriptions if not _STUB.search(f'{d.synopsis}\n{d.text}')
+  ]
+
+  def rank(d: Description) -> tuple[bool, bool, int, str]:
+    side = d.section in _SIDE_SECTIONS or bool(_SIDE_NAME.search(d.package))
+    return side, d.package != d.source, len(d.package), d.package
+
+  return min(candidates, key=rank, default=None)
+
+
+def why_unfit(synopsis: str, description: str) -> str | None:
+  """Names the reason why two texts are no example, if any."""
+  length = len(synopsis.split())
+  if length < MIN_SYNOPSIS_WORDS:
+    return 'synopsis_too_short'
+  if length > MAX_SYNOPSIS_WORDS:
+    return 'synopsis_too_long'
+  if len(description.split()) < MIN_DESCRIPTION_WORDS:
+    return 'description_too_short'
+  if f' {normalised(synopsis)} ' in f' {normalised(description)} ':
+    return 'synopsis_in_description'
+  return None
+
+
+def _without_name(paragraph: str, description: Description) -> str:
+  names = set(normalised(f'{description.package} {description.source}').split())
+  return ' '.join(w for w in normalised(paragraph).split() if w not in names)
+
+
+def own_paragraphs(
+  descriptions: list[Description],
+) -> Iterator[tuple[Description, str]]:
+  """Yields each description and its paragraphs in one line.
+
+  What more than MAX_GROUPS sources say, but for the names of the packages, is
+  about something else ("Node.js is ...", "This is the source of ...") and left
+  out.
+  """
+  keyed = [
+    [(_without_name(p, description), p) for p in paragraphs(description.text)]
+    for description in descriptions
+  ]
+  counts = collections.Counter(
+    key for parts in keyed for key in {key for key, _ in parts}
+  )
+  for description, parts in zip(descriptions, keyed, strict=True):
+    own = [paragraph for key, paragraph in parts if counts[key] <= MAX_GROUPS]
+    yield description, ' '.join(own)
+
+
+def make_pairs(
+  descriptions: list[Description],
+) -> tuple[list[Pair], dict[str, int]]:
+  """Makes the whole data set.
+
+  Returns:
+    The pairs (train first, then by source; document: the long description,
+    summary: the synopsis) and the number of sources dropped for each reason.
+  """
+  by_source = collections.defaultdict(list)
+  for description in descriptions:
+    by_source[description.source].append(description)
+  order = sorted(by_source, key=lambda s: (SPLITS.index(split_of(s)), s))
+  chosen = [main_package(by_source[source]) for source in order]
+  pairs, dropped = (
+    [],
+    collections.Counter(nothing_of_its_own=chosen.count(None)),
+  )
+  for description, document in own_paragraphs(list(filter(None, chosen))):
+    synopsis = ' '.join(description.synopsis.split())
+    reason = why_unfit(synopsis, document)
+    if reason:
+      dropped[reason] += 1
+    else:
+      pairs.append(
+        Pair(description.package, description.source, document, synopsis)
+      )
+  return without_copies(pairs, dropped), dict(sorted((+dropped).items()))
+
+
+class DebianSynopses(packages.PackagedBuilder):
+  """Synopses of Debian packages, from their long descriptions."""
+
+  VERSION = tfds.core.Version('1.0.0')
+  RELEASE_NOTES: ClassVar[dict[str, str]] = {'1.0.0': 'From an index of apt.'}
+  PACKAGE = 'the Debian index'
+
+  def __init__(self, **kwargs: Any):
+    super().__init__(**kwargs)
+    self.PACKAGE_VERSION = self._index_version()
+
+  def _index_version(self) -> str:
+    """Returns the version of the index here, or of what was made elsewhere."""
+    if self.info.initialized and not debian_index.CACHE.exists():
+      return (self.info.metadata or {})['package_version']
+    return debian_index.index_version(debian_index.CACHE)
+
+  def _info(self) -> tfds.core.DatasetInfo:
+    return tfds.core.DatasetInfo(
+      builder=self,
+      description=(
+        'The descriptions of the packages in Debian main: the synopsis'
+        ' (target) is to be written from the long description (source). One'
+        ' package stands for each source package; no description, synopsis or'
+        ' near-copy occurs twice.'
+      ),
+      features=tfds.features.FeaturesDict(
+        {name: tfds.features.Text() for name in Synopsis._fields}
+      ),
+      supervised_keys=('source', 'target'),
+      citation='The Debian Project: descriptions by the package maintainers.',
+      license='As of the packages, all of them free (DFSG)',
+      metadata=self.report,
+    )
+
+  def _split_generators(
+    self, dl_manager: tfds.download.DownloadManager
+  ) -> dict[str, Iterator[tuple[str, dict[str, str]]]]:
+    del dl_manager  # apt has fetched everything
+    pairs, dropped = make_pairs(debian_index.read_index(debian_index.CACHE))
+    records = [Synopsis(*pair) for pair in pairs]
+    return self.examples_of(packages.by_split(records, split_of), dropped)
+
+
+def main() -> int:
+  """Fetches the descriptions; returns the exit code of errors.py."""
+  try:
+    version = debian_index.fetch()
+  except PdlError as error:
+    print(error, file=sys.stderr)
+    return error.exit_code
+  print(f'{debian_index.CACHE}: {version}')
+  return 0
+
+
+if __name__ == '__main__':
+  sys.exit(main())

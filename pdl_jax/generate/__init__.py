@@ -1,0 +1,20 @@
+"""Text generation from a cached model: greedy, sampled, or by beam search.
+
+`generate` is the whole; `api.prefill` and then `extend` are its two parts,
+for a caller who compiles or times them apart.
+"""
+
+from pdl_jax.generate.api import Generated, extend, generate, hash_ids, row_keys
+from pdl_jax.generate.constraints import repeated
+from pdl_jax.generate.settings import METHODS, DecodeSettings
+
+__all__ = [
+  'METHODS',
+  'DecodeSettings',
+  'Generated',
+  'extend',
+  'generate',
+  'hash_ids',
+  'repeated',
+  'row_keys',
+]

@@ -1,0 +1,1 @@
+"""The loss of a linear head without the logits of all tokens."""

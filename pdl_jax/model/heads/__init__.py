@@ -1,0 +1,149 @@
+"""The output heads: their parameters, and what a loss and a decoder get."""
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from pdl_jax.losses.heads import AdaptiveHead, Head, LinearHead
+from pdl_jax.model import lora
+from pdl_jax.model.config import HeadConfig, ModelConfig, Tier, code_dtype
+from pdl_jax.model.heads import vq
+from pdl_jax.model.parameter import INIT
+
+Params = dict
+
+
+def init(config: ModelConfig, key: Array) -> Params:
+  """Parameters with the logical names of their axes; none of a tied head.
+
+  Types take the codes in turn, and a fixed bias is 0: whoever knows the data
+  puts in others (`setup`).
+  """
+  c, v, d = config.head, config.vocab_size, config.width
+  keys = iter(jax.random.split(key, 8))
+
+  def made_of(axes: tuple, shape: tuple, how: Any = INIT) -> Any:
+    return nn.with_logical_partitioning(how, axes)(next(keys), shape)
+
+  def add(name: str, axes: tuple, shape: tuple, how: Any = INIT) -> None:
+    made[name] = made_of(axes, shape, how)
+
+  made: Params = {}
+  if c.kind == 'dense':
+    add(lora.MATRIX, ('vocab', 'embed'), (v, d))
+    if config.lora.adapts(lora.HEAD):
+      name_a, name_b = lora.names(lora.MATRIX)
+      rank, zeros = config.lora.rank, nn.initializers.zeros
+      add(name_a, ('embed', None), (d, rank), lora.start(inputs=1))
+      add(name_b, (None, 'vocab'), (rank, v), zeros)
+  if c.kind == 'vq':
+    # Tiers are of any size, and need not divide over a mesh.
+    types = None if c.in_tiers else 'vocab'
+    first, *rest = (
+      _tier(c, tier, d, types, made_of) for tier in c.tiers(v)
+    )  # fmt: skip
+    made |= first
+    if rest:
+      made['tail'] = rest[0]
+    if c.in_tiers and c.own:
+      add('own_NxD', (None, 'embed'), (c.own, d))
+    if c.in_tiers:
+      add('places_V', ('vocab',), (v,), _places)
+  if c.kind == 'adaptive':
+    add('first_HxD', (None, 'embed'), (c.own + 2, d))
+    made |= _cluster(c.tail_from - c.own, d, c.rank, made_of)
+    made['tail'] = _cluster(v - c.tail_from, d, max(1, c.rank // 4), made_of)
+    add('places_V', ('vocab',), (v,), _places)
+  if c.kind == 'low_rank' or (c.kind == 'vq' and c.rank):
+    # Of a residual one factor is 0, so that it starts as nothing.
+    zero = nn.initializers.zeros
+    add('left_VxR', ('vocab', None), (v, c.rank),
+        INIT if c.kind == 'low_rank' else zero)  # fmt: skip
+    scale = nn.initializers.normal(d**-0.5)
+    add('right_DxR', ('embed', None), (d, c.rank), scale)
+  if c.bias != 'none':
+    name = 'bias_V' if c.bias == 'learned' else 'prior_V'
+    made[name] = nn.with_logical_partitioning(
+      nn.initializers.zeros, ('vocab',)
+    )(key, (v,))  # fmt: skip
+  return made
+
+
+def _tier(
+  c: HeadConfig, tier: Tier, width: int, types: str | None, made_of: Any
+) -> Params:
+  """Codebooks, and codes or what they follow."""
+  wide, count = tier.rank or width, tier.end - tier.first
+  embed = 'embed' if c.compose == 'sum' and not tier.rank else None
+  shape = (tier.codebooks, tier.codes, c.code_width(wide, tier))
+  made = {'codebooks_MxKxS': made_of((None, 'codes', embed), shape)}
+  if tier.rank:
+    scale = nn.initializers.normal(width**-0.5)
+    made['projection_DxR'] = made_of(
+      ('embed', None), (width, tier.rank), scale
+    )
+  if c.learned:
+    axes = (types, None if tier.rank else 'embed')
+    return made | {'shadow_VxD': made_of(axes, (count, wide))}
+  codes = made_of(
+    (None, types), (tier.codebooks, count), _in_turn(tier.codes)
+  )
+  return made | {'codes_MxV': codes}
+
+
+def _cluster(types: int, width: int, rank: int, made_of: Any) -> Params:
+  scale = nn.initializers.normal(width**-0.5)
+  return {
+    'left_VxR': made_of((None, None), (types, rank)),
+    'right_DxR': made_of(('embed', None), (width, rank), scale),
+  }
+
+
+def _places(_: Array, shape: tuple[int]) -> Array:
+  return jnp.arange(shape[0], dtype=jnp.int32)
+
+
+def _in_turn(count: int) -> Any:
+  def codes(_: Array, shape: tuple[int, int]) -> Array:
+    row_V = jnp.arange(shape[1]) % count
+    return jnp.broadcast_to(row_V.astype(code_dtype(count)), shape)
+
+  return codes
+
+
+def head(config: ModelConfig, params: Params) -> Head:
+  """What the losses take.
+
+  Args:
+    config: shape of the model.
+    params: of the whole model.
+  """
+  own = params.get('head', {})
+  bias_V = vq.bias_of(own)
+  if config.head.kind == 'vq':
+    return vq.head(config.head, own)
+  cap = config.logit_softcap
+  if config.head.kind == 'low_rank':
+    return LinearHead(own['left_VxR'], bias_V, own['right_DxR'], cap)
+  if config.head.kind == 'adaptive':
+    clusters = tuple(
+      LinearHead(part['left_VxR'], None, part['right_DxR'])
+      for part in (own, own['tail'])
+    )
+    return AdaptiveHead(own['first_HxD'], clusters, own['places_V'])
+  if config.head.kind == 'dense':
+    # A loss wants one matrix: the sum costs as much as V * D * r multiply-adds.
+    whole = lora.merged(config.lora, {'head': own, 'blocks': ()})['head']
+    return LinearHead(whole[lora.MATRIX], bias_V, softcap=cap)
+  return LinearHead(params['embed_VxD'], bias_V, softcap=cap)
+
+
+def logits(config: ModelConfig, params: Params, hidden: Array) -> Array:
+  """[..., V], fp32."""
+  own = params.get('head', {})
+  if config.head.kind == 'vq' and 'codes_MxV' in own:
+    return vq.logits(config.head, own, hidden)
+  return head(config, params).logits(hidden)

@@ -1,0 +1,224 @@
+"""A config.json as a ModelConfig, and back: one function a family."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from pdl_jax.errors import ConfigError, DataError
+from pdl_jax.model.config import AttentionConfig, HeadConfig, ModelConfig
+from pdl_jax.pretrained.fields import MOST_LAYERS, Fields
+from pdl_jax.pretrained.rope import read_rope, read_two_ropes
+
+ACTIVATIONS = {
+  'silu': 'silu', 'swish': 'silu', 'gelu': 'gelu',
+  'gelu_pytorch_tanh': 'gelu_tanh', 'gelu_new': 'gelu_tanh',
+}  # fmt: skip
+FULL, SLIDING = 'full_attention', 'sliding_attention'
+Values = dict[str, Any]
+
+
+class Family(NamedTuple):
+  """Of config.json.
+
+  Attributes:
+    architecture: the class in transformers.
+    read: what ModelConfig is made of.
+  """
+
+  architecture: str
+  read: Callable[[Fields], Values]
+
+
+def read_config(fields: Fields) -> ModelConfig:
+  """The shape that a config.json declares.
+
+  Raises:
+    DataError: for an unknown family, and naming any value that is not mapped.
+  """
+  fields.need('model_type')
+  family = fields.one_of('model_type', FAMILIES, '')
+  try:
+    values = family.read(fields)
+    fields.finish()
+    return ModelConfig(**values)
+  except ConfigError as error:  # The file's, not the user's.
+    raise DataError(f'{fields.name}: {error}') from error
+
+
+def _shape(fields: Fields, tied: bool, head_dim: int | None = None) -> Values:
+  """What all but GPT-2 call alike; `head_dim`: the family's default."""
+  heads = fields.count('num_attention_heads')
+  width = fields.count('hidden_size')
+  is_tied = fields.flag('tie_word_embeddings', tied)
+  return {
+    'vocab_size': fields.count('vocab_size'),
+    'width': width,
+    'layers': fields.count('num_hidden_layers', most=MOST_LAYERS),
+    'heads': heads,
+    'kv_heads': fields.count('num_key_value_heads', heads),
+    'head_dim': fields.count('head_dim', head_dim or width // heads),
+    'mlp': fields.count('intermediate_size'),
+    'context': fields.count('max_position_embeddings'),
+    'norm_eps': fields.number('rms_norm_eps', 1e-6),
+    'head': HeadConfig('tied' if is_tied else 'dense'),
+  }
+
+
+def _one_rope(fields: Fields) -> Values:
+  base, scaling = read_rope(fields)
+  return {'rope_base': base, 'rope_scaling': scaling}
+
+
+def _llama(fields: Fields) -> Values:
+  fields.expect('rope_interleaved', False)
+  bias = fields.flag('attention_bias', False)
+  return {
+    **_shape(fields, tied=False), **_one_rope(fields),
+    'activation': fields.one_of('hidden_act', ACTIVATIONS, 'silu'),
+    'qkv_bias': bias, 'output_bias': bias,
+    'mlp_bias': fields.flag('mlp_bias', False),
+  }  # fmt: skip
+
+
+def _mistral(fields: Fields) -> Values:
+  shape = _shape(fields, tied=False)
+  # Absent, it is that of the family; null, there is none.
+  default = None if fields.has('sliding_window') else 4096
+  window = fields.count('sliding_window', default)
+  return {
+    **shape, **_one_rope(fields),
+    'activation': fields.one_of('hidden_act', ACTIVATIONS, 'silu'),
+    'windows': (window,) * shape['layers'] if window else (),
+  }  # fmt: skip
+
+
+def _qwen(fields: Fields, shape: Values) -> Values:
+  layers, used = shape['layers'], fields.flag('use_sliding_window', False)
+  first = fields.count('max_window_layers', 28, least=0)
+  pattern = [SLIDING if used and i >= first else FULL for i in range(layers)]
+  window = fields.count('sliding_window', None) if used else None
+  fields.ignore('sliding_window')
+  return {
+    **shape, **_one_rope(fields),
+    'activation': fields.one_of('hidden_act', ACTIVATIONS, 'silu'),
+    'windows': _windows(fields, pattern, window),
+  }  # fmt: skip
+
+
+def _qwen2(fields: Fields) -> Values:
+  return _qwen(fields, _shape(fields, tied=False)) | {'qkv_bias': True}
+
+
+def _qwen3(fields: Fields) -> Values:
+  bias = fields.flag('attention_bias', False)
+  found = _qwen(fields, _shape(fields, tied=False, head_dim=128))
+  return found | {'qk_norm': True, 'qkv_bias': bias, 'output_bias': bias}
+
+
+def _gemma(fields: Fields) -> Values:
+  """What Gemma 2 and 3 share."""
+  shape = _shape(fields, tied=True, head_dim=256)
+  # Gemma's older files have both; the former is the one that counts.
+  fields.ignore('hidden_act')
+  fields.expect('use_bidirectional_attention', False)
+  bias = fields.flag('attention_bias', False)
+  return {
+    **shape,
+    'activation': fields.one_of(
+      'hidden_activation', ACTIVATIONS, 'gelu_pytorch_tanh'
+    ),
+    'qkv_bias': bias, 'output_bias': bias,
+    'norm': 'rms_offset', 'post_norms': True,
+    'embed_scale': shape['width'] ** 0.5,
+    'query_scale': fields.number('query_pre_attn_scalar', 256) ** -0.5,
+  }  # fmt: skip
+
+
+def _gemma2(fields: Fields) -> Values:
+  shape = _gemma(fields)
+  pattern = [FULL if i % 2 else SLIDING for i in range(shape['layers'])]
+  return {
+    **shape, **_one_rope(fields),
+    'windows': _windows(fields, pattern, fields.count('sliding_window', 4096)),
+    'attention_softcap': _cap(fields, 'attn_logit_softcapping', 50.0),
+    'logit_softcap': _cap(fields, 'final_logit_softcapping', 30.0),
+  }  # fmt: skip
+
+
+def _gemma3(fields: Fields) -> Values:
+  shape = _gemma(fields)
+  each = fields.count(
+    'sliding_window_pattern', fields.count('_sliding_window_pattern', 6)
+  )
+  pattern = [
+    SLIDING if (i + 1) % each else FULL for i in range(shape['layers'])
+  ]
+  base, scaling, local = read_two_ropes(fields, 1_000_000.0, 10_000.0)
+  return {
+    **shape,
+    'qk_norm': True,
+    'rope_base': base, 'rope_scaling': scaling, 'local_rope_base': local,
+    'windows': _windows(fields, pattern, fields.count('sliding_window', 4096)),
+    'attention_softcap': _cap(fields, 'attn_logit_softcapping', None),
+    'logit_softcap': _cap(fields, 'final_logit_softcapping', None),
+  }  # fmt: skip
+
+
+def _cap(fields: Fields, key: str, default: float | None) -> float | None:
+  """Absent, it is that of the family; null, there is none."""
+  return fields.number(key, None if fields.has(key) else default)
+
+
+def _gpt2(fields: Fields) -> Values:
+  fields.expect('scale_attn_weights', True)
+  fields.expect('scale_attn_by_inverse_layer_idx', False)
+  fields.expect('add_cross_attention', False)
+  fields.ignore('reorder_and_upcast_attn', 'n_ctx')
+  width, heads = fields.count('n_embd'), fields.count('n_head')
+  layers = fields.count('n_layer', most=MOST_LAYERS)
+  context = fields.count('n_positions')
+  # What transformers calls the same in other families.
+  for name, value in (
+    ('hidden_size', width), ('num_attention_heads', heads),
+    ('num_hidden_layers', layers), ('max_position_embeddings', context),
+  ):  # fmt: skip
+    fields.expect(name, value)
+  is_tied = fields.flag('tie_word_embeddings', True)
+  return {
+    'vocab_size': fields.count('vocab_size'), 'width': width,
+    'layers': layers, 'heads': heads, 'kv_heads': heads,
+    'head_dim': width // heads, 'mlp': fields.count('n_inner', 4 * width),
+    'context': context,
+    'norm_eps': fields.number('layer_norm_epsilon', 1e-5), 'norm': 'layer',
+    'activation': fields.one_of('activation_function', ACTIVATIONS, 'gelu_new'),
+    'gated': False, 'qkv_bias': True, 'output_bias': True, 'mlp_bias': True,
+    'learned_positions': True, 'attention': AttentionConfig('none'),
+    'head': HeadConfig('tied' if is_tied else 'dense'),
+  }  # fmt: skip
+
+
+def _windows(
+  fields: Fields, pattern: list[str], window: int | None
+) -> tuple[int, ...]:
+  """Of each layer, from its kind; the pattern is the family's default."""
+  kinds = fields.get('layer_types', pattern)
+  if not isinstance(kinds, list) or len(kinds) != len(pattern):
+    raise fields.refusal('layer_types', kinds, 'one of each layer is')
+  if unknown := [kind for kind in kinds if kind not in (FULL, SLIDING)]:
+    raise fields.refusal(
+      'layer_types', unknown, f'known are {FULL}, {SLIDING}'
+    )
+  if SLIDING in kinds and not window:
+    raise fields.refusal('sliding_window', window, f'layers are {SLIDING}')
+  found = tuple((window or 0) if kind == SLIDING else 0 for kind in kinds)
+  return found if any(found) else ()
+
+
+FAMILIES = {
+  'llama': Family('LlamaForCausalLM', _llama),
+  'mistral': Family('MistralForCausalLM', _mistral),
+  'qwen2': Family('Qwen2ForCausalLM', _qwen2),
+  'qwen3': Family('Qwen3ForCausalLM', _qwen3),
+  'gemma2': Family('Gemma2ForCausalLM', _gemma2),
+  'gemma3_text': Family('Gemma3ForCausalLM', _gemma3),
+  'gpt2': Family('GPT2LMHeadModel', _gpt2),
+}

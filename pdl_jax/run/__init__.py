@@ -1,0 +1,1 @@
+"""One run: prepare, fine-tune, and what it leaves; and what follows it."""

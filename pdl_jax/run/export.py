@@ -1,0 +1,169 @@
+"""A finished run as a folder that Hugging Face tools read."""
+
+import contextlib
+import dataclasses
+import json
+import shlex
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+from jax.experimental import multihost_utils
+
+from pdl_jax.config import Settings
+from pdl_jax.data.tasks import TASKS
+from pdl_jax.data.tokenizer_files import token_ids, write_tokenizer
+from pdl_jax.errors import ConfigError
+from pdl_jax.model import lora
+from pdl_jax.model.lora import NO_LORA
+from pdl_jax.pretrained import peft
+from pdl_jax.pretrained.hf_write import OWN, config_values, write_model
+from pdl_jax.run import prepare, restore, summary
+from pdl_jax.run.load_model import Model, restored_model, trained_model
+from pdl_jax.run_folder import RunFolder, config_hash, numbers
+
+
+def run(workdir: Path, folder: Path, adapter_alone: bool = False) -> None:
+  """Writes the model that a run ended with, its tokenizer and a model card.
+
+  Args:
+    workdir: of a finished run.
+    folder: is made; must not hold anything yet.
+    adapter_alone: write what a run with adapters has trained, in PEFT's
+      format, in place of the model with it added.
+
+  Raises:
+    PdlError: with one line that says what to do.
+  """
+  settings, run_folder = restore.open_run('--export', workdir)
+  if folder.exists() and any(folder.iterdir()):
+    raise ConfigError(f'--to: {folder} is not empty; name a new folder')
+  if adapter_alone:
+    _write_adapter(settings, run_folder, folder)
+    return
+  model = trained_model(
+    '--export', settings, workdir, prepare.load_source(settings, 'train')
+  )
+  if jax.process_index() != 0:
+    return
+  with _made_beside(folder) as beside:
+    values = _write_model(settings, run_folder, model, beside)
+  print(f'{values["model_type"]} model: {folder}')
+  if values['model_type'] == OWN:
+    print(_OWN_FORMAT)
+
+
+@contextlib.contextmanager
+def _made_beside(folder: Path) -> Iterator[Path]:
+  """A folder that becomes the one named once it is whole, or leaves none."""
+  folder.parent.mkdir(parents=True, exist_ok=True)
+  with tempfile.TemporaryDirectory(
+    dir=folder.parent, prefix=f'{folder.name}.', suffix='.partial'
+  ) as beside:
+    made = Path(beside) / folder.name
+    made.mkdir()
+    yield made
+    made.replace(folder.resolve())
+
+
+def _write_model(
+  settings: Settings, run_folder: RunFolder, model: Model, folder: Path
+) -> dict[str, Any]:
+  is_chat = not TASKS[settings.data.task].documents
+  values = config_values(model.config) | token_ids(model.tokenizer)
+  write_tokenizer(folder, model.tokenizer, is_chat)
+  _write_json(folder / 'generation_config.json', {
+    **token_ids(model.tokenizer), 'do_sample': False,
+    'max_new_tokens':
+      settings.decode.max_new_tokens or settings.data.max_target,
+  })  # fmt: skip
+  card = model_card(settings, run_folder, model, values['model_type'])
+  (folder / 'README.md').write_text(card, 'utf-8')
+  write_model(folder, model.config, model.params, values)
+  return values
+
+
+def _write_adapter(
+  settings: Settings, run_folder: RunFolder, folder: Path
+) -> None:
+  if not settings.trains_adapters:
+    raise ConfigError(
+      f'--adapter: the run in {run_folder.path} trained no adapter '
+      f'(optimizer.trainable {settings.optimizer.trainable}); without it the '
+      'whole model is written'
+    )
+  base = settings.model.pretrained
+  if not base:
+    raise ConfigError(
+      f'--adapter: the run in {run_folder.path} began from random weights, '
+      'which no other tool has; without it the whole model is written'
+    )
+  model = restored_model(
+    '--export', settings, run_folder.path,
+    prepare.load_source(settings, 'train'),
+  )  # fmt: skip
+  plain = dataclasses.replace(model.config, lora=NO_LORA)
+  if config_values(plain)['model_type'] == OWN:
+    raise ConfigError(
+      '--adapter: no family of transformers has this model (its attention or '
+      'its head is of pdl_jax), and PEFT no names for its layers; without '
+      '--adapter the whole model is written'
+    )
+  adapters = multihost_utils.process_allgather(
+    lora.adapters(model.params), tiled=True
+  )
+  if jax.process_index() != 0:
+    return
+  with _made_beside(folder) as beside:
+    card = model_card(settings, run_folder, model, 'adapter')
+    (beside / 'README.md').write_text(card, 'utf-8')
+    peft.write(beside, model.config, adapters, base)
+  print(f'adapter of {base}: {folder}\n{_ADAPTER}')
+
+
+_OWN_FORMAT = (
+  'No family of transformers has this model: it is written in the format of '
+  'pdl_jax (config.json: model_type pdl_jax, the fields of ModelConfig; '
+  'safetensors: its own parameters, layers stacked), which '
+  '`--config.model.pretrained=FOLDER` reads, and nothing else does.'
+)
+
+
+_ADAPTER = (
+  'This is an adapter in the format of PEFT: it needs the model that it '
+  'started from, base_model_name_or_path in adapter_config.json, which may '
+  'have to be changed to where you have that.'
+)
+
+
+def model_card(
+  settings: Settings, folder: RunFolder, model: Model, kind: str
+) -> str:
+  """README.md: what the model is, its results, and the command behind them."""
+  results = folder.read('results.json')
+  environment = folder.read('env.json', {'commit': str | None})
+  read = numbers(settings.resolved)
+  flags = ' \\\n  '.join(
+    f'--config.{key}={shlex.quote(str(value))}'
+    for key, value in sorted(read.items())
+  )
+  task = settings.data.task
+  note = {OWN: _OWN_FORMAT, 'adapter': _ADAPTER}.get(kind)
+  own = f'{note}\n\n' if note else ''
+  return (
+    f'# {model.name}\n\n'
+    f'Started from {settings.model.pretrained or "random weights"}, trained on '
+    f'{settings.data.name} ({task}) for {settings.train.steps} steps with '
+    f'{summary.loss_name(settings.loss)}, by pdl_jax.\n\n{own}'
+    f'## Results on {results["split"]}\n\n{summary.tables(results)}\n\n'
+    '## How to reproduce them\n\n'
+    f'With pdl_jax at commit {environment["commit"]}; the hash of the '
+    f'configuration is {config_hash(settings.resolved)}.\n\n'
+    f'```\npython launch.py --config=configs/{task}.py \\\n  {flags}\n```\n'
+  )
+
+
+def _write_json(path: Path, values: dict[str, Any]) -> None:
+  path.write_text(json.dumps(values, indent=2) + '\n', 'utf-8')

@@ -1,0 +1,203 @@
+"""The configured loss: its frequencies, its tables, and what they will do."""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+from jax.core import Tracer
+
+from pdl_jax.config import LossSettings
+from pdl_jax.data.tokenizer import Tokenizer
+from pdl_jax.errors import ConfigError
+from pdl_jax.losses import LOSSES, PLAIN, Loss, LossTables
+from pdl_jax.losses.frequency import FrequencyTable, effective_sample_size
+from pdl_jax.losses.power_law import power_law_weights
+from pdl_jax.losses.schedule import decay_factor
+
+_OWN_KEYS = (
+  'alpha', 'epsilon', 'epsilon_policy', 'clip', 'normalize', 'unseen',
+)  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True)
+class Frequencies:
+  """What the weights are made from.
+
+  Attributes:
+    task: counts of the targets that are trained on, or of a stored table.
+    used: the same, or a mix with a general corpus.
+    words_V: for loss.level word: how often the words of each piece occur.
+  """
+
+  task: FrequencyTable
+  used: FrequencyTable
+  words_V: np.ndarray | None = None
+
+
+def make_loss(loss: LossSettings) -> Loss:
+  """The loss as the step is compiled for it.
+
+  Raises:
+    ConfigError: for a setting of its own that is out of range.
+  """
+  spec = LOSSES[loss.name]
+  settings: dict[str, Any] = {}
+  if spec.terms is not None or spec.on_logits is not None:
+    settings = dict(loss.rivals.get(loss.name, {}))
+  elif any(getattr(loss, name) for name in PLAIN):
+    settings = {name: getattr(loss, name) for name in PLAIN}
+  made = Loss(spec, settings, loss.reduction)
+  try:
+    # Here the settings are not traced, and can be looked at.
+    made.check()
+    own, counts_V = loss.rivals.get(loss.name, {}), np.ones(2)
+    if spec.weights is not None and own:
+      spec.weights(counts_V, neutral_ids=(), **own)
+    if spec.bias is not None:
+      spec.bias(counts_V, **own)
+  except ConfigError as error:
+    raise ConfigError(f'loss.{loss.name}: {error}') from None
+  return made
+
+
+def make_tables(
+  loss: LossSettings,
+  frequencies: Frequencies,
+  neutral_ids: Sequence[int],
+  factor: Array | float = 1.0,
+) -> LossTables:
+  """Weights and bias of the configured loss.
+
+  Args:
+    loss: settings.
+    frequencies: of the types.
+    neutral_ids: types that are not weighed.
+    factor: of `schedule.decay_factor`: of alpha, or the power to which the
+      weights of a rival are raised; may be traced.
+
+  Raises:
+    ConfigError: for settings that give a weight that is not finite.
+  """
+  spec, counts_V = LOSSES[loss.name], frequencies.used.frequency('count')
+  own = loss.rivals.get(loss.name, {})
+  weights_V, bias_V = jnp.ones(counts_V.size, jnp.float32), None
+  try:
+    if loss.name == 'power_law':
+      weights_V = _power_law(loss, frequencies, neutral_ids, factor)
+    elif spec.weights is not None:
+      weights_V = spec.weights(counts_V, neutral_ids=neutral_ids, **own)
+      weights_V = weights_V**factor
+    if spec.bias is not None:
+      bias_V = spec.bias(counts_V, **own)
+  except ConfigError as error:
+    if not own:
+      raise
+    raise ConfigError(f'loss.{loss.name}: {error}') from None
+  if not isinstance(weights_V, Tracer):
+    _check_finite(loss.name, np.asarray(weights_V))
+  return LossTables(weights_V, bias_V)
+
+
+def _check_finite(name: str, weights_V: np.ndarray) -> None:
+  bad = int((~np.isfinite(weights_V)).sum())
+  if bad:
+    raise ConfigError(
+      f'loss {name} gives {bad} of {weights_V.size} token types a weight '
+      'that is not finite; never-counted types have frequency 0'
+    )
+
+
+def _power_law(
+  loss: LossSettings,
+  frequencies: Frequencies,
+  neutral_ids: Sequence[int],
+  factor: Array | float,
+) -> Array:
+  settings = {name: getattr(loss, name) for name in _OWN_KEYS}
+  settings['clip'] = loss.clip or None
+  settings['alpha'] = loss.alpha * factor
+  task, used = frequencies.task, frequencies.used
+  frequency_V = frequencies.words_V
+  if frequency_V is None:
+    frequency_V = used.frequency(loss.unit)
+  # Of a mix or of words, the mean weight is still that of a running token.
+  same = used is task and frequencies.words_V is None
+  mass_V = None if same else task.counts_V
+  return power_law_weights(
+    frequency_V, neutral_ids=neutral_ids, mass_V=mass_V, **settings
+  )
+
+
+def schedule(
+  loss: LossSettings, frequencies: Frequencies, neutral_ids: Sequence[int]
+) -> Callable[[LossTables, Array], LossTables] | None:
+  """(tables, step) -> tables of that step; None where they never change."""
+  if loss.schedule == 'constant':
+    return None
+
+  def at(tables: LossTables, step: Array) -> LossTables:
+    factor = decay_factor(
+      step, kind=loss.schedule, start=loss.schedule_start,
+      steps=loss.schedule_steps,
+    )  # fmt: skip
+    now = make_tables(loss, frequencies, neutral_ids, factor)
+    return tables._replace(weights_V=now.weights_V)
+
+  return at
+
+
+def tilt_bias(
+  counts_V: np.ndarray, tilt: float, neutral_ids: Sequence[int]
+) -> Array:
+  """Post-hoc logit adjustment: what is added to the logits at decoding.
+
+    bias(t) = tilt * (mean of log c over running tokens - log c_t)
+
+  That of arXiv:2007.07314 up to a constant, which puts a running token at 0 on
+  average and with it the neutral ids: end of turn is neither favoured nor
+  suppressed. A type never counted takes the place of one counted once.
+
+  Args:
+    counts_V: of each type.
+    tilt: any sign; 0 gives zeros.
+    neutral_ids: types with bias 0, left out of the mean.
+
+  Returns:
+    bias_V, fp32.
+  """
+  counts_V = np.asarray(counts_V, np.float64)
+  log_V = np.log(np.where(counts_V == 0, 1.0, counts_V))
+  mass_V = counts_V.copy()
+  mass_V[list(neutral_ids)] = 0
+  mean = (mass_V * log_V).sum() / max(mass_V.sum(), 1.0)
+  bias_V = tilt * (mean - log_V)
+  bias_V[list(neutral_ids)] = 0
+  return jnp.asarray(bias_V, jnp.float32)
+
+
+def describe(
+  weights: Array, table: FrequencyTable, tokenizer: Tokenizer
+) -> str:
+  """What weights_V are about to do, as a few lines for the terminal."""
+  weights_V = np.asarray(weights)
+  seen = np.flatnonzero(table.counts_V)
+  order = seen[np.argsort(-weights_V[seen], kind='stable')]
+  low, middle, high = np.quantile(weights_V[seen], [0, 0.5, 1])
+  share = effective_sample_size(table.counts_V, weights_V)
+  mean = np.average(weights_V, weights=table.counts_V)
+
+  def tokens(ids: np.ndarray) -> str:
+    return '  '.join(
+      f'{tokenizer.token(int(i))!r} {weights_V[i]:.3g}' for i in ids
+    )
+
+  return '\n'.join([
+    f'weights of {len(seen)} counted types: min {low:.4g}, median '
+    f'{middle:.4g}, max {high:.4g}; mean of a running token {mean:.4g}',
+    f'effective sample size: {share:.1%} of the tokens',
+    f'heaviest: {tokens(order[:10])}',
+    f'lightest: {tokens(order[::-1][:10])}',
+  ])

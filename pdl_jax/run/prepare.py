@@ -1,0 +1,384 @@
+"""What a run starts from: model, splits, frequencies, and the loss's tables."""
+
+import dataclasses
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from pdl_jax.config import Settings
+from pdl_jax.data import pipeline, sources
+from pdl_jax.data.examples import Examples, Pairs, Rows
+from pdl_jax.data.packing import Documents, Packed, Windows
+from pdl_jax.data.pipeline import Survey
+from pdl_jax.data.sources import Source
+from pdl_jax.data.tasks import TASKS, Task
+from pdl_jax.data.tokenizer import Tokenizer
+from pdl_jax.errors import ConfigError, DataError, printable
+from pdl_jax.evaluate.style import StyleClassifier
+from pdl_jax.generate import DecodeSettings
+from pdl_jax.losses import LOSSES, LossTables, frequency
+from pdl_jax.losses.frequency import FrequencyTable
+from pdl_jax.run import fit_head, loss_tables, summary
+from pdl_jax.run.load_model import Model, load_model
+from pdl_jax.run.loss_tables import Frequencies
+from pdl_jax.run_folder import RunFolder, begun
+from pdl_jax.train.step import target_hidden
+
+# Texts that the classifier of style is trained on, and checked on.
+_STYLE_RECORDS, _STYLE_CHECKS = 20_000, 2000
+# Examples whose hidden states say which rows are near, and how many at a time.
+_READ, _READ_BATCH = 128, 8
+# What the splits were when the run began, in the run folder.
+DATA = 'data.json'
+Tree = Any
+
+
+@dataclasses.dataclass(frozen=True)
+class Split:
+  """One split of the data.
+
+  Attributes:
+    source: its records.
+    seen: which of them are usable, and the counts of their targets.
+    examples: to be scored and generated from.
+  """
+
+  source: Source
+  seen: Survey
+  examples: Examples
+
+
+@dataclasses.dataclass(frozen=True)
+class Setup:
+  """Everything but the run folder and the mesh.
+
+  Attributes:
+    task: what is asked of the model.
+    model: before fine-tuning.
+    train, validation, held_out: the splits; `evaluate.split` is held out.
+    frequencies: what the weights are made from.
+    tables: of the loss.
+  """
+
+  task: Task
+  model: Model
+  train: Split
+  validation: Split
+  held_out: Split
+  frequencies: Frequencies
+  tables: LossTables
+
+  def training_rows(self) -> Rows:
+    """What batches are drawn from: padded pairs, or packed documents."""
+    examples = self.train.examples
+    if not isinstance(examples, Windows):
+      return examples
+    return Packed(
+      examples.documents, self.train.seen.sizes, examples.lengths
+    )
+
+
+def prepare(settings: Settings, folder: RunFolder | None) -> Setup:
+  """Loads and counts; says on the terminal what it found.
+
+  Args:
+    settings: of the run.
+    folder: keeps a tokenizer that is trained here, and the counts; None keeps
+      nothing.
+
+  Raises:
+    PdlError: with one line that says what to do.
+  """
+  task = TASKS[settings.data.task]
+  names = dict.fromkeys(('train', 'validation', settings.evaluate.split))
+  found = {name: load_source(settings, name) for name in names}
+  if settings.data.name not in sources.BUILDERS:
+    # Packaged ones are split by group; tests of each assert it.
+    sources.check_disjoint(list(found.values()))
+  for told in sources.remarks(list(found.values())):
+    print(printable(told))
+  model = load_model(settings, folder, found['train'])
+  size = f'{_count(model.params):,} parameters'
+  print(f'model      {printable(model.name)}: {size}')
+  name, ends = printable(model.tokenizer.name), model.tokenizer.ends()
+  print(f'tokenizer  {name}: {ends}')
+  check_context(settings, model, settings.decode)
+  _check_head(settings, model)
+  splits = {
+    name: open_split(settings, source, model.tokenizer)
+    for name, source in found.items()
+  }
+  if folder is not None:
+    _keep_data(splits, folder)
+  train = splits['train']
+  frequencies = find_frequencies(settings, folder, train, model.tokenizer)
+  model = _with_head(
+    settings, folder, model, train, frequencies.task.counts_V
+  )
+  tables = loss_tables.make_tables(
+    settings.loss, frequencies, model.tokenizer.special_ids
+  )
+  _describe_loss(settings, frequencies, tables, model.tokenizer)
+  return Setup(
+    task, model, train, splits['validation'],
+    splits[settings.evaluate.split], frequencies, tables,
+  )  # fmt: skip
+
+
+def _keep_data(splits: Mapping[str, Split], folder: RunFolder) -> None:
+  """Writes down what a run begins with; it goes on with the same alone.
+
+  Raises:
+    DataError: a split has changed since.
+  """
+  now = {
+    name: f'{len(split.seen.usable)} records ({split.seen.digest[:16]})'
+    for name, split in splits.items()
+  }
+  if begun(folder.path) and (folder.path / DATA).exists():
+    before = folder.read(DATA, dict[str, str])
+    changed = [
+      f'{name} was {before[name]} and is {text}'
+      for name, text in now.items()
+      if before.get(name, text) != text
+    ]
+    if changed:
+      raise DataError(
+        f'the data has changed since the run in {folder.path} began: '
+        f'{", ".join(changed)}; put it back as it was, its order too, or '
+        'choose another --workdir'
+      )
+  elif not folder.finished:
+    folder.write(DATA, now)
+
+
+def _check_head(settings: Settings, model: Model) -> None:
+  """Refuses losses that the head does not give what they need."""
+  on_logits = LOSSES[settings.loss.name].on_logits is not None
+  if on_logits and model.config.head.kind == 'adaptive':
+    raise ConfigError(
+      f'loss.name {settings.loss.name} needs an output row for each type, and '
+      'model.head adaptive has none; take another head, or another loss'
+    )
+
+
+def _with_head(
+  settings: Settings,
+  folder: RunFolder | None,
+  model: Model,
+  train: Split,
+  counts_V: np.ndarray,
+) -> Model:
+  """The model with its head fitted to the data; says what it is."""
+  if settings.model.output is None:
+    return model
+  moments = None
+  if model.head_is_new and settings.model.head not in ('tied', 'dense'):
+    moments = _moments(model, train.examples)
+  model = fit_head.fit_head(
+    settings.model, model, counts_V, moments, settings.seed
+  )
+  describe_codes(folder, model, model.params, counts_V)
+  return model
+
+
+def name_before(model: Model) -> str:
+  """Of the model before fine-tuning, which may have a head that is new."""
+  if model.head_is_new and model.outputs_VxD is not None:
+    return f'{model.name} ({model.config.head.kind} head)'
+  return model.name
+
+
+def describe_codes(
+  folder: RunFolder | None, model: Model, params: Tree, counts_V: np.ndarray
+) -> None:
+  """Says what the output head is, and writes down what its codes hold.
+
+  Args:
+    folder: gets codes.txt, of a head with codes; None: nowhere.
+    model: whose head it is.
+    params: of it; those of learned codes written down.
+    counts_V: of the types in training targets.
+  """
+  config = model.config
+  if 'codes_MxV' in params.get('head', {}):
+    head = dataclasses.replace(config.head, learned=False)
+    config = dataclasses.replace(config, head=head)
+  print(f'head       {fit_head.describe_head(config, params, counts_V)}')
+  report = fit_head.codes_report(config, params, model.tokenizer, counts_V)
+  if folder is not None and report:
+    folder.write_text('codes.txt', report)
+
+
+def _moments(model: Model, examples: Examples) -> fit_head.Moments | None:
+  """Of hidden states on training examples; None of an untrained model."""
+  if model.outputs_VxD is None:
+    return None
+
+  read = jax.jit(partial(target_hidden, model.config))
+  numbers = pipeline.sample(examples, _READ)
+  states = np.concatenate([
+    np.asarray(read(model.params, batch), np.float64)[batch['where']]
+    for batch in pipeline.evaluation_batches(examples, numbers, _READ_BATCH)
+  ])
+  return fit_head.Moments(states.mean(0), np.cov(states, rowvar=False))
+
+
+def _describe_loss(
+  settings: Settings,
+  frequencies: Frequencies,
+  tables: LossTables,
+  tokenizer: Tokenizer,
+) -> None:
+  used = frequencies.used.fingerprint[:8]
+  print(f'loss       {summary.loss_name(settings.loss)} (table {used})')
+  table = frequencies.task
+  if LOSSES[settings.loss.name].weights is not None:
+    print(loss_tables.describe(tables.weights_V, table, tokenizer))
+
+
+def load_source(settings: Settings, split: str) -> Source:
+  """One split of the configured data set."""
+  data = settings.data
+  return sources.load(
+    data.name, split, data.data_dir or None, fields=data.fields,
+    splits=data.splits, bad_records=data.bad_records,
+  )  # fmt: skip
+
+
+def open_split(
+  settings: Settings, source: Source, tokenizer: Tokenizer
+) -> Split:
+  """Looks through a split, and says what it keeps."""
+  task, lengths = TASKS[settings.data.task], settings.data.lengths
+  limit = settings.data.train_limit if source.split == 'train' else 0
+  seen = pipeline.survey(source, task, tokenizer, lengths, limit)
+  print(f'{source.split:10s} {seen.describe()}')
+  if dropped := source.metadata.get('dropped'):
+    reasons = ', '.join(f'{count} {why}' for why, count in dropped.items())
+    print(f'{"":10s} not read at all: {reasons}')
+  if task.documents:
+    documents = Documents(source, seen.usable, tokenizer)
+    examples = Windows(documents, seen.sizes, lengths)
+  else:
+    examples = Pairs(source, seen.usable, task, tokenizer, lengths)
+  return Split(source, seen, examples)
+
+
+def check_context(
+  settings: Settings, model: Model, decode: DecodeSettings
+) -> None:
+  """Refuses prompts and texts that the model was not made for."""
+  lengths = settings.data.lengths
+  new = max(lengths.target, decode.max_new_tokens)
+  if lengths.prompt + new - 1 > model.config.context:
+    raise ConfigError(
+      f'data.max_prompt {lengths.prompt} and {new} tokens more (the larger of '
+      'data.max_target and decode.max_new_tokens) do not fit the context of '
+      f'{model.name}, {model.config.context} tokens'
+    )
+
+
+def find_frequencies(
+  settings: Settings,
+  folder: RunFolder | None,
+  train: Split,
+  tokenizer: Tokenizer,
+) -> Frequencies:
+  """Counted or stored, mixed, or by words; the run folder keeps the task's."""
+  loss, vocab_size = settings.loss, tokenizer.vocab_size
+  stored = partial(
+    frequency.load,
+    tokenizer=tokenizer.fingerprint,
+    tokenizer_name=tokenizer.name,
+    vocab_size=vocab_size,
+  )
+  if loss.frequency_table:
+    table = stored(Path(loss.frequency_table))
+  else:
+    table = FrequencyTable(
+      train.seen.counts_V,
+      tokenizer.fingerprint,
+      tokenizer.name,
+      train.source.fingerprint,
+      train.source.name,
+      train.source.split,
+    )
+  if folder is not None:
+    _keep(table, folder)
+  used, words_V = table, None
+  if loss.general_table:
+    general = stored(Path(loss.general_table))
+    used = frequency.mix(table, general, loss.general_share)
+  if loss.name == 'power_law' and loss.level == 'word':
+    targets = pipeline.target_texts(train.source, train.seen)
+    words = (w for texts in targets for w in tokenizer.encode_words(texts))
+    words_V = frequency.word_level(words, vocab_size)
+  return Frequencies(table, used, words_V)
+
+
+def _keep(table: FrequencyTable, folder: RunFolder) -> None:
+  """Saves the table; a finished run must have been measured with the same."""
+  path = folder.path / 'frequency.npz'
+  if folder.finished:
+    before = frequency.read(path)
+    same = np.array_equal(before.counts_V, table.counts_V)
+    if before.data != table.data or not same:
+      raise DataError(
+        f'{table.data_name} has changed since the run in {folder.path}: '
+        f'{before.total} training target tokens of {before.data[:8]} there, '
+        f'{table.total} of {table.data[:8]} now; nothing new can be compared '
+        'with that run'
+      )
+    return
+  if folder.writes:
+    table.save(path)
+
+
+def drawn_examples(settings: Settings, ready: Setup) -> np.ndarray:
+  """Numbers of the held-out examples that a run is measured on."""
+  options = settings.evaluate
+  return pipeline.sample(
+    ready.held_out.examples, options.examples, options.draw
+  )
+
+
+def metric_options(settings: Settings) -> dict[str, Any]:
+  """What `evaluate.run.evaluate` has to know of the task."""
+  task = TASKS[settings.data.task]
+  return {
+    'classifier': style_classifier(settings),
+    'dialogue': task.turns,
+    'windows': task.documents,
+  }
+
+
+def style_classifier(settings: Settings) -> StyleClassifier | None:
+  """Learned on training targets, tested on validation ones.
+
+  None where the task knows no styles.
+  """
+  if not any(TASKS[settings.data.task].instructions):
+    return None
+  train, held_out = (load_source(settings, s) for s in ('train', 'validation'))
+  classifier = StyleClassifier.fit(
+    *_styled(train, _STYLE_RECORDS), name=f'{train.name}/{train.split}'
+  )
+  return classifier.tested(*_styled(held_out, _STYLE_CHECKS))
+
+
+def _styled(source: Source, most: int) -> tuple[list[str], list[str]]:
+  records = [source[int(number)] for number in pipeline.sample(source, most)]
+  return [r['target'] for r in records], [r['style'] for r in records]
+
+
+def _count(params: Tree) -> int:
+  return sum(
+    x.size for x in jax.tree.leaves(params)
+    if jnp.issubdtype(x.dtype, jnp.floating)
+  )  # fmt: skip

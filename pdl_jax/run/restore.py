@@ -1,0 +1,106 @@
+"""A finished run: its settings, its folder, and what it ended with."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from pdl_jax.config import Settings
+from pdl_jax.errors import CheckpointError, ConfigError
+from pdl_jax.model import lm
+from pdl_jax.model.config import ModelConfig
+from pdl_jax.run_folder import CONFIG, RESULTS, RunFolder, config_hash
+from pdl_jax.storage import files
+from pdl_jax.train.checkpoint import Checkpointer
+from pdl_jax.train.optimizer import merge
+from pdl_jax.train.state import TrainState
+
+Tree = Any
+
+
+def open_run(option: str, workdir: Path) -> tuple[Settings, RunFolder]:
+  """The settings of a finished run, and its folder.
+
+  Args:
+    option: that named it, for the errors.
+    workdir: its folder.
+
+  Raises:
+    ConfigError: there is none, it has not finished, or it is of a version of
+      pdl_jax with other keys.
+  """
+  if not os.path.lexists(workdir / 'config.json'):
+    raise ConfigError(f'{option}: there is no run in {workdir}')
+  if not os.path.lexists(workdir / 'results.json'):
+    raise ConfigError(
+      f'{option}: the run in {workdir} has not finished; the command that '
+      'began it continues it'
+    )
+  kept = files.read_json(workdir / 'config.json', CONFIG)
+  told = kept.pop('hash')
+  # Runs from before the key was there are of the first draw.
+  kept['evaluate'].setdefault('draw', 0)
+  try:
+    settings = Settings.from_resolved(kept)
+  except (ConfigError, KeyError, TypeError) as error:
+    raise ConfigError(
+      f'{option}: {workdir}/config.json has not the keys of this version of '
+      f'pdl_jax, or was altered ({error}); use the commit in its env.json'
+    ) from None
+  if config_hash(kept) != told:
+    raise ConfigError(
+      f'{option}: {workdir}/config.json was altered: its hash is {told}, its '
+      f'values give {config_hash(kept)}; {files.MEND}'
+    )
+  files.read_json(workdir / 'results.json', RESULTS)
+  return settings, RunFolder(workdir, settings.resolved)
+
+
+def open_checkpoints(settings: Settings, folder: RunFolder) -> Checkpointer:
+  """Of a run; the best is that on validation."""
+  keep = settings.train.keep_checkpoints
+  return Checkpointer(folder.path, keep=keep, best='validation_nats')
+
+
+def restore(
+  settings: Settings, folder: RunFolder, start: TrainState
+) -> TrainState:
+  """The state at the end of a finished run.
+
+  Args:
+    settings: of the run.
+    folder: of the run.
+    start: a state of the same shapes, on the mesh to restore to.
+
+  Raises:
+    CheckpointError: its last step is not there, or is damaged.
+  """
+  with open_checkpoints(settings, folder) as checkpoints:
+    restored = checkpoints.restore_latest(abstract(start), None)
+  if restored is None:
+    raise CheckpointError(
+      f'{folder.path} has no checkpoint to start from; its stored predictions '
+      'can be measured without one'
+    )
+  number, current, _ = restored
+  if number != settings.train.steps:
+    raise CheckpointError(
+      f'the newest intact checkpoint of {folder.path} is of step {number}, not '
+      f'of the last one, {settings.train.steps}; the model is not the one that '
+      'the run reports'
+    )
+  return current
+
+
+def abstract(tree: Tree) -> Tree:
+  """Shapes, dtypes and shardings alone."""
+  return jax.tree.map(
+    lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), tree
+  )
+
+
+def params_of(model: ModelConfig, current: TrainState) -> Tree:
+  """The whole model's parameters, layers in one group, codes written down."""
+  params = lm.join_blocks(merge(current.trained, current.frozen))
+  return lm.fix_head(model, params)

@@ -1,0 +1,129 @@
+"""What a run ends with: the proof of its loss, the tables, some examples."""
+
+import dataclasses
+import textwrap
+import zlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from pdl_jax.config import LossSettings
+from pdl_jax.errors import printable
+from pdl_jax.evaluate import run as evaluation
+from pdl_jax.generate import DecodeSettings
+from pdl_jax.losses import LOSSES, LossTables, frequency
+from pdl_jax.run.loss_tables import Frequencies
+from pdl_jax.run_folder import RESULTS
+
+EXAMPLES_SHOWN = 3
+# Of results.json, what `print_results` reads.
+SHOWN = RESULTS | {
+  'task': str, 'padding_share': float, 'examples': list[dict[str, str]],
+}  # fmt: skip
+
+
+def loss_name(loss: LossSettings) -> str:
+  """The loss with what tells it from others of the same name."""
+  parts = [loss.name]
+  if loss.name == 'power_law':
+    parts += [f'alpha={loss.alpha:g}', f'epsilon={loss.epsilon:g}']
+  own = loss.rivals.get(loss.name, {})
+  parts += [
+    f'{key}={value:g}' if isinstance(value, float | int) else f'{key}={value}'
+    for key, value in own.items()
+  ]
+  unusual = (
+    ('epsilon_policy', 'absolute'), ('unit', 'count'), ('level', 'token'),
+    ('clip', 0), ('normalize', 'corpus_mean'), ('unseen', 'as_once'),
+    ('label_smoothing', 0), ('z_loss', 0), ('reduction', 'weighted_mean'),
+    ('schedule', 'constant'), ('schedule_start', 0), ('schedule_steps', 0),
+    ('general_share', 0),
+  )  # fmt: skip
+  parts += [
+    f'{key}={getattr(loss, key)}'
+    for key, usual in unusual
+    if key in LOSSES[loss.name].read and getattr(loss, key) != usual
+  ]
+  return ' '.join(parts)
+
+
+def decode_name(decode: DecodeSettings) -> str:
+  """The way of decoding, with a space before it; nothing for plain greedy."""
+  usual = DecodeSettings(method=decode.method)
+  parts = [] if decode.method == 'greedy' else [decode.method]
+  parts += [
+    f'{field.name}={getattr(decode, field.name)}'
+    for field in dataclasses.fields(decode)
+    if getattr(decode, field.name) != getattr(usual, field.name)
+  ]
+  return ''.join(f' {part}' for part in parts)
+
+
+def padding_share(rows: Sequence[Mapping[str, Any]]) -> float:
+  """Share in [0, 1] of the positions in logged batches that hold no token.
+
+  Args: rows: of metrics.jsonl, those of validations too.
+  """
+  steps = [row for row in rows if 'positions' in row]
+  positions = sum(row['positions'] for row in steps)
+  return 1 - sum(row['input_tokens'] for row in steps) / positions
+
+
+def loss_record(
+  settings: LossSettings, frequencies: Frequencies, tables: LossTables
+) -> dict[str, Any]:
+  """Proof of what was trained: the name alone would not be."""
+  weights, table = np.asarray(tables.weights_V), frequencies.task
+  read = LOSSES[settings.name].read
+  loss = {k: v for k, v in dataclasses.asdict(settings).items() if k in read}
+  own = settings.rivals.get(settings.name, {})
+  crc32 = lambda x: f'{zlib.crc32(np.asarray(x).tobytes()):08x}'  # noqa: E731
+  return {
+    **loss,
+    'settings': own,
+    'weights_crc32': crc32(weights),
+    'bias_crc32': None if tables.bias_V is None else crc32(tables.bias_V),
+    'frequency_table_fingerprint': frequencies.used.fingerprint,
+    'effective_sample_size': frequency.effective_sample_size(
+      table.counts_V, weights
+    ),
+  }
+
+
+def shown(before: list[dict], after: list[dict]) -> list[dict[str, str]]:
+  """The first few examples of the sample: not chosen by hand."""
+  return [
+    {
+      'prompt': a['source'] or a['prompt'],
+      'reference': a['references'][0],
+      'before': b['text'],
+      'after': a['text'],
+    }
+    for b, a in zip(before[:EXAMPLES_SHOWN], after, strict=False)
+  ]
+
+
+def tables(results: dict[str, Any]) -> str:
+  """Both tables as Markdown, and why a metric has no value."""
+  return (
+    f'{evaluation.format_table(results["columns"])}\n'
+    f'{evaluation.format_frequency_table(results["columns"])}'
+    f'{evaluation.format_reasons(results["columns"])}'
+  )
+
+
+def print_results(results: dict[str, Any]) -> None:
+  """What the terminal ends with: the tables, then a few examples."""
+  split = printable(results['split'])
+  print(
+    f'\n{results["task"]}, {split}, {results["steps"]} steps, '
+    f'{results["padding_share"]:.0%} of the training positions were padding\n'
+  )
+  print(tables(results))
+  for number, example in enumerate(results['examples'], start=1):
+    print(f'example {number}')
+    for name in ('prompt', 'reference', 'before', 'after'):
+      text = example[name].strip().replace('\n', ' | ')
+      text = textwrap.shorten(printable(text), 400) or '(nothing)'
+      print(textwrap.indent(textwrap.fill(f'{name:10s}{text}', 78), '  '))

@@ -1,0 +1,587 @@
+"""The run folder: what a run leaves on disk, and proof of what it was.
+
+  config.json     the resolved configuration, and the hash of its numbers
+  data.json       how many records of each split are used, and their hash
+  env.json        commit, versions, flags of XLA, settings of JAX, devices, mesh
+  status.json     state, step, last error, heartbeat
+  metrics.jsonl   one object a log step
+  predictions/    one JSON line an evaluated example; NAME.parts until whole
+  items.json      sums of each evaluated example, for the report to resample
+  results.json    written last: its presence means that the run finished
+  traceback.txt   of an error that nobody foresaw
+  run.N.claim     the process that is at it; a later N follows a dead one
+"""
+
+import contextlib
+import dataclasses
+import errno
+import functools
+import hashlib
+import json
+import os
+import platform
+import shutil
+import subprocess
+import threading
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from importlib import metadata
+from pathlib import Path
+from typing import Any, Literal
+
+import jax
+
+from pdl_jax import process
+from pdl_jax.errors import (
+  ConfigError,
+  DataError,
+  HostError,
+  PdlError,
+  PreemptedError,
+)
+from pdl_jax.losses import LOSSES
+from pdl_jax.storage import files
+
+# Keys that came later than the first records, and the values that runs from
+# before them have.
+_SINCE = {
+  'optimizer.head_factor': 1.0, 'optimizer.mu_dtype': 'float32',
+  'evaluate.draw': 0, 'model.tokenizer': '', 'model.rope_base': 10_000.0,
+  'model.param_dtype': 'float32', 'model.adapter': '', 'model.attention': '',
+  'model.head': '',
+}  # fmt: skip
+# Keys that change where a run is kept or what it prints, but no number.
+_SILENT = ('data.data_dir', 'train.log_every', 'train.keep_checkpoints')
+_PACKAGES = (
+  'jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'grain', 'numpy',
+  'tensorflow-datasets', 'tokenizers', 'gguf', 'rouge-score', 'sacrebleu',
+  'scikit-learn', 'ml_collections',
+)
+# Settings of JAX, from its environment variables, that change numbers.
+_JAX_SETTINGS = (
+  'jax_default_matmul_precision', 'jax_default_prng_impl',
+  'jax_threefry_partitionable', 'jax_numpy_dtype_promotion',
+)  # fmt: skip
+
+
+# What is read back of the files of a run; see pdl_jax.storage.files.
+CONFIG = {
+  'hash': str, 'seed': int, 'model': {'pretrained': str}, 'data': dict,
+  'loss': {
+    'name': Literal[*LOSSES], 'alpha': float, 'frequency_table': str
+  },
+  'optimizer': {'trainable': str}, 'train': {'steps': int}, 'evaluate': dict,
+}  # fmt: skip
+STATUS = {'state': str, 'step': int, 'error': str, 'heartbeat': float}
+METRICS = {
+  'step': int, 'validation_nats?': float, 'positions?': int,
+  'input_tokens?': int,
+}  # fmt: skip
+PREDICTION = {
+  'id': str, 'prompt': str, 'source': str, 'references': list[str],
+  'text': str, 'token_ids': list[int], 'finish_reason': str,
+  'reference_ids': list[int], 'reference_nll': list[float], 'decode': dict,
+  'group?': str, 'style?': str,
+}  # fmt: skip
+
+
+@dataclasses.dataclass
+class _Bucket:
+  tokens: int
+  perplexity: float | None = None
+  nats_per_token: float | None = None
+
+
+@dataclasses.dataclass
+class _Metric:
+  value: float | None = None
+  n: int | None = None
+  buckets: dict[str, _Bucket] = dataclasses.field(default_factory=dict)
+
+
+# Of one set of predictions: metrics, and how many there are.
+MEASURED = dict[str, int | _Metric]
+RESULTS = {
+  'columns': dict[str, MEASURED], 'loss': dict, 'split': str, 'steps': int,
+  'skipped_steps': int, 'seconds_this_call': float, 'decode': dict,
+  'neutral_ids': list[int], 'examples': list,
+}  # fmt: skip
+
+
+def flatten(config: Mapping[str, Any], prefix: str = '') -> dict[str, Any]:
+  """A nested configuration as {'loss.alpha': 0.5, ...}."""
+  flat: dict[str, Any] = {}
+  for key, value in config.items():
+    if isinstance(value, Mapping):
+      flat |= flatten(value, f'{prefix}{key}.')
+    else:
+      flat[prefix + key] = value
+  return flat
+
+
+def numbers(config: Mapping[str, Any]) -> dict[str, Any]:
+  """The keys that can change a result, flattened.
+
+  Paths and cadences are left out, and so is what the chosen loss, model or
+  selection does not read: two configurations with equal `numbers` are one run.
+  Power-Law Decay Loss at alpha 0 is cross-entropy, and counts as it.
+  """
+  flat = flatten(config)
+  # A stored table says besides which tokens are rare when results are measured.
+  if (
+    flat['loss.name'] == 'power_law'
+    and flat['loss.alpha'] == 0
+    and not flat['loss.frequency_table']
+  ):
+    flat['loss.name'] = 'cross_entropy'
+  return _read(flat)
+
+
+def unread(config: Mapping[str, Any], overrides: Iterable[str]) -> list[str]:
+  """What was asked for and changes nothing, as KEY=VALUE.
+
+  Args:
+    config: resolved.
+    overrides: dotted keys given on the command line.
+  """
+  flat = flatten(config)
+  ignored = _unread(flat)
+  return [
+    f'{key}={flat[key]}'
+    for key in sorted(overrides)
+    if key in ignored and _SINCE.get(key) != flat[key]
+  ]
+
+
+def _read(flat: Mapping[str, Any]) -> dict[str, Any]:
+  """Without what changes no number, and what nothing reads."""
+  left_out = _unread(flat) | set(_SILENT)
+  left_out |= {key for key, value in _SINCE.items() if flat.get(key) == value}
+  return {key: value for key, value in flat.items() if key not in left_out}
+
+
+def _unread(flat: Mapping[str, Any]) -> set[str]:
+  """Keys that the chosen loss, model and selection do not read."""
+  name = flat['loss.name']
+  read = (*LOSSES[name].read, name)
+  found = {
+    key
+    for key in flat
+    if key.startswith('loss.') and key.split('.')[1] not in read
+  }
+  found |= {key for key in flat if key.startswith('model.')} - _model(flat)
+  if flat['optimizer.trainable'] != 'last_layers':
+    found.add('optimizer.last_layers')
+  if not _own_head(flat):
+    found.add('optimizer.head_factor')
+  return found
+
+
+def _own_head(flat: Mapping[str, Any]) -> bool:
+  """Whether the model can have a head that is not its input embedding."""
+  head = flat.get('model.head')
+  return head != 'tied' if head else flat['model.pretrained'].startswith('run:')
+
+
+def _model(flat: Mapping[str, Any]) -> set[str]:
+  """Keys of the model that are read; those of heads only if there is one."""
+  read = {
+    'pretrained', 'adapter', 'dtype', 'param_dtype', 'remat', 'attention',
+    'head',
+  }  # fmt: skip
+  if not flat['model.pretrained']:
+    read |= {
+      'width', 'layers', 'heads', 'kv_heads', 'head_dim', 'mlp', 'vocab_size',
+      'tokenizer',
+    }  # fmt: skip
+  attention, head = flat.get('model.attention'), flat.get('model.head')
+  if not flat['model.pretrained'] and attention not in ('alibi', 'none'):
+    read.add('rope_base')
+  read |= {'bias'} if head else set()
+  read |= {'rank'} if head in ('low_rank', 'vq', 'adaptive') else set()
+  read |= {'vq.own', 'vq.tail_from'} if head == 'adaptive' else set()
+  found = {f'model.{key}' for key in read}
+  for group, is_read in (
+    ('vq', head == 'vq'), ('complex', attention == 'complex'),
+    ('lora', flat['optimizer.trainable'] == 'lora'),
+  ):  # fmt: skip
+    if is_read:
+      found |= {key for key in flat if key.startswith(f'model.{group}.')}
+  return found
+
+
+def config_hash(config: Mapping[str, Any]) -> str:
+  """8 hex digits of everything that changes numbers."""
+  text = json.dumps(numbers(config), sort_keys=True)
+  return hashlib.sha256(text.encode()).hexdigest()[:8]
+
+
+def run_id(config: Mapping[str, Any], overrides: Iterable[str]) -> str:
+  """Readable overrides that change numbers, and the hash.
+
+  Args:
+    config: resolved.
+    overrides: dotted keys given on the command line.
+  """
+  counted = _read(flatten(config))
+  changed = [
+    f'{key.rsplit(".", 1)[-1]}={counted[key]}'
+    for key in sorted(overrides)
+    if key in counted
+  ]
+  name = ','.join(changed).replace('/', '_') or 'default'
+  return f'{name[:80]}-{config_hash(config)}'
+
+
+# Seconds after which a claim of another machine that nobody touches is dead:
+# less than a sweep's, which then begins the run again.
+_STALE = 120.0
+_NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.ENOSYS)
+
+
+@contextlib.contextmanager
+def claimed(path: Path) -> Iterator[None]:
+  """Makes a run folder, and keeps other processes from training in it.
+
+  Where the run is refused before it has made anything, a folder that was made
+  here is removed. Of several processes of a run the first one answers for all;
+  within the same process it may be called again.
+
+  Raises:
+    HostError: another process is at it, which nothing is done to.
+  """
+  finished = (path / 'results.json').exists()  # It is only read.
+  if finished or jax.process_index() or any(map(_is_own, _claims(path))):
+    yield
+    return
+  made = not path.exists()
+  path.mkdir(parents=True, exist_ok=True)
+  claim, over = _claim(path), threading.Event()
+  try:
+    if claim is not None:
+      threading.Thread(target=_beat, args=(claim, over), daemon=True).start()
+    yield
+  except (PdlError, OSError) as error:
+    if made and not begun(path) and not isinstance(error, PreemptedError):
+      shutil.rmtree(path, ignore_errors=True)
+    raise
+  finally:
+    over.set()
+    if claim is not None:
+      claim.unlink(missing_ok=True)
+    if made:
+      # Whatever ended it before there was anything in it.
+      with contextlib.suppress(OSError):
+        path.rmdir()
+
+
+def begun(path: Path) -> bool:
+  """Whether a run has made anything: predictions come before the first step."""
+  return any((path / 'predictions').glob('*'))
+
+
+def check_unclaimed(path: Path) -> None:
+  """HostError if another process that lives is at a run folder."""
+  for claim in _claims(path):
+    with contextlib.suppress(FileNotFoundError):  # given back just now
+      now = process.clock(path)
+      if _is_own(claim) or not process.holds(claim, now, _STALE):
+        continue
+      owner, age = process.owner(claim), now - claim.stat().st_mtime
+      since = time.strftime(
+        '%Y-%m-%d %H:%M:%S', time.localtime(owner.get('time', now - age))
+      )
+      there = (
+        f'kill {owner["pid"]} stops it'
+        if owner.get('machine') == process.machine()
+        else f'it was heard of {age:.0f} s ago; if that machine is gone, the '
+        f'same command works after {_STALE:.0f} s of silence'
+      )
+      raise HostError(
+        f'{path} is in use by process {owner.get("pid")} on '
+        f'{owner.get("host")} since {since}: wait for it, or choose another '
+        f'--workdir; {there}'
+      )
+
+
+def _claims(path: Path) -> list[Path]:
+  """Of a run folder, the last one last."""
+  found = [x for x in path.glob('run.*.claim') if _number(x).isdecimal()]
+  return sorted(found, key=lambda claim: int(_number(claim)))
+
+
+def _number(claim: Path) -> str:
+  return claim.name.split('.')[1]
+
+
+def _is_own(claim: Path) -> bool:
+  with contextlib.suppress(FileNotFoundError):
+    owner = process.owner(claim)
+    here = owner.get('machine') == process.machine()
+    return here and owner.get('pid') == os.getpid() and process.alive(owner)
+  return False
+
+
+def _claim(path: Path) -> Path | None:
+  """This process's; None where the file system or system knows no claims."""
+  if not process.machine():
+    check_unclaimed(path)
+    return None
+  while True:
+    check_unclaimed(path)
+    before = _claims(path)
+    number = int(_number(before[-1])) + 1 if before else 1
+    claim = path / f'run.{number}.claim'
+    try:
+      if not process.claim(claim):
+        continue
+    except OSError as error:
+      if error.errno not in _NO_LINKS:
+        raise
+      _say_unclaimed(path)
+      return None
+    try:
+      # One that was slow may have had an older number.
+      check_unclaimed(path)
+    except HostError:
+      claim.unlink()
+      raise
+    for dead in before:
+      dead.unlink(missing_ok=True)
+    return claim
+
+
+@functools.cache
+def _say_unclaimed(path: Path) -> None:
+  print(
+    f'{path} is on a file system without hard links: see to it that no other '
+    'process trains in it'
+  )
+
+
+def _beat(claim: Path, over: threading.Event) -> None:
+  """Shows other machines that this process lives."""
+  while not over.wait(process.HEARTBEAT):
+    with contextlib.suppress(OSError):  # a lost disk: the run itself says so
+      os.utime(claim)
+
+
+class RunFolder:
+  """Opened for one configuration; refuses that of another run.
+
+  Attributes:
+    path: the folder.
+    writes: whether this process writes to it: of several one does.
+  """
+
+  def __init__(self, path: Path, config: Mapping[str, Any]):
+    """Creates the folder, or finds it as an earlier call left it.
+
+    Raises:
+      ConfigError: if it belongs to a run with other numbers; names the keys.
+    """
+    self.path = path
+    self.writes = jax.process_index() == 0
+    if os.path.lexists(path / 'config.json'):
+      self._check(self.read('config.json', CONFIG), config)
+    if self.writes and not self.finished:
+      (path / 'predictions').mkdir(parents=True, exist_ok=True)
+      self.write('config.json', {'hash': config_hash(config), **config})
+
+  def _check(self, kept: dict[str, Any], config: Mapping[str, Any]) -> None:
+    kept.pop('hash')
+    before, now = numbers(kept), numbers(config)
+    differing = [
+      f'{key}: {before.get(key, "not read")} there, '
+      f'{now.get(key, "not read")} here'
+      for key in sorted(before.keys() | now.keys())
+      if before.get(key) != now.get(key)
+    ]
+    if differing:
+      raise ConfigError(
+        f'{self.path} belongs to another run ({"; ".join(differing)}); choose '
+        'another --workdir or remove the folder'
+      )
+
+  @property
+  def finished(self) -> bool:
+    """Whether results.json is there."""
+    return os.path.lexists(self.path / 'results.json')
+
+  def write(self, name: str, value: Any) -> None:
+    """Writes JSON; whole or not at all."""
+    self.write_text(name, json.dumps(value, indent=2) + '\n')
+
+  def write_text(self, name: str, text: str) -> None:
+    """Writes text; whole or not at all."""
+    if self.writes:
+      partial = self.path / f'{name}.partial'
+      partial.write_text(text, 'utf-8')
+      partial.replace(self.path / name)
+
+  def read(self, name: str, shape: Any = dict) -> Any:
+    """Reads JSON that `write` wrote; see `stored.read_json`."""
+    return files.read_json(self.path / name, shape)
+
+  def write_status(self, state: str, step: int, error: str = '') -> None:
+    """Says where the run stands; `heartbeat` is in seconds since 1970."""
+    self.write(
+      'status.json',
+      {'state': state, 'step': step, 'error': error, 'heartbeat': time.time()},
+    )
+
+  def append_metrics(self, row: Mapping[str, Any]) -> None:
+    """Adds one object to metrics.jsonl."""
+    if self.writes:
+      with (self.path / 'metrics.jsonl').open('a', encoding='utf-8') as file:
+        file.write(json.dumps(row) + '\n')
+
+  def cut_metrics(self, step: int, owed: bool = False) -> None:
+    """Drops rows after a restored step, and a row torn by a crash.
+
+    Args:
+      step: the restored one.
+      owed: whether its validation is yet to be done, or done again.
+    """
+    if not (self.path / 'metrics.jsonl').exists():
+      return
+    rows = files.read_lines(
+      self.path / 'metrics.jsonl', METRICS, torn_end=True
+    )
+    self.write_text('metrics.jsonl', _lines(
+      row
+      for row in rows
+      if row['step'] <= step - (owed and 'validation_nats' in row)
+    ))  # fmt: skip
+
+  def metrics(self) -> list[dict[str, Any]]:
+    """All rows of metrics.jsonl."""
+    return files.read_lines(self.path / 'metrics.jsonl', METRICS)
+
+  def write_predictions(self, name: str, records: Iterable[dict]) -> None:
+    """Writes predictions/NAME.jsonl, whole or not at all; parts go."""
+    self.write_text(f'predictions/{name}.jsonl', _lines(records))
+    if self.writes:
+      self._parts(name).unlink(missing_ok=True)
+
+  def predictions(self, name: str) -> list[dict] | None:
+    """Stored predictions, or None."""
+    path = self.path / 'predictions' / f'{name}.jsonl'
+    if not os.path.lexists(path):
+      return None
+    if not (found := files.read_lines(path, PREDICTION)):
+      raise DataError(f'{path} is empty; {files.MEND}')
+    return found
+
+  def prediction_names(self) -> list[str]:
+    """Of all predictions that are whole, `before` and `after` first."""
+    names = {path.stem for path in (self.path / 'predictions').glob('*.jsonl')}
+    first = [name for name in ('before', 'after') if name in names]
+    return [*first, *sorted(names - set(first))]
+
+  def append_predictions(self, name: str, records: Iterable[dict]) -> None:
+    """Keeps some of a set that is not whole yet."""
+    if self.writes:
+      with self._parts(name).open('a', encoding='utf-8') as file:
+        file.write(_lines(records))
+
+  def partial_predictions(self, name: str) -> dict[str, dict]:
+    """What was kept of a set that is not whole yet, by id."""
+    if not self._parts(name).exists():
+      return {}
+    # A crash may have torn the last line.
+    whole = files.read_lines(self._parts(name), PREDICTION, torn_end=True)
+    self.write_text(f'predictions/{name}.parts', _lines(whole))
+    return {record['id']: record for record in whole}
+
+  def _parts(self, name: str) -> Path:
+    return self.path / 'predictions' / f'{name}.parts'
+
+
+def _lines(records: Iterable[dict]) -> str:
+  return ''.join(json.dumps(record) + '\n' for record in records)
+
+
+def note_failure(
+  workdir: Path, config: Mapping[str, Any], state: str, error: str
+) -> None:
+  """Writes an error into the status of this configuration's run, if begun.
+
+  The folder may be that of another run, or of a finished one: neither failed.
+  So may another process be at it. Where the status cannot be written, the line
+  on the terminal has to do.
+  """
+  status, before = workdir / 'status.json', {'step': 0}
+  with contextlib.suppress(OSError, DataError, HostError):
+    check_unclaimed(workdir)
+    kept = files.read_json(workdir / 'config.json', CONFIG)
+    finished = (workdir / 'results.json').exists()
+    if finished or kept['hash'] != config_hash(config):
+      return
+    # It may be what is broken.
+    with contextlib.suppress(DataError):
+      before = files.read_json(status, STATUS)
+    after = {**before, 'state': state, 'error': error, 'heartbeat': time.time()}
+    partial = status.with_suffix('.partial')
+    partial.write_text(json.dumps(after, indent=2) + '\n', 'utf-8')
+    partial.replace(status)
+
+
+# Of shipped code: the file that says of which commit it is.
+COMMIT = 'COMMIT'
+CODE = (
+  'pdl_jax', 'configs', 'launch.py', 'requirements.txt',
+  'requirements-nodeps.txt',
+)  # fmt: skip
+
+
+def environment(
+  mesh: Mapping[str, int], code: Iterable[str] = CODE
+) -> dict[str, Any]:
+  """What a result depends on besides the configuration.
+
+  Args:
+    mesh: size of each axis.
+    code: pathspecs, from the top of the checkout, that make it dirty.
+  """
+  return {
+    'commit': _git('rev-parse', 'HEAD') or _shipped(),
+    # Of the code: an experiment writes its records while it runs.
+    'dirty': bool(_git(
+      'status', '--porcelain', '--untracked-files=no', '--',
+      *(f':(top){path}' for path in code),
+    )),
+    'python': platform.python_version(),
+    'packages': dict(_versions(_PACKAGES)),
+    'platform': platform.platform(),
+    'cpus': os.cpu_count(),
+    'xla_flags': os.environ.get('XLA_FLAGS', ''),
+    'libtpu_init_args': os.environ.get('LIBTPU_INIT_ARGS', ''),
+    'jax': {name: jax.config.values[name] for name in _JAX_SETTINGS},
+    'backend': jax.default_backend(),
+    'devices': [str(device) for device in jax.devices()],
+    'mesh': dict(mesh),
+  }
+
+
+def _shipped() -> str | None:
+  """The commit of code that came to this host without its checkout."""
+  path = Path(__file__).parent.parent / COMMIT
+  return path.read_text('utf-8') if path.exists() else None
+
+
+def _versions(names: Iterable[str]) -> Iterator[tuple[str, str]]:
+  for name in names:
+    yield name, metadata.version(name)
+
+
+def _git(*arguments: str) -> str | None:
+  """Output of git in the code's checkout; None outside of one."""
+  here = Path(__file__).parent
+  try:
+    done = subprocess.run(
+      ['git', *arguments], cwd=here, capture_output=True, encoding='utf-8'
+    )
+  except FileNotFoundError:
+    return None
+  return done.stdout.strip() if done.returncode == 0 else None

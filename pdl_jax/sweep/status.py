@@ -1,0 +1,203 @@
+"""Where a sweep stands, read from its folder alone; nothing is written."""
+
+import dataclasses
+import os
+import statistics
+import time
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from pdl_jax.errors import DataError, printable
+from pdl_jax.run_folder import STATUS
+from pdl_jax.storage import files
+from pdl_jax.sweep import claims
+from pdl_jax.sweep.axes import Cell
+from pdl_jax.sweep.claims import PREEMPTED, Attempt
+
+_CONFIG = {'train': {'steps': int}}
+STATES = ('done', 'running', 'failed', 'queued', 'broken')
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+  """One cell.
+
+  Attributes:
+    name: of its run folder.
+    state: one of STATES; a run whose sweeper was killed is queued again, and
+      of a broken one a file is torn, altered or unreadable.
+    step: last one logged, of `steps`; 0 if it has not begun or is done.
+    steps: of the whole run; 0 where that is not known.
+    age: seconds since the run last wrote its status, None if it never did.
+    error: last line, of a failed cell; of a broken one, what is wrong.
+    attempts: how often it was begun.
+    seconds: how long it took, None unless it is known and done.
+  """
+
+  name: str
+  state: str
+  step: int
+  steps: int
+  age: float | None
+  error: str
+  attempts: int
+  seconds: float | None
+
+  @property
+  def left(self) -> float:
+    """Share of the run that is still to do."""
+    if self.state in ('done', 'failed', 'broken'):
+      return 0.0
+    return 1 - self.step / self.steps if self.steps else 1.0
+
+
+def status(root: Path, cells: Sequence[Cell] | None = None) -> list[Row]:
+  """What has become of each cell.
+
+  Args:
+    root: holds the run folders.
+    cells: those of the sweep, in this order; None: every run that is there, in
+      the order of their names.
+  """
+  folders = claims.run_folders(root) if root.exists() else {}
+  attempts, now = claims.attempts(root), time.time()
+  if cells is None:
+    names = {digest: path.name for digest, path in folders.items()}
+  else:
+    names = {cell.digest: cell.run_id for cell in cells}
+  return [
+    _row_or_broken(name, folders.get(digest), attempts.get(digest, []), now)
+    for digest, name in names.items()
+  ]
+
+
+def _row_or_broken(
+  name: str, run: Path | None, attempts: Sequence[Attempt], now: float
+) -> Row:
+  """One broken run does not hide the others."""
+  try:
+    return _row(name, run, attempts, now)
+  except (DataError, OSError) as error:
+    name = name if run is None else run.name
+    return Row(name, 'broken', 0, 0, None, str(error), len(attempts), None)
+
+
+def _row(
+  name: str, run: Path | None, attempts: Sequence[Attempt], now: float
+) -> Row:
+  name = name if run is None else run.name
+  row = Row(name, 'queued', 0, 0, None, '', len(attempts), None)
+  if run is not None and claims.finished(run):
+    files.read_json(run / 'results.json', dict)
+    return dataclasses.replace(row, state='done', seconds=_seconds(attempts))
+  last = attempts[-1] if attempts else None
+  if run is not None and os.path.lexists(run / 'status.json'):
+    written = files.read_json(run / 'status.json', STATUS)
+    config = files.read_json(run / 'config.json', _CONFIG)
+    row = dataclasses.replace(
+      row,
+      step=written['step'],
+      steps=config['train']['steps'],
+      age=now - written['heartbeat'],
+    )
+    if last is None and written['state'] == 'error':
+      return dataclasses.replace(row, state='failed', error=written['error'])
+  if last is not None and last.lasts(now):
+    return dataclasses.replace(row, state='running')
+  end = None if last is None else last.end
+  if end is not None and end.failed:
+    return dataclasses.replace(row, state='failed', error=end.error)
+  return row
+
+
+def _seconds(attempts: Sequence[Attempt]) -> float | None:
+  """Of the run that finished, and of the parts that it continued."""
+  ends = [end for attempt in attempts if (end := attempt.end) is not None]
+  if not any(end.code == 0 for end in ends):
+    return None  # Its sweeper was killed, or there was none.
+  return sum(end.seconds for end in ends if end.code in (0, PREEMPTED))
+
+
+def remaining_seconds(rows: Sequence[Row], workers: int) -> float | None:
+  """From the median of the finished cells; None if there is none."""
+  known = [row.seconds for row in rows if row.seconds is not None]
+  if not known:
+    return None
+  return statistics.median(known) * sum(row.left for row in rows) / workers
+
+
+def format_status(rows: Sequence[Row]) -> str:
+  """One line a cell, and one for all of them."""
+  width = max((len(row.name) for row in rows), default=0)
+  lines = [
+    printable(f'{row.state:8s} {row.name:{width}s} {_note(row)}'.rstrip())
+    for row in rows
+  ]
+  counts = Counter(row.state for row in rows)
+  said = ', '.join(f'{counts[s]} {s}' for s in STATES if counts[s])
+  left = remaining_seconds(rows, max(counts['running'], 1))
+  ended = not counts['running'] and not counts['queued']
+  eta = '' if ended else f'; time left: {_duration(left)}'
+  return '\n'.join([*lines, f'{len(rows)} cells: {said or "none"}{eta}'])
+
+
+def format_dry_run(
+  groups: Sequence[tuple[str, Path, Sequence[Cell]]],
+  workers: int,
+  recorded: Mapping[str, float],
+) -> str:
+  """What would be run, what is done already, and how long it may take.
+
+  Args:
+    groups: title ('' for none), root and cells of each sweep, one after the
+      other; a cell that is in several of them is counted once.
+    workers: runs at once.
+    recorded: hash of cells that need not be run, their results being kept
+      elsewhere -> seconds that they took.
+  """
+  lines, found, labels = [], {}, set[tuple[Path, str]]()
+  for title, root, cells in groups:
+    lines += [title] if title else []
+    for row, cell in zip(status(root, cells), cells, strict=True):
+      if cell.digest in recorded and row.state != 'done':
+        row = dataclasses.replace(
+          row, state='done', seconds=recorded[cell.digest]
+        )
+      lines.append(f'{row.state:8s} {row.name}  <- {" | ".join(cell.labels)}')
+      found[root, cell.digest] = row
+      labels |= {(root, label) for label in cell.labels}
+  rows = list(found.values())
+  done = sum(row.state == 'done' for row in rows)
+  again = [
+    dataclasses.replace(row, state='queued') if row.state == 'failed' else row
+    for row in rows
+  ]
+  seconds = 0.0 if done == len(rows) else remaining_seconds(again, workers)
+  return '\n'.join([
+    *lines,
+    f'{len(rows)} cells from {len(labels)} points, {done} done; estimated time '
+    f'with {workers} workers: {_duration(seconds)}',
+  ])
+
+
+def _note(row: Row) -> str:
+  parts = []
+  if row.step and row.steps:
+    parts.append(f'step {row.step}/{row.steps}')
+  if row.state == 'running' and row.age is not None:
+    parts.append(f'heartbeat {_duration(row.age)} ago')
+  if row.state == 'done' and row.seconds is not None:
+    parts.append(_duration(row.seconds))
+  if row.attempts > 1:
+    parts.append(f'{row.attempts} attempts')
+  return ', '.join([*parts, row.error] if row.error else parts)
+
+
+def _duration(seconds: float | None) -> str:
+  if seconds is None:
+    return 'unknown'
+  minutes, hours = round(seconds / 60), seconds / 3600
+  if seconds < 100:
+    return f'{seconds:.0f} s'
+  return f'{minutes} min' if minutes < 100 else f'{hours:.1f} h'

@@ -1,0 +1,380 @@
+"""Checkpoints that know when they are damaged: Orbax, and a checksum per leaf.
+
+A step is `<workdir>/checkpoints/<step>/`: the state, the data iterator's
+position and a record. The record holds shape, dtype and checksum of each leaf,
+a CRC of the position, the metrics, the caller's meta, and a CRC of itself.
+`<workdir>/saves.json` lists the steps that were saved, with their metrics: it
+says what is missing; each step proves itself.
+"""
+
+import contextlib
+import json
+import math
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Self
+
+import grain
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+from absl import logging
+from jax.experimental import multihost_utils
+from orbax.checkpoint import checkpoint_managers as policies
+
+from pdl_jax.errors import CheckpointError, HostError
+from pdl_jax.train.checksum import array_types, checksums, json_crc
+from pdl_jax.train.integrity import (
+  DamagedError,
+  check_position,
+  check_state,
+  check_target,
+  host_errors,
+  hush_libraries,
+  reading,
+)
+
+PyTree = Any
+
+
+class _KeepBest(policies.PreservationPolicy):
+  """Keeps the step of the lowest loss.
+
+  Not Orbax's BestN: that reads a metrics file without a checksum when the
+  manager starts, and one flipped bit in it keeps the folder from opening.
+  """
+
+  def __init__(self) -> None:
+    self.losses: dict[int, float] = {}
+
+  def best(self, steps: Sequence[int]) -> int | None:
+    known = [step for step in steps if step in self.losses]
+    return min(known, key=lambda step: (self.losses[step], -step), default=None)
+
+  def should_preserve(
+    self,
+    checkpoints: Sequence[policies.PolicyCheckpointInfo],
+    *,
+    context: policies.PreservationContext,
+  ) -> Sequence[bool]:
+    best = self.best([info.step for info in checkpoints])
+    return [info.step == best for info in checkpoints]
+
+
+class Checkpointer:
+  """Saves in the background; restores the newest step that proves intact.
+
+  Keeps the last `keep` steps and the one of the lowest `metrics[best]`. One
+  run at a time writes to a folder: the first save clears what a killed run
+  left half written. Use `with`, or `close`, to have the last save on disk.
+
+  Attributes:
+    directory: `<workdir>/checkpoints`.
+    damaged: one line for each step that this object has set aside.
+    missing: a line if a later step was saved than the newest that is there, or
+      if that is not known.
+  """
+
+  def __init__(
+    self, workdir: str | Path, *, keep: int = 3, best: str = 'loss'
+  ) -> None:
+    """Opens or makes the folder; HostError if it cannot."""
+    self.directory = Path(workdir).absolute() / 'checkpoints'
+    self.damaged: list[str] = []
+    self.missing = ''
+    self._list = self.directory.with_name('saves.json')
+    self._metric, self._begun = best, dict[int, dict[str, float]]()
+    self._keep_best = _KeepBest()
+    self._cleared = False
+    policy = policies.AnyPreservationPolicy(
+      [policies.LatestN(keep), self._keep_best]
+    )
+    options = ocp.CheckpointManagerOptions(preservation_policy=policy)
+    hush_libraries()
+    with host_errors('open', self.directory):
+      self._manager = ocp.CheckpointManager(self.directory, options=options)
+    saves = _read_saves(self._list)
+    if saves is None:
+      self.missing = (
+        f'{self._list} is torn or altered: whether a later step was saved is '
+        'not known'
+      )
+    self._saves = saves or {}
+    for step in self._manager.all_steps():
+      # A step with a damaged record is never the best; restoring names it.
+      with contextlib.suppress(DamagedError):
+        metrics = self._read_record(step)['metrics']
+        # What was measured later than it was saved is in the list alone.
+        self._saves[step] = self._saves.get(step, {}) | metrics
+        self._note_loss(step, self._saves[step])
+
+  def __enter__(self) -> Self:
+    return self
+
+  def __exit__(self, *_: object) -> None:
+    self.close()
+
+  def wait(self) -> None:
+    """Returns when the last save is on disk; HostError if it failed."""
+    self._end_save(self._manager.wait_until_finished)
+
+  def close(self) -> None:
+    """Waits and ends Orbax's threads; HostError if the last save failed."""
+    self._end_save(self._manager.close)
+
+  def _end_save(self, end: Callable[[], object]) -> None:
+    begun, self._begun = self._begun, {}
+    try:
+      with host_errors('write', self.directory):
+        end()
+        if begun:
+          self._saves |= begun
+          self._write_saves()
+    except HostError:
+      # A full disk has no room even for the line that says so.
+      self._remove_unfinished()
+      raise
+
+  def measured(self, step: int) -> bool:
+    """Whether a step's loss is known, if only to be not finite."""
+    return self._metric in self._saves.get(step, {})
+
+  def measure(self, step: int, metrics: Mapping[str, Any]) -> None:
+    """Adds to the metrics of a step that was saved without."""
+    self._saves[step] = self._saves.get(step, {}) | _plain(metrics)
+    self._note_loss(step, self._saves[step])
+    with host_errors('write', self._list):
+      self._write_saves()
+
+  def latest_step(self) -> int | None:
+    """The newest step saved or being saved."""
+    return self._manager.latest_step()
+
+  def best_step(self) -> int | None:
+    """The step of the lowest finite loss; the later one of two equals."""
+    return self._keep_best.best(self._manager.all_steps())
+
+  def save(
+    self,
+    step: int,
+    state: PyTree,
+    iterator: grain.DatasetIterator | None,
+    metrics: Mapping[str, Any] | None = None,
+    meta: Mapping[str, Any] | None = None,
+  ) -> bool:
+    """Starts to save; after it `state` may be donated, `iterator` advanced.
+
+    Args:
+      step: training step.
+      state: pytree of jax.Arrays on any mesh.
+      iterator: its position is saved; None for no data.
+      metrics: numbers; the one named `best` ranks the step.
+      meta: what JSON holds, and NumPy's numbers and arrays; restore returns it.
+
+    Returns:
+      False if `step` is the newest already, as when a loop's last save falls
+      on a periodic one: nothing is written.
+
+    Raises:
+      CheckpointError: the folder holds a later step.
+      HostError: this save or the one before it could not be written.
+    """
+    latest = self.latest_step()
+    if latest == step:
+      return False
+    if latest is not None and step < latest:
+      raise CheckpointError(
+        f'cannot save step {step}: {self.directory} holds step {latest}'
+        ' already; resume from that or use another workdir'
+      )
+    record = {
+      'arrays': array_types(state),
+      'checksums': checksums(state),
+      'data_crc32': _gathered_crc(iterator),
+      'position': None if iterator is None else iterator.get_state(),
+      'metrics': _plain(metrics or {}),
+      'meta': _plain(meta or {}),
+    }
+    items: dict[str, ocp.args.CheckpointArgs] = {
+      'state': ocp.args.StandardSave(state),
+      'meta': ocp.args.JsonSave({**record, 'crc32': json_crc(record)}),
+    }
+    if iterator is not None:
+      items['data'] = grain.checkpoint.CheckpointSave(iterator)
+    self.wait()
+    # What an earlier run saved later than this is no longer expected.
+    self._saves = {x: found for x, found in self._saves.items() if x < step}
+    self._begun = {step: record['metrics']}
+    self._note_loss(step, record['metrics'])
+    with host_errors('write', self.directory):
+      self._clear_interrupted()
+      self._manager.save(step, args=ocp.args.Composite(**items), force=True)
+    return True
+
+  def restore_latest(
+    self, target: PyTree, iterator: grain.DatasetIterator | None
+  ) -> tuple[int, PyTree, dict[str, Any]] | None:
+    """The newest intact step; damaged ones are renamed `<step>.damaged`.
+
+    Args:
+      target: pytree of jax.ShapeDtypeStruct (or arrays) with shardings, of any
+        mesh.
+      iterator: moved to the position of the same step; None leaves data alone.
+
+    Returns:
+      (step, state, meta), or None if nothing was ever saved here.
+
+    Raises:
+      CheckpointError: all steps are damaged, or `target` is another model.
+      HostError: the folder cannot be read.
+    """
+    self.wait()
+    for step in sorted(self._manager.all_steps(), reverse=True):
+      try:
+        restored = self._restore(step, target, iterator)
+      except DamagedError as error:
+        self._set_aside(step, error)
+      else:
+        self._note_missing(step)
+        return step, *restored
+    self._note_missing(0)
+    damaged = sorted(path.name for path in self.directory.glob('*.damaged'))
+    if damaged:
+      raise CheckpointError(
+        f'no intact checkpoint in {self.directory}, only {", ".join(damaged)};'
+        ' remove them to start anew'
+      )
+    return None
+
+  def restore_step(
+    self,
+    step: int,
+    target: PyTree,
+    iterator: grain.DatasetIterator | None = None,
+  ) -> tuple[PyTree, dict[str, Any]]:
+    """(state, meta) of one step, like `restore_latest` without fall-back.
+
+    Raises:
+      CheckpointError: the step is missing, damaged or of another model.
+    """
+    self.wait()
+    steps = self._manager.all_steps()
+    if step not in steps:
+      raise CheckpointError(f'no step {step} in {self.directory}, only {steps}')
+    try:
+      return self._restore(step, target, iterator)
+    except DamagedError as error:
+      raise CheckpointError(
+        f'checkpoint {self.directory / str(step)} is damaged: {error}'
+      ) from error
+
+  def _restore(
+    self, step: int, target: PyTree, iterator: grain.DatasetIterator | None
+  ) -> tuple[PyTree, dict[str, Any]]:
+    place = self.directory / str(step)
+    record = self._read_record(step)
+    check_target(target, record['arrays'], place)
+    has_file = iterator is None or check_position(record, place)
+    args = ocp.args.Composite(state=ocp.args.StandardRestore(target))
+    with reading(place / 'state'):
+      state = self._manager.restore(step, args=args)['state']
+    check_state(state, record)
+    own = int(getattr(state, 'step', step))
+    if own != step:
+      raise DamagedError(f'its state is of step {own}: renamed or copied')
+    if iterator is not None and not has_file:
+      iterator.set_state(record['position'])
+    elif iterator is not None:  # last, so that a damaged step moves nothing
+      data = grain.checkpoint.CheckpointRestore(iterator)
+      try:
+        self._manager.restore(step, args=ocp.args.Composite(data=data))
+      except (LookupError, TypeError) as error:  # its checksum was right
+        raise CheckpointError(
+          f'{place} is of another data pipeline: {error!r}'
+        ) from error
+    return state, record['meta']
+
+  def _read_record(self, step: int) -> dict[str, Any]:
+    args = ocp.args.Composite(meta=ocp.args.JsonRestore())
+    with reading(self.directory / str(step) / 'meta'):
+      record = dict(self._manager.restore(step, args=args)['meta'])
+      crc = record.pop('crc32')
+    if crc != json_crc(record):
+      raise DamagedError('meta: its checksum differs')
+    return record
+
+  def _note_loss(self, step: int, metrics: Mapping[str, Any]) -> None:
+    if self._metric in metrics and math.isfinite(metrics[self._metric]):
+      self._keep_best.losses[step] = metrics[self._metric]
+
+  def _write_saves(self) -> None:
+    if jax.process_index() == 0:
+      partial = self._list.with_suffix('.partial')
+      partial.write_text(json.dumps(self._saves), encoding='utf-8')
+      partial.replace(self._list)
+
+  def _note_missing(self, step: int) -> None:
+    later = [
+      x
+      for x in self._saves
+      if x > step and not (self.directory / f'{x}.damaged').exists()
+    ]
+    if later:
+      self.missing = f'missing: step {max(later)}, saved in {self.directory}'
+
+  def _set_aside(self, step: int, error: DamagedError) -> None:
+    place = self.directory / str(step)
+    aside = place.with_name(f'{step}.damaged')
+    with host_errors('rename', place):
+      if jax.process_index() == 0:
+        if aside.exists():  # from an earlier run through the same step
+          shutil.rmtree(aside)
+        place.rename(aside)
+      multihost_utils.sync_global_devices(f'set_aside_{step}')
+      self._manager.reload()
+    line = f'checkpoint {place} is damaged, now {aside.name}: {error}'
+    self.damaged.append(line)
+    logging.warning('%s', line)
+
+  def _clear_interrupted(self) -> None:
+    if not self._cleared:
+      self._remove_unfinished()
+    self._cleared = True
+
+  def _remove_unfinished(self) -> None:
+    if jax.process_index() == 0:
+      for path in self.directory.glob(f'*{ocp.utils.TMP_DIR_SUFFIX}*'):
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def _read_saves(path: Path) -> dict[int, dict[str, float]] | None:
+  """The list of saves, empty of a run that has none; None of a torn one."""
+  if not path.exists():
+    return {}
+  with contextlib.suppress(OSError, ValueError, TypeError, AttributeError):
+    found = json.loads(path.read_text(encoding='utf-8'))
+    return {
+      int(step): {name: float(value) for name, value in metrics.items()}
+      for step, metrics in found.items()
+    }
+  return None
+
+
+def _plain(value: Mapping[str, Any]) -> dict[str, Any]:
+  """The value as JSON gives it back, NumPy's and JAX's numbers included."""
+
+  def convert(item: object) -> object:
+    if isinstance(item, np.generic | np.ndarray | jax.Array):
+      return item.tolist()
+    raise TypeError(f'meta and metrics must fit in JSON, not {type(item)}')
+
+  return json.loads(json.dumps(dict(value), default=convert))
+
+
+def _gathered_crc(iterator: grain.DatasetIterator | None) -> list[int]:
+  """CRC of the iterator's position on each process."""
+  if iterator is None:
+    return []
+  crc = np.uint32(json_crc(iterator.get_state()))
+  return multihost_utils.process_allgather(crc).tolist()

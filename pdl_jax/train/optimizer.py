@@ -1,0 +1,190 @@
+"""What trains, and how: parameter selection and the optax chain."""
+
+import dataclasses
+import math
+from typing import Any
+
+import jax
+import optax
+
+from pdl_jax.errors import ConfigError
+from pdl_jax.model import lora
+from pdl_jax.model.config import DTYPES
+from pdl_jax.model.heads import vq
+
+TRAINABLE = ('all', 'last_layers', 'norms', 'lora')
+SCHEDULES = ('cosine', 'linear', 'constant')
+Tree = Any
+
+
+@dataclasses.dataclass(frozen=True)
+class OptimizerConfig:
+  """AdamW with warm-up and decay.
+
+  Attributes:
+    learning_rate: at the end of the warm-up.
+    warmup_steps: of linear warm-up from 0.
+    schedule: 'cosine' or 'linear' decay to final_fraction, or 'constant'.
+    final_fraction: of the learning rate, one step after the last.
+    b1, b2, eps: Adam's decay rates and denominator offset.
+    weight_decay: decoupled, on matrices only.
+    clip_norm: largest global gradient norm.
+    accumulation: micro-batches of one step; one denominator for all.
+    trainable: 'all' parameters; the 'last_layers' with the final norm; the
+      'norms' alone; 'lora', the adapters, and what a head of codes or CMHA has
+      besides matrices.
+    last_layers: how many, with trainable 'last_layers'.
+    head_factor: learning rate of a head's own parameters, as a multiple of
+      that of the rest.
+    mu_dtype: of Adam's first moment. The second one is fp32: with b2 0.999 a
+      step changes it by less than bf16 resolves.
+  """
+
+  learning_rate: float
+  warmup_steps: int
+  schedule: str
+  final_fraction: float
+  b1: float
+  b2: float
+  eps: float
+  weight_decay: float
+  clip_norm: float
+  accumulation: int
+  trainable: str
+  last_layers: int
+  # What has a default was not there in earlier versions.
+  head_factor: float = 1.0
+  mu_dtype: str = 'float32'
+
+  def __post_init__(self):
+    for name in (
+      'learning_rate', 'eps', 'clip_norm', 'accumulation', 'head_factor'
+    ):  # fmt: skip
+      if not 0 < getattr(self, name) < math.inf:
+        raise ConfigError(
+          f'optimizer.{name} must be > 0 and finite, got {getattr(self, name)}'
+        )
+    for name in ('b1', 'b2'):
+      if not 0 <= getattr(self, name) < 1:
+        raise ConfigError(
+          f'optimizer.{name} must be in [0, 1), got {getattr(self, name)}'
+        )
+    for name in ('warmup_steps', 'final_fraction', 'weight_decay'):
+      if not 0 <= getattr(self, name) < math.inf:
+        finite = ' and finite' * (getattr(self, name) == math.inf)
+        raise ConfigError(
+          f'optimizer.{name} must be >= 0{finite}, got {getattr(self, name)}'
+        )
+    _one_of('schedule', self.schedule, SCHEDULES)
+    _one_of('trainable', self.trainable, TRAINABLE)
+    _one_of('mu_dtype', self.mu_dtype, DTYPES)
+    if self.trainable == 'last_layers' and self.last_layers < 1:
+      raise ConfigError(
+        f'optimizer.last_layers must be >= 1, got {self.last_layers}'
+      )
+
+
+def _one_of(name: str, value: str, allowed: tuple[str, ...]) -> None:
+  if value not in allowed:
+    raise ConfigError(
+      f'optimizer.{name} {value!r} is not one of {", ".join(allowed)}'
+    )
+
+
+# Norms, biases, and what attention learns of angles: decay would pull delta
+# away from RoPE, where it is 1.
+_ANGLES = ('delta', 'offset', 'factor')
+_VECTORS = ('scale', 'bias_V', *_ANGLES)
+
+
+def make_schedule(config: OptimizerConfig, steps: int) -> optax.Schedule:
+  """Learning rate by step, for a run of `steps`."""
+  peak, warmup = config.learning_rate, config.warmup_steps
+  end, rest = peak * config.final_fraction, steps - warmup
+  decay = {
+    'cosine': optax.cosine_decay_schedule(peak, rest, config.final_fraction),
+    'linear': optax.linear_schedule(peak, end, rest),
+    'constant': optax.constant_schedule(peak),
+  }[config.schedule]
+  # From step 1, so that no step trains at a learning rate of zero.
+  ramp = optax.linear_schedule(peak / (warmup + 1), peak, warmup)
+  return optax.join_schedules([ramp, decay], [warmup]) if warmup else decay
+
+
+def make_optimizer(
+  config: OptimizerConfig, steps: int
+) -> optax.GradientTransformation:
+  """Clipping, Adam, decoupled weight decay on matrices, schedule."""
+
+  def matrices(params: Tree) -> Tree:
+    def is_matrix(path: tuple, _: object) -> bool:
+      name = path[-1].key
+      return name not in _VECTORS and not name.endswith('bias')
+
+    return jax.tree_util.tree_map_with_path(is_matrix, params)
+
+  def of_head(params: Tree) -> Tree:
+    return {
+      name: jax.tree.map(lambda _, own=name == 'head': own, part)
+      for name, part in params.items()
+    }
+
+  factor = config.head_factor
+  return optax.chain(
+    optax.clip_by_global_norm(config.clip_norm),
+    optax.adamw(
+      make_schedule(config, steps),
+      b1=config.b1,
+      b2=config.b2,
+      eps=config.eps,
+      weight_decay=config.weight_decay,
+      mask=matrices,
+      mu_dtype=config.mu_dtype,
+    ),
+    *([optax.masked(optax.scale(factor), of_head)] if factor != 1 else []),
+  )
+
+
+def trainable_mask(config: OptimizerConfig, params: Tree) -> Tree:
+  """True at the leaves that train.
+
+  Args:
+    config: the selection.
+    params: of `model.api`; for 'last_layers' the last group of layers trains,
+      see `split_blocks`.
+  """
+  last_group = str(len(params['blocks']) - 1)
+
+  def trains(path: tuple, _: object) -> bool:
+    names = [str(getattr(key, 'key', getattr(key, 'idx', key))) for key in path]
+    if config.trainable == 'lora' and names[-1] == lora.MATRIX:
+      return False
+    if names[0] == 'head':
+      # A head of its own begins untrained; its codes are no numbers.
+      return names[-1] not in vq.FIXED
+    if config.trainable == 'lora':
+      return lora.is_adapter(names[-1]) or names[-1] in _ANGLES
+    if config.trainable == 'all':
+      return True
+    if config.trainable == 'norms':
+      return names[-1] in ('scale', 'bias')
+    return names[:2] == ['blocks', last_group] or names[0] == 'norm'
+
+  return jax.tree_util.tree_map_with_path(trains, params)
+
+
+def partition(params: Tree, mask: Tree) -> tuple[Tree, Tree]:
+  """Trained and frozen leaves; None stands where the other one has a leaf."""
+  trained = jax.tree.map(lambda x, keep: x if keep else None, params, mask)
+  frozen = jax.tree.map(lambda x, keep: None if keep else x, params, mask)
+  return trained, frozen
+
+
+def merge(trained: Tree, frozen: Tree) -> Tree:
+  """The inverse of `partition`."""
+  return jax.tree.map(
+    lambda a, b: b if a is None else a,
+    trained,
+    frozen,
+    is_leaf=lambda x: x is None,
+  )

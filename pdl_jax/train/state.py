@@ -1,0 +1,162 @@
+"""What training changes: parameters, optimizer moments, counters."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax import Array
+from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
+
+from pdl_jax.errors import ConfigError
+from pdl_jax.mesh import put, shardings
+from pdl_jax.model import lm
+from pdl_jax.model.config import ModelConfig
+from pdl_jax.model.lora import MATRIX
+from pdl_jax.train.optimizer import OptimizerConfig, partition, trainable_mask
+
+Tree = Any
+
+
+class TrainState(NamedTuple):
+  """A pytree; every leaf is an array with a sharding.
+
+  Attributes:
+    step: steps taken, skipped ones included.
+    trained: parameters that train; None in the place of others.
+    frozen: the others.
+    opt_state: of the trained parameters alone.
+    skipped: steps whose loss or gradient was not finite.
+    skipped_in_row: of these, since the last good step.
+  """
+
+  step: Array
+  trained: Tree
+  frozen: Tree
+  opt_state: Tree
+  skipped: Array
+  skipped_in_row: Array
+
+
+def check_layers(config: OptimizerConfig, model: ModelConfig) -> None:
+  """Refuses to train the last n of n layers or fewer, before data is read."""
+  if config.trainable == 'last_layers' and config.last_layers >= model.layers:
+    raise ConfigError(
+      f'optimizer.last_layers {config.last_layers} must be below the '
+      f"model's {model.layers} layers; optimizer.trainable=all trains all"
+    )
+
+
+def create(
+  params: Tree,
+  model: ModelConfig,
+  config: OptimizerConfig,
+  optimizer: optax.GradientTransformation,
+  mesh: Mesh,
+) -> TrainState:
+  """A state at step 0, every array placed on the mesh.
+
+  What does not train is in the model's `param_dtype`. What trains is in fp32,
+  whatever it was: most of Adam's steps are below what bf16 resolves.
+
+  Args:
+    params: of `model.api`, one group of layers, on the host or on devices.
+    model: their shape.
+    config: which of them train.
+    optimizer: from `make_optimizer`.
+    mesh: from `make_mesh`.
+
+  Raises:
+    ConfigError: if a parameter does not divide over the mesh, or if
+      `last_layers` is not below the number of layers.
+  """
+  shapes = describe(params, model, config, optimizer, mesh)
+  if config.trainable == 'last_layers':
+    params = lm.split_blocks(params, config.last_layers)
+  at = jax.tree.map(lambda x: x.sharding, shapes)
+  wanted = (shapes.trained, shapes.frozen)
+  parts = partition(params, trainable_mask(config, params))
+  parts = jax.tree.map(_cast, parts, wanted)
+  trained, frozen = jax.tree.map(put, parts, (at.trained, at.frozen))
+  zero = lambda: put(np.zeros((), np.int32), at.step)  # noqa: E731
+  return TrainState(
+    step=zero(),
+    trained=trained,
+    frozen=frozen,
+    opt_state=jax.jit(optimizer.init, out_shardings=at.opt_state)(trained),
+    skipped=zero(),
+    skipped_in_row=zero(),
+  )
+
+
+def describe(
+  params: Tree,
+  model: ModelConfig,
+  config: OptimizerConfig,
+  optimizer: optax.GradientTransformation,
+  mesh: Mesh | AbstractMesh,
+) -> TrainState:
+  """What `create` makes, as shapes with shardings: nothing is allocated.
+
+  Args:
+    params: as for `create`, or their shapes.
+    model, config, optimizer: see `create`.
+    mesh: perhaps of devices that are not here.
+
+  Raises:
+    ConfigError: see `create`.
+  """
+  check_layers(config, model)
+
+  def grouped(params: Tree) -> Tree:
+    if config.trainable == 'last_layers':
+      return lm.split_blocks(params, config.last_layers)
+    return params
+
+  params = jax.eval_shape(grouped, params)
+  axes = lm.logical_axes(model, groups=len(params['blocks']))
+  params = jax.tree.map(_at, params, shardings(mesh, axes, params))
+  mask = trainable_mask(config, params)
+  dtypes = dtypes_at_rest(model, params, mask)
+  params = jax.tree.map(lambda x, dtype: x.update(dtype=dtype), params, dtypes)
+  trained, frozen = partition(params, mask)
+  replicated = NamedSharding(mesh, PartitionSpec())
+  moments = optax.tree_utils.tree_map_params(
+    optimizer,
+    lambda moment, parameter: _at(moment, parameter.sharding),
+    jax.eval_shape(optimizer.init, trained),
+    trained,
+    transform_non_params=lambda x: _at(x, replicated),
+  )
+  count: Any = jax.ShapeDtypeStruct((), np.int32, sharding=replicated)
+  return TrainState(count, trained, frozen, moments, count, count)
+
+
+def dtypes_at_rest(model: ModelConfig, params: Tree, mask: Tree) -> Tree:
+  """The dtype that each parameter is kept in.
+
+  Args:
+    model: their shape, with `param_dtype`.
+    params: of `model.api`, or their shapes.
+    mask: of `trainable_mask`.
+  """
+  frozen = jnp.dtype(model.param_dtype)
+
+  def one(path: tuple, x: Any, trains: bool) -> np.dtype:
+    if not jnp.issubdtype(x.dtype, jnp.floating):
+      return x.dtype
+    # What a head has besides a matrix is small, and log frequencies are no
+    # numbers to be rounded.
+    small = path[0].key == 'head' and path[-1].key != MATRIX
+    return np.dtype(np.float32) if trains or small else frozen
+
+  return jax.tree_util.tree_map_with_path(one, params, mask)
+
+
+def _cast(x: Any, to: Any) -> Any:
+  return x if x.dtype == to.dtype else x.astype(to.dtype)
+
+
+def _at(x: Any, sharding: NamedSharding) -> jax.ShapeDtypeStruct:
+  return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
