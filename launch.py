@@ -77,6 +77,7 @@ from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 from pdl_jax import preview, process, run_folder, sweep
+from pdl_jax.cli import keys
 from pdl_jax.cli.dry_run import describe
 from pdl_jax.cluster import fault, multihost, options, supervisor
 from pdl_jax.cluster.multihost import Place
@@ -102,6 +103,9 @@ from pdl_jax.train.preemption import StopRequest
 _PREVIEW_EXAMPLES = 5
 _CONFIG = config_flags.DEFINE_config_file(
   'config', None, 'configs/NAME.py, or configs/NAME.py:MODE.'
+)
+flags.DEFINE_bool(
+  'help_config', False, 'Print every key of a configuration, and what it means.'
 )
 _WORKDIR = flags.DEFINE_string(
   'workdir', None, 'Run folder; default: runs/NAME/<overrides>-<hash>.'
@@ -245,7 +249,7 @@ def configured() -> tuple[Settings, Path]:
     settings = Settings.from_config(_CONFIG.value)
   except (KeyError, TypeError) as error:
     raise ConfigError(
-      f'--config: {_config_file()} has other keys than configs/common.py '
+      f'--config: {_config_file()} has other keys than configs/base.py '
       f'({error})'
     ) from error
   if _WORKDIR.value is not None:
@@ -481,7 +485,7 @@ def _one_line(error: Exception) -> str:
     text = str(error).replace('\\n', '\n').replace('\\', '')
     key, _, hint = (part.strip(' \'"') for part in text.partition('\n'))
     hint = f' {hint}' if hint else ''
-    return f'unknown config key {key!r}.{hint} (configs/common.py lists all)'
+    return f'unknown config key {key!r}.{hint} (--help_config prints all)'
   return str(error).splitlines()[-1].removeprefix('ValueError: ')
 
 
@@ -496,6 +500,9 @@ def main(arguments: Sequence[str]) -> int:
   try:
     if {'--help', '-h', '--helpfull'} & set(arguments[1:]):
       print(help_text())
+      return 0
+    if '--help_config' in arguments:
+      print(keys.text())
       return 0
     decode, pod = parse(arguments), pods.pod()
     run = Path(_EVALUATE.value or _EXPORT.value or os.devnull)

@@ -1,1 +1,1 @@
-"""Configurations: common.py lists every key, one file a task."""
+"""Configurations: base.py has the modes, one file a task."""

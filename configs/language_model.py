@@ -10,17 +10,17 @@ it is the latest ones, the harder question.
 
 from ml_collections import ConfigDict
 
-from configs import common
+from configs import base
 
-MODES = common.MODES
-sweep_alpha, sweep_epsilon = common.sweep_alpha, common.sweep_epsilon
-sweep_loss, sweep_data = common.sweep_loss, common.sweep_data
-sweep_seed = common.sweep_seed
+MODES = base.MODES
+sweep_alpha, sweep_epsilon = base.sweep_alpha, base.sweep_epsilon
+sweep_loss, sweep_data = base.sweep_loss, base.sweep_data
+sweep_seed = base.sweep_seed
 
 
 def get_config(mode: str = 'default') -> ConfigDict:
   """The configuration of a mode: default, tiny or full."""
-  config = common.get_config(mode)
+  config = base.get_config(mode)
   config.data.name = 'sotu_interleaved'
   config.data.task = 'language_model'
   if mode != 'full':

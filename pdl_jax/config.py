@@ -1,52 +1,31 @@
-"""The configuration as frozen dataclasses: read once, checked once.
+"""Every key of a configuration, composed of the settings of the rooms.
 
-`configs/common.py` lists and explains every key; this file is where a value
-of the wrong size is refused.
+A field's default is the key's, and the comment above it says what it means:
+`python launch.py --help_config` prints them all. A value out of its range is
+refused where its field stands.
 """
 
 import dataclasses
+import inspect
 import json
-import math
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
 
 import numpy as np
 from ml_collections import ConfigDict
 
-from pdl_jax.data.examples import Lengths
-from pdl_jax.data.tasks import TASKS
+from pdl_jax.data.settings import DataSettings
 from pdl_jax.errors import ConfigError
+from pdl_jax.evaluate.settings import EvaluateSettings
 from pdl_jax.generate import DecodeSettings
-from pdl_jax.losses import LOSSES
-from pdl_jax.losses.checks import check_number
-from pdl_jax.losses.frequency import UNITS
-from pdl_jax.losses.power_law import EPSILON_POLICIES, NORMALIZE, UNSEEN
-from pdl_jax.losses.reduce import REDUCTIONS
-from pdl_jax.losses.schedule import SCHEDULES, check_schedule
-from pdl_jax.mesh import MESH_AXES
-from pdl_jax.model import lora
-from pdl_jax.model.config import (
-  ATTENTIONS,
-  BIASES,
-  COMPOSITIONS,
-  DELTAS,
-  HEADS,
-  STARTS_OF_DELTA,
-  AttentionConfig,
-  HeadConfig,
-)
-from pdl_jax.model.heads.fit import MAPPINGS, STARTS
-from pdl_jax.model.lora import LoRAConfig
+from pdl_jax.losses.settings import LossSettings
+from pdl_jax.mesh import MeshSettings
+from pdl_jax.model.settings import ModelSettings
 from pdl_jax.storage.files import fault
 from pdl_jax.train.optimizer import OptimizerConfig
+from pdl_jax.train.settings import TrainSettings
 
 _LARGEST = float(np.finfo(np.float32).max)
-
-
-def _one_of(key: str, value: Any, allowed: Any) -> None:
-  if value not in allowed:
-    known = ', '.join(str(name) or "''" for name in allowed)
-    raise ConfigError(f'{key} {value!r} is not one of {known}')
 
 
 def check_numbers(prefix: str, values: Mapping[str, Any]) -> None:
@@ -77,355 +56,20 @@ def check_numbers(prefix: str, values: Mapping[str, Any]) -> None:
       )
 
 
-def _positive(group: str, settings: Any, *names: str) -> None:
-  for name in names:
-    if not getattr(settings, name) >= 1:
-      raise ConfigError(
-        f'{group}.{name} must be >= 1, got {getattr(settings, name)}'
-      )
-
-
-def _not_negative(group: str, settings: Any, *names: str) -> None:
-  for name in names:
-    if not getattr(settings, name) >= 0:
-      raise ConfigError(
-        f'{group}.{name} must be >= 0, got {getattr(settings, name)}'
-      )
-
-
-@dataclasses.dataclass(frozen=True)
-class CodeSettings:
-  """Of a vq head: its size, and how types get their codes."""
-
-  codes: int = 1024
-  codebooks: int = 1
-  compose: str = 'product'
-  mapping: str = 'kmeans_output'
-  start: str = 'rows'
-  own: int = 0
-  tail_from: int = 0
-  tail_codes: int = 256
-  tail_codebooks: int = 16
-  tail_rank: int = 0
-
-  def __post_init__(self):
-    _positive(
-      'model.vq', self, 'codes', 'codebooks', 'tail_codes', 'tail_codebooks'
-    )
-    _not_negative('model.vq', self, 'own', 'tail_from', 'tail_rank')
-    _one_of('model.vq.compose', self.compose, COMPOSITIONS)
-    _one_of('model.vq.mapping', self.mapping, MAPPINGS)
-    _one_of('model.vq.start', self.start, STARTS)
-
-
-@dataclasses.dataclass(frozen=True)
-class ComplexSettings:
-  """Of complex attention; see `model.config.AttentionConfig`."""
-
-  delta: str = 'head'
-  offset: bool = True
-  start: str = 'rope'
-  scaled: bool = True
-  sign: int = 1
-
-
-@dataclasses.dataclass(frozen=True)
-class LoRASettings:
-  """Of adapters; see `model.lora.LoRAConfig`."""
-
-  rank: int = 16
-  alpha: float = 32.0
-  dropout: float = 0.0
-  targets: str = 'all'
-
-  def __post_init__(self):
-    _positive('model.lora', self, 'rank')
-    self.config(gated=True)
-
-  def config(self, gated: bool) -> LoRAConfig:
-    """With all linear layers of a block by name.
-
-    Args:
-      gated: whether feed-forward layers have a gate.
-    """
-    every = (*lora.ATTENTION, *(x for x in lora.MLP if gated or x != 'gate'))
-    some = tuple(name.strip() for name in self.targets.split(','))
-    return LoRAConfig(
-      self.rank, self.alpha, self.dropout,
-      every if self.targets == 'all' else some,
-    )  # fmt: skip
-
-
-@dataclasses.dataclass(frozen=True)
-class ModelSettings:
-  """Where the model comes from; the shape is for models from scratch.
-
-  What has a default was not there in earlier versions.
-  """
-
-  pretrained: str
-  width: int
-  layers: int
-  heads: int
-  kv_heads: int
-  head_dim: int
-  mlp: int
-  vocab_size: int
-  dtype: str
-  remat: bool
-  tokenizer: str = ''
-  rope_base: float = 10_000.0
-  attention: str = ''
-  head: str = ''
-  bias: str = 'none'
-  rank: int = 0
-  vq: CodeSettings = dataclasses.field(default_factory=CodeSettings)
-  complex: ComplexSettings = ComplexSettings()
-  param_dtype: str = 'float32'
-  adapter: str = ''
-  lora: LoRASettings = LoRASettings()
-
-  @classmethod
-  def from_config(cls, config: dict[str, Any]) -> 'ModelSettings':
-    """With the groups of keys of vq heads, complex attention and adapters."""
-    groups = {
-      'vq': CodeSettings(**config.get('vq', {})),
-      'complex': ComplexSettings(**config.get('complex', {})),
-      'lora': LoRASettings(**config.get('lora', {})),
-    }
-    return cls(**{**config, **groups})
-
-  def __post_init__(self):
-    _one_of('model.attention', self.attention, ('', *ATTENTIONS))
-    _one_of('model.complex.delta', self.complex.delta, DELTAS)
-    _one_of('model.complex.start', self.complex.start, STARTS_OF_DELTA)
-    _one_of('model.complex.sign', self.complex.sign, (1, -1))
-    if self.complex.delta == 'fixed' and self.complex.start == 'published':
-      raise ConfigError(
-        'model.complex.start published is of a delta that is learned, and '
-        'model.complex.delta is fixed; take model.complex.start rope (1) or '
-        'zero (0)'
-      )
-    _one_of('model.head', self.head, ('', *HEADS))
-    _one_of('model.bias', self.bias, BIASES)
-    _not_negative('model', self, 'rank')
-    if self.adapter and not self.pretrained:
-      raise ConfigError(
-        f'model.adapter {self.adapter} needs the pretrained model that it is '
-        'of: set model.pretrained'
-      )
-    made_up = ('random', 'blocks', 'frequency_blocks')
-    if self.head == 'vq' and not self.pretrained and not (
-      self.vq.mapping in made_up and self.vq.start == 'random'
-    ):
-      raise ConfigError(
-        f'model.vq.mapping {self.vq.mapping} and model.vq.start '
-        f'{self.vq.start}: a model from scratch has no trained rows to make '
-        f'codes of; take a mapping of {", ".join(made_up)}, and start random'
-      )
-
-  @property
-  def precision(self) -> dict[str, Any]:
-    """Fields of a ModelConfig that any model takes from here."""
-    return {
-      'dtype': self.dtype, 'param_dtype': self.param_dtype,
-      'remat': self.remat,
-    }  # fmt: skip
-
-  @property
-  def positions(self) -> AttentionConfig | None:
-    """The attention that is asked for; None: what the model has."""
-    if not self.attention:
-      return None
-    if self.attention != 'complex':
-      return AttentionConfig(self.attention)
-    return AttentionConfig('complex', **dataclasses.asdict(self.complex))
-
-  @property
-  def output(self) -> HeadConfig | None:
-    """The head that is asked for; None: what the model has.
-
-    Raises:
-      ConfigError: keys that do not fit together.
-    """
-    if not self.head:
-      return None
-    if self.head == 'adaptive':
-      return HeadConfig(
-        'adaptive', self.bias, self.rank, own=self.vq.own,
-        tail_from=self.vq.tail_from,
-      )  # fmt: skip
-    if self.head != 'vq':
-      return HeadConfig(self.head, self.bias, self.rank)
-    return HeadConfig(
-      'vq', self.bias, self.rank, self.vq.codes, self.vq.codebooks,
-      self.vq.compose, self.vq.mapping == 'learned', self.vq.own,
-      self.vq.tail_from, self.vq.tail_codes, self.vq.tail_codebooks,
-      self.vq.tail_rank,
-    )  # fmt: skip
-
-
-@dataclasses.dataclass(frozen=True)
-class DataSettings:
-  """The data set and the lengths of its examples."""
-
-  name: str
-  data_dir: str
-  fields: dict[str, str]
-  splits: dict[str, str]
-  bad_records: str
-  task: str
-  max_prompt: int
-  max_target: int
-  train_limit: int
-  buckets: int
-
-  def __post_init__(self):
-    _one_of('data.task', self.task, TASKS)
-    _one_of('data.bad_records', self.bad_records, ('error', 'skip'))
-    _positive('data', self, 'max_prompt', 'max_target', 'buckets')
-    _not_negative('data', self, 'train_limit')
-    if TASKS[self.task].documents and self.buckets > 1:
-      raise ConfigError(
-        f'data.buckets {self.buckets}: rows of {self.task} are packed and of '
-        'one length; leave it at 1'
-      )
-
-  @property
-  def lengths(self) -> Lengths:
-    """Sizes of the arrays."""
-    return Lengths(self.max_prompt, self.max_target)
-
-
-@dataclasses.dataclass(frozen=True)
-class LossSettings:
-  """The loss by name, and the numbers that it reads.
-
-  Attributes:
-    rivals: the keys of each rival's own, by its name.
-  """
-
-  name: str
-  alpha: float
-  epsilon: float
-  epsilon_policy: str
-  unit: str
-  level: str
-  clip: float
-  normalize: str
-  unseen: str
-  reduction: str
-  frequency_table: str
-  general_table: str
-  general_share: float
-  schedule: str
-  schedule_start: int
-  schedule_steps: int
-  label_smoothing: float
-  z_loss: float
-  rivals: dict[str, dict[str, Any]]
-
-  @classmethod
-  def from_config(cls, config: dict[str, Any]) -> 'LossSettings':
-    """Parts the groups of the rivals from the keys above them."""
-    rivals = {k: v for k, v in config.items() if isinstance(v, dict)}
-    flat = {k: v for k, v in config.items() if k not in rivals}
-    return cls(**flat, rivals=rivals)
-
-  def __post_init__(self):
-    _one_of('loss.name', self.name, LOSSES)
-    _one_of('loss.unit', self.unit, UNITS)
-    _one_of('loss.normalize', self.normalize, NORMALIZE)
-    _one_of('loss.unseen', self.unseen, UNSEEN)
-    _one_of('loss.epsilon_policy', self.epsilon_policy, EPSILON_POLICIES)
-    _one_of('loss.level', self.level, ('token', 'word'))
-    _one_of('loss.schedule', self.schedule, SCHEDULES)
-    if self.level == 'word' and self.unit != 'count':
-      raise ConfigError('loss.level word counts words: loss.unit must be count')
-    if self.level == 'word' and (self.general_table or self.frequency_table):
-      raise ConfigError(
-        "loss.level word counts this task's words: leave out "
-        'loss.general_table and loss.frequency_table'
-      )
-    if not 0 <= self.general_share <= 1:
-      raise ConfigError(
-        f'loss.general_share must be in [0, 1], got {self.general_share}'
-      )
-    if self.general_share and not self.general_table:
-      raise ConfigError(
-        f'loss.general_share {self.general_share} needs a loss.general_table'
-      )
-    if not 0 <= self.label_smoothing < 1:
-      raise ConfigError(
-        f'loss.label_smoothing must be in [0, 1), got {self.label_smoothing}'
-      )
-    check_number('loss.z_loss', self.z_loss)
-    try:
-      # Not the factor itself: a sweeper must not start JAX.
-      check_schedule(self.schedule, self.schedule_start, self.schedule_steps)
-    except ConfigError as error:
-      raise ConfigError(
-        f'loss.schedule (with schedule_start and schedule_steps): {error}'
-      ) from None
-    spec = LOSSES[self.name]
-    if self.schedule != 'constant' and spec.weights is None:
-      raise ConfigError(
-        f'loss.schedule {self.schedule} needs a loss with a weight per type; '
-        f'{self.name} has none'
-      )
-    _one_of('loss.reduction', self.reduction, REDUCTIONS)
-    check_number('loss.alpha', self.alpha)
-    check_number('loss.epsilon', self.epsilon)
-    if self.clip and not 1 <= self.clip < math.inf:
-      raise ConfigError(
-        'loss.clip must be 0 (no limit) or a finite number of at least 1, got '
-        f'{self.clip}'
-      )
-
-
-@dataclasses.dataclass(frozen=True)
-class TrainSettings:
-  """Length of the training, and what happens every so many steps."""
-
-  steps: int
-  batch_size: int
-  log_every: int
-  checkpoint_every: int
-  keep_checkpoints: int
-  max_skipped: int
-
-  def __post_init__(self):
-    _positive('train', self, *(f.name for f in dataclasses.fields(self)))
-
-
-@dataclasses.dataclass(frozen=True)
-class EvaluateSettings:
-  """How much of the held-out data is scored and generated from."""
-
-  split: str
-  examples: int
-  draw: int
-  validation_examples: int
-  batch_size: int
-
-  def __post_init__(self):
-    _one_of('evaluate.split', self.split, ('validation', 'test'))
-    _not_negative('evaluate', self, 'draw')
-    _positive('evaluate', self, 'examples', 'validation_examples', 'batch_size')
-
-
+_GROUPS = {
+  'model': ModelSettings, 'data': DataSettings, 'loss': LossSettings,
+  'optimizer': OptimizerConfig, 'train': TrainSettings,
+  'evaluate': EvaluateSettings, 'decode': DecodeSettings,
+  'mesh': MeshSettings,
+}  # fmt: skip
 # What a configuration looks like, before any value is looked at.
-_SHAPE = {
-  'seed': int, 'model': ModelSettings, 'data': DataSettings,
+_SHAPE = {'seed': int, **_GROUPS} | {
   'loss': {
-    field.name: field.type
+    f'{field.name}?': field.type
     for field in dataclasses.fields(LossSettings)
     if field.name != 'rivals'
   },
-  'optimizer': OptimizerConfig, 'train': TrainSettings,
-  'evaluate': EvaluateSettings, 'decode': DecodeSettings,
-  'mesh': dict.fromkeys(MESH_AXES, int),
-}  # fmt: skip
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -436,6 +80,7 @@ class Settings:
     resolved: the configuration as plain Python values, for the run folder.
   """
 
+  # Of the order of the data and of random initialisation.
   seed: int
   model: ModelSettings
   data: DataSettings
@@ -450,7 +95,7 @@ class Settings:
   @property
   def note(self) -> str:
     """A line on what is done otherwise than the configuration says; or ''."""
-    asked = self.resolved['optimizer']['warmup_steps']
+    asked = OptimizerConfig(**self.resolved['optimizer']).warmup_steps
     if asked == self.optimizer.warmup_steps:
       return ''
     return (
@@ -481,22 +126,64 @@ class Settings:
     check_numbers('', resolved)
     if resolved['seed'] < 0:
       raise ConfigError(f'seed must be >= 0, got {resolved["seed"]}')
-    warmup = resolved['optimizer']['warmup_steps']
-    steps = resolved['train']['steps']
-    if warmup >= steps > 0:
-      warmup = steps // 10
-    data, fsdp, tensor = (resolved['mesh'][axis] for axis in MESH_AXES)
+    train = TrainSettings(**resolved['train'])
+    optimizer = OptimizerConfig(**resolved['optimizer'])
+    if optimizer.warmup_steps >= train.steps:
+      optimizer = dataclasses.replace(optimizer, warmup_steps=train.steps // 10)
     return cls(
       seed=resolved['seed'],
       model=ModelSettings.from_config(resolved['model']),
       data=DataSettings(**resolved['data']),
       loss=LossSettings.from_config(resolved['loss']),
-      optimizer=OptimizerConfig(
-        **{**resolved['optimizer'], 'warmup_steps': warmup}
-      ),
-      train=TrainSettings(**resolved['train']),
+      optimizer=optimizer,
+      train=train,
       evaluate=EvaluateSettings(**resolved['evaluate']),
       decode=DecodeSettings(**resolved['decode']),
-      mesh=(data, fsdp, tensor),
+      mesh=dataclasses.astuple(MeshSettings(**resolved['mesh'])),
       resolved=resolved,
     )
+
+
+def defaults() -> dict[str, Any]:
+  """Every key with its default, in groups; those of a loss's own in its own."""
+  made = {name: dataclasses.asdict(group()) for name, group in _GROUPS.items()}
+  return {'seed': 0, **made, 'loss': made['loss'] | made['loss'].pop('rivals')}
+
+
+class Key(NamedTuple):
+  """A key of a configuration: its dotted name, default, and what it means."""
+
+  name: str
+  default: Any
+  meaning: str
+
+
+def keys() -> Iterator[Key]:
+  """Every key; one without a comment of its own shares the one above."""
+  yield from _keys(Settings, '', {'seed': 0})
+  for name, group in _GROUPS.items():
+    yield from _keys(group, f'{name}.', dataclasses.asdict(group()))
+
+
+def _keys(group: type, prefix: str, values: Mapping[str, Any]) -> Iterator[Key]:
+  comment, fresh = '', True
+  for line in map(str.strip, inspect.getsource(group).splitlines()):
+    name = line.partition(':')[0]
+    if line.startswith('# '):
+      comment = line[2:] if fresh else f'{comment} {line[2:]}'
+      fresh = False
+    elif name.isidentifier() and name in values:
+      fresh = True
+      value = values[name]
+      kind = next(f.type for f in dataclasses.fields(group) if f.name == name)
+      if isinstance(kind, type) and dataclasses.is_dataclass(kind):
+        yield from _keys(kind, f'{prefix}{name}.', value)
+      elif name == 'rivals':
+        for rival, own in value.items():
+          for key, default in own.items():
+            yield Key(f'{prefix}{rival}.{key}', default, comment)
+      elif isinstance(value, dict):
+        for key, default in value.items():
+          yield Key(f'{prefix}{name}.{key}', default, comment)
+      else:
+        yield Key(prefix + name, value, comment)

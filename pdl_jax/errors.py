@@ -5,6 +5,7 @@ says it in a line too, as a FaultError, and writes its traceback to a file.
 """
 
 import unicodedata
+from typing import Any
 
 
 class PdlError(Exception):
@@ -86,3 +87,30 @@ def reason(error: BaseException) -> str:
   """What a library raised, in its first line that says something."""
   lines = (line.strip(' :') for line in str(error).splitlines())
   return next(filter(None, lines), type(error).__name__)
+
+
+def one_of(key: str, value: Any, allowed: Any) -> None:
+  """Refuses a value that is not among those allowed."""
+  if value not in allowed:
+    known = ', '.join(str(name) or "''" for name in allowed)
+    raise ConfigError(f'{key} {value!r} is not one of {known}')
+
+
+def positive(group: str, settings: Any, *names: str) -> None:
+  """Refuses fields below 1."""
+  _at_least(1, group, settings, names)
+
+
+def not_negative(group: str, settings: Any, *names: str) -> None:
+  """Refuses fields below 0."""
+  _at_least(0, group, settings, names)
+
+
+def _at_least(
+  least: int, group: str, settings: Any, names: tuple[str, ...]
+) -> None:
+  for name in names:
+    if not getattr(settings, name) >= least:
+      raise ConfigError(
+        f'{group}.{name} must be >= {least}, got {getattr(settings, name)}'
+      )

@@ -4,6 +4,7 @@ The mesh has three axes: 'data' (replicas, split batch), 'fsdp' (split batch
 and split parameters), 'tensor' (split heads, mlp, vocabulary and codes).
 """
 
+import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -21,7 +22,18 @@ from jax.sharding import (
 
 from pdl_jax.errors import ConfigError
 
-MESH_AXES = ('data', 'fsdp', 'tensor')
+
+@dataclasses.dataclass(frozen=True)
+class MeshSettings:
+  """Devices along each axis of the mesh."""
+
+  # Devices along each axis of the mesh; -1 is what is left.
+  data: int = -1
+  fsdp: int = 1
+  tensor: int = 1
+
+
+MESH_AXES = tuple(field.name for field in dataclasses.fields(MeshSettings))
 
 RULES: dict[str, str | tuple[str, ...] | None] = {
   'batch': ('data', 'fsdp'),

@@ -7,8 +7,9 @@ from pathlib import Path
 import jax
 import pytest
 
-from configs import common, summarize
-from pdl_jax.config import Settings
+from configs import base, summarize
+from pdl_jax.cli import keys as help_config
+from pdl_jax.config import Settings, keys
 from pdl_jax.errors import ConfigError
 from pdl_jax.model import lm
 from pdl_jax.model.config import ModelConfig
@@ -19,7 +20,7 @@ GOLDEN = Path(__file__).parent / 'golden'
 CONFIGS = [
   (path.stem, mode)
   for path in sorted((ROOT / 'configs').glob('*.py'))
-  if path.stem not in ('__init__', 'common')
+  if path.stem not in ('__init__', 'base')
   for mode in importlib.import_module(f'configs.{path.stem}').MODES
 ]
 
@@ -53,10 +54,28 @@ def test_settings_and_shapes(name, mode):
 
 
 def test_every_key_is_explained():
-  """common.py has a comment above each key, or above a pair of them."""
-  text = (ROOT / 'configs' / 'common.py').read_text('utf-8')
-  for key in flatten(json.loads(common.get_config().to_json())):
-    assert f"'{key.rsplit('.', 1)[-1]}'" in text or f'config.{key}' in text
+  """By the comment above its field, or above a pair of fields."""
+  explained = {key.name: key for key in keys()}
+  assert {name: key.default for name, key in explained.items()} == flatten(
+    json.loads(base.get_config().to_json())
+  )
+  assert all(key.meaning for key in explained.values())
+  assert explained['loss.alpha'].meaning == (
+    'Decay exponent, >= 0; 0 is cross-entropy.'
+  )
+  general = 'loss.general_table', 'loss.general_share'
+  assert len({explained[name].meaning for name in general}) == 1
+
+
+def test_help_config_prints_keys_with_what_they_mean():
+  found = help_config.text()
+  assert (
+    'loss.epsilon = 1.0\n    Smoothing constant, >= 0, in the unit below.\n'
+  ) in found
+  assert (
+    "data.fields.id = ''\ndata.fields.group = ''\n" in found
+    and 'loss.gem.beta = 0.7\n' in found
+  )
 
 
 def test_unknown_mode_is_refused():
@@ -66,7 +85,7 @@ def test_unknown_mode_is_refused():
 
 
 def test_configs_are_locked():
-  config = common.get_config()
+  config = base.get_config()
   with pytest.raises(AttributeError):
     config.loss.alhpa = 1.0
 
@@ -87,7 +106,7 @@ def test_configs_are_locked():
   ],
 )  # fmt: skip
 def test_values_out_of_range_are_refused_by_name(key, value):
-  config = common.get_config()
+  config = base.get_config()
   config.update_from_flattened_dict({key: value})
   with pytest.raises(ConfigError) as error:
     Settings.from_config(config)
@@ -95,7 +114,7 @@ def test_values_out_of_range_are_refused_by_name(key, value):
 
 
 def changed(**changes):
-  config = common.get_config()
+  config = base.get_config()
   config.update_from_flattened_dict(changes)
   return json.loads(config.to_json())
 
@@ -190,7 +209,7 @@ def test_run_ids_are_readable():
 def test_a_warmup_that_would_not_end_is_a_tenth_of_the_run(
   steps, warmup, taken
 ):
-  config = common.get_config()
+  config = base.get_config()
   config.train.steps, config.optimizer.warmup_steps = steps, warmup
   settings = Settings.from_config(config)
   assert settings.optimizer.warmup_steps == taken
@@ -210,7 +229,7 @@ def numbers_of(config, prefix=''):
 
 
 @pytest.mark.parametrize(
-  ('key', 'value'), list(numbers_of(common.get_config().to_dict()))
+  ('key', 'value'), list(numbers_of(base.get_config().to_dict()))
 )
 def test_numbers_that_no_array_holds_are_refused(key, value):
   """Whatever key, read by the loss of the run or not."""
@@ -220,7 +239,7 @@ def test_numbers_that_no_array_holds_are_refused(key, value):
   ]  # fmt: skip
   for bad in wrong:
     with pytest.raises(ConfigError, match=key.rsplit('.', 1)[-1]) as raised:
-      resolved = common.get_config().to_dict()
+      resolved = base.get_config().to_dict()
       *groups, name = key.split('.')
       group = resolved
       for one in groups:

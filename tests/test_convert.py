@@ -8,13 +8,13 @@ import pytest
 from tokenizers import AddedToken, models
 from tokenizers import Tokenizer as Backend
 
-from pdl_jax.config import CodeSettings, ModelSettings
 from pdl_jax.data.tokenizer import Tokenizer
 from pdl_jax.errors import ConfigError, DataError
 from pdl_jax.model import lm
 from pdl_jax.model.config import HeadConfig, ModelConfig
 from pdl_jax.model.heads import fit
 from pdl_jax.model.heads import vq as vq_head
+from pdl_jax.model.settings import CodeSettings, ModelSettings
 from pdl_jax.run.fit_head import Moments, codes_report, fit_head
 from pdl_jax.run.load_model import Model
 

@@ -8,13 +8,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pdl_jax.config import LoRASettings
 from pdl_jax.errors import ConfigError
 from pdl_jax.losses import LossTables
 from pdl_jax.mesh import make_mesh, put_batch
 from pdl_jax.model import lm, lora
 from pdl_jax.model.config import AttentionConfig, HeadConfig
 from pdl_jax.model.lora import LoRAConfig
+from pdl_jax.model.settings import LoRASettings
 from pdl_jax.train import state as states
 from pdl_jax.train.optimizer import make_optimizer, merge, trainable_mask
 from pdl_jax.train.step import loss_sums, train_step

@@ -13,19 +13,19 @@ from hypothesis import strategies as st
 from rich.cells import cell_len
 from rich.console import Console
 
-from configs import common
+from configs import base
 from pdl_jax import preview
-from pdl_jax.config import LossSettings
 from pdl_jax.data.tokenizer import Tokenizer
 from pdl_jax.errors import ConfigError, DataError
 from pdl_jax.evaluate import likelihood
 from pdl_jax.losses import LOSSES, LossTables
 from pdl_jax.losses.frequency import FrequencyTable, effective_sample_size
+from pdl_jax.losses.settings import LossSettings
 from pdl_jax.preview import pieces, plot, scale
 from pdl_jax.run import loss_tables
 from pdl_jax.run.loss_tables import Frequencies
 
-CONFIG = json.loads(common.get_config().loss.to_json())
+CONFIG = json.loads(base.get_config().loss.to_json())
 SETTINGS = LossSettings.from_config(CONFIG)
 ODD = 'a <script>alert(1)</script> & "quotes"\n\tb\x1b[31m [red]\u202e'
 SCRIPTS = 'مرحبا بالعالم, 日本語のテキスト, हिन्दी, 👩‍👩‍👧, naïve\u0301'

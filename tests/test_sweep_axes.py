@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from ml_collections import config_flags
 
-from configs import common
+from configs.base import get_config
 from pdl_jax.config import Settings
 from pdl_jax.errors import ConfigError
 from pdl_jax.run_folder import config_hash, flatten, numbers, run_id
@@ -32,12 +32,12 @@ AXES = module(alpha=ALPHA, seed=SEED, loss=LOSS)
 
 
 def swept(*names, axes=AXES, base=None, **options):
-  base = common.get_config('tiny') if base is None else base
+  base = get_config('tiny') if base is None else base
   return cells(axes, names, base, **options)
 
 
 def resolved(**changes):
-  config = common.get_config()
+  config = get_config()
   config.update_from_flattened_dict(changes)
   return Settings.from_config(config).resolved
 
@@ -75,7 +75,7 @@ def test_hash_and_name_are_those_of_the_command_line(monkeypatch):
   line, values = ['launch.py', *cell.flags], flags.FlagValues()
   monkeypatch.setattr(sys, 'argv', line)
   flag = config_flags.DEFINE_config_dict(
-    'config', common.get_config('tiny'), flag_values=values
+    'config', get_config('tiny'), flag_values=values
   )
   values(line)
   assert Settings.from_config(flag.value).resolved == cell.config
@@ -100,13 +100,13 @@ def test_what_changes_no_number_makes_no_cell():
 
 
 def test_the_base_is_left_alone():
-  base = common.get_config('tiny')
+  base = get_config('tiny')
   swept('alpha', 'seed', base=base)
-  assert base.to_json() == common.get_config('tiny').to_json()
+  assert base.to_json() == get_config('tiny').to_json()
 
 
 def test_keys_of_the_command_line_are_in_the_name():
-  base = common.get_config('tiny')
+  base = get_config('tiny')
   base.train.steps = 7
   (cell, *_) = swept('alpha', base=base, given=['train.steps'])
   assert cell.run_id == f'alpha=0.0,steps=7-{cell.digest}'

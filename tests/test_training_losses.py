@@ -9,10 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from configs import common
-from pdl_jax.config import LossSettings
+from configs import base
 from pdl_jax.losses import LOSSES, chunked
 from pdl_jax.losses.frequency import FrequencyTable
+from pdl_jax.losses.settings import LossSettings
 from pdl_jax.mesh import make_mesh, put_batch
 from pdl_jax.run import loss_tables
 from pdl_jax.run.loss_tables import Frequencies
@@ -22,7 +22,7 @@ from tests import small
 
 pytestmark = pytest.mark.usefixtures('quick_compile')
 
-CONFIG = json.loads(common.get_config().loss.to_json())
+CONFIG = json.loads(base.get_config().loss.to_json())
 SETTINGS = LossSettings.from_config(CONFIG)
 COUNTS = np.random.default_rng(2).zipf(1.5, 64).clip(0, 500)
 COUNTS[5] = 0

@@ -7,17 +7,17 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from configs import common
+from configs import base
 from pdl_jax import losses, power_law_weights
-from pdl_jax.config import LossSettings
 from pdl_jax.data.tokenizer import Tokenizer
 from pdl_jax.errors import ConfigError
 from pdl_jax.losses import frequency
 from pdl_jax.losses.frequency import FrequencyTable
+from pdl_jax.losses.settings import LossSettings
 from pdl_jax.run import loss_tables
 from pdl_jax.run.loss_tables import Frequencies
 
-CONFIG = {**json.loads(common.get_config().loss.to_json()), 'alpha': 0.5}
+CONFIG = {**json.loads(base.get_config().loss.to_json()), 'alpha': 0.5}
 SETTINGS = LossSettings.from_config(CONFIG)
 NEUTRAL = (0, 1, 2)
 

@@ -8,7 +8,7 @@ with cross-entropy, then fine-tuned with each alpha from that one checkpoint.
   python launch.py --report=experiments/alpha    # from records.jsonl alone
 """
 
-from configs import common
+from configs import base
 from experiments import metrics
 from experiments.small import BASE
 from pdl_jax.report.declare import Experiment, Metric, Study, Variant
@@ -16,7 +16,7 @@ from pdl_jax.report.layout import ByCount, Curves, Frontier, Line
 
 VARIANTS = tuple(
   Variant(f'alpha {overrides["loss.alpha"]:g}', overrides)
-  for overrides in common.sweep_alpha()
+  for overrides in base.sweep_alpha()
 )
 
 

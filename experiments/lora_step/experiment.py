@@ -22,11 +22,12 @@ import numpy as np
 
 from configs import summarize
 from experiments import measured, steps
-from pdl_jax.config import LoRASettings, Settings
+from pdl_jax.config import Settings
 from pdl_jax.losses import LossTables
 from pdl_jax.mesh import make_mesh
 from pdl_jax.model import lm
 from pdl_jax.model.config import ModelConfig
+from pdl_jax.model.settings import LoRASettings
 from pdl_jax.pretrained.gguf import GGUFModel, find_package_file
 from pdl_jax.train import state
 from pdl_jax.train.step import train_step

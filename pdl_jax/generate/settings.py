@@ -38,45 +38,40 @@ _RANGES = {
 class DecodeSettings:
   """A method of choosing tokens, and the numbers that it reads.
 
-  Attributes:
-    method: greedy, sample or beam.
-    temperature: divides the logits before sampling; > 0.
-    top_k: sample among the k likeliest tokens; 0: all.
-    top_p: sample from the smallest set of this mass, (0, 1]; 1: all.
-    min_p: sample tokens of at least this share of the likeliest one's
-      probability, [0, 1]; 0: all.
-    typical_p: sample from the most typical set of this mass, (0, 1]; 1: all.
-    beams: hypotheses of a prompt that beam search follows.
-    length_penalty: alpha of ((5 + |Y|) / 6) ** alpha, which divides a
-      hypothesis's log-probability (arXiv:1609.08144, eq. 14); 0: no penalty.
-    no_repeat_ngram: no n-gram of this size comes twice in a generated text;
-      0: off.
-    min_new_tokens: no end before so many tokens.
-    max_new_tokens: the stop token included; 0: the data's longest target.
-    samples: texts of a prompt.
-    seed: of the sampling.
-    tilt: of the logits towards rare tokens (`weighting.tilt_bias`), any sign.
-    prompt_buckets: lengths to which prompts are padded; each compiles once.
-
   Raises:
     ConfigError: a value out of its range, or one that the method would not
       read and that is not at its default.
   """
 
+  # greedy, sample or beam; each reads some of the keys below, and the others
+  # have to stay at their defaults.
   method: str = 'greedy'
+  # sample: divides the logits, then the truncations in this order: the k
+  # likeliest (0: all), the smallest set of mass top_p, at least min_p of the
+  # likeliest one's probability, the most typical set of mass typical_p.
   temperature: float = 1.0
   top_k: int = 0
   top_p: float = 1.0
   min_p: float = 0.0
   typical_p: float = 1.0
+  # beam: hypotheses, and alpha of GNMT's length penalty.
   beams: int = 4
   length_penalty: float = 0.6
+  # No n-gram of so many tokens twice in a text; 0: off.
   no_repeat_ngram: int = 0
+  # The end of turn included; 0: the longest target.
   min_new_tokens: int = 0
   max_new_tokens: int = 0
+  # sample: texts of a prompt, and the seed they are drawn with.
   samples: int = 1
   seed: int = 0
+  # Post-hoc logit adjustment: log prior(t), counted on the training targets,
+  # is taken off the logits so many times. > 0 favours rare tokens, < 0
+  # common ones; for any model, whatever it was trained with. -alpha is near
+  # to the inverse of Power-Law Decay Loss, not equal: special tokens and
+  # epsilon are left out. Scores are not touched.
   tilt: float = 0.0
+  # Lengths to which prompts are padded; each compiles once.
   prompt_buckets: int = 4
 
   def __post_init__(self):

@@ -6,12 +6,12 @@ from typing import Any
 
 import numpy as np
 
-from pdl_jax.config import LossSettings
 from pdl_jax.data.tokenizer import Tokenizer, spelled
 from pdl_jax.errors import ConfigError, DataError
 from pdl_jax.evaluate.likelihood import BUCKETS
 from pdl_jax.losses import LOSSES, LossTables, frequency
 from pdl_jax.losses.frequency import FrequencyTable, effective_sample_size
+from pdl_jax.losses.settings import LossSettings
 from pdl_jax.preview import scale
 from pdl_jax.preview.content import (
   Bucket,

@@ -6,11 +6,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from pdl_jax.config import ModelSettings
 from pdl_jax.data.tokenizer import Tokenizer
 from pdl_jax.errors import ConfigError
 from pdl_jax.model.config import HeadConfig, ModelConfig
 from pdl_jax.model.heads import fit, vq
+from pdl_jax.model.settings import ModelSettings
 from pdl_jax.run.load_model import Model
 
 Tree = Any

@@ -9,13 +9,13 @@ import numpy as np
 from jax import Array
 from jax.core import Tracer
 
-from pdl_jax.config import LossSettings
 from pdl_jax.data.tokenizer import Tokenizer
 from pdl_jax.errors import ConfigError
 from pdl_jax.losses import LOSSES, PLAIN, Loss, LossTables
 from pdl_jax.losses.frequency import FrequencyTable, effective_sample_size
 from pdl_jax.losses.power_law import power_law_weights
 from pdl_jax.losses.schedule import decay_factor
+from pdl_jax.losses.settings import LossSettings
 
 _OWN_KEYS = (
   'alpha', 'epsilon', 'epsilon_policy', 'clip', 'normalize', 'unseen',

@@ -8,11 +8,11 @@ from typing import Any
 
 import numpy as np
 
-from pdl_jax.config import LossSettings
 from pdl_jax.errors import printable
 from pdl_jax.evaluate import run as evaluation
 from pdl_jax.generate import DecodeSettings
 from pdl_jax.losses import LOSSES, LossTables, frequency
+from pdl_jax.losses.settings import LossSettings
 from pdl_jax.run.loss_tables import Frequencies
 from pdl_jax.run_folder import RESULTS
 

@@ -8,13 +8,13 @@ import grain
 from jax import Array
 from jax.sharding import Mesh
 
-from pdl_jax.config import TrainSettings
 from pdl_jax.errors import DivergedError
 from pdl_jax.mesh import put_batch
 from pdl_jax.run_folder import RunFolder
 from pdl_jax.train.checkpoint import Checkpointer
 from pdl_jax.train.preemption import StopRequest
 from pdl_jax.train.progress import Progress
+from pdl_jax.train.settings import TrainSettings
 from pdl_jax.train.state import TrainState
 
 Step = Callable[[TrainState, dict[str, Array]], tuple[TrainState, dict]]

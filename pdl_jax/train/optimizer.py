@@ -19,42 +19,34 @@ Tree = Any
 
 @dataclasses.dataclass(frozen=True)
 class OptimizerConfig:
-  """AdamW with warm-up and decay.
+  """AdamW with warm-up and decay; what trains."""
 
-  Attributes:
-    learning_rate: at the end of the warm-up.
-    warmup_steps: of linear warm-up from 0.
-    schedule: 'cosine' or 'linear' decay to final_fraction, or 'constant'.
-    final_fraction: of the learning rate, one step after the last.
-    b1, b2, eps: Adam's decay rates and denominator offset.
-    weight_decay: decoupled, on matrices only.
-    clip_norm: largest global gradient norm.
-    accumulation: micro-batches of one step; one denominator for all.
-    trainable: 'all' parameters; the 'last_layers' with the final norm; the
-      'norms' alone; 'lora', the adapters, and what a head of codes or CMHA has
-      besides matrices.
-    last_layers: how many, with trainable 'last_layers'.
-    head_factor: learning rate of a head's own parameters, as a multiple of
-      that of the rest.
-    mu_dtype: of Adam's first moment. The second one is fp32: with b2 0.999 a
-      step changes it by less than bf16 resolves.
-  """
-
-  learning_rate: float
-  warmup_steps: int
-  schedule: str
-  final_fraction: float
-  b1: float
-  b2: float
-  eps: float
-  weight_decay: float
-  clip_norm: float
-  accumulation: int
-  trainable: str
-  last_layers: int
-  # What has a default was not there in earlier versions.
-  head_factor: float = 1.0
+  # AdamW: peak learning rate, reached after the warm-up.
+  learning_rate: float = 3e-4
+  # Of fewer train.steps than that, or as many, a tenth warms up.
+  warmup_steps: int = 5
+  # cosine, linear or constant; down to final_fraction of the peak, which the
+  # step after the last would have.
+  schedule: str = 'cosine'
+  final_fraction: float = 0.1
+  b1: float = 0.9
+  b2: float = 0.99
+  eps: float = 1e-8
+  # Of Adam's first moment: float32 or bfloat16; the second is fp32.
   mu_dtype: str = 'float32'
+  # Decoupled, on matrices only.
+  weight_decay: float = 0.01
+  # Largest global gradient norm.
+  clip_norm: float = 1.0
+  # Micro-batches of one step, under one global denominator.
+  accumulation: int = 1
+  # all; last_layers (and the final norm); norms; or lora, adapters alone,
+  # see model.lora.
+  trainable: str = 'last_layers'
+  last_layers: int = 10
+  # Learning rate of a head's own parameters, as a multiple of the above:
+  # codes that stand for many types can take, and need, a larger one.
+  head_factor: float = 1.0
 
   def __post_init__(self):
     for name in (

@@ -1,0 +1,149 @@
+"""The keys below `loss`: its name, and the numbers that it reads."""
+
+import dataclasses
+import inspect
+import math
+from typing import Any
+
+from pdl_jax.errors import ConfigError, one_of
+from pdl_jax.losses import LOSSES, LossSpec
+from pdl_jax.losses.checks import check_number
+from pdl_jax.losses.frequency import UNITS
+from pdl_jax.losses.power_law import EPSILON_POLICIES, NORMALIZE, UNSEEN
+from pdl_jax.losses.reduce import REDUCTIONS
+from pdl_jax.losses.schedule import SCHEDULES, check_schedule
+
+
+@dataclasses.dataclass(frozen=True)
+class LossSettings:
+  """The loss by name, and the numbers that it reads."""
+
+  # power_law, cross_entropy or a rival; each reads the keys of its own name
+  # below, and of the others those that its entry in pdl_jax.losses.LOSSES
+  # lists. By type: inverse_frequency, face, class_balanced,
+  # adaptive_exponential, adaptive_chi_square, logit_adjustment. By token:
+  # focal, mile, dft, mixce, gem, unlikelihood, scale_grad, emo.
+  name: str = 'power_law'
+  # Decay exponent, >= 0; 0 is cross-entropy.
+  alpha: float = 0.25
+  # Smoothing constant, >= 0, in the unit below.
+  epsilon: float = 1.0
+  # absolute, or times_median: epsilon is a multiple of the median frequency
+  # of the types seen, which means the same on a corpus of any size.
+  epsilon_policy: str = 'absolute'
+  # Of freq(t) and epsilon: count or probability.
+  unit: str = 'count'
+  # What is counted: token, or word: how often the words occur that a piece
+  # is part of (their geometric mean), in counts of words.
+  level: str = 'token'
+  # Largest weight as a ratio to the corpus mean; 0: no limit.
+  clip: float = 0.0
+  # corpus_mean scales the weights to an average of 1 a running token, which
+  # keeps the meaning of the learning rate; none is the paper's formula.
+  normalize: str = 'corpus_mean'
+  # Weight of a type never counted: paper (the formula), as_once, neutral (1).
+  unseen: str = 'as_once'
+  # weighted_mean (sum w l / sum w), token_mean (sum w l / n), sum (paper).
+  reduction: str = 'weighted_mean'
+  # A stored frequency table to use in place of counting this task's training
+  # targets; '' counts.
+  frequency_table: str = ''
+  # A stored table of a general corpus (the frequency.npz of another run with
+  # the same tokenizer), and its share of the frequencies, in [0, 1].
+  general_table: str = ''
+  general_share: float = 0.0
+  # When the weights set in: constant, warmup (from cross-entropy, from step
+  # schedule_start on, over schedule_steps), anneal (to cross-entropy, the
+  # same way), cross_entropy_first (until schedule_start). A factor of alpha;
+  # the tables of rivals are raised to its power.
+  schedule: str = 'constant'
+  schedule_start: int = 0
+  schedule_steps: int = 0
+  # Of every loss whose terms are cross-entropy, weighted or not: mass given
+  # to all types alike, in [0, 1) (0.1 is usual), and the coefficient of
+  # (log Z)^2, >= 0 (1e-4 is usual).
+  label_smoothing: float = 0.0
+  z_loss: float = 0.0
+  # Of a rival alone, at its published value; formulas and sources are in
+  # pdl_jax/losses/ type_weights, token_losses and dense_losses. normalize:
+  # published, or corpus_mean (a running token weighs 1 on average).
+  rivals: dict[str, dict[str, Any]] = dataclasses.field(
+    default_factory=lambda: own_settings()
+  )
+
+  @classmethod
+  def from_config(cls, config: dict[str, Any]) -> 'LossSettings':
+    """Parts the groups of the rivals from the keys above them."""
+    rivals = {k: v for k, v in config.items() if isinstance(v, dict)}
+    flat = {k: v for k, v in config.items() if k not in rivals}
+    return cls(**flat, rivals=rivals)
+
+  def __post_init__(self):
+    one_of('loss.name', self.name, LOSSES)
+    one_of('loss.unit', self.unit, UNITS)
+    one_of('loss.normalize', self.normalize, NORMALIZE)
+    one_of('loss.unseen', self.unseen, UNSEEN)
+    one_of('loss.epsilon_policy', self.epsilon_policy, EPSILON_POLICIES)
+    one_of('loss.level', self.level, ('token', 'word'))
+    one_of('loss.schedule', self.schedule, SCHEDULES)
+    if self.level == 'word' and self.unit != 'count':
+      raise ConfigError('loss.level word counts words: loss.unit must be count')
+    if self.level == 'word' and (self.general_table or self.frequency_table):
+      raise ConfigError(
+        "loss.level word counts this task's words: leave out "
+        'loss.general_table and loss.frequency_table'
+      )
+    if not 0 <= self.general_share <= 1:
+      raise ConfigError(
+        f'loss.general_share must be in [0, 1], got {self.general_share}'
+      )
+    if self.general_share and not self.general_table:
+      raise ConfigError(
+        f'loss.general_share {self.general_share} needs a loss.general_table'
+      )
+    if not 0 <= self.label_smoothing < 1:
+      raise ConfigError(
+        f'loss.label_smoothing must be in [0, 1), got {self.label_smoothing}'
+      )
+    check_number('loss.z_loss', self.z_loss)
+    try:
+      # Not the factor itself: a sweeper must not start JAX.
+      check_schedule(self.schedule, self.schedule_start, self.schedule_steps)
+    except ConfigError as error:
+      raise ConfigError(
+        f'loss.schedule (with schedule_start and schedule_steps): {error}'
+      ) from None
+    spec = LOSSES[self.name]
+    if self.schedule != 'constant' and spec.weights is None:
+      raise ConfigError(
+        f'loss.schedule {self.schedule} needs a loss with a weight per type; '
+        f'{self.name} has none'
+      )
+    one_of('loss.reduction', self.reduction, REDUCTIONS)
+    check_number('loss.alpha', self.alpha)
+    check_number('loss.epsilon', self.epsilon)
+    if self.clip and not 1 <= self.clip < math.inf:
+      raise ConfigError(
+        'loss.clip must be 0 (no limit) or a finite number of at least 1, got '
+        f'{self.clip}'
+      )
+
+
+def own_settings() -> dict[str, dict[str, Any]]:
+  """The groups of keys of losses that have some, from their arguments."""
+  return {
+    name: own
+    for name, spec in LOSSES.items()
+    if not spec.keys and (own := _arguments(spec))
+  }
+
+
+def _arguments(spec: LossSpec) -> dict[str, Any]:
+  """Keyword arguments with a default, of all parts of a loss."""
+  return {
+    argument.name: argument.default
+    for part in (spec.weights, spec.bias, spec.terms, spec.on_logits)
+    if part is not None
+    for argument in inspect.signature(part).parameters.values()
+    if argument.default is not argument.empty
+  }

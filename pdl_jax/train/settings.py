@@ -1,0 +1,26 @@
+"""The keys below `train`."""
+
+import dataclasses
+
+from pdl_jax.errors import positive
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainSettings:
+  """Length of the training, and what happens every so many steps."""
+
+  # Of the optimizer.
+  steps: int = 60
+  # Global batch, all devices and micro-batches together.
+  batch_size: int = 8
+  log_every: int = 1
+  # Validate and save every so many steps, and at the end.
+  checkpoint_every: int = 20
+  # The last so many; the best on validation is kept besides.
+  keep_checkpoints: int = 2
+  # Steps in a row with a loss or gradient that is not finite before the run
+  # stops (exit code 5).
+  max_skipped: int = 5
+
+  def __post_init__(self):
+    positive('train', self, *(f.name for f in dataclasses.fields(self)))
