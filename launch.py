@@ -86,7 +86,7 @@ from pdl_jax.cluster.pods import options as pods
 from pdl_jax.cluster.pods.plan import to_shell
 from pdl_jax.cluster.pods.pod import Pod
 from pdl_jax.cluster.preflight import Preflight
-from pdl_jax.config import Settings
+from pdl_jax.config import Settings, run_id, unread
 from pdl_jax.data import pipeline
 from pdl_jax.data.tokenizer import spelled
 from pdl_jax.errors import (
@@ -254,7 +254,7 @@ def configured() -> tuple[Settings, Path]:
     ) from error
   if _WORKDIR.value is not None:
     return settings, Path(_WORKDIR.value)
-  return settings, folder / run_folder.run_id(
+  return settings, folder / run_id(
     settings.resolved, _overrides('config')
   )
 
@@ -268,7 +268,7 @@ def train(
     started = supervisor.start(hosts, [sys.executable, *arguments])
     ended = supervisor.supervise(started, options.stuck_seconds())
     if ended.words:
-      run_folder.note_failure(workdir, settings.resolved, 'error', ended.words)
+      run_folder.note_failure(workdir, settings, 'error', ended.words)
     return ended.code
   if told := in_vain(settings):
     print(told)
@@ -297,7 +297,7 @@ def dry_run(
 
 def in_vain(settings: Settings) -> str:
   """What was asked for and changes nothing, if anything was."""
-  told = run_folder.unread(settings.resolved, _overrides('config'))
+  told = unread(settings.resolved, _overrides('config'))
   if not told:
     return ''
   return f'not read   {", ".join(told)}: no part of this run uses it'
@@ -578,7 +578,7 @@ def _report(
   told = printable(str(error))
   print(f'{word}: {told}', file=sys.stderr)
   if settings is not None and workdir is not None:
-    run_folder.note_failure(workdir, settings.resolved, word, told)
+    run_folder.note_failure(workdir, settings, word, told)
   return error.exit_code
 
 

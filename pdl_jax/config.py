@@ -6,9 +6,11 @@ refused where its field stands.
 """
 
 import dataclasses
+import functools
+import hashlib
 import inspect
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -18,6 +20,7 @@ from pdl_jax.data.settings import DataSettings
 from pdl_jax.errors import ConfigError
 from pdl_jax.evaluate.settings import EvaluateSettings
 from pdl_jax.generate import DecodeSettings
+from pdl_jax.losses import LOSSES
 from pdl_jax.losses.settings import LossSettings
 from pdl_jax.mesh import MeshSettings
 from pdl_jax.model.settings import ModelSettings
@@ -25,6 +28,8 @@ from pdl_jax.storage.files import fault
 from pdl_jax.train.optimizer import OptimizerConfig
 from pdl_jax.train.settings import TrainSettings
 
+# Keys that change where a run is kept or what it prints, but no number.
+_SILENT = ('data.data_dir', 'train.log_every', 'train.keep_checkpoints')
 _LARGEST = float(np.finfo(np.float32).max)
 
 
@@ -103,6 +108,21 @@ class Settings:
       f'{self.train.steps}: optimizer.warmup_steps {asked} would leave none '
       'for the decay'
     )
+
+  @property
+  def hash(self) -> str:
+    """See `config_hash`."""
+    return config_hash(self.resolved)
+
+  def differing(self, kept: Mapping[str, Any]) -> list[str]:
+    """What a kept configuration has otherwise that changes numbers."""
+    before, now = read(kept), read(self.resolved)
+    return [
+      f'{key}: {before.get(key, "not read")} there, '
+      f'{now.get(key, "not read")} here'
+      for key in sorted(before.keys() | now.keys() - {'hash'})
+      if key != 'hash' and before.get(key) != now.get(key)
+    ]
 
   @property
   def trains_adapters(self) -> bool:
@@ -187,3 +207,144 @@ def _keys(group: type, prefix: str, values: Mapping[str, Any]) -> Iterator[Key]:
           yield Key(f'{prefix}{name}.{key}', default, comment)
       else:
         yield Key(prefix + name, value, comment)
+
+
+def flatten(config: Mapping[str, Any], prefix: str = '') -> dict[str, Any]:
+  """A nested configuration as {'loss.alpha': 0.5, ...}."""
+  flat: dict[str, Any] = {}
+  for key, value in config.items():
+    if isinstance(value, Mapping):
+      flat |= flatten(value, f'{prefix}{key}.')
+    else:
+      flat[prefix + key] = value
+  return flat
+
+
+@functools.cache
+def _defaults() -> dict[str, Any]:
+  return flatten(defaults())
+
+
+def read(config: Mapping[str, Any]) -> dict[str, Any]:
+  """The keys that can change a result, flattened; missing ones by default.
+
+  Paths and cadences are left out, and so is what the chosen loss, model or
+  selection does not read. Power-Law Decay Loss at alpha 0 is cross-entropy, and
+  counts as it.
+  """
+  flat = _defaults() | flatten(config)
+  # A stored table says besides which tokens are rare when results are measured.
+  if (
+    flat['loss.name'] == 'power_law'
+    and flat['loss.alpha'] == 0
+    and not flat['loss.frequency_table']
+  ):
+    flat['loss.name'] = 'cross_entropy'
+  return _counted(flat)
+
+
+def _counted(flat: Mapping[str, Any]) -> dict[str, Any]:
+  left_out = _unread(flat) | {*_SILENT}
+  return {key: value for key, value in flat.items() if key not in left_out}
+
+
+def numbers(config: Mapping[str, Any]) -> dict[str, Any]:
+  """Of what `read` gives, what is not at its default.
+
+  Two configurations with equal `numbers` are one run. A key that comes later
+  changes none that leave it at its default.
+  """
+  return {
+    key: value
+    for key, value in read(config).items()
+    if key not in _defaults() or value != _defaults()[key]
+  }
+
+
+def unread(config: Mapping[str, Any], overrides: Iterable[str]) -> list[str]:
+  """What was asked for and changes nothing, as KEY=VALUE.
+
+  Args:
+    config: resolved.
+    overrides: dotted keys given on the command line.
+  """
+  flat = flatten(config)
+  ignored = _unread(flat)
+  return [
+    f'{key}={flat[key]}'
+    for key in sorted(overrides)
+    if key in ignored and flat[key] != _defaults().get(key)
+  ]
+
+
+def _unread(flat: Mapping[str, Any]) -> set[str]:
+  """Keys that the chosen loss, model and selection do not read."""
+  name = flat['loss.name']
+  used = (*LOSSES[name].read, name) if name in LOSSES else (name,)
+  found = {
+    key
+    for key in flat
+    if key.startswith('loss.') and key.split('.')[1] not in used
+  }
+  found |= {key for key in flat if key.startswith('model.')} - _model(flat)
+  if flat['optimizer.trainable'] != 'last_layers':
+    found.add('optimizer.last_layers')
+  if not _own_head(flat):
+    found.add('optimizer.head_factor')
+  return found
+
+
+def _own_head(flat: Mapping[str, Any]) -> bool:
+  """Whether the model can have a head that is not its input embedding."""
+  head = flat.get('model.head')
+  return head != 'tied' if head else flat['model.pretrained'].startswith('run:')
+
+
+def _model(flat: Mapping[str, Any]) -> set[str]:
+  """Keys of the model that are read; those of heads only if there is one."""
+  read = {
+    'pretrained', 'adapter', 'dtype', 'param_dtype', 'remat', 'attention',
+    'head',
+  }  # fmt: skip
+  if not flat['model.pretrained']:
+    read |= {
+      'width', 'layers', 'heads', 'kv_heads', 'head_dim', 'mlp', 'vocab_size',
+      'tokenizer',
+    }  # fmt: skip
+  attention, head = flat.get('model.attention'), flat.get('model.head')
+  if not flat['model.pretrained'] and attention not in ('alibi', 'none'):
+    read.add('rope_base')
+  read |= {'bias'} if head else set()
+  read |= {'rank'} if head in ('low_rank', 'vq', 'adaptive') else set()
+  read |= {'vq.own', 'vq.tail_from'} if head == 'adaptive' else set()
+  found = {f'model.{key}' for key in read}
+  for group, is_read in (
+    ('vq', head == 'vq'), ('complex', attention == 'complex'),
+    ('lora', flat['optimizer.trainable'] == 'lora'),
+  ):  # fmt: skip
+    if is_read:
+      found |= {key for key in flat if key.startswith(f'model.{group}.')}
+  return found
+
+
+def config_hash(config: Mapping[str, Any]) -> str:
+  """8 hex digits of everything that changes numbers."""
+  text = json.dumps(numbers(config), sort_keys=True)
+  return hashlib.sha256(text.encode()).hexdigest()[:8]
+
+
+def run_id(config: Mapping[str, Any], overrides: Iterable[str]) -> str:
+  """Readable overrides that change numbers, and the hash.
+
+  Args:
+    config: resolved.
+    overrides: dotted keys given on the command line.
+  """
+  counted = _counted(flatten(config))
+  changed = [
+    f'{key.rsplit(".", 1)[-1]}={counted[key]}'
+    for key in sorted(overrides)
+    if key in counted
+  ]
+  name = ','.join(changed).replace('/', '_') or 'default'
+  return f'{name[:80]}-{config_hash(config)}'

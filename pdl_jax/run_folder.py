@@ -16,7 +16,6 @@ import contextlib
 import dataclasses
 import errno
 import functools
-import hashlib
 import json
 import os
 import platform
@@ -27,7 +26,7 @@ import time
 from collections.abc import Iterable, Iterator, Mapping
 from importlib import metadata
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Protocol
 
 import jax
 
@@ -39,19 +38,8 @@ from pdl_jax.errors import (
   PdlError,
   PreemptedError,
 )
-from pdl_jax.losses import LOSSES
 from pdl_jax.storage import files
 
-# Keys that came later than the first records, and the values that runs from
-# before them have.
-_SINCE = {
-  'optimizer.head_factor': 1.0, 'optimizer.mu_dtype': 'float32',
-  'evaluate.draw': 0, 'model.tokenizer': '', 'model.rope_base': 10_000.0,
-  'model.param_dtype': 'float32', 'model.adapter': '', 'model.attention': '',
-  'model.head': '',
-}  # fmt: skip
-# Keys that change where a run is kept or what it prints, but no number.
-_SILENT = ('data.data_dir', 'train.log_every', 'train.keep_checkpoints')
 _PACKAGES = (
   'jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'grain', 'numpy',
   'tensorflow-datasets', 'tokenizers', 'gguf', 'rouge-score', 'sacrebleu',
@@ -68,7 +56,7 @@ _JAX_SETTINGS = (
 CONFIG = {
   'hash': str, 'seed': int, 'model': {'pretrained': str}, 'data': dict,
   'loss': {
-    'name': Literal[*LOSSES], 'alpha': float, 'frequency_table': str
+    'name': str, 'alpha': float, 'frequency_table': str
   },
   'optimizer': {'trainable': str}, 'train': {'steps': int}, 'evaluate': dict,
 }  # fmt: skip
@@ -108,129 +96,22 @@ RESULTS = {
 }  # fmt: skip
 
 
-def flatten(config: Mapping[str, Any], prefix: str = '') -> dict[str, Any]:
-  """A nested configuration as {'loss.alpha': 0.5, ...}."""
-  flat: dict[str, Any] = {}
-  for key, value in config.items():
-    if isinstance(value, Mapping):
-      flat |= flatten(value, f'{prefix}{key}.')
-    else:
-      flat[prefix + key] = value
-  return flat
+class Configuration(Protocol):
+  """What a run folder asks of `config.Settings`."""
 
+  @property
+  def resolved(self) -> dict[str, Any]:
+    """As plain values."""
+    ...
 
-def numbers(config: Mapping[str, Any]) -> dict[str, Any]:
-  """The keys that can change a result, flattened.
+  @property
+  def hash(self) -> str:
+    """Of everything that changes numbers."""
+    ...
 
-  Paths and cadences are left out, and so is what the chosen loss, model or
-  selection does not read: two configurations with equal `numbers` are one run.
-  Power-Law Decay Loss at alpha 0 is cross-entropy, and counts as it.
-  """
-  flat = flatten(config)
-  # A stored table says besides which tokens are rare when results are measured.
-  if (
-    flat['loss.name'] == 'power_law'
-    and flat['loss.alpha'] == 0
-    and not flat['loss.frequency_table']
-  ):
-    flat['loss.name'] = 'cross_entropy'
-  return _read(flat)
-
-
-def unread(config: Mapping[str, Any], overrides: Iterable[str]) -> list[str]:
-  """What was asked for and changes nothing, as KEY=VALUE.
-
-  Args:
-    config: resolved.
-    overrides: dotted keys given on the command line.
-  """
-  flat = flatten(config)
-  ignored = _unread(flat)
-  return [
-    f'{key}={flat[key]}'
-    for key in sorted(overrides)
-    if key in ignored and _SINCE.get(key) != flat[key]
-  ]
-
-
-def _read(flat: Mapping[str, Any]) -> dict[str, Any]:
-  """Without what changes no number, and what nothing reads."""
-  left_out = _unread(flat) | set(_SILENT)
-  left_out |= {key for key, value in _SINCE.items() if flat.get(key) == value}
-  return {key: value for key, value in flat.items() if key not in left_out}
-
-
-def _unread(flat: Mapping[str, Any]) -> set[str]:
-  """Keys that the chosen loss, model and selection do not read."""
-  name = flat['loss.name']
-  read = (*LOSSES[name].read, name)
-  found = {
-    key
-    for key in flat
-    if key.startswith('loss.') and key.split('.')[1] not in read
-  }
-  found |= {key for key in flat if key.startswith('model.')} - _model(flat)
-  if flat['optimizer.trainable'] != 'last_layers':
-    found.add('optimizer.last_layers')
-  if not _own_head(flat):
-    found.add('optimizer.head_factor')
-  return found
-
-
-def _own_head(flat: Mapping[str, Any]) -> bool:
-  """Whether the model can have a head that is not its input embedding."""
-  head = flat.get('model.head')
-  return head != 'tied' if head else flat['model.pretrained'].startswith('run:')
-
-
-def _model(flat: Mapping[str, Any]) -> set[str]:
-  """Keys of the model that are read; those of heads only if there is one."""
-  read = {
-    'pretrained', 'adapter', 'dtype', 'param_dtype', 'remat', 'attention',
-    'head',
-  }  # fmt: skip
-  if not flat['model.pretrained']:
-    read |= {
-      'width', 'layers', 'heads', 'kv_heads', 'head_dim', 'mlp', 'vocab_size',
-      'tokenizer',
-    }  # fmt: skip
-  attention, head = flat.get('model.attention'), flat.get('model.head')
-  if not flat['model.pretrained'] and attention not in ('alibi', 'none'):
-    read.add('rope_base')
-  read |= {'bias'} if head else set()
-  read |= {'rank'} if head in ('low_rank', 'vq', 'adaptive') else set()
-  read |= {'vq.own', 'vq.tail_from'} if head == 'adaptive' else set()
-  found = {f'model.{key}' for key in read}
-  for group, is_read in (
-    ('vq', head == 'vq'), ('complex', attention == 'complex'),
-    ('lora', flat['optimizer.trainable'] == 'lora'),
-  ):  # fmt: skip
-    if is_read:
-      found |= {key for key in flat if key.startswith(f'model.{group}.')}
-  return found
-
-
-def config_hash(config: Mapping[str, Any]) -> str:
-  """8 hex digits of everything that changes numbers."""
-  text = json.dumps(numbers(config), sort_keys=True)
-  return hashlib.sha256(text.encode()).hexdigest()[:8]
-
-
-def run_id(config: Mapping[str, Any], overrides: Iterable[str]) -> str:
-  """Readable overrides that change numbers, and the hash.
-
-  Args:
-    config: resolved.
-    overrides: dotted keys given on the command line.
-  """
-  counted = _read(flatten(config))
-  changed = [
-    f'{key.rsplit(".", 1)[-1]}={counted[key]}'
-    for key in sorted(overrides)
-    if key in counted
-  ]
-  name = ','.join(changed).replace('/', '_') or 'default'
-  return f'{name[:80]}-{config_hash(config)}'
+  def differing(self, kept: Mapping[str, Any]) -> list[str]:
+    """What a kept configuration has otherwise that changes numbers."""
+    ...
 
 
 # Seconds after which a claim of another machine that nobody touches is dead:
@@ -374,7 +255,7 @@ class RunFolder:
     writes: whether this process writes to it: of several one does.
   """
 
-  def __init__(self, path: Path, config: Mapping[str, Any]):
+  def __init__(self, path: Path, config: Configuration):
     """Creates the folder, or finds it as an earlier call left it.
 
     Raises:
@@ -383,25 +264,15 @@ class RunFolder:
     self.path = path
     self.writes = jax.process_index() == 0
     if os.path.lexists(path / 'config.json'):
-      self._check(self.read('config.json', CONFIG), config)
+      kept = self.read('config.json', CONFIG)
+      if differing := config.differing(kept):
+        raise ConfigError(
+          f'{path} belongs to another run ({"; ".join(differing)}); choose '
+          'another --workdir or remove the folder'
+        )
     if self.writes and not self.finished:
       (path / 'predictions').mkdir(parents=True, exist_ok=True)
-      self.write('config.json', {'hash': config_hash(config), **config})
-
-  def _check(self, kept: dict[str, Any], config: Mapping[str, Any]) -> None:
-    kept.pop('hash')
-    before, now = numbers(kept), numbers(config)
-    differing = [
-      f'{key}: {before.get(key, "not read")} there, '
-      f'{now.get(key, "not read")} here'
-      for key in sorted(before.keys() | now.keys())
-      if before.get(key) != now.get(key)
-    ]
-    if differing:
-      raise ConfigError(
-        f'{self.path} belongs to another run ({"; ".join(differing)}); choose '
-        'another --workdir or remove the folder'
-      )
+      self.write('config.json', {'hash': config.hash, **config.resolved})
 
   @property
   def finished(self) -> bool:
@@ -503,7 +374,7 @@ def _lines(records: Iterable[dict]) -> str:
 
 
 def note_failure(
-  workdir: Path, config: Mapping[str, Any], state: str, error: str
+  workdir: Path, config: Configuration, state: str, error: str
 ) -> None:
   """Writes an error into the status of this configuration's run, if begun.
 
@@ -516,7 +387,7 @@ def note_failure(
     check_unclaimed(workdir)
     kept = files.read_json(workdir / 'config.json', CONFIG)
     finished = (workdir / 'results.json').exists()
-    if finished or kept['hash'] != config_hash(config):
+    if finished or kept['hash'] != config.hash:
       return
     # It may be what is broken.
     with contextlib.suppress(DataError):

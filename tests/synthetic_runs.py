@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 
+from pdl_jax.config import Settings
 from pdl_jax.evaluate import items
 from pdl_jax.evaluate.run import evaluate
 from pdl_jax.losses.frequency import FrequencyTable
@@ -28,7 +29,7 @@ def predictions(seed, count=4):
 def write_run(path, config, seed, examples=4):
   """A finished run of a resolved configuration."""
   path.mkdir(parents=True, exist_ok=True)
-  folder = RunFolder(path, config)
+  folder = RunFolder(path, Settings.from_resolved(dict(config)))
   before, after = predictions(99, examples), predictions(seed, examples)
   folder.write_predictions('before', before)
   folder.write_predictions('after', after)

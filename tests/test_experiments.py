@@ -9,8 +9,9 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from experiments import measured
+from experiments import measured, rehash
 from experiments.loss_speed import flops
+from pdl_jax.errors import DataError
 from pdl_jax.report import index, plan, write
 
 ROOT = Path(__file__).parent.parent
@@ -41,6 +42,41 @@ def test_declared_runs_have_configurations_that_exist(folder):
   for study in declared.studies if declared else ():
     runs = [run for seed in study.seeds for _, run in plan.runs(study, seed)]
     assert len(runs) == len(study.seeds) * len(study.variants)
+
+
+DECLARED = [
+  path for path in RECORDED if hasattr(plan.module(path), 'EXPERIMENT')
+]
+
+
+@pytest.mark.parametrize('folder', DECLARED, ids=lambda path: path.name)
+def test_every_record_is_of_a_declared_run(folder):
+  runs = rehash.declared(plan.load(folder))
+  lines = (folder / 'records.jsonl').read_text('utf-8').splitlines(True)
+  assert rehash.rehashed(folder, runs, runs) == lines
+
+
+def test_records_are_carried_over_to_a_new_hash():
+  folder = Path('experiments/smollm2')
+  now = rehash.declared(plan.load(folder))
+  before = {
+    study: {row: f'old-{digest}' for row, digest in rows.items()}
+    for study, rows in now.items()
+  }
+  with pytest.raises(DataError, match=r'jsonl:1: .* 0 declared runs had the'):
+    rehash.rehashed(folder, before, now)
+  with pytest.raises(DataError, match='declared runs had the hash'):
+    rehash.rehashed(folder, now, {})
+  new = {
+    study: {row: digest[::-1] for row, digest in rows.items()}
+    for study, rows in now.items()
+  }
+  lines = rehash.rehashed(folder, now, new)
+  assert lines != rehash.rehashed(folder, now, now)
+  reversed_ = [json.loads(line)['hash'][::-1] for line in lines]
+  assert reversed_ == [
+    json.loads(line)['hash'] for line in rehash.rehashed(folder, now, now)
+  ]
 
 
 def test_what_measures_in_one_go_leaves_its_environment(tmp_path, capsys):

@@ -167,7 +167,7 @@ def test_a_second_process_in_a_run_folder_is_refused(
   data_dir, tmp_path, stop, sleeper
 ):
   settings = small.settings(data_dir)
-  RunFolder(tmp_path, settings.resolved).write_status('running', 3)
+  RunFolder(tmp_path, settings).write_status('running', 3)
   claim_of(tmp_path, 7, **sleeper)
   before = {path: path.read_bytes() for path in tmp_path.glob('*.*')}
   with pytest.raises(HostError) as error:
@@ -176,7 +176,7 @@ def test_a_second_process_in_a_run_folder_is_refused(
   assert re.search(words, str(error.value))
   assert f'kill {sleeper["pid"]} stops it' in str(error.value)
   said = str(error.value)
-  run_folder.note_failure(tmp_path, settings.resolved, 'error', said)
+  run_folder.note_failure(tmp_path, settings, 'error', said)
   assert {path: path.read_bytes() for path in tmp_path.glob('*.*')} == before
 
 
@@ -550,7 +550,8 @@ def test_a_refused_command_leaves_the_record_of_another_run(finished):
   before = (finished / 'status.json').read_text('utf-8')
   stored = json.loads((finished / 'config.json').read_text('utf-8'))
   stored.pop('hash')
-  other = {**stored, 'seed': 7}
+  other = Settings.from_resolved({**stored, 'seed': 7})
+  stored = Settings.from_resolved(stored)
   run_folder.note_failure(finished, stored, 'error', 'of a finished run')
   run_folder.note_failure(finished, other, 'error', 'of another run')
   assert (finished / 'status.json').read_text('utf-8') == before
@@ -558,9 +559,9 @@ def test_a_refused_command_leaves_the_record_of_another_run(finished):
 
 def test_a_failure_is_noted_in_its_own_run(tmp_path, data_dir):
   settings = Settings.from_config(small.job_config(data_dir))
-  folder = RunFolder(tmp_path, settings.resolved)
+  folder = RunFolder(tmp_path, settings)
   folder.write_status('running', 3)
-  run_folder.note_failure(tmp_path, settings.resolved, 'error', 'a full disk')
+  run_folder.note_failure(tmp_path, settings, 'error', 'a full disk')
   status = json.loads((tmp_path / 'status.json').read_text('utf-8'))
   assert (status['state'], status['error']) == ('error', 'a full disk')
   assert status['step'] == 3

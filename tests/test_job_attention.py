@@ -5,10 +5,10 @@ import json
 import numpy as np
 import pytest
 
+from pdl_jax.config import config_hash
 from pdl_jax.errors import ConfigError
 from pdl_jax.run import prepare
 from pdl_jax.run.load_model import shape
-from pdl_jax.run_folder import config_hash
 from tests import small
 
 

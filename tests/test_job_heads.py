@@ -5,11 +5,10 @@ import json
 import numpy as np
 import pytest
 
-from pdl_jax.config import Settings
+from pdl_jax.config import Settings, config_hash
 from pdl_jax.errors import ConfigError
 from pdl_jax.report import collect
 from pdl_jax.run import finetune, prepare, rescore, restore
-from pdl_jax.run_folder import config_hash
 from tests import small
 
 pytestmark = pytest.mark.usefixtures('quick_compile')

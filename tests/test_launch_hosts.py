@@ -18,9 +18,10 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from configs import summarize
-from pdl_jax import process, run_folder
+from pdl_jax import process
 from pdl_jax.cluster import heartbeat, supervisor
 from pdl_jax.cluster.multihost import Place
+from pdl_jax.config import flatten
 from pdl_jax.mesh import make_mesh
 from pdl_jax.train.checkpoint import Checkpointer
 from tests import host_state, small
@@ -203,8 +204,8 @@ def test_the_whole_job_of_two_processes_is_that_of_one(
   changes = {'train.steps': 4, 'evaluate.examples': 8}
   small.run_job(data_dir, tmp_path / 'one', **changes)
   config = small.job_config(data_dir, **changes)
-  flat = run_folder.flatten(config.to_dict())
-  before = run_folder.flatten(summarize.get_config('tiny').to_dict())
+  flat = flatten(config.to_dict())
+  before = flatten(summarize.get_config('tiny').to_dict())
   told = [
     f'--config.{key}={value}'
     for key, value in flat.items()

@@ -49,7 +49,7 @@ def run(tmp_path):
   """A finished run, by its files: none was trained."""
   path = tmp_path / f'one-{"0" * 8}'
   write_run(path, settings().resolved, seed=1)
-  folder = RunFolder(path, settings().resolved)
+  folder = RunFolder(path, settings())
   folder.write('results.json', folder.read('results.json') | {
     'task': 'summarize', 'padding_share': 0.5, 'examples': [],
   })  # fmt: skip
@@ -184,7 +184,7 @@ def test_a_broken_status_is_written_anew_by_an_error(run, how):
   (run / 'results.json').unlink()
   path = run / 'status.json'
   path.write_bytes(SPOILT[how](path.read_text('utf-8')))
-  note_failure(run, settings().resolved, 'error', 'it broke')
+  note_failure(run, settings(), 'error', 'it broke')
   found = json.loads(path.read_text('utf-8'))
   assert found['state'] == 'error' and found['error'] == 'it broke'
 
@@ -192,7 +192,7 @@ def test_a_broken_status_is_written_anew_by_an_error(run, how):
 @pytest.mark.parametrize('how', [x for x in SPOILT if x != 'empty'])
 def test_what_a_stopped_run_continues_from_is_checked(run, how):
   """A torn last line is a crash's; what is wrong before it is not."""
-  folder = RunFolder(run, settings().resolved)
+  folder = RunFolder(run, settings())
   for path, read in (
     (run / 'metrics.jsonl', lambda: folder.cut_metrics(9)),
     (run / 'predictions/x.parts', lambda: folder.partial_predictions('x')),
@@ -231,7 +231,7 @@ def test_what_nobody_foresaw_is_a_line(
 
   monkeypatch.setattr(launch.job, 'run', fail)
   (run / 'results.json').unlink()
-  RunFolder(run, settings().resolved).write_status('starting', 0)
+  RunFolder(run, settings()).write_status('starting', 0)
   workdir = run if begun else run.parent / 'none'
   found, _, err = main(*command('run', workdir))
   (line,) = err.splitlines()
@@ -333,6 +333,6 @@ def test_shapes():
 
 
 def test_what_is_written_has_the_shape_that_is_read(run):
-  folder = RunFolder(run, settings().resolved)
+  folder = RunFolder(run, settings())
   for name, shape in (('config.json', CONFIG), ('status.json', STATUS)):
     assert not files.fault(folder.read(name), shape)

@@ -11,9 +11,8 @@ from hypothesis import strategies as st
 from ml_collections import config_flags
 
 from configs.base import get_config
-from pdl_jax.config import Settings
+from pdl_jax.config import Settings, config_hash, flatten, numbers, run_id
 from pdl_jax.errors import ConfigError
-from pdl_jax.run_folder import config_hash, flatten, numbers, run_id
 from pdl_jax.sweep import cells
 
 

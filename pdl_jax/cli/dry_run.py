@@ -2,9 +2,8 @@
 
 import math
 
-from pdl_jax import run_folder
 from pdl_jax.cluster import memory
-from pdl_jax.config import Settings
+from pdl_jax.config import Settings, flatten
 from pdl_jax.data import sources
 from pdl_jax.data.tasks import TASKS
 from pdl_jax.errors import ConfigError
@@ -43,7 +42,7 @@ def describe(settings: Settings, devices: int | None) -> str:
       f'{_MOST_BYTES / 1e9:,.0f} GB; a smaller model, or more devices '
       '(--devices=N, mesh.fsdp, mesh.tensor)'
     )
-  flat = run_folder.flatten(settings.resolved)
+  flat = flatten(settings.resolved)
   mesh = ' x '.join(
     f'{axis} {size}' for axis, size in zip(MESH_AXES, shape, strict=True)
   )

@@ -21,9 +21,8 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from pdl_jax import run_folder
 from pdl_jax.cluster import memory
-from pdl_jax.config import Settings
+from pdl_jax.config import Settings, numbers
 from pdl_jax.errors import ConfigError, HostError
 from pdl_jax.mesh import batch_share, put
 from pdl_jax.run import finetune, loss_tables
@@ -123,7 +122,7 @@ class Preflight:
     """
     self._backend()
     self._devices()
-    self._same('configuration', run_folder.numbers(self._settings.resolved))
+    self._same('configuration', numbers(self._settings.resolved))
     self._same('code', code())
     self._same('packages', packages())
     mesh = self._mesh()

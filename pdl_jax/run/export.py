@@ -12,7 +12,7 @@ from typing import Any
 import jax
 from jax.experimental import multihost_utils
 
-from pdl_jax.config import Settings
+from pdl_jax.config import Settings, read
 from pdl_jax.data.tasks import TASKS
 from pdl_jax.data.tokenizer_files import token_ids, write_tokenizer
 from pdl_jax.errors import ConfigError
@@ -22,7 +22,7 @@ from pdl_jax.pretrained import peft
 from pdl_jax.pretrained.hf_write import OWN, config_values, write_model
 from pdl_jax.run import prepare, restore, summary
 from pdl_jax.run.load_model import Model, restored_model, trained_model
-from pdl_jax.run_folder import RunFolder, config_hash, numbers
+from pdl_jax.run_folder import RunFolder
 
 
 def run(workdir: Path, folder: Path, adapter_alone: bool = False) -> None:
@@ -144,10 +144,10 @@ def model_card(
   """README.md: what the model is, its results, and the command behind them."""
   results = folder.read('results.json')
   environment = folder.read('env.json', {'commit': str | None})
-  read = numbers(settings.resolved)
+  asked = read(settings.resolved)
   flags = ' \\\n  '.join(
     f'--config.{key}={shlex.quote(str(value))}'
-    for key, value in sorted(read.items())
+    for key, value in sorted(asked.items())
   )
   task = settings.data.task
   note = {OWN: _OWN_FORMAT, 'adapter': _ADAPTER}.get(kind)
@@ -160,7 +160,7 @@ def model_card(
     f'## Results on {results["split"]}\n\n{summary.tables(results)}\n\n'
     '## How to reproduce them\n\n'
     f'With pdl_jax at commit {environment["commit"]}; the hash of the '
-    f'configuration is {config_hash(settings.resolved)}.\n\n'
+    f'configuration is {settings.hash}.\n\n'
     f'```\npython launch.py --config=configs/{task}.py \\\n  {flags}\n```\n'
   )
 

@@ -70,7 +70,7 @@ def _run_claimed(
   stop: StopRequest,
   inspect: Callable[[Setup], None] | None,
 ) -> None:
-  folder = RunFolder(workdir, settings.resolved)
+  folder = RunFolder(workdir, settings)
   if folder.finished:
     print(f'{workdir} is finished; its table again:\n')
     summary.print_results(folder.read('results.json', summary.SHOWN))

@@ -10,7 +10,7 @@ from pdl_jax.config import Settings
 from pdl_jax.errors import CheckpointError, ConfigError
 from pdl_jax.model import lm
 from pdl_jax.model.config import ModelConfig
-from pdl_jax.run_folder import CONFIG, RESULTS, RunFolder, config_hash
+from pdl_jax.run_folder import CONFIG, RESULTS, RunFolder
 from pdl_jax.storage import files
 from pdl_jax.train.checkpoint import Checkpointer
 from pdl_jax.train.optimizer import merge
@@ -39,8 +39,6 @@ def open_run(option: str, workdir: Path) -> tuple[Settings, RunFolder]:
     )
   kept = files.read_json(workdir / 'config.json', CONFIG)
   told = kept.pop('hash')
-  # Runs from before the key was there are of the first draw.
-  kept['evaluate'].setdefault('draw', 0)
   try:
     settings = Settings.from_resolved(kept)
   except (ConfigError, KeyError, TypeError) as error:
@@ -48,13 +46,13 @@ def open_run(option: str, workdir: Path) -> tuple[Settings, RunFolder]:
       f'{option}: {workdir}/config.json has not the keys of this version of '
       f'pdl_jax, or was altered ({error}); use the commit in its env.json'
     ) from None
-  if config_hash(kept) != told:
+  if settings.hash != told:
     raise ConfigError(
       f'{option}: {workdir}/config.json was altered: its hash is {told}, its '
-      f'values give {config_hash(kept)}; {files.MEND}'
+      f'values give {settings.hash}; {files.MEND}'
     )
   files.read_json(workdir / 'results.json', RESULTS)
-  return settings, RunFolder(workdir, settings.resolved)
+  return settings, RunFolder(workdir, settings)
 
 
 def open_checkpoints(settings: Settings, folder: RunFolder) -> Checkpointer:

@@ -17,10 +17,9 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from pdl_jax.config import Settings
+from pdl_jax.config import Settings, config_hash, flatten, numbers, run_id
 from pdl_jax.data.schema import check_known
 from pdl_jax.errors import ConfigError
-from pdl_jax.run_folder import config_hash, flatten, numbers, run_id
 
 _PREFIX = 'sweep_'
 
