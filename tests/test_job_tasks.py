@@ -165,7 +165,7 @@ def test_another_way_of_decoding_and_every_number_from_the_files(
   # Neither a model nor a device is touched for a second table.
   with monkeypatch.context() as patch:
     patch.setattr(finetune, 'predict', None)
-    patch.setattr(rescore.setup, 'prepare', None)
+    patch.setattr(rescore.prepare, 'prepare', None)
     rescore.run(workdir, None, (), {}, stop)
   assert json.loads((workdir / rescore.RESULTS).read_text('utf-8')) == found
 

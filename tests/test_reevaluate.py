@@ -50,10 +50,10 @@ def test_terminal_shows_some_and_the_file_has_all(
   folder = SimpleNamespace(write=written.__setitem__)
   mesh = jax.sharding.Mesh(np.array(jax.devices()[:1]), ('data',))
   for module, name, value in (
-    (rescore.finished, 'open_run', (None, folder)),
-    (rescore.job, 'make_mesh', mesh),
-    (rescore.setup, 'prepare', SimpleNamespace(model=None)),
-    (rescore.setup, 'check_context', None),
+    (rescore.restore, 'open_run', (None, folder)),
+    (rescore.finetune, 'mesh_for', mesh),
+    (rescore.prepare, 'prepare', SimpleNamespace(model=None)),
+    (rescore.prepare, 'check_context', None),
     (rescore, '_generate', None),
     (rescore, '_measure', results),
   ):

@@ -229,7 +229,7 @@ def test_what_nobody_foresaw_is_a_line(
   def fail(*_):
     raise error
 
-  monkeypatch.setattr(launch.job, 'run', fail)
+  monkeypatch.setattr(launch.finetune, 'run', fail)
   (run / 'results.json').unlink()
   RunFolder(run, settings()).write_status('starting', 0)
   workdir = run if begun else run.parent / 'none'
