@@ -33,7 +33,7 @@ def get_config(mode: str = 'default') -> ConfigDict:
     # Lowered from 0.25 after results on the first draw of test windows were
     # seen: this one was looked at by nobody before (experiments/smollm2).
     config.loss.alpha = 0.1
-    config.evaluate.draw = 1
+    config.evaluate.sample_index = 1
     # Every position is a target: a smaller batch and rate than for pairs.
     config.optimizer.learning_rate = 1e-4
     config.train.batch_size = 4

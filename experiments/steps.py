@@ -27,7 +27,7 @@ def step_config(
     optimizer=optimizer.make_optimizer(options, steps),
     schedule=optimizer.make_schedule(options, steps),
     loss=loss_tables.make_loss(settings.loss),
-    accumulation=1,
+    grad_accum_steps=1,
   )
 
 

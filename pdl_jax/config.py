@@ -290,7 +290,7 @@ def _unread(flat: Mapping[str, Any]) -> set[str]:
   if flat['optimizer.trainable'] != 'last_layers':
     found.add('optimizer.last_layers')
   if not _own_head(flat):
-    found.add('optimizer.head_factor')
+    found.add('optimizer.head_lr_multiplier')
   return found
 
 
@@ -316,7 +316,7 @@ def _model(flat: Mapping[str, Any]) -> set[str]:
     read.add('rope_base')
   read |= {'bias'} if head else set()
   read |= {'rank'} if head in ('low_rank', 'vq', 'adaptive') else set()
-  read |= {'vq.own', 'vq.tail_from'} if head == 'adaptive' else set()
+  read |= {'vq.num_exact', 'vq.tail_start'} if head == 'adaptive' else set()
   found = {f'model.{key}' for key in read}
   for group, is_read in (
     ('vq', head == 'vq'), ('complex', attention == 'complex'),

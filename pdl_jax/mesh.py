@@ -135,15 +135,15 @@ def shardings(mesh: Mesh | AbstractMesh, names: Any, shapes: Any) -> Any:
 
 
 def check_batch(
-  mesh: Mesh | AbstractMesh, key: str, batch: int, accumulation: int
+  mesh: Mesh | AbstractMesh, key: str, batch: int, grad_accum_steps: int
 ) -> None:
   """Refuses a global batch that does not split over micro-batches and mesh."""
   parts = _size(mesh, RULES['batch'])
-  if batch % (parts * accumulation):
+  if batch % (parts * grad_accum_steps):
     raise ConfigError(
-      f'{key} {batch} does not divide into {accumulation} micro-batches '
+      f'{key} {batch} does not divide into {grad_accum_steps} micro-batches '
       f'over {parts} (data x fsdp) devices; use a multiple of '
-      f'{parts * accumulation}'
+      f'{parts * grad_accum_steps}'
     )
 
 

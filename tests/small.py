@@ -62,7 +62,7 @@ def step_config(**changes):
     'optimizer': optimizers.make_optimizer(config, 100),
     'schedule': optimizers.make_schedule(config, 100),
     'loss': Loss(LOSSES['power_law'], {}),
-    'accumulation': 1,
+    'grad_accum_steps': 1,
   }
   return StepConfig(**{**settings, **changes})
 

@@ -24,12 +24,15 @@ P = DH // 2
 BASE = 100.0
 KINDS = {
   'complex': AttentionConfig('complex'),
-  'one delta for all heads': AttentionConfig('complex', delta='shared'),
-  'fixed delta': AttentionConfig('complex', delta='fixed'),
-  'no delta': AttentionConfig('complex', delta='fixed', start='zero'),
-  'no offset': AttentionConfig('complex', offset=False),
-  'as published': AttentionConfig('complex', start='published', scaled=False),
-  'positions negative': AttentionConfig('complex', delta='fixed', sign=-1),
+  'one delta for all heads': AttentionConfig('complex', delta_sharing='shared'),
+  'fixed delta': AttentionConfig('complex', delta_sharing='fixed'),
+  'no delta': AttentionConfig('complex', delta_sharing='fixed',
+  delta_init='zero'),
+  'no offset': AttentionConfig('complex', phase_bias=False),
+  'as published': AttentionConfig('complex', delta_init='published',
+  scale_scores=False),
+  'positions negative': AttentionConfig('complex', delta_sharing='fixed',
+  position_sign=-1),
   'scaled rope': AttentionConfig('scaled_rope'),
   'alibi': AttentionConfig('alibi'),
   'none': AttentionConfig('none'),
@@ -209,8 +212,8 @@ def with_turned_queries(params, by):
 
 
 def test_a_delta_that_is_drawn_is_not_fixed():
-  with pytest.raises(ConfigError, match='start published draws a delta'):
-    AttentionConfig('complex', delta='fixed', start='published')
+  with pytest.raises(ConfigError, match='delta_init published draws a del'):
+    AttentionConfig('complex', delta_sharing='fixed', delta_init='published')
 
 
 @pytest.mark.parametrize('delta', ['fixed', 'head', 'shared'])
@@ -218,7 +221,8 @@ def test_at_delta_zero_the_angle_of_a_query_does_not_count(delta):
   tokens, segments, positions = packed()
 
   def logits(start, by):
-    config = model(AttentionConfig('complex', delta=delta, start=start))
+    config = model(AttentionConfig('complex', delta_sharing=delta,
+    delta_init=start))
     params = lm.init(config, jax.random.key(0))
     params = jax.tree.map(lambda x: 20 * x if x.ndim > 2 else x, params)
     turned = with_turned_queries(params, by)
@@ -338,8 +342,9 @@ def test_no_array_of_heads_by_length_squared_by_width():
   ('changes', 'wanted'),
   [
     ({'kind': 'ropes'}, "attention kind 'ropes' is not one of rope, complex"),
-    ({'delta': 'two'}, "attention delta 'two' is not one of head, shared"),
-    ({'sign': 0}, 'attention sign 0 is not one of 1, -1'),
+    ({'delta_sharing': 'two'},
+    "attention delta_sharing 'two' is not one of head, shared"),
+    ({'position_sign': 0}, 'attention position_sign 0 is not one of 1, -1'),
   ],
 )
 def test_what_does_not_exist_is_refused(changes, wanted):

@@ -78,7 +78,7 @@ def test_every_key_is_explained():
   assert explained['loss.alpha'].meaning == (
     'Decay exponent, >= 0; 0 is cross-entropy.'
   )
-  general = 'loss.general_table', 'loss.general_share'
+  general = 'loss.background_table', 'loss.background_weight'
   assert len({explained[name].meaning for name in general}) == 1
 
 
@@ -198,10 +198,13 @@ def test_a_loss_reads_its_own_keys(name, key, value, read):
     ({'loss.name': 'focal', 'loss.mile.gamma': 2.0}, ['loss.mile.gamma=2.0']),
     ({'model.width': 64, 'model.pretrained': ''}, []),
     ({'model.width': 64, 'seed': 1}, ['model.width=64']),
-    ({'model.head': 'dense', 'model.vq.codes': 9}, ['model.vq.codes=9']),
-    ({'model.head': 'vq', 'model.vq.codes': 9}, []),
+    (
+      {'model.head': 'dense', 'model.vq.codebook_size': 9},
+      ['model.vq.codebook_size=9'],
+    ),
+    ({'model.head': 'vq', 'model.vq.codebook_size': 9}, []),
     # What was left out of fingerprints is read all the same.
-    ({'optimizer.head_factor': 1.0, 'evaluate.draw': 0}, []),
+    ({'optimizer.head_lr_multiplier': 1.0, 'evaluate.sample_index': 0}, []),
     ({'train.log_every': 2, 'data.data_dir': '/elsewhere'}, []),
   ],
 )

@@ -69,17 +69,17 @@ def test_kmeans_finds_the_places():
   np.testing.assert_allclose(books[0][found], ROWS, atol=1e-5)
 
 
-@pytest.mark.parametrize('compose', ['product', 'sum'])
-def test_several_codebooks_come_nearer(compose):
+@pytest.mark.parametrize('combine', ['concat', 'sum'])
+def test_several_codebooks_come_nearer(combine):
   rows = np.random.default_rng(5).normal(size=(V, D)).astype(np.float32)
   errors = []
   for count in (1, 2, 4):
-    config = head(codes=6, codebooks=count, compose=compose)
+    config = head(codes=6, codebooks=count, combine=combine)
     found = fit.fit(
       config, 'kmeans_output', 'rows', COUNTS, rows, rows, None, D, 0
     )
-    composed = vq_head.compose(
-      found['codebooks_MxKxS'], found['codes_MxV'], compose
+    composed = vq_head.combine(
+      found['codebooks_MxKxS'], found['codes_MxV'], combine
     )
     errors.append(float(np.square(composed - rows).mean()))
   assert errors[0] > errors[1] > errors[2]
@@ -105,7 +105,9 @@ def test_from_scratch_there_are_no_rows(mapping, start, wanted):
 
 
 def test_more_codes_than_different_rows_are_refused():
-  with pytest.raises(ConfigError, match='vq.codes: 13 codes are more than'):
+  with pytest.raises(
+    ConfigError, match='vq.codebook_size: 13 codes are more than'
+  ):
     codes('kmeans_output', head(codes=13))
 
 
@@ -148,7 +150,7 @@ def test_a_dense_head_begins_as_the_trained_rows():
   'settings',
   [
     options('tied', 'unigram'), options('dense', 'unigram'),
-    options('vq', 'unigram', codes=6, codebooks=2),
+    options('vq', 'unigram', codebook_size=6, num_codebooks=2),
   ],
 )  # fmt: skip
 def test_frequencies_are_not_added_to_logits_that_hold_them(settings):
@@ -158,9 +160,16 @@ def test_frequencies_are_not_added_to_logits_that_hold_them(settings):
 
 def test_more_codes_of_the_tail_than_its_different_rows_are_refused():
   settings = options(
-    'vq', codes=4, codebooks=2, tail_from=20, tail_codes=30, tail_codebooks=1
+    'vq',
+    codebook_size=4,
+    num_codebooks=2,
+    tail_start=20,
+    tail_codebook_size=30,
+    tail_num_codebooks=1,
   )
-  with pytest.raises(ConfigError, match='model.vq.tail_codes: 30 codes are'):
+  with pytest.raises(
+    ConfigError, match='model.vq.tail_codebook_size: 30 codes are'
+  ):
     converted(settings)
 
 
@@ -208,7 +217,7 @@ def test_a_learned_bias_begins_at_the_mean_logit_that_the_rows_lost():
   rows = np.random.default_rng(5).normal(size=(V, D)).astype(np.float32)
   read = moments()
   for kind, extra in (
-    ('low_rank', {'rank': 3}), ('vq', {'codes': 5, 'codebooks': 2})
+    ('low_rank', {'rank': 3}), ('vq', {'codebook_size': 5, 'num_codebooks': 2})
   ):  # fmt: skip
     model = converted(options(kind, 'learned', **extra), rows, read)
     lost = rows @ read.mean_D - effective(model) @ read.mean_D
@@ -222,8 +231,10 @@ def test_a_learned_bias_begins_at_the_mean_logit_that_the_rows_lost():
 def test_the_tail_can_be_of_lower_rank(mapping):
   rows = np.random.default_rng(5).normal(size=(V, D)).astype(np.float32)
   model = converted(
-    options('vq', codes=8, codebooks=4, own=5, tail_from=25, tail_codes=9,
-            tail_codebooks=2, tail_rank=4, mapping=mapping), rows, moments(),
+    options('vq', codebook_size=8, num_codebooks=4, num_exact=5,
+    tail_start=25, tail_codebook_size=9,
+            tail_num_codebooks=2, tail_rank=4, mapping=mapping), rows,
+            moments(),
   )  # fmt: skip
   order = np.argsort(-COUNTS, kind='stable')
   centered = rows - np.average(rows, axis=0, weights=COUNTS + 1)
@@ -245,7 +256,7 @@ def test_columns_are_spread_so_that_each_codebook_has_as_much_to_tell():
 
 
 def test_a_learned_bias_parts_a_code_by_frequency_and_keeps_its_mass():
-  model = converted(options('vq', 'learned', codes=12))
+  model = converted(options('vq', 'learned', codebook_size=12))
   bias = model.params['head']['bias_V']
   code = model.params['head']['codes_MxV'][0]
   for k in range(12):
@@ -258,7 +269,9 @@ def test_a_learned_bias_parts_a_code_by_frequency_and_keeps_its_mass():
 
 
 def test_own_rows_stand_in_place_of_composed_ones():
-  model = converted(options('vq', codes=3, codebooks=2, own=5))
+  model = converted(
+    options('vq', codebook_size=3, num_codebooks=2, num_exact=5)
+  )
   common = np.argsort(-COUNTS, kind='stable')[:5]
   np.testing.assert_allclose(effective(model)[common], ROWS[common], rtol=1e-6)
 
@@ -266,7 +279,7 @@ def test_own_rows_stand_in_place_of_composed_ones():
 def test_clusters_of_an_adaptive_head_are_by_frequency():
   rows = np.random.default_rng(5).normal(size=(V, D)).astype(np.float32)
   model = converted(
-    options('adaptive', rank=4, own=6, tail_from=20), rows
+    options('adaptive', rank=4, num_exact=6, tail_start=20), rows
   )
   head = lm.head(model.config, model.params)
   order = np.argsort(-COUNTS, kind='stable')
@@ -278,8 +291,9 @@ def test_clusters_of_an_adaptive_head_are_by_frequency():
 def test_tiers_are_of_falling_frequency_and_rising_error():
   rows = np.random.default_rng(5).normal(size=(V, D)).astype(np.float32)
   model = converted(
-    options('vq', codes=8, codebooks=4, own=5, tail_from=25, tail_codes=4,
-            tail_codebooks=1), rows,
+    options('vq', codebook_size=8, num_codebooks=4, num_exact=5,
+    tail_start=25, tail_codebook_size=4,
+            tail_num_codebooks=1), rows,
   )  # fmt: skip
   head = model.params['head']
   assert head['own_NxD'].shape == (5, D)
@@ -294,24 +308,31 @@ def test_tiers_are_of_falling_frequency_and_rising_error():
 @pytest.mark.parametrize(
   ('changes', 'wanted'),
   [
-    ({'tail_from': 60}, 'tail_from 60 leaves nothing of 60 types'),
-    ({'tail_from': 9, 'own': 9}, 'own 9 must be at most 8'),
-    ({'tail_from': 9, 'tail_codebooks': 3}, 'does not divide into 3 codebooks'),
-    ({'own': 12}, 'own 12 must be at most 11'),
-    ({'tail_rank': 2}, 'tail_rank 2 needs a tail: set tail_from'),
-    ({'tail_from': 9, 'tail_codebooks': 1, 'tail_rank': 99},
-     'tail_rank 99 must be below the width of the model, '),
-    ({'tail_from': 9, 'tail_codebooks': 2, 'tail_rank': 3},
-     'the width 3 does not divide into 2 codebooks of the tail'),
+    ({'tail_start': 60}, 'tail_start 60 leaves nothing of 60 types'),
+    ({'tail_start': 9, 'num_exact': 9}, 'num_exact 9 must be at most 8'),
+    (
+      {'tail_start': 9, 'tail_num_codebooks': 3},
+      'does not divide into 3 codebooks',
+    ),
+    ({'num_exact': 12}, 'num_exact 12 must be at most 11'),
+    ({'tail_rank': 2}, 'tail_rank 2 needs a tail: set tail_start'),
+    (
+      {'tail_start': 9, 'tail_num_codebooks': 1, 'tail_rank': 99},
+      'tail_rank 99 must be below the width of the model, ',
+    ),
+    (
+      {'tail_start': 9, 'tail_num_codebooks': 2, 'tail_rank': 3},
+      'the width 3 does not divide into 2 codebooks of the tail',
+    ),
   ],
 )
 def test_tiers_that_do_not_fit_are_refused(changes, wanted):
   with pytest.raises(ConfigError, match=wanted):
-    converted(options('vq', **{'codes': 12, **changes}))
+    converted(options('vq', **{'codebook_size': 12, **changes}))
 
 
 def test_learned_codes_begin_nearest_to_the_rows():
-  model = converted(options('vq', codes=12, mapping='learned'))
+  model = converted(options('vq', codebook_size=12, mapping='learned'))
   np.testing.assert_allclose(effective(model), ROWS, atol=1e-4)
   fixed = lm.fix_head(model.config, model.params)
   np.testing.assert_allclose(

@@ -274,8 +274,8 @@ HEADS = {
   'dense': HeadConfig('dense', bias='learned'),
   'low_rank': HeadConfig('low_rank', rank=4),
   'codes': HeadConfig('vq', codes=8, bias='learned'),
-  'product': HeadConfig('vq', codes=8, codebooks=4),
-  'sum': HeadConfig('vq', codes=8, codebooks=3, compose='sum', bias='unigram'),
+  'concat': HeadConfig('vq', codes=8, codebooks=4),
+  'sum': HeadConfig('vq', codes=8, codebooks=3, combine='sum', bias='unigram'),
   'residual': HeadConfig('vq', codes=8, rank=2),
   'learned': HeadConfig('vq', codes=8, codebooks=2, learned=True),
   'tiers': HeadConfig(
@@ -386,7 +386,7 @@ def _tokens(vocab):
   )
 
 
-@pytest.mark.parametrize('how', ['product', 'sum'])
+@pytest.mark.parametrize('how', ['concat', 'sum'])
 def test_nearest_codes_of_composed_rows_are_their_own(how):
   random = np.random.default_rng(0)
   # Codebooks of falling scale, so that a greedy search of a sum is exact.
@@ -395,7 +395,7 @@ def test_nearest_codes_of_composed_rows_are_their_own(how):
     random.normal(size=(3, 8, 12)) * scale[:, None, None], jnp.float32
   )
   codes = jnp.asarray(random.integers(0, 8, (3, 30)), jnp.uint8)
-  rows = vq.compose(books, codes, how)
+  rows = vq.combine(books, codes, how)
   np.testing.assert_array_equal(vq.nearest(books, rows, how), codes)
 
 
@@ -419,7 +419,7 @@ def test_the_gradient_of_learned_codes_reaches_codebooks_and_shadow():
 
   value, gradient = jax.value_and_grad(loss)(params)
   codes = vq.fix_codes(config, params)['codes_MxV']
-  rows = vq.compose(params['codebooks_MxKxS'], codes, 'product')
+  rows = vq.combine(params['codebooks_MxKxS'], codes, 'concat')
   # The value is of the codes alone; the shadow is passed what a row gets.
   assert float(value) == pytest.approx(float((rows * target).sum()), rel=1e-5)
   np.testing.assert_allclose(gradient['shadow_VxD'], target, rtol=1e-6)
@@ -436,15 +436,20 @@ def test_the_gradient_of_learned_codes_reaches_codebooks_and_shadow():
   [
     ({'kind': 'vqq'}, "head kind 'vqq' is not one of"),
     ({'bias': 'x'}, "head bias 'x' is not one of"),
-    ({'kind': 'vq'}, 'model.vq.codes and codebooks must be >= 1, got 0 and 1'),
-    ({'kind': 'vq', 'codes': 65}, 'model.vq.codes 65 are more than the 64'),
+    ({'kind': 'vq'}, 'model.vq.codebook_size and num_codebooks must be >= 1, '
+                     'got '
+                     '0 and 1'),
+    ({'kind': 'vq', 'codes': 65}, 'model.vq.codebook_size 65 are more than '
+                                  'the 64'),
     ({'kind': 'vq', 'codes': 20, 'tail_from': 16, 'tail_codes': 4,
-      'tail_codebooks': 1}, 'model.vq.codes 20 are more than the 16 types'),
+      'tail_codebooks': 1}, 'model.vq.codebook_size 20 are more than the 16 '
+                            'types'),
     ({'kind': 'vq', 'codes': 8, 'tail_from': 56, 'tail_codes': 9,
-      'tail_codebooks': 1}, 'model.vq.tail_codes 9 are more than the 8 types'),
+      'tail_codebooks': 1}, 'model.vq.tail_codebook_size 9 are more than the '
+                            '8 types'),
     ({'kind': 'vq', 'codes': 8, 'codebooks': 5}, '32 does not divide into 5'),
     ({'kind': 'adaptive', 'own': 4, 'rank': 2},
-     'own 4 < model.vq.tail_from 0 < 64'),
+     'num_exact 4 < model.vq.tail_start 0 < 64'),
     ({'kind': 'low_rank'}, 'rank of a low_rank head must be >= 1'),
     ({'kind': 'low_rank', 'rank': 32}, 'rank 32 must be below the width'),
   ],

@@ -268,7 +268,7 @@ def test_where_there_are_no_hard_links_a_run_goes_on(
   ('changes', 'error'),
   [
     ({'data.max_target': 1}, DataError),
-    ({'loss.epsilon': 0.0, 'loss.unseen': 'paper'}, ConfigError),
+    ({'loss.epsilon': 0.0, 'loss.unseen': 'formula'}, ConfigError),
     ({'data.name': 'jsonl:no/such/folder'}, DataError),
     ({'model.pretrained': 'no_such_package'}, HostError),
     ({'optimizer.trainable': 'last_layers'}, ConfigError),
@@ -410,7 +410,7 @@ def test_divergence_stops_and_keeps_the_good_checkpoint(
     )
 
   monkeypatch.setattr(finetune, 'train_step', poisoned)
-  changes = {'train.steps': 12, 'train.max_skipped': 3}
+  changes = {'train.steps': 12, 'train.max_nonfinite_steps': 3}
   with pytest.raises(DivergedError, match='3 steps in a row.*step 4'):
     run(data_dir, tmp_path, stop, **changes)
   kept = [path.name for path in (tmp_path / 'checkpoints').iterdir()]
@@ -452,12 +452,12 @@ def test_another_tokenizers_table_is_refused(
       'does not divide over 8',
     ),
     (
-      {'loss.epsilon': 0.0, 'loss.unseen': 'paper'},
+      {'loss.epsilon': 0.0, 'loss.unseen': 'formula'},
       ConfigError,
       'epsilon 0 gives .* of 512',
     ),
     (
-      {'loss.alpha': 60.0, 'loss.epsilon': 1e-6, 'loss.unseen': 'paper'},
+      {'loss.alpha': 60.0, 'loss.epsilon': 1e-6, 'loss.unseen': 'formula'},
       ConfigError,
       'overflow fp32 at alpha 60',
     ),
@@ -502,8 +502,8 @@ def test_a_rival_with_a_tilt_and_a_mixed_table(
     'loss.class_balanced.beta': 0.99,
     'loss.schedule': 'cross_entropy_first',
     'loss.schedule_start': 3,
-    'loss.general_table': str(finished / 'frequency.npz'),
-    'loss.general_share': 0.25,
+    'loss.background_table': str(finished / 'frequency.npz'),
+    'loss.background_weight': 0.25,
     'decode.tilt': 0.5,
   })  # fmt: skip
   results = results_of(workdir)
@@ -539,8 +539,8 @@ def test_a_general_table_of_another_tokenizer_is_refused(
 ):
   with pytest.raises(DataError, match='was counted with tokenizer'):
     run(data_dir, tmp_path / 'mix', stop, **{
-      'loss.general_table': str(finished / 'frequency.npz'),
-      'loss.general_share': 0.5,
+      'loss.background_table': str(finished / 'frequency.npz'),
+      'loss.background_weight': 0.5,
       'model.vocab_size': 600,
     })  # fmt: skip
 

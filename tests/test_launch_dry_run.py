@@ -20,8 +20,9 @@ pytestmark = pytest.mark.usefixtures('quick_compile')
 
 def test_the_shape_is_that_of_the_model(data_dir):
   settings = small.settings(data_dir, **{
-    'model.attention': 'complex', 'model.complex.start': 'published',
-    'model.head': 'vq', 'model.vq.codes': 16, 'model.vq.mapping': 'random',
+    'model.attention': 'complex', 'model.complex.delta_init': 'published',
+    'model.head': 'vq', 'model.vq.codebook_size': 16,
+    'model.vq.mapping': 'random',
     'model.vq.start': 'random',
   })  # fmt: skip
   loaded = prepare.prepare(settings, None).model
@@ -65,7 +66,7 @@ def test_7b_on_eight_devices_from_config_json_alone(tmp_path, trainable):
   settings = small.settings(tmp_path, **{
     'model.pretrained': str(tmp_path), 'optimizer.trainable': trainable,
     'model.param_dtype': 'bfloat16', 'mesh.fsdp': 8, 'mesh.data': 1,
-    'optimizer.accumulation': 1, 'train.batch_size': 8,
+    'optimizer.grad_accum_steps': 1, 'train.batch_size': 8,
   })  # fmt: skip
   needed = memory.estimate(
     load_model.shape(settings), settings.optimizer, (1, 8, 1), 8, 95, 32

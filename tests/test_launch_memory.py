@@ -115,7 +115,7 @@ def test_remat_accumulation_and_targets():
   assert one(kept, OPTIMIZER, targets=LENGTH).activations > (
     5 * base.activations
   )
-  twice = one(MODEL, small.optimizer_config(accumulation=2), targets=LENGTH)
+  twice = one(MODEL, small.optimizer_config(grad_accum_steps=2), targets=LENGTH)
   assert twice.activations == pytest.approx(base.activations / 2, rel=1e-3)
   assert twice.gradients == 2 * base.gradients
   assert twice.inputs == base.inputs

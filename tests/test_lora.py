@@ -117,12 +117,12 @@ def test_a_new_adapter_changes_nothing(kind):
 
 
 @cache
-def trained(dropout=0.0, seed=0, mesh=(1, 1, 1), accumulation=1, **changes):
+def trained(dropout=0.0, seed=0, mesh=(1, 1, 1), grad_accum_steps=1, **changes):
   """A state before and after a step of adapters alone, and its scalars."""
   adapters = LoRAConfig(2, 4.0, dropout, targets=(*lora.ATTENTION, *lora.MLP))
   model = dataclasses.replace(small.MODEL, lora=adapters, **changes)
   config = small.optimizer_config(
-    trainable='lora', accumulation=accumulation, warmup_steps=0
+    trainable='lora', grad_accum_steps=grad_accum_steps, warmup_steps=0
   )
   optimizer = make_optimizer(config, 10)
   params = lm.extended(model, small.params(), jax.random.key(1))
@@ -135,7 +135,7 @@ def trained(dropout=0.0, seed=0, mesh=(1, 1, 1), accumulation=1, **changes):
   with jax.set_mesh(placed):
     before = states.create(params, model, config, optimizer, placed)
     step = small.step_config(
-      model=model, optimizer=optimizer, accumulation=accumulation,
+      model=model, optimizer=optimizer, grad_accum_steps=grad_accum_steps,
       dropout_seed=seed,
     )  # fmt: skip
     batch = put_batch(small.batch(), placed)
@@ -253,9 +253,9 @@ def test_a_mesh_changes_nothing_nor_what_is_dropped(mesh):
 
 
 def test_micro_batches_have_one_denominator_and_dropout_of_their_own():
-  one, two = trained(), trained(accumulation=2)
+  one, two = trained(), trained(grad_accum_steps=2)
   np.testing.assert_allclose(one[2]['loss'], two[2]['loss'], rtol=1e-6)
-  before, _, scalars = trained(0.5, accumulation=2)
+  before, _, scalars = trained(0.5, grad_accum_steps=2)
   adapters = LoRAConfig(2, 4.0, 0.5, targets=(*lora.ATTENTION, *lora.MLP))
   config = small.step_config(
     model=dataclasses.replace(small.MODEL, lora=adapters)

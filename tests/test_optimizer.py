@@ -22,8 +22,8 @@ STEPS, WARMUP, PEAK = 40, 5, 1e-2
 def config(**changes):
   fields = {
     'learning_rate': PEAK, 'warmup_steps': WARMUP, 'schedule': 'cosine',
-    'final_fraction': 0.1, 'b1': 0.9, 'b2': 0.99, 'eps': 1e-8,
-    'weight_decay': 0.1, 'clip_norm': 1.0, 'accumulation': 1,
+    'end_lr_ratio': 0.1, 'b1': 0.9, 'b2': 0.99, 'eps': 1e-8,
+    'weight_decay': 0.1, 'clip_norm': 1.0, 'grad_accum_steps': 1,
     'trainable': 'all', 'last_layers': 1,
   }
   return OptimizerConfig(**{**fields, **changes})
@@ -53,7 +53,7 @@ def test_schedule_at_its_ends(schedule, warmup):
 
 
 def test_no_step_of_a_run_has_a_rate_of_zero():
-  rate = make_schedule(config(final_fraction=0.0), STEPS)
+  rate = make_schedule(config(end_lr_ratio=0.0), STEPS)
   assert min(float(rate(step)) for step in range(STEPS)) > 0
 
 
@@ -135,14 +135,14 @@ def test_merge_is_the_inverse_of_partition(trainable):
   [
     ({'learning_rate': 0.0}, r'optimizer.learning_rate must be > 0 and'),
     ({'learning_rate': float('nan')}, 'must be > 0 and finite, got nan'),
-    ({'head_factor': float('inf')}, 'must be > 0 and finite, got inf'),
+    ({'head_lr_multiplier': float('inf')}, 'must be > 0 and finite, got inf'),
     ({'eps': -1.0}, 'eps must be > 0'),
     ({'clip_norm': 0}, 'clip_norm must be > 0'),
-    ({'accumulation': 0}, 'accumulation must be > 0'),
+    ({'grad_accum_steps': 0}, 'grad_accum_steps must be > 0'),
     ({'b1': 1.0}, r'b1 must be in \[0, 1\), got 1\.0'),
     ({'b2': -0.1}, r'b2 must be in \[0, 1\)'),
     ({'warmup_steps': -1}, 'warmup_steps must be >= 0, got -1'),
-    ({'final_fraction': -0.1}, 'final_fraction must be >= 0'),
+    ({'end_lr_ratio': -0.1}, 'end_lr_ratio must be >= 0'),
     ({'weight_decay': -0.1}, 'weight_decay must be >= 0'),
     ({'schedule': 'cos'}, "'cos' is not one of cosine, linear, constant"),
     ({'trainable': 'head'}, "'head' is not one of all, last_layers, norms"),
@@ -168,7 +168,7 @@ def test_a_head_of_its_own_moves_so_many_times_as_far():
     updates, _ = chain.update(gradients, chain.init(params), params)
     return updates
 
-  plain, faster = moved(), moved(head_factor=10.0)
+  plain, faster = moved(), moved(head_lr_multiplier=10.0)
   np.testing.assert_array_equal(plain['norm']['scale'], faster['norm']['scale'])
   for one, ten in zip(
     *(jax.tree.leaves(x['head']) for x in (plain, faster)), strict=True
@@ -177,5 +177,7 @@ def test_a_head_of_its_own_moves_so_many_times_as_far():
 
 
 def test_a_factor_of_nothing_is_refused():
-  with pytest.raises(ConfigError, match='head_factor must be > 0 and finite'):
-    config(head_factor=0.0)
+  with pytest.raises(
+    ConfigError, match='head_lr_multiplier must be > 0 and finite'
+  ):
+    config(head_lr_multiplier=0.0)

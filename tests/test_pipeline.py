@@ -429,7 +429,9 @@ def test_draws_share_no_example(examples):
   draws = [pipeline.sample(examples, 7, draw).tolist() for draw in range(4)]
   assert [len(draw) for draw in draws] == [7, 7, 7, 2]
   assert sorted(x for draw in draws for x in draw) == list(range(23))
-  with pytest.raises(ConfigError, match='evaluate.draw 4: 23 examples make '):
+  with pytest.raises(
+    ConfigError, match='evaluate.sample_index 4: 23 examples make '
+  ):
     pipeline.sample(examples, 7, 4)
 
 

@@ -1,5 +1,7 @@
 """Weights of token types, against the formula of arXiv:2505.16900."""
 
+from functools import partial
+
 import jax
 import numpy as np
 import pytest
@@ -111,17 +113,19 @@ def test_policies_for_unseen_types():
       )
     )
 
-  np.testing.assert_allclose(weights('paper')[[0, 3]], 1.0)
-  np.testing.assert_allclose(weights('as_once')[[0, 3]], 1 / 6, rtol=1e-6)
+  np.testing.assert_allclose(weights('formula')[[0, 3]], 1.0)
+  np.testing.assert_allclose(weights('min_count')[[0, 3]], 1 / 6, rtol=1e-6)
   assert (weights('neutral')[[0, 3]] == 1).all()
-  for unseen in ('paper', 'as_once', 'neutral'):
+  for unseen in ('formula', 'min_count', 'neutral'):
     np.testing.assert_allclose(weights(unseen)[1:3], [1 / 6, 1 / 11], rtol=1e-6)
   # The unit does not change what "as once" is relative to the seen.
-  ratio = weights('as_once', counts / 15, 0.0) / weights('as_once', epsilon=0.0)
+  ratio = weights('min_count', counts / 15, 0.0) / weights(
+    'min_count', epsilon=0.0
+  )
   np.testing.assert_allclose(ratio, 15, rtol=1e-5)
 
 
-@pytest.mark.parametrize('unseen', ['paper', 'as_once', 'neutral'])
+@pytest.mark.parametrize('unseen', ['formula', 'min_count', 'neutral'])
 def test_nothing_seen_at_all_is_finite(unseen):
   found = power_law_weights(
     np.zeros(4), alpha=0.5, epsilon=1.0, unseen=unseen, clip=2.0
@@ -135,7 +139,7 @@ def test_the_largest_weight_of_a_seen_type_is_that_of_as_once(counts, alpha):
   counts = [*counts, 0, 3]
   seen = np.array(counts) > 0
   found = np.asarray(
-    power_law_weights(counts, alpha=alpha, epsilon=0.5, unseen='as_once')
+    power_law_weights(counts, alpha=alpha, epsilon=0.5, unseen='min_count')
   )
   np.testing.assert_allclose(found[~seen], found[seen].max(), rtol=1e-6)
 
@@ -143,7 +147,7 @@ def test_the_largest_weight_of_a_seen_type_is_that_of_as_once(counts, alpha):
 def test_as_once_may_take_the_frequency_of_a_neutral_type():
   found = np.asarray(
     power_law_weights(
-      [0, 1, 5, 9], alpha=1.0, epsilon=0.0, unseen='as_once',
+      [0, 1, 5, 9], alpha=1.0, epsilon=0.0, unseen='min_count',
       normalize='none', neutral_ids=[1],
     )
   )
@@ -169,7 +173,7 @@ def test_epsilon_times_median_against_float64(epsilon):
 @given(
   count_lists,
   st.floats(0, 1.5),
-  st.sampled_from(['paper', 'as_once', 'neutral']),
+  st.sampled_from(['formula', 'min_count', 'neutral']),
   st.sampled_from([None, 2.0]),
 )
 def test_epsilon_times_median_has_no_unit(counts, alpha, unseen, clip):
@@ -225,7 +229,7 @@ def test_epsilon_carries_its_unit():
     ({'alpha': float('inf')}, 'alpha .* got inf'),
     ({'epsilon': float('nan')}, 'epsilon .* got nan'),
     ({'normalize': 'mean'}, "'mean' is not one of corpus_mean, none"),
-    ({'unseen': 'zero'}, "'zero' is not one of paper, as_once, neutral"),
+    ({'unseen': 'zero'}, "'zero' is not one of formula, min_count, neutral"),
     (
       {'epsilon_policy': 'relative'},
       "epsilon_policy 'relative' is not one of absolute, times_median",
@@ -351,7 +355,7 @@ def test_derivatives_with_a_neutral_type_that_is_unseen_at_epsilon_zero():
 @given(
   st.lists(st.integers(0, 10**6), min_size=5, max_size=5).filter(any),
   st.floats(0, 2), st.sampled_from([0.0, 0.5, 3.0]),
-  st.sampled_from(['paper', 'as_once', 'neutral']),
+  st.sampled_from(['formula', 'min_count', 'neutral']),
   st.sampled_from([None, 2.0]), st.sampled_from(['absolute', 'times_median']),
 )
 def test_no_derivative_of_a_seen_type_is_nan(
@@ -397,3 +401,13 @@ def test_traced_epsilon(policy):
   traced = jax.jit(weights)
   for epsilon in (2.0, 0.25):
     np.testing.assert_allclose(traced(epsilon), weights(epsilon), rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+  ('was', 'unseen'), [('paper', 'formula'), ('as_once', 'min_count')]
+)
+def test_names_of_the_first_version_work_and_warn(was, unseen):
+  made = partial(power_law_weights, [4, 0, 2], alpha=0.5, epsilon=1.0)
+  with pytest.warns(DeprecationWarning, match=f'is called .{unseen}. now'):
+    found = made(unseen=was)
+  np.testing.assert_array_equal(found, made(unseen=unseen))

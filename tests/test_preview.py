@@ -477,9 +477,9 @@ COLOURS = {'force_terminal': True, 'color_system': 'truecolor'}
 GOLDEN = """\
 loss power_law reduction=weighted_mean alpha=0.25
 epsilon=1.0 epsilon_policy=absolute unit=count level=token
-clip=0.0 normalize=corpus_mean unseen=as_once
+clip=0.0 normalize=corpus_mean unseen=min_count
 schedule=constant schedule_start=0 schedule_steps=0
-general_share=0.0 label_smoothing=0.0 z_loss=0.0
+background_weight=0.0 label_smoothing=0.0 z_loss=0.0
 corpus: data/train: 258,985 target tokens of 266 types,
 tokenizer small
 weight of counted types: min 0.415, median 1.52, max 6.04;

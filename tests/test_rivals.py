@@ -130,7 +130,7 @@ def test_itf_is_pdl_with_epsilon_zero(exponent):
     COUNTS, neutral_ids=NEUTRAL, exponent=exponent
   )
   expected = power_law_weights(
-    COUNTS, alpha=exponent, epsilon=0.0, unseen='as_once', neutral_ids=NEUTRAL
+    COUNTS, alpha=exponent, epsilon=0.0, unseen='min_count', neutral_ids=NEUTRAL
   )
   assert np.asarray(found).tobytes() == np.asarray(expected).tobytes()
 

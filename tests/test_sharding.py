@@ -102,8 +102,8 @@ def test_an_axis_that_does_not_divide_names_the_parameter():
 
 def test_check_batch():
   mesh = make_mesh(CUBE)
-  for batch, accumulation in ((4, 1), (8, 2), (24, 3)):
-    check_batch(mesh, 'train.batch_size', batch, accumulation)
+  for batch, grad_accum_steps in ((4, 1), (8, 2), (24, 3)):
+    check_batch(mesh, 'train.batch_size', batch, grad_accum_steps)
   with pytest.raises(ConfigError) as error:
     check_batch(mesh, 'train.batch_size', 8, 4)
   parts = ('batch_size 8', '4 micro-batches', 'over 4 ', 'multiple of 16')

@@ -75,12 +75,12 @@ def test_gradient_is_that_of_the_naive_loss():
   assert plain.den == batch['where'].sum()
 
 
-@pytest.mark.parametrize('accumulation', [2, 4])
-def test_micro_batches_share_one_denominator(accumulation):
+@pytest.mark.parametrize('grad_accum_steps', [2, 4])
+def test_micro_batches_share_one_denominator(grad_accum_steps):
   batch = small.batch()
   whole, (total, _) = gradients(one_device(), batch)
   parts, (sums, _) = gradients(
-    one_device(), batch, accumulation=accumulation
+    one_device(), batch, grad_accum_steps=grad_accum_steps
   )
   np.testing.assert_allclose(total, sums, rtol=1e-6)
   close(whole, parts)
@@ -91,13 +91,16 @@ def test_micro_batches_share_one_denominator(accumulation):
 
 
 @pytest.mark.parametrize(
-  ('shape', 'accumulation'), [(MESHES[0], 1), (MESHES[1], 2), (MESHES[2], 1)]
+  ('shape', 'grad_accum_steps'),
+  [(MESHES[0], 1), (MESHES[1], 2), (MESHES[2], 1)],
 )
-def test_meshes_agree_with_one_device(shape, accumulation):
+def test_meshes_agree_with_one_device(shape, grad_accum_steps):
   batch = small.batch(rows=16)
-  grads, sums = gradients(one_device(), batch, accumulation=accumulation)
+  grads, sums = gradients(
+    one_device(), batch, grad_accum_steps=grad_accum_steps
+  )
   sharded = gradients(
-    make_mesh(shape), batch, accumulation=accumulation
+    make_mesh(shape), batch, grad_accum_steps=grad_accum_steps
   )
   close(sharded, (grads, sums))
 
@@ -108,7 +111,7 @@ def test_meshes_agree_with_one_device(shape, accumulation):
    ('alibi', MESHES[1])],
 )  # fmt: skip
 def test_what_attention_learns_is_split_over_meshes(kind, shape):
-  attention = AttentionConfig(kind, start='published')
+  attention = AttentionConfig(kind, delta_init='published')
   model = dataclasses.replace(small.MODEL, attention=attention)
   params = lm.extended(model, small.params(), jax.random.key(0))
   batch, mesh = small.batch(), make_mesh(shape)

@@ -47,9 +47,9 @@ def test_settings_reach_the_formula(table):
   counts = table.counts_V
   options = {'alpha': 0.5, 'epsilon': 1.0, 'neutral_ids': NEUTRAL}
   np.testing.assert_array_equal(
-    make(table), power_law_weights(counts, unseen='as_once', **options)
+    make(table), power_law_weights(counts, unseen='min_count', **options)
   )
-  plain = make(table, normalize='none', unseen='paper')
+  plain = make(table, normalize='none', unseen='formula')
   np.testing.assert_allclose(plain[3:], (counts[3:] + 1) ** -0.5, rtol=1e-5)
   assert (plain[:3] == 1).all()
   clipped = make(table, alpha=1.5, clip=1.5)
@@ -70,7 +70,7 @@ def test_cross_entropy_reads_no_other_setting(table):
 
 def test_an_infinite_weight_is_refused(table):
   with pytest.raises(ConfigError, match='epsilon 0 gives'):
-    make(table, epsilon=0.0, unseen='paper')
+    make(table, epsilon=0.0, unseen='formula')
 
 
 @pytest.mark.parametrize('normalize', ['corpus_mean', 'none'])
@@ -217,15 +217,19 @@ def test_a_schedule_needs_weights():
   ('changes', 'message'),
   [
     ({'level': 'word', 'unit': 'probability'}, 'loss.unit must be count'),
-    ({'general_share': 1.5}, r'general_share must be in \[0, 1\], got 1.5'),
-    ({'general_share': 0.5}, 'needs a loss.general_table'),
+    (
+      {'background_weight': 1.5},
+      r'background_weight must be in \[0, 1\], got 1.5',
+    ),
+    ({'background_weight': 0.5}, 'needs a loss.background_table'),
     ({'label_smoothing': 1.0}, r'label_smoothing must be in \[0, 1\)'),
     ({'z_loss': -1.0}, 'z_loss'),
     ({'schedule': 'ramp'}, "'ramp' is not one of constant"),
     ({'schedule': 'warmup'}, 'loss.schedule .* warmup needs steps of at least'),
     ({'epsilon_policy': 'mean'}, "'mean' is not one of absolute"),
     ({'level': 'sentence'}, "'sentence' is not one of token"),
-    ({'level': 'word', 'general_table': 'x.npz'}, 'leave out loss.general'),
+    ({'level': 'word', 'background_table': 'x.npz'},
+    'leave out loss.background'),
     ({'clip': float('inf')}, 'loss.clip must be 0 .* got inf'),
   ],
 )

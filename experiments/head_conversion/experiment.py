@@ -167,8 +167,8 @@ def _with(head: HeadConfig) -> Any:
     for key in ('codes', 'codebooks', 'tail_from', 'tail_rank'):
       config.model.vq[key] = getattr(head, key)
     if head.tail_from:
-      config.model.vq.tail_codes = head.tail_codes
-      config.model.vq.tail_codebooks = head.tail_codebooks
+      config.model.vq.tail_codebook_size = head.tail_codes
+      config.model.vq.tail_num_codebooks = head.tail_codebooks
   return config
 
 
@@ -208,7 +208,7 @@ def _coded(
     rows.shape[1], 0,
   )  # fmt: skip
   found = np.empty_like(rows)
-  found[:, order] = vq.compose(books, codes_MxV, 'product')
+  found[:, order] = vq.combine(books, codes_MxV, 'concat')
   return found
 
 

@@ -26,7 +26,7 @@ def variants() -> tuple[Variant, ...]:
         'loss.alpha': ALPHA, 'loss.reduction': reduction,
         'loss.normalize': normalize,
       }))  # fmt: skip
-  micro = {'loss.alpha': ALPHA, 'optimizer.accumulation': 4}
+  micro = {'loss.alpha': ALPHA, 'optimizer.grad_accum_steps': 4}
   return (*found, Variant('weighted mean, four micro-batches', micro))
 
 

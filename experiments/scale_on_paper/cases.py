@@ -30,8 +30,9 @@ MODEL = ModelConfig(
   head=HeadConfig('dense'),
 )  # fmt: skip
 OPTIMIZER = OptimizerConfig(
-  learning_rate=3e-4, warmup_steps=2000, schedule='cosine', final_fraction=0.1,
-  b1=0.9, b2=0.95, eps=1e-8, weight_decay=0.1, clip_norm=1.0, accumulation=1,
+  learning_rate=3e-4, warmup_steps=2000, schedule='cosine', end_lr_ratio=0.1,
+  b1=0.9, b2=0.95, eps=1e-8, weight_decay=0.1, clip_norm=1.0,
+  grad_accum_steps=1,
   trainable='all', last_layers=0,
 )  # fmt: skip
 STEPS = 100_000
@@ -89,7 +90,7 @@ def lower(
   """The real train step on a mesh, of shapes: nothing is allocated."""
   made = optimizer.make_optimizer(OPTIMIZER, STEPS)
   schedule = optimizer.make_schedule(OPTIMIZER, STEPS)
-  config = StepConfig(model, made, schedule, LOSS[loss], accumulation=1)
+  config = StepConfig(model, made, schedule, LOSS[loss], grad_accum_steps=1)
   params = jax.eval_shape(partial(lm.init, model), jax.random.key(0))
   start = state.describe(params, model, OPTIMIZER, made, mesh)
 

@@ -41,7 +41,7 @@ def main() -> None:
     optimizer=optimizer.make_optimizer(settings.optimizer, steps),
     schedule=optimizer.make_schedule(settings.optimizer, steps),
     loss=loss_tables.make_loss(settings.loss),
-    accumulation=1,
+    grad_accum_steps=1,
   )
   mesh = make_mesh((1, 1, 1))
   ones = jnp.ones(model.vocab_size)

@@ -28,7 +28,7 @@ FULL = 'full softmax'
 # A row of a codebook stands for many types: with ten times the learning rate of
 # the rest the head of tiers came nearer to the full softmax on validation than
 # with the same or with thirty times (trained alone, by a script, no record).
-FASTER = {'optimizer.head_factor': 10.0}
+FASTER = {'optimizer.head_lr_multiplier': 10.0}
 
 
 def head(kind: str, bias: str = 'none', rank: int = 0, **vq: Any) -> dict:
@@ -44,7 +44,7 @@ def scratch() -> tuple[Variant, ...]:
 
   def codes(count: int, mapping: str, bias: str = 'none', rank: int = 0,
             **more: Any) -> dict:  # fmt: skip
-    return head('vq', bias, rank, codes=count, mapping=mapping,
+    return head('vq', bias, rank, codebook_size=count, mapping=mapping,
                 start='random', **more)  # fmt: skip
 
   blocks = 'frequency_blocks'
@@ -66,19 +66,20 @@ def scratch() -> tuple[Variant, ...]:
     Variant(f'256 codes, {blocks}, residual of rank 4',
             codes(256, blocks, rank=4)),
     Variant('8 x 256 codes, random, bias learned',
-            codes(256, 'random', 'learned', codebooks=8)),
+            codes(256, 'random', 'learned', num_codebooks=8)),
     Variant('low rank 4, bias learned', head('low_rank', 'learned', 4)),
-    Variant('adaptive', head('adaptive', rank=4, own=64, tail_from=1024)),
+    Variant('adaptive',
+            head('adaptive', rank=4, num_exact=64, tail_start=1024)),
   )  # fmt: skip
 
 
 def trained() -> tuple[Variant, ...]:
   """What a trained head can be turned into, and trained on."""
-  plain = {'codes': 256}
+  plain = {'codebook_size': 256}
   return (
     Variant(FULL, head('tied')),
     *(
-      Variant(f'{count} codes', head('vq', codes=count))
+      Variant(f'{count} codes', head('vq', codebook_size=count))
       for count in (64, 256, 1024)
     ),
     *(
@@ -91,28 +92,30 @@ def trained() -> tuple[Variant, ...]:
       for bias in ('unigram', 'learned')
     ),
     Variant('256 codes, residual of rank 4', head('vq', rank=4, **plain)),
-    Variant('256 codes, 64 of one type', head('vq', own=64, **plain)),
+    Variant('256 codes, 64 of one type', head('vq', num_exact=64, **plain)),
     *(
       Variant(
-        f'{count} x 256 codes, {compose}, bias learned',
-        head('vq', 'learned', codebooks=count, compose=compose, **plain),
+        f'{count} x 256 codes, {name}, bias learned',
+        head('vq', 'learned', num_codebooks=count, combine=combine, **plain),
       )
-      for count, compose in (
-        (4, 'product'), (16, 'product'), (48, 'product'), (2, 'sum')
+      for count, combine, name in (
+        (4, 'concat', 'product'), (16, 'concat', 'product'),
+        (48, 'concat', 'product'), (2, 'sum', 'sum'),
       )
     ),
     Variant(
       '16 x 256 codes, product, learned, bias learned',
-      head('vq', 'learned', codebooks=16, mapping='learned', **plain),
+      head('vq', 'learned', num_codebooks=16, mapping='learned', **plain),
     ),
     Variant(
       '48 x 256 for 1,024 types, 8 x 64 of rank 24 for the rest, bias learned',
-      head('vq', 'learned', codebooks=48, tail_from=1024, tail_codes=64,
-           tail_codebooks=8, tail_rank=24, **plain),
+      head('vq', 'learned', num_codebooks=48, tail_start=1024,
+           tail_codebook_size=64, tail_num_codebooks=8, tail_rank=24, **plain),
     ),
     Variant('low rank 4, bias learned', head('low_rank', 'learned', 4)),
     Variant('low rank 16, bias learned', head('low_rank', 'learned', 16)),
-    Variant('adaptive', head('adaptive', rank=4, own=64, tail_from=1024)),
+    Variant('adaptive',
+            head('adaptive', rank=4, num_exact=64, tail_start=1024)),
   )  # fmt: skip
 
 
@@ -129,7 +132,7 @@ def task() -> tuple[Variant, ...]:
     *(variant for variant in trained() if variant.label in wanted),
     Variant(
       '16 x 256 codes, product, 64 types of their own, bias learned',
-      head('vq', 'learned', codes=256, codebooks=16, own=64),
+      head('vq', 'learned', codebook_size=256, num_codebooks=16, num_exact=64),
     ),
   )
 
@@ -142,28 +145,31 @@ def smollm2() -> tuple[Variant, ...]:
 
   return (
     Variant(FULL, head('dense')),
-    Variant('490 codes, the paper', codes('none', codes=490)),
+    Variant('490 codes, the paper', codes('none', codebook_size=490)),
     Variant(
-      '192 x 256 codes, bias learned', codes(codes=256, codebooks=192)
+      '192 x 256 codes, bias learned',
+      codes(codebook_size=256, num_codebooks=192),
     ),
     Variant(
       '192 x 256 for 8,192 types, 16 x 128 of rank 112 for the rest, bias '
       'learned',
-      codes(codes=256, codebooks=192, tail_from=8192, tail_codes=128,
-            tail_codebooks=16, tail_rank=112),
+      codes(codebook_size=256, num_codebooks=192, tail_start=8192,
+            tail_codebook_size=128, tail_num_codebooks=16, tail_rank=112),
     ),
     Variant(
       '288 x 256 for 8,192 types, 192 x 64 for the rest, bias learned',
-      codes(codes=256, codebooks=288, tail_from=8192, tail_codes=64,
-            tail_codebooks=192),
+      codes(codebook_size=256, num_codebooks=288, tail_start=8192,
+            tail_codebook_size=64, tail_num_codebooks=192),
     ),
     Variant('low rank 4, bias learned',
             head('low_rank', 'learned', 4) | FASTER),
     Variant('adaptive',
-            head('adaptive', rank=4, own=256, tail_from=8192) | FASTER),
-    Variant('96 x 256 codes, bias learned', codes(codes=256, codebooks=96)),
-    Variant('48 x 256 codes, bias learned', codes(codes=256, codebooks=48)),
-    Variant('400 codes, bias learned', codes(codes=400)),
+            head('adaptive', rank=4, num_exact=256, tail_start=8192) | FASTER),
+    Variant('96 x 256 codes, bias learned',
+            codes(codebook_size=256, num_codebooks=96)),
+    Variant('48 x 256 codes, bias learned',
+            codes(codebook_size=256, num_codebooks=48)),
+    Variant('400 codes, bias learned', codes(codebook_size=400)),
     Variant(f'{FULL}, ten times the rate', head('dense') | FASTER),
   )  # fmt: skip
 

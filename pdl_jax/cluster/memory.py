@@ -94,7 +94,7 @@ def estimate(
     ConfigError: where something does not divide over the mesh.
   """
   mesh = abstract_mesh(mesh_shape)
-  check_batch(mesh, 'train.batch_size', rows, config.accumulation)
+  check_batch(mesh, 'train.batch_size', rows, config.grad_accum_steps)
   optimizer = make_optimizer(config, steps=1 + config.warmup_steps)
   shapes = jax.eval_shape(partial(lm.init, model), jax.random.key(0))
   whole = state.describe(shapes, model, config, optimizer, mesh)
@@ -102,13 +102,13 @@ def estimate(
   trained = shard_bytes(whole.trained)
   split = _parts(mesh, 'batch')
   share = _share(model, mesh, whole)
-  micro = rows // (split * config.accumulation)
+  micro = rows // (split * config.grad_accum_steps)
   activations, casts = _kept(share, micro, length, targets)
   return Memory(
     parameters=parameters,
     moments=shard_bytes(whole) - parameters,
     inputs=_input_bytes(rows // split, length, targets, model.vocab_size),
-    gradients=trained * (1 if config.accumulation == 1 else 2),
+    gradients=trained * (1 if config.grad_accum_steps == 1 else 2),
     # Parameters in the dtype of a matmul are split as they are themselves.
     activations=activations + casts // _parts(mesh, 'embed'),
     loss=_loss_peak(share, micro, targets, loss),

@@ -309,7 +309,7 @@ def sample(items: Sized, count: int, draw: int = 0) -> np.ndarray:
   """
   if draw and draw * count >= len(items):
     raise ConfigError(
-      f'evaluate.draw {draw}: {len(items)} examples make only '
+      f'evaluate.sample_index {draw}: {len(items)} examples make only '
       f'{-(-len(items) // count)} draws of {count}, numbered from 0'
     )
   order = np.random.default_rng(0).permutation(len(items))

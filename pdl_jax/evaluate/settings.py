@@ -15,12 +15,12 @@ class EvaluateSettings:
   examples: int = 96
   # Which draw of so many: 0, 1, ... share no example. Settings that were
   # chosen while one was looked at are measured on another.
-  draw: int = 0
+  sample_index: int = 0
   # Scored at every checkpoint.
   validation_examples: int = 64
   batch_size: int = 32
 
   def __post_init__(self):
     one_of('evaluate.split', self.split, ('validation', 'test'))
-    not_negative('evaluate', self, 'draw')
+    not_negative('evaluate', self, 'sample_index')
     positive('evaluate', self, 'examples', 'validation_examples', 'batch_size')

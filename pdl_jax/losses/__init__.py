@@ -36,7 +36,7 @@ from pdl_jax.mesh import constrain
 # Keys below `loss` that every loss made of a weight per type reads, and every
 # loss whose terms are those of cross-entropy.
 SCHEDULE = ('schedule', 'schedule_start', 'schedule_steps')
-TABLE = ('frequency_table', 'general_table', 'general_share')
+TABLE = ('frequency_table', 'background_table', 'background_weight')
 PLAIN = ('label_smoothing', 'z_loss')
 
 

@@ -21,7 +21,8 @@ UNITS = ('count', 'probability')
 # Lists of ids that are counted at once.
 _LISTS = 1024
 _REBUILD = (
-  'leave it out (loss.frequency_table, loss.general_table) and the run counts '
+  'leave it out (loss.frequency_table, loss.background_table) and the run '
+  'counts '
   'its own training split'
 )
 

@@ -8,6 +8,7 @@ probability, what an unseen type weighs and how the sum is normalised; here
 each is an argument.
 """
 
+import warnings
 from collections.abc import Sequence
 from typing import Literal, overload
 
@@ -26,8 +27,10 @@ from pdl_jax.losses.checks import (
 from pdl_jax.losses.core import Sums
 from pdl_jax.losses.cross_entropy import weighted_nll
 
-UNSEEN = ('paper', 'as_once', 'neutral')
+UNSEEN = ('formula', 'min_count', 'neutral')
 NORMALIZE = ('corpus_mean', 'none')
+# Names of version 0.1, which warn.
+_FORMERLY = {'paper': 'formula', 'as_once': 'min_count'}
 EPSILON_POLICIES = ('absolute', 'times_median')
 
 
@@ -39,7 +42,7 @@ def power_law_weights(
   clip: float | None = None,
   normalize: str = 'corpus_mean',
   neutral_ids: Sequence[int] = (),
-  unseen: str = 'paper',
+  unseen: str = 'formula',
   epsilon_policy: str = 'absolute',
   mass_V: Array | np.ndarray | None = None,
 ) -> Array:
@@ -54,7 +57,7 @@ def power_law_weights(
       type the same total weight. May be traced: a schedule does not recompile,
       and the derivative at 0 is that of the formula.
     epsilon: smoothing constant, >= 0; may be traced. At a traced 0 under
-      'paper' unseen types weigh inf (or `clip`), without a derivative.
+      'formula' unseen types weigh inf (or `clip`), without a derivative.
     clip: the largest weight, >= 1; None: no limit. Under 'corpus_mean' it is
       a ratio to the mean, which stays 1: what the heaviest types lose the
       others gain.
@@ -63,10 +66,10 @@ def power_law_weights(
       rate; 'none' is the paper's formula.
     neutral_ids: types with weight exactly 1 (end of turn, padding, specials),
       left out of the mean.
-    unseen: weight of a type with frequency 0: 'paper' applies the formula,
-      'as_once' gives it the frequency of the rarest type seen (once, in any
+    unseen: weight of a type with frequency 0: 'formula' applies the formula,
+      'min_count' gives it the frequency of the rarest type seen (once, in any
       real corpus), 'neutral' weight 1. A policy "the largest weight of a
-      seen type" would be 'as_once' again, since weights fall with frequency,
+      seen type" would be 'min_count' again, since weights fall with frequency,
       except where a neutral type is rarer than all that are weighed.
     epsilon_policy: 'absolute' adds epsilon itself; 'times_median' adds epsilon
       times the median frequency of the types that are seen and not neutral
@@ -81,11 +84,17 @@ def power_law_weights(
   Raises:
     ConfigError: for a negative or non-finite alpha, epsilon or frequency, for
       neutral ids outside [0, V), for epsilon 0 with unseen types under
-      'paper', and for weights that overflow. A traced alpha or epsilon cannot
+      'formula', and for weights that overflow. A traced alpha or epsilon cannot
       be looked at.
   """
   check_number('alpha', alpha)
   check_number('epsilon', epsilon)
+  if unseen in _FORMERLY:
+    warnings.warn(
+      f'unseen={unseen!r} is called {_FORMERLY[unseen]!r} now',
+      DeprecationWarning, stacklevel=2,
+    )  # fmt: skip
+    unseen = _FORMERLY[unseen]
   _check_choices(clip, normalize, unseen, epsilon_policy)
   frequency_V = check_frequency(frequency_V)
   neutral_V = neutral_types(neutral_ids, frequency_V.size)
@@ -103,7 +112,7 @@ def power_law_weights(
   smoothing = epsilon
   if epsilon_policy == 'times_median':
     smoothing = epsilon * _median(base_V[seen_V & ~neutral_V])
-  if unseen != 'paper':
+  if unseen != 'formula':
     rarest = base_V[seen_V].min() if seen_V.any() else 1.0
     base_V = np.where(seen_V, base_V, rarest)
   smoothed_V = jnp.asarray(base_V, jnp.float32) + smoothing
@@ -180,13 +189,13 @@ def _check_unseen(
   unseen: str,
 ) -> None:
   missing = int(((frequency_V == 0) & ~neutral_V).sum())
-  if isinstance(epsilon, Tracer) or unseen != 'paper':
+  if isinstance(epsilon, Tracer) or unseen != 'formula':
     return
   if missing and float(epsilon) == 0:
     raise ConfigError(
       f'epsilon 0 gives {missing} of {frequency_V.size} token types, which '
       "were never counted, an infinite weight; use epsilon > 0 or unseen='"
-      "as_once'"
+      "min_count'"
     )
 
 

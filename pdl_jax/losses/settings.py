@@ -41,8 +41,9 @@ class LossSettings:
   # corpus_mean scales the weights to an average of 1 a running token, which
   # keeps the meaning of the learning rate; none is the paper's formula.
   normalize: str = 'corpus_mean'
-  # Weight of a type never counted: paper (the formula), as_once, neutral (1).
-  unseen: str = 'as_once'
+  # Weight of a type never counted: formula (as the paper's), min_count,
+  # neutral (1).
+  unseen: str = 'min_count'
   # weighted_mean (sum w l / sum w), token_mean (sum w l / n), sum (paper).
   reduction: str = 'weighted_mean'
   # A stored frequency table to use in place of counting this task's training
@@ -50,8 +51,8 @@ class LossSettings:
   frequency_table: str = ''
   # A stored table of a general corpus (the frequency.npz of another run with
   # the same tokenizer), and its share of the frequencies, in [0, 1].
-  general_table: str = ''
-  general_share: float = 0.0
+  background_table: str = ''
+  background_weight: float = 0.0
   # When the weights set in: constant, warmup (from cross-entropy, from step
   # schedule_start on, over schedule_steps), anneal (to cross-entropy, the
   # same way), cross_entropy_first (until schedule_start). A factor of alpha;
@@ -88,18 +89,20 @@ class LossSettings:
     one_of('loss.schedule', self.schedule, SCHEDULES)
     if self.level == 'word' and self.unit != 'count':
       raise ConfigError('loss.level word counts words: loss.unit must be count')
-    if self.level == 'word' and (self.general_table or self.frequency_table):
+    if self.level == 'word' and (self.background_table or self.frequency_table):
       raise ConfigError(
         "loss.level word counts this task's words: leave out "
-        'loss.general_table and loss.frequency_table'
+        'loss.background_table and loss.frequency_table'
       )
-    if not 0 <= self.general_share <= 1:
+    if not 0 <= self.background_weight <= 1:
       raise ConfigError(
-        f'loss.general_share must be in [0, 1], got {self.general_share}'
+        f'loss.background_weight must be in [0, 1], got '
+        f'{self.background_weight}'
       )
-    if self.general_share and not self.general_table:
+    if self.background_weight and not self.background_table:
       raise ConfigError(
-        f'loss.general_share {self.general_share} needs a loss.general_table'
+        f'loss.background_weight {self.background_weight} needs a '
+        f'loss.background_table'
       )
     if not 0 <= self.label_smoothing < 1:
       raise ConfigError(

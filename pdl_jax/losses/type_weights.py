@@ -49,7 +49,7 @@ def inverse_frequency_weights(
   """
   check_number('exponent', exponent)
   return power_law_weights(
-    frequency_V, alpha=exponent, epsilon=0.0, unseen='as_once',
+    frequency_V, alpha=exponent, epsilon=0.0, unseen='min_count',
     neutral_ids=neutral_ids,
   )
 

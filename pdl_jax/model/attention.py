@@ -172,15 +172,15 @@ class Attention(nn.Module):
       return q, k
     of_q, of_k = {}, {}
     if how.learns_delta:
-      one = how.delta == 'shared'
+      one = how.delta_sharing == 'shared'
       delta = parameter(
         self, 'delta', (None if one else 'kv_heads', 'head_dim'),
-        (1 if one else c.kv_heads, pairs), _delta_start(how.start, pairs),
+        (1 if one else c.kv_heads, pairs), _delta_start(how.delta_init, pairs),
       )  # fmt: skip
       of_k['delta_HxP'] = delta
       groups = 1 if one else c.heads // c.kv_heads
       of_q['delta_HxP'] = jnp.repeat(delta, groups, axis=0)
-    elif how.kind == 'complex' and how.start == 'zero':
+    elif how.kind == 'complex' and how.delta_init == 'zero':
       of_q['delta_HxP'] = of_k['delta_HxP'] = jnp.zeros((1, pairs))
     if how.learns_offset:
       of_q['offset_HxP'] = parameter(
@@ -188,7 +188,7 @@ class Attention(nn.Module):
         nn.initializers.zeros,
       )  # fmt: skip
     place = (positions_BxL, c.rope_base)
-    turns = {'sign': how.sign, 'frequencies_P': kind.frequencies_P}
+    turns = {'sign': how.position_sign, 'frequencies_P': kind.frequencies_P}
     q = turn(q, *place, **turns, **of_q)
     k = turn(k, *place, **turns, **of_k)
     if how.kind == 'scaled_rope':
@@ -229,7 +229,8 @@ def near(
 
 def _scale(c: ModelConfig) -> float:
   """Of scores."""
-  scale = c.query_scale or (c.head_dim**-0.5 if c.attention.scaled else 1.0)
+  usual = c.head_dim**-0.5 if c.attention.scale_scores else 1.0
+  scale = c.query_scale or usual
   # YaRN's magnitude is of queries and of keys.
   return scale * c.rope_scaling.magnitude**2
 

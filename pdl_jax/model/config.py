@@ -11,7 +11,7 @@ from pdl_jax.errors import ConfigError
 from pdl_jax.model.lora import NO_LORA, LoRAConfig
 
 HEADS = ('tied', 'dense', 'low_rank', 'vq', 'adaptive')
-COMPOSITIONS = ('product', 'sum')
+COMBINATIONS = ('concat', 'sum')
 BIASES = ('none', 'unigram', 'learned')
 ATTENTIONS = ('rope', 'complex', 'scaled_rope', 'alibi', 'none')
 # What a model that was trained with rope can go on with.
@@ -39,7 +39,7 @@ class HeadConfig:
       Of the first cluster of adaptive; the second has a quarter of it.
     codes: K, rows of a codebook.
     codebooks: M.
-    compose: how a row is made of M codes: 'product', end to end, each of width
+    combine: how a row is made of M codes: 'concat', end to end, each of width
       D / M; 'sum', each of width D.
     learned: whether the codes of a type follow training: the nearest ones to a
       row of its own, which exists while training alone (straight-through,
@@ -59,7 +59,7 @@ class HeadConfig:
   rank: int = 0
   codes: int = 0
   codebooks: int = 1
-  compose: str = 'product'
+  combine: str = 'concat'
   learned: bool = False
   own: int = 0
   tail_from: int = 0
@@ -69,7 +69,7 @@ class HeadConfig:
 
   def __post_init__(self):
     for name, allowed in (
-      ('kind', HEADS), ('bias', BIASES), ('compose', COMPOSITIONS)
+      ('kind', HEADS), ('bias', BIASES), ('combine', COMBINATIONS)
     ):  # fmt: skip
       if getattr(self, name) not in allowed:
         raise ConfigError(
@@ -82,8 +82,8 @@ class HeadConfig:
       )
     if self.kind == 'vq' and (self.codes < 1 or self.codebooks < 1):
       raise ConfigError(
-        f'model.vq.codes and codebooks must be >= 1, got {self.codes} and '
-        f'{self.codebooks}'
+        f'model.vq.codebook_size and num_codebooks must be >= 1, got '
+        f'{self.codes} and {self.codebooks}'
       )
 
   def check(self, vocab_size: int, width: int) -> None:
@@ -100,8 +100,8 @@ class HeadConfig:
       0 < self.own < self.tail_from < vocab_size and 0 < self.rank < width
     ):
       raise ConfigError(
-        f'model.head adaptive needs 0 < model.vq.own {self.own} < '
-        f'model.vq.tail_from {self.tail_from} < {vocab_size} types, and 0 < '
+        f'model.head adaptive needs 0 < model.vq.num_exact {self.own} < '
+        f'model.vq.tail_start {self.tail_from} < {vocab_size} types, and 0 < '
         f'model.rank {self.rank} < width {width}'
       )
     if self.kind == 'adaptive' and self.bias != 'none':
@@ -112,7 +112,8 @@ class HeadConfig:
       return
     self._check_tiers(vocab_size, width)
     for tier, key in zip(
-      self.tiers(vocab_size), ('codes', 'tail_codes'), strict=False
+      self.tiers(vocab_size), ('codebook_size', 'tail_codebook_size'),
+      strict=False,
     ):
       types = tier.end - tier.first
       if tier.codes > types:
@@ -120,10 +121,10 @@ class HeadConfig:
           f'model.vq.{key} {tier.codes} are more than the {types} types that '
           f'they are for; take at most {types}'
         )
-    if self.compose == 'product' and width % self.codebooks:
+    if self.combine == 'concat' and width % self.codebooks:
       raise ConfigError(
         f'the width {width} does not divide into {self.codebooks} codebooks; '
-        "take a divisor, or compose 'sum'"
+        "take a divisor, or combine 'sum'"
       )
 
   def _check_tiers(self, vocab_size: int, width: int) -> None:
@@ -131,29 +132,31 @@ class HeadConfig:
     most = self.codes - 1 if alone else (self.tail_from or vocab_size) - 1
     if self.own > most:
       raise ConfigError(
-        f'model.vq.own {self.own} must be at most {most}: the other types need '
+        f'model.vq.num_exact {self.own} must be at most {most}: the other '
+        f'types need '
         + ('a code' if alone else 'codebooks')
       )
     if self.own and self.learned and alone:
       raise ConfigError(
-        'model.vq.own with one codebook whose codes are learned: there is '
+        'model.vq.num_exact with one codebook whose codes are learned: there '
+        'is '
         'nothing that would keep them apart; take fixed codes, or several '
         'codebooks'
       )
     if not self.tail_from:
       if self.tail_rank:
         raise ConfigError(
-          f'model.vq.tail_rank {self.tail_rank} needs a tail: set tail_from'
+          f'model.vq.tail_rank {self.tail_rank} needs a tail: set tail_start'
         )
       return
     if self.tail_from >= vocab_size:
       raise ConfigError(
-        f'model.vq.tail_from {self.tail_from} leaves nothing of {vocab_size} '
+        f'model.vq.tail_start {self.tail_from} leaves nothing of {vocab_size} '
         'types'
       )
     if self.tail_codes < 1 or self.tail_codebooks < 1:
       raise ConfigError(
-        'model.vq.tail_codes and tail_codebooks must be >= 1, got '
+        'model.vq.tail_codebook_size and tail_num_codebooks must be >= 1, got '
         f'{self.tail_codes} and {self.tail_codebooks}'
       )
     if self.tail_rank >= width:
@@ -162,10 +165,10 @@ class HeadConfig:
         f'model, {width}'
       )
     rank = self.tail_rank or width
-    if self.compose == 'product' and rank % self.tail_codebooks:
+    if self.combine == 'concat' and rank % self.tail_codebooks:
       raise ConfigError(
         f'the width {rank} does not divide into {self.tail_codebooks} '
-        "codebooks of the tail; take a divisor, or compose 'sum'"
+        "codebooks of the tail; take a divisor, or combine 'sum'"
       )
 
   @property
@@ -188,7 +191,7 @@ class HeadConfig:
 
   def code_width(self, width: int, tier: 'Tier') -> int:
     """S, of a row of a codebook of a tier, whose rows have some width."""
-    return width // tier.codebooks if self.compose == 'product' else width
+    return width // tier.codebooks if self.combine == 'concat' else width
 
 
 @dataclasses.dataclass(frozen=True)
@@ -200,58 +203,60 @@ class AttentionConfig:
       delta and b besides; scaled_rope, RoPE with a learned factor of each head
       and pair instead, a baseline that learns too; alibi, a penalty that
       grows with distance (arXiv:2108.12409); none.
-    delta: of complex: one of each key-value head and pair ('head': keys have to
-      be cached once for all queries of their group), one of each pair
+    delta_sharing: of complex: one of each key-value head and pair ('head': keys
+      have to be cached once for all queries of their group), one of each pair
       ('shared'), or none that is learned ('fixed').
-    offset: of complex: whether each query head and pair has a b.
-    start: of complex: delta 1 ('rope'); normal around 0 with standard deviation
-      (Dh/2)**-0.5, as in the published code ('published'), which a fixed delta
-      cannot be; or 0 ('zero'): of a score moduli and distance are left. b 0.
-    scaled: whether scores are divided by sqrt(Dh); those of the published code
-      are not.
-    sign: of the position, 1 or -1; a model with learned projections can make
-      up for it.
+    phase_bias: of complex: whether each query head and pair has a b.
+    delta_init: of complex: delta 1 ('rope'); normal around 0 with standard
+      deviation (Dh/2)**-0.5, as in the published code ('published'), which a
+      fixed delta cannot be; or 0 ('zero'): of a score moduli and distance are
+      left. b 0.
+    scale_scores: whether scores are divided by sqrt(Dh); those of the published
+      code are not.
+    position_sign: 1 or -1; a model with learned projections can make up for it.
   """
 
   kind: str = 'rope'
-  delta: str = 'head'
-  offset: bool = True
-  start: str = 'rope'
-  scaled: bool = True
-  sign: int = 1
+  delta_sharing: str = 'head'
+  phase_bias: bool = True
+  delta_init: str = 'rope'
+  scale_scores: bool = True
+  position_sign: int = 1
 
   def __post_init__(self):
     for name, allowed in (
-      ('kind', ATTENTIONS), ('delta', DELTAS), ('start', STARTS_OF_DELTA),
-      ('sign', (1, -1)),
+      ('kind', ATTENTIONS), ('delta_sharing', DELTAS), ('delta_init',
+      STARTS_OF_DELTA),
+      ('position_sign', (1, -1)),
     ):  # fmt: skip
       if getattr(self, name) not in allowed:
         raise ConfigError(
           f'attention {name} {getattr(self, name)!r} is not one of '
           f'{", ".join(map(str, allowed))}'
         )
-    if self.delta == 'fixed' and self.start == 'published':
+    if self.delta_sharing == 'fixed' and self.delta_init == 'published':
       raise ConfigError(
-        'attention start published draws a delta to be learned, and delta is '
-        'fixed'
+        'attention delta_init published draws a delta to be learned, and '
+        'delta_sharing is fixed'
       )
 
   @property
   def learns_delta(self) -> bool:
     """Whether there is a parameter."""
-    return self.kind == 'complex' and self.delta != 'fixed'
+    return self.kind == 'complex' and self.delta_sharing != 'fixed'
 
   @property
   def extends_rope(self) -> bool:
     """Whether it begins as RoPE, so that a model trained with it stays so."""
     if self.kind != 'complex':
       return self.kind in ('rope', 'scaled_rope')
-    return self.start == 'rope' and self.scaled and self.sign == 1
+    plain = self.scale_scores and self.position_sign == 1
+    return self.delta_init == 'rope' and plain
 
   @property
   def learns_offset(self) -> bool:
     """Whether there is a parameter."""
-    return self.kind == 'complex' and self.offset
+    return self.kind == 'complex' and self.phase_bias
 
 
 @dataclasses.dataclass(frozen=True)

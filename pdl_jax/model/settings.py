@@ -8,7 +8,7 @@ from pdl_jax.model import lora
 from pdl_jax.model.config import (
   ATTENTIONS,
   BIASES,
-  COMPOSITIONS,
+  COMBINATIONS,
   DELTAS,
   HEADS,
   STARTS_OF_DELTA,
@@ -24,10 +24,10 @@ class CodeSettings:
   """Size of a vq head, and how types get their codes."""
 
   # Rows of a codebook, and codebooks; each type has one code of each.
-  codes: int = 1024
-  codebooks: int = 1
-  # How a row is made of several: product (end to end), or sum.
-  compose: str = 'product'
+  codebook_size: int = 1024
+  num_codebooks: int = 1
+  # How a row is made of several: concat (end to end), or sum.
+  combine: str = 'concat'
   # The codes of each type: random, blocks (of ids), frequency_blocks,
   # kmeans_output or kmeans_input (of the trained output or input embedding),
   # or learned: from the former on, the codes follow training.
@@ -37,22 +37,27 @@ class CodeSettings:
   # Commonest types that have a row of their own; with one codebook these are
   # the first of its codes. A stop token that the base never saw needs one
   # (experiments/vq_logits).
-  own: int = 0
+  num_exact: int = 0
   # How many of the commonest types are composed as above; the tail, all that
   # are rarer, has codebooks of its own, of so many codes; 0: no tail.
-  tail_from: int = 0
-  tail_codes: int = 256
-  tail_codebooks: int = 16
+  tail_start: int = 0
+  tail_codebook_size: int = 256
+  tail_num_codebooks: int = 16
   # Width of the tail's rows, and of a projection of the hidden state that
   # they are multiplied with; 0: the width of the model, and no projection.
   tail_rank: int = 0
 
   def __post_init__(self):
     positive(
-      'model.vq', self, 'codes', 'codebooks', 'tail_codes', 'tail_codebooks'
+      'model.vq',
+      self,
+      'codebook_size',
+      'num_codebooks',
+      'tail_codebook_size',
+      'tail_num_codebooks',
     )
-    not_negative('model.vq', self, 'own', 'tail_from', 'tail_rank')
-    one_of('model.vq.compose', self.compose, COMPOSITIONS)
+    not_negative('model.vq', self, 'num_exact', 'tail_start', 'tail_rank')
+    one_of('model.vq.combine', self.combine, COMBINATIONS)
     one_of('model.vq.mapping', self.mapping, MAPPINGS)
     one_of('model.vq.start', self.start, STARTS)
 
@@ -63,16 +68,16 @@ class ComplexSettings:
 
   # Of the angle between query and key: a factor of each key-value head and
   # pair (head), of each pair (shared), or one that is not learned (fixed).
-  delta: str = 'head'
+  delta_sharing: str = 'head'
   # Whether each query head and pair has an offset b.
-  offset: bool = True
+  phase_bias: bool = True
   # Where delta begins: rope (1), zero (0), or published (normal, as in that
   # code).
-  start: str = 'rope'
+  delta_init: str = 'rope'
   # Whether scores are divided by sqrt(head_dim); the published ones are not.
-  scaled: bool = True
+  scale_scores: bool = True
   # Of positions: 1 or -1.
-  sign: int = 1
+  position_sign: int = 1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -147,8 +152,8 @@ class ModelSettings:
   # What turns hidden states into logits: '', what the pretrained model has
   # (from scratch: tied); tied, to the input embedding; dense, a matrix of its
   # own; low_rank; vq, composed of codebooks (VQ-Logits, arXiv:2505.10202);
-  # adaptive, by clusters of types (arXiv:1609.04309), which vq.own and
-  # vq.tail_from part. A pretrained model's own is converted, and then trained
+  # adaptive, by clusters of types (arXiv:1609.04309), which vq.num_exact and
+  # vq.tail_start part. A pretrained model's own is converted, and then trained
   # whatever else is.
   head: str = ''
   # Of each type, added to its logit: none, unigram (the logarithm of its
@@ -176,13 +181,17 @@ class ModelSettings:
 
   def __post_init__(self):
     one_of('model.attention', self.attention, ('', *ATTENTIONS))
-    one_of('model.complex.delta', self.complex.delta, DELTAS)
-    one_of('model.complex.start', self.complex.start, STARTS_OF_DELTA)
-    one_of('model.complex.sign', self.complex.sign, (1, -1))
-    if self.complex.delta == 'fixed' and self.complex.start == 'published':
+    one_of('model.complex.delta_sharing', self.complex.delta_sharing, DELTAS)
+    one_of('model.complex.delta_init', self.complex.delta_init, STARTS_OF_DELTA)
+    one_of('model.complex.position_sign', self.complex.position_sign, (1, -1))
+    if (
+      self.complex.delta_sharing == 'fixed'
+      and self.complex.delta_init == 'published'
+    ):
       raise ConfigError(
-        'model.complex.start published is of a delta that is learned, and '
-        'model.complex.delta is fixed; take model.complex.start rope (1) or '
+        'model.complex.delta_init published is of a delta that is learned, and '
+        'model.complex.delta_sharing is fixed; take model.complex.delta_init '
+        'rope (1) or '
         'zero (0)'
       )
     one_of('model.head', self.head, ('', *HEADS))
@@ -218,7 +227,11 @@ class ModelSettings:
       return None
     if self.attention != 'complex':
       return AttentionConfig(self.attention)
-    return AttentionConfig('complex', **dataclasses.asdict(self.complex))
+    asked = self.complex
+    return AttentionConfig(
+      'complex', asked.delta_sharing, asked.phase_bias, asked.delta_init,
+      asked.scale_scores, asked.position_sign,
+    )  # fmt: skip
 
   @property
   def output(self) -> HeadConfig | None:
@@ -231,14 +244,15 @@ class ModelSettings:
       return None
     if self.head == 'adaptive':
       return HeadConfig(
-        'adaptive', self.bias, self.rank, own=self.vq.own,
-        tail_from=self.vq.tail_from,
+        'adaptive', self.bias, self.rank, own=self.vq.num_exact,
+        tail_from=self.vq.tail_start,
       )  # fmt: skip
     if self.head != 'vq':
       return HeadConfig(self.head, self.bias, self.rank)
     return HeadConfig(
-      'vq', self.bias, self.rank, self.vq.codes, self.vq.codebooks,
-      self.vq.compose, self.vq.mapping == 'learned', self.vq.own,
-      self.vq.tail_from, self.vq.tail_codes, self.vq.tail_codebooks,
+      'vq', self.bias, self.rank, self.vq.codebook_size, self.vq.num_codebooks,
+      self.vq.combine, self.vq.mapping == 'learned', self.vq.num_exact,
+      self.vq.tail_start, self.vq.tail_codebook_size,
+      self.vq.tail_num_codebooks,
       self.vq.tail_rank,
     )  # fmt: skip

@@ -93,7 +93,7 @@ def mesh_for(settings: Settings) -> Mesh:
     mesh,
     'train.batch_size',
     settings.train.batch_size,
-    settings.optimizer.accumulation,
+    settings.optimizer.grad_accum_steps,
   )
   check_batch(
     mesh, 'evaluate.batch_size', settings.evaluate.batch_size, 1
@@ -254,7 +254,7 @@ def make_step_config(settings: Settings, model: ModelConfig) -> StepConfig:
     optimizer=optimizer.make_optimizer(settings.optimizer, steps),
     schedule=optimizer.make_schedule(settings.optimizer, steps),
     loss=loss_tables.make_loss(settings.loss),
-    accumulation=settings.optimizer.accumulation,
+    grad_accum_steps=settings.optimizer.grad_accum_steps,
     dropout_seed=settings.seed,
   )
 

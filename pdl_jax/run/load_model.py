@@ -159,7 +159,8 @@ def _attention(
       'there is)'
     )
   if not asked.extends_rope:
-    as_rope = dataclasses.replace(asked, start='rope', scaled=True, sign=1)
+    as_rope = dataclasses.replace(asked, delta_init='rope', scale_scores=True,
+    position_sign=1)
     raise ConfigError(
       f'{_unlike(asked, as_rope)}: {name} was trained with rope, and is the '
       f'same model with complex only at {_unlike(as_rope, asked)}'

@@ -312,9 +312,9 @@ def find_frequencies(
   if folder is not None:
     _keep(table, folder)
   used, words_V = table, None
-  if loss.general_table:
-    general = stored(Path(loss.general_table))
-    used = frequency.mix(table, general, loss.general_share)
+  if loss.background_table:
+    general = stored(Path(loss.background_table))
+    used = frequency.mix(table, general, loss.background_weight)
   if loss.name == 'power_law' and loss.level == 'word':
     targets = pipeline.target_texts(train.source, train.seen)
     words = (w for texts in targets for w in tokenizer.encode_words(texts))
@@ -344,7 +344,7 @@ def drawn_examples(settings: Settings, ready: Setup) -> np.ndarray:
   """Numbers of the held-out examples that a run is measured on."""
   options = settings.evaluate
   return pipeline.sample(
-    ready.held_out.examples, options.examples, options.draw
+    ready.held_out.examples, options.examples, options.sample_index
   )
 
 

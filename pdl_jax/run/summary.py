@@ -35,10 +35,10 @@ def loss_name(loss: LossSettings) -> str:
   ]
   unusual = (
     ('epsilon_policy', 'absolute'), ('unit', 'count'), ('level', 'token'),
-    ('clip', 0), ('normalize', 'corpus_mean'), ('unseen', 'as_once'),
+    ('clip', 0), ('normalize', 'corpus_mean'), ('unseen', 'min_count'),
     ('label_smoothing', 0), ('z_loss', 0), ('reduction', 'weighted_mean'),
     ('schedule', 'constant'), ('schedule_start', 0), ('schedule_steps', 0),
-    ('general_share', 0),
+    ('background_weight', 0),
   )  # fmt: skip
   parts += [
     f'{key}={getattr(loss, key)}'

@@ -48,7 +48,8 @@ class Loop:
     """Trains from the state's step to the last one.
 
     Raises:
-      DivergedError: after `max_skipped` bad steps in a row; nothing is saved.
+      DivergedError: after `max_nonfinite_steps` bad steps in a row; nothing is
+        saved.
       PreemptedError: after a signal, with the state saved.
     """
     first, total = int(state.step), self.settings.steps
@@ -95,7 +96,7 @@ class Loop:
       self.folder.append_metrics(row)
       self.folder.write_status('running', number)
     self._progress.update(row, show=due)
-    if values['skipped_in_row'] >= self.settings.max_skipped:
+    if values['skipped_in_row'] >= self.settings.max_nonfinite_steps:
       raise DivergedError(
         f'step {number}: the loss or the gradient was not finite '
         f'{values["skipped_in_row"]} steps in a row; the last good checkpoint '

@@ -25,10 +25,10 @@ class OptimizerConfig:
   learning_rate: float = 3e-4
   # Of fewer train.steps than that, or as many, a tenth warms up.
   warmup_steps: int = 5
-  # cosine, linear or constant; down to final_fraction of the peak, which the
+  # cosine, linear or constant; down to end_lr_ratio of the peak, which the
   # step after the last would have.
   schedule: str = 'cosine'
-  final_fraction: float = 0.1
+  end_lr_ratio: float = 0.1
   b1: float = 0.9
   b2: float = 0.99
   eps: float = 1e-8
@@ -39,18 +39,19 @@ class OptimizerConfig:
   # Largest global gradient norm.
   clip_norm: float = 1.0
   # Micro-batches of one step, under one global denominator.
-  accumulation: int = 1
+  grad_accum_steps: int = 1
   # all; last_layers (and the final norm); norms; or lora, adapters alone,
   # see model.lora.
   trainable: str = 'last_layers'
   last_layers: int = 10
   # Learning rate of a head's own parameters, as a multiple of the above:
   # codes that stand for many types can take, and need, a larger one.
-  head_factor: float = 1.0
+  head_lr_multiplier: float = 1.0
 
   def __post_init__(self):
     for name in (
-      'learning_rate', 'eps', 'clip_norm', 'accumulation', 'head_factor'
+      'learning_rate', 'eps', 'clip_norm', 'grad_accum_steps',
+       'head_lr_multiplier'
     ):  # fmt: skip
       if not 0 < getattr(self, name) < math.inf:
         raise ConfigError(
@@ -61,7 +62,7 @@ class OptimizerConfig:
         raise ConfigError(
           f'optimizer.{name} must be in [0, 1), got {getattr(self, name)}'
         )
-    for name in ('warmup_steps', 'final_fraction', 'weight_decay'):
+    for name in ('warmup_steps', 'end_lr_ratio', 'weight_decay'):
       if not 0 <= getattr(self, name) < math.inf:
         finite = ' and finite' * (getattr(self, name) == math.inf)
         raise ConfigError(
@@ -92,9 +93,9 @@ _VECTORS = ('scale', 'bias_V', *_ANGLES)
 def make_schedule(config: OptimizerConfig, steps: int) -> optax.Schedule:
   """Learning rate by step, for a run of `steps`."""
   peak, warmup = config.learning_rate, config.warmup_steps
-  end, rest = peak * config.final_fraction, steps - warmup
+  end, rest = peak * config.end_lr_ratio, steps - warmup
   decay = {
-    'cosine': optax.cosine_decay_schedule(peak, rest, config.final_fraction),
+    'cosine': optax.cosine_decay_schedule(peak, rest, config.end_lr_ratio),
     'linear': optax.linear_schedule(peak, end, rest),
     'constant': optax.constant_schedule(peak),
   }[config.schedule]
@@ -121,7 +122,7 @@ def make_optimizer(
       for name, part in params.items()
     }
 
-  factor = config.head_factor
+  factor = config.head_lr_multiplier
   return optax.chain(
     optax.clip_by_global_norm(config.clip_norm),
     optax.adamw(

@@ -20,7 +20,7 @@ class TrainSettings:
   keep_checkpoints: int = 2
   # Steps in a row with a loss or gradient that is not finite before the run
   # stops (exit code 5).
-  max_skipped: int = 5
+  max_nonfinite_steps: int = 5
 
   def __post_init__(self):
     positive('train', self, *(f.name for f in dataclasses.fields(self)))

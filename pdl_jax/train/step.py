@@ -29,7 +29,7 @@ class StepConfig:
     optimizer: the optax chain.
     schedule: its learning rate by step, to be logged.
     loss: with its settings and reduction.
-    accumulation: micro-batches of one step.
+    grad_accum_steps: micro-batches of one step.
     dropout_seed: of the dropout of adapters.
   """
 
@@ -37,7 +37,7 @@ class StepConfig:
   optimizer: optax.GradientTransformation
   schedule: optax.Schedule
   loss: Loss
-  accumulation: int
+  grad_accum_steps: int
   dropout_seed: int = 0
 
 
@@ -91,12 +91,12 @@ def gradient_sums(
     return total[0].num, total
 
   gradient = jax.grad(numerator, has_aux=True)
-  if config.accumulation == 1:
+  if config.grad_accum_steps == 1:
     return gradient(trained, batch, dropout_key)
 
   def split(x: Array) -> Array:
     # Row b * A + a goes to micro-batch a: every device keeps its own rows.
-    parts = x.reshape(-1, config.accumulation, *x.shape[1:])
+    parts = x.reshape(-1, config.grad_accum_steps, *x.shape[1:])
     return jnp.moveaxis(parts, 1, 0)
 
   def add(total: Tree, micro: tuple) -> tuple[Tree, None]:
@@ -104,7 +104,7 @@ def gradient_sums(
 
   keys = None
   if dropout_key is not None:
-    keys = jax.random.split(dropout_key, config.accumulation)
+    keys = jax.random.split(dropout_key, config.grad_accum_steps)
   micros = (jax.tree.map(split, batch), keys)
   first = gradient(trained, *jax.tree.map(lambda x: x[0], micros))
   rest = jax.tree.map(lambda x: x[1:], micros)

@@ -77,7 +77,7 @@ def _tier(
 ) -> Params:
   """Codebooks, and codes or what they follow."""
   wide, count = tier.rank or width, tier.end - tier.first
-  embed = 'embed' if c.compose == 'sum' and not tier.rank else None
+  embed = 'embed' if c.combine == 'sum' and not tier.rank else None
   shape = (tier.codebooks, tier.codes, c.code_width(wide, tier))
   made = {'codebooks_MxKxS': made_of((None, 'codes', embed), shape)}
   if tier.rank:

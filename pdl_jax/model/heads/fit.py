@@ -190,7 +190,9 @@ def assign(
   rest_V, codes = np.sort(common_V[single:]), tier.codes - single
   random = np.random.default_rng(seed)
   weight_V = importance(counts_V[rest_V])
-  key = 'model.vq.tail_codes' if tier.first else 'model.vq.codes'
+  key = (
+    'model.vq.tail_codebook_size' if tier.first else 'model.vq.codebook_size'
+  )
   made, leftover = [], None
   for m in range(tier.codebooks):
     code_V = np.empty(vocab, code_dtype(tier.codes))
@@ -211,7 +213,7 @@ def assign(
     else:
       columns = _columns(config, tier, rows_VxD.shape[1], m)
       part = rows_VxD[:, columns][rest_V]
-      if config.compose == 'sum' and leftover is not None:
+      if config.combine == 'sum' and leftover is not None:
         part = leftover
       near = part
       if covariance_DxD is not None:
@@ -262,7 +264,7 @@ def codebooks(
     part = rest_VxD[:, _columns(config, tier, rest_VxD.shape[1], m)]
     book = means(part, weight_V, codes_MxV[m], tier.codes)
     made.append(book)
-    if config.compose == 'sum':
+    if config.combine == 'sum':
       rest_VxD = rest_VxD - book[codes_MxV[m]]
   return np.stack(made).astype(np.float32)
 
@@ -270,7 +272,7 @@ def codebooks(
 def _columns(config: HeadConfig, tier: Tier, width: int, m: int) -> slice:
   """Those of a row that codebook m gives."""
   size = config.code_width(width, tier)
-  start = m * size if config.compose == 'product' else 0
+  start = m * size if config.combine == 'concat' else 0
   return slice(start, start + size)
 
 
@@ -313,7 +315,7 @@ def fit(
     near, metric = outputs, covariance_DxD
     if tier.rank and outputs is not None:
       outputs, right = truncate(outputs, counts, covariance_DxD, tier.rank)
-      if config.compose == 'product':
+      if config.combine == 'concat':
         order = spread(outputs, tier.codebooks)
         outputs, right = outputs[:, order], right[:, order]
       # Of unit variance is what the projection makes of the hidden state.

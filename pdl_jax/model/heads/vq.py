@@ -38,7 +38,7 @@ def bias_of(params: Params) -> Array | None:
   return params.get('bias_V', params.get('prior_V'))
 
 
-def compose(codebooks_MxKxS: Array, codes_MxV: Array, how: str) -> Array:
+def combine(codebooks_MxKxS: Array, codes_MxV: Array, how: str) -> Array:
   """rows_VxD; the gradient of a code adds up over its types."""
   found_MxVxS = jax.vmap(lambda book, codes: book[codes])(
     codebooks_MxKxS, codes_MxV
@@ -60,7 +60,7 @@ def nearest(
   _, count, width = codebooks_MxKxS.shape
   for m, book_KxS in enumerate(codebooks_MxKxS):
     part = rest
-    if how == 'product':
+    if how == 'concat':
       part = rest[:, m * width : (m + 1) * width]
     # |x - c|^2 without |x|^2, the same for all codes.
     distance_VxK = jnp.square(book_KxS).sum(-1)[None] - 2 * part @ book_KxS.T
@@ -82,7 +82,7 @@ def fix_codes(config: HeadConfig, params: Params) -> Params:
   if 'shadow_VxD' in fixed:
     shadow = fixed.pop('shadow_VxD')
     fixed['codes_MxV'] = nearest(
-      params['codebooks_MxKxS'], shadow, config.compose
+      params['codebooks_MxKxS'], shadow, config.combine
     )
   if 'tail' in fixed:
     fixed['tail'] = fix_codes(config, fixed['tail'])
@@ -97,11 +97,11 @@ def _rows(config: HeadConfig, tier: Params) -> Array:
   """
   books, shadow = tier['codebooks_MxKxS'], tier.get('shadow_VxD')
   if shadow is None:
-    rows = compose(books, tier['codes_MxV'], config.compose)
+    rows = combine(books, tier['codes_MxV'], config.combine)
   else:
     fixed = stop_gradient(shadow)
-    codes = nearest(stop_gradient(books), fixed, config.compose)
-    rows = compose(books, codes, config.compose) + shadow - fixed
+    codes = nearest(stop_gradient(books), fixed, config.combine)
+    rows = combine(books, codes, config.combine) + shadow - fixed
   projection = tier.get('projection_DxR')
   return rows if projection is None else rows @ projection.T
 
@@ -158,7 +158,7 @@ def _tier_logits(
   states = len(hidden_NxD)
   if 'projection_DxR' in tier:
     hidden_NxD @= tier['projection_DxR'].astype(hidden_NxD.dtype)
-  if config.compose == 'product':
+  if config.combine == 'concat':
     parts = hidden_NxD.reshape(states, count, width)
   else:
     parts = jnp.broadcast_to(hidden_NxD[:, None], (states, count, width))
