@@ -243,13 +243,13 @@ def test_a_parent_that_is_killed_leaves_none_of_its_processes(tmp_path):
   """Not even those that are yet importing their modules."""
   parent_of_two = (
     'import sys, time\n'
-    'from pdl_jax.cluster import parent\n'
+    'from pdl_jax.cluster import supervisor\n'
     'from pdl_jax.cluster.multihost import Place\n'
     'places = [\n'
     '  Place(sys.argv[1], str(n), "localhost:1", 2, n, 60, 10)\n'
     '  for n in range(2)\n'
     ']\n'
-    'parent.start(places, ["sleep", "600"])\n'
+    'supervisor.start(places, ["sleep", "600"])\n'
     'time.sleep(600)\n'
   )
   killed = subprocess.Popen(
