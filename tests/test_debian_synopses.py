@@ -229,7 +229,7 @@ def test_the_prepared_data_name_their_index(cache, tmp_path):
 
 def test_without_an_index_or_data_the_command_is_named(cache, tmp_path):
   cache.unlink()
-  with pytest.raises(DataError, match=r'missing: `python -m pdl_jax.data.buil'):
+  with pytest.raises(DataError, match=r'missing: `python -m pdl_jax.data.pack'):
     DebianSynopses(data_dir=tmp_path)
 
 

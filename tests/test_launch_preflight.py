@@ -5,7 +5,6 @@ import shutil
 import jax
 import pytest
 
-from pdl_jax import mesh
 from pdl_jax.cluster import preflight
 from pdl_jax.cluster.preflight import Check, Preflight
 from pdl_jax.errors import HostError
@@ -48,7 +47,7 @@ def test_a_mesh_that_does_not_fit_is_a_row(tmp_path, capsys):
 
 
 def test_a_wrong_sum_is_a_row(tmp_path, monkeypatch):
-  monkeypatch.setattr(mesh, 'put', lambda x, placed: jax.device_put(
+  monkeypatch.setattr(preflight, 'put', lambda x, placed: jax.device_put(
     x * 2, placed))  # fmt: skip
   with pytest.raises(HostError, match='1 to 8 over 8 devices is 72, not 36'):
     flight(tmp_path).start()

@@ -26,7 +26,7 @@ from pdl_jax.cluster.pods.training import Training
 from pdl_jax.errors import ConfigError, HostError
 
 ROOT = Path(__file__).parent.parent
-SCRIPTS = ROOT / 'pdl_jax' / 'pods'
+SCRIPTS = ROOT / 'pdl_jax' / 'cluster' / 'pods'
 GOLDEN = Path(__file__).parent / 'golden' / 'pods'
 COMMIT = '0123456789abcdef0123456789abcdef01234567'
 AWKWARD = '--config.data.name=a "b" $HOME it\'s `d` & é'
@@ -149,7 +149,7 @@ def test_arguments_arrive_as_they_were(name, tmp_path, stubs, monkeypatch):
   line = shlex.split(shlex.join(made.steps[-1].commands[-1]))[-1]
   remote = line.removeprefix('--command=')
   code = told().code if 'cd ' in remote else '.'
-  scripts = tmp_path / code / 'pdl_jax' / 'pods'
+  scripts = tmp_path / code / 'pdl_jax' / 'cluster' / 'pods'
   executable(scripts, 'start.sh', (SCRIPTS / 'start.sh').read_text('utf-8'))
   executable(scripts, 'setup.sh', 'test $1 = tpu')
   executable(tmp_path / code / '.venv' / 'bin', 'python', 'printf "%s\\n" "$@"')
@@ -247,7 +247,7 @@ def test_packages_are_installed_once(tmp_path, stubs):
   uv = tmp_path / '.tools' / 'bin'
   executable(uv, 'uv', f'echo uv "$@" >> {tmp_path}/told; mkdir -p .venv')
   executable(stubs, 'python3', f'echo python3 "$@" >> {tmp_path}/told')
-  scripts = tmp_path / 'pdl_jax' / 'pods'
+  scripts = tmp_path / 'pdl_jax' / 'cluster' / 'pods'
   executable(scripts, 'setup.sh', (SCRIPTS / 'setup.sh').read_text('utf-8'))
   for _ in range(2):
     subprocess.run(['bash', scripts / 'setup.sh', 'cuda12'], check=True)

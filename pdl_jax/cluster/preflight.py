@@ -22,7 +22,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from pdl_jax.cluster import memory
-from pdl_jax.config import Settings, numbers
+from pdl_jax.config import Settings, read
 from pdl_jax.errors import ConfigError, HostError
 from pdl_jax.mesh import batch_share, put
 from pdl_jax.run import finetune, loss_tables
@@ -122,7 +122,7 @@ class Preflight:
     """
     self._backend()
     self._devices()
-    self._same('configuration', numbers(self._settings.resolved))
+    self._same('configuration', read(self._settings.resolved))
     self._same('code', code())
     self._same('packages', packages())
     mesh = self._mesh()

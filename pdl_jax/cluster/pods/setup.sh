@@ -2,7 +2,7 @@
 # setup.sh EXTRA: the pinned packages and JAX for tpu or cuda12, in .venv beside
 # launch.py. A second call does nothing.
 set -euo pipefail
-cd "$(dirname "$0")/../.."
+cd "$(dirname "$0")/../../.."
 test -e .venv/.ready && exit
 # uv brings a Python of its own: TPU images have one that is too old. With
 # --target pip also installs where the system's packages are managed by others.

@@ -7,7 +7,7 @@
 set -euo pipefail
 host=$1 logs=$2
 shift 2
-cd "$(dirname "$0")/../.."
+cd "$(dirname "$0")/../../.."
 case $host in
 tpu)
   attributes=http://metadata.google.internal/computeMetadata/v1/instance/attributes
