@@ -260,10 +260,15 @@ def slow_import(tmp_path):
 
 @pytest.mark.parametrize('number', ['SIGINT', 'SIGTERM', 'SIGHUP'])
 def test_a_signal_while_modules_are_imported_is_a_sentence(slow_import, number):
-  process = subprocess.Popen(
-    command(), cwd=ROOT, env=environment(PYTHONPATH=str(slow_import)),
-    stdout=subprocess.PIPE, stderr=subprocess.PIPE, encoding='utf-8',
-  )  # fmt: skip
+  # A child goes on ignoring what is ignored here, as in a shell's background.
+  before = signal.signal(getattr(signal, number), lambda *_: None)
+  try:
+    process = subprocess.Popen(
+      command(), cwd=ROOT, env=environment(PYTHONPATH=str(slow_import)),
+      stdout=subprocess.PIPE, stderr=subprocess.PIPE, encoding='utf-8',
+    )  # fmt: skip
+  finally:
+    signal.signal(getattr(signal, number), before)
   assert process.stdout is not None
   assert process.stdout.readline() == 'importing\n'
   process.send_signal(getattr(signal, number))
