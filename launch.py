@@ -86,7 +86,7 @@ from pdl_jax.cluster.pods import options as pods
 from pdl_jax.cluster.pods.plan import to_shell
 from pdl_jax.cluster.pods.pod import Pod
 from pdl_jax.cluster.preflight import Preflight
-from pdl_jax.config import Settings, run_id, unread
+from pdl_jax.config import RENAMED, Settings, run_id, unread
 from pdl_jax.data import pipeline
 from pdl_jax.data.tokenizer import spelled
 from pdl_jax.errors import (
@@ -484,6 +484,8 @@ def _one_line(error: Exception) -> str:
     # ml_collections quotes its message once a level: "'alhpa'\nDid you ...".
     text = str(error).replace('\\n', '\n').replace('\\', '')
     key, _, hint = (part.strip(' \'"') for part in text.partition('\n'))
+    if key in RENAMED:
+      return f'config key {key!r} is called {RENAMED[key]} now'
     hint = f' {hint}' if hint else ''
     return f'unknown config key {key!r}.{hint} (--help_config prints all)'
   return str(error).splitlines()[-1].removeprefix('ValueError: ')

@@ -31,6 +31,24 @@ from pdl_jax.train.settings import TrainSettings
 # Keys that change where a run is kept or what it prints, but no number.
 _SILENT = ('data.data_dir', 'train.log_every', 'train.keep_checkpoints')
 _LARGEST = float(np.finfo(np.float32).max)
+# What keys were called in version 0.1, by their last part.
+RENAMED = {
+  'codes': 'model.vq.codebook_size', 'codebooks': 'model.vq.num_codebooks',
+  'compose': 'model.vq.combine', 'own': 'model.vq.num_exact',
+  'tail_from': 'model.vq.tail_start',
+  'tail_codes': 'model.vq.tail_codebook_size',
+  'tail_codebooks': 'model.vq.tail_num_codebooks',
+  'delta': 'model.complex.delta_sharing',
+  'offset': 'model.complex.phase_bias', 'start': 'model.complex.delta_init',
+  'scaled': 'model.complex.scale_scores',
+  'sign': 'model.complex.position_sign',
+  'general_table': 'loss.background_table',
+  'general_share': 'loss.background_weight',
+  'head_factor': 'optimizer.head_lr_multiplier',
+  'final_fraction': 'optimizer.end_lr_ratio',
+  'accumulation': 'optimizer.grad_accum_steps',
+  'max_skipped': 'train.max_nonfinite_steps', 'draw': 'evaluate.sample_index',
+}  # fmt: skip
 
 
 def check_numbers(prefix: str, values: Mapping[str, Any]) -> None:

@@ -10,6 +10,7 @@ import pytest
 from configs import base, summarize
 from pdl_jax.cli import keys as help_config
 from pdl_jax.config import (
+  RENAMED,
   Settings,
   config_hash,
   defaults,
@@ -91,6 +92,12 @@ def test_help_config_prints_keys_with_what_they_mean():
     "data.fields.id = ''\ndata.fields.group = ''\n" in found
     and 'loss.gem.beta = 0.7\n' in found
   )
+
+
+def test_keys_of_the_first_version_are_gone_and_have_new_names():
+  names = {key.name for key in keys()}
+  for old, new in RENAMED.items():
+    assert new in names and f'{new.rpartition(".")[0]}.{old}' not in names
 
 
 def test_unknown_mode_is_refused():

@@ -45,6 +45,8 @@ def launch(*arguments, **options):
   [
     (['--config.loss.alhpa=1'], None, 'unknown config key .*"alpha"'),
     (['--config.los.alpha=1'], None, 'unknown config key .*"loss"'),
+    (['--config.evaluate.draw=1'], None,
+     "'draw' is called evaluate.sample_index now"),
     (['--config.loss.alpha=-1'], None, 'loss.alpha .* -1.0'),
     (['--config.loss.alpha=nan'], None, 'loss.alpha .* nan'),
     (['--config.loss.alpha=half'], None, "float: 'half'"),
