@@ -189,6 +189,10 @@ def run_once(settings: Settings) -> dict[str, np.ndarray]:
       restore.params_of(config.model, current), ready.held_out.examples,
       numbers, lambda: None,
     )  # fmt: skip
+    leaves = jax.tree_util.tree_leaves_with_path(ready.model.params)
+    codes = [x for at, x in leaves if 'codes_MxV' in jax.tree_util.keystr(at)]
+    if codes:
+      found['codes'] = np.concatenate([np.ravel(x) for x in codes])
     for key in ('reference_nll', 'token_ids'):
       rows = [np.asarray(record[key]) for record in records]
       found[key] = np.concatenate(rows)
@@ -213,8 +217,11 @@ def compared(folder: Path) -> list[dict[str, Any]]:
       'model': flat['model.pretrained'].partition(':')[0] or 'from scratch',
       'differences': {
         key: difference(flagged[key], plain[key])
-        for key in flagged if key != 'token_ids'
+        for key in flagged if key not in ('token_ids', 'codes')
       },
+      # Of all codes that types were given before the step; None: has none.
+      'other_codes': float((flagged['codes'] != plain['codes']).mean())
+      if 'codes' in flagged else None,
       'same_tokens': np.array_equal(
         flagged['token_ids'], plain['token_ids']
       ),
@@ -245,6 +252,15 @@ def table(records: list[dict[str, Any]]) -> str:
       lines.append(
         f'| {jaxlib} | {count} | {key} | {worst["differences"][key]:.1e} | '
         f'{beyond} | {", ".join(worst["experiments"])} |'
+      )
+    coded = [r for r in mine if r.get('other_codes') is not None]
+    if coded:
+      worst = max(coded, key=lambda record: record['other_codes'])
+      lines.append(
+        f'| {jaxlib} | {len(coded)} with codes | share of other codes | '
+        f'{worst["other_codes"]:.1e} | '
+        f'{sum(r["other_codes"] > 0 for r in coded)} above 0 | '
+        f'{", ".join(worst["experiments"])} |'
       )
     other = [record for record in mine if not record['same_tokens']]
     lines.append(
