@@ -5,7 +5,7 @@
                    [--backend=tpu] [--processes=N | --multihost [--coordinator=
                    HOST:PORT --num_processes=N --process_id=I]]
   python launch.py --evaluate=RUN [--decode.KEY=VALUE ...]
-                   [--models=before,after] [--extra_models=mauve=FOLDER]
+                   [--models=before,after]
   python launch.py --config=configs/summarize.py --sweep=alpha,seed
                    [--workers=N] [--retries=N] [--fail_fast] [--dry_run]
                    [--engine=ray [--resources=TPU=4] [--hosts_per_cell=N]]
@@ -120,9 +120,6 @@ _EVALUATE = flags.DEFINE_string(
 _MODELS = flags.DEFINE_list(
   'models', ['after'], 'With --evaluate: before, after, or both.'
 )
-_EXTRA_MODELS = flags.DEFINE_list(
-  'extra_models', [], 'With --evaluate: mauve=FOLDER, bertscore=FOLDER.'
-)
 _EXPORT = flags.DEFINE_string(
   'export', None, 'Folder of a finished run, to be written for other tools.'
 )
@@ -222,20 +219,6 @@ def parse(arguments: Sequence[str]) -> dict[str, Any] | None:
       '--models says what generates, and nothing does without --decode'
     )
   return decode.value.to_dict() if _overrides('decode') else None
-
-
-def extra_models() -> dict[str, Path]:
-  """Metrics that need a model, and its folder.
-
-  Raises:
-    ConfigError: an entry that is not NAME=FOLDER.
-  """
-  pairs = [entry.partition('=') for entry in _EXTRA_MODELS.value]
-  if bad := [name for name, _, folder in pairs if not folder]:
-    raise ConfigError(
-      f'--extra_models {bad[0]} is not NAME=FOLDER, as in mauve=models/gpt2'
-    )
-  return {name: Path(folder) for name, _, folder in pairs}
 
 
 def configured() -> tuple[Settings, Path]:
@@ -520,8 +503,7 @@ def main(arguments: Sequence[str]) -> int:
       multihost.default_backend()
     if _EVALUATE.value is not None:
       rescore.run(
-        Path(_EVALUATE.value), decode, tuple(_MODELS.value), extra_models(),
-        stop,
+        Path(_EVALUATE.value), decode, tuple(_MODELS.value), stop,
       )  # fmt: skip
       return 0
     if _EXPORT.value is not None and _TO.value is not None:

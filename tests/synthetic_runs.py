@@ -5,7 +5,6 @@ import json
 import numpy as np
 
 from pdl_jax.config import Settings
-from pdl_jax.evaluate import items
 from pdl_jax.evaluate.run import evaluate
 from pdl_jax.losses.frequency import FrequencyTable
 from pdl_jax.run_folder import RunFolder
@@ -33,7 +32,11 @@ def write_run(path, config, seed, examples=4):
   before, after = predictions(99, examples), predictions(seed, examples)
   folder.write_predictions('before', before)
   folder.write_predictions('after', after)
-  items.write(folder, {'before': before, 'after': after}, COUNTS, [STOP], None)
+  measured = {
+    'before': evaluate(before, COUNTS, [STOP]),
+    'after': evaluate(after, COUNTS, [STOP]),
+  }
+  folder.write('items.json', {k: found.items for k, found in measured.items()})
   FrequencyTable(COUNTS, 'tok', 'tok', 'data', 'data', 'train').save(
     path / 'frequency.npz'
   )
@@ -45,8 +48,8 @@ def write_run(path, config, seed, examples=4):
   folder.write_text('metrics.jsonl', lines)
   folder.write('results.json', {
     'columns': {
-      'model': evaluate(before, COUNTS, [STOP]),
-      'loss': evaluate(after, COUNTS, [STOP]),
+      'model': measured['before'].results,
+      'loss': measured['after'].results,
     },
     'loss': {}, 'split': 'chitchat/test', 'steps': 2, 'skipped_steps': 0,
     'seconds_this_call': 1.0, 'decode': {}, 'neutral_ids': [STOP],

@@ -5,13 +5,14 @@ import pytest
 from scipy import stats
 
 from pdl_jax.errors import ConfigError, DataError
+from pdl_jax.evaluate.registry import f1, perplexity, ratio
 from pdl_jax.report.bootstrap import (
   Difference,
   hierarchical_bootstrap,
   paired_bootstrap,
 )
 from pdl_jax.report.statistics import seed_floor, unpaired_seed_floor
-from pdl_jax.report.systems import System, f1, item_sums, perplexity, ratio
+from pdl_jax.report.systems import System, item_sums
 
 Z = stats.norm.ppf(0.975)
 

@@ -10,7 +10,7 @@ import pytest
 
 from pdl_jax.errors import ConfigError, DataError
 from pdl_jax.report import carry_out, compare, index, plan, write
-from pdl_jax.report.declare import Experiment, Metric, Start, Study, Variant
+from pdl_jax.report.declare import Experiment, Start, Study, Variant
 from pdl_jax.sweep import claims
 from pdl_jax.sweep.claims import End
 from pdl_jax.sweep.local import Outcome
@@ -18,8 +18,8 @@ from tests.synthetic_runs import write_run
 
 ROOT = Path(__file__).parent.parent
 METRICS = (
-  Metric('perplexity', 'Perplexity', 'lower'),
-  Metric('distinct_2', 'Distinct-2', 'reference', 3),
+  'perplexity',
+  'distinct_2',
 )
 
 
@@ -320,9 +320,14 @@ def test_a_record_that_its_examples_contradict_is_refused(here):
 
 def test_a_metric_that_no_run_has_is_named(here):
   carry_out.carry_out(Experiment('Q?', (study(),)), here, Sweep())
-  wrong = study(metrics=(*METRICS, Metric('rougeLL', 'ROUGE-L', 'higher')))
-  with pytest.raises(DataError, match="metric 'rougeLL', which row"):
+  wrong = study(metrics=(*METRICS, 'style_accuracy'))
+  with pytest.raises(DataError, match="metric 'style_accuracy', which row"):
     compare.make_report(
       'talk', '', Experiment('Q?', (wrong,)), carry_out.read(here),
       carry_out.read_definitions(here),
     )  # fmt: skip
+
+
+def test_a_metric_that_is_misspelt_is_refused_at_once():
+  with pytest.raises(ConfigError, match="no metric 'rougeLL'; there are perpl"):
+    study(metrics=('perplexity', 'rougeLL'))

@@ -9,15 +9,15 @@ import pytest
 from pdl_jax.errors import ConfigError, DataError
 from pdl_jax.report import tables
 from pdl_jax.report.compare import make_report
-from pdl_jax.report.declare import Experiment, Metric, Study, Variant
+from pdl_jax.report.declare import Experiment, Study, Variant
 
 METRICS = (
-  Metric('perplexity', 'Perplexity', 'lower'),
-  Metric('rare_mass_10', 'Rare mass (%)', 'reference', 1, 100),
-  Metric('distinct_2', 'Distinct-2', 'higher', 3),
+  'perplexity',
+  'rare_mass_10',
+  'chrf',
 )
 DEFINITIONS = {
-  'aa': {metric.key: {'definition': f'of {metric.key}'} for metric in METRICS}
+  'aa': {key: {'definition': f'of {key}'} for key in METRICS}
 }
 DOCUMENTS = 30
 
@@ -44,7 +44,7 @@ def record(row, seed, nats=2.0, rare=0.2, distinct=0.5, **changes):
     'metrics': {
       'perplexity': math.exp(float(nats_D.mean())),
       'rare_mass_10': sum(rare_D) / sum(generated),
-      'reference_rare_mass_10': 0.3, 'distinct_2': distinct,
+      'reference_rare_mass_10': 0.3, 'chrf': distinct,
     },
     'nats_by_count': {'0': nats + 2, '1000+': nats - 1},
     'tokens_by_count': {'0': 7, '1000+': 70},
@@ -115,8 +115,8 @@ def test_p_is_left_out_where_so_few_seeds_can_show_nothing():
 def test_metrics_across_documents_have_the_interval_of_their_seeds():
   found = records()
   for record_, value in zip(found[3:], (0.6, 0.7, 0.65), strict=True):
-    record_['metrics']['distinct_2'] = value
-  difference = rows(found)['PDL'].entries['distinct_2'].difference
+    record_['metrics']['chrf'] = value
+  difference = rows(found)['PDL'].entries['chrf'].difference
   half = 4.302652729911275 * 0.05 / math.sqrt(3)
   assert difference.value == pytest.approx(0.15)
   assert difference.high - difference.low == pytest.approx(2 * half)
@@ -147,7 +147,7 @@ def test_one_seed_has_an_interval_over_documents_and_says_nothing_of_seeds():
   made = rows(records(seeds=(0,)), seeds=(0,))['PDL'].entries
   assert made['perplexity'].difference.high < 0
   assert made['perplexity'].spread.std is None
-  assert made['distinct_2'].difference.low is None
+  assert made['chrf'].difference.low is None
 
 
 def test_missing_partly_failed_and_diverged():
@@ -187,7 +187,7 @@ def test_seeds_that_only_one_has_are_not_compared():
 )
 def test_what_cannot_stand_in_one_table_is_refused(change, message):
   found = [*records()[:-1], {**records()[-1], **change}]
-  definitions = {**DEFINITIONS, 'bb': {'perplexity': {'definition': 'other'}}}
+  definitions = {**DEFINITIONS, 'bb': {'perplexity': {'version': 2}}}
   with pytest.raises(DataError, match=message):
     make_report(
       'x', 'command', Experiment('Which?', (study(),)), found, definitions

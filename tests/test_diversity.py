@@ -1,25 +1,22 @@
 import math
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from pdl_jax.errors import ConfigError
 from pdl_jax.evaluate.diversity import (
-  ZIPF_RANKS,
   distinct_n,
   distinct_responses,
-  empty_rate,
   entropy_n,
-  finish_rate,
   hapax_share_n,
-  length_ratio,
-  novel_share_n,
+  novel_n,
   sentence_distinct_n,
   top_response_share,
-  zipf,
 )
-from tests.prediction_records import TEXTS, WORDS, make_record, record_lists
+from pdl_jax.evaluate.run import evaluate
+from tests.prediction_records import TEXTS, VOCAB, WORDS, make_record
 
 CORPORA = st.lists(st.lists(st.sampled_from(WORDS)).map(' '.join))
 
@@ -31,16 +28,15 @@ CORPORA = st.lists(st.lists(st.sampled_from(WORDS)).map(' '.join))
 def test_distinct_golden_beside_its_length(n, value, total):
   found = distinct_n(TEXTS, n)
   assert found.value == pytest.approx(value, abs=1e-6)
-  assert (found.n, found.unit) == (total, f'word {n}-grams')
+  assert found.n == total
 
 
 def test_other_measures_golden():
-  found = sentence_distinct_n(TEXTS, 2)
-  assert found.value == pytest.approx(0.9375, abs=1e-6)
-  assert (found.n, found.unit) == (4, 'texts')
+  found = [sentence_distinct_n(text, 2) for text in TEXTS]
+  assert sum(found) / 4 == pytest.approx(0.9375, abs=1e-6)
   found = hapax_share_n(TEXTS, 2)
   assert found.value == pytest.approx(0.380952, abs=1e-6)
-  assert (found.n, found.unit) == (21, 'word 2-grams')
+  assert found.n == 21
   found = entropy_n(TEXTS, 2)
   assert found.value == pytest.approx(3.689704, abs=1e-6)
   assert found.n == 21
@@ -52,26 +48,25 @@ def test_ngrams_never_cross_texts():
 
 
 @pytest.mark.parametrize(
-  'measure', [distinct_n, sentence_distinct_n, hapax_share_n, entropy_n]
+  'measure', [distinct_n, hapax_share_n, entropy_n]
 )
 @pytest.mark.parametrize('texts', [[], [''], ['   ']])
 def test_of_nothing_is_none_not_zero(measure, texts):
   found = measure(texts, 1)
   assert (found.value, found.n) == (None, 0)
-  assert zipf(texts).value is None
 
 
 @pytest.mark.parametrize(
-  'measure', [distinct_n, sentence_distinct_n, hapax_share_n, entropy_n]
+  'measure', [distinct_n, hapax_share_n, entropy_n]
 )
 def test_0_grams_are_refused(measure):
   with pytest.raises(ConfigError, match='got 0'):
     measure(TEXTS, 0)
 
 
-def test_too_short_texts_leave_the_mean():
-  found = sentence_distinct_n(['a a a a', 'b', ''], 2)
-  assert (found.value, found.n) == (pytest.approx(1 / 3), 1)
+def test_distinct_of_a_text():
+  assert sentence_distinct_n('a a a a', 2) == 1 / 3
+  assert sentence_distinct_n('b', 2) is sentence_distinct_n('', 2) is None
 
 
 @given(CORPORA, st.integers(1, 4))
@@ -83,8 +78,6 @@ def test_ranges_and_what_doubling_does(texts, n):
   assert hapax_share_n(texts * 2, n).value == 0
   assert 0 <= entropy.value <= math.log2(entropy.n) + 1e-12
   assert entropy_n(texts * 2, n).value == pytest.approx(entropy.value)
-  once = sentence_distinct_n(texts, n)
-  assert sentence_distinct_n(texts * 2, n).value == pytest.approx(once.value)
 
 
 def test_entropy_of_even_types_is_their_logarithm():
@@ -92,43 +85,12 @@ def test_entropy_of_even_types_is_their_logarithm():
   assert math.copysign(1, entropy_n(['a a a'], 1).value) == 1
 
 
-def test_zipf_of_an_exact_law_is_its_exponent():
-  counts = {'a': 12, 'b': 6, 'c': 4, 'd': 3}  # 12 / rank
-  text = ' '.join(f'{word} ' * count for word, count in counts.items())
-  found = zipf([text])
-  assert found.value == pytest.approx(1)
-  assert (found.n, found.unit) == (25, 'words')
-  squares = {'a': 36, 'b': 9, 'c': 4}  # 36 / rank ** 2
-  text = ' '.join(f'{word} ' * count for word, count in squares.items())
-  assert zipf([text]).value == pytest.approx(2)
-
-
-def test_zipf_is_flat_for_even_counts_and_undefined_for_one_type():
-  assert zipf(['a b c d']).value == pytest.approx(0)
-  assert zipf(['a a a']).value is None
-
-
-def test_zipf_stops_at_its_last_rank():
-  even = ' '.join(map(str, range(ZIPF_RANKS))) * 2
-  assert zipf([even, 'a b c d']).value == pytest.approx(zipf([even]).value)
-
-
-def test_novel_share_golden():
-  # Bigrams 'a b' known, 'b x' and 'x a' novel; the second text has 'c a'.
-  found = novel_share_n(['a b x a', 'c a'], ['a b c', 'b c'], 2)
-  assert (found.value, found.n) == (3 / 4, 4)
-  assert found.unit == 'word 2-grams'
-  assert novel_share_n(['a b', 'c'], ['a b', 'x c'], 1).value == 0
-
-
-def test_novel_share_without_sources():
-  assert novel_share_n(['a b', 'c'], ['', ' '], 1).value is None
-  found = novel_share_n(['a b', 'c'], ['a', ''], 1)
-  assert (found.value, found.n) == (1 / 2, 2)
-
-
-def test_novelty_is_against_the_own_source():
-  assert novel_share_n(['a', 'b'], ['b', 'a'], 1).value == 1.0
+def test_novel_bigrams_golden():
+  # 'a b' is known, 'b x' and 'x a' are novel.
+  assert novel_n('a b x a', 'a b c', 2) == (2, 3)
+  assert novel_n('c a', 'b c', 2) == (1, 1)
+  assert novel_n('a b', 'a b', 1) == (0, 2)
+  assert novel_n('a b', ' ', 1) == (0, 0)
 
 
 def test_responses():
@@ -150,22 +112,19 @@ def test_distinct_is_in_its_range_and_falls_on_doubling(texts, n):
     assert twice.value == pytest.approx(once.value / 2)
 
 
-@given(record_lists(), st.randoms())
-def test_order_of_records_changes_nothing(records, random):
-  shuffled = records.copy()
-  random.shuffle(shuffled)
-  for measure in (length_ratio, finish_rate, empty_rate):
-    assert measure(records) == measure(shuffled)
+def measured(key, records):
+  return evaluate(records, np.ones(VOCAB, int), []).results[key]
 
 
 def test_length_ratio_is_one_for_copies_and_a_corpus_ratio():
   copy = make_record(text='one two', references=['one two'])
-  assert length_ratio([copy]).value == 1.0
+  assert measured('length_ratio', [copy])['value'] == 1.0
   longer = make_record('b', text='a b c d e f g h', references=['a b c d'])
   # (2 + 8) / (2 + 4); the mean of the two ratios is 1.5.
-  found = length_ratio([copy, longer])
-  assert (found.value, found.n) == (pytest.approx(10 / 6), 6)
-  assert length_ratio([make_record(references=[''])]).value is None
+  found = measured('length_ratio', [copy, longer])
+  assert (found['value'], found['n']) == (pytest.approx(10 / 6), 6)
+  empty = make_record(references=[''])
+  assert measured('length_ratio', [empty])['value'] is None
 
 
 def test_finish_and_empty_rates():
@@ -175,7 +134,28 @@ def test_finish_and_empty_rates():
     make_record('c', text=' \n'),
     make_record('d', text=''),
   ]
-  assert finish_rate(records).value == 0.75
-  assert empty_rate(records).value == 0.5
-  assert finish_rate([]).value is None
-  assert empty_rate([]).value is None
+  assert measured('finish_rate', records)['value'] == 0.75
+  assert measured('empty_rate', records)['value'] == 0.5
+
+
+def test_repetition_is_a_mean_over_texts_and_within_a_text():
+  records = [
+    make_record('a', text='a a a a a a', references=['a b c']),
+    make_record('b', text='a b c d e f g h', references=['']),
+  ]
+  # Of 3 and 5 4-grams, 2 and 0 are repeated.
+  found = measured('seq_rep_4', records)
+  assert (found['value'], found['n']) == (pytest.approx((2 / 3 + 0) / 2), 2)
+  assert measured('reference_seq_rep_4', records)['value'] is None
+  same = [make_record(name, text='a b c d') for name in 'ab']
+  assert measured('seq_rep_4', same)['value'] == 0
+
+
+def test_novelty_is_against_the_own_source_and_needs_one():
+  records = [
+    make_record('a', text='a b x', source='a b', references=['a b']),
+    make_record('b', text='a b', source='', references=['c d']),
+  ]
+  found = measured('novel_share_2', records)
+  assert (found['value'], found['n']) == (1 / 2, 2)
+  assert measured('reference_novel_share_2', records)['value'] == 0

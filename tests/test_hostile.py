@@ -12,7 +12,7 @@ from rich.console import Console
 
 from pdl_jax import preview
 from pdl_jax.errors import ConfigError, printable
-from pdl_jax.evaluate import table
+from pdl_jax.evaluate import side_by_side, table
 from pdl_jax.preview.content import Preview, ShownExample, Token
 from pdl_jax.preview.pieces import visible
 from pdl_jax.report import page, tables, wording
@@ -103,7 +103,7 @@ def test_markdown(report):
   known |= {'pre', 'code', 'ul', 'li', 'strong'}
   assert {tag for tag, *_ in Tags(rendered).tags} <= known
   for each in HOSTILE:
-    alone = tables._escaped(each)
+    alone = table.markdown_line(each)
     found = Tags(rendered_cells(alone)[0])
     assert {tag for tag, *_ in found.tags} <= {'p'}, each
     assert ''.join(found.texts).strip() == shown(each)
@@ -159,11 +159,11 @@ def test_html(report):
 
 def test_the_table_of_a_run():
   names = {text: {} for text in HOSTILE}
-  text = table.format_table(names)
+  text = side_by_side.format_table(names)
   assert not acts(text)
   _, cells = rendered_cells(text)
   assert cells[0][2:-1] == [
-    f'{" ".join(printable(name).split())} (n=missing)' for name in HOSTILE
+    f'{table.one_line(name)} (n=missing)' for name in HOSTILE
   ]
   assert {len(row) for row in cells} == {len(HOSTILE) + 3}
   assert {tag for tag, *_ in Tags(rendered_cells(text)[0]).tags} <= {
@@ -189,8 +189,8 @@ def test_reasons_stand_below_the_table():
   results = {'columns': columns}
   text = summary.tables(results)
   assert text.endswith(f'\nBLEU: {why}\n')
-  assert 'BLEU' in table.format_table(columns)
-  assert table.format_reasons({'a': {}}) == ''
+  assert 'BLEU' in side_by_side.format_table(columns)
+  assert side_by_side.format_reasons({'a': {}}) == ''
 
 
 @pytest.mark.parametrize('colours', [None, 'truecolor'])

@@ -45,7 +45,7 @@ def test_tables_hold_what_was_made_now_beside_the_run(made, names):
 def test_terminal_shows_some_and_the_file_has_all(
   decode, tables, monkeypatch, capsys
 ):
-  result = evaluate([make_record()], np.full(12, 5), [STOP])
+  result = evaluate([make_record()], np.full(12, 5), [STOP]).results
   results, written = dict.fromkeys(STORED, result), {}
   folder = SimpleNamespace(write=written.__setitem__)
   mesh = jax.sharding.Mesh(np.array(jax.devices()[:1]), ('data',))
@@ -60,7 +60,7 @@ def test_terminal_shows_some_and_the_file_has_all(
     monkeypatch.setattr(module, name, lambda *_, value=value: value)
   given = decode and dataclasses.asdict(decode)
   stop = loop.StopRequest()
-  rescore.run(Path('runs/one'), given, ('after',), {}, stop)
+  rescore.run(Path('runs/one'), given, ('after',), stop)
   assert written == {'evaluations.json': results}
   printed = capsys.readouterr().out
   headers = [

@@ -3,14 +3,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sacrebleu.metrics.bleu import BLEU
 
-from pdl_jax.evaluate.diversity import sentence_distinct_n
-from pdl_jax.evaluate.repetition import (
+from pdl_jax.evaluate.diversity import (
   SELF_BLEU_TEXTS,
   fixed_sample,
-  rep_n,
   self_bleu_4,
   self_bleu_per_text,
-  seq_rep_n,
 )
 from tests.prediction_records import TEXTS, WORDS, make_record
 
@@ -21,44 +18,10 @@ CORPORA = st.lists(
 )
 
 
-def test_rep_n_golden():
-  # 2 of the 8 bigrams of the first text were there before, of 21 in all.
-  found = rep_n(TEXTS, 2)
-  assert (found.value, found.n) == (pytest.approx(2 / 21), 21)
-  assert found.unit == 'word 2-grams'
-
-
-def test_rep_sums_over_texts_and_seq_rep_is_a_mean():
-  texts = ['a a a a a a', 'a b c d e f g h']
-  # Of 3 and 5 4-grams, 2 and 0 are repeated.
-  assert rep_n(texts, 4).value == pytest.approx(2 / 8)
-  found = seq_rep_n(texts)
-  assert (found.value, found.n) == (pytest.approx((2 / 3 + 0) / 2), 2)
-
-
-def test_repetition_is_within_a_text():
-  assert rep_n(['a b', 'a b'], 1).value == 0
-  assert seq_rep_n(['a b c d', 'a b c d']).value == 0
-
-
-def test_repetition_of_nothing_is_none():
-  assert rep_n(['a b c'], 4).value is None
-  assert seq_rep_n(['a b c', '']).value is None
-
-
-@given(CORPORA, st.integers(1, 4))
-def test_seq_rep_is_what_sentence_distinct_leaves(texts, n):
-  found, distinct = seq_rep_n(texts, n), sentence_distinct_n(texts, n)
-  assert found.n == distinct.n
-  if found.value is not None:
-    assert found.value == pytest.approx(1 - distinct.value)
-
-
 def test_self_bleu_golden():
   assert self_bleu_per_text(TEXTS) == pytest.approx([0, 1, 1, 0], abs=1e-6)
   found = self_bleu_4(TEXTS)
   assert (found.value, found.n) == (pytest.approx(0.5), 4)
-  assert 'BLEU-4' in found.signature and 'smooth:floor' in found.signature
 
 
 @settings(max_examples=60, deadline=None)

@@ -64,13 +64,13 @@ def test_cells_are_those_of_the_other_formats():
     piece
     for table in tables
     if table is not None
-    for _, cells in table.rows
+    for _, *cells in table.rows
     for cell in cells
     for piece in cell.pieces
   ]
   assert [words for tag, words in reader.texts if tag == 'span'] == pieces
   assert re.findall('<b>(.*?)</b>', text) == ['<span>0.440 ± 0.010</span>']
-  labels = [row[0] for table in tables if table for row in table.rows]
+  labels = [row[0].text for table in tables if table for row in table.rows]
   headings = [h for table in tables if table for h in table.headings]
   found = [words for tag, words in reader.texts if tag == 'th']
   assert sorted(found) == sorted(labels + headings)

@@ -21,7 +21,7 @@ def test_headings_say_what_is_better():
 
 def test_results():
   table = wording.results(stand_in.table_part())
-  rows = {label: cells for label, cells in table.rows}
+  rows = {label.text: cells for label, *cells in table.rows}
   text = {label: [' '.join(c.pieces) for c in cs] for label, cs in rows.items()}
   assert text == {
     'cross-entropy (baseline)': ['16.00 ± 1.00', '0.410 ± 0.010', '3'],
@@ -38,7 +38,7 @@ def test_results():
 def test_differences():
   table = wording.differences(stand_in.table_part())
   assert table is not None
-  found = {label: [c.pieces for c in cells] for label, cells in table.rows}
+  found = {name.text: [c.pieces for c in of] for name, *of in table.rows}
   assert found == {
     'cross-entropy (baseline)': [('-',), ('-',)],
     'alpha 0.25 (chosen)': [
@@ -58,7 +58,7 @@ def test_infinite_ends_have_a_sign():
   )
   table = wording.differences(stand_in.part([stand_in.baseline(), row]))
   assert table is not None
-  assert table.rows[1][1][0].pieces == ('+0.50', '[-∞, +∞]', 'p=1.000')
+  assert table.rows[1][1].pieces == ('+0.50', '[-∞, +∞]', 'p=1.000')
 
 
 def test_a_row_that_nobody_compared_is_left_out():
@@ -66,7 +66,7 @@ def test_a_row_that_nobody_compared_is_left_out():
   part = stand_in.part([before, stand_in.baseline()], notes=())
   table = wording.differences(part)
   assert table is not None
-  assert [label for label, _ in table.rows] == ['cross-entropy (baseline)']
+  assert [row[0].text for row in table.rows] == ['cross-entropy (baseline)']
   assert '-: not compared' in wording.differences_legend(part)
   assert not any('paired' in text for text in wording.remarks(part))
 

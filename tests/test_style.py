@@ -1,11 +1,13 @@
 import functools
 
+import numpy as np
 import pytest
 from sacrebleu.metrics.chrf import CHRF
 
 from pdl_jax.errors import DataError
-from pdl_jax.evaluate.style import StyleClassifier, style_metrics
-from tests.prediction_records import make_record
+from pdl_jax.evaluate.run import evaluate
+from pdl_jax.evaluate.style import StyleClassifier
+from tests.prediction_records import VOCAB, make_record
 
 OLD = ('thou hast a cat', 'he goeth unto the mat', 'thy quokka smileth', 'yea')
 NEW = ('you have a cat', 'he goes to the mat', 'your quokka smiles', 'yes')
@@ -73,8 +75,8 @@ def test_useless_training_data_are_refused():
 
 
 def values(records):
-  found = style_metrics(records, classifier())
-  return {key: metric.value for key, metric in found.items()}
+  found = evaluate(records, np.ones(VOCAB, int), [], classifier()).results
+  return {key: found[key]['value'] for key in found if 'style' in key}
 
 
 RECORDS = [
@@ -92,31 +94,17 @@ def test_metrics_by_hand():
   to_reference = [
     chrf('you have a dog', NEW[0]), chrf(OLD[1], NEW[1]), 100
   ]  # fmt: skip
-  assert found['style_chrf'] == pytest.approx(sum(to_reference) / 3)
-  assert found['style_source_chrf'] == pytest.approx(
-    (chrf('you have a dog', OLD[0]) + 100 + chrf(OLD[2], NEW[2])) / 3
-  )
-  assert found['source_style_chrf'] == pytest.approx(
-    sum(map(chrf, (OLD[0], OLD[1], NEW[2]), (NEW[0], NEW[1], OLD[2]))) / 3
-  )
   assert found['style_joint'] == pytest.approx(
     (to_reference[0] + to_reference[2]) / 300
   )
-  assert found['source_style_joint'] == 0
 
 
-def test_metrics_by_target_style():
-  found = values(RECORDS)
-  for style, records in (('new', RECORDS[:2]), ('old', RECORDS[2:])):
-    alone = values(records)
-    for key in [key for key in found if '_to_' not in key]:
-      assert found[f'{key}_to_{style}'] == alone[key] == alone[
-        f'{key}_to_{style}'
-      ]  # fmt: skip
-  metric = style_metrics(RECORDS, classifier())['style_accuracy_to_new']
-  assert (metric.n, metric.unit) == (2, 'outputs')
-  assert metric.definition.endswith('; targets in new alone')
-  assert metric.signature.startswith(classifier().signature)
+def test_signature_says_who_judged():
+  found = evaluate(RECORDS, np.ones(VOCAB, int), [], classifier()).results
+  metric = found['style_accuracy']
+  assert (metric['n'], metric['unit']) == (3, 'outputs')
+  assert metric['signature'].startswith(classifier().signature)
+  assert 'chrF by sacrebleu' in metric['signature']
 
 
 def test_copies_of_the_references_score_as_the_references():
@@ -128,9 +116,7 @@ def test_copies_of_the_references_score_as_the_references():
 
 def test_copies_of_the_sources_score_as_the_floor():
   found = values([r | {'text': r['source']} for r in RECORDS])
-  for key in ('style_accuracy', 'style_chrf', 'style_joint'):
-    assert found[key] == found[f'source_{key}']
-  assert found['style_source_chrf'] == pytest.approx(100)
+  assert found['style_accuracy'] == found['source_style_accuracy']
 
 
 def test_style_that_is_missing_or_unknown_is_refused():

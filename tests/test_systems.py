@@ -4,14 +4,9 @@ import numpy as np
 import pytest
 
 from pdl_jax.errors import DataError
+from pdl_jax.evaluate.registry import f1, perplexity, ratio
 from pdl_jax.report.bootstrap import hierarchical_bootstrap, paired_bootstrap
-from pdl_jax.report.systems import (
-  System,
-  f1,
-  item_sums,
-  perplexity,
-  ratio,
-)
+from pdl_jax.report.systems import System, item_sums
 
 SUMS = np.arange(12.0).reshape(2, 3, 2)
 

@@ -11,7 +11,7 @@ with cross-entropy, then fine-tuned with each alpha from that one checkpoint.
 from configs import base
 from experiments import metrics
 from experiments.small import BASE
-from pdl_jax.report.declare import Experiment, Metric, Study, Variant
+from pdl_jax.report.declare import Experiment, Study, Variant
 from pdl_jax.report.layout import ByCount, Curves, Frontier, Line
 
 VARIANTS = tuple(
@@ -21,7 +21,7 @@ VARIANTS = tuple(
 
 
 def study(
-  name: str, title: str, config: str, data: str, *more: Metric
+  name: str, title: str, config: str, data: str, *more: str
 ) -> Study:
   """Every alpha on one task."""
   return Study(
@@ -35,10 +35,10 @@ EXPERIMENT = Experiment(
   question='How do quality, diversity and rare words change with alpha?',
   studies=(
     study('debian', 'Synopses of Debian packages', 'summarize', 'debian'),
-    study('dialogue', 'Dialogue', 'dialogue', 'chitchat', metrics.RESPONSES),
+    study('dialogue', 'Dialogue', 'dialogue', 'chitchat', 'distinct_responses'),
     study(
       'style_transfer', 'King James to Basic English, and back',
-      'style_transfer', 'bible', metrics.STYLE,
+      'style_transfer', 'bible', 'style_accuracy',
     ),
   ),
   figures=(

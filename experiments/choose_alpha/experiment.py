@@ -9,7 +9,7 @@ Measured once, at an earlier commit, each run by
 from pathlib import Path
 from typing import Any
 
-from pdl_jax.evaluate import run as evaluation
+from pdl_jax.evaluate.side_by_side import format_frequency_table, format_table
 from pdl_jax.storage import files
 
 FOLDER = Path(__file__).parent
@@ -22,6 +22,6 @@ def report_files() -> dict[str, str]:
     before, after = record['results']['columns'].values()
     columns.setdefault('Pretrained', before)
     columns[record['cell']] = after
-  table = evaluation.format_table(columns)
-  by_count = evaluation.format_frequency_table(columns)
+  table = format_table(columns)
+  by_count = format_frequency_table(columns)
   return {'table.md': f'{table}\n{by_count}'}

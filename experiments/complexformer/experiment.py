@@ -16,13 +16,12 @@ experiments/attention_length, the leak in experiments/causal_leak.
 
 from typing import Any
 
-from experiments import metrics
-from pdl_jax.report.declare import Experiment, Metric, Study, Variant
+from pdl_jax.report.declare import Experiment, Study, Variant
 from pdl_jax.report.layout import Curves
 
 COLUMNS = (
-  metrics.PERPLEXITY,
-  Metric('nats_per_token', 'Nats a token', 'lower', 4),
+  'perplexity',
+  'nats_per_token',
 )
 ROPE, COMPLEX = 'RoPE', 'CMHA'
 
@@ -94,7 +93,7 @@ EXPERIMENT = Experiment(
     ),
     Study(
       'smollm2', 'SmolLM2 fine-tuned to summarize', 'configs/summarize.py',
-      PAIR, ROPE, (*COLUMNS, metrics.ROUGE_L, metrics.RARE_F1),
+      PAIR, ROPE, (*COLUMNS, 'rougeL', 'rare_f1_10'),
       {'loss.name': 'cross_entropy', 'train.checkpoint_every': 60},
     ),
     Study(

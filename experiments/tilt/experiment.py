@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 from experiments import metrics
 from experiments.small import BASE
-from pdl_jax.report.declare import Experiment, Metric, Study, Variant
+from pdl_jax.report.declare import Experiment, Study, Variant
 from pdl_jax.report.layout import Frontier
 
 ALPHAS = (0.25, 0.5, 1.0)
@@ -33,7 +33,7 @@ def variants(alphas: Sequence[float]) -> tuple[Variant, ...]:
 
 
 def study(
-  name: str, title: str, config: str, data: str, *more: Metric,
+  name: str, title: str, config: str, data: str, *more: str,
   alphas: Sequence[float] = ALPHAS, baseline: str = 'cross-entropy',
 ) -> Study:  # fmt: skip
   """All of them on one task."""
@@ -55,7 +55,7 @@ EXPERIMENT = Experiment(
       'debian_against_pdl', 'Synopses of Debian packages, against PDL 0.5',
       'summarize', 'debian', alphas=(0.5,), baseline='PDL 0.5',
     ),
-    study('dialogue', 'Dialogue', 'dialogue', 'chitchat', metrics.RESPONSES),
+    study('dialogue', 'Dialogue', 'dialogue', 'chitchat', 'distinct_responses'),
   ),
   figures=(
     Frontier('distinct_2', 'rougeL'), Frontier('rare_mass_10', 'rougeL')

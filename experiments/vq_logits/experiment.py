@@ -13,16 +13,15 @@ full softmax beside it. Times are in experiments/head_speed.
 
 from typing import Any
 
-from experiments import metrics
 from experiments.small import BASE
-from pdl_jax.report.declare import Experiment, Metric, Study, Variant
+from pdl_jax.report.declare import Experiment, Study, Variant
 from pdl_jax.report.layout import ByCount, Frontier
 
 COLUMNS = (
-  Metric('head_percent', 'Floats (% of dense)', 'none', 2),
-  Metric('head_index_bits', 'Index bits (millions)', 'none', 2),
-  metrics.PERPLEXITY,
-  Metric('nats_per_token', 'Nats a token', 'lower', 3),
+  'head_percent',
+  'head_index_bits',
+  'perplexity',
+  'nats_per_token',
 )
 FULL = 'full softmax'
 # A row of a codebook stands for many types: with ten times the learning rate of
@@ -196,7 +195,7 @@ EXPERIMENT = Experiment(
     Study(
       'debian', 'The same model, synopses of Debian packages',
       'configs/summarize.py:small', task(), FULL,
-      (*COLUMNS, metrics.ROUGE_L),
+      (*COLUMNS, 'rougeL'),
       overrides={**LOSS, 'data.name': 'debian'}, base=BASE, before='',
     ),
     Study(

@@ -163,15 +163,15 @@ def ids_array(record: Record, field: str, vocab_size: int) -> np.ndarray:
   return ids_L
 
 
-def neutral_mask(neutral_ids: Sequence[int], vocab_size: int) -> np.ndarray:
+def special_mask(special_ids: Sequence[int], vocab_size: int) -> np.ndarray:
   """Boolean [V], True at the special tokens that the rare metrics leave out.
 
   Raises:
     ConfigError: an id outside [0, vocab_size).
   """
   mask_V = np.zeros(vocab_size, bool)
-  for token in neutral_ids:
+  for token in special_ids:
     if not 0 <= token < vocab_size:
-      raise ConfigError(f'neutral id {token} is outside [0, {vocab_size})')
+      raise ConfigError(f'special id {token} is outside [0, {vocab_size})')
     mask_V[token] = True
   return mask_V

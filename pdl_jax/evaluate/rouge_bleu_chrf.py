@@ -3,6 +3,7 @@
 By the packages rouge-score and sacrebleu.
 """
 
+import dataclasses
 import importlib.metadata
 import itertools
 import re
@@ -15,11 +16,15 @@ from sacrebleu.metrics.chrf import CHRF
 
 from pdl_jax.errors import DataError
 from pdl_jax.evaluate.inputs import Record
-from pdl_jax.evaluate.metric import Metric, mean
+from pdl_jax.evaluate.registry import (
+  Found,
+  Inputs,
+  Measurement,
+  Metric,
+  register,
+)
 
-ROUGE_TYPES = ('rouge1', 'rouge2', 'rougeL', 'rougeLsum')
-
-_WHAT = {
+ROUGE_TYPES = {
   'rouge1': 'clipped unigram overlap',
   'rouge2': 'clipped bigram overlap',
   'rougeL': 'longest common subsequence over the whole text',
@@ -65,82 +70,52 @@ def rouge_per_item(records: Sequence[Record]) -> dict[str, list[float]]:
   }
 
 
-def rouge(records: Sequence[Record]) -> dict[str, Metric]:
-  """Mean F-measure over the records, in [0, 1], by ROUGE type.
-
-  Raises:
-    DataError: records whose references hold no word that ROUGE can see.
-  """
-  return {
-    kind: _rouge_metric(kind, scores)
-    for kind, scores in rouge_per_item(records).items()
-  }
-
-
-def rouge_where_readable(records: Sequence[Record]) -> dict[str, Metric]:
-  """`rouge`, for corpora that it may be unable to read.
-
-  None for all types where the references of any record are written in another
-  script. Records whose references have no word in any script (a smiley) are
-  left out of the mean, and the definition counts them: which they are does not
-  depend on the outputs.
-  """
-  unseen = _unseen(records)
-  foreign = sum(
-    any(map(str.isalpha, ''.join(record['references']))) for record in unseen
-  )
-  reason = ''
-  if records and len(unseen) == len(records):
-    reason = 'undefined: no reference has a word that ROUGE can see (a-z, 0-9)'
-  if foreign:
-    reason = (
-      f'undefined: ROUGE sees only a-z and 0-9, and the references of '
-      f'{foreign} of {len(records)} examples are in another script, wholly or '
-      'by half'
-    )
-  if reason:
-    return {
-      kind: Metric(None, 0, 'examples', reason, _rouge_signature())
-      for kind in ROUGE_TYPES
-    }
-  left_out = {id(record) for record in unseen}
-  kept = [record for record in records if id(record) not in left_out]
-  note = f'; {len(unseen)} left out, whose references have no word'
-  return {
-    kind: _rouge_metric(kind, scores, note if unseen else '')
-    for kind, scores in rouge_per_item(kept).items()
-  }
-
-
-def rouge_by_record(
-  records: Sequence[Record],
-) -> list[dict[str, float] | None]:
-  """F-measures of each record; None where its references have no word."""
-  left_out = {id(record) for record in _unseen(records)}
-  kept = [record for record in records if id(record) not in left_out]
-  scores = iter(zip(*rouge_per_item(kept).values(), strict=True))
-  return [
-    None
-    if id(record) in left_out
-    else dict(zip(ROUGE_TYPES, next(scores), strict=True))
-    for record in records
-  ]
-
-
-def _rouge_metric(kind: str, scores: Sequence[float], note: str = '') -> Metric:
-  return Metric(
-    value=mean(scores),
-    n=len(scores),
-    unit='examples',
-    definition=f'F-measure in [0, 1] of the {_WHAT[kind]} of stemmed [a-z0-9] '
-    f'words, best over the references of an item, mean over items{note}',
-    signature=_rouge_signature(),
-  )
-
-
-def _rouge_signature() -> str:
+def _rouge_signature(_: Inputs) -> str:
   version = importlib.metadata.version('rouge-score')
   return f'rouge-score=={version} use_stemmer=True (Porter)'
+
+
+@register(*(
+  Metric(
+    kind, f'ROUGE-{kind.removeprefix("rouge")}', 'higher', 2, 100,
+    unit='outputs', sums=(kind, 'rouge_outputs'), signature=_rouge_signature,
+    rows='never' if kind == 'rougeLsum' else 'always',
+    definition=f'F-measure in [0, 1] of the {what} of stemmed [a-z0-9] words, '
+    'best over the references of an item, mean over items; those whose '
+    'references have no word are left out',
+  )
+  for kind, what in ROUGE_TYPES.items()
+))  # fmt: skip
+def rouge(inputs: Inputs) -> Found:
+  """ROUGE F of each output; undefined for a corpus in another script.
+
+  It is undefined where the references of any record are in another script. A
+  record whose references have no word in any script (a smiley) is left out:
+  which they are does not depend on the outputs.
+  """
+  records = inputs.records
+  lost = _unseen(records)
+  foreign = sum(
+    any(map(str.isalpha, ''.join(record['references']))) for record in lost
+  )
+  reason = ''
+  if len(lost) == len(records):
+    reason = 'no reference has a word that ROUGE can see (a-z, 0-9)'
+  if foreign:
+    reason = (
+      f'ROUGE sees only a-z and 0-9, and the references of {foreign} of '
+      f'{len(records)} examples are in another script, wholly or by half'
+    )
+  if reason:
+    return dict.fromkeys(ROUGE_TYPES, Measurement(None, 0, reason))
+  left_out = {id(record) for record in lost}
+  is_kept = [id(record) not in left_out for record in records]
+  scores = rouge_per_item(list(itertools.compress(records, is_kept)))
+  found: dict[str, list[float]] = {'rouge_outputs': list(map(int, is_kept))}
+  for kind, values in scores.items():
+    following = iter(values)
+    found[kind] = [next(following) if kept else 0 for kept in is_kept]
+  return found
 
 
 def _unseen(records: Sequence[Record]) -> list[Record]:
@@ -191,55 +166,49 @@ def _check_words(records: Sequence[Record]) -> None:
     )
 
 
-def bleu_and_chrf(records: Sequence[Record]) -> dict[str, Metric]:
-  """BLEU-4, chrF2 and chrF2++ of a corpus, in [0, 100], by sacrebleu.
+def _corpus(key: str, label: str, what: str) -> Metric:
+  return Metric(
+    key, label, 'higher', unit='examples',
+    definition=f'{what}, in [0, 100], counts summed over the corpus, against '
+    'all references of an item',
+  )  # fmt: skip
+
+
+@register(
+  _corpus('bleu', 'BLEU', 'BLEU-4, exp smoothing'),
+  _corpus('chrf', 'chrF', 'chrF2: F2 of character 1- to 6-grams'),
+)
+def bleu_and_chrf(inputs: Inputs) -> dict[str, Measurement]:
+  """BLEU-4 and chrF2 of a corpus, in [0, 100], by sacrebleu.
 
   Over all records before the one division, against all references of each.
   BLEU splits words as mteval-v13a; where most letters of the references are of
   a script without spaces, Chinese as sacrebleu's zh, others by character. The
   signature says which.
   """
+  records = inputs.records
   references = [record['references'] for record in records]
   tokenizer = _bleu_tokenizer(itertools.chain.from_iterable(references))
-  scorers = {
-    # force: texts may end in ' .' without having been tokenized.
-    'bleu': (BLEU(tokenize=tokenizer, force=True), 'BLEU-4, exp smoothing'),
-    'chrf': (CHRF(), 'chrF2: F2 of character 1- to 6-grams'),
-    'chrf++': (
-      CHRF(word_order=2),
-      'chrF2++: F2 of character 1- to 6-grams and word 1- to 2-grams',
-    ),
-  }
-  return {
-    key: _sacrebleu_metric(scorer, what, records)
-    for key, (scorer, what) in scorers.items()
-  }
-
-
-def _sacrebleu_metric(
-  scorer: BLEU | CHRF, what: str, records: Sequence[Record]
-) -> Metric:
-  score = signature = None
-  if records:
-    # Streams: the k-th reference of every record, None where there is none.
-    streams = itertools.zip_longest(*(r['references'] for r in records))
-    outputs = [record['text'] for record in records]
-    score = scorer.corpus_score(outputs, list(map(list, streams))).score
-    signature = f'sacrebleu {scorer.get_signature()}'
-  if isinstance(scorer, BLEU) and records and not _has_4_grams(scorer, records):
-    reason = (
-      'undefined: no reference has the four words that BLEU-4 compares, so '
-      'that not even the references themselves would score'
+  # Streams: the k-th reference of every record, None where there is none.
+  streams = list(map(list, itertools.zip_longest(*references)))
+  outputs = [record['text'] for record in records]
+  # force: texts may end in ' .' without having been tokenized.
+  bleu, chrf = BLEU(tokenize=tokenizer, force=True), CHRF()
+  found = {}
+  for key, scorer in (('bleu', bleu), ('chrf', chrf)):
+    score = scorer.corpus_score(outputs, streams).score
+    found[key] = Measurement(
+      score, len(records), signature=f'sacrebleu {scorer.get_signature()}'
     )
-    return Metric(None, 0, 'examples', reason, signature)
-  return Metric(
-    value=score,
-    n=len(records),
-    unit='examples',
-    definition=f'{what}, in [0, 100], counts summed over the corpus, against '
-    'all references of an item',
-    signature=signature,
-  )
+  if not _has_4_grams(bleu, records):
+    reason = (
+      'no reference has the four words that BLEU-4 compares, so that not even '
+      'the references themselves would score'
+    )
+    found['bleu'] = dataclasses.replace(
+      found['bleu'], value=None, n=0, reason=reason
+    )
+  return found
 
 
 def _has_4_grams(scorer: BLEU, records: Sequence[Record]) -> bool:

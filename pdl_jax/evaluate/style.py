@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING
 from sacrebleu.metrics.chrf import CHRF
 
 from pdl_jax.errors import DataError
-from pdl_jax.evaluate.inputs import Record
-from pdl_jax.evaluate.metric import Metric, mean
+from pdl_jax.evaluate.registry import Found, Inputs, Metric, mean, register
 
 if TYPE_CHECKING:
   from sklearn.pipeline import Pipeline
@@ -149,41 +148,44 @@ def _pipeline() -> 'Pipeline':
   )
 
 
-def style_metrics(
-  records: Sequence[Record], classifier: StyleClassifier
-) -> dict[str, Metric]:
-  """Style and content of transferred texts, overall and by target style.
+def _signature(inputs: Inputs) -> str:
+  version = importlib.metadata.version('sacrebleu')
+  assert inputs.classifier is not None
+  return f'{inputs.classifier.signature}; chrF by sacrebleu=={version} CHRF()'
 
-  Args:
-    records: prediction records with a field `style`, that of the target.
-    classifier: trained on other texts than these.
 
-  Returns:
-    style_accuracy of the outputs, reference_style_accuracy and
-    source_style_accuracy (the floor: what copying gets), in [0, 1];
-    style_chrf against the references, style_source_chrf against the source,
-    source_style_chrf of the source against the references (copying again), in
-    [0, 100]; style_joint and source_style_joint, the mean over items of
-    [style right] x chrF / 100, in [0, 1]. Then all of them again for each
-    target style, as KEY_to_STYLE.
+@register(
+  Metric(
+    'style_accuracy', 'Right style (%)', 'higher', 1, 100, unit='outputs',
+    sums=('right_style', 'outputs'), signature=_signature,
+    reference_sums=('right_style_references', 'outputs'),
+    definition='share in [0, 1] of outputs that the classifier gives the '
+    'target style',
+  ),
+  Metric(
+    'source_style_accuracy', 'Right style if copied (%)', digits=1, scale=100,
+    unit='outputs', sums=('right_style_sources', 'outputs'),
+    signature=_signature,
+    definition='share in [0, 1] of sources that the classifier gives the '
+    'target style: what copying gets',
+  ),
+  Metric(
+    'style_joint', 'Right style x chrF (%)', 'higher', 2, 100, unit='outputs',
+    sums=('right_style_chrf', 'outputs'), signature=_signature,
+    definition='mean over items of [the output has the target style] x its '
+    'sentence chrF2 against the references / 100, in [0, 1]',
+  ),
+)  # fmt: skip
+def styles(inputs: Inputs) -> Found:
+  """Which texts have the style of the target, and keep its content.
 
   Raises:
     DataError: a record without a style, or one that the classifier has not
       learned.
   """
-  _check_styles(records, classifier)
-  items = style_by_record(records, classifier)
-  found = _metrics(items, classifier, '')
-  for style in sorted({record['style'] for record in records}):
-    own = [item for item in items if item.style == style]
-    of_style = _metrics(own, classifier, f'; targets in {style} alone')
-    found |= {f'{key}_to_{style}': of_style[key] for key in of_style}
-  return found
-
-
-def _check_styles(
-  records: Sequence[Record], classifier: StyleClassifier
-) -> None:
+  classifier, records = inputs.classifier, inputs.records
+  if classifier is None:
+    return {}
   for record in records:
     if record.get('style') not in classifier.styles:
       raise DataError(
@@ -192,91 +194,22 @@ def _check_styles(
         f'{", ".join(classifier.styles)}'
       )
 
+  def right(texts: Sequence[str]) -> list[int]:
+    guesses = classifier.predict(texts)
+    return [
+      int(guess == record['style'])
+      for guess, record in zip(guesses, records, strict=True)
+    ]
 
-@dataclasses.dataclass(frozen=True)
-class Item:
-  """Of one record, whether each text has the style, and chrF of pairs."""
-
-  style: str
-  output_right: bool
-  reference_right: bool
-  source_right: bool
-  chrf: float
-  source_chrf: float
-  copy_chrf: float
-
-
-def style_by_record(
-  records: Sequence[Record], classifier: StyleClassifier
-) -> list[Item]:
-  """What `style_metrics` takes its means over, one a record."""
-  sides = (
-    [record['text'] for record in records],
-    [record['references'][0] for record in records],
-    [record['source'] for record in records],
-  )
-  guesses = zip(*map(classifier.predict, sides), strict=True)
-  return [
-    Item(
-      record['style'],
-      *(guess == record['style'] for guess in guessed),
-      chrf=_chrf(record['text'], record['references']),
-      source_chrf=_chrf(record['text'], [record['source']]),
-      copy_chrf=_chrf(record['source'], record['references']),
-    )
-    for record, guessed in zip(records, guesses, strict=True)
-  ]
-
-
-def _chrf(text: str, references: Sequence[str]) -> float:
-  return CHRF().sentence_score(text, references).score
-
-
-def _metrics(
-  items: Sequence[Item], classifier: StyleClassifier, where: str
-) -> dict[str, Metric]:
-  def metric(values: Sequence[float], definition: str) -> Metric:
-    return Metric(
-      mean(values), len(values), 'outputs', definition + where, signature
-    )
-
-  def joint(right: Sequence[bool], chrf: Sequence[float], who: str) -> Metric:
-    values = [r * c / 100 for r, c in zip(right, chrf, strict=True)]
-    return metric(
-      values,
-      f'mean over items of [{who} has the target style] x its sentence chrF2 '
-      'against the references / 100, in [0, 1]',
-    )
-
-  version = importlib.metadata.version('sacrebleu')
-  signature = f'{classifier.signature}; chrF by sacrebleu=={version} CHRF()'
-  right = {
-    'outputs': [item.output_right for item in items],
-    'references': [item.reference_right for item in items],
-    'sources': [item.source_right for item in items],
-  }
-  accuracy = {
-    who: metric(
-      values, f'share in [0, 1] of {who} that the classifier gives the target '
-      'style'
-    )
-    for who, values in right.items()
-  }  # fmt: skip
-  chrf = [item.chrf for item in items]
-  copy_chrf = [item.copy_chrf for item in items]
-  mean_of = 'mean over items of sentence chrF2, in [0, 100], of'
+  outputs = right([record['text'] for record in records])
   return {
-    'style_accuracy': accuracy['outputs'],
-    'reference_style_accuracy': accuracy['references'],
-    'source_style_accuracy': accuracy['sources'],
-    'style_chrf': metric(chrf, f'{mean_of} outputs against the references'),
-    'style_source_chrf': metric(
-      [item.source_chrf for item in items],
-      f'{mean_of} outputs against their sources',
-    ),
-    'source_style_chrf': metric(
-      copy_chrf, f'{mean_of} sources against the references'
-    ),
-    'style_joint': joint(right['outputs'], chrf, 'the output'),
-    'source_style_joint': joint(right['sources'], copy_chrf, 'the source'),
+    'right_style': outputs,
+    'right_style_references': right([r['references'][0] for r in records]),
+    'right_style_sources': right([record['source'] for record in records]),
+    'right_style_chrf': [
+      is_right
+      * CHRF().sentence_score(record['text'], record['references']).score
+      / 100
+      for is_right, record in zip(outputs, records, strict=True)
+    ],
   }

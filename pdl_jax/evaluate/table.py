@@ -1,296 +1,201 @@
-"""Tables that compare the results of several sets of predictions."""
+"""The one table of the project, and what it looks like in each markup."""
 
+import csv
+import dataclasses
+import html
+import io
 import re
-from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple, TypeVar
+from collections.abc import Sequence
 
-from pdl_jax.errors import ConfigError, DataError, printable
-from pdl_jax.evaluate import likelihood
+from pdl_jax.errors import printable
 
-MISSING = 'missing'
-# How the definition of a metric begins that says why it has no value.
-UNDEFINED = 'undefined: '
-# What acts in a cell of Markdown; _ does not within a word.
+# What acts in Markdown; an underscore does at the edge of a word.
 _SIGNS = re.compile(r'[\\`*\[\]<>|~$&]|(?<![^\W_])_|_(?![^\W_])')
-NOT_APPLICABLE = '-'
-WIDTH = 120  # characters of a line that is still read at a glance
-
-Result = Mapping[str, Any]
-_T = TypeVar('_T')
-
-
-class _Row(NamedTuple):
-  label: str
-  key: str
-  best: str
-  spec: str
-  scale: float = 1.0
-  reference_key: str | None = None
-  with_n: bool = False  # the value means little without its length
-  optional: bool = False  # left out where no system and no reference has it
-
-
-def _human(
-  label: str,
-  key: str,
-  spec: str = '.3f',
-  scale: float = 1.0,
-  *,
-  with_n: bool = False,
-  optional: bool = True,
-) -> _Row:
-  """A row without a best value but the one of the references."""
-  best, reference = 'closest to references', f'reference_{key}'
-  return _Row(label, key, best, spec, scale, reference, with_n, optional)
+# At the start of a line: '# ', '- ', '+ ', '1. ' and the like.
+_STARTS = re.compile(r'^(\d*)([-+.)#])(?=[ #-]|$)')
+_LATEX = str.maketrans({
+  **{sign: f'\\{sign}' for sign in '%_&#{}$'},
+  '\\': r'\textbackslash{}',
+  '~': r'\textasciitilde{}',
+  '`': r'\textasciigrave{}',
+  '^': r'\textasciicircum{}',
+  # At the start of a row they would be arguments of the end of the one before.
+  '[': '{[}',
+  '*': '{*}',
+  # The oldest font encoding has other signs in these places.
+  '<': r'\textless{}',
+  '>': r'\textgreater{}',
+  '|': r'\textbar{}',
+  # Those of the project's own tables.
+  '±': r'$\pm$',
+  '↑': r'$\uparrow$',
+  '↓': r'$\downarrow$',
+  '≈': r'$\approx$',
+  '∞': r'$\infty$',
+})
 
 
-_ROWS = (
-  _Row('Target perplexity', 'perplexity', 'lower', '.2f'),
-  _Row('Bits per byte', 'bits_per_byte', 'lower', '.3f'),
-  _Row('ROUGE-1 (F x100)', 'rouge1', 'higher', '.2f', 100),
-  _Row('ROUGE-2 (F x100)', 'rouge2', 'higher', '.2f', 100),
-  _Row('ROUGE-L (F x100)', 'rougeL', 'higher', '.2f', 100),
-  _Row('BLEU', 'bleu', 'higher', '.2f', optional=True),
-  _Row('chrF', 'chrf', 'higher', '.2f', optional=True),
-  _Row(
-    'BERTScore (F1 x100)', 'bertscore_f1', 'higher', '.2f', 100, optional=True
-  ),
-  _Row('MAUVE', 'mauve', 'higher', '.3f', optional=True),
-  _Row(
-    'Right style (%)',
-    'style_accuracy',
-    'higher',
-    '.1f',
-    100,
-    reference_key='reference_style_accuracy',
-    optional=True,
-  ),
-  _Row(
-    'Right style if copied (%)',
-    'source_style_accuracy',
-    '-',
-    '.1f',
-    100,
-    optional=True,
-  ),
-  _Row(
-    'Right style x chrF (x100)',
-    'style_joint',
-    'higher',
-    '.2f',
-    100,
-    optional=True,
-  ),
-  _human('Distinct-1 (of words)', 'distinct_1', with_n=True, optional=False),
-  _human('Distinct-2 (of bigrams)', 'distinct_2', with_n=True, optional=False),
-  _human('Self-BLEU-4', 'self_bleu_4'),
-  *(
-    _Row(f'Per prompt: {label}', f'prompt_{key}', '-', '.3f', optional=True)
-    for label, key in (
-      ('distinct-1', 'distinct_1'),
-      ('distinct-2', 'distinct_2'),
-      ('self-BLEU-4', 'self_bleu_4'),
-    )
-  ),
-  _human('Repeated 4-grams (%)', 'seq_rep_4', '.1f', 100),
-  _human('Novel bigrams (%)', 'novel_share_2', '.1f', 100),
-  _human('Distinct responses (%)', 'distinct_responses', '.1f', 100),
-  _human('Commonest response (%)', 'top_response_share', '.1f', 100),
-  _Row('Rare-token precision (%)', 'rare_precision_10', 'higher', '.1f', 100),
-  _Row('Rare-token recall (%)', 'rare_recall_10', 'higher', '.1f', 100),
-  _Row('Rare-token F1 (x100)', 'rare_f1_10', 'higher', '.1f', 100),
-  _human(
-    'Rare mass (% of tokens)', 'rare_mass_10', '.1f', 100, optional=False
-  ),
-  _Row('Length ratio', 'length_ratio', 'closest to 1', '.2f'),
-  _Row(
-    'Finish rate (%)', 'finish_rate', 'higher', '.1f', 100, optional=True
-  ),
-  _Row('Empty outputs (%)', 'empty_rate', 'lower', '.1f', 100, optional=True),
-)
+def one_line(text: str) -> str:
+  """Plain text without line breaks, which no table cell can hold."""
+  return ' '.join(printable(text, keep='\n\r\t\v\f').split())
 
 
-def format_table(columns: Mapping[str, Result]) -> str:
-  """One row a metric, one column a system, and the references' own numbers.
+def escape_markdown(text: str) -> str:
+  """Plain text within one line of Markdown in which no sign acts."""
+  return _SIGNS.sub(r'\\\g<0>', one_line(text))
 
-  Rare means the rarest 10 % of running training tokens. Distinct-n stands with
-  the number of n-grams it was taken at; what is per prompt compares the
-  samples of one prompt, and is a mean over prompts. A value that is absent or
-  undefined prints as 'missing'; '-' where a row has no reference value. Rows
-  that not every task has stand only where some system or the references have a
-  value, or a reason for having none.
 
-  Args:
-    columns: system name -> result of `evaluate`, in the order to print.
+def markdown_line(text: str) -> str:
+  """Plain text as a line of Markdown that begins no list or heading."""
+  return _STARTS.sub(r'\1\\\2', escape_markdown(text))
 
-  Returns:
-    An aligned Markdown table, ending in a newline.
 
-  Raises:
-    ConfigError: no columns.
-    DataError: systems whose references differ: not the same examples.
+def escape_latex(text: str) -> str:
+  """Plain text as one line of LaTeX in which no sign acts."""
+  # Two hyphens would become a dash.
+  return re.sub('-(?=-)', '-{}', one_line(text).translate(_LATEX))
+
+
+def escape_html(text: str) -> str:
+  """Plain text as HTML; lines stay lines."""
+  return html.escape(printable(text, keep='\n'))
+
+
+@dataclasses.dataclass(frozen=True)
+class Cell:
+  """A cell without markup.
+
+  Attributes:
+    pieces: of its text; a line may break between them, never inside.
+    bold: an undisputed best value.
   """
-  _check_columns(columns)
-  header = ['Metric (rare: rarest 10 %)', 'Better']
-  header += [_heading(name, result) for name, result in columns.items()]
-  rows = [[*header, 'References']]
-  for row in _ROWS:
-    cells = [_cell(r, row.key, row) or MISSING for r in columns.values()]
-    reference = _reference_cell(columns, row)
-    told = any(_undefined(result, row) for result in columns.values())
-    has_none = {*cells, reference} <= {MISSING, NOT_APPLICABLE}
-    if row.optional and has_none and not told:
-      continue
-    rows.append([row.label, row.best, *cells, reference])
-  return _markdown(rows, text_columns=2)
+
+  pieces: tuple[str, ...]
+  bold: bool = False
+
+  @property
+  def text(self) -> str:
+    """The pieces as one."""
+    return ' '.join(self.pieces)
 
 
-def format_tables(columns: Mapping[str, Result], width: int = WIDTH) -> str:
-  """`format_table` in parts, one below the other.
+@dataclasses.dataclass(frozen=True)
+class Table:
+  """Rows of cells below headings; all texts are plain.
 
-  Args:
-    columns: as of `format_table`.
-    width: no part with more than one system is wider, in characters.
-
-  Returns:
-    Tables with an empty line between them.
-
-  Raises:
-    ConfigError: no columns.
-    DataError: systems whose references differ, be it in another part.
+  Attributes:
+    headings: of all columns.
+    rows: as many cells each.
+    texts: how many columns, from the left, are words; the others are numbers.
+    ruled: how many rows, from the end, stand below a rule of their own.
   """
-  # All in one first: it refuses systems that differ, wherever they end up.
-  names, table = list(columns), format_table(columns)
-  size = len(names)
-  while size > 1 and table.index('\n') > width:
-    size -= 1
-    table = format_table({name: columns[name] for name in names[:size]})
-  rest = {name: columns[name] for name in names[size:]}
-  return f'{table}\n{format_tables(rest, width)}' if rest else table
 
+  headings: tuple[str, ...]
+  rows: tuple[tuple[Cell, ...], ...]
+  texts: int = 1
+  ruled: int = 0
 
-def format_frequency_table(columns: Mapping[str, Result]) -> str:
-  """Perplexity of the target tokens by training count, one column a system.
+  @classmethod
+  def of(
+    cls, headings: Sequence[str], rows: Sequence[Sequence[str]], texts: int = 1
+  ) -> 'Table':
+    """A table of plain words, none of them bold."""
+    cells = tuple(tuple(Cell((text,)) for text in row) for row in rows)
+    return cls(tuple(headings), cells, texts)
 
-  A bucket without target tokens prints '-', an absent or overflown value
-  'missing'.
-
-  Args:
-    columns: system name -> result of `evaluate`, in the order to print.
-
-  Returns:
-    An aligned Markdown table, ending in a newline.
-
-  Raises:
-    ConfigError: no columns.
-    DataError: systems whose buckets hold different numbers of tokens.
-  """
-  _check_columns(columns)
-  header = ['Count in training', 'Target tokens']
-  header += [_heading(name, result) for name, result in columns.items()]
-  rows = [header]
-  for bucket in likelihood.BUCKETS:
-    found = {
-      name: result.get('perplexity_by_frequency', {})
-      .get('buckets', {})
-      .get(bucket, {})
-      for name, result in columns.items()
-    }
-    tokens = _agreed(
-      f'target tokens of count {bucket}',
-      {name: cells.get('tokens') for name, cells in found.items()},
-    )
-    rows.append([bucket, MISSING if tokens is None else f'{tokens:,}'])
-    rows[-1] += [_bucket_cell(cells) for cells in found.values()]
-  return _markdown(rows, text_columns=1)
-
-
-def format_reasons(columns: Mapping[str, Result]) -> str:
-  """Why metrics of `format_table` have no value, a line each; '' if all have.
-
-  Args:
-    columns: system name -> result of `evaluate`.
-  """
-  told = {
-    f'{row.label}: {reason}': None
-    for row in _ROWS
-    for result in columns.values()
-    if (reason := _undefined(result, row))
-  }
-  return ''.join(f'\n{line}\n' for line in told)
-
-
-def _undefined(result: Result, row: _Row) -> str:
-  reason = result.get(row.key, {}).get('definition', '')
-  return reason if reason.startswith(UNDEFINED) else ''
-
-
-def _check_columns(columns: Mapping[str, Result]) -> None:
-  if not columns:
-    raise ConfigError('a table needs the results of at least one system')
-  _agreed('examples', {name: r.get('examples') for name, r in columns.items()})
-
-
-def _agreed(what: str, values: Mapping[str, _T | None]) -> _T | None:
-  """The value that all systems which have one agree on; None if none has."""
-  present = {name: value for name, value in values.items() if value is not None}
-  if len(set(present.values())) > 1:
-    listed = ', '.join(f'{name} {value}' for name, value in present.items())
-    raise DataError(
-      f'systems differ in {what}: {listed}; evaluate all on the same examples '
-      'with the same frequency table'
-    )
-  return next(iter(present.values()), None)
-
-
-def _heading(name: str, result: Result) -> str:
-  examples = result.get('examples', MISSING)
-  outputs = result.get('outputs', examples)
-  of_each = '' if outputs == examples else f', {outputs} outputs'
-  return f'{" ".join(printable(name).split())} (n={examples}{of_each})'
-
-
-def _cell(result: Result, key: str, row: _Row) -> str | None:
-  """The printed value at `key`; None where it is absent or undefined."""
-  metric = result.get(key, {})
-  if metric.get('value') is None:
-    return None
-  number = format(metric['value'] * row.scale, row.spec)
-  return f'{number} ({metric["n"]:,})' if row.with_n else number
-
-
-def _reference_cell(columns: Mapping[str, Result], row: _Row) -> str:
-  key = row.reference_key
-  if key is None:
-    return NOT_APPLICABLE
-  values = {name: r.get(key, {}).get('value') for name, r in columns.items()}
-  _agreed(f'the references of {row.label}', values)
-  cells = [_cell(result, key, row) for result in columns.values()]
-  return next((cell for cell in cells if cell is not None), MISSING)
-
-
-def _bucket_cell(cells: Mapping[str, Any]) -> str:
-  if cells.get('tokens') == 0:
-    return NOT_APPLICABLE
-  value = cells.get('perplexity')
-  return MISSING if value is None else f'{value:.2f}'
-
-
-def _markdown(rows: Sequence[Sequence[str]], text_columns: int) -> str:
-  """Aligns cells; all columns after the first `text_columns` to the right."""
-  rows = [[_SIGNS.sub(r'\\\g<0>', cell) for cell in row] for row in rows]
-  widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-  is_text = [index < text_columns for index in range(len(widths))]
-  lines = [
-    [
-      cell.ljust(width) if text else cell.rjust(width)
-      for cell, width, text in zip(row, widths, is_text, strict=True)
+  def to_markdown(self) -> str:
+    """Aligned, numbers to the right; ends in a newline."""
+    lines = [list(map(escape_markdown, self.headings))]
+    lines += [
+      [escape_markdown(cell.text) for cell in row[: self.texts]]
+      + [_markdown_number(cell) for cell in row[self.texts :]]
+      for row in self.rows
     ]
-    for row in rows
-  ]
-  rule = [
-    '-' * width if text else '-' * (width - 1) + ':'
-    for width, text in zip(widths, is_text, strict=True)
-  ]
-  lines.insert(1, rule)
-  return ''.join(f'| {" | ".join(line)} |\n' for line in lines)
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    lines.insert(1, [
+      '-' * width if at < self.texts else '-' * (width - 1) + ':'
+      for at, width in enumerate(widths)
+    ])
+    return ''.join(
+      '| ' + ' | '.join(
+        cell.ljust(width) if at < self.texts else cell.rjust(width)
+        for at, (cell, width) in enumerate(zip(line, widths, strict=True))
+      ) + ' |\n'
+      for line in lines
+    )  # fmt: skip
+
+  def to_latex(self, caption: str, label: str) -> str:
+    r"""A table environment; needs \usepackage{booktabs} and UTF-8."""
+    rows = [
+      ' & '.join([
+        *(escape_latex(cell.text) for cell in row[: self.texts]),
+        *map(_latex_number, row[self.texts :]),
+      ]) + r' \\'
+      for row in self.rows
+    ]  # fmt: skip
+    if self.ruled:
+      rows.insert(len(rows) - self.ruled, r'\midrule')
+    numbers = len(self.headings) - self.texts
+    return '\n'.join([
+      r'\begin{table}',
+      r'\centering',
+      r'\small',
+      rf'\caption{{{escape_latex(caption)}}}',
+      rf'\label{{tab:{label}}}',
+      rf'\begin{{tabular}}{{{"l" * self.texts}{"r" * numbers}}}',
+      r'\toprule',
+      ' & '.join(map(escape_latex, self.headings)) + r' \\',
+      r'\midrule',
+      *rows,
+      r'\bottomrule',
+      r'\end{tabular}',
+      r'\end{table}',
+      '',
+    ])
+
+  def to_html(self, name: str) -> str:
+    """A table element of the class `name`."""
+    head = ''.join(
+      f'<th scope="col">{escape_html(text)}</th>' for text in self.headings
+    )
+    body = '\n'.join(
+      f'<tr><th scope="row">{escape_html(row[0].text)}</th>'
+      f'{"".join(map(_html_cell, row[1:]))}</tr>'
+      for row in self.rows
+    )
+    return (
+      f'<div class="wide"><table class="{name}"><thead><tr>{head}</tr></thead>'
+      f'\n<tbody>{body}</tbody></table></div>'
+    )
+
+  def to_csv(self) -> str:
+    """Fields as in RFC 4180, lines end in '\\n'; no name is a formula."""
+    file = io.StringIO()
+    writer = csv.writer(file, lineterminator='\n')
+    writer.writerow(self.headings)
+    for row in self.rows:
+      words = [_spreadsheet(cell.text) for cell in row[: self.texts]]
+      writer.writerow(words + [cell.text for cell in row[self.texts :]])
+    return file.getvalue()
+
+
+def _markdown_number(cell: Cell) -> str:
+  """Numbers and words of the project's own: nothing to escape."""
+  return f'**{cell.text}**' if cell.bold else cell.text
+
+
+def _latex_number(cell: Cell) -> str:
+  # A hyphen is shorter than a minus.
+  text = re.sub(r'-(?=\d)', '$-$', escape_latex(cell.text))
+  return rf'\textbf{{{text}}}' if cell.bold else text
+
+
+def _html_cell(cell: Cell) -> str:
+  text = ' '.join(f'<span>{escape_html(piece)}</span>' for piece in cell.pieces)
+  return f'<td>{f"<b>{text}</b>" if cell.bold else text}</td>'
+
+
+def _spreadsheet(text: str) -> str:
+  """A name that no spreadsheet takes for a formula."""
+  text = printable(text, keep='\n')
+  return f"'{text}" if text.lstrip().startswith(('=', '+', '-', '@')) else text

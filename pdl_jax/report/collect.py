@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from pdl_jax.errors import DataError, DivergedError
 from pdl_jax.losses import frequency
+from pdl_jax.report.declare import HEAD
 from pdl_jax.run_folder import MEASURED, METRICS, RESULTS
 from pdl_jax.storage import files
 from pdl_jax.sweep import claims
@@ -137,19 +138,13 @@ def _results(
 
 def _head(size: Mapping[str, Any]) -> dict[str, Any]:
   """Of the output head, whatever was predicted."""
+  values = 100 * size['floats'] / size['dense_floats'], size['index_bits'] / 1e6
   return {
-    'head_percent': {
-      'value': 100 * size['floats'] / size['dense_floats'],
-      'n': size['dense_floats'], 'unit': 'floats',
-      'definition': 'floats that the logits need, a bias and a residual '
-      'included, in percent of a dense matrix of vocabulary x width',
-    },
-    'head_index_bits': {
-      'value': size['index_bits'] / 1e6,
-      'n': size['dense_floats'], 'unit': 'floats',
-      'definition': 'bits of the codes of all types, and of their order where '
-      'they are in tiers, as integers of equal width, in millions',
-    },
+    metric.key: {
+      'value': value, 'n': size['dense_floats'], 'unit': metric.unit,
+      'definition': metric.definition,
+    }
+    for metric, value in zip(HEAD, values, strict=True)
   }  # fmt: skip
 
 

@@ -7,17 +7,17 @@ from collections.abc import Iterator, Mapping, Sequence
 import numpy as np
 
 from pdl_jax.errors import DataError
-from pdl_jax.evaluate import items
-from pdl_jax.report import layout, systems
+from pdl_jax.evaluate.registry import Metric, of_sums
+from pdl_jax.report import layout
 from pdl_jax.report.bootstrap import (
   Difference,
   hierarchical_bootstrap,
   paired_bootstrap,
 )
 from pdl_jax.report.collect import Record
-from pdl_jax.report.declare import Experiment, Metric, Variant
+from pdl_jax.report.declare import Experiment, Variant
 from pdl_jax.report.layout import Column, Entry, Part, Row
-from pdl_jax.report.measured import Definitions, Measured
+from pdl_jax.report.measured import Definitions, Measured, has_sums
 from pdl_jax.report.statistics import (
   LEVEL,
   best_of,
@@ -28,14 +28,8 @@ from pdl_jax.report.statistics import (
   seed_floor,
   sign_flip_p,
 )
-from pdl_jax.report.systems import Statistic
 
 _SEED = 0
-_STATISTICS: dict[str, Statistic] = {
-  **dict.fromkeys(items.RATIOS, systems.ratio),
-  **dict.fromkeys(items.PERPLEXITY, systems.perplexity),
-  **dict.fromkeys(items.F1, systems.f1),
-}
 
 
 def make_report(
@@ -83,17 +77,18 @@ def check_against_items(measured: Measured) -> None:
     DataError: with the record and both numbers.
   """
   for record in measured.all_done():
-    for metric in measured.study.metrics:
+    for metric in measured.study.columns:
       value = record['metrics'].get(metric.key)
-      if value is None or metric.key not in items.SUMS:
+      if value is None or not has_sums(record, metric):
         continue
-      sums = [sum(record['items'][name]) for name in items.SUMS[metric.key]]
-      again = float(_STATISTICS[metric.key](np.asarray(sums, float)))
-      if not math.isclose(value, again, rel_tol=1e-4, abs_tol=1e-4):
+      again = of_sums(metric, metric.sums, record['items']).value
+      if again is None or not math.isclose(
+        value, again, rel_tol=1e-4, abs_tol=1e-4
+      ):
         raise DataError(
           f'study {measured.study.name}, row {record["row"]!r}, seed '
           f'{record["seed"]}: the record says {metric.key} {value:g}, and the '
-          f'sums of its examples give {again:g}; collect it anew'
+          f'sums of its examples give {again}; collect it anew'
         )
 
 
@@ -122,7 +117,7 @@ class _Table:
   def __init__(self, measured: Measured):
     self._of, self._study = measured, measured.study
     self._columns = {
-      metric.key: self._column(metric) for metric in self._study.metrics
+      metric.key: self._column(metric) for metric in self._study.columns
     }
 
   def part(self) -> Part:
@@ -131,7 +126,7 @@ class _Table:
       (label, metric.key): self._compare(label, study.baseline, metric)
       for label in self._of.labels
       if label not in (study.before, study.baseline)
-      for metric in study.metrics
+      for metric in study.columns
     }
     # So few seeds cannot show anything by p: it is left out.
     compared = {
@@ -145,7 +140,7 @@ class _Table:
       for place, found in compared.items()
       if found.difference is not None and found.difference.p is not None
     })
-    best = {metric.key: self._best(metric) for metric in study.metrics}
+    best = {metric.key: self._best(metric) for metric in study.columns}
 
     def entry(label: str, metric: Metric) -> Entry:
       values = self._of.values(label, metric)
@@ -163,7 +158,7 @@ class _Table:
     chosen = self._of.chosen()
     rows = [
       self._row(
-        label, {metric.key: entry(label, metric) for metric in study.metrics},
+        label, {metric.key: entry(label, metric) for metric in study.columns},
         chosen=label == chosen,
       )
       for label in self._of.labels
@@ -188,7 +183,7 @@ class _Table:
     return Column(
       metric.key, metric.label, metric.better, metric.digits,
       None if reference is None else reference * metric.scale,
-      definition, metric.key in items.SUMS,
+      definition, self._of.has_sums(metric),
     )  # fmt: skip
 
   def _row(
@@ -232,7 +227,7 @@ class _Table:
       return _Compared()
     if self._of.same_items(label, other, seeds):
       return _Compared(identical=True)
-    if metric.key not in items.SUMS:
+    if not self._of.has_sums(metric):
       values = [
         [self._of.record(row, seed)['metrics'][metric.key] for seed in seeds]
         for row in (label, other)
@@ -240,16 +235,15 @@ class _Table:
       return _Compared(
         _over_seeds_alone((label, other), values[0], values[1], target)
       )
-    a, b = (self._of.system(row, seeds, metric.key) for row in (label, other))
-    statistic = _STATISTICS[metric.key]
+    a, b = (self._of.system(row, seeds, metric) for row in (label, other))
     if len(seeds) == 1:
       found = paired_bootstrap(
-        a, b, statistic, seed=_SEED, stretch_documents=True, target=target
+        a, b, metric.value, seed=_SEED, stretch_documents=True, target=target
       )
       # It counts documents alone: one seed says nothing of the others.
       return _Compared(dataclasses.replace(found, p=None))
     return _Compared(hierarchical_bootstrap(
-      a, b, statistic, seed=_SEED, paired_seeds=True, stretch_seeds=True,
+      a, b, metric.value, seed=_SEED, paired_seeds=True, stretch_seeds=True,
       stretch_documents=True, target=target,
     ))  # fmt: skip
 

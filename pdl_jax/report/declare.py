@@ -2,31 +2,28 @@
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any
 
+import pdl_jax.evaluate.run  # noqa: F401 (its modules fill METRICS)
 from pdl_jax.errors import ConfigError
+from pdl_jax.evaluate.registry import METRICS, Metric
 from pdl_jax.report.layout import Figure
 
 Overrides = Mapping[str, Any]
-
-
-@dataclasses.dataclass(frozen=True)
-class Metric:
-  """A column.
-
-  Attributes:
-    key: in the results of a run.
-    label: heading.
-    better: what is better; 'reference' is closest to the human texts.
-    digits: decimals shown.
-    scale: of what is shown; 100 for percent.
-  """
-
-  key: str
-  label: str
-  better: Literal['higher', 'lower', 'reference', 'none']
-  digits: int = 2
-  scale: float = 1.0
+# Of the output head, whatever was predicted.
+HEAD = (
+  Metric(
+    'head_percent', 'Floats (% of dense)', unit='floats',
+    definition='floats that the logits need, a bias and a residual included, '
+    'in percent of a dense matrix of vocabulary x width',
+  ),
+  Metric(
+    'head_index_bits', 'Index bits (millions)', unit='floats',
+    definition='bits of the codes of all types, and of their order where they '
+    'are in tiers, as integers of equal width, in millions',
+  ),
+)  # fmt: skip
+COLUMNS = METRICS | {metric.key: metric for metric in HEAD}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,7 +65,7 @@ class Study:
     config: file and mode, as --config wants it.
     variants: rows, in order.
     baseline: label of the row that the others are compared with.
-    metrics: columns.
+    metrics: keys of its columns, in order.
     overrides: of all variants.
     base: what all variants start from; None: what the config says.
     seeds: of each variant.
@@ -80,7 +77,7 @@ class Study:
   config: str
   variants: tuple[Variant, ...]
   baseline: str
-  metrics: tuple[Metric, ...]
+  metrics: tuple[str, ...]
   overrides: Overrides = dataclasses.field(default_factory=dict)
   base: Start | None = None
   seeds: tuple[int, ...] = (0, 1, 2)
@@ -96,6 +93,16 @@ class Study:
         f'study {self.name}: the baseline {self.baseline!r} is none of its '
         f'rows: {", ".join(labels)}'
       )
+    if odd := set(self.metrics) - COLUMNS.keys():
+      raise ConfigError(
+        f'study {self.name}: there is no metric {min(odd)!r}; there are '
+        f'{", ".join(COLUMNS)}'
+      )
+
+  @property
+  def columns(self) -> tuple[Metric, ...]:
+    """Its metrics."""
+    return tuple(COLUMNS[key] for key in self.metrics)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -14,6 +14,7 @@ from matplotlib.figure import Figure as Picture
 from matplotlib.typing import RcKeyType
 
 from pdl_jax.errors import ConfigError
+from pdl_jax.evaluate.table import one_line
 from pdl_jax.report import heat_map, plots
 from pdl_jax.report.layout import (
   ByCount,
@@ -25,7 +26,7 @@ from pdl_jax.report.layout import (
   Part,
   Report,
 )
-from pdl_jax.report.wording import file_stem, one_line
+from pdl_jax.report.wording import file_stem
 
 _STYLE: dict[RcKeyType, Any] = {
   'axes.axisbelow': True,

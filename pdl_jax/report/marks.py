@@ -11,8 +11,8 @@ from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullLocator
 
+from pdl_jax.evaluate.table import one_line
 from pdl_jax.report.layout import Column, Part, Row
-from pdl_jax.report.wording import one_line
 
 # Inches; an inch is 96 pixels on a screen.
 WIDTH = 7.3

@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 
 from pdl_jax.errors import DataError
-from pdl_jax.evaluate import items
+from pdl_jax.evaluate.registry import Metric
 from pdl_jax.report.collect import Record
-from pdl_jax.report.declare import Metric, Study
+from pdl_jax.report.declare import Study
 from pdl_jax.report.layout import State
 from pdl_jax.report.systems import System
 
@@ -17,6 +17,11 @@ from pdl_jax.report.systems import System
 Definitions = Mapping[str, Mapping[str, Mapping[str, Any]]]
 # What has to be the same in all rows of a table.
 _SHARED = ('split', 'examples', 'tokenizer')
+
+
+def has_sums(record: Record, metric: Metric) -> bool:
+  """Whether the metric follows from what a record keeps of its examples."""
+  return bool(metric.sums) and set(metric.sums) <= set(record['items'])
 
 
 class Measured:
@@ -75,7 +80,7 @@ class Measured:
             f'{who} differ in {what}: {first[what]} and {record[what]}; they '
             'cannot stand in one table'
           )
-      for metric in self.study.metrics:
+      for metric in self.study.columns:
         if metric.key not in record['metrics']:
           known = ', '.join(sorted(record['metrics']))
           raise DataError(
@@ -83,12 +88,7 @@ class Measured:
             f'which row {record["row"]!r} (seed {record["seed"]}) has not; '
             f'measured are: {known}'
           )
-        if odd := set(items.SUMS.get(metric.key, ())) - set(record['items']):
-          raise DataError(
-            f'{who} have not the same sums: items.{min(odd)} is missing, which '
-            f'{metric.key} is made of; collect them anew'
-          )
-        if self.definition(first, metric) != self.definition(record, metric):
+        if self._compared(first, metric) != self._compared(record, metric):
           raise DataError(
             f'{who} define {metric.key} differently; measure both again with '
             'one version (--evaluate)'
@@ -103,6 +103,17 @@ class Measured:
         'which its record names; git checkout brings it back'
       )
     return self._definitions[record['definitions']].get(metric.key, {})
+
+  def _compared(self, record: Record, metric: Metric) -> tuple[Any, ...]:
+    """What has to be the same of two numbers in one column."""
+    told = self.definition(record, metric)
+    return told.get('unit'), told.get('signature'), told.get('version', 1)
+
+  def has_sums(self, metric: Metric) -> bool:
+    """Whether all records can be resampled; those of old runs may not."""
+    return bool(metric.sums) and all(
+      has_sums(record, metric) for record in self.all_done()
+    )
 
   def values(self, label: str, metric: Metric) -> dict[int, float]:
     """Seed -> value, scaled; before fine-tuning there is one model."""
@@ -148,13 +159,13 @@ class Measured:
       for seed in seeds
     )
 
-  def system(self, row: str, seeds: Sequence[int], key: str) -> System:
+  def system(self, row: str, seeds: Sequence[int], metric: Metric) -> System:
     """The sums behind a metric, of each group of examples and seed.
 
     Examples of one group are no independent draws.
     """
     sums = [
-      [self.record(row, seed)['items'][name] for name in items.SUMS[key]]
+      [self.record(row, seed)['items'][name] for name in metric.sums]
       for seed in seeds
     ]
     # The same examples in the same order, says the fingerprint.

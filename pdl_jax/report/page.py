@@ -1,13 +1,13 @@
 """A report as one HTML file that needs no other."""
 
-import html
 import re
 from collections.abc import Mapping
 
-from pdl_jax.errors import DataError, printable
+from pdl_jax.errors import DataError
+from pdl_jax.evaluate.table import escape_html, one_line
 from pdl_jax.report import wording
 from pdl_jax.report.layout import Part, Report
-from pdl_jax.report.wording import Cell, Table, file_stem
+from pdl_jax.report.wording import file_stem
 
 # Figures keep their white ground in the dark: their ink is dark.
 _STYLE = """
@@ -54,24 +54,19 @@ def to_html(report: Report, figures: Mapping[str, str]) -> str:
   # Their order numbers the figures, so that no two of them share an id.
   for i, (name, svg) in enumerate(figures.items(), start=1):
     shown[_owner(name, report)][1].append(_inline(name, svg, f'figure-{i}-'))
-  title = escape(wording.one_line(report.name))
+  title = escape_html(one_line(report.name))
   return '\n'.join([
     '<!DOCTYPE html>',
     '<html lang="en"><head><meta charset="utf-8">',
     '<meta name="viewport" content="width=device-width, initial-scale=1">',
     f'<title>{title}</title><style>{_STYLE}</style></head><body>',
     f'<h1>{title}</h1>',
-    f'<p>{escape(report.question)}</p>',
-    f'<pre>{escape(report.command)}</pre>',
+    f'<p>{escape_html(report.question)}</p>',
+    f'<pre>{escape_html(report.command)}</pre>',
     *(_section(part, inline) for part, inline in shown),
     '</body></html>',
     '',
   ])
-
-
-def escape(text: str) -> str:
-  """Plain text as HTML; lines stay lines."""
-  return html.escape(printable(text, keep='\n'))
 
 
 def _owner(name: str, report: Report) -> int:
@@ -102,52 +97,33 @@ def _with_own_ids(tag: str, prefix: str) -> str:
 
 
 def _section(part: Part, figures: list[str]) -> str:
-  heading = f'<section><h2>{escape(part.title)}</h2>'
+  heading = f'<section><h2>{escape_html(part.title)}</h2>'
   if nothing := wording.unmeasured(part):
-    return f'{heading}<p>{escape(nothing)}</p></section>'
+    return f'{heading}<p>{escape_html(nothing)}</p></section>'
   blocks = [
     heading,
-    _table(wording.results(part), 'results'),
-    f'<p>{escape(wording.results_legend(part))}</p>',
+    wording.results(part).to_html('results'),
+    f'<p>{escape_html(wording.results_legend(part))}</p>',
   ]
   differences = wording.differences(part)
   if differences is not None:
     blocks += [
       '<h3>Difference to the baseline</h3>',
-      _table(differences, 'differences'),
-      f'<p>{escape(wording.differences_legend(part))}</p>',
+      differences.to_html('differences'),
+      f'<p>{escape_html(wording.differences_legend(part))}</p>',
     ]
   blocks += [
     *(f'<figure>{figure}</figure>' for figure in figures),
     '<h3>Notes</h3>',
     '<ul>',
-    *(f'<li>{escape(text)}</li>' for text in wording.remarks(part)),
+    *(f'<li>{escape_html(text)}</li>' for text in wording.remarks(part)),
     '</ul>',
     '<h3>Columns</h3>',
     '<dl>',
     *(
-      f'<dt>{escape(heading)}</dt><dd>{escape(text)}</dd>'
+      f'<dt>{escape_html(heading)}</dt><dd>{escape_html(text)}</dd>'
       for heading, text in wording.definitions(part)
     ),
     '</dl></section>',
   ]
   return '\n'.join(blocks)
-
-
-def _table(table: Table, name: str) -> str:
-  head = ''.join(
-    f'<th scope="col">{escape(heading)}</th>' for heading in table.headings
-  )
-  body = '\n'.join(
-    f'<tr><th scope="row">{escape(label)}</th>{"".join(map(_cell, cells))}</tr>'
-    for label, cells in table.rows
-  )
-  return (
-    f'<div class="wide"><table class="{name}"><thead><tr>{head}</tr></thead>\n'
-    f'<tbody>{body}</tbody></table></div>'
-  )
-
-
-def _cell(cell: Cell) -> str:
-  text = ' '.join(f'<span>{escape(piece)}</span>' for piece in cell.pieces)
-  return f'<td>{f"<b>{text}</b>" if cell.bold else text}</td>'

@@ -19,21 +19,6 @@ from pdl_jax.errors import DataError
 Statistic = Callable[[np.ndarray], np.ndarray]
 
 
-def ratio(sums: np.ndarray) -> np.ndarray:
-  """Sums [..., 2] (numerator, denominator) -> their ratio [...]."""
-  return sums[..., 0] / sums[..., 1]
-
-
-def perplexity(sums: np.ndarray) -> np.ndarray:
-  """Sums [..., 2] (nats, tokens) -> exp(nats / tokens) [...]."""
-  return np.exp(ratio(sums))
-
-
-def f1(sums: np.ndarray) -> np.ndarray:
-  """Sums [..., 3] (matches, generated, reference) -> micro F1 in [0, 1]."""
-  return 2 * sums[..., 0] / (sums[..., 1] + sums[..., 2])
-
-
 def item_sums(values_SxD: np.ndarray) -> np.ndarray:
   """Values of items [S, D] -> [S, D, 2]; their `ratio` is the plain mean."""
   return np.stack([values_SxD, np.ones_like(values_SxD)], axis=-1)

@@ -5,10 +5,9 @@ is called, how many digits stand. The writers of Markdown, LaTeX and HTML only
 put these words into their own signs.
 """
 
-import dataclasses
 import re
 
-from pdl_jax.errors import printable
+from pdl_jax.evaluate.table import Cell, Table, one_line
 from pdl_jax.report.layout import Column, Entry, Part, Row
 from pdl_jax.report.statistics import LEVEL, seed_floor
 
@@ -27,42 +26,20 @@ _CONVENTIONS = (
 )
 
 
-@dataclasses.dataclass(frozen=True)
-class Cell:
-  """A cell without markup.
-
-  Attributes:
-    pieces: of its text; a line may break between them, never inside.
-    bold: an undisputed best value.
-  """
-
-  pieces: tuple[str, ...]
-  bold: bool = False
-
-
-@dataclasses.dataclass(frozen=True)
-class Table:
-  """Headings of all columns, and rows of a label and the other cells."""
-
-  headings: tuple[str, ...]
-  rows: tuple[tuple[str, tuple[Cell, ...]], ...]
-
-
 def results(part: Part) -> Table:
   """A row a system: its metrics and its seeds; the references last."""
   headings = ('System', *map(_heading, part.columns), 'Seeds')
   rows = [
     (
-      _label(row),
-      (
-        *(_result(row, row.entries[c.key], c) for c in part.columns),
-        Cell((_seeds(row),)),
-      ),
+      Cell((_label(row),)),
+      *(_result(row, row.entries[c.key], c) for c in part.columns),
+      Cell((_seeds(row),)),
     )
     for row in part.rows
   ]
-  references = (*(Cell((_reference(c),)) for c in part.columns), Cell((NONE,)))
-  return Table(headings, (*rows, ('References', references)))
+  references = [Cell((_reference(column),)) for column in part.columns]
+  rows.append((Cell(('References',)), *references, Cell((NONE,))))
+  return Table(headings, tuple(rows), ruled=1)
 
 
 def differences(part: Part) -> Table | None:
@@ -76,8 +53,8 @@ def differences(part: Part) -> Table | None:
   headings = ('System', *map(_heading, part.columns))
   rows = [
     (
-      _label(row),
-      tuple(_difference(row, baseline, column) for column in part.columns),
+      Cell((_label(row),)),
+      *(_difference(row, baseline, column) for column in part.columns),
     )
     for row in part.rows
     if row.is_baseline or row.state != 'done' or _is_compared(row)
@@ -180,11 +157,6 @@ def definitions(part: Part) -> tuple[tuple[str, str], ...]:
 def number(value: float, digits: int) -> str:
   """Rounded, never a negative zero."""
   return f'{value:z.{digits}f}'
-
-
-def one_line(text: str) -> str:
-  """Without line breaks, which no table cell can hold, and what acts alike."""
-  return ' '.join(printable(text, keep='\n\r\t\v\f').split())
 
 
 def file_stem(name: str) -> str:

@@ -1,9 +1,9 @@
 """The main job: evaluate, fine-tune, evaluate again, and say what changed."""
 
+import json
 import os
 import time
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +15,8 @@ from jax.sharding import Mesh
 
 from pdl_jax.config import Settings
 from pdl_jax.data import pipeline
-from pdl_jax.evaluate import items
-from pdl_jax.evaluate import run as evaluation
 from pdl_jax.evaluate.predict import Predictor
+from pdl_jax.evaluate.run import evaluate as measure
 from pdl_jax.generate import DecodeSettings
 from pdl_jax.losses import LossTables, sentinel
 from pdl_jax.mesh import batch_share, check_batch, make_mesh
@@ -152,16 +151,17 @@ def _run(
     own = params_of(model.config, trained)['head']
     found = {'head': multihost_utils.process_allgather(own, tiled=True)}
     prepare.describe_codes(folder, model, found, counts_V)
-  score = partial(
-    evaluation.evaluate, counts_V=counts_V, neutral_ids=specials, **options
-  )
-  predictions = {'before': before, 'after': after}
-  items.write(folder, predictions, counts_V, specials, options['classifier'])
+  measured = {
+    name: measure(records, counts_V, specials, **options)
+    for name, records in {'before': before, 'after': after}.items()
+  }
+  items = {name: found.items for name, found in measured.items()}
+  folder.write_text('items.json', json.dumps(items) + '\n')
   decoded = summary.decode_name(settings.decode)
   return {
     'columns': {
-      prepare.name_before(model) + decoded: score(before),
-      summary.loss_name(settings.loss) + decoded: score(after),
+      prepare.name_before(model) + decoded: measured['before'].results,
+      summary.loss_name(settings.loss) + decoded: measured['after'].results,
     },
     'loss': summary.loss_record(
       settings.loss, ready.frequencies, ready.tables

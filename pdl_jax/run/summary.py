@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from pdl_jax.errors import printable
-from pdl_jax.evaluate import run as evaluation
+from pdl_jax.evaluate import side_by_side
 from pdl_jax.generate import DecodeSettings
 from pdl_jax.losses import LOSSES, LossTables, frequency
 from pdl_jax.losses.settings import LossSettings
@@ -107,9 +107,9 @@ def shown(before: list[dict], after: list[dict]) -> list[dict[str, str]]:
 def tables(results: dict[str, Any]) -> str:
   """Both tables as Markdown, and why a metric has no value."""
   return (
-    f'{evaluation.format_table(results["columns"])}\n'
-    f'{evaluation.format_frequency_table(results["columns"])}'
-    f'{evaluation.format_reasons(results["columns"])}'
+    f'{side_by_side.format_table(results["columns"])}\n'
+    f'{side_by_side.format_frequency_table(results["columns"])}'
+    f'{side_by_side.format_reasons(results["columns"])}'
   )
 
 
