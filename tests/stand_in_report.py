@@ -51,7 +51,8 @@ def row(label, ppl=(), distinct=(), **fields):
   }
   usual = {
     'state': 'done', 'note': '', 'seeds': (0, 1, 2), 'settings': {},
-    'is_baseline': False, 'chosen': False, 'nats_by_count': {}, 'curves': {},
+    'is_baseline': False, 'chosen': False, 'nats_by_count': {}, 'by_count': {},
+    'curves': {},
   }  # fmt: skip
   return Row(label=label, entries=entries, **(usual | fields))
 

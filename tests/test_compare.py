@@ -248,3 +248,29 @@ def test_declarations_are_checked():
     study(baseline='XE')
   with pytest.raises(ConfigError, match='two rows have the same label'):
     study(before='CE')
+
+
+def with_sums(found, bucket='0'):
+  """Records of a version that keeps sums by training count."""
+  for each in found:
+    items = each['items']
+    items[f'nats of {bucket}'] = [3 * nats for nats in items['nats']]
+    items[f'tokens of {bucket}'] = [2] * DOCUMENTS
+  return found
+
+
+def test_differences_by_count_have_intervals_over_documents():
+  made = rows(with_sums(records()))
+  assert made['CE'].by_count == {}
+  assert list(made['PDL'].by_count) == ['0']
+  found = made['PDL'].by_count['0']
+  # 3 / 2 of the nats of the documents, which differ by half a nat.
+  assert found.value == pytest.approx(-0.75, abs=0.1)
+  assert found.low < found.value < found.high < 0
+
+
+def test_of_older_records_by_count_nothing_is_resampled():
+  assert rows(records())['PDL'].by_count == {}
+  # One old record in the table is enough.
+  found = records()
+  assert rows([*with_sums(found[:5]), found[5]])['PDL'].by_count == {}

@@ -8,6 +8,7 @@ import xml.etree.ElementTree as ET
 
 import matplotlib
 import pytest
+from matplotlib.collections import LineCollection
 
 from pdl_jax.errors import ConfigError
 from pdl_jax.report import figures, heat_map, marks, plots
@@ -302,6 +303,26 @@ def test_by_count_pairs_seeds_where_it_can():
   ]
   assert dots == [[1.0, 2.0], [0.0, 3.0, 0.0]]
   assert list(artists(ax)['paired'].get_ydata()) == [1.5]
+
+
+def test_by_count_draws_intervals_where_they_are_known():
+  known = Difference(1.0, 0.25, 1.75)
+  endless = Difference(1.0, float('-inf'), 1.75)
+  lines = []
+  for found in ({}, {'0': known}, {'0': endless}):
+    rows = [
+      stand_in.baseline(nats_by_count=nats(1.0)),
+      compared('system', nats_by_count=nats(2.0), by_count=found),
+    ]
+    [ax] = plots.by_count(stand_in.part(rows)).axes
+    lines.append([
+      segment.tolist()
+      for drawn in ax.collections
+      if isinstance(drawn, LineCollection)
+      for segment in drawn.get_segments()
+    ])
+    assert ('95 % intervals' in ax.get_ylabel()) == bool(found)
+  assert lines == [[], [[[0.0, 0.25], [0.0, 1.75]]], []]
 
 
 @pytest.mark.parametrize(('far', 'scale'), [(2.0, 'linear'), (9.0, 'symlog')])

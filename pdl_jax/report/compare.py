@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 import numpy as np
 
 from pdl_jax.errors import DataError
+from pdl_jax.evaluate import likelihood
 from pdl_jax.evaluate.registry import Metric, of_sums
 from pdl_jax.report import layout
 from pdl_jax.report.bootstrap import (
@@ -201,7 +202,8 @@ class _Table:
     }
     return Row(
       label, *of.state(label), of.seeds(label), entries, settings,
-      label == self._study.baseline, chosen, of.nats_by_count(label), curves,
+      label == self._study.baseline, chosen, of.nats_by_count(label),
+      self._by_count(label), curves,
     )  # fmt: skip
 
   def _notes(self, chosen: str | None) -> Iterator[str]:
@@ -235,17 +237,47 @@ class _Table:
       return _Compared(
         _over_seeds_alone((label, other), values[0], values[1], target)
       )
-    a, b = (self._of.system(row, seeds, metric) for row in (label, other))
+    return _Compared(self._resampled((label, other), seeds, metric, target))
+
+  def _resampled(
+    self,
+    rows: tuple[str, str],
+    seeds: Sequence[int],
+    metric: Metric,
+    target: float | None,
+  ) -> Difference:
+    """The first row minus the second, with an interval over documents."""
+    a, b = (self._of.system(row, seeds, metric) for row in rows)
     if len(seeds) == 1:
       found = paired_bootstrap(
         a, b, metric.value, seed=_SEED, stretch_documents=True, target=target
       )
       # It counts documents alone: one seed says nothing of the others.
-      return _Compared(dataclasses.replace(found, p=None))
-    return _Compared(hierarchical_bootstrap(
+      return dataclasses.replace(found, p=None)
+    return hierarchical_bootstrap(
       a, b, metric.value, seed=_SEED, paired_seeds=True, stretch_seeds=True,
       stretch_documents=True, target=target,
-    ))  # fmt: skip
+    )  # fmt: skip
+
+  def _by_count(self, label: str) -> dict[str, Difference]:
+    """Nats per token minus the baseline's, by training count."""
+    baseline, of = self._study.baseline, self._of
+    seeds = [
+      seed for seed in self._study.seeds
+      if of.record(label, seed) and of.record(baseline, seed)
+    ]  # fmt: skip
+    if label in (baseline, self._study.before) or not seeds:
+      return {}
+    metrics = {
+      bucket: dataclasses.replace(likelihood.NATS, sums=names)
+      for bucket in likelihood.BUCKETS
+      if of.has_sums_of(names := likelihood.sums_of(bucket))
+    }
+    found = {
+      bucket: self._resampled((label, baseline), seeds, metric, None)
+      for bucket, metric in metrics.items()
+    }
+    return {k: v for k, v in found.items() if v.value is not None}
 
   def _best(self, metric: Metric) -> tuple[str, ...]:
     column = self._columns[metric.key]

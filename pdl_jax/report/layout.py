@@ -83,6 +83,8 @@ class Row:
     chosen: picked on validation.
     nats_by_count: bucket of training counts ('0', '1', '2-9', ...) -> seed ->
       nats a token, in the order of the buckets; empty where not measured.
+    by_count: bucket -> its nats per token minus the baseline's, with interval;
+      empty for the baseline, and where runs kept no sums by training count.
     curves: seed -> (step, validation nats a token) in order of steps.
   """
 
@@ -95,6 +97,7 @@ class Row:
   is_baseline: bool
   chosen: bool
   nats_by_count: Mapping[str, Mapping[int, float]]
+  by_count: Mapping[str, Difference]
   curves: Mapping[int, tuple[tuple[int, float], ...]]
 
 

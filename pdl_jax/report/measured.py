@@ -111,9 +111,11 @@ class Measured:
 
   def has_sums(self, metric: Metric) -> bool:
     """Whether all records can be resampled; those of old runs may not."""
-    return bool(metric.sums) and all(
-      has_sums(record, metric) for record in self.all_done()
-    )
+    return bool(metric.sums) and self.has_sums_of(metric.sums)
+
+  def has_sums_of(self, names: Sequence[str]) -> bool:
+    """Whether all records keep sums of these names."""
+    return all(set(names) <= set(r['items']) for r in self.all_done())
 
   def values(self, label: str, metric: Metric) -> dict[int, float]:
     """Seed -> value, scaled; before fine-tuning there is one model."""

@@ -136,7 +136,15 @@ def by_count(part: Part) -> Picture | None:
     ]
     places = [place + shift for place in range(len(buckets))]
     _draw_seeds(ax, places, values, mark, looks.label_of(row))
+    for place, bucket in zip(places, buckets, strict=True):
+      found = row.by_count.get(bucket)
+      if found is None or found.low is None or found.high is None:
+        continue
+      if math.isfinite(found.low) and math.isfinite(found.high):
+        ax.vlines(place, found.low, found.high, color=mark.colour, lw=1)
   how = 'lower is better'
+  if any(row.by_count for row, _ in shown):
+    how += '; lines: 95 % intervals'
   if max(map(abs, ax.get_ylim())) > _FAR:
     # One that is far off leaves the others room to be told apart.
     how += '; logarithmic beyond ±1'
