@@ -3,7 +3,7 @@
 import os
 import re
 import socket
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 import jax
@@ -47,7 +47,6 @@ _DEVICES = flags.DEFINE_integer(
 )
 # What the cells of a sweep are told too.
 _OF_CELLS = ('processes', 'join_seconds', 'stuck_seconds', 'backend')
-_OF_DRY_RUN = ('dry_run', 'nodry_run', 'devices')
 _OF_HOSTS = (
   'multihost', 'processes', 'coordinator', 'num_processes', 'process_id',
   'backend',
@@ -133,17 +132,22 @@ def devices() -> int | None:
   return _DEVICES.value or _PROCESSES.value or _NUM_PROCESSES.value
 
 
-def without_dry_run(arguments: Sequence[str]) -> list[str]:
-  """Arguments but for --dry_run, and what only it reads."""
+def without(arguments: Sequence[str], names: Collection[str]) -> list[str]:
+  """Arguments except the flags of these names and their values."""
   kept: list[str] = []
   rest = iter(arguments)
   for argument in rest:
     name, equals, _ = argument.lstrip('-').partition('=')
-    if not argument.startswith('-') or name not in _OF_DRY_RUN:
+    if not argument.startswith('-') or name not in names:
       kept.append(argument)
-    elif name == 'devices' and not equals:
+    elif not equals and not name.endswith('dry_run'):
       next(rest)  # Its value stands by itself.
   return kept
+
+
+def without_dry_run(arguments: Sequence[str]) -> list[str]:
+  """Arguments except --dry_run, and what only it reads."""
+  return without(arguments, ('dry_run', 'nodry_run', 'devices'))
 
 
 def of_cells(hosts: int) -> list[str]:
