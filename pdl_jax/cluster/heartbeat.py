@@ -1,4 +1,4 @@
-"""What each host of a run says of itself in the run folder, for the others.
+"""What hosts of a run say of themselves in its folder, and whom that blames.
 
   hosts/NAME.json    where it stands, once a second, by its process
   hosts/NAME.worker  which process it is, by itself
@@ -13,14 +13,21 @@ import os
 import socket
 import threading
 import time
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
+from pdl_jax.errors import PreemptedError
 from pdl_jax.storage import files
 
 # Of files that hosts write: how long others may see an old one, and how far
 # their clocks may be apart.
 SILENCE = 15.0
 _EVERY = 1.0
+# What a host does first.
+JOINING = 'joining the others'
+# Exit codes of a run that is finished, or was told to stop.
+GOOD = (0, PreemptedError.exit_code)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -126,18 +133,104 @@ def _write(path: Path, value: dict) -> None:
   partial.replace(path)
 
 
+def _read(folder: Path, suffix: str, kind: Any, since: float) -> list[Any]:
+  """What hosts wrote after some time, by files of this suffix."""
+  paths = folder.glob(f'*.{suffix}')
+  found = [kind(**files.read_json(path, kind)) for path in paths]
+  return [one for one in found if one.time >= since - SILENCE]
+
+
 def standings(folder: Path, since: float) -> list[Standing]:
   """Of the hosts that wrote after some time, in the order of their numbers."""
-  found = [
-    Standing(**files.read_json(path, Standing))
-    for path in folder.glob('*.json')
-  ]
-  found = [one for one in found if one.time >= since - SILENCE]
+  found = _read(folder, 'json', Standing, since)
   return sorted(found, key=lambda one: (one.process is None, one.process or 0))
 
 
 def ends(folder: Path, since: float) -> list[End]:
   """Of the hosts that ended after some time, the first one first."""
-  found = [End(**files.read_json(p, End)) for p in folder.glob('*.end')]
-  found = [one for one in found if one.time >= since - SILENCE]
-  return sorted(found, key=lambda one: one.time)
+  return sorted(_read(folder, 'end', End, since), key=lambda one: one.time)
+
+
+def stuck(standings: Sequence[Standing], now: float) -> str:
+  """Who is behind, when nobody has got any further for too long.
+
+  A host that waits for others has begun what they have not.
+  """
+  least = min(one.ticks for one in standings)
+  behind = [one for one in standings if one.ticks == least]
+  if len(behind) == len(standings):
+    one, more = standings[0], len(standings) > 1
+    return (
+      f'{"all hosts are" if more else f"{one.who} is"} stuck: {one.doing} for '
+      f'{_quiet(one, now):.0f} s' + (', none behind the others' if more else '')
+    )
+  names = ', '.join(
+    f'{one.who}, {one.doing} for {_quiet(one, now):.0f} s' for one in behind
+  )
+  ahead = max(standings, key=lambda one: one.ticks)
+  return f'stuck: {names}, while {ahead.who} is {ahead.doing}'
+
+
+def _quiet(one: Standing, now: float) -> float:
+  return one.quiet + max(now - one.time, 0)
+
+
+def primary(ends: Sequence[End]) -> End | None:
+  """The first end that is a reason and no consequence."""
+  reasons = [end for end in ends if end.code not in (None, *GOOD)]
+  return min(reasons, key=lambda end: end.time, default=None)
+
+
+def sentence(end: End) -> str:
+  """What happened to a host, its own words if it had any."""
+  if end.words.startswith('error: '):
+    return f'{end.who} ended: {end.words.removeprefix("error: ")}'
+  return f'{end.who} {end.words}'
+
+
+def silent(standings: Sequence[Standing], now: float) -> str | None:
+  """Hosts of which nothing is heard any more."""
+  lost = [one for one in standings if now - one.time > SILENCE]
+  if not lost:
+    return None
+  return ', '.join(
+    f'{one.who} has not been heard of for {now - one.time:.0f} s (last '
+    f'seen {one.doing})'
+    for one in lost
+  ) + '; the host, its network or its process is gone'
+
+
+def missing(
+  standings: Sequence[Standing],
+  processes: int | None,
+  seconds: int,
+  where: str | None,
+) -> str:
+  """Which hosts never came, as far as that is known.
+
+  Args:
+    standings: of those that came to the run folder.
+    processes: how many there should be; None: only JAX knows.
+    seconds: how long they were waited for.
+    where: HOST:PORT of process 0.
+  """
+  came = [one.process for one in standings]
+  place = where or 'process 0'
+  if processes is None or None in came:
+    names = ', '.join(one.who for one in standings)
+    return (
+      f'not all hosts came within {seconds} s; those that came: {names}. Look '
+      'at the others: does their command run, is this folder theirs too?'
+    )
+  never = [number for number in range(processes) if number not in came]
+  if not never:
+    return (
+      f'all {processes} processes run, but did not meet within {seconds} s: '
+      f'each must reach {place}, through firewalls, by the same name'
+    )
+  which = ', '.join(map(str, never))
+  return (
+    f'process{"es" * (len(never) > 1)} {which} of {processes} never came '
+    f'within {seconds} s; is the command running there, with this run folder '
+    f'and {place}?'
+  )

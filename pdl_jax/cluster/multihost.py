@@ -16,8 +16,7 @@ import jax
 from jax.experimental import multihost_utils
 
 from pdl_jax import process
-from pdl_jax.cluster.diagnosis import JOINING
-from pdl_jax.cluster.heartbeat import Journal
+from pdl_jax.cluster.heartbeat import GOOD, JOINING, Journal
 from pdl_jax.errors import HostError
 from pdl_jax.train.preemption import StopRequest
 
@@ -179,7 +178,7 @@ def leave(main: Callable[[], int]) -> None:
     code = 1
   sys.stdout.flush()
   sys.stderr.flush()
-  if code in (0, 75):
+  if code in GOOD:
     sys.exit(code)
   time.sleep(_LAST_WORDS)
   os._exit(code)

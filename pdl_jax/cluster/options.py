@@ -81,29 +81,57 @@ def places(workdir: Path) -> list[Place]:
   """
   if Place.here() is not None:
     return []
-  coordinator, count, number = _told()
+  coordinator, count, number = check()
   if _PROCESSES.value:
     # A rehearsal is on this machine's CPUs, whatever else it has.
     os.environ['JAX_PLATFORMS'] = 'cpu'
     coordinator, count = f'localhost:{_free_port()}', _PROCESSES.value
-    return [
-      _place(workdir, str(each), coordinator, count, each)
-      for each in range(count)
-    ]
-  if not _MULTIHOST.value:
+    named = [(str(each), each) for each in range(count)]
+  elif _MULTIHOST.value:
+    own = multihost.number_here() if number is None else number
+    named = [(socket.gethostname() if own is None else str(own), number)]
+  else:
     return []
-  own = multihost.number_here() if number is None else number
-  name = socket.gethostname() if own is None else str(own)
-  return [_place(workdir, name, coordinator, count, number)]
+  folder = str(workdir.absolute() / 'hosts')
+  heartbeat = min(_HEARTBEAT, _STUCK_SECONDS.value)
+  return [
+    Place(
+      folder, name, coordinator, count, each, _JOIN_SECONDS.value, heartbeat
+    )
+    for name, each in named
+  ]
 
 
-def check() -> None:
-  """Of flags that only starting would read.
+def check() -> tuple[str | None, int | None, int | None]:
+  """Coordinator, number of processes and number of this one, or None.
 
   Raises:
-    ConfigError: they contradict each other.
+    ConfigError: flags that contradict each other.
   """
-  _told()
+  coordinator = _COORDINATOR.value
+  count, number = _NUM_PROCESSES.value, _PROCESS_ID.value
+  missing = [coordinator, count, number].count(None)
+  if missing not in (0, 3) or (not missing and not _MULTIHOST.value):
+    raise ConfigError(
+      '--coordinator, --num_processes and --process_id go together, and with '
+      '--multihost; without them JAX looks for the cluster itself'
+    )
+  if _MULTIHOST.value and _PROCESSES.value:
+    raise ConfigError(
+      '--processes rehearses on one machine what --multihost does on several; '
+      'give one'
+    )
+  if _PROCESSES.value and _BACKEND.value not in (None, 'cpu'):
+    raise ConfigError(
+      f'--processes rehearses on CPUs; leave out --backend={_BACKEND.value}'
+    )
+  if coordinator is not None and not re.fullmatch(r'.+:\d+', coordinator):
+    raise ConfigError(f'--coordinator={coordinator} has to be HOST:PORT')
+  if count is not None and number is not None and number >= count:
+    raise ConfigError(
+      f'--process_id {number} is not one of {count}, which begin at 0'
+    )
+  return coordinator, count, number
 
 
 def check_alone(command: str) -> None:
@@ -182,50 +210,7 @@ def stuck_seconds() -> float:
   return _STUCK_SECONDS.value
 
 
-def _told() -> tuple[str | None, int | None, int | None]:
-  """Coordinator, number of processes and number of this one, or None."""
-  coordinator = _COORDINATOR.value
-  count, number = _NUM_PROCESSES.value, _PROCESS_ID.value
-  told = [coordinator, count, number]
-  given = len(told) - told.count(None)
-  if given not in (0, len(told)) or (given and not _MULTIHOST.value):
-    raise ConfigError(
-      '--coordinator, --num_processes and --process_id go together, and with '
-      '--multihost; without them JAX looks for the cluster itself'
-    )
-  if _MULTIHOST.value and _PROCESSES.value:
-    raise ConfigError(
-      '--processes rehearses on one machine what --multihost does on several; '
-      'give one'
-    )
-  if _PROCESSES.value and _BACKEND.value not in (None, 'cpu'):
-    raise ConfigError(
-      f'--processes rehearses on CPUs; leave out --backend={_BACKEND.value}'
-    )
-  if coordinator is not None and not re.fullmatch(r'.+:\d+', coordinator):
-    raise ConfigError(f'--coordinator={coordinator} has to be HOST:PORT')
-  if count is not None and number is not None and number >= count:
-    raise ConfigError(
-      f'--process_id {number} is not one of {count}, which begin at 0'
-    )
-  return coordinator, count, number
-
-
 def _free_port() -> int:
   with socket.socket() as probe:
     probe.bind(('localhost', 0))
     return probe.getsockname()[1]
-
-
-def _place(
-  workdir: Path,
-  name: str,
-  coordinator: str | None,
-  count: int | None,
-  number: int | None,
-) -> Place:
-  heartbeat = min(_HEARTBEAT, _STUCK_SECONDS.value)
-  folder = str(workdir.absolute() / 'hosts')
-  return Place(
-    folder, name, coordinator, count, number, _JOIN_SECONDS.value, heartbeat
-  )

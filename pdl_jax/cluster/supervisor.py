@@ -1,8 +1,8 @@
 """Looks after the processes of a host, and says in a sentence how they ended.
 
 JAX aborts a process whose peers are gone. This one starts them, survives them,
-and reads from the files of all hosts (journal.py) which never came, which died
-and which is stuck; nothing waits longer than the times it is given.
+and reads from the files of all hosts (heartbeat.py) which never came, which
+died and which is stuck; nothing waits longer than the times it is given.
 """
 
 import contextlib
@@ -13,27 +13,74 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import IO, NamedTuple, TextIO
 
 from pdl_jax import process
-from pdl_jax.cluster import diagnosis, fault, heartbeat
+from pdl_jax.cluster import fault, heartbeat
 from pdl_jax.cluster.heartbeat import End, Standing
 from pdl_jax.cluster.multihost import Place
-from pdl_jax.cluster.output import Output
-from pdl_jax.errors import FaultError
+from pdl_jax.errors import FaultError, HostError, PreemptedError
 from pdl_jax.train.preemption import hear
 
-PREEMPTED = 75
 _POLL = 0.2
+_HOST = HostError.exit_code
 _STACKS = 3.0  # seconds for a stuck process to write where it is
-_KNOWN = (0, 2, 3, 4, 5, 6, FaultError.exit_code, PREEMPTED)
+_KNOWN = (0, 2, 3, 4, 5, 6, FaultError.exit_code, 75)
 # How the libraries below JAX say that another process is gone.
 _PEER = re.compile(
   r'[Gg]loo|coordination service|UNAVAILABLE|DEADLINE_EXCEEDED|heartbeat'
 )
+# Of the libraries below JAX: for a bug report, not for who reads a terminal.
+_NOISE = re.compile(r'[IWE]\d{4} \d\d:\d\d:|\[Gloo\] |WARNING: All log ')
+# From here on a process tells how it crashed.
+_CRASH = re.compile(r'Traceback \(most recent|F\d{4} \d\d:\d\d:|Fatal Python')
+_SENTENCE = re.compile(r'(error|stopped): ')
+
+
+class Output:
+  """Passes on what a child process prints, a thread for each of its pipes.
+
+  The log gets all of it; the terminal, if shown, all except noise and crashes.
+
+  Attributes:
+    sentence: the last line by which it said why it ends.
+    crash: lines from a crash on.
+  """
+
+  def __init__(self, child: subprocess.Popen, log: Path, shown: bool):
+    self.sentence, self.crash = '', list[str]()
+    self._shown, self._lock = shown, threading.Lock()
+    self._log = log.open('a', encoding='utf-8')
+    self._threads = [
+      threading.Thread(target=self._pass_on, args=pair, daemon=True)
+      for pair in ((child.stdout, sys.stdout), (child.stderr, sys.stderr))
+    ]
+    for thread in self._threads:
+      thread.start()
+
+  def finish(self) -> None:
+    """Waits for the rest, once the child has ended."""
+    for thread in self._threads:
+      thread.join(timeout=5)
+
+  def _pass_on(self, pipe: IO[str], terminal: TextIO) -> None:
+    crashed = False
+    for line in pipe:
+      with self._lock:
+        self._log.write(line)
+        self._log.flush()
+      if _SENTENCE.match(line):
+        self.sentence = line.strip()
+      crashed = crashed or bool(_CRASH.match(line))
+      if crashed:
+        self.crash.append(line)
+      elif self._shown and not _NOISE.match(line):
+        terminal.write(line)
+        terminal.flush()
 
 
 @dataclasses.dataclass
@@ -55,7 +102,7 @@ class Host:
   asked: float = 0.0
 
   def file(self, suffix: str) -> Path:
-    """Of journal.py."""
+    """One of the files that heartbeat.py lists."""
     return Path(self.place.folder) / f'{self.place.name}.{suffix}'
 
 
@@ -152,17 +199,17 @@ class _Watch:
   def conclude(self) -> Ended:
     """Prints the reason, unless it is to be seen already."""
     ends = [host.end for host in self._hosts if host.end is not None]
-    if all(end.code in diagnosis.GOOD for end in ends):
+    if all(end.code in heartbeat.GOOD for end in ends):
       return Ended(max(end.code or 0 for end in ends), '')
-    reason = diagnosis.primary(ends)
+    reason = heartbeat.primary(ends)
     if self._found:
-      return Ended(diagnosis.HOST, self._found)  # Printed when it was found.
+      return Ended(_HOST, self._found)  # Printed when it was found.
     if reason is None:
       code, words = self._of_others(ends[0])
     elif reason.words == self._hosts[0].output.sentence:
-      return Ended(reason.code or diagnosis.HOST, '')
+      return Ended(reason.code or _HOST, '')
     else:
-      code, words = reason.code or diagnosis.HOST, diagnosis.sentence(reason)
+      code, words = reason.code or _HOST, heartbeat.sentence(reason)
     print(f'error: {words}; {self._logs()}', file=sys.stderr)
     if code == 1:
       print(''.join(self._crash(reason)), end='', file=sys.stderr)
@@ -181,7 +228,7 @@ class _Watch:
     code, words = self._meaning(host, code, doing)
     host.end = End(host.place.name, who, code, words, time.time())
     host.end.write(self._folder)
-    if code not in diagnosis.GOOD and not self._failed:
+    if code not in heartbeat.GOOD and not self._failed:
       self._failed = time.time()
 
   def _meaning(
@@ -192,25 +239,25 @@ class _Watch:
     if host.file(fault.FILE).exists():
       crash += host.file(fault.FILE).read_text('utf-8', 'replace')
     if host.asked:
-      return diagnosis.HOST, f'was stuck, {doing}'
+      return _HOST, f'was stuck, {doing}'
     if code == FaultError.exit_code and _PEER.search(crash):
       return None, f'aborted, {doing}'
     if code in _KNOWN:
       return code, host.output.sentence
     if self._signals and code in (-signal.SIGTERM, -signal.SIGKILL):
-      return PREEMPTED, 'was told to stop'
+      return PreemptedError.exit_code, 'was told to stop'
     if _PEER.search(crash):
       return None, f'aborted, {doing}'
     if code < 0:
       usual = ' (out of memory?)' * (code == -signal.SIGKILL)
       name = signal.Signals(-code).name
-      return diagnosis.HOST, f'was killed by {name}{usual}, {doing}'
+      return _HOST, f'was killed by {name}{usual}, {doing}'
     return 1, f'crashed, {doing}'
 
   def _check_stuck(
     self, host: Host, own: Standing, standings: list[Standing]
   ) -> None:
-    if own.doing == diagnosis.JOINING or self._failed or self._signals > 1:
+    if own.doing == heartbeat.JOINING or self._failed or self._signals > 1:
       return
     now = time.time()
     # A process that does not even write is stopped, or starved.
@@ -222,8 +269,8 @@ class _Watch:
       host.child.send_signal(signal.SIGUSR1)
       if not self._found:
         # Who does not even write its standing cannot write its stacks.
-        lost = diagnosis.silent(standings, now)
-        self._found = lost or diagnosis.stuck(standings, now)
+        lost = heartbeat.silent(standings, now)
+        self._found = lost or heartbeat.stuck(standings, now)
         where = ', '.join(str(one.file('stacks')) for one in self._hosts)
         more = self._logs() if lost else f'where each thread is: {where}'
         limit = f'--stuck_seconds is {self._stuck:g}'
@@ -237,20 +284,20 @@ class _Watch:
     while True:
       now = time.time()
       standings = heartbeat.standings(self._folder, self._began)
-      reason = diagnosis.primary(heartbeat.ends(self._folder, self._began))
+      reason = heartbeat.primary(heartbeat.ends(self._folder, self._began))
       if reason is not None:
-        return reason.code or diagnosis.HOST, diagnosis.sentence(reason)
-      if own.words.endswith(diagnosis.JOINING):
-        return diagnosis.HOST, diagnosis.missing(
+        return reason.code or _HOST, heartbeat.sentence(reason)
+      if own.words.endswith(heartbeat.JOINING):
+        return _HOST, heartbeat.missing(
           standings, self._place.processes, self._place.join_seconds,
           self._place.coordinator,
         )  # fmt: skip
       others = [one for one in standings if one.name not in ended]
-      if lost := diagnosis.silent(others, now):
-        return diagnosis.HOST, lost
+      if lost := heartbeat.silent(others, now):
+        return _HOST, lost
       if now > deadline:
         words = f'{own.who} {own.words}, and no other host says why'
-        return diagnosis.HOST, words
+        return _HOST, words
       time.sleep(_POLL)
 
   def _logs(self) -> str:
