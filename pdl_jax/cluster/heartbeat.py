@@ -7,6 +7,7 @@
   hosts/NAME.log     what it printed
 """
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -35,11 +36,9 @@ class Standing:
   """Where a host stands.
 
   Attributes:
-    name: of its files.
-    host: its network name.
-    pid: of the process there.
-    process: its number among the processes; None if it is not known yet.
-    doing: in words.
+    name: what its files begin with.
+    process: its number; None if it is not known yet.
+    doing: what it does, in words.
     ticks: how many things were begun: equal on hosts that are equally far.
     quiet: seconds since the last of them.
     time: when this was written, in seconds since 1970.
@@ -56,7 +55,7 @@ class Standing:
 
   @property
   def who(self) -> str:
-    """The host, for a sentence."""
+    """Names the host in a sentence."""
     if self.process is None:
       return f'pid {self.pid} on {self.host}'
     return f'process {self.process} (pid {self.pid} on {self.host})'
@@ -67,12 +66,12 @@ class End:
   """How a host ended.
 
   Attributes:
-    name: of its files.
+    name: what its files begin with.
     who: the host, for a sentence.
     code: exit code for those who wait for it; None: it aborted, and what made
       it abort is elsewhere.
     words: a sentence without its subject, or its own error line.
-    time: when, in seconds since 1970.
+    time: seconds since 1970.
   """
 
   name: str
@@ -82,7 +81,7 @@ class End:
   time: float
 
   def write(self, folder: Path) -> None:
-    """For the other hosts."""
+    """Writes it for the other hosts."""
     _write(folder / f'{self.name}.end', dataclasses.asdict(self))
 
 
@@ -101,30 +100,27 @@ class Journal:
     threading.Thread(target=self._run, daemon=True).start()
 
   def note(self, doing: str) -> None:
-    """Something is begun."""
+    """Notes that something is begun."""
     self._doing, self._since = doing, time.monotonic()
     self._ticks += 1
     if self._since - self._written > _EVERY / 2:
       self.write()
 
   def write(self) -> None:
-    """Where it stands now."""
+    """Writes where it stands now."""
     self._written = time.monotonic()
     standing = Standing(
-      self._name, socket.gethostname(), os.getpid(), self.process,
-      self._doing, self._ticks, round(time.monotonic() - self._since, 1),
-      time.time(),
+      self._name, socket.gethostname(), os.getpid(), self.process, self._doing,
+      self._ticks, round(self._written - self._since, 1), time.time(),
     )  # fmt: skip
     _write(self._path, dataclasses.asdict(standing))
 
   def _run(self) -> None:
     while True:
       time.sleep(_EVERY)
-      try:
+      # A full or lost disk: the job itself says so, or falls silent here.
+      with contextlib.suppress(OSError):
         self.write()
-      except OSError:
-        # A full or lost disk: the job itself says so, or falls silent here.
-        continue
 
 
 def _write(path: Path, value: dict) -> None:
@@ -134,25 +130,25 @@ def _write(path: Path, value: dict) -> None:
 
 
 def _read(folder: Path, suffix: str, kind: Any, since: float) -> list[Any]:
-  """What hosts wrote after some time, by files of this suffix."""
+  """Reads what hosts wrote after some time."""
   paths = folder.glob(f'*.{suffix}')
   found = [kind(**files.read_json(path, kind)) for path in paths]
   return [one for one in found if one.time >= since - SILENCE]
 
 
 def standings(folder: Path, since: float) -> list[Standing]:
-  """Of the hosts that wrote after some time, in the order of their numbers."""
+  """Reads those written after some time, in the order of their numbers."""
   found = _read(folder, 'json', Standing, since)
   return sorted(found, key=lambda one: (one.process is None, one.process or 0))
 
 
 def ends(folder: Path, since: float) -> list[End]:
-  """Of the hosts that ended after some time, the first one first."""
+  """Reads those written after some time, the first end first."""
   return sorted(_read(folder, 'end', End, since), key=lambda one: one.time)
 
 
 def stuck(standings: Sequence[Standing], now: float) -> str:
-  """Who is behind, when nobody has got any further for too long.
+  """Says who is behind when nobody has got any further for too long.
 
   A host that waits for others has begun what they have not.
   """
@@ -176,20 +172,20 @@ def _quiet(one: Standing, now: float) -> float:
 
 
 def primary(ends: Sequence[End]) -> End | None:
-  """The first end that is a reason and no consequence."""
+  """Finds the first end that is a reason and no consequence."""
   reasons = [end for end in ends if end.code not in (None, *GOOD)]
   return min(reasons, key=lambda end: end.time, default=None)
 
 
 def sentence(end: End) -> str:
-  """What happened to a host, its own words if it had any."""
+  """Says what happened to a host, in its own words if it had any."""
   if end.words.startswith('error: '):
     return f'{end.who} ended: {end.words.removeprefix("error: ")}'
   return f'{end.who} {end.words}'
 
 
 def silent(standings: Sequence[Standing], now: float) -> str | None:
-  """Hosts of which nothing is heard any more."""
+  """Names the hosts of which nothing is heard any more, if there are any."""
   lost = [one for one in standings if now - one.time > SILENCE]
   if not lost:
     return None
@@ -206,10 +202,10 @@ def missing(
   seconds: int,
   where: str | None,
 ) -> str:
-  """Which hosts never came, as far as that is known.
+  """Says which hosts never came, as far as that is known.
 
   Args:
-    standings: of those that came to the run folder.
+    standings: those of the hosts that came to the run folder.
     processes: how many there should be; None: only JAX knows.
     seconds: how long they were waited for.
     where: HOST:PORT of process 0.

@@ -89,9 +89,6 @@ def estimate(
     length: tokens of a row.
     targets: positions of a row that are predicted.
     loss: as the step is compiled for it.
-
-  Raises:
-    ConfigError: where something does not divide over the mesh.
   """
   mesh = abstract_mesh(mesh_shape)
   check_batch(mesh, 'train.batch_size', rows, config.grad_accum_steps)
@@ -129,11 +126,7 @@ def format_table(memory: Memory) -> str:
 
 
 def abstract_mesh(shape: Sequence[int]) -> AbstractMesh:
-  """A (data, fsdp, tensor) mesh of no devices in particular.
-
-  Raises:
-    ConfigError: for a size below 1.
-  """
+  """A (data, fsdp, tensor) mesh of no devices in particular."""
   if min(shape) < 1:
     raise ConfigError(f'mesh {tuple(shape)} must have sizes of at least 1')
   auto = (AxisType.Auto,) * len(MESH_AXES)

@@ -56,11 +56,7 @@ _HEARTBEAT = 100
 
 
 def choose_backend() -> None:
-  """Before JAX looks for one.
-
-  Raises:
-    HostError: JAX is told to compute in fp64, for which nothing here is made.
-  """
+  """Before JAX looks for one."""
   if jax.config.values['jax_enable_x64']:
     raise HostError(
       'JAX_ENABLE_X64 is set: counts, losses and checkpoints are made for fp32 '
@@ -74,11 +70,7 @@ def choose_backend() -> None:
 
 
 def places(workdir: Path) -> list[Place]:
-  """The processes that this command is to start; none: it trains itself.
-
-  Raises:
-    ConfigError: flags that contradict each other.
-  """
+  """The processes that this command is to start; none: it trains itself."""
   if Place.here() is not None:
     return []
   coordinator, count, number = check()
@@ -103,11 +95,7 @@ def places(workdir: Path) -> list[Place]:
 
 
 def check() -> tuple[str | None, int | None, int | None]:
-  """Coordinator, number of processes and number of this one, or None.
-
-  Raises:
-    ConfigError: flags that contradict each other.
-  """
+  """Coordinator, number of processes and number of this one, or None."""
   coordinator = _COORDINATOR.value
   count, number = _NUM_PROCESSES.value, _PROCESS_ID.value
   missing = [coordinator, count, number].count(None)
@@ -135,11 +123,7 @@ def check() -> tuple[str | None, int | None, int | None]:
 
 
 def check_alone(command: str) -> None:
-  """Refuses flags of several hosts, which a command gives to them itself.
-
-  Raises:
-    ConfigError: naming one.
-  """
+  """Refuses flags of several hosts, which a command gives to them itself."""
   given = [name for name in _OF_HOSTS if flags.FLAGS[name].present]
   if given:
     raise ConfigError(
@@ -183,10 +167,6 @@ def of_cells(hosts: int) -> list[str]:
 
   Args:
     hosts: machines of a cell.
-
-  Raises:
-    ConfigError: a sweep is told to be one of several hosts, or a cell to be on
-      several machines and to rehearse that on one.
   """
   if _MULTIHOST.value or _COORDINATOR.value:
     raise ConfigError(

@@ -204,11 +204,7 @@ def _flags(names: Sequence[str]) -> str:
 
 
 def pod() -> Pod | None:
-  """The pod that the flags describe, or None without --pod.
-
-  Raises:
-    ConfigError: it lacks something, or has something that it does not read.
-  """
+  """The pod that the flags describe, or None without --pod."""
   told = {name: flags.FLAGS[flag] for name, flag in _FLAGS.items()}
   if told['name'].value is None:
     if given := [flag.name for flag in told.values() if flag.present]:
@@ -218,11 +214,7 @@ def pod() -> Pod | None:
 
 
 def check_shipped(pretrained: str) -> None:
-  """Refuses a model that the hosts will not find.
-
-  Raises:
-    ConfigError: it is in a folder beside the code, which is not shipped.
-  """
+  """Refuses a model that the hosts will not find."""
   _, _, place = pretrained.rpartition(':')
   if '/' in place and not Path(place).is_absolute():
     raise ConfigError(
@@ -242,9 +234,6 @@ def workdir(pod: Pod, here: Path, given: bool) -> Path:
   Args:
     here: as it would be on this machine.
     given: whether by --workdir.
-
-  Raises:
-    ConfigError: it is on no disk that the hosts share.
   """
   if pod.kind == 'slurm':
     return Path.cwd() / here
@@ -294,12 +283,7 @@ class Training:
 
 
 def committed(arguments: Sequence[str], workdir: Path) -> Training:
-  """A training with the code of the last commit.
-
-  Raises:
-    ConfigError: what would be shipped differs from the commit.
-    HostError: the working folder is not the top of a checkout.
-  """
+  """A training with the code of the last commit."""
   top = _git('rev-parse', '--show-toplevel')
   if Path(top).resolve() != Path.cwd().resolve():
     raise HostError(
@@ -485,11 +469,7 @@ def later_to_shell(plan: Plan) -> str:
 
 
 def run(plan: Plan) -> None:
-  """Runs the steps, printing each and what it prints.
-
-  Raises:
-    HostError: a program is missing, a step has failed or was interrupted.
-  """
+  """Runs the steps, printing each and what it prints."""
   for program in plan.programs:
     if shutil.which(program) is None:
       raise HostError(

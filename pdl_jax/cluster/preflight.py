@@ -110,11 +110,7 @@ class Preflight:
     self._rows: list[Check] = []
 
   def start(self) -> None:
-    """Checks all that can be checked before data are read.
-
-    Raises:
-      HostError: a row failed.
-    """
+    """Checks all that can be checked before data are read."""
     self._backend()
     self._devices()
     self._same('configuration', read(self._settings.resolved))
@@ -130,11 +126,7 @@ class Preflight:
     self._end_if_failed()
 
   def data(self, ready: Setup) -> None:
-    """Checks what was read, and prints the table.
-
-    Raises:
-      HostError: a row failed.
-    """
+    """Checks what was read, and prints the table."""
     splits = (ready.train, ready.validation, ready.held_out)
     self._same('data', {
       split.source.split: split.source.fingerprint for split in splits

@@ -88,9 +88,6 @@ class Host:
   """One process of this host.
 
   Attributes:
-    place: of it among the others.
-    child: the process.
-    output: what it prints.
     end: how it ended; None while it runs.
     asked: when it was found stuck and asked where it is; 0: it was not.
   """
@@ -101,10 +98,6 @@ class Host:
   end: End | None = None
   asked: float = 0.0
 
-  def file(self, suffix: str) -> Path:
-    """One of the files that heartbeat.py lists."""
-    return Path(self.place.folder) / f'{self.place.name}.{suffix}'
-
 
 def start(places: Sequence[Place], command: Sequence[str]) -> list[Host]:
   """Starts a process for each place; the first one's output is shown."""
@@ -112,13 +105,11 @@ def start(places: Sequence[Place], command: Sequence[str]) -> list[Host]:
   hosts = []
   for number, place in enumerate(places):
     for suffix in ('json', 'end', 'stacks', fault.FILE):
-      path = Path(place.folder) / f'{place.name}.{suffix}'
-      path.unlink(missing_ok=True)
+      place.file(suffix).unlink(missing_ok=True)
     line = list(command)
     if sys.platform == 'linux':
       # From its first moment on it does not outlive this process.
-      name = Path(place.folder) / f'{place.name}.worker'
-      line = [*process.tied(name), *command]
+      line = [*process.tied(place.file('worker')), *command]
     child = subprocess.Popen(
       line, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
       stderr=subprocess.PIPE, encoding='utf-8', errors='replace',
@@ -126,18 +117,13 @@ def start(places: Sequence[Place], command: Sequence[str]) -> list[Host]:
       process_group=0,
       env={**os.environ, **place.environment(), 'PYTHONUNBUFFERED': '1'},
     )  # fmt: skip
-    log = Path(place.folder) / f'{place.name}.log'
-    hosts.append(Host(place, child, Output(child, log, shown=number == 0)))
+    output = Output(child, place.file('log'), shown=number == 0)
+    hosts.append(Host(place, child, output))
   return hosts
 
 
 class Ended(NamedTuple):
-  """What the processes of a host came to.
-
-  Attributes:
-    code: the exit code.
-    words: why, unless a process has said it itself; '': it has.
-  """
+  """The exit code of a host's processes, and why if none has said it itself."""
 
   code: int
   words: str
@@ -147,7 +133,7 @@ def supervise(hosts: list[Host], stuck_seconds: float) -> Ended:
   """Waits for the processes of this host, and prints why they ended.
 
   Args:
-    hosts: from `start`.
+    hosts: what `start` returned.
     stuck_seconds: how long any of the things that a process notes may take.
   """
   watch = _Watch(hosts, stuck_seconds)
@@ -167,7 +153,7 @@ def supervise(hosts: list[Host], stuck_seconds: float) -> Ended:
 
 
 class _Watch:
-  """Over the processes of one host."""
+  """Watches the processes of one host."""
 
   def __init__(self, hosts: list[Host], stuck_seconds: float):
     self._hosts, self._stuck = hosts, stuck_seconds
@@ -177,14 +163,14 @@ class _Watch:
     self._found = ''  # Who is stuck.
 
   def receive(self, _: int) -> None:
-    """A signal to be passed on; the second one ends everything."""
+    """Passes a signal on; the second one ends everything."""
     self._signals += 1
     for host in self._hosts:
       if host.child.poll() is None:
         host.child.terminate() if self._signals == 1 else host.child.kill()
 
   def over(self) -> bool:
-    """Looks at every process once; whether all have ended.
+    """Looks at every process once and returns whether all have ended.
 
     Or one has, and the others have had the time to notice.
     """
@@ -201,19 +187,20 @@ class _Watch:
     ends = [host.end for host in self._hosts if host.end is not None]
     if all(end.code in heartbeat.GOOD for end in ends):
       return Ended(max(end.code or 0 for end in ends), '')
-    reason = heartbeat.primary(ends)
     if self._found:
       return Ended(_HOST, self._found)  # Printed when it was found.
+    reason = heartbeat.primary(ends)
     if reason is None:
-      code, words = self._of_others(ends[0])
+      ended = self._of_others(ends[0])
     elif reason.words == self._hosts[0].output.sentence:
       return Ended(reason.code or _HOST, '')
     else:
-      code, words = reason.code or _HOST, heartbeat.sentence(reason)
-    print(f'error: {words}; {self._logs()}', file=sys.stderr)
-    if code == 1:
-      print(''.join(self._crash(reason)), end='', file=sys.stderr)
-    return Ended(code, words)
+      ended = _because(reason)
+    print(f'error: {ended.words}; {self._files("log")}', file=sys.stderr)
+    for host in self._hosts:
+      if ended.code == 1 and host.end is reason:
+        print(''.join(host.output.crash), end='', file=sys.stderr)
+    return ended
 
   def _look(self, host: Host, standings: list[Standing]) -> None:
     code = host.child.poll()
@@ -234,10 +221,10 @@ class _Watch:
   def _meaning(
     self, host: Host, code: int, doing: str
   ) -> tuple[int | None, str]:
-    """An exit code for all, None of a mere consequence; and words for it."""
+    """Returns an exit code, None of a mere consequence, and words for it."""
     crash = ''.join(host.output.crash)
-    if host.file(fault.FILE).exists():
-      crash += host.file(fault.FILE).read_text('utf-8', 'replace')
+    with contextlib.suppress(FileNotFoundError):
+      crash += host.place.file(fault.FILE).read_text('utf-8', 'replace')
     if host.asked:
       return _HOST, f'was stuck, {doing}'
     if code == FaultError.exit_code and _PEER.search(crash):
@@ -271,13 +258,12 @@ class _Watch:
         # Who does not even write its standing cannot write its stacks.
         lost = heartbeat.silent(standings, now)
         self._found = lost or heartbeat.stuck(standings, now)
-        where = ', '.join(str(one.file('stacks')) for one in self._hosts)
-        more = self._logs() if lost else f'where each thread is: {where}'
+        more = self._files('log' if lost else 'stacks')
         limit = f'--stuck_seconds is {self._stuck:g}'
         print(f'error: {self._found}; {limit}; {more}', file=sys.stderr)
 
-  def _of_others(self, own: End) -> tuple[int, str]:
-    """Why processes of this host were aborted by those of others."""
+  def _of_others(self, own: End) -> Ended:
+    """Finds why processes of this host were aborted by those of others."""
     deadline = time.time() + heartbeat.SILENCE
     # Silent too, but that is a consequence.
     ended = [host.place.name for host in self._hosts if host.end is not None]
@@ -286,24 +272,25 @@ class _Watch:
       standings = heartbeat.standings(self._folder, self._began)
       reason = heartbeat.primary(heartbeat.ends(self._folder, self._began))
       if reason is not None:
-        return reason.code or _HOST, heartbeat.sentence(reason)
+        return _because(reason)
       if own.words.endswith(heartbeat.JOINING):
-        return _HOST, heartbeat.missing(
+        return Ended(_HOST, heartbeat.missing(
           standings, self._place.processes, self._place.join_seconds,
           self._place.coordinator,
-        )  # fmt: skip
+        ))  # fmt: skip
       others = [one for one in standings if one.name not in ended]
       if lost := heartbeat.silent(others, now):
-        return _HOST, lost
+        return Ended(_HOST, lost)
       if now > deadline:
         words = f'{own.who} {own.words}, and no other host says why'
-        return _HOST, words
+        return Ended(_HOST, words)
       time.sleep(_POLL)
 
-  def _logs(self) -> str:
-    logs = ', '.join(str(host.file('log')) for host in self._hosts)
-    return f'all that was printed: {logs}'
+  def _files(self, suffix: str) -> str:
+    what = {'log': 'all that was printed', 'stacks': 'where each thread is'}
+    files = ', '.join(str(host.place.file(suffix)) for host in self._hosts)
+    return f'{what[suffix]}: {files}'
 
-  def _crash(self, reason: End | None) -> list[str]:
-    named = [host for host in self._hosts if host.end is reason]
-    return named[0].output.crash if named else []
+
+def _because(reason: End) -> Ended:
+  return Ended(reason.code or _HOST, heartbeat.sentence(reason))
