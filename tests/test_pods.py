@@ -346,6 +346,11 @@ def test_flags_of_a_pod_need_a_pod(monkeypatch):
   with flagsaver.as_parsed(pod='v6', **given):
     assert pods.pod() == Pod('tpu-vm', 'v6', 'z', 'v6e-8', capacity='spot')
   with (
+    flagsaver.as_parsed(pod='', **given),
+    pytest.raises(ConfigError, match='--pod= has to be lower case'),
+  ):
+    pods.pod()
+  with (
     flagsaver.as_parsed(**given),
     pytest.raises(ConfigError, match='--zone belongs to --pod=NAME'),
   ):

@@ -70,7 +70,6 @@ _KINDS = {
   ),
   'slurm': _Kind(('accelerator', 'hosts'), (), ('git', 'sbatch'), 200),
 }  # fmt: skip
-_TPU = ('tpu-vm', 'queued-resource')
 
 flags.DEFINE_string(
   'pod', None, 'Train on machines of this name; docs/pods.md.'
@@ -149,7 +148,7 @@ class Pod:
         f'--{"image" if self.image else "capacity"} says how machines are '
         'made, and without --accelerator those that exist are used'
       )
-    tpu = self.accelerator and self.kind in _TPU
+    tpu = self.accelerator and self.kind in ('tpu-vm', 'queued-resource')
     if tpu and not re.fullmatch(r'v[0-9][a-z]*-[0-9]+', self.accelerator):
       raise ConfigError(
         f'--accelerator={self.accelerator} is no accelerator type of the Cloud '
@@ -192,7 +191,7 @@ class Pod:
     return {name: x for name, x in dataclasses.asdict(self).items() if x}
 
 
-# Of each field of a pod.
+# The flag of each field.
 _FLAGS = {
   field.name: {'kind': 'pod_kind', 'name': 'pod'}.get(field.name, field.name)
   for field in dataclasses.fields(Pod)
@@ -207,10 +206,11 @@ def pod() -> Pod | None:
   """The pod that the flags describe, or None without --pod."""
   told = {name: flags.FLAGS[flag] for name, flag in _FLAGS.items()}
   if told['name'].value is None:
-    if given := [flag.name for flag in told.values() if flag.present]:
-      raise ConfigError(f'--{given[0]} belongs to --pod=NAME')
+    if alone := [flag.name for flag in told.values() if flag.present]:
+      raise ConfigError(f'--{alone[0]} belongs to --pod=NAME')
     return None
-  return Pod(**{name: flag.value for name, flag in told.items() if flag.value})
+  given = {name: flag.value for name, flag in told.items() if flag.value}
+  return Pod(**{'name': '', **given})
 
 
 def check_shipped(pretrained: str) -> None:
@@ -232,8 +232,8 @@ def workdir(pod: Pod, here: Path, given: bool) -> Path:
   """The run folder as the hosts see it.
 
   Args:
-    here: as it would be on this machine.
-    given: whether by --workdir.
+    here: the same as it would be on this machine.
+    given: whether --workdir says it.
   """
   if pod.kind == 'slurm':
     return Path.cwd() / here
@@ -330,7 +330,7 @@ class Plan(NamedTuple):
   """How to start a pod.
 
   Attributes:
-    programs: that have to be on the PATH.
+    programs: what has to be on the PATH.
     files: path -> text, written first.
     steps: in their order; each has to succeed before the next.
     later: what one needs afterwards, printed and not run.
