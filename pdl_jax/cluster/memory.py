@@ -34,7 +34,7 @@ PDL = Loss(LOSSES['power_law'], {})
 
 @dataclasses.dataclass(frozen=True)
 class Memory:
-  """Bytes a device.
+  """Bytes per device.
 
   Attributes:
     parameters: exact.
@@ -57,7 +57,7 @@ class Memory:
 
   @property
   def arguments(self) -> int:
-    """What is there between steps, and comes in; exact."""
+    """What is there between steps, and what comes in; exact."""
     return self.parameters + self.moments + self.inputs
 
   @property
@@ -80,7 +80,7 @@ def estimate(
   targets: int,
   loss: Loss = PDL,
 ) -> Memory:
-  """The memory of a train step.
+  """Estimates the memory of a train step.
 
   Args:
     model: with or without remat.
@@ -118,7 +118,7 @@ def estimate(
 
 
 def format_table(memory: Memory) -> str:
-  """A few lines for a terminal, in GB (1e9 bytes) a device."""
+  """Formats a few lines for a terminal, in GB (1e9 bytes) per device."""
   rows = {
     **dataclasses.asdict(memory), 'arguments': memory.arguments,
     'temporaries (estimate)': memory.temporaries,
@@ -130,7 +130,7 @@ def format_table(memory: Memory) -> str:
 
 
 def abstract_mesh(shape: Sequence[int]) -> AbstractMesh:
-  """A (data, fsdp, tensor) mesh of no devices in particular."""
+  """Makes a (data, fsdp, tensor) mesh of no devices in particular."""
   if min(shape) < 1:
     raise ConfigError(f'mesh {tuple(shape)} must have sizes of at least 1')
   auto = (AxisType.Auto,) * len(MESH_AXES)
@@ -138,7 +138,7 @@ def abstract_mesh(shape: Sequence[int]) -> AbstractMesh:
 
 
 def shard_bytes(tree: Tree) -> int:
-  """Of a tree of shapes with shardings, on one device."""
+  """Sums the bytes of a tree of shapes with shardings on one device."""
   return sum(
     math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize
     for x in jax.tree.leaves(tree)
@@ -153,12 +153,12 @@ class _Share(NamedTuple):
   frozen: Tree
 
   def hidden(self, trained: Tree, frozen: Tree, batch: Tree) -> Any:
-    """Hidden states at the targets."""
+    """Returns hidden states at the targets."""
     return target_hidden(self.model, merge(trained, frozen), batch)
 
 
 def _share(model: ModelConfig, mesh: AbstractMesh, whole: TrainState) -> _Share:
-  """What is split over fsdp is gathered where it is used."""
+  """Takes the share of a device; what fsdp splits is gathered for use."""
   alone = abstract_mesh((1, 1, mesh.shape['tensor']))
   parameters = merge(whole.trained, whole.frozen)
   axes = lm.logical_axes(model, groups=len(parameters['blocks']))
@@ -203,9 +203,9 @@ def _tables(vocab_size: int) -> LossTables:
 def _kept(
   share: _Share, rows: int, length: int, targets: int
 ) -> tuple[int, int]:
-  """Bytes between the passes: those that grow with the rows, and the others.
+  """Counts bytes kept between the passes: what rows make grow, and the rest.
 
-  The others are parameters in the dtype of a matmul.
+  The rest is parameters in the dtype of a matmul.
   """
 
   def forward(trained: Tree, frozen: Tree, batch: Tree) -> Any:
@@ -223,7 +223,7 @@ def _kept(
 
 
 def _layer_peak(share: _Share, rows: int, length: int, targets: int) -> int:
-  """Most that one turn of a scan over layers has alive."""
+  """Finds the most bytes that one turn of a scan over layers has alive."""
 
   def both(trained: Tree, frozen: Tree, batch: Tree) -> Any:
     hidden, pull = jax.vjp(lambda x: share.hidden(x, frozen, batch), trained)
@@ -237,7 +237,7 @@ def _layer_peak(share: _Share, rows: int, length: int, targets: int) -> int:
 
 
 def _loss_peak(share: _Share, rows: int, targets: int, loss: Loss) -> int:
-  """Most that head and loss have alive, both gradients included."""
+  """Finds the most bytes that head and loss have alive, gradients included."""
   hidden = jax.ShapeDtypeStruct(
     (rows, targets, share.model.width), share.model.compute_dtype
   )
@@ -264,7 +264,7 @@ def _loss_peak(share: _Share, rows: int, targets: int, loss: Loss) -> int:
 
 
 def _parts(mesh: AbstractMesh, name: str) -> int:
-  """Over how many devices an axis is split."""
+  """Returns over how many devices an axis is split."""
   axis = RULES[name]
   axes = (axis,) if isinstance(axis, str) else axis or ()
   return math.prod(mesh.shape[x] for x in axes)

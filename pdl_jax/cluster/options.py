@@ -56,7 +56,7 @@ _HEARTBEAT = 100
 
 
 def choose_backend() -> None:
-  """Before JAX looks for one."""
+  """Tells JAX which backend to use; to be called before it looks for one."""
   if jax.config.values['jax_enable_x64']:
     raise HostError(
       'JAX_ENABLE_X64 is set: counts, losses and checkpoints are made for fp32 '
@@ -70,7 +70,7 @@ def choose_backend() -> None:
 
 
 def places(workdir: Path) -> list[Place]:
-  """The processes that this command is to start; none: it trains itself."""
+  """Returns the processes to start; none if this one is to train itself."""
   if Place.here() is not None:
     return []
   coordinator, count, number = check()
@@ -95,7 +95,10 @@ def places(workdir: Path) -> list[Place]:
 
 
 def check() -> tuple[str | None, int | None, int | None]:
-  """Coordinator, number of processes and number of this one, or None."""
+  """Returns coordinator, number of processes and number of this one, or None.
+
+  Flags that contradict each other are refused.
+  """
   coordinator = _COORDINATOR.value
   count, number = _NUM_PROCESSES.value, _PROCESS_ID.value
   missing = [coordinator, count, number].count(None)
@@ -123,7 +126,7 @@ def check() -> tuple[str | None, int | None, int | None]:
 
 
 def check_alone(command: str) -> None:
-  """Refuses flags of several hosts, which a command gives to them itself."""
+  """Refuses flags of several hosts, which a command gives each host itself."""
   given = [name for name in _OF_HOSTS if flags.FLAGS[name].present]
   if given:
     raise ConfigError(
@@ -132,12 +135,12 @@ def check_alone(command: str) -> None:
 
 
 def devices_are_told() -> bool:
-  """Whether by --devices."""
+  """Whether --devices is given."""
   return _DEVICES.value is not None
 
 
 def devices() -> int | None:
-  """How many a run will have that --dry_run asks about; None: not said.
+  """Returns how many devices a run will have; None if no flag says it.
 
   Of several processes on CPUs each has one.
   """
@@ -145,7 +148,7 @@ def devices() -> int | None:
 
 
 def without(arguments: Sequence[str], names: Collection[str]) -> list[str]:
-  """Arguments except the flags of these names and their values."""
+  """Drops the flags of these names, and their values, from arguments."""
   kept: list[str] = []
   rest = iter(arguments)
   for argument in rest:
@@ -158,15 +161,15 @@ def without(arguments: Sequence[str], names: Collection[str]) -> list[str]:
 
 
 def without_dry_run(arguments: Sequence[str]) -> list[str]:
-  """Arguments except --dry_run, and what only it reads."""
+  """Drops --dry_run, and what only it reads, from arguments."""
   return without(arguments, ('dry_run', 'nodry_run', 'devices'))
 
 
 def of_cells(hosts: int) -> list[str]:
-  """Those flags that a sweep passes on to each of its cells.
+  """Lists the flags that a sweep passes on to each of its cells.
 
   Args:
-    hosts: machines of a cell.
+    hosts: how many machines a cell has.
   """
   if _MULTIHOST.value or _COORDINATOR.value:
     raise ConfigError(
@@ -186,7 +189,7 @@ def of_cells(hosts: int) -> list[str]:
 
 
 def stuck_seconds() -> float:
-  """How long anything may take before the run is called stuck."""
+  """Returns how long anything may take before the run is called stuck."""
   return _STUCK_SECONDS.value
 
 

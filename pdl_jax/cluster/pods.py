@@ -174,13 +174,13 @@ class Pod:
 
   @property
   def runtime(self) -> str:
-    """The image, or what it is by default; of a TPU its runtime version."""
+    """Returns the image or its default; of a TPU the runtime version."""
     series = self.accelerator.partition('-')[0]
     default = _RUNTIMES.get(series, _RUNTIMES[''])
     return self.image or ('python:3.12' if self.kind == 'xpk' else default)
 
   def flags(self, without: tuple[str, ...] = ()) -> list[str]:
-    """The flags that give this pod, except those of some fields."""
+    """Lists the flags that give this pod, except those of some fields."""
     return [
       f'--{_FLAGS[name]}={value}'
       for name, value in self._given().items()
@@ -203,7 +203,7 @@ def _flags(names: Sequence[str]) -> str:
 
 
 def pod() -> Pod | None:
-  """The pod that the flags describe, or None without --pod."""
+  """Makes the pod that the flags describe; None without --pod."""
   told = {name: flags.FLAGS[flag] for name, flag in _FLAGS.items()}
   if told['name'].value is None:
     if alone := [flag.name for flag in told.values() if flag.present]:
@@ -224,12 +224,12 @@ def check_shipped(pretrained: str) -> None:
 
 
 def without(arguments: Sequence[str]) -> list[str]:
-  """Arguments except those of the pod and --workdir."""
+  """Drops the flags of the pod and --workdir from arguments."""
   return options.without(arguments, {*_FLAGS.values(), 'workdir'})
 
 
 def workdir(pod: Pod, here: Path, given: bool) -> Path:
-  """The run folder as the hosts see it.
+  """Returns the run folder as the hosts see it.
 
   Args:
     here: the same as it would be on this machine.
@@ -283,7 +283,7 @@ class Training:
 
 
 def committed(arguments: Sequence[str], workdir: Path) -> Training:
-  """A training with the code of the last commit."""
+  """Describes a training with the code of the last commit."""
   top = _git('rev-parse', '--show-toplevel')
   if Path(top).resolve() != Path.cwd().resolve():
     raise HostError(
@@ -320,7 +320,7 @@ Values = Mapping[str, str | Command]
 
 
 class Step(NamedTuple):
-  """What commands do, and the commands, which run at the same time."""
+  """Commands that run at the same time, and what they do."""
 
   name: str
   commands: tuple[Command, ...]
@@ -343,7 +343,7 @@ class Plan(NamedTuple):
 
 
 def plan(pod: Pod, training: Training) -> Plan:
-  """How to start a training on a pod; nothing is looked up or run."""
+  """Plans how to start a training on a pod; nothing is looked up or run."""
   logs = training.workdir / 'logs'
   values, files = _values(pod, training, logs), {}
   if pod.kind == 'slurm':
@@ -361,7 +361,7 @@ def plan(pod: Pod, training: Training) -> Plan:
 
 
 def _values(pod: Pod, training: Training, logs: Path) -> Values:
-  """What the templates may name; several words, or none, as a tuple."""
+  """Returns what templates may name; several words, or none, as a tuple."""
   own = (*training.arguments, f'--workdir={training.workdir}')
   again = ('python', 'launch.py', *own)
   project, _, family = pod.image.partition('/')
@@ -398,13 +398,8 @@ def _values(pod: Pod, training: Training, logs: Path) -> Values:
 
 
 def _steps(text: str, hosts: Sequence[Values]) -> Iterator[Step]:
-  """The steps of a template.
-
-  Args:
-    text: of the template.
-    hosts: the values of each host.
-  """
-  _, *sections = re.sub(r'\\\n *', '', text).split('## ')
+  """Reads the steps of a template; hosts are the values of each host."""
+  _, *sections = re.sub(r'\\\n *', '', text).split('\n## ')
   for section in sections:
     heading, *lines = section.splitlines()
     name, _, condition = heading.partition('  # if ')
@@ -444,7 +439,7 @@ def _fill(text: str, values: Values) -> str:
 
 
 def to_shell(plan: Plan) -> str:
-  """The plan as shell, to be pasted; what comes later is in comments."""
+  """Writes the plan as shell to be pasted; what comes later is in comments."""
   parts = []
   for path, text in plan.files.items():
     folder, file = shlex.quote(str(path.parent)), shlex.quote(str(path))
@@ -460,7 +455,7 @@ def to_shell(plan: Plan) -> str:
 
 
 def later_to_shell(plan: Plan) -> str:
-  """What one needs afterwards, in comments."""
+  """Writes what one needs afterwards, in comments."""
   lines: list[str] = []
   for step in plan.later:
     lines.append(f'# {step.name}:')
@@ -508,7 +503,7 @@ def _run_step(step: Step) -> None:
 
 
 def _run_command(command: Command) -> tuple[int, str]:
-  """Its exit code, and the last line that it printed."""
+  """Returns its exit code, and the last line that it printed."""
   last = 'it printed nothing'
   with subprocess.Popen(
     command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,

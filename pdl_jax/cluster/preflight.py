@@ -52,7 +52,7 @@ class Check(NamedTuple):
 
 
 def gather(value: Any) -> list[Any]:
-  """A JSON value of each process, in the order of their numbers."""
+  """Collects a JSON value of each process, in the order of their numbers."""
   data = np.frombuffer(json.dumps(value).encode(), np.uint8)
   count = jax.process_count()
   sizes = multihost_utils.process_allgather(np.asarray(data.size))
@@ -69,7 +69,7 @@ def gather(value: Any) -> list[Any]:
 def differences(
   facts: Sequence[Mapping[str, Any]], hosts: Sequence[str]
 ) -> str:
-  """What a process has otherwise than process 0; '': nothing."""
+  """Says what processes have otherwise than process 0; '' if nothing."""
   found = [
     f'{key} is {_short(own.get(key))} in process {number} (on {hosts[number]})'
     f' and {_short(facts[0].get(key))} in process 0 (on {hosts[0]})'
@@ -86,7 +86,7 @@ def _short(value: Any) -> str:
 
 
 def code() -> dict[str, str]:
-  """Path -> checksum of each file of the program."""
+  """Maps the path of each file of the program to its checksum."""
   files = [_ROOT / 'launch.py', *_ROOT.glob('pdl_jax/**/*.py')]
   files += _ROOT.glob('configs/*.py')
   return {
@@ -96,7 +96,7 @@ def code() -> dict[str, str]:
 
 
 def packages() -> dict[str, str]:
-  """Name -> version of everything that is installed, Python too."""
+  """Maps the name of everything installed, Python too, to its version."""
   found = {d.metadata['Name']: d.version for d in metadata.distributions()}
   return {'python': sys.version.split()[0], **found}
 
@@ -204,7 +204,7 @@ class Preflight:
     )  # fmt: skip
 
   def _shared_folder(self) -> None:
-    """Whether all processes see what process 0 writes."""
+    """Checks that all processes see what process 0 writes."""
     path = self._workdir / 'hosts' / 'token'
     path.parent.mkdir(parents=True, exist_ok=True)
     token = secrets.token_hex(8)
@@ -226,7 +226,7 @@ class Preflight:
     self._add('shared run folder', failed, failure, str(self._workdir))
 
   def _save_and_restore(self, mesh: Mesh) -> None:
-    """A small array, split over all devices, and back over one axis alone."""
+    """Saves an array split over all devices, and restores it over one axis."""
     place = self._workdir / 'hosts' / 'trial'
     rows = np.arange(8 * mesh.size, dtype=np.int32).reshape(mesh.size, 8)
     split = NamedSharding(mesh, PartitionSpec(mesh.axis_names))
@@ -248,7 +248,7 @@ class Preflight:
     )  # fmt: skip
 
   def _weights(self, ready: Setup) -> None:
-    """Those that every host has whole; the others are parts of one."""
+    """Compares the weights that every host has whole."""
     name = 'weights before training'
     whole = {
       path: f'{zlib.crc32(np.asarray(leaf).tobytes()):08x}'
@@ -281,7 +281,7 @@ class Preflight:
     )  # fmt: skip
 
   def _free_space(self, ready: Setup) -> None:
-    """For the checkpoints that are kept, the best, and one being written."""
+    """Needs room for all checkpoints kept, the best, and one being written."""
     train = self._settings.train
     state = describe(
       ready.model.params, ready.model.config, self._settings.optimizer,
@@ -314,7 +314,7 @@ class Preflight:
 
 
 def table(rows: Iterable[Check]) -> str:
-  """Aligned lines."""
+  """Aligns the rows."""
   rows = list(rows)
   width = max(len(row.name) for row in rows)
   return '\n'.join(
@@ -325,7 +325,7 @@ def table(rows: Iterable[Check]) -> str:
 
 
 def _device_bytes() -> int:
-  """What a device of this process has, of a CPU what is free."""
+  """Returns the memory of a device of this process, of a CPU what is free."""
   stats = jax.local_devices()[0].memory_stats()
   if stats and 'bytes_limit' in stats:
     return stats['bytes_limit']
