@@ -79,12 +79,8 @@ from ml_collections import ConfigDict, config_flags
 from pdl_jax import preview, process, run_folder, sweep
 from pdl_jax.cli import keys
 from pdl_jax.cli.dry_run import describe
-from pdl_jax.cluster import fault, multihost, options, supervisor
+from pdl_jax.cluster import fault, multihost, options, pods, supervisor
 from pdl_jax.cluster.multihost import Place
-from pdl_jax.cluster.pods import commands, runner, training
-from pdl_jax.cluster.pods import options as pods
-from pdl_jax.cluster.pods.plan import to_shell
-from pdl_jax.cluster.pods.pod import Pod
 from pdl_jax.cluster.preflight import Preflight
 from pdl_jax.config import RENAMED, Settings, run_id, unread
 from pdl_jax.data import pipeline
@@ -407,21 +403,21 @@ def run_sweep() -> int:
   return 1 if outcome.failed else 0
 
 
-def start_pod(pod: Pod, arguments: Sequence[str]) -> None:
+def start_pod(pod: pods.Pod, arguments: Sequence[str]) -> None:
   """Starts the run on a pod, or says how."""
   settings, here = configured()
   folder = pods.workdir(pod, here, _WORKDIR.value is not None)
   options.check_alone('--pod')
   pods.check_shipped(settings.model.pretrained)
   kept = pods.without(options.without_dry_run(arguments))
-  told = training.committed(kept, folder)
-  plan = commands.plan(pod, told)
+  told = pods.committed(kept, folder)
+  plan = pods.plan(pod, told)
   if _DRY_RUN.value:
     if options.devices_are_told():
       print(describe(settings, options.devices()))
-    print(to_shell(plan))
+    print(pods.to_shell(plan))
   else:
-    runner.run(plan)
+    pods.run(plan)
 
 
 def _overrides(name: str) -> dict[str, Any]:

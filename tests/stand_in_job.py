@@ -20,7 +20,7 @@ import numpy as np
 from absl import flags
 from jax.experimental import multihost_utils
 
-from pdl_jax.cluster import diagnosis, heartbeat, multihost, options, supervisor
+from pdl_jax.cluster import heartbeat, multihost, options, supervisor
 from pdl_jax.cluster.multihost import Place
 from pdl_jax.errors import DataError, PreemptedError
 
@@ -93,7 +93,7 @@ def work(run, config):
 def main():
   _, run, config = flags.FLAGS(sys.argv)
   # Seconds until a host that says nothing is lost; tests wait for it.
-  heartbeat.SILENCE = diagnosis.SILENCE = 8.0
+  heartbeat.SILENCE = 8.0
   if Place.here() is not None:
     multihost.leave(lambda: work(Path(run), json.loads(config)))
   command = [sys.executable, '-m', 'tests.stand_in_job', *sys.argv[1:]]

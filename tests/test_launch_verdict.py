@@ -2,7 +2,7 @@
 
 import pytest
 
-from pdl_jax.cluster import diagnosis
+from pdl_jax.cluster import heartbeat
 from pdl_jax.cluster.heartbeat import SILENCE, End, Standing
 
 NOW = 1000.0
@@ -20,7 +20,7 @@ def end(code, words, time=NOW, process=1):
 
 
 def test_the_one_behind_is_stuck():
-  found = diagnosis.stuck(
+  found = heartbeat.stuck(
     [standing(0, quiet=30), standing(1, 'reading the batch of step 5', 8, 31)],
     NOW,
   )
@@ -31,14 +31,14 @@ def test_the_one_behind_is_stuck():
 
 
 def test_none_behind():
-  found = diagnosis.stuck([standing(0, quiet=30), standing(1, quiet=30)], NOW)
+  found = heartbeat.stuck([standing(0, quiet=30), standing(1, quiet=30)], NOW)
   assert found == (
     'all hosts are stuck: in step 5 for 30 s, none behind the others'
   )
 
 
 def test_one_alone_counts_the_time_since_it_wrote():
-  found = diagnosis.stuck([standing(0, quiet=30, time=NOW - 5)], NOW)
+  found = heartbeat.stuck([standing(0, quiet=30, time=NOW - 5)], NOW)
   assert found == 'process 0 (pid 40 on host0) is stuck: in step 5 for 35 s'
 
 
@@ -47,21 +47,21 @@ def test_the_first_reason_counts_and_no_consequence():
     end(None, 'aborted', 1), end(75, 'stopped: x', 2), end(0, '', 2),
     end(3, 'error: no text', 4), end(4, 'was killed by SIGKILL', 3, process=2),
   ]  # fmt: skip
-  reason = diagnosis.primary(ends)
+  reason = heartbeat.primary(ends)
   assert reason is not None
-  assert diagnosis.sentence(reason) == (
+  assert heartbeat.sentence(reason) == (
     'process 2 (pid 40 on host2) was killed by SIGKILL'
   )
-  assert diagnosis.sentence(ends[3]) == (
+  assert heartbeat.sentence(ends[3]) == (
     'process 1 (pid 40 on host1) ended: no text'
   )
-  assert diagnosis.primary(ends[:3]) is None
+  assert heartbeat.primary(ends[:3]) is None
 
 
 def test_the_silent_one():
   heard = standing(0, time=NOW - SILENCE + 1)
-  assert diagnosis.silent([heard], NOW) is None
-  found = diagnosis.silent([heard, standing(1, time=NOW - 60)], NOW)
+  assert heartbeat.silent([heard], NOW) is None
+  found = heartbeat.silent([heard, standing(1, time=NOW - 60)], NOW)
   assert found is not None
   assert found.startswith(
     'process 1 (pid 40 on host1) has not been heard of for 60 s (last seen in '
@@ -81,5 +81,5 @@ def test_the_silent_one():
   ],
 )  # fmt: skip
 def test_who_never_came(came, count, words):
-  found = diagnosis.missing([standing(n) for n in came], count, 9, 'h:1')
+  found = heartbeat.missing([standing(n) for n in came], count, 9, 'h:1')
   assert found.startswith(words)

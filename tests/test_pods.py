@@ -19,10 +19,8 @@ from absl import flags
 from absl.testing import flagsaver
 
 from pdl_jax import run_folder
-from pdl_jax.cluster.pods import commands, options, runner, training
-from pdl_jax.cluster.pods.plan import Plan, Step, to_shell
-from pdl_jax.cluster.pods.pod import Pod
-from pdl_jax.cluster.pods.training import Training
+from pdl_jax.cluster import pods
+from pdl_jax.cluster.pods import Plan, Pod, Step, Training, to_shell
 from pdl_jax.errors import ConfigError, HostError
 
 ROOT = Path(__file__).parent.parent
@@ -51,6 +49,18 @@ PODS = {
   ),
   'slurm': Pod('slurm', 'first', accelerator='h100:8', hosts=2),
 }  # fmt: skip
+# Values that a shell would act on.
+TRAP = "a';>ran;' \";>ran;\" $(>ran) `>ran` & >ran"
+TRAPS = {
+  'tpu_vm': Pod(
+    'tpu-vm', 'v6', TRAP, 'v6e-16', image=TRAP, share=f'x:/a{TRAP}'
+  ),
+  'mig': Pod(
+    'mig', 'gpu', TRAP, TRAP, 1, f'{TRAP}/{TRAP}', f'x:/a{TRAP}'
+  ),
+  'xpk': Pod('xpk', 'x', TRAP, TRAP, 0, TRAP, TRAP, cluster=TRAP),
+  'slurm': Pod('slurm', 'x', accelerator=f'{TRAP}:8', hosts=2),
+}  # fmt: skip
 
 
 def told(*arguments, workdir='/mnt/shared/runs/a run'):
@@ -60,7 +70,7 @@ def told(*arguments, workdir='/mnt/shared/runs/a run'):
 
 
 def plan(name, *arguments, **options):
-  return commands.plan(PODS[name], told(*arguments, **options))
+  return pods.plan(PODS[name], told(*arguments, **options))
 
 
 def executable(folder, name, text):
@@ -139,6 +149,33 @@ def test_a_pasted_plan_runs_its_commands(name, tmp_path):
   )
   for file, written in made.files.items():
     assert file.read_text('utf-8') == written
+
+
+@pytest.mark.parametrize('name', TRAPS)
+def test_no_value_is_read_as_shell(name, tmp_path, monkeypatch):
+  """Neither where the plan is pasted nor by the shells of the hosts."""
+  monkeypatch.chdir(tmp_path)
+  made = pods.plan(TRAPS[name], told(TRAP, workdir=tmp_path / TRAP))
+  commands = [
+    command for step in (*made.steps, *made.later) for command in step.commands
+  ]
+  lines = [*map(shlex.join, commands), *made.files.values()]
+  lines += [
+    word.removeprefix('--command=') for command in commands for word in command
+    if word.startswith('--command=')
+  ]  # fmt: skip
+  programs = {command[0] for command in commands}
+  nothing = ''.join(
+    f'{each}() {{ :; }}\n'
+    for each in (*programs, 'bash', 'cd', 'exec', 'tar', 'tail', 'srun')
+  )
+  for line in lines:
+    subprocess.run(
+      ['bash'], input=f'{nothing}{line}\n', capture_output=True,
+      encoding='utf-8', check=False,
+    )  # fmt: skip
+    assert not Path('ran').exists(), line
+  assert sum(line.count('>ran') for line in lines) > len(made.steps)
 
 
 @pytest.mark.parametrize('name', ['tpu_vm', 'mig', 'xpk'])
@@ -305,20 +342,25 @@ def test_runtime_of_a_tpu(accelerator, runtime):
 def test_flags_of_a_pod_need_a_pod(monkeypatch):
   monkeypatch.setitem(vars(flags.FLAGS), '__flags_parsed', True)
   given = {'zone': 'z', 'capacity': 'spot', 'accelerator': 'v6e-8'}
-  assert options.pod() is None
+  assert pods.pod() is None
   with flagsaver.as_parsed(pod='v6', **given):
-    assert options.pod() == Pod('tpu-vm', 'v6', 'z', 'v6e-8', capacity='spot')
+    assert pods.pod() == Pod('tpu-vm', 'v6', 'z', 'v6e-8', capacity='spot')
+  with (
+    flagsaver.as_parsed(pod='', **given),
+    pytest.raises(ConfigError, match='--pod= has to be lower case'),
+  ):
+    pods.pod()
   with (
     flagsaver.as_parsed(**given),
     pytest.raises(ConfigError, match='--zone belongs to --pod=NAME'),
   ):
-    options.pod()
+    pods.pod()
 
 
 def test_the_command_line_without_the_pod():
   mine = ['--config', 'pod', '--config.a=--pod', '--config.pod=x']
   pod = ['--pod=x', '-zone', 'z', '--workdir=w', '--hosts', '2']
-  assert options.without([*mine, *pod]) == mine
+  assert pods.without([*mine, *pod]) == mine
 
 
 @pytest.mark.parametrize(
@@ -338,16 +380,16 @@ def test_run_folders_are_where_all_hosts_see_them(
 ):
   monkeypatch.chdir('/')
   if there.startswith('/'):
-    found = options.workdir(PODS[name], Path(here), given)
+    found = pods.workdir(PODS[name], Path(here), given)
     assert found == Path(there)
   else:
     with pytest.raises(ConfigError, match=there):
-      options.workdir(PODS[name], Path(here), given)
+      pods.workdir(PODS[name], Path(here), given)
 
 
 def test_only_what_is_committed_is_shipped(checkout, monkeypatch):
   (checkout / 'notes.txt').write_text('not shipped', 'utf-8')
-  made = training.committed(['--a'], Path('/w'))
+  made = pods.committed(['--a'], Path('/w'))
   assert made.arguments == ('--a',)
   subprocess.run(made.pack, check=True)
   listed = subprocess.run(
@@ -366,13 +408,13 @@ def test_only_what_is_committed_is_shipped(checkout, monkeypatch):
   assert 'notes.txt' not in listed.stdout
   (checkout / 'configs' / 'mine.py').write_text('', 'utf-8')
   with pytest.raises(ConfigError, match=r'from which configs/mine\.py differs'):
-    training.committed([], Path('/w'))
+    pods.committed([], Path('/w'))
   (checkout / 'launch.py').write_text('1', 'utf-8')
   with pytest.raises(ConfigError, match=r'launch\.py and 1 more differs'):
-    training.committed([], Path('/w'))
+    pods.committed([], Path('/w'))
   monkeypatch.chdir(checkout / 'configs')
   with pytest.raises(HostError, match='start it in that folder'):
-    training.committed([], Path('/w'))
+    pods.committed([], Path('/w'))
 
 
 def test_a_run_stops_at_the_step_that_fails(tmp_path, stubs, capfd):
@@ -380,12 +422,13 @@ def test_a_run_stops_at_the_step_that_fails(tmp_path, stubs, capfd):
   steps = (
     Step('good', (('gcloud', 'one'), ('gcloud', 'two'))),
     Step('bad', (('gcloud', 'good'), ('gcloud', 'bad'))),
-    Step.of('never', 'gcloud', 'three'),
+    Step('never', (('gcloud', 'three'),)),
   )
   file = tmp_path / 'new' / 'file'
-  made = Plan(('gcloud',), {file: 'text'}, steps, {'mend it': (('mend',),)})
+  later = Step('To mend it', (('mend',),))
+  made = Plan(('gcloud',), {file: 'text'}, steps, (later,))
   with pytest.raises(HostError) as caught:
-    runner.run(made)
+    pods.run(made)
   assert str(caught.value) == 'the step "bad" ended with exit code 3: to bad'
   printed = capfd.readouterr().out
   assert {'to one', 'to two', 'to bad'} < set(printed.splitlines())
@@ -398,17 +441,18 @@ def test_an_interrupted_run_says_how_to_clean_up(monkeypatch, capsys):
   def interrupt(_):
     raise KeyboardInterrupt
 
-  monkeypatch.setattr(runner, '_run_command', interrupt)
-  step, later = Step.of('create', 'true'), {'delete it': (('delete', 'x'),)}
+  monkeypatch.setattr(pods, '_run_command', interrupt)
+  step = Step('create', (('true',),))
+  later = Step('To delete it', (('delete', 'x'),))
   with pytest.raises(HostError, match='interrupted in the step "create"'):
-    runner.run(Plan((), {}, (step,), later))
+    pods.run(Plan((), {}, (step,), (later,)))
   assert capsys.readouterr().out.endswith('# To delete it:\n#   delete x\n')
 
 
 def test_missing_programs_are_named_with_their_source(tmp_path, monkeypatch):
   monkeypatch.setenv('PATH', str(tmp_path))
   with pytest.raises(HostError, match=r'xpk, which .* by pip install xpk'):
-    runner.run(Plan(('xpk',), {}, (), {}))
+    pods.run(Plan(('xpk',), {}, (), ()))
 
 
 def test_a_dry_run_prints_the_plan_and_runs_nothing(checkout, stubs):

@@ -3,9 +3,7 @@
 import contextlib
 import tempfile
 import traceback
-from collections.abc import Iterator
 from pathlib import Path
-from types import TracebackType
 
 from pdl_jax.cluster.multihost import Place
 from pdl_jax.errors import ConfigError, FaultError, HostError, PdlError
@@ -18,11 +16,9 @@ _PROGRAMS = ('config_config', '<run_path>')
 
 
 def explain(error: BaseException, run: Path | None) -> PdlError:
-  """The line for an error that is none of pdl_jax.errors.
+  """Makes the line for an error that is none of pdl_jax.errors.
 
-  Args:
-    error: as it was raised.
-    run: folder of the run, which need not be there.
+  The folder of the run need not be there.
   """
   if where := in_config(error):
     return ConfigError(f'{where}: {words(error)}')
@@ -36,41 +32,34 @@ def explain(error: BaseException, run: Path | None) -> PdlError:
 
 
 def in_config(error: BaseException) -> str:
-  """File and line of the config file in which it was raised; '': elsewhere."""
+  """Returns file and line in the config file, '' if it came from elsewhere."""
   if isinstance(error, SyntaxError):
     return f'{error.filename or "the config file"}:{error.lineno or 1}'
   found = [
-    f'{frame.tb_frame.f_code.co_filename}:{frame.tb_lineno}'
-    for frame in _frames(error.__traceback__)
-    if frame.tb_frame.f_globals.get('__name__') in _PROGRAMS
+    f'{frame.f_code.co_filename}:{line}'
+    for frame, line in traceback.walk_tb(error.__traceback__)
+    if frame.f_globals.get('__name__') in _PROGRAMS
   ]
   return found[-1] if found else ''
 
 
-def _frames(at: TracebackType | None) -> Iterator[TracebackType]:
-  while at is not None:
-    yield at
-    at = at.tb_next
-
-
 def words(error: BaseException) -> str:
-  """Its type and its first line."""
+  """Returns the type of an error and its first line."""
   lines = str(error).strip().splitlines() or ['']
   return f'{type(error).__name__}: {lines[0][:300]}'.removesuffix(': ')
 
 
 def _keep(error: BaseException, run: Path | None) -> str:
-  """Writes the traceback; says where."""
+  """Writes the traceback and says where."""
   text = ''.join(traceback.format_exception(error))
-  place = Place.here()
-  if place is not None:
-    # Each host its own.
-    kept = Path(place.folder) / f'{place.name}.{FILE}'
-  else:
-    kept = None if run is None else run / FILE
-  if kept is not None and (place or (kept.parent / 'config.json').exists()):
-    # A full disk may be what it is about.
-    with contextlib.suppress(OSError):
+  kept = None
+  if (place := Place.here()) is not None:
+    kept = place.file(FILE)  # Each host has its own.
+  elif run is not None and (run / 'config.json').exists():
+    kept = run / FILE
+  # A full disk may be what it is about.
+  with contextlib.suppress(OSError):
+    if kept is not None:
       kept.write_text(text, 'utf-8', 'backslashreplace')
       return str(kept)
   with (

@@ -1,4 +1,4 @@
-"""What each host of a run says of itself in the run folder, for the others.
+"""What hosts of a run say of themselves in its folder, and whom that blames.
 
   hosts/NAME.json    where it stands, once a second, by its process
   hosts/NAME.worker  which process it is, by itself
@@ -7,20 +7,28 @@
   hosts/NAME.log     what it printed
 """
 
+import contextlib
 import dataclasses
 import json
 import os
 import socket
 import threading
 import time
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
+from pdl_jax.errors import PreemptedError
 from pdl_jax.storage import files
 
 # Of files that hosts write: how long others may see an old one, and how far
 # their clocks may be apart.
 SILENCE = 15.0
 _EVERY = 1.0
+# What a host does first.
+JOINING = 'joining the others'
+# Exit codes of a run that is finished, or was told to stop.
+GOOD = (0, PreemptedError.exit_code)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,11 +36,9 @@ class Standing:
   """Where a host stands.
 
   Attributes:
-    name: of its files.
-    host: its network name.
-    pid: of the process there.
-    process: its number among the processes; None if it is not known yet.
-    doing: in words.
+    name: what its files begin with.
+    process: its number; None if it is not known yet.
+    doing: what it does, in words.
     ticks: how many things were begun: equal on hosts that are equally far.
     quiet: seconds since the last of them.
     time: when this was written, in seconds since 1970.
@@ -49,7 +55,7 @@ class Standing:
 
   @property
   def who(self) -> str:
-    """The host, for a sentence."""
+    """Names the host in a sentence."""
     if self.process is None:
       return f'pid {self.pid} on {self.host}'
     return f'process {self.process} (pid {self.pid} on {self.host})'
@@ -60,12 +66,12 @@ class End:
   """How a host ended.
 
   Attributes:
-    name: of its files.
+    name: what its files begin with.
     who: the host, for a sentence.
     code: exit code for those who wait for it; None: it aborted, and what made
       it abort is elsewhere.
     words: a sentence without its subject, or its own error line.
-    time: when, in seconds since 1970.
+    time: seconds since 1970.
   """
 
   name: str
@@ -75,7 +81,7 @@ class End:
   time: float
 
   def write(self, folder: Path) -> None:
-    """For the other hosts."""
+    """Writes it for the other hosts."""
     _write(folder / f'{self.name}.end', dataclasses.asdict(self))
 
 
@@ -94,30 +100,27 @@ class Journal:
     threading.Thread(target=self._run, daemon=True).start()
 
   def note(self, doing: str) -> None:
-    """Something is begun."""
+    """Notes that something is begun."""
     self._doing, self._since = doing, time.monotonic()
     self._ticks += 1
     if self._since - self._written > _EVERY / 2:
       self.write()
 
   def write(self) -> None:
-    """Where it stands now."""
+    """Writes where it stands now."""
     self._written = time.monotonic()
     standing = Standing(
-      self._name, socket.gethostname(), os.getpid(), self.process,
-      self._doing, self._ticks, round(time.monotonic() - self._since, 1),
-      time.time(),
+      self._name, socket.gethostname(), os.getpid(), self.process, self._doing,
+      self._ticks, round(self._written - self._since, 1), time.time(),
     )  # fmt: skip
     _write(self._path, dataclasses.asdict(standing))
 
   def _run(self) -> None:
     while True:
       time.sleep(_EVERY)
-      try:
+      # A full or lost disk: the job itself says so, or falls silent here.
+      with contextlib.suppress(OSError):
         self.write()
-      except OSError:
-        # A full or lost disk: the job itself says so, or falls silent here.
-        continue
 
 
 def _write(path: Path, value: dict) -> None:
@@ -126,18 +129,104 @@ def _write(path: Path, value: dict) -> None:
   partial.replace(path)
 
 
+def _read(folder: Path, suffix: str, kind: Any, since: float) -> list[Any]:
+  """Reads what hosts wrote after some time."""
+  paths = folder.glob(f'*.{suffix}')
+  found = [kind(**files.read_json(path, kind)) for path in paths]
+  return [one for one in found if one.time >= since - SILENCE]
+
+
 def standings(folder: Path, since: float) -> list[Standing]:
-  """Of the hosts that wrote after some time, in the order of their numbers."""
-  found = [
-    Standing(**files.read_json(path, Standing))
-    for path in folder.glob('*.json')
-  ]
-  found = [one for one in found if one.time >= since - SILENCE]
+  """Reads those written after some time, in the order of their numbers."""
+  found = _read(folder, 'json', Standing, since)
   return sorted(found, key=lambda one: (one.process is None, one.process or 0))
 
 
 def ends(folder: Path, since: float) -> list[End]:
-  """Of the hosts that ended after some time, the first one first."""
-  found = [End(**files.read_json(p, End)) for p in folder.glob('*.end')]
-  found = [one for one in found if one.time >= since - SILENCE]
-  return sorted(found, key=lambda one: one.time)
+  """Reads those written after some time, the first end first."""
+  return sorted(_read(folder, 'end', End, since), key=lambda one: one.time)
+
+
+def stuck(standings: Sequence[Standing], now: float) -> str:
+  """Says who is behind when nobody has got any further for too long.
+
+  A host that waits for others has begun what they have not.
+  """
+  least = min(one.ticks for one in standings)
+  behind = [one for one in standings if one.ticks == least]
+  if len(behind) == len(standings):
+    one, more = standings[0], len(standings) > 1
+    return (
+      f'{"all hosts are" if more else f"{one.who} is"} stuck: {one.doing} for '
+      f'{_quiet(one, now):.0f} s' + (', none behind the others' if more else '')
+    )
+  names = ', '.join(
+    f'{one.who}, {one.doing} for {_quiet(one, now):.0f} s' for one in behind
+  )
+  ahead = max(standings, key=lambda one: one.ticks)
+  return f'stuck: {names}, while {ahead.who} is {ahead.doing}'
+
+
+def _quiet(one: Standing, now: float) -> float:
+  return one.quiet + max(now - one.time, 0)
+
+
+def primary(ends: Sequence[End]) -> End | None:
+  """Finds the first end that is a reason and no consequence."""
+  reasons = [end for end in ends if end.code not in (None, *GOOD)]
+  return min(reasons, key=lambda end: end.time, default=None)
+
+
+def sentence(end: End) -> str:
+  """Says what happened to a host, in its own words if it had any."""
+  if end.words.startswith('error: '):
+    return f'{end.who} ended: {end.words.removeprefix("error: ")}'
+  return f'{end.who} {end.words}'
+
+
+def silent(standings: Sequence[Standing], now: float) -> str | None:
+  """Names the hosts of which nothing is heard any more, if there are any."""
+  lost = [one for one in standings if now - one.time > SILENCE]
+  if not lost:
+    return None
+  return ', '.join(
+    f'{one.who} has not been heard of for {now - one.time:.0f} s (last '
+    f'seen {one.doing})'
+    for one in lost
+  ) + '; the host, its network or its process is gone'
+
+
+def missing(
+  standings: Sequence[Standing],
+  processes: int | None,
+  seconds: int,
+  where: str | None,
+) -> str:
+  """Says which hosts never came, as far as that is known.
+
+  Args:
+    standings: those of the hosts that came to the run folder.
+    processes: how many there should be; None: only JAX knows.
+    seconds: how long they were waited for.
+    where: HOST:PORT of process 0.
+  """
+  came = [one.process for one in standings]
+  place = where or 'process 0'
+  if processes is None or None in came:
+    names = ', '.join(one.who for one in standings)
+    return (
+      f'not all hosts came within {seconds} s; those that came: {names}. Look '
+      'at the others: does their command run, is this folder theirs too?'
+    )
+  never = [number for number in range(processes) if number not in came]
+  if not never:
+    return (
+      f'all {processes} processes run, but did not meet within {seconds} s: '
+      f'each must reach {place}, through firewalls, by the same name'
+    )
+  which = ', '.join(map(str, never))
+  return (
+    f'process{"es" * (len(never) > 1)} {which} of {processes} never came '
+    f'within {seconds} s; is the command running there, with this run folder '
+    f'and {place}?'
+  )

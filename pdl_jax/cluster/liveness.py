@@ -23,7 +23,7 @@ _LOOPS = ('scan', 'while')
 
 
 def peak_bytes(closed: Any, body: bool = False) -> int:
-  """Of the intermediates and outputs; arguments and constants are not counted.
+  """Returns the most bytes alive at once, besides arguments and constants.
 
   Args:
     closed: a jaxpr, closed or not.
@@ -54,7 +54,7 @@ def peak_bytes(closed: Any, body: bool = False) -> int:
 
 
 def loop_peaks(closed: Any, turns: int) -> list[int]:
-  """`peak_bytes` of the body of every scan of so many turns."""
+  """Lists `peak_bytes` of the body of every scan of so many turns."""
   jaxpr = getattr(closed, 'jaxpr', closed)
   found = []
   for equation in jaxpr.eqns:
@@ -66,7 +66,7 @@ def loop_peaks(closed: Any, turns: int) -> list[int]:
 
 
 def bodies(equation: Any) -> list[Any]:
-  """The jaxprs inside an equation."""
+  """Lists the jaxprs inside an equation."""
   values = [
     x for value in equation.params.values()
     for x in (value if isinstance(value, tuple | list) else (value,))
@@ -75,14 +75,14 @@ def bodies(equation: Any) -> list[Any]:
 
 
 def var_bytes(var: Any) -> int:
-  """Of the array of a variable."""
+  """Returns the bytes of a variable's array."""
   return math.prod(var.aval.shape) * getattr(var.aval.dtype, 'itemsize', 0)
 
 
 def _lifetimes(
   jaxpr: Any, body: bool
 ) -> tuple[dict[Any, set], dict[Any, int]]:
-  """Arrays behind each variable, and the equation that reads each last.
+  """Finds the arrays behind each variable, and which equation reads each last.
 
   A variable that is an array of its own stands for itself alone.
   """
@@ -117,12 +117,12 @@ def _lifetimes(
 
 
 def _like(v: Any, others: list[Any]) -> Any:
-  """The first of the same shape and type, or None."""
+  """Returns the first of the same shape and type, or None."""
   return next((x for x in others if x.aval == v.aval), None)
 
 
 def _is_elementwise(equation: Any) -> bool:
-  """Itself, or a call of nothing else, such as `jax.nn.silu`."""
+  """Says whether it is elementwise, or calls nothing else, as `jax.nn.silu`."""
   inside = bodies(equation)
   if inside and equation.primitive.name not in _LOOPS:
     return all(

@@ -8,12 +8,13 @@ arrays nor the devices need to be there.
 
 import dataclasses
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.extend.core import Literal
 from jax.sharding import AbstractMesh, AxisType
 
 from pdl_jax.cluster import liveness
@@ -33,7 +34,7 @@ PDL = Loss(LOSSES['power_law'], {})
 
 @dataclasses.dataclass(frozen=True)
 class Memory:
-  """Bytes a device.
+  """Bytes per device.
 
   Attributes:
     parameters: exact.
@@ -56,7 +57,7 @@ class Memory:
 
   @property
   def arguments(self) -> int:
-    """What is there between steps, and comes in; exact."""
+    """What is there between steps, and what comes in; exact."""
     return self.parameters + self.moments + self.inputs
 
   @property
@@ -79,7 +80,7 @@ def estimate(
   targets: int,
   loss: Loss = PDL,
 ) -> Memory:
-  """The memory of a train step.
+  """Estimates the memory of a train step.
 
   Args:
     model: with or without remat.
@@ -89,9 +90,6 @@ def estimate(
     length: tokens of a row.
     targets: positions of a row that are predicted.
     loss: as the step is compiled for it.
-
-  Raises:
-    ConfigError: where something does not divide over the mesh.
   """
   mesh = abstract_mesh(mesh_shape)
   check_batch(mesh, 'train.batch_size', rows, config.grad_accum_steps)
@@ -104,10 +102,13 @@ def estimate(
   share = _share(model, mesh, whole)
   micro = rows // (split * config.grad_accum_steps)
   activations, casts = _kept(share, micro, length, targets)
+  inputs = jax.tree.leaves(
+    (_batch(rows // split, length, targets), _tables(model.vocab_size))
+  )
   return Memory(
     parameters=parameters,
     moments=shard_bytes(whole) - parameters,
-    inputs=_input_bytes(rows // split, length, targets, model.vocab_size),
+    inputs=sum(x.size * x.dtype.itemsize for x in inputs),
     gradients=trained * (1 if config.grad_accum_steps == 1 else 2),
     # Parameters in the dtype of a matmul are split as they are themselves.
     activations=activations + casts // _parts(mesh, 'embed'),
@@ -117,7 +118,7 @@ def estimate(
 
 
 def format_table(memory: Memory) -> str:
-  """A few lines for a terminal, in GB (1e9 bytes) a device."""
+  """Formats a few lines for a terminal, in GB (1e9 bytes) per device."""
   rows = {
     **dataclasses.asdict(memory), 'arguments': memory.arguments,
     'temporaries (estimate)': memory.temporaries,
@@ -129,11 +130,7 @@ def format_table(memory: Memory) -> str:
 
 
 def abstract_mesh(shape: Sequence[int]) -> AbstractMesh:
-  """A (data, fsdp, tensor) mesh of no devices in particular.
-
-  Raises:
-    ConfigError: for a size below 1.
-  """
+  """Makes a (data, fsdp, tensor) mesh of no devices in particular."""
   if min(shape) < 1:
     raise ConfigError(f'mesh {tuple(shape)} must have sizes of at least 1')
   auto = (AxisType.Auto,) * len(MESH_AXES)
@@ -141,58 +138,61 @@ def abstract_mesh(shape: Sequence[int]) -> AbstractMesh:
 
 
 def shard_bytes(tree: Tree) -> int:
-  """Of a tree of shapes with shardings, on one device."""
+  """Sums the bytes of a tree of shapes with shardings on one device."""
   return sum(
     math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize
     for x in jax.tree.leaves(tree)
   )
 
 
-@dataclasses.dataclass(frozen=True)
-class _Share:
+class _Share(NamedTuple):
   """The model as one device computes it: widths whole, heads and F split."""
 
   model: ModelConfig
   trained: Tree
   frozen: Tree
 
+  def hidden(self, trained: Tree, frozen: Tree, batch: Tree) -> Any:
+    """Returns hidden states at the targets."""
+    return target_hidden(self.model, merge(trained, frozen), batch)
+
 
 def _share(model: ModelConfig, mesh: AbstractMesh, whole: TrainState) -> _Share:
-  """What is split over fsdp is gathered where it is used."""
+  """Takes the share of a device; what fsdp splits is gathered for use."""
   alone = abstract_mesh((1, 1, mesh.shape['tensor']))
-  groups = len(merge(whole.trained, whole.frozen)['blocks'])
-  axes = lm.logical_axes(model, groups=groups)
-  placed = shardings(alone, axes, merge(whole.trained, whole.frozen))
+  parameters = merge(whole.trained, whole.frozen)
+  axes = lm.logical_axes(model, groups=len(parameters['blocks']))
+  placed = shardings(alone, axes, parameters)
 
   def one(x: jax.ShapeDtypeStruct | None, at: Any) -> Any:
     if x is None:
       return None
     return jax.ShapeDtypeStruct(at.shard_shape(x.shape), x.dtype)
 
-  keep = {'is_leaf': lambda x: x is None}
-  local = dataclasses.replace(
-    model,
-    heads=model.heads // _parts(mesh, 'heads'),
-    kv_heads=model.kv_heads // _parts(mesh, 'kv_heads'),
-    mlp=model.mlp // _parts(mesh, 'mlp'),
-  )
+  def local(tree: Tree) -> Tree:
+    return jax.tree.map(one, tree, placed, is_leaf=lambda x: x is None)
+
+  parts = {
+    axis: getattr(model, axis) // _parts(mesh, axis)
+    for axis in ('heads', 'kv_heads', 'mlp')
+  }
   return _Share(
-    local,
-    jax.tree.map(one, whole.trained, placed, **keep),
-    jax.tree.map(one, whole.frozen, placed, **keep),
-  )
+    dataclasses.replace(model, **parts), local(whole.trained),
+    local(whole.frozen),
+  )  # fmt: skip
 
 
 def _batch(rows: int, length: int, targets: int) -> dict[str, Any]:
   sizes = {
     'tokens': length, 'segments': length, 'positions': length,
-    'labels': targets, 'reads': targets,
+    'labels': targets, 'reads': targets, 'where': targets,
   }  # fmt: skip
-  made = {
-    name: jax.ShapeDtypeStruct((rows, size), jnp.int32)
+  return {
+    name: jax.ShapeDtypeStruct(
+      (rows, size), bool if name == 'where' else jnp.int32
+    )
     for name, size in sizes.items()
   }
-  return {**made, 'where': jax.ShapeDtypeStruct((rows, targets), bool)}
 
 
 def _tables(vocab_size: int) -> LossTables:
@@ -200,47 +200,33 @@ def _tables(vocab_size: int) -> LossTables:
   return LossTables(weights_V)
 
 
-def _input_bytes(rows: int, length: int, targets: int, vocab_size: int) -> int:
-  arrays = jax.tree.leaves((_batch(rows, length, targets), _tables(vocab_size)))
-  return sum(math.prod(x.shape) * x.dtype.itemsize for x in arrays)
-
-
-def _hidden(share: _Share, frozen: Tree, batch: Tree) -> Callable[[Tree], Any]:
-  return lambda trained: target_hidden(
-    share.model, merge(trained, frozen), batch
-  )
-
-
 def _kept(
   share: _Share, rows: int, length: int, targets: int
 ) -> tuple[int, int]:
-  """Bytes between the passes: those that grow with the rows, and the others.
+  """Counts bytes kept between the passes: what rows make grow, and the rest.
 
-  The others are parameters in the dtype of a matmul.
+  The rest is parameters in the dtype of a matmul.
   """
 
   def forward(trained: Tree, frozen: Tree, batch: Tree) -> Any:
-    return jax.vjp(_hidden(share, frozen, batch), trained)
+    return jax.vjp(lambda x: share.hidden(x, frozen, batch), trained)
 
   def count(rows: int) -> int:
     batch = _batch(rows, length, targets)
     jaxpr = jax.make_jaxpr(forward)(share.trained, share.frozen, batch).jaxpr
     made = {v for equation in jaxpr.eqns for v in equation.outvars}
-    return sum(map(liveness.var_bytes, made.intersection(_vars(jaxpr.outvars))))
+    kept = {v for v in jaxpr.outvars if not isinstance(v, Literal)}
+    return sum(map(liveness.var_bytes, made & kept))
 
   one, two = count(rows), count(2 * rows)
   return two - one, 2 * one - two
 
 
-def _vars(atoms: Any) -> list[Any]:
-  return [x for x in atoms if not hasattr(x, 'val')]
-
-
 def _layer_peak(share: _Share, rows: int, length: int, targets: int) -> int:
-  """Most that one turn of a scan over layers has alive."""
+  """Finds the most bytes that one turn of a scan over layers has alive."""
 
   def both(trained: Tree, frozen: Tree, batch: Tree) -> Any:
-    hidden, pull = jax.vjp(_hidden(share, frozen, batch), trained)
+    hidden, pull = jax.vjp(lambda x: share.hidden(x, frozen, batch), trained)
     return pull(hidden)
 
   batch = _batch(rows, length, targets)
@@ -251,12 +237,10 @@ def _layer_peak(share: _Share, rows: int, length: int, targets: int) -> int:
 
 
 def _loss_peak(share: _Share, rows: int, targets: int, loss: Loss) -> int:
-  """Most that head and loss have alive, both gradients included."""
+  """Finds the most bytes that head and loss have alive, gradients included."""
   hidden = jax.ShapeDtypeStruct(
     (rows, targets, share.model.width), share.model.compute_dtype
   )
-  batch = _batch(rows, targets, targets)
-
   # What the gradient of the others is made of is not there yet.
   name = 'head' if 'head' in share.trained else 'embed_VxD'
   own = {name: share.trained[name]}, {name: share.frozen[name]}
@@ -264,24 +248,23 @@ def _loss_peak(share: _Share, rows: int, targets: int, loss: Loss) -> int:
   def head(trained: Tree, frozen: Tree) -> Head:
     return lm.head(share.model, merge(trained, frozen))
 
-  def gradient(
-    trained: Tree, frozen: Tree, hidden: Any, batch: Tree, tables: LossTables
+  def value(
+    trained: Tree, hidden: Any, frozen: Tree, batch: Tree, tables: LossTables
   ) -> Any:
-    def value(trained: Tree, hidden: Any) -> Any:
-      return loss.sums(
-        head(trained, frozen), hidden, batch['labels'], tables, batch['where']
-      )[0].num
-
-    return jax.grad(value, (0, 1))(trained, hidden)
+    return loss.sums(
+      head(trained, frozen), hidden, batch['labels'], tables, batch['where']
+    )[0].num
 
   # The weights are read whole, but the share of the head has fewer columns.
   columns = jax.eval_shape(head, *own).vocab_size
-  jaxpr = jax.make_jaxpr(gradient)(*own, hidden, batch, _tables(columns))
+  jaxpr = jax.make_jaxpr(jax.grad(value, (0, 1)))(
+    own[0], hidden, own[1], _batch(rows, targets, targets), _tables(columns)
+  )
   return liveness.peak_bytes(jaxpr)
 
 
 def _parts(mesh: AbstractMesh, name: str) -> int:
-  """Over how many devices an axis is split."""
+  """Returns over how many devices an axis is split."""
   axis = RULES[name]
   axes = (axis,) if isinstance(axis, str) else axis or ()
   return math.prod(mesh.shape[x] for x in axes)

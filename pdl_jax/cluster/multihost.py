@@ -16,8 +16,7 @@ import jax
 from jax.experimental import multihost_utils
 
 from pdl_jax import process
-from pdl_jax.cluster.diagnosis import JOINING
-from pdl_jax.cluster.heartbeat import Journal
+from pdl_jax.cluster.heartbeat import GOOD, JOINING, Journal
 from pdl_jax.errors import HostError
 from pdl_jax.train.preemption import StopRequest
 
@@ -38,12 +37,11 @@ class Place:
   """A process among the others.
 
   Attributes:
-    folder: of the hosts' files.
-    name: of this one's.
+    folder: where hosts write files that begin with their names.
     coordinator: HOST:PORT of process 0; None, with the next two: JAX finds
       them in the environment of a TPU pod, of Slurm, MPI or Kubernetes.
-    processes: how many.
-    process: which of them.
+    processes: how many there are.
+    process: which of them this is.
     join_seconds: how long to wait for the others.
     heartbeat_seconds: how long a silent one is believed to live.
   """
@@ -56,20 +54,24 @@ class Place:
   join_seconds: int
   heartbeat_seconds: int
 
+  def file(self, suffix: str) -> Path:
+    """Returns the path of one of the files that heartbeat.py lists."""
+    return Path(self.folder) / f'{self.name}.{suffix}'
+
   def environment(self) -> dict[str, str]:
-    """What the process is started with."""
+    """Returns the variables that the process is started with."""
     place = json.dumps(dataclasses.asdict(self))
     return {VARIABLE: place, _PARENT: str(os.getpid())}
 
   @classmethod
   def here(cls) -> Self | None:
-    """That of this process; None of a process that is alone."""
+    """Returns this process's place, or None if it runs alone."""
     text = os.environ.get(VARIABLE)
     return None if text is None else cls(**json.loads(text))
 
 
 def number_here() -> int | None:
-  """The number of this process that a cluster's environment declares."""
+  """Returns this process's number as the cluster's environment has it."""
   found = [os.environ[name] for name in _NUMBERS if name in os.environ]
   return int(found[0]) if found else None
 
@@ -87,11 +89,11 @@ class SharedStop(StopRequest):
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
   def note(self, doing: str) -> None:
-    """Says what is begun, to those who look for the one that is stuck."""
+    """Tells those who look for a stuck host what is begun."""
     self._journal.note(doing)
 
   def reached(self, doing: str) -> bool:
-    """Notes what is being done; whether all are to stop."""
+    """Notes what is being done and returns whether all are to stop."""
     self.note(doing)
     self._asked += 1
     if not self.requested:
@@ -102,11 +104,7 @@ class SharedStop(StopRequest):
 
 
 def default_backend() -> str:
-  """That of JAX, which this starts.
-
-  Raises:
-    HostError: there is none of the kind that was asked for.
-  """
+  """Starts JAX and returns its backend."""
   try:
     return jax.default_backend()
   except (RuntimeError, AssertionError) as error:
@@ -125,20 +123,15 @@ def join(place: Place) -> SharedStop:
 
   Where one never comes JAX ends this process; its parent says why. Without
   its parent it ends at once: nobody would know that it still writes.
-
-  Raises:
-    HostError: nothing says which processes there are, the port is taken, or
-      the parent is gone.
   """
   if sys.platform == 'linux':
     process.get_when_parent_dies(signal.SIGKILL)
     if os.getppid() != int(os.environ[_PARENT]):
       raise HostError('the process that looked after this one is gone')
-  folder = Path(place.folder)
-  stacks = (folder / f'{place.name}.stacks').open('w', encoding='utf-8')
+  stacks = place.file('stacks').open('w', encoding='utf-8')
   faulthandler.register(signal.SIGUSR1, file=stacks, all_threads=True)
   number = number_here() if place.process is None else place.process
-  journal = Journal(folder, place.name, number)
+  journal = Journal(Path(place.folder), place.name, number)
   journal.note(JOINING)
   jax.config.update('jax_cpu_collectives_implementation', 'gloo')
   try:
@@ -179,7 +172,7 @@ def leave(main: Callable[[], int]) -> None:
     code = 1
   sys.stdout.flush()
   sys.stderr.flush()
-  if code in (0, 75):
+  if code in GOOD:
     sys.exit(code)
   time.sleep(_LAST_WORDS)
   os._exit(code)

@@ -3,7 +3,7 @@
 import os
 import re
 import socket
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 import jax
@@ -47,7 +47,6 @@ _DEVICES = flags.DEFINE_integer(
 )
 # What the cells of a sweep are told too.
 _OF_CELLS = ('processes', 'join_seconds', 'stuck_seconds', 'backend')
-_OF_DRY_RUN = ('dry_run', 'nodry_run', 'devices')
 _OF_HOSTS = (
   'multihost', 'processes', 'coordinator', 'num_processes', 'process_id',
   'backend',
@@ -57,11 +56,7 @@ _HEARTBEAT = 100
 
 
 def choose_backend() -> None:
-  """Before JAX looks for one.
-
-  Raises:
-    HostError: JAX is told to compute in fp64, for which nothing here is made.
-  """
+  """Tells JAX which backend to use; to be called before it looks for one."""
   if jax.config.values['jax_enable_x64']:
     raise HostError(
       'JAX_ENABLE_X64 is set: counts, losses and checkpoints are made for fp32 '
@@ -75,116 +70,39 @@ def choose_backend() -> None:
 
 
 def places(workdir: Path) -> list[Place]:
-  """The processes that this command is to start; none: it trains itself.
-
-  Raises:
-    ConfigError: flags that contradict each other.
-  """
+  """Returns the processes to start; none if this one is to train itself."""
   if Place.here() is not None:
     return []
-  coordinator, count, number = _told()
+  coordinator, count, number = check()
   if _PROCESSES.value:
     # A rehearsal is on this machine's CPUs, whatever else it has.
     os.environ['JAX_PLATFORMS'] = 'cpu'
     coordinator, count = f'localhost:{_free_port()}', _PROCESSES.value
-    return [
-      _place(workdir, str(each), coordinator, count, each)
-      for each in range(count)
-    ]
-  if not _MULTIHOST.value:
+    named = [(str(each), each) for each in range(count)]
+  elif _MULTIHOST.value:
+    own = multihost.number_here() if number is None else number
+    named = [(socket.gethostname() if own is None else str(own), number)]
+  else:
     return []
-  own = multihost.number_here() if number is None else number
-  name = socket.gethostname() if own is None else str(own)
-  return [_place(workdir, name, coordinator, count, number)]
-
-
-def check() -> None:
-  """Of flags that only starting would read.
-
-  Raises:
-    ConfigError: they contradict each other.
-  """
-  _told()
-
-
-def check_alone(command: str) -> None:
-  """Refuses flags of several hosts, which a command gives to them itself.
-
-  Raises:
-    ConfigError: naming one.
-  """
-  given = [name for name in _OF_HOSTS if flags.FLAGS[name].present]
-  if given:
-    raise ConfigError(
-      f'{command} tells each host which it is; leave out --{given[0]}'
-    )
-
-
-def devices_are_told() -> bool:
-  """Whether by --devices."""
-  return _DEVICES.value is not None
-
-
-def devices() -> int | None:
-  """How many a run will have that --dry_run asks about; None: not said.
-
-  Of several processes on CPUs each has one.
-  """
-  return _DEVICES.value or _PROCESSES.value or _NUM_PROCESSES.value
-
-
-def without_dry_run(arguments: Sequence[str]) -> list[str]:
-  """Arguments but for --dry_run, and what only it reads."""
-  kept: list[str] = []
-  rest = iter(arguments)
-  for argument in rest:
-    name, equals, _ = argument.lstrip('-').partition('=')
-    if not argument.startswith('-') or name not in _OF_DRY_RUN:
-      kept.append(argument)
-    elif name == 'devices' and not equals:
-      next(rest)  # Its value stands by itself.
-  return kept
-
-
-def of_cells(hosts: int) -> list[str]:
-  """Those flags that a sweep passes on to each of its cells.
-
-  Args:
-    hosts: machines of a cell.
-
-  Raises:
-    ConfigError: a sweep is told to be one of several hosts, or a cell to be on
-      several machines and to rehearse that on one.
-  """
-  if _MULTIHOST.value or _COORDINATOR.value:
-    raise ConfigError(
-      '--multihost makes this one of the hosts of one run, not of a sweep; a '
-      'sweep finds hosts for its cells by --engine=ray --hosts_per_cell=N'
-    )
-  if _PROCESSES.value and hosts > 1:
-    raise ConfigError(
-      f'--processes={_PROCESSES.value} rehearses on one machine what '
-      f'--hosts_per_cell={hosts} does on several; give one'
-    )
+  folder = str(workdir.absolute() / 'hosts')
+  heartbeat = min(_HEARTBEAT, _STUCK_SECONDS.value)
   return [
-    f'--{name}={flags.FLAGS[name].value}'
-    for name in _OF_CELLS
-    if flags.FLAGS[name].present
+    Place(
+      folder, name, coordinator, count, each, _JOIN_SECONDS.value, heartbeat
+    )
+    for name, each in named
   ]
 
 
-def stuck_seconds() -> float:
-  """How long anything may take before the run is called stuck."""
-  return _STUCK_SECONDS.value
+def check() -> tuple[str | None, int | None, int | None]:
+  """Returns coordinator, number of processes and number of this one, or None.
 
-
-def _told() -> tuple[str | None, int | None, int | None]:
-  """Coordinator, number of processes and number of this one, or None."""
+  Flags that contradict each other are refused.
+  """
   coordinator = _COORDINATOR.value
   count, number = _NUM_PROCESSES.value, _PROCESS_ID.value
-  told = [coordinator, count, number]
-  given = len(told) - told.count(None)
-  if given not in (0, len(told)) or (given and not _MULTIHOST.value):
+  missing = [coordinator, count, number].count(None)
+  if missing not in (0, 3) or (not missing and not _MULTIHOST.value):
     raise ConfigError(
       '--coordinator, --num_processes and --process_id go together, and with '
       '--multihost; without them JAX looks for the cluster itself'
@@ -207,21 +125,75 @@ def _told() -> tuple[str | None, int | None, int | None]:
   return coordinator, count, number
 
 
+def check_alone(command: str) -> None:
+  """Refuses flags of several hosts, which a command gives each host itself."""
+  given = [name for name in _OF_HOSTS if flags.FLAGS[name].present]
+  if given:
+    raise ConfigError(
+      f'{command} tells each host which it is; leave out --{given[0]}'
+    )
+
+
+def devices_are_told() -> bool:
+  """Whether --devices is given."""
+  return _DEVICES.value is not None
+
+
+def devices() -> int | None:
+  """Returns how many devices a run will have; None if no flag says it.
+
+  Of several processes on CPUs each has one.
+  """
+  return _DEVICES.value or _PROCESSES.value or _NUM_PROCESSES.value
+
+
+def without(arguments: Sequence[str], names: Collection[str]) -> list[str]:
+  """Drops the flags of these names, and their values, from arguments."""
+  kept: list[str] = []
+  rest = iter(arguments)
+  for argument in rest:
+    name, equals, _ = argument.lstrip('-').partition('=')
+    if not argument.startswith('-') or name not in names:
+      kept.append(argument)
+    elif not equals and not name.endswith('dry_run'):
+      next(rest)  # Its value stands by itself.
+  return kept
+
+
+def without_dry_run(arguments: Sequence[str]) -> list[str]:
+  """Drops --dry_run, and what only it reads, from arguments."""
+  return without(arguments, ('dry_run', 'nodry_run', 'devices'))
+
+
+def of_cells(hosts: int) -> list[str]:
+  """Lists the flags that a sweep passes on to each of its cells.
+
+  Args:
+    hosts: how many machines a cell has.
+  """
+  if _MULTIHOST.value or _COORDINATOR.value:
+    raise ConfigError(
+      '--multihost makes this one of the hosts of one run, not of a sweep; a '
+      'sweep finds hosts for its cells by --engine=ray --hosts_per_cell=N'
+    )
+  if _PROCESSES.value and hosts > 1:
+    raise ConfigError(
+      f'--processes={_PROCESSES.value} rehearses on one machine what '
+      f'--hosts_per_cell={hosts} does on several; give one'
+    )
+  return [
+    f'--{name}={flags.FLAGS[name].value}'
+    for name in _OF_CELLS
+    if flags.FLAGS[name].present
+  ]
+
+
+def stuck_seconds() -> float:
+  """Returns how long anything may take before the run is called stuck."""
+  return _STUCK_SECONDS.value
+
+
 def _free_port() -> int:
   with socket.socket() as probe:
     probe.bind(('localhost', 0))
     return probe.getsockname()[1]
-
-
-def _place(
-  workdir: Path,
-  name: str,
-  coordinator: str | None,
-  count: int | None,
-  number: int | None,
-) -> Place:
-  heartbeat = min(_HEARTBEAT, _STUCK_SECONDS.value)
-  folder = str(workdir.absolute() / 'hosts')
-  return Place(
-    folder, name, coordinator, count, number, _JOIN_SECONDS.value, heartbeat
-  )

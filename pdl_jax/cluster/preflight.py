@@ -52,7 +52,7 @@ class Check(NamedTuple):
 
 
 def gather(value: Any) -> list[Any]:
-  """A JSON value of each process, in the order of their numbers."""
+  """Collects a JSON value of each process, in the order of their numbers."""
   data = np.frombuffer(json.dumps(value).encode(), np.uint8)
   count = jax.process_count()
   sizes = multihost_utils.process_allgather(np.asarray(data.size))
@@ -69,7 +69,7 @@ def gather(value: Any) -> list[Any]:
 def differences(
   facts: Sequence[Mapping[str, Any]], hosts: Sequence[str]
 ) -> str:
-  """What a process has otherwise than process 0; '': nothing."""
+  """Says what processes have otherwise than process 0; '' if nothing."""
   found = [
     f'{key} is {_short(own.get(key))} in process {number} (on {hosts[number]})'
     f' and {_short(facts[0].get(key))} in process 0 (on {hosts[0]})'
@@ -86,7 +86,7 @@ def _short(value: Any) -> str:
 
 
 def code() -> dict[str, str]:
-  """Path -> checksum of each file of the program."""
+  """Maps the path of each file of the program to its checksum."""
   files = [_ROOT / 'launch.py', *_ROOT.glob('pdl_jax/**/*.py')]
   files += _ROOT.glob('configs/*.py')
   return {
@@ -96,18 +96,13 @@ def code() -> dict[str, str]:
 
 
 def packages() -> dict[str, str]:
-  """Name -> version of everything that is installed, Python too."""
+  """Maps the name of everything installed, Python too, to its version."""
   found = {d.metadata['Name']: d.version for d in metadata.distributions()}
   return {'python': sys.version.split()[0], **found}
 
 
 class Preflight:
-  """Collects the rows; `settings` and `data` are the two calls of a run.
-
-  Args:
-    settings: of the run.
-    workdir: its folder.
-  """
+  """Collects the rows; `start` and `data` are the two calls of a run."""
 
   def __init__(self, settings: Settings, workdir: Path):
     self._settings, self._workdir = settings, workdir
@@ -115,11 +110,7 @@ class Preflight:
     self._rows: list[Check] = []
 
   def start(self) -> None:
-    """All that can be checked before data are read.
-
-    Raises:
-      HostError: a row failed.
-    """
+    """Checks all that can be checked before data are read."""
     self._backend()
     self._devices()
     self._same('configuration', read(self._settings.resolved))
@@ -135,11 +126,7 @@ class Preflight:
     self._end_if_failed()
 
   def data(self, ready: Setup) -> None:
-    """What was read, and the end of the table.
-
-    Raises:
-      HostError: a row failed.
-    """
+    """Checks what was read, and prints the table."""
     splits = (ready.train, ready.validation, ready.held_out)
     self._same('data', {
       split.source.split: split.source.fingerprint for split in splits
@@ -152,43 +139,40 @@ class Preflight:
     self._memory(ready)
     self._free_space(ready)
     self._end_if_failed()
-    if jax.process_index() == 0:
-      print(f'\n{table(self._rows)}\n')
+    self._print()
+
+  def _add(self, name: str, failed: bool, failure: str, found: str) -> None:
+    self._rows.append(Check(name, failure if failed else '', found))
 
   def _backend(self) -> None:
-    asked = jax.config.values['jax_platforms']
-    found = jax.default_backend()
-    failure = ''
-    if not asked and found == 'cpu':
-      failure = (
-        'no accelerator was found, and JAX would train on the CPU; mend the '
-        'driver or libtpu, end what holds the chips, or ask for it: '
-        '--backend=cpu'
-      )
+    asked, found = jax.config.values['jax_platforms'], jax.default_backend()
     kinds = sorted({device.device_kind for device in jax.devices()})
-    words = f'{found} ({", ".join(kinds)})'
-    self._rows.append(Check('backend', failure, words))
+    self._add(
+      'backend', not asked and found == 'cpu',
+      'no accelerator was found, and JAX would train on the CPU; mend the '
+      'driver or libtpu, end what holds the chips, or ask for it: '
+      '--backend=cpu',
+      f'{found} ({", ".join(kinds)})',
+    )  # fmt: skip
 
   def _devices(self) -> None:
-    own = [
-      [d.process_index for d in jax.devices()].count(number)
-      for number in range(jax.process_count())
-    ]
-    failure = ''
-    if len(set(own)) > 1:
-      failure = f'the processes have {own} devices; they must have as many each'
-    words = (
-      f'{len(own)} of {own[0]} each on {len(set(self._hosts))} hosts: '
-      f'{", ".join(dict.fromkeys(self._hosts))}'
-    )
-    self._rows.append(Check('processes, devices', failure, words))
+    owners = [device.process_index for device in jax.devices()]
+    own = [owners.count(number) for number in range(jax.process_count())]
+    hosts = list(dict.fromkeys(self._hosts))
+    self._add(
+      'processes, devices', len(set(own)) > 1,
+      f'the processes have {own} devices; they must have as many each',
+      f'{len(own)} of {own[0]} each on {len(hosts)} hosts: {", ".join(hosts)}',
+    )  # fmt: skip
 
   def _same(self, name: str, own: Mapping[str, Any]) -> None:
-    """A row of something that all processes must have alike."""
-    failure = differences(gather(own), self._hosts)
+    """Adds a row of something that all processes must have alike."""
+    found = differences(gather(own), self._hosts)
     digest = zlib.crc32(json.dumps(own, sort_keys=True).encode())
-    remedy = f'; ship the same {name} to every host' if failure else ''
-    self._rows.append(Check(name, failure + remedy, f'{digest:08x} everywhere'))
+    self._add(
+      name, bool(found), f'{found}; ship the same {name} to every host',
+      f'{digest:08x} everywhere',
+    )  # fmt: skip
 
   def _mesh(self) -> Mesh | None:
     words, mesh = '', None
@@ -199,10 +183,10 @@ class Preflight:
       # Not raised: it is a row of the table, and all hosts find it.
       words = str(error)
     shape = None if mesh is None else dict(mesh.shape)
-    self._rows.append(Check(
-      'mesh, batch', words,
-      f'{shape}, {self._settings.train.batch_size} rows a step',
-    ))  # fmt: skip
+    rows = self._settings.train.batch_size
+    self._add(
+      'mesh, batch', bool(words), words, f'{shape}, {rows} rows a step'
+    )
     return None if words else mesh
 
   def _all_reduce(self, mesh: Mesh) -> None:
@@ -212,14 +196,15 @@ class Preflight:
     placed = NamedSharding(mesh, PartitionSpec(mesh.axis_names))
     total = int(jax.jit(jnp.sum)(put(numbers, placed)))
     right = count * (count + 1) // 2
-    failure = '' if total == right else (
+    self._add(
+      'all-reduce', total != right,
       f'the sum of 1 to {count} over {count} devices is {total}, not {right}: '
-      'a collective gives wrong results'
+      'a collective gives wrong results',
+      f'{total}, as it should be',
     )  # fmt: skip
-    self._rows.append(Check('all-reduce', failure, f'{total}, as it should be'))
 
   def _shared_folder(self) -> None:
-    """Whether all processes see what process 0 writes."""
+    """Checks that all processes see what process 0 writes."""
     path = self._workdir / 'hosts' / 'token'
     path.parent.mkdir(parents=True, exist_ok=True)
     token = secrets.token_hex(8)
@@ -228,28 +213,20 @@ class Preflight:
     token = gather(token)[0]  # After the file is there.
     seen = gather(path.read_text('utf-8') if path.exists() else '')
     folders = gather(str(self._workdir.absolute()))
-    blind = [
-      f'process {number} (on {self._hosts[number]})'
-      for number, text in enumerate(seen)
-      if text != token
-    ]
-    failure = ''
-    if len(set(folders)) > 1:
-      failure = (
-        differences([{'it': folder} for folder in folders], self._hosts)
-        + '; give all hosts the same --workdir'
-      )
-    elif blind:
-      failure = (
-        f'{", ".join(blind)} does not see what process 0 (on {self._hosts[0]}) '
-        f'writes in {self._workdir}: the run folder must be one that all hosts '
-        'mount, such as Filestore, NFS, Lustre or a bucket by Cloud Storage '
-        'FUSE'
-      )
-    self._rows.append(Check('shared run folder', failure, str(self._workdir)))
+    who = [f'process {i} (on {host})' for i, host in enumerate(self._hosts)]
+    blind = [who[i] for i, text in enumerate(seen) if text != token]
+    failure = (
+      f'{", ".join(blind)} does not see what {who[0]} writes in '
+      f'{self._workdir}: the run folder must be one that all hosts mount, such '
+      'as Filestore, NFS, Lustre or a bucket by Cloud Storage FUSE'
+    )
+    if other := differences([{'it': x} for x in folders], self._hosts):
+      failure = f'{other}; give all hosts the same --workdir'
+    failed = bool(other or blind)
+    self._add('shared run folder', failed, failure, str(self._workdir))
 
   def _save_and_restore(self, mesh: Mesh) -> None:
-    """A small array, split over all devices, and back over one axis alone."""
+    """Saves an array split over all devices, and restores it over one axis."""
     place = self._workdir / 'hosts' / 'trial'
     rows = np.arange(8 * mesh.size, dtype=np.int32).reshape(mesh.size, 8)
     split = NamedSharding(mesh, PartitionSpec(mesh.axis_names))
@@ -263,33 +240,33 @@ class Preflight:
       multihost_utils.process_allgather(restored['rows'], tiled=True), rows
     )
     self._remove(place)
-    failure = '' if same else (
+    self._add(
+      'save and restore', not same,
       f'an array saved to {place} and restored is not the same: this folder '
-      'cannot hold checkpoints'
+      'cannot hold checkpoints',
+      'bit for bit',
     )  # fmt: skip
-    self._rows.append(Check('save and restore', failure, 'bit for bit'))
 
   def _weights(self, ready: Setup) -> None:
-    """Those that every host has whole; the others are parts of one."""
-    leaves = leaves_by_path(ready.model.params)
+    """Compares the weights that every host has whole."""
+    name = 'weights before training'
     whole = {
       path: f'{zlib.crc32(np.asarray(leaf).tobytes()):08x}'
-      for path, leaf in leaves.items()
+      for path, leaf in leaves_by_path(ready.model.params).items()
       if not isinstance(leaf, jax.Array) or leaf.is_fully_addressable
     }
     if whole:
-      self._same('weights before training', whole)
+      self._same(name, whole)
     else:
-      words = 'in shards; their fingerprint is above'
-      self._rows.append(Check('weights before training', '', words))
+      self._add(name, False, '', 'in shards; their fingerprint is above')
 
   def _memory(self, ready: Setup) -> None:
     """Fails only where the state alone, which is exact, has no room."""
     row = ready.training_rows()[0]
+    mesh = finetune.mesh_for(self._settings)
     needed = memory.estimate(
-      ready.model.config, self._settings.optimizer,
-      tuple(self._mesh_of().shape.values()), self._settings.train.batch_size,
-      row['tokens'].size, row['labels'].size,
+      ready.model.config, self._settings.optimizer, tuple(mesh.shape.values()),
+      self._settings.train.batch_size, row['tokens'].size, row['labels'].size,
       loss_tables.make_loss(self._settings.loss),
     )  # fmt: skip
     has = min(gather(_device_bytes()))
@@ -297,27 +274,27 @@ class Preflight:
       f'{needed.arguments / 1e9:.2f} GB of state, about '
       f'{needed.total / 1e9:.2f} GB at most, of {has / 1e9:.2f} GB'
     )
-    failure = (
-      f'a device needs {words}: take more of them, mesh.fsdp or mesh.tensor'
-    ) if needed.arguments > has else ''  # fmt: skip
-    self._rows.append(Check('memory of a device', failure, words))
+    self._add(
+      'memory of a device', needed.arguments > has,
+      f'a device needs {words}: take more of them, mesh.fsdp or mesh.tensor',
+      words,
+    )  # fmt: skip
 
   def _free_space(self, ready: Setup) -> None:
-    """For the checkpoints that are kept, the best, and one being written."""
+    """Needs room for all checkpoints kept, the best, and one being written."""
+    train = self._settings.train
     state = describe(
       ready.model.params, ready.model.config, self._settings.optimizer,
-      make_optimizer(self._settings.optimizer, self._settings.train.steps),
-      self._mesh_of(),
+      make_optimizer(self._settings.optimizer, train.steps),
+      finetune.mesh_for(self._settings),
     )  # fmt: skip
     one = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(state))
-    needed = one * (self._settings.train.keep_checkpoints + 2)
+    needed = one * (train.keep_checkpoints + 2)
     free = gather(shutil.disk_usage(self._workdir).free)[0]
     words = f'{needed / 1e9:.2f} GB for checkpoints, {free / 1e9:.2f} GB free'
-    failure = f'{words} in {self._workdir}' if needed > free else ''
-    self._rows.append(Check('free space', failure, words))
-
-  def _mesh_of(self) -> Mesh:
-    return finetune.mesh_for(self._settings)
+    self._add(
+      'free space', needed > free, f'{words} in {self._workdir}', words
+    )
 
   def _remove(self, place: Path) -> None:
     multihost_utils.sync_global_devices(f'{place} done')
@@ -326,19 +303,18 @@ class Preflight:
     multihost_utils.sync_global_devices(f'{place} gone')
 
   def _end_if_failed(self) -> None:
-    failed = [row for row in self._rows if row.failure]
-    if not failed:
-      return
+    failed = [f'{x.name}: {x.failure}' for x in self._rows if x.failure]
+    if failed:
+      self._print()
+      raise HostError(f'pre-flight: {" | ".join(failed)}')
+
+  def _print(self) -> None:
     if jax.process_index() == 0:
       print(f'\n{table(self._rows)}\n')
-    raise HostError(
-      'pre-flight: '
-      + ' | '.join(f'{row.name}: {row.failure}' for row in failed)
-    )
 
 
 def table(rows: Iterable[Check]) -> str:
-  """Aligned lines."""
+  """Aligns the rows."""
   rows = list(rows)
   width = max(len(row.name) for row in rows)
   return '\n'.join(
@@ -349,7 +325,7 @@ def table(rows: Iterable[Check]) -> str:
 
 
 def _device_bytes() -> int:
-  """What a device of this process has, of a CPU what is free."""
+  """Returns the memory of a device of this process, of a CPU what is free."""
   stats = jax.local_devices()[0].memory_stats()
   if stats and 'bytes_limit' in stats:
     return stats['bytes_limit']

@@ -1,8 +1,8 @@
 """Looks after the processes of a host, and says in a sentence how they ended.
 
 JAX aborts a process whose peers are gone. This one starts them, survives them,
-and reads from the files of all hosts (journal.py) which never came, which died
-and which is stuck; nothing waits longer than the times it is given.
+and reads from the files of all hosts (heartbeat.py) which never came, which
+died and which is stuck; nothing waits longer than the times it is given.
 """
 
 import contextlib
@@ -13,27 +13,74 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import IO, NamedTuple, TextIO
 
 from pdl_jax import process
-from pdl_jax.cluster import diagnosis, fault, heartbeat
+from pdl_jax.cluster import fault, heartbeat
 from pdl_jax.cluster.heartbeat import End, Standing
 from pdl_jax.cluster.multihost import Place
-from pdl_jax.cluster.output import Output
-from pdl_jax.errors import FaultError
+from pdl_jax.errors import FaultError, HostError, PreemptedError
 from pdl_jax.train.preemption import hear
 
-PREEMPTED = 75
 _POLL = 0.2
+_HOST = HostError.exit_code
 _STACKS = 3.0  # seconds for a stuck process to write where it is
-_KNOWN = (0, 2, 3, 4, 5, 6, FaultError.exit_code, PREEMPTED)
+_KNOWN = (0, 2, 3, 4, 5, 6, FaultError.exit_code, 75)
 # How the libraries below JAX say that another process is gone.
 _PEER = re.compile(
   r'[Gg]loo|coordination service|UNAVAILABLE|DEADLINE_EXCEEDED|heartbeat'
 )
+# Of the libraries below JAX: for a bug report, not for who reads a terminal.
+_NOISE = re.compile(r'[IWE]\d{4} \d\d:\d\d:|\[Gloo\] |WARNING: All log ')
+# From here on a process tells how it crashed.
+_CRASH = re.compile(r'Traceback \(most recent|F\d{4} \d\d:\d\d:|Fatal Python')
+_SENTENCE = re.compile(r'(error|stopped): ')
+
+
+class Output:
+  """Passes on what a child process prints, a thread for each of its pipes.
+
+  The log gets all of it; the terminal, if shown, all except noise and crashes.
+
+  Attributes:
+    sentence: the last line by which it said why it ends.
+    crash: lines from a crash on.
+  """
+
+  def __init__(self, child: subprocess.Popen, log: Path, shown: bool):
+    self.sentence, self.crash = '', list[str]()
+    self._shown, self._lock = shown, threading.Lock()
+    self._log = log.open('a', encoding='utf-8')
+    self._threads = [
+      threading.Thread(target=self._pass_on, args=pair, daemon=True)
+      for pair in ((child.stdout, sys.stdout), (child.stderr, sys.stderr))
+    ]
+    for thread in self._threads:
+      thread.start()
+
+  def finish(self) -> None:
+    """Waits for the rest, once the child has ended."""
+    for thread in self._threads:
+      thread.join(timeout=5)
+
+  def _pass_on(self, pipe: IO[str], terminal: TextIO) -> None:
+    crashed = False
+    for line in pipe:
+      with self._lock:
+        self._log.write(line)
+        self._log.flush()
+      if _SENTENCE.match(line):
+        self.sentence = line.strip()
+      crashed = crashed or bool(_CRASH.match(line))
+      if crashed:
+        self.crash.append(line)
+      elif self._shown and not _NOISE.match(line):
+        terminal.write(line)
+        terminal.flush()
 
 
 @dataclasses.dataclass
@@ -41,9 +88,6 @@ class Host:
   """One process of this host.
 
   Attributes:
-    place: of it among the others.
-    child: the process.
-    output: what it prints.
     end: how it ended; None while it runs.
     asked: when it was found stuck and asked where it is; 0: it was not.
   """
@@ -54,10 +98,6 @@ class Host:
   end: End | None = None
   asked: float = 0.0
 
-  def file(self, suffix: str) -> Path:
-    """Of journal.py."""
-    return Path(self.place.folder) / f'{self.place.name}.{suffix}'
-
 
 def start(places: Sequence[Place], command: Sequence[str]) -> list[Host]:
   """Starts a process for each place; the first one's output is shown."""
@@ -65,13 +105,11 @@ def start(places: Sequence[Place], command: Sequence[str]) -> list[Host]:
   hosts = []
   for number, place in enumerate(places):
     for suffix in ('json', 'end', 'stacks', fault.FILE):
-      path = Path(place.folder) / f'{place.name}.{suffix}'
-      path.unlink(missing_ok=True)
+      place.file(suffix).unlink(missing_ok=True)
     line = list(command)
     if sys.platform == 'linux':
       # From its first moment on it does not outlive this process.
-      name = Path(place.folder) / f'{place.name}.worker'
-      line = [*process.tied(name), *command]
+      line = [*process.tied(place.file('worker')), *command]
     child = subprocess.Popen(
       line, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
       stderr=subprocess.PIPE, encoding='utf-8', errors='replace',
@@ -79,18 +117,13 @@ def start(places: Sequence[Place], command: Sequence[str]) -> list[Host]:
       process_group=0,
       env={**os.environ, **place.environment(), 'PYTHONUNBUFFERED': '1'},
     )  # fmt: skip
-    log = Path(place.folder) / f'{place.name}.log'
-    hosts.append(Host(place, child, Output(child, log, shown=number == 0)))
+    output = Output(child, place.file('log'), shown=number == 0)
+    hosts.append(Host(place, child, output))
   return hosts
 
 
 class Ended(NamedTuple):
-  """What the processes of a host came to.
-
-  Attributes:
-    code: the exit code.
-    words: why, unless a process has said it itself; '': it has.
-  """
+  """The exit code of a host's processes, and why if none has said it itself."""
 
   code: int
   words: str
@@ -100,7 +133,7 @@ def supervise(hosts: list[Host], stuck_seconds: float) -> Ended:
   """Waits for the processes of this host, and prints why they ended.
 
   Args:
-    hosts: from `start`.
+    hosts: what `start` returned.
     stuck_seconds: how long any of the things that a process notes may take.
   """
   watch = _Watch(hosts, stuck_seconds)
@@ -120,7 +153,7 @@ def supervise(hosts: list[Host], stuck_seconds: float) -> Ended:
 
 
 class _Watch:
-  """Over the processes of one host."""
+  """Watches the processes of one host."""
 
   def __init__(self, hosts: list[Host], stuck_seconds: float):
     self._hosts, self._stuck = hosts, stuck_seconds
@@ -130,14 +163,14 @@ class _Watch:
     self._found = ''  # Who is stuck.
 
   def receive(self, _: int) -> None:
-    """A signal to be passed on; the second one ends everything."""
+    """Passes a signal on; the second one ends everything."""
     self._signals += 1
     for host in self._hosts:
       if host.child.poll() is None:
         host.child.terminate() if self._signals == 1 else host.child.kill()
 
   def over(self) -> bool:
-    """Looks at every process once; whether all have ended.
+    """Looks at every process once and returns whether all have ended.
 
     Or one has, and the others have had the time to notice.
     """
@@ -152,21 +185,22 @@ class _Watch:
   def conclude(self) -> Ended:
     """Prints the reason, unless it is to be seen already."""
     ends = [host.end for host in self._hosts if host.end is not None]
-    if all(end.code in diagnosis.GOOD for end in ends):
+    if all(end.code in heartbeat.GOOD for end in ends):
       return Ended(max(end.code or 0 for end in ends), '')
-    reason = diagnosis.primary(ends)
     if self._found:
-      return Ended(diagnosis.HOST, self._found)  # Printed when it was found.
+      return Ended(_HOST, self._found)  # Printed when it was found.
+    reason = heartbeat.primary(ends)
     if reason is None:
-      code, words = self._of_others(ends[0])
+      ended = self._of_others(ends[0])
     elif reason.words == self._hosts[0].output.sentence:
-      return Ended(reason.code or diagnosis.HOST, '')
+      return Ended(reason.code or _HOST, '')
     else:
-      code, words = reason.code or diagnosis.HOST, diagnosis.sentence(reason)
-    print(f'error: {words}; {self._logs()}', file=sys.stderr)
-    if code == 1:
-      print(''.join(self._crash(reason)), end='', file=sys.stderr)
-    return Ended(code, words)
+      ended = _because(reason)
+    print(f'error: {ended.words}; {self._files("log")}', file=sys.stderr)
+    for host in self._hosts:
+      if ended.code == 1 and host.end is reason:
+        print(''.join(host.output.crash), end='', file=sys.stderr)
+    return ended
 
   def _look(self, host: Host, standings: list[Standing]) -> None:
     code = host.child.poll()
@@ -181,36 +215,36 @@ class _Watch:
     code, words = self._meaning(host, code, doing)
     host.end = End(host.place.name, who, code, words, time.time())
     host.end.write(self._folder)
-    if code not in diagnosis.GOOD and not self._failed:
+    if code not in heartbeat.GOOD and not self._failed:
       self._failed = time.time()
 
   def _meaning(
     self, host: Host, code: int, doing: str
   ) -> tuple[int | None, str]:
-    """An exit code for all, None of a mere consequence; and words for it."""
+    """Returns an exit code, None of a mere consequence, and words for it."""
     crash = ''.join(host.output.crash)
-    if host.file(fault.FILE).exists():
-      crash += host.file(fault.FILE).read_text('utf-8', 'replace')
+    with contextlib.suppress(FileNotFoundError):
+      crash += host.place.file(fault.FILE).read_text('utf-8', 'replace')
     if host.asked:
-      return diagnosis.HOST, f'was stuck, {doing}'
+      return _HOST, f'was stuck, {doing}'
     if code == FaultError.exit_code and _PEER.search(crash):
       return None, f'aborted, {doing}'
     if code in _KNOWN:
       return code, host.output.sentence
     if self._signals and code in (-signal.SIGTERM, -signal.SIGKILL):
-      return PREEMPTED, 'was told to stop'
+      return PreemptedError.exit_code, 'was told to stop'
     if _PEER.search(crash):
       return None, f'aborted, {doing}'
     if code < 0:
       usual = ' (out of memory?)' * (code == -signal.SIGKILL)
       name = signal.Signals(-code).name
-      return diagnosis.HOST, f'was killed by {name}{usual}, {doing}'
+      return _HOST, f'was killed by {name}{usual}, {doing}'
     return 1, f'crashed, {doing}'
 
   def _check_stuck(
     self, host: Host, own: Standing, standings: list[Standing]
   ) -> None:
-    if own.doing == diagnosis.JOINING or self._failed or self._signals > 1:
+    if own.doing == heartbeat.JOINING or self._failed or self._signals > 1:
       return
     now = time.time()
     # A process that does not even write is stopped, or starved.
@@ -222,41 +256,41 @@ class _Watch:
       host.child.send_signal(signal.SIGUSR1)
       if not self._found:
         # Who does not even write its standing cannot write its stacks.
-        lost = diagnosis.silent(standings, now)
-        self._found = lost or diagnosis.stuck(standings, now)
-        where = ', '.join(str(one.file('stacks')) for one in self._hosts)
-        more = self._logs() if lost else f'where each thread is: {where}'
+        lost = heartbeat.silent(standings, now)
+        self._found = lost or heartbeat.stuck(standings, now)
+        more = self._files('log' if lost else 'stacks')
         limit = f'--stuck_seconds is {self._stuck:g}'
         print(f'error: {self._found}; {limit}; {more}', file=sys.stderr)
 
-  def _of_others(self, own: End) -> tuple[int, str]:
-    """Why processes of this host were aborted by those of others."""
+  def _of_others(self, own: End) -> Ended:
+    """Finds why processes of this host were aborted by those of others."""
     deadline = time.time() + heartbeat.SILENCE
     # Silent too, but that is a consequence.
     ended = [host.place.name for host in self._hosts if host.end is not None]
     while True:
       now = time.time()
       standings = heartbeat.standings(self._folder, self._began)
-      reason = diagnosis.primary(heartbeat.ends(self._folder, self._began))
+      reason = heartbeat.primary(heartbeat.ends(self._folder, self._began))
       if reason is not None:
-        return reason.code or diagnosis.HOST, diagnosis.sentence(reason)
-      if own.words.endswith(diagnosis.JOINING):
-        return diagnosis.HOST, diagnosis.missing(
+        return _because(reason)
+      if own.words.endswith(heartbeat.JOINING):
+        return Ended(_HOST, heartbeat.missing(
           standings, self._place.processes, self._place.join_seconds,
           self._place.coordinator,
-        )  # fmt: skip
+        ))  # fmt: skip
       others = [one for one in standings if one.name not in ended]
-      if lost := diagnosis.silent(others, now):
-        return diagnosis.HOST, lost
+      if lost := heartbeat.silent(others, now):
+        return Ended(_HOST, lost)
       if now > deadline:
         words = f'{own.who} {own.words}, and no other host says why'
-        return diagnosis.HOST, words
+        return Ended(_HOST, words)
       time.sleep(_POLL)
 
-  def _logs(self) -> str:
-    logs = ', '.join(str(host.file('log')) for host in self._hosts)
-    return f'all that was printed: {logs}'
+  def _files(self, suffix: str) -> str:
+    what = {'log': 'all that was printed', 'stacks': 'where each thread is'}
+    files = ', '.join(str(host.place.file(suffix)) for host in self._hosts)
+    return f'{what[suffix]}: {files}'
 
-  def _crash(self, reason: End | None) -> list[str]:
-    named = [host for host in self._hosts if host.end is reason]
-    return named[0].output.crash if named else []
+
+def _because(reason: End) -> Ended:
+  return Ended(reason.code or _HOST, heartbeat.sentence(reason))
