@@ -452,7 +452,7 @@ def show_preview(settings: Settings, workdir: Path) -> None:
   page = workdir.with_name(f'{workdir.name}.preview.html')
   page.parent.mkdir(parents=True, exist_ok=True)
   page.write_text(preview.to_html(found), 'utf-8')
-  print(f'\nthe same with the plot of weight against rank: {page}')
+  print(f'\nthe same with the plot of weight against count: {page}')
 
 
 def _one_line(error: Exception) -> str:

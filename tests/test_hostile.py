@@ -13,8 +13,7 @@ from rich.console import Console
 from pdl_jax import preview
 from pdl_jax.errors import ConfigError, printable
 from pdl_jax.evaluate import side_by_side, table
-from pdl_jax.preview.content import Preview, ShownExample, Token
-from pdl_jax.preview.pieces import visible
+from pdl_jax.preview import Preview, PreviewExample, Token, visible
 from pdl_jax.report import page, tables, wording
 from pdl_jax.run import summary
 from tests import stand_in_report as stand_in
@@ -37,6 +36,7 @@ HOSTILE = [
   "=cmd|'/C calc'!A0", '@SUM(1+1)', '+1+1', '-2+3', '=HYPERLINK("x","y")',
   '\t=1+1', '\r=2', ' =3',
   # Terminals, and the order of characters.
+  '[red]x[/red]', '[/]', ':cat:',
   '\x1b[2J\x1b[31mred', '\x1b]0;title\x07', '\x9b31m', 'a\x08\x08b', 'a\rb',
   '\x00end', 'x\x7f\x85y', '\u202eltr\u202c', '\u2066iso\u2069 \u200f\u061c',
   'one\u2028two\u2029three', '\ufeffmark\u2060', '\udc80half',
@@ -195,30 +195,31 @@ def test_reasons_stand_below_the_table():
 
 @pytest.mark.parametrize('colours', [None, 'truecolor'])
 def test_a_preview(colours):
-  raws = [text.encode(errors='replace') for text in HOSTILE]
-  shown_tokens = tuple(
-    Token(i, raw, visible(raw), False, 1.0, None, None, 0)
-    for i, raw in enumerate(raws)
-  )
-  found = Preview(
-    loss='cross_entropy', settings={'x': HOSTILE[-2]}, kind='none', notes=(),
-    corpus=''.join(HOSTILE), tokenizer=''.join(HOSTILE), tokens=1, types=1,
-    distribution=None, heaviest=(), lightest=(), values_R=np.zeros(0),
-    buckets=(), examples=tuple(
-      ShownExample(text, text, text, shown_tokens, None) for text in HOSTILE
-    ),
-  )  # fmt: skip
+  tokens = [
+    Token(i, text.encode(errors='replace'), False, 1.0, 1.0, 0)
+    for i, text in enumerate(HOSTILE)
+  ]
+
+  def of(texts):
+    joined = ''.join(texts)
+    return Preview(
+      'weight', joined, [joined], [['a', 'b']], {'heaviest': tokens},
+      np.ones(1), np.ones(1),
+      [(PreviewExample(text, text, []), tokens) for text in texts],
+    )  # fmt: skip
+
   file = io.StringIO()
   console = Console(
     file=file, width=80, color_system=colours, force_terminal=bool(colours)
   )
-  preview.print_terminal(found, console)
+  preview.print_terminal(of(HOSTILE), console)
   text = re.sub('\x1b\\[[0-9;]*m', '', file.getvalue())
   assert not acts(text)
-  web = preview.to_html(found)
+  web = preview.to_html(of(HOSTILE))
   assert not acts(web)
-  tags = {tag for tag, *_ in Tags(web).tags}
-  assert not tags & {'script', 'img', 'b', 'a', 'svg'}
+  found = Tags(web)
+  assert all(visible(token.raw) in found.texts for token in tokens)
+  assert found.tags == Tags(preview.to_html(of(['usual']))).tags
 
 
 def test_an_error_is_one_line(capsys, tmp_path):
