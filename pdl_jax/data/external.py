@@ -89,9 +89,7 @@ def _opened(
   texts, integers = stored_fields(builder)
   chosen = schema.resolve(fields, texts + integers)
   schema.check_stored(f'tfds:{name}', chosen, texts, integers)
-  # Its own annotations lose the parameters.
-  as_records = cast(Callable[..., schema.Records], builder.as_data_source)
-  records = as_records(split=instruction)
+  records = read_split(builder, instruction)
   return schema.Opened(
     records=records,
     fields=chosen,
@@ -205,6 +203,15 @@ def check_splits(
         f' ({after[4]!r}) share examples; name splits that do not overlap,'
         " such as 'train[:95%]' and 'train[95%:]'"
       )
+
+
+def read_split(
+  builder: 'tfds.core.DatasetBuilder', instruction: str
+) -> schema.Records:
+  """Returns the records of a split of TFDS, or of a part of one."""
+  # Its own annotations lose the parameters.
+  read = cast(Callable[..., schema.Records], builder.as_data_source)
+  return read(split=instruction)
 
 
 def stored_fields(
