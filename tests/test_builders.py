@@ -9,8 +9,9 @@ import zlib
 
 import pytest
 
-from pdl_jax.data.packaged import botocore_summaries, packages, pairs, prose
-from pdl_jax.data.packaged.botocore_summaries import BotocoreSummaries
+from pdl_jax.data import packaged_builder, schema, sources
+from pdl_jax.data.packaged import botocore_summaries, pairs, prose, texts
+from pdl_jax.data.packaged.texts import TEXTS, Example
 from pdl_jax.errors import DataError
 
 BODY = (
@@ -107,8 +108,8 @@ def test_unfit_documents():
 
 def test_the_quick_length_check_never_overrules_the_exact_one():
   markup = '<p>The state of it.</p>' + '<li>word</li>' * 20
-  assert botocore_summaries.make_pair('x', 'x', markup).summary
-  assert botocore_summaries.make_pair('x', 'x', ' ') == 'empty'
+  assert botocore_summaries.make_example('x', 'x', markup).target
+  assert botocore_summaries.make_example('x', 'x', ' ') == 'empty'
 
 
 def test_relatives_share_a_family():
@@ -130,8 +131,12 @@ def test_relatives_share_a_family():
   ]  # fmt: skip
 
 
-def _pair(number, summary, document):
-  return pairs.Pair(f'id{number}', f'group{number}', document, summary)
+def _example(number, target, source):
+  return Example(f'id{number}', f'group{number}', source, target)
+
+
+def _kept(made, dropped, split_of=lambda group: 'train'):
+  return pairs.without_copies(made, split_of, dropped)
 
 
 def test_copies_are_dropped_for_their_reason():
@@ -139,27 +144,37 @@ def test_copies_are_dropped_for_their_reason():
   texts = [' '.join(words[i : i + 40]) for i in (0, 40, 80)]
   near = texts[0].replace('a0', 'z').replace('a39', 'y')
   rows = [
-    _pair(0, 'A first summary.', texts[0]),
-    _pair(1, 'Another summary.', texts[0].upper()),
-    _pair(2, 'a FIRST summary', texts[1]),
-    _pair(3, 'A third summary.', near),
-    _pair(4, 'A fourth summary.', texts[2]),
+    _example(0, 'A first summary.', texts[0]),
+    _example(1, 'Another summary.', texts[0].upper()),
+    _example(2, 'a FIRST summary', texts[1]),
+    _example(3, 'A third summary.', near),
+    _example(4, 'A fourth summary.', texts[2]),
   ]
   dropped = collections.Counter()
-  kept = pairs.without_copies(rows, dropped)
+  kept = _kept(rows, dropped)
   assert [row.id for row in kept] == ['id0', 'id4']
   assert dropped == {
     'duplicate_document': 1, 'duplicate_summary': 1, 'near_duplicate': 1,
   }  # fmt: skip
-  assert pairs.without_copies(kept, dropped) == kept
+  assert _kept(kept, dropped) == kept
+
+
+def test_reasons_are_counted_and_train_wins():
+  rows = ['empty', _example(0, 'A summary.', 'x'), 'empty']
+  rows += [_example(1, 'A summary.', 'y'), _example(2, 'Other one.', 'z')]
+  splits = {'group0': 'test', 'group1': 'train', 'group2': 'validation'}
+  dropped = collections.Counter()
+  kept = _kept(rows, dropped, splits.__getitem__)
+  assert [row.id for row in kept] == ['id1', 'id2']
+  assert dropped == {'empty': 2, 'duplicate_summary': 1}
 
 
 def test_a_summary_of_many_groups_is_boilerplate():
-  rows = [_pair(n, 'The token.', f'{n} ' * 30) for n in range(4)]
+  rows = [_example(n, 'The token.', f'{n} ' * 30) for n in range(4)]
   dropped = collections.Counter()
-  assert pairs.without_copies(rows, dropped) == []
+  assert _kept(rows, dropped) == []
   assert dropped == {'boilerplate_summary': 4}
-  assert len(pairs.without_copies(rows[:3], dropped)) == 1
+  assert len(_kept(rows[:3], dropped)) == 1
 
 
 def test_shingles_are_eight_words_in_a_row():
@@ -173,27 +188,25 @@ def test_shingles_are_eight_words_in_a_row():
 
 def test_a_hash_splits_80_10_10_and_never_moves():
   splits = collections.Counter(
-    packages.split_by_hash(str(number)) for number in range(10_000)
+    texts.split_by_hash(str(number)) for number in range(10_000)
   )
   assert splits == {'train': 7998, 'validation': 979, 'test': 1023}
 
 
 def test_a_split_keeps_the_order_and_whole_groups():
-  rows = [_pair(n % 3, 'A summary.', str(n)) for n in range(9)]
+  rows = [_example(n % 3, 'A summary.', str(n)) for n in range(9)]
   names = [f'group{n}' for n in range(3)]
-  split_of = dict(zip(names, packages.SPLITS, strict=True)).__getitem__
-  splits = packages.by_split(rows, split_of)
-  assert list(splits) == list(packages.SPLITS)
-  assert [row.document for row in splits['validation']] == ['1', '4', '7']
+  split_of = dict(zip(names, schema.SPLITS, strict=True)).__getitem__
+  splits = texts.by_split(rows, split_of)
+  assert list(splits) == list(schema.SPLITS)
+  assert [row.source for row in splits['validation']] == ['1', '4', '7']
 
 
 def test_a_published_file_is_read_as_it_was(tmp_path):
   file = tmp_path / 'speech.txt'
   digest = hashlib.sha256(b'words').hexdigest()
   remedy = r'pip install --force-reinstall --no-deps some-package$'
-  read = functools.partial(
-    packages.read_published, file, digest, 'some-package'
-  )
+  read = functools.partial(texts.read_published, file, digest, 'some-package')
   with pytest.raises(DataError, match=f'speech.txt cannot be read .*{remedy}'):
     read()
   file.write_bytes(b'words')
@@ -203,27 +216,63 @@ def test_a_published_file_is_read_as_it_was(tmp_path):
     read()
 
 
-def test_what_is_stored_and_reported(tmp_path):
-  builder = BotocoreSummaries(data_dir=tmp_path)
-  splits = {
-    'train': [_pair(n, 'A summary.', str(n % 2)) for n in (0, 0, 1)],
-    'validation': [],
-    'test': [_pair(2, 'A summary.', 'words')],
-  }
-  words = {'train': 3, 'validation': 0, 'test': 1}
-  stored = builder.examples_of(splits, {'empty': 4}, words=words)
-  assert {split: list(rows) for split, rows in stored.items()} == {
-    split: [(row.id, row._asdict()) for row in rows]
-    for split, rows in splits.items()
-  }
-  assert list(builder.report.items()) == [
-    ('package', 'botocore'),
-    ('package_version', '1.44.5'),
-    ('kept', {'train': 3, 'validation': 0, 'test': 1}),
-    ('groups', {'train': 2, 'validation': 0, 'test': 1}),
-    ('words', words),
-    ('dropped', {'empty': 4}),
+def _facts(**more):
+  names = ('release_note', 'package', 'description', 'citation', 'license')
+  return {
+    **dict.fromkeys(names, 'words'), 'dataset': 'made_up', 'version': '1.2.3',
+    'package_version': '7', **more,
+  }  # fmt: skip
+
+
+@pytest.fixture
+def register():
+  """Registers a text of two records a split, and forgets it afterwards."""
+
+  def register(**facts):
+    @texts.register_text('mine', **_facts(**facts))
+    def make(dropped):
+      dropped.update(b=0, c=4, a=1)
+      return {
+        split: [Example(f'{split}{n}', split, 's', 't u', 'x') for n in (0, 1)]
+        for split in schema.SPLITS
+      }
+
+  yield register
+  TEXTS.pop('mine', None)
+
+
+def test_a_text_that_registers_itself_is_a_data_set(register, tmp_path, capsys):
+  register(fields=texts.OWN_NAMES | {'target': 'to', 'style': 'tone'})
+  source = sources.load('mine', 'test', str(tmp_path))
+  assert 'preparing made_up 1.2.3 in' in capsys.readouterr().err
+  assert sorted(source, key=lambda record: record['id'])[0] == {
+    'id': 'test0', 'group': 'test', 'source': 's', 'target': 't u',
+    'style': 'x',
+  }  # fmt: skip
+  stored = packaged_builder.tfds.builder_from_directory(
+    tmp_path / 'made_up' / '1.2.3'
+  )
+  assert sorted(stored.info.features) == ['group', 'id', 'source', 'to', 'tone']
+  assert stored.info.supervised_keys == ('source', 'to')
+  assert stored.info.release_notes == {'1.2.3': 'words'}
+  assert list(source.metadata.items()) == [
+    ('package', 'words'),
+    ('package_version', '7'),
+    ('kept', dict.fromkeys(schema.SPLITS, 2)),
+    ('groups', dict.fromkeys(schema.SPLITS, 1)),
+    ('dropped', {'a': 1, 'c': 4}),
   ]
+  register(package_version='8')
+  with pytest.raises(DataError, match='made from words 7, not 8; delete'):
+    sources.load('mine', 'test', str(tmp_path))
+  register(package_version=lambda: '')
+  assert len(sources.load('mine', 'test', str(tmp_path))) == 2
+
+
+def test_the_words_of_documents_are_counted(register, tmp_path):
+  register(documents=True)
+  source = sources.load('mine', 'train', str(tmp_path))
+  assert source.metadata['words'] == dict.fromkeys(schema.SPLITS, 4)
 
 
 def _documentation(number):
@@ -261,12 +310,14 @@ def site(tmp_path, monkeypatch):
   return site
 
 
-def test_read_pairs_counts_every_documentation_string(site, monkeypatch):
+def test_every_documentation_string_is_kept_or_counted(site, monkeypatch):
   monkeypatch.setattr(pairs, 'MAX_SEEN_SHINGLES', 1.0)
-  kept, dropped = botocore_summaries.read_pairs(site / 'botocore' / 'data')
-  assert [pair.id for pair in kept] == ['alpha', 'alpha/shapes/Item/members/a']
-  assert kept[0].summary == 'Describes item number 1.'
-  assert kept[0].document == BODY.format(1)
+  dropped = collections.Counter()
+  made = botocore_summaries.examples_of(site / 'botocore' / 'data')
+  kept = _kept(made, dropped)
+  assert [row.id for row in kept] == ['alpha', 'alpha/shapes/Item/members/a']
+  assert kept[0].target == 'Describes item number 1.'
+  assert kept[0].source == BODY.format(1)
   # Empty: operation Put, shapes Item and Twin, service beta, its shape X.
   assert dropped == {
     'document_too_short': 1, 'duplicate_document': 1, 'empty': 5,
@@ -278,36 +329,37 @@ def test_damaged_and_missing_models_are_named(site):
   file = data / 'alpha' / '2020-01-01' / 'service-2.json.gz'
   file.write_bytes(file.read_bytes()[:40])
   with pytest.raises(DataError, match=r'alpha/2020-01-01/service-2.json.gz'):
-    botocore_summaries.read_pairs(data)
+    list(botocore_summaries.examples_of(data))
   file.parent.rename(data / 'alpha' / 'elsewhere')
   file.parent.with_name('elsewhere').joinpath(file.name).unlink()
   (data / 'alpha' / '2019-01-01' / 'service-2.json.gz').unlink()
   with pytest.raises(DataError, match=r'alpha holds no service-2\.json'):
-    botocore_summaries.read_pairs(data)
+    list(botocore_summaries.examples_of(data))
 
 
-def test_an_interrupted_preparation_leaves_nothing(site, tmp_path, monkeypatch):
+def test_an_interrupted_preparation_leaves_nothing(
+  register, tmp_path, monkeypatch
+):
   def interrupted(self, rows):
     yield from ((row.id, row._asdict()) for row in rows[:1])
     raise KeyboardInterrupt
 
-  monkeypatch.setattr(BotocoreSummaries, '_generate_examples', interrupted)
-  builder = BotocoreSummaries(data_dir=tmp_path / 'prepared')
+  register(fields=texts.OWN_NAMES | {'style': 'style'})
+  builder = packaged_builder.TextBuilder
+  monkeypatch.setattr(builder, '_generate_examples', interrupted)
   with pytest.raises(KeyboardInterrupt):
-    builder.download_and_prepare(file_format='array_record')
-  assert not list((tmp_path / 'prepared').glob('botocore_summaries/*'))
+    sources.load('mine', 'test', str(tmp_path))
+  assert not list(tmp_path.glob('made_up/*'))
 
 
-def test_another_version_of_the_package_is_refused(site, tmp_path):
+def test_another_version_of_the_package_is_refused(site):
   metadata = site / 'botocore-1.44.5.dist-info' / 'METADATA'
   metadata.write_text('Name: botocore\nVersion: 1.43.0\n', 'utf-8')
-  builder = BotocoreSummaries(data_dir=tmp_path)
   with pytest.raises(DataError, match=r'==1.44.5, but version 1.43.0 is'):
-    builder.package_folder()
+    texts.package_folder('botocore', '1.44.5')
 
 
-def test_a_missing_package_is_named_with_the_remedy(tmp_path, monkeypatch):
-  monkeypatch.setattr(packages.importlib.util, 'find_spec', lambda name: None)
-  builder = BotocoreSummaries(data_dir=tmp_path)
+def test_a_missing_package_is_named_with_the_remedy(monkeypatch):
+  monkeypatch.setattr(texts.importlib.util, 'find_spec', lambda name: None)
   with pytest.raises(DataError, match=r'pip install botocore==1.44.5'):
-    builder.package_folder()
+    texts.package_folder('botocore', '1.44.5')

@@ -4,16 +4,15 @@ import collections
 import functools
 import hashlib
 import importlib.util
+import json
 from pathlib import Path
 
 import pytest
 
-from pdl_jax.data.packaged import chitchat_dialogue, pairs
-from pdl_jax.data.packaged.chitchat_dialogue import (
-  SPLITS,
-  ChitchatDialogue,
-  Reply,
-)
+from pdl_jax.data import sources
+from pdl_jax.data.packaged import chitchat_dialogue, pairs, texts
+from pdl_jax.data.packaged.texts import Example
+from pdl_jax.data.schema import SPLITS
 from pdl_jax.errors import DataError
 
 
@@ -78,8 +77,8 @@ def test_a_source_is_the_last_four_turns():
   records, dropped = _replies(*turns)
   assert dropped == {}
   assert [record.id for record in records] == [f'c/{i}' for i in range(1, 6)]
-  assert records[0] == Reply('c/1', 'c', turns[0], turns[1])
-  assert records[-1] == Reply('c/5', 'c', '\n'.join(turns[1:5]), turns[5])
+  assert records[0] == Example('c/1', 'c', turns[0], turns[1])
+  assert records[-1] == Example('c/5', 'c', '\n'.join(turns[1:5]), turns[5])
 
 
 def test_turns_are_dropped_with_all_they_stand_in():
@@ -92,7 +91,7 @@ def test_turns_are_dropped_with_all_they_stand_in():
 
 
 def _record(name, turn, source, target):
-  return Reply(f'{name}/{turn}', name, source, target)
+  return Example(f'{name}/{turn}', name, source, target)
 
 
 def _without_copies(*records):
@@ -141,6 +140,11 @@ def test_near_copies_of_other_conversations_are_dropped():
   )
 
 
+def _read(conversations):
+  dropped = collections.Counter()
+  return chitchat_dialogue.read_replies(conversations, dropped), dropped
+
+
 def test_conversations_are_read_in_an_order_of_their_own():
   turns = [f'we are at number {number}' for number in range(4)]
   conversations = {
@@ -148,23 +152,24 @@ def test_conversations_are_read_in_an_order_of_their_own():
     for i in range(30)
   }
   conversations['short'] = _conversation(*turns[:3])
-  records, dropped = chitchat_dialogue.read_replies(conversations)
+  records, dropped = _read(conversations)
   assert dropped == {'conversation_too_short': 1}
   assert len(records) == 30 * 3
   splits = [chitchat_dialogue.split_of(record.group) for record in records]
   assert splits == sorted(splits, key=SPLITS.index)
   assert set(splits) == set(SPLITS)
   backwards = dict(reversed(conversations.items()))
-  assert chitchat_dialogue.read_replies(backwards) == (records, dropped)
+  assert _read(backwards) == (records, dropped)
 
 
-def test_a_damaged_file_is_named(tmp_path):
-  file = tmp_path / 'dataset.json'
+def test_a_damaged_file_is_named(tmp_path, monkeypatch):
+  monkeypatch.setattr(texts, 'package_folder', lambda *_: tmp_path)
+  make, dropped = chitchat_dialogue.make, collections.Counter()
   with pytest.raises(DataError, match=r'dataset.json cannot be read .*: pip'):
-    chitchat_dialogue.read_conversations(file)
-  file.write_text('{}', 'utf-8')
+    make(dropped)
+  (tmp_path / 'dataset.json').write_text('{}', 'utf-8')
   with pytest.raises(DataError, match=r'dataset.json is damaged \(its 2 bytes'):
-    chitchat_dialogue.read_conversations(file)
+    make(dropped)
 
 
 @pytest.fixture(scope='module')
@@ -172,27 +177,28 @@ def conversations():
   """The data of the installed package."""
   spec = importlib.util.find_spec('chitchat_dataset')
   assert spec is not None and spec.origin is not None
-  return chitchat_dialogue.read_conversations(
-    Path(spec.origin).parent / 'dataset.json'
-  )
+  return json.loads(Path(spec.origin).with_name('dataset.json').read_bytes())
 
 
 @pytest.fixture(scope='module')
 def made(conversations):
   """All records of it, and what was dropped."""
-  return chitchat_dialogue.read_replies(conversations)
+  return _read(conversations)
 
 
 @pytest.fixture(scope='module')
 def prepared(made, tmp_path_factory):
-  """The data set as it is prepared."""
+  """Split -> the data set as it is prepared."""
+
+  def read_again(conversations, dropped):
+    dropped.update(made[1])
+    return made[0]
+
   folder = tmp_path_factory.mktemp('chitchat')
   with pytest.MonkeyPatch.context() as patch:
     # Only so that the conversations are not gone through twice.
-    patch.setattr(chitchat_dialogue, 'read_replies', lambda _: made)
-    builder = ChitchatDialogue(data_dir=folder)
-    builder.download_and_prepare(file_format='array_record')
-  return ChitchatDialogue(data_dir=folder)
+    patch.setattr(chitchat_dialogue, 'read_replies', read_again)
+    return {s: sources.load('chitchat', s, str(folder)) for s in SPLITS}
 
 
 @pytest.fixture(scope='module')
@@ -206,16 +212,13 @@ def by_split(made):
 
 def test_what_is_prepared_is_what_was_made(prepared, by_split):
   for split in ('validation', 'test'):
-    stored = [
-      Reply(**{name: text.decode() for name, text in record.items()})
-      for record in prepared.as_data_source(split=split)
-    ]
+    stored = [Example(**record) for record in prepared[split]]
     assert sorted(stored) == sorted(by_split[split])
-  assert len(prepared.as_data_source(split='train')) == len(by_split['train'])
+  assert len(prepared['train']) == len(by_split['train'])
 
 
 def test_sizes(prepared, made, conversations):
-  metadata = prepared.info.metadata
+  metadata = prepared['test'].metadata
   assert metadata['kept'] == {
     'train': 87497, 'validation': 10830, 'test': 10838,
   }  # fmt: skip
@@ -240,11 +243,12 @@ def test_sizes(prepared, made, conversations):
   assert len(made[0]) + lost == answers
 
 
-def test_the_info_says_where_the_text_is_from(prepared):
-  assert prepared.info.redistribution_info.license == 'MIT'
-  assert 'Conversational Scaffolding' in prepared.info.citation
-  assert 'Conversations are held out whole' in prepared.info.description
-  assert prepared.info.metadata['package_version'] == '0.9.0'
+def test_the_info_says_where_the_text_is_from():
+  text = texts.TEXTS['chitchat']
+  assert text.license == 'MIT'
+  assert 'Conversational Scaffolding' in text.citation
+  assert 'Conversations are held out whole' in text.description
+  assert text.package_version == '0.9.0'
 
 
 def test_nothing_leaks_between_splits(made, by_split):
@@ -290,8 +294,7 @@ def test_the_text_is_clean(made):
 
 def test_content_changes_only_with_the_version(made):
   # When this fails on purpose, the builder needs a new VERSION.
-  digest = hashlib.sha256(repr(list(map(tuple, made[0]))).encode()).hexdigest()
-  assert (ChitchatDialogue.VERSION, digest[:16]) == (
-    '1.0.0',
-    'f82c4453ccc73629',
-  )
+  rows = [record[:4] for record in made[0]]
+  digest = hashlib.sha256(repr(rows).encode()).hexdigest()
+  version = texts.TEXTS['chitchat'].version
+  assert (version, digest[:16]) == ('1.0.0', 'f82c4453ccc73629')

@@ -44,17 +44,20 @@ def test_splits_that_are_called_as_here_are_left_out():
 
 
 def test_only_ids_and_groups_may_be_integers():
+  stored = ['t'], ['n']
   for field in ('id', 'group'):
-    schema.check_stored('x', {field: 'n'}, ['t'], ['n'])
+    fields = {field: 'n', 'target': 't'}
+    assert schema.resolve_stored('x', fields, *stored) == fields
     assert schema.as_text(np.int64(7), field) == '7'
     assert schema.as_text(True, field) is None
     assert schema.as_text(7.0, field) is None
   for field in ('source', 'target', 'style'):
+    fields = {'target': 't', field: 'n'}
     with pytest.raises(ConfigError, match=f"x stores no text 'n', .*{field};"):
-      schema.check_stored('x', {field: 'n'}, ['t'], ['n'])
+      schema.resolve_stored('x', fields, *stored)
     assert schema.as_text(7, field) is None
   with pytest.raises(ConfigError, match='its text fields are: none; set'):
-    schema.check_stored('x', {'id': 'n'}, [], [])
+    schema.resolve_stored('x', {'target': 'n'}, [], [])
 
 
 def test_text_is_decoded():

@@ -10,7 +10,7 @@ import sys
 import grain
 import pytest
 
-from pdl_jax.data import schema, sources
+from pdl_jax.data import packaged_builder, schema, sources
 from pdl_jax.data.packaged import botocore_summaries, pairs
 from pdl_jax.errors import ConfigError, DataError, HostError
 
@@ -92,10 +92,8 @@ def test_content_changes_only_with_the_version(records):
     for r in split
   ]
   digest = hashlib.sha256(repr(rows).encode()).hexdigest()
-  assert (botocore_summaries.BotocoreSummaries.VERSION, digest[:16]) == (
-    '1.0.0',
-    '784be14b98229f6f',
-  )
+  version = sources.BUILDERS['botocore'].version
+  assert (version, digest[:16]) == ('1.0.0', '784be14b98229f6f')
 
 
 def test_the_text_is_clean(records):
@@ -154,9 +152,8 @@ def test_a_full_disk_is_one_line(tmp_path, monkeypatch):
   def full(self, **kwargs):
     raise RuntimeError('write() failed: No space left on device; at 7\nmore')
 
-  monkeypatch.setattr(
-    botocore_summaries.BotocoreSummaries, 'download_and_prepare', full
-  )
+  builder = packaged_builder.TextBuilder
+  monkeypatch.setattr(builder, 'download_and_prepare', full)
   message = f'in the data_dir {tmp_path}: write.. failed: No space left .* free'
   with pytest.raises(HostError, match=message) as error:
     sources.load('botocore', 'test', str(tmp_path))
@@ -332,9 +329,8 @@ def test_the_loser_of_a_race_reads_what_the_winner_prepared(
     shutil.copytree(data_dir, tmp_path, dirs_exist_ok=True)
     raise OSError('Directory not empty')
 
-  monkeypatch.setattr(
-    botocore_summaries.BotocoreSummaries, 'download_and_prepare', beaten
-  )
+  builder = packaged_builder.TextBuilder
+  monkeypatch.setattr(builder, 'download_and_prepare', beaten)
   assert len(sources.load('botocore', 'test', str(tmp_path))) == 2286
 
 

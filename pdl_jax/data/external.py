@@ -45,21 +45,33 @@ def open_tfds(
     fields: see `schema.resolve`.
     splits: our split -> TFDS split string, such as 'train[90%:]'; one not
       named is the data set's own.
-
-  Raises:
-    ConfigError: no such data set, split or field, or splits that overlap.
-    DataError: it is not prepared, or as TFRecord.
-    HostError: its code needs a package that is missing.
   """
   builder = _tfds_builder(name, data_dir)
-  remedy = 'prepare it once, where there is a network and TensorFlow: ' + (
-    _tfds_command(name, data_dir)
+  place = f', data_dir="{os.path.expanduser(data_dir)}"' if data_dir else ''
+  remedy = (
+    'prepare it once, where there is a network and TensorFlow: python -c'
+    f' \'import tensorflow_datasets as tfds; tfds.builder("{name}"{place})'
+    '.download_and_prepare(file_format="array_record")\''
   )
   _check_prepared(name, builder, remedy)
-  with torn_files_named(
-    str(builder.data_dir), f'delete that folder and {remedy}'
-  ):
-    return _opened(name, builder, split, fields, splits, remedy)
+  folder, full_name = str(builder.data_dir), builder.info.full_name
+  again = f'delete that folder and {remedy}'
+  called = splits.get(split, split)
+  with torn_files_named(folder, again):
+    check_splits(f'tfds:{name}', builder, split, splits)
+    texts, integers = _stored_fields(builder)
+    chosen = schema.resolve_stored(f'tfds:{name}', fields, texts, integers)
+    records = read_split(builder, called)
+    metadata = dict(builder.info.metadata or {})
+  size = len(records)
+  return schema.Opened(
+    records=records,
+    fields=chosen,
+    identity=['tfds', full_name, called, size, sorted(chosen.items())],
+    metadata=metadata | {'dataset': full_name, 'split': called, 'kept': size},
+    place=folder,
+    remedy=again,
+  )
 
 
 @contextlib.contextmanager
@@ -74,52 +86,6 @@ def torn_files_named(place: str, remedy: str) -> Iterator[None]:
     raise DataError(
       f'{place} cannot be read ({reason(error)}); {remedy}'
     ) from error
-
-
-def _opened(
-  name: str,
-  builder: 'tfds.core.DatasetBuilder',
-  split: str,
-  fields: Mapping[str, str] | None,
-  splits: Mapping[str, str],
-  remedy: str,
-) -> schema.Opened:
-  check_splits(f'tfds:{name}', builder, split, splits)
-  instruction = splits.get(split, split)
-  texts, integers = stored_fields(builder)
-  chosen = schema.resolve(fields, texts + integers)
-  schema.check_stored(f'tfds:{name}', chosen, texts, integers)
-  # Its own annotations lose the parameters.
-  as_records = cast(Callable[..., schema.Records], builder.as_data_source)
-  records = as_records(split=instruction)
-  return schema.Opened(
-    records=records,
-    fields=chosen,
-    identity=[
-      'tfds',
-      builder.info.full_name,
-      instruction,
-      len(records),
-      sorted(chosen.items()),
-    ],
-    metadata={
-      **(builder.info.metadata or {}),
-      'dataset': builder.info.full_name,
-      'split': instruction,
-      'kept': len(records),
-    },
-    place=str(builder.data_dir),
-    remedy=f'delete that folder and {remedy}',
-  )
-
-
-def _tfds_command(name: str, data_dir: str | None) -> str:
-  place = f', data_dir="{os.path.expanduser(data_dir)}"' if data_dir else ''
-  return (
-    "python -c 'import tensorflow_datasets as tfds;"
-    f' tfds.builder("{name}"{place})'
-    '.download_and_prepare(file_format="array_record")\''
-  )
 
 
 def _tfds_builder(
@@ -207,7 +173,16 @@ def check_splits(
       )
 
 
-def stored_fields(
+def read_split(
+  builder: 'tfds.core.DatasetBuilder', instruction: str
+) -> schema.Records:
+  """Returns the records of a split of TFDS, or of a part of one."""
+  # Its own annotations lose the parameters.
+  read = cast(Callable[..., schema.Records], builder.as_data_source)
+  return read(split=instruction)
+
+
+def _stored_fields(
   builder: 'tfds.core.DatasetBuilder',
 ) -> tuple[list[str], list[str]]:
   """Returns the names of the fields of text, and of those of integers."""
@@ -229,19 +204,7 @@ def stored_fields(
 def open_hf(
   name: str, split: str, folder: str, fields: Mapping[str, str] | None
 ) -> schema.Opened:
-  """Opens a split that `datasets` wrote with `save_to_disk`.
-
-  Args:
-    name: of the data set, for errors.
-    split: as it is called in the DatasetDict, which is its subfolder.
-    folder: of the DatasetDict.
-    fields: see `schema.resolve`.
-
-  Raises:
-    ConfigError: no such field.
-    DataError: no such folder or split, or it is damaged.
-    HostError: the package datasets is not installed.
-  """
+  """Opens a split, a subfolder, that `datasets` wrote with `save_to_disk`."""
   if importlib.util.find_spec('datasets') is None:
     raise HostError(
       f'{name} needs the package datasets, which is not installed: pip install'
@@ -281,12 +244,10 @@ def open_hf(
   }
   texts = [f for f, dtype in dtypes.items() if dtype.endswith('string')]
   integers = [f for f, dtype in dtypes.items() if 'int' in dtype]
-  chosen = schema.resolve(fields, texts + integers)
-  schema.check_stored(name, chosen, texts, integers)
+  chosen = schema.resolve_stored(name, fields, texts, integers)
+  used = dataset.select_columns(sorted({*chosen.values()}))
   return schema.Opened(
-    records=cast(
-      schema.Records, dataset.select_columns(sorted({*chosen.values()}))
-    ),
+    records=cast(schema.Records, used),
     fields=chosen,
     identity=['hf', *sums, sorted(chosen.items())],
     metadata={'folder': place, 'kept': len(dataset)},
@@ -305,17 +266,13 @@ def _instead(name: str, folder: str) -> str:
       " Face hub; where there is a network: python -c 'from datasets import"
       f' load_dataset; load_dataset("{hub}").save_to_disk("{hub}")\''
     )
-  found = sorted(
+  found = [
     each
     for each in os.listdir(folder)
     if os.path.isfile(os.path.join(folder, each, 'state.json'))
-  )
+  ]
   if found:
-    return (
-      f'there is no such split; there are: {", ".join(found)}; say which is'
-      f' which with --config.data.splits.validation={found[0]} and the like, or'
-      f" take a part, such as '{found[0]}[90%:]'"
-    )
+    return f'there is no such split; {schema.other_splits(found)}'
   if os.path.isfile(os.path.join(folder, 'state.json')):
     return (
       f'{folder} is one split of its own; save a DatasetDict, such as'

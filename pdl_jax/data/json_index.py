@@ -39,7 +39,6 @@ class Index:
   def __init__(
     self, path: str, fields: Mapping[str, str] | None, *, skip: bool
   ) -> None:
-    """Begins with nothing; see `JsonLines` for the arguments."""
     self.digest = ''
     self.dropped: collections.Counter[str] = collections.Counter()
     self.found: set[str] = set()
@@ -109,13 +108,8 @@ class Index:
     self.dropped[bad.reason] += count
 
   def good_spans(self) -> tuple[np.ndarray, np.ndarray]:
-    """Returns start and size, in bytes, of every good record.
-
-    Raises:
-      DataError: too many bad records, or no good one.
-    """
-    kept_N = np.ones(len(self._starts), bool)
-    kept_N[self._unnamed()] = False
+    """Returns start and size, in bytes, of every good record."""
+    kept_N = ~self._unnamed()
     kept_N[self._duplicates(kept_N)] = False
     bad, good = self.dropped.total(), int(kept_N.sum())
     if bad > MAX_BAD_SHARE * (bad + good):
@@ -127,12 +121,10 @@ class Index:
       )
     if not good:
       raise DataError(f'{self._path} holds no records')
-    starts_N = np.asarray(self._starts, np.int64)
-    sizes_N = np.asarray(self._sizes, np.int64)
-    return starts_N[kept_N], sizes_N[kept_N]
+    return np.array(self._starts)[kept_N], np.array(self._sizes)[kept_N]
 
   def _unnamed(self) -> np.ndarray:
-    """Returns the positions of records without a field that others have."""
+    """Returns which records lack a field that others have."""
     lacks_N = np.zeros(len(self._starts), bool)
     for field, has in self._has.items():
       has_N = np.frombuffer(has, bool)
@@ -143,7 +135,7 @@ class Index:
         bad = BadRecordError('missing_field', text)
         self._drop(self._line(int(lacking[0])), bad, len(lacking))
         lacks_N[lacking] = True
-    return np.flatnonzero(lacks_N)
+    return lacks_N
 
   def _duplicates(self, kept_N: np.ndarray) -> np.ndarray:
     """Returns the positions of records whose id an earlier one has."""
@@ -152,8 +144,7 @@ class Index:
     if len(repeats):
       at = int(repeats.argmin())
       repeat, before = self._line(repeats[at]), self._line(befores[at])
-      text = f'repeats the id of line {before}'
-      bad = BadRecordError('duplicate_id', text)
+      bad = BadRecordError('duplicate_id', f'repeats the id of line {before}')
       self._drop(repeat, bad, len(repeats))
     return repeats
 

@@ -23,11 +23,11 @@ class JsonLines:
   text. Safe to read from several threads, and picklable.
 
   Attributes:
-    path: of the file.
     fields: canonical name -> stored name of the fields that are used: those
-      that were named, and what any record has, see `schema.resolve`. Where
-      others have a style or a source, a record without one has ''.
-    digest: SHA-256 of its bytes, 64 hex digits.
+      that were named, which every record must have, and what any record has,
+      see `schema.resolve`. Where others have a style or a source, a record
+      without one has ''.
+    digest: SHA-256 of the file's bytes, 64 hex digits.
     dropped: reason -> number of lines left out.
   """
 
@@ -37,18 +37,7 @@ class JsonLines:
     fields: Mapping[str, str] | None,
     bad_records: str = 'error',
   ) -> None:
-    """Indexes the file.
-
-    Args:
-      path: a plain file.
-      fields: see `schema.resolve`; what is named here every record must have.
-      bad_records: 'error' stops at the first defect; 'skip' leaves bad records
-        out, up to json_index.MAX_BAD_SHARE of all.
-
-    Raises:
-      ConfigError: there is no such policy or field.
-      DataError: a defect, too many of them, no record, or no such file.
-    """
+    """Indexes the file; for `bad_records` see `sources.load`."""
     schema.check_known('policy for bad records', bad_records, POLICIES)
     self.path = path
     self._file, self._version = self._open()
@@ -72,12 +61,6 @@ class JsonLines:
     return len(self._starts)
 
   def __getitem__(self, index: int) -> dict[str, Any]:
-    """Reads record `index`.
-
-    Raises:
-      IndexError: the index is not in [-len, len).
-      DataError: the file is no longer what was indexed.
-    """
     start, size = int(self._starts[index]), int(self._sizes[index])
     try:
       return self._blank | parse(os.pread(self._file, size, start))
@@ -88,7 +71,7 @@ class JsonLines:
     return DataError(f'{self.path} has changed since it was read; start again')
 
   def __getstate__(self) -> dict[str, Any]:
-    return {key: self.__dict__[key] for key in self.__dict__ if key != '_file'}
+    return {k: v for k, v in self.__dict__.items() if k != '_file'}
 
   def __setstate__(self, state: dict[str, Any]) -> None:
     self.__dict__.update(state)
@@ -98,39 +81,20 @@ class JsonLines:
 
 
 def split_path(path: str, split: str) -> str:
-  """Returns the file of a split: PATH with {split} in it, or a folder's.
-
-  Args:
-    path: absolute.
-    split: as it is called in the name of the file.
-
-  Raises:
-    DataError: there is no such file, or it is compressed.
-  """
+  """Returns the file of a split: PATH with {split} in it, or a folder's."""
   file = path
   if '{split}' in path:
     file = path.replace('{split}', split)
   elif not os.path.isfile(path):
     file = os.path.join(path, f'{split}.jsonl')
-  if file.endswith('.gz') or not os.path.isfile(file):
-    hint = ''
-    if file.endswith('.gz') or os.path.exists(f'{file}.gz'):
-      hint = '; a compressed file cannot be read by position: gunzip it first'
-    others = _others(path)
-    raise DataError(f'jsonl: {others}there is no plain file {file}{hint}')
-  return file
-
-
-def _others(path: str) -> str:
-  """Which splits a folder has, in place of one that it has not."""
+  if os.path.isfile(file) and not file.endswith('.gz'):
+    return file
+  told = f'jsonl: there is no plain file {file}'
+  if file.endswith('.gz') or os.path.exists(f'{file}.gz'):
+    told += '; a compressed file cannot be read by position: gunzip it first'
   names = os.listdir(path) if os.path.isdir(path) else []
-  found = sorted(name[:-6] for name in names if name.endswith('.jsonl'))
-  if not found:
-    return ''
-  return (
-    f'the folder has {", ".join(found)} (say which is which with'
-    f' --config.data.splits.validation={found[0]} and the like); '
-  )
+  found = [name[:-6] for name in names if name.endswith('.jsonl')]
+  raise DataError(f'{told}; {schema.other_splits(found)}' if found else told)
 
 
 def open_jsonl(
@@ -142,24 +106,16 @@ def open_jsonl(
 ) -> schema.Opened:
   """Opens a split of JSON lines, or a part of one.
 
-  Args:
-    name: of the data set, for errors.
-    called: the split as in the name of its file, or parts of such splits.
-    path: see `split_path`; a file without {split} in its name holds all
-      splits, and is divided by `hashed_split`.
-    fields, bad_records: see `JsonLines`.
-
-  Raises:
-    ConfigError: the splits or the fields are wrong.
-    DataError: the file is missing or not good.
+  A path that is a file, without {split} in its name, holds all splits and is
+  divided by `hashed_split`.
   """
-  if '{split}' not in path and os.path.isfile(path):
-    return parts.open_parts(name, called, _divided(path, fields, bad_records))
 
   def open_split(split: str) -> schema.Opened:
     return _opened(JsonLines(split_path(path, split), fields, bad_records))
 
-  return parts.open_parts(name, called, open_split)
+  one_file = '{split}' not in path and os.path.isfile(path)
+  opener = _divided(open_split('')) if one_file else open_split
+  return parts.open_parts(name, called, opener)
 
 
 def _opened(records: JsonLines) -> schema.Opened:
@@ -182,20 +138,17 @@ def hashed_split(key: str) -> str:
   return 'train' if percent < 90 else 'validation' if percent < 95 else 'test'
 
 
-def _divided(
-  path: str, fields: Mapping[str, str] | None, bad_records: str
-) -> Callable[[str], schema.Opened]:
+def _divided(whole: schema.Opened) -> Callable[[str], schema.Opened]:
   """Opens the splits of a file that holds all, whose groups stay together."""
-  records = JsonLines(split_path(path, ''), fields, bad_records)
-  whole = _opened(records)
-  key = next((k for k in ('group', 'id') if k in records.fields), 'number')
+  records, fields = whole.records, whole.fields
+  key = next((k for k in ('group', 'id') if k in fields), 'number')
   keys = range(len(records))
   if key != 'number':
-    keys = (records[number][records.fields[key]] for number in keys)
+    keys = (records[number][fields[key]] for number in keys)
   split_N = np.array([hashed_split(str(each)) for each in keys])
   sizes = {split: int((split_N == split).sum()) for split in schema.SPLITS}
   told = (
-    f'{path} holds all splits, divided by a hash of the {key} (90/5/5): '
+    f'{whole.place} holds all splits, divided by a hash of the {key} (90/5/5): '
     + ', '.join(f'{size} {split}' for split, size in sizes.items())
   )
 

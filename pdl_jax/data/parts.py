@@ -4,6 +4,7 @@ import collections
 import dataclasses
 import itertools
 import json
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -42,16 +43,9 @@ class Chosen:
 def open_parts(
   name: str, called: str, open_split: Callable[[str], Opened]
 ) -> Opened:
-  """Opens a split, a part of one, or a sum of those.
+  """Opens a split, or parts as in TFDS: 'train[:80%]', 'train[10:20]+dev'.
 
-  Args:
-    name: of the data set, for errors.
-    called: a split, or parts as in TFDS: 'train[:80%]', 'train[10:20]+dev'.
-    open_split: opens a whole split.
-
-  Raises:
-    ConfigError: no such part, an empty one, or the same records twice.
-    DataError: see `open_split`; or parts whose fields differ.
+  `open_split` opens a whole split. No record may be in two of the parts.
   """
   whole: dict[str, Opened] = {}
 
@@ -82,9 +76,10 @@ def open_parts(
     [(whole[split].records, numbers) for split, numbers in found],
     dict.fromkeys(fields.values(), ''),
   )
-  dropped: collections.Counter[str] = collections.Counter()
-  for each in whole.values():
-    dropped.update(each.metadata.get('dropped', {}))
+  dropped = sum(
+    (collections.Counter(o.metadata.get('dropped')) for o in whole.values()),
+    collections.Counter(),
+  )
   return dataclasses.replace(
     pieces[0],
     records=records,
@@ -115,19 +110,15 @@ def shared_by_name(one: str, other: str) -> bool:
   """Whether two parts share records, as far as their names alone tell it."""
   if one == other:
     return True
-  bounds = [
-    bound
-    for piece in f'{one}+{other}'.split('+')
-    for bound in piece.strip().partition('[')[2].rstrip(']').split(':')
-  ]
+  bounds = ':'.join(re.findall(r'\[([^\]]*)', f'{one}+{other}')).split(':')
   if not all(bound == '' or bound.endswith('%') for bound in bounds):
     return False
   first, second = (
-    [Span(split, numbers.start, numbers.stop) for split, numbers in found]
-    for found in (
-      _ranges('data.splits', called, lambda _: _NOMINAL)
-      for called in (one, other)
-    )
+    [
+      Span(split, numbers.start, numbers.stop)
+      for split, numbers in _ranges('data.splits', called, lambda _: _NOMINAL)
+    ]
+    for called in (one, other)
   )
   return shared(first, second) > 0
 

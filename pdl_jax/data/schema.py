@@ -5,7 +5,7 @@ import difflib
 import hashlib
 import numbers
 import os
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -26,43 +26,28 @@ class Records(Protocol):
 
 
 class Span(NamedTuple):
-  """Records that follow each other in a stored split.
+  """Records that follow each other in a stored split."""
 
-  Attributes:
-    stored: its identity, as JSON.
-    start, stop: their numbers in it.
-  """
-
-  stored: str
+  stored: str  # identity of the split, as JSON
   start: int
   stop: int
 
 
 @dataclasses.dataclass(frozen=True)
 class Opened:
-  """One split as it lies on disk.
+  """One split as it lies on disk."""
 
-  Attributes:
-    records: by index, under the stored names; UTF-8 or text.
-    fields: canonical name -> stored name, in the order of FIELDS and EXTRAS.
-    identity: what the fingerprint is made of; JSON.
-    metadata: what is known about the data set.
-    place: the folder or file it was found in.
-    remedy: what to do if a record of it cannot be read.
-    called: what the data set calls it.
-    spans: where its records are, if it may share them with another split.
-    unique: no two records can have the same id.
-  """
-
-  records: Records
+  records: Records  # under the stored names; UTF-8 or text
+  # Canonical name -> stored name, in the order of FIELDS and EXTRAS.
   fields: Mapping[str, str]
-  identity: Sequence[Any]
-  metadata: Mapping[str, Any]
-  place: str
-  remedy: str
-  called: str = ''
+  identity: Sequence[Any]  # what the fingerprint is made of; JSON
+  metadata: Mapping[str, Any]  # what is known about the data set
+  place: str  # the folder or file it was found in
+  remedy: str  # what to do if a record cannot be read
+  called: str = ''  # what the data set calls the split
+  # Where its records are, if it may share them with another split.
   spans: tuple[Span, ...] = ()
-  unique: bool = False
+  unique: bool = False  # no two records can have the same id
 
 
 def check_known(what: str, value: str, known: Collection[str]) -> None:
@@ -88,9 +73,6 @@ def resolve(
   Args:
     fields: canonical name -> stored name; one mapped to '' is not named.
     stored: names of the stored fields.
-
-  Raises:
-    ConfigError: there is no such canonical field.
   """
   chosen = named(fields)
   for field in chosen:
@@ -107,26 +89,26 @@ def named(mapping: Mapping[str, str] | None) -> dict[str, str]:
 
 
 def renamed_splits(splits: Mapping[str, str] | None) -> dict[str, str]:
-  """Leaves out the splits that are called as we call them.
-
-  Raises:
-    ConfigError: there is no such split.
-  """
+  """Leaves out the splits that are called as we call them."""
   chosen = named(splits)
   for split in chosen:
     check_known('split', split, SPLITS)
   return {ours: theirs for ours, theirs in chosen.items() if ours != theirs}
 
 
-def check_stored(
+def resolve_stored(
   name: str,
-  fields: Mapping[str, str],
-  texts: Iterable[str],
-  integers: Iterable[str],
-) -> None:
-  """Raises ConfigError unless every field is stored and can be text."""
+  fields: Mapping[str, str] | None,
+  texts: Collection[str],
+  integers: Collection[str],
+) -> dict[str, str]:
+  """Resolves fields that must be stored, as text or as integers.
+
+  Raises ConfigError for one that is not, or cannot be text.
+  """
+  chosen = resolve(fields, [*texts, *integers])
   texts, integers = sorted(texts), sorted(integers)
-  for field, stored in fields.items():
+  for field, stored in chosen.items():
     allowed = texts + integers if field in ('id', 'group') else texts
     if stored not in allowed:
       raise ConfigError(
@@ -134,16 +116,21 @@ def check_stored(
         f' text fields are: {", ".join(texts) or "none"}; set the fields of the'
         ' data set'
       )
+  return chosen
+
+
+def other_splits(found: Collection[str]) -> str:
+  """Names the splits that there are, and what to type to use them."""
+  first = min(found)
+  return (
+    f'there are: {", ".join(sorted(found))}; say which is which with'
+    f' --config.data.splits.validation={first} and the like, or take a part,'
+    f" such as '{first}[90%:]'"
+  )
 
 
 def as_text(value: object, field: str) -> str | None:
-  """Returns a value as text; None if it is none.
-
-  Integers are accepted as id and group.
-
-  Raises:
-    UnicodeDecodeError: bytes that are not UTF-8.
-  """
+  """Returns a value as text, integers as id and group too; else None."""
   if isinstance(value, bytes):
     return value.decode()
   is_integer = isinstance(value, numbers.Integral)

@@ -1,48 +1,27 @@
 """The one way in for text: a prepared data set as a random-access sequence."""
 
-import contextlib
 import hashlib
 import importlib
-import io
 import itertools
 import json
 import operator
 import os
-import sys
+import pkgutil
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, SupportsIndex, cast
+from typing import Any, SupportsIndex
 
 import numpy as np
 
-from pdl_jax.data import external, jsonl, parts, schema
-from pdl_jax.errors import (
-  ConfigError,
-  DataError,
-  HostError,
-  PdlError,
-  reason,
-)
+from pdl_jax.data import external, jsonl, packaged, parts, schema
+from pdl_jax.data.packaged.texts import TEXTS
+from pdl_jax.errors import ConfigError, DataError, PdlError, reason
 
-if TYPE_CHECKING:
-  from pdl_jax.data.packaged.packages import PackagedBuilder
-
-# Name in a config -> module and class of the builder, imported when asked for,
-# and which of its fields are called otherwise here.
-BUILDERS: dict[str, tuple[str, str, Mapping[str, str]]] = {
-  'botocore': (
-    'botocore_summaries',
-    'BotocoreSummaries',
-    {'source': 'document', 'target': 'summary'},
-  ),
-  'chitchat': ('chitchat_dialogue', 'ChitchatDialogue', {}),
-  'sotu_time': ('sotu_speeches', 'SotuTime', {}),
-  'sotu_interleaved': ('sotu_speeches', 'SotuInterleaved', {}),
-  'bible': ('bible_styles', 'BibleStyles', {}),
-  'debian': ('debian_synopses', 'DebianSynopses', {}),
-}
+# Each module registers its texts.
+for _module in pkgutil.iter_modules(packaged.__path__, f'{packaged.__name__}.'):
+  importlib.import_module(_module.name)
+BUILDERS = TEXTS
 # Kind of a data set that is not in BUILDERS -> how to write it.
 KINDS = {'tfds': 'tfds:NAME', 'jsonl': 'jsonl:PATH', 'hf': 'hf:FOLDER'}
-_AGAIN = 'delete that folder and it is prepared again'
 SPLITS = schema.SPLITS
 FIELDS = schema.FIELDS
 
@@ -57,13 +36,12 @@ class Source:
   Attributes:
     name: as `load` takes it.
     split: train, validation or test.
+    called: what the data set calls the split.
     fields: canonical name -> stored name of what is stored.
     fingerprint: 64 hex digits over what identifies the text; equal on every
       machine.
-    metadata: what is known about the data set: of a packaged one the package
-      and its version, how many records each split keeps, and how many were
-      dropped for which reason.
-    called: what the data set calls the split.
+    metadata: what is known about the data set: how many records are kept, how
+      many were dropped for which reason, the package of a packaged one.
     spans: where its records are, see `same_records`.
   """
 
@@ -85,7 +63,8 @@ class Source:
 
     Raises:
       IndexError: the index is not in [-len, len).
-      DataError: the file is damaged, or the record lacks a field.
+      DataError: the file is damaged, or the record lacks a field; so for the
+        other methods, of the fields that they read.
     """
     index, record = self._read(index)
     texts = {field: self._text(record, index, field) for field in self.fields}
@@ -93,21 +72,11 @@ class Source:
     return {'id': id_, 'group': id_, 'source': ''} | texts
 
   def group(self, index: SupportsIndex) -> str:
-    """Returns the group of record `index`, whatever its other fields hold.
-
-    Raises:
-      IndexError: the index is not in [-len, len).
-      DataError: the file is damaged, or the record lacks the group.
-    """
+    """Returns the group of record `index`, whatever its other fields hold."""
     return self._first(index, 'group', 'id')
 
   def id(self, index: SupportsIndex) -> str:
-    """Returns the id of record `index`, whatever its other fields hold.
-
-    Raises:
-      IndexError: the index is not in [-len, len).
-      DataError: the file is damaged, or the record lacks the id.
-    """
+    """Returns the id of record `index`, whatever its other fields hold."""
     return self._first(index, 'id')
 
   def _first(self, index: SupportsIndex, *fields: str) -> str:
@@ -222,7 +191,10 @@ def load(
         f' {", ".join(KINDS.values())} only; of {name} a part can be taken,'
         f' such as {split}[:10%]'
       )
-    opened = _open_packaged(name, split, called, data_dir)
+    # Takes half a second, which those who only import this module save.
+    from pdl_jax.data import packaged_builder
+
+    opened = packaged_builder.open_packaged(name, split, called, data_dir)
   source = Source(opened, name=name, split=split)
   if not opened.unique:
     check_ids(source)
@@ -249,9 +221,6 @@ def check_ids(source: Source) -> None:
   """Checks that no id comes twice; 8 bytes of memory for each record.
 
   Predictions are kept by id. Ids that are mere numbers of records are not read.
-
-  Raises:
-    DataError: some do; names the records.
   """
   if 'id' not in source.fields:
     return
@@ -311,9 +280,6 @@ def check_disjoint(sources: Sequence[Source]) -> None:
 
   Groups that are mere numbers of records cannot be in two splits: such a
   source is not read.
-
-  Raises:
-    DataError: some are; names the splits, how many, and one of them.
   """
   stored = [s for s in sources if {'id', 'group'} & set(s.fields)]
   hashes = [
@@ -336,103 +302,3 @@ def check_disjoint(sources: Sequence[Source]) -> None:
 
 def _groups(source: Source) -> Iterator[str]:
   return map(source.group, range(len(source)))
-
-
-def _open_packaged(
-  name: str, split: str, part: str, data_dir: str | None
-) -> schema.Opened:
-  # Takes half a second, which those who only import this module save.
-  import tensorflow_datasets as tfds
-
-  if not sys.stderr.isatty():
-    tfds.disable_progress_bar()
-  builder = _prepared_builder(name, data_dir)
-  with external.torn_files_named(str(builder.data_dir), _AGAIN):
-    return _opened_packaged(name, builder, split, part)
-
-
-def _opened_packaged(
-  name: str, builder: 'PackagedBuilder', split: str, part: str
-) -> schema.Opened:
-  import tensorflow_datasets as tfds
-
-  metadata = dict(builder.info.metadata or {})
-  if metadata.get('package_version') != builder.PACKAGE_VERSION:
-    raise DataError(
-      f'{builder.data_dir} was made from {builder.PACKAGE}'
-      f' {metadata.get("package_version")}, not {builder.PACKAGE_VERSION};'
-      f' {_AGAIN}'
-    )
-  external.check_splits(name, builder, split, {split: part})
-  renamed = BUILDERS[name][2]
-  fields = {field: renamed.get(field, field) for field in schema.FIELDS}
-  texts, _ = external.stored_fields(builder)
-  fields |= {field: field for field in schema.EXTRAS if field in texts}
-  records = tfds.data_source(
-    f'{builder.name}:{builder.version}',
-    split=part,
-    data_dir=builder.data_dir_root,
-    download=False,
-  )
-  return schema.Opened(
-    records=cast(schema.Records, records),
-    fields=fields,
-    identity=[
-      builder.name,
-      str(builder.version),
-      part,
-      len(records),
-      f'{builder.PACKAGE}=={builder.PACKAGE_VERSION}',
-    ],
-    metadata=metadata,
-    place=str(builder.data_dir),
-    remedy=_AGAIN,
-    unique=True,  # tests of each assert it
-  )
-
-
-def _prepared_builder(name: str, data_dir: str | None) -> 'PackagedBuilder':
-  """Returns the TFDS builder of a data set that is on disk afterwards."""
-  module, class_name, _ = BUILDERS[name]
-  builder_class = getattr(
-    importlib.import_module(f'pdl_jax.data.packaged.{module}'), class_name
-  )
-  folder = os.path.expanduser(data_dir) if data_dir else None
-  try:
-    builder = _builder(builder_class, folder)
-    if builder.info.initialized:
-      return builder
-    _prepare(builder)
-    return _builder(builder_class, folder)
-  # What array_record raises, of a full disk too.
-  except (OSError, RuntimeError) as error:
-    raise HostError(
-      f'{name} cannot be prepared in the data_dir'
-      f' {data_dir or "of TFDS (TFDS_DATA_DIR)"}: {reason(error)}; free space'
-      ' there, or name a folder that can be written with'
-      ' --config.data.data_dir=FOLDER'
-    ) from error
-
-
-def _builder(
-  builder_class: type['PackagedBuilder'], folder: str | None
-) -> 'PackagedBuilder':
-  place = f'{builder_class.name} in {folder or "the data_dir of TFDS"}'
-  with external.torn_files_named(place, _AGAIN):
-    return builder_class(data_dir=folder)
-
-
-def _prepare(builder: 'PackagedBuilder') -> None:
-  print(
-    f'preparing {builder.name} {builder.version} in {builder.data_dir}'
-    ' (once, well under a minute)',
-    file=sys.stderr,
-  )
-  try:
-    # TFDS announces a download of unknown size, and there is none.
-    with contextlib.redirect_stdout(io.StringIO()):
-      builder.download_and_prepare(file_format='array_record')
-  except (OSError, RuntimeError):
-    # Another process that started at the same time may have been first.
-    if not os.path.exists(os.path.join(builder.data_dir, 'dataset_info.json')):
-      raise

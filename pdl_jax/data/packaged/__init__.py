@@ -1,1 +1,1 @@
-"""One TFDS builder for each text that comes inside a Python package."""
+"""One file for each text that comes inside a package; it registers itself."""

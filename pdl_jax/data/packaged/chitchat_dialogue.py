@@ -11,19 +11,18 @@ import json
 import operator
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
-from typing import Any, ClassVar, NamedTuple
+from typing import Any
 
-import tensorflow_datasets as tfds
-
-from pdl_jax.data.packaged import packages
+from pdl_jax.data.packaged import texts
 from pdl_jax.data.packaged.pairs import (
   MAX_SEEN_SHINGLES,
   normalised,
   shingles_of,
 )
+from pdl_jax.data.packaged.texts import Example
 from pdl_jax.data.schema import SPLITS
 
+PACKAGE, VERSION = 'chitchat-dataset', '0.9.0'
 MIN_TURNS = 4  # with fewer, nobody answered or nobody went on
 MAX_SOURCE_TURNS = 4
 MIN_TARGET_WORDS = 4  # an eighth of the turns is shorter: "yeah", "hahaha"
@@ -57,28 +56,9 @@ _PERSONAL = re.compile(
 )
 
 
-class Reply(NamedTuple):
-  """One example."""
-
-  id: str  # conversation and number of the turn
-  group: str  # the conversation
-  source: str  # up to four turns, one a line; the last is to be answered
-  target: str
-
-
 def split_of(conversation: str) -> str:
   """Assigns a conversation to a split, by a hash that no machine changes."""
-  return packages.split_by_hash(f'{_SPLIT_SALT}/{conversation}')
-
-
-def read_conversations(file: Path) -> dict[str, Mapping[str, Any]]:
-  """Reads the package's dataset.json: conversation -> its messages and more.
-
-  Raises:
-    DataError: it is missing, or not the file that was published.
-  """
-  data = packages.read_published(file, DATASET_SHA256, 'chitchat-dataset')
-  return json.loads(data)
+  return texts.split_by_hash(f'{_SPLIT_SALT}/{conversation}')
 
 
 def turns_of(conversation: Mapping[str, Any]) -> list[str]:
@@ -107,7 +87,7 @@ def why_unfit(turn: str) -> str | None:
 
 def replies(
   name: str, turns: Sequence[str], dropped: collections.Counter[str]
-) -> Iterator[Reply]:
+) -> Iterator[Example]:
   """Makes a record of each turn but the first, or counts why there is none."""
   flaws = [why_unfit(turn) for turn in turns]
   for i in range(1, len(turns)):
@@ -119,34 +99,25 @@ def replies(
       dropped[flaw] += 1
     else:
       source = '\n'.join(turns[first:i])
-      yield Reply(f'{name}/{i}', name, source, turns[i])
-
-
-class _Compared(NamedTuple):
-  """What turns are compared by."""
-
-  words: str
-  shingles: frozenset[int]  # of each eight words in a row
+      yield Example(f'{name}/{i}', name, source, turns[i])
 
 
 # Neighbouring records share all turns but one.
 @functools.lru_cache(maxsize=32)
-def _compared(turn: str) -> _Compared:
+def _compared(turn: str) -> tuple[str, frozenset[int]]:
+  """The words and the shingles that turns are compared by."""
   words = normalised(turn).split()
-  return _Compared(' '.join(words), shingles_of(words))
+  return ' '.join(words), shingles_of(words)
 
 
 def without_copies(
-  records: Sequence[Reply], dropped: collections.Counter[str]
-) -> list[Reply]:
+  records: Sequence[Example], dropped: collections.Counter[str]
+) -> list[Example]:
   """Drops generic replies, equal pairs, and near-copies of other conversations.
 
-  A reply may occur again, after another source. Earlier records win, so that
-  with train first no record of validation or test is a copy of a training one.
-
-  Args:
-    records: those of a conversation in a row.
-    dropped: where the reasons are counted.
+  Those of a conversation come in a row. A reply may occur again, after another
+  source. Earlier records win, so that with train first no record of validation
+  or test is a copy of a training one.
   """
   places = collections.defaultdict(set)
   for record in records:
@@ -174,14 +145,13 @@ def without_copies(
 
 def read_replies(
   conversations: Mapping[str, Mapping[str, Any]],
-) -> tuple[list[Reply], dict[str, int]]:
-  """Makes the whole data set from the conversations.
+  dropped: collections.Counter[str],
+) -> list[Example]:
+  """Makes all records: train first, then by conversation and turn.
 
-  Returns:
-    The records (train first, then by conversation and turn), and what was
-    dropped for which reason: conversations that are too short, else turns.
+  Counts conversations that are too short, and turns of the others.
   """
-  dropped, records = collections.Counter(), []
+  records = []
   order = sorted(conversations, key=lambda c: (SPLITS.index(split_of(c)), c))
   for name in order:
     turns = turns_of(conversations[name])
@@ -189,48 +159,33 @@ def read_replies(
       dropped['conversation_too_short'] += 1
     else:
       records += replies(name, turns, dropped)
-  return without_copies(records, dropped), dict(sorted(dropped.items()))
+  return without_copies(records, dropped)
 
 
-class ChitchatDialogue(packages.PackagedBuilder):
-  """Replies in English small talk, from the turns before them."""
-
-  VERSION = tfds.core.Version('1.0.0')
-  RELEASE_NOTES: ClassVar[dict[str, str]] = {
-    '1.0.0': 'From chitchat-dataset 0.9.0.'
-  }
-  PACKAGE = 'chitchat-dataset'
-  PACKAGE_VERSION = '0.9.0'
-
-  def _info(self) -> tfds.core.DatasetInfo:
-    return tfds.core.DatasetInfo(
-      builder=self,
-      description=(
-        'English small talk of two people, mostly students, written in 2018,'
-        ' from the Python package chitchat-dataset: a turn (target) is to be'
-        f' written from up to {MAX_SOURCE_TURNS} turns before it (source, one a'
-        ' line). Conversations are held out whole, but most people take part'
-        ' in several, on both sides of the split. Turns with profanity, links,'
-        ' accounts or numbers of people are left out; first names are not.'
-      ),
-      features=tfds.features.FeaturesDict(
-        {name: tfds.features.Text() for name in Reply._fields}
-      ),
-      supervised_keys=('source', 'target'),
-      citation=(
-        'Will Myers, Tyler Etchart and Nancy Fulda (2020), Conversational'
-        ' Scaffolding: An Analogy-Based Approach to Response Prioritization in'
-        ' Open-Domain Dialogs; by way of chitchat-dataset'
-        f' {self.PACKAGE_VERSION}.'
-      ),
-      license='MIT',
-      metadata=self.report,
-    )
-
-  def _split_generators(
-    self, dl_manager: tfds.download.DownloadManager
-  ) -> dict[str, Iterator[tuple[str, dict[str, str]]]]:
-    del dl_manager  # everything is in the package
-    file = self.package_folder() / 'dataset.json'
-    records, dropped = read_replies(read_conversations(file))
-    return self.examples_of(packages.by_split(records, split_of), dropped)
+@texts.register_text(
+  'chitchat',
+  dataset='chitchat_dialogue',
+  version='1.0.0',
+  release_note=f'From {PACKAGE} {VERSION}.',
+  package=PACKAGE,
+  package_version=VERSION,
+  description=(
+    'English small talk of two people, mostly students, written in 2018,'
+    ' from the Python package chitchat-dataset: a turn (target) is to be'
+    f' written from up to {MAX_SOURCE_TURNS} turns before it (source, one a'
+    ' line). Conversations are held out whole, but most people take part'
+    ' in several, on both sides of the split. Turns with profanity, links,'
+    ' accounts or numbers of people are left out; first names are not.'
+  ),
+  citation=(
+    'Will Myers, Tyler Etchart and Nancy Fulda (2020), Conversational'
+    ' Scaffolding: An Analogy-Based Approach to Response Prioritization in'
+    f' Open-Domain Dialogs; by way of {PACKAGE} {VERSION}.'
+  ),
+  license='MIT',
+)
+def make(dropped: collections.Counter[str]) -> texts.Splits:
+  """Makes replies in English small talk, from the turns before them."""
+  file = texts.package_folder(PACKAGE, VERSION) / 'dataset.json'
+  data = texts.read_published(file, DATASET_SHA256, PACKAGE)
+  return texts.by_split(read_replies(json.loads(data), dropped), split_of)

@@ -5,6 +5,7 @@ a folder of its own: no root rights are needed and nothing of the system is
 changed. Of the newest Debian release among them, the part `main` is kept.
 """
 
+import contextlib
 import email.utils
 import gzip
 import hashlib
@@ -17,7 +18,7 @@ import tempfile
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TextIO, cast
 
 from pdl_jax.errors import DataError, HostError
 
@@ -101,11 +102,7 @@ def newest_release(lists: Path) -> Release | None:
 
 
 def _run_apt(folder: Path) -> str:
-  """Lets apt-get update its indexes inside a folder; returns what it says.
-
-  Raises:
-    HostError: there is no apt-get.
-  """
+  """Lets apt-get update its indexes inside a folder; returns what it says."""
   apt = shutil.which('apt-get')
   if apt is None:
     raise HostError(
@@ -129,12 +126,6 @@ def _run_apt(folder: Path) -> str:
   return done.stdout
 
 
-def _complaint(said: str) -> str:
-  """Returns an error that apt-get printed, or else a warning."""
-  lines = re.findall(r'^[EW]:.*', said, re.M)
-  return min(lines, default='it named no error').strip()
-
-
 def fetch(file: Path = CACHE) -> str:
   """Fetches the descriptions of today and keeps them in a file.
 
@@ -143,10 +134,6 @@ def fetch(file: Path = CACHE) -> str:
 
   Returns:
     The version, see `index_version`.
-
-  Raises:
-    HostError: there is no apt-get, no network, no Debian among its sources,
-      or the file cannot be written.
   """
   try:
     with tempfile.TemporaryDirectory() as name:
@@ -157,9 +144,13 @@ def fetch(file: Path = CACHE) -> str:
       packages = sorted(folder.glob(f'lists/{prefix}main_binary-*_Packages'))
       translation = folder / 'lists' / f'{prefix}main_i18n_Translation-en'
       if release is None or not packages or not translation.exists():
+        # An error, or else a warning.
+        complaint = min(
+          re.findall(r'^[EW]:.*', said, re.M), default='it named no error'
+        )
         raise HostError(
-          f'apt-get has fetched no index of a Debian release'
-          f' ({_complaint(said)}): check the network and that'
+          'apt-get has fetched no index of a Debian release'
+          f' ({complaint.strip()}): check the network and that'
           ' /etc/apt/sources.list or sources.list.d names Debian'
         )
       rows = join_indexes(
@@ -186,41 +177,33 @@ def write_index(file: Path, rows: list[Description], release: Release) -> None:
   unfinished.replace(file)
 
 
-def index_version(file: Path) -> str:
-  """Returns codename, date and checksum: 'bookworm 2026-07-11 0123456789ab'.
-
-  Raises:
-    DataError: the file is missing or damaged.
-  """
+@contextlib.contextmanager
+def _opened(file: Path) -> Iterator[TextIO]:
+  """Opens a file of `write_index`; names it if it is missing or damaged."""
   try:
     with gzip.open(file, 'rt', encoding='utf-8') as lines:
-      return json.loads(lines.readline())['version']
+      yield cast(TextIO, lines)
   except FileNotFoundError as error:
     raise DataError(
       f'{file} is missing: `{COMMAND}` fetches it with apt-get (16 MB, without'
       ' root rights)'
     ) from error
   except (OSError, EOFError, zlib.error, ValueError, KeyError) as error:
-    raise _damaged(file, error) from error
+    raise DataError(
+      f'{file} is damaged ({error}): `{COMMAND}` fetches it anew'
+    ) from error
+
+
+def index_version(file: Path) -> str:
+  """Returns codename, date and checksum: 'bookworm 2026-07-11 0123456789ab'."""
+  with _opened(file) as lines:
+    return json.loads(lines.readline())['version']
 
 
 def read_index(file: Path) -> list[Description]:
-  """Reads every description.
-
-  Raises:
-    DataError: the file is missing or damaged.
-  """
-  index_version(file)
-  try:
-    head, _, body = gzip.decompress(file.read_bytes()).partition(b'\n')
-    if hashlib.sha256(body).hexdigest() != json.loads(head)['sha256']:
-      raise _damaged(file, 'checksum')
+  """Reads every description."""
+  with _opened(file) as lines:
+    digest, body = json.loads(lines.readline())['sha256'], lines.read()
+    if hashlib.sha256(body.encode()).hexdigest() != digest:
+      raise ValueError('checksum')
     return [Description(*json.loads(line)) for line in body.splitlines()]
-  except (OSError, EOFError, zlib.error, ValueError) as error:
-    raise _damaged(file, error) from error
-
-
-def _damaged(file: Path, problem: object) -> DataError:
-  return DataError(
-    f'{file} is damaged ({problem}): `{COMMAND}` fetches it anew'
-  )

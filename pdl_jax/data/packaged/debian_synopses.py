@@ -10,19 +10,11 @@ import collections
 import re
 import sys
 from collections.abc import Iterator
-from typing import Any, ClassVar, NamedTuple
 
-import tensorflow_datasets as tfds
-
-from pdl_jax.data.packaged import debian_index, packages
+from pdl_jax.data.packaged import debian_index, texts
 from pdl_jax.data.packaged.debian_index import Description
-from pdl_jax.data.packaged.pairs import (
-  MAX_GROUPS,
-  Pair,
-  normalised,
-  without_copies,
-)
-from pdl_jax.data.schema import SPLITS
+from pdl_jax.data.packaged.pairs import MAX_GROUPS, normalised, without_copies
+from pdl_jax.data.packaged.texts import Example
 from pdl_jax.errors import PdlError
 
 MIN_SYNOPSIS_WORDS, MAX_SYNOPSIS_WORDS = 3, 16
@@ -46,15 +38,6 @@ _STUB = re.compile(
 _ITEM = re.compile(r'^(?:[-*+•·o]|\(?\d{1,2}[.)]) +')
 
 
-class Synopsis(NamedTuple):
-  """One example."""
-
-  id: str  # the package
-  group: str  # the source package it is built from
-  source: str  # the long description, on one line
-  target: str
-
-
 def split_of(source: str) -> str:
   """Assigns a source package to a split, by a hash that no machine changes.
 
@@ -62,7 +45,7 @@ def split_of(source: str) -> str:
   the same text: digits and dots in the name do not count.
   """
   stem = re.sub(r'[\d.]+', '', source)
-  return packages.split_by_hash(f'debian/{stem}')
+  return texts.split_by_hash(f'debian/{stem}')
 
 
 def paragraphs(text: str) -> list[str]:
@@ -133,78 +116,49 @@ def own_paragraphs(
     yield description, ' '.join(own)
 
 
-def make_pairs(
-  descriptions: list[Description],
-) -> tuple[list[Pair], dict[str, int]]:
-  """Makes the whole data set.
-
-  Returns:
-    The pairs (train first, then by source; document: the long description,
-    summary: the synopsis) and the number of sources dropped for each reason.
-  """
+def examples_of(descriptions: list[Description]) -> Iterator[Example | str]:
+  """Yields the example of each source package, by name."""
   by_source = collections.defaultdict(list)
   for description in descriptions:
     by_source[description.source].append(description)
-  order = sorted(by_source, key=lambda s: (SPLITS.index(split_of(s)), s))
-  chosen = [main_package(by_source[source]) for source in order]
-  pairs, dropped = (
-    [],
-    collections.Counter(nothing_of_its_own=chosen.count(None)),
-  )
-  for description, document in own_paragraphs(list(filter(None, chosen))):
-    synopsis = ' '.join(description.synopsis.split())
-    reason = why_unfit(synopsis, document)
-    if reason:
-      dropped[reason] += 1
-    else:
-      pairs.append(
-        Pair(description.package, description.source, document, synopsis)
-      )
-  return without_copies(pairs, dropped), dict(sorted((+dropped).items()))
-
-
-class DebianSynopses(packages.PackagedBuilder):
-  """Synopses of Debian packages, from their long descriptions."""
-
-  VERSION = tfds.core.Version('1.0.0')
-  RELEASE_NOTES: ClassVar[dict[str, str]] = {'1.0.0': 'From an index of apt.'}
-  PACKAGE = 'the Debian index'
-
-  def __init__(self, **kwargs: Any):
-    super().__init__(**kwargs)
-    self.PACKAGE_VERSION = self._index_version()
-
-  def _index_version(self) -> str:
-    """Returns the version of the index here, or of what was made elsewhere."""
-    if self.info.initialized and not debian_index.CACHE.exists():
-      return (self.info.metadata or {})['package_version']
-    return debian_index.index_version(debian_index.CACHE)
-
-  def _info(self) -> tfds.core.DatasetInfo:
-    return tfds.core.DatasetInfo(
-      builder=self,
-      description=(
-        'The descriptions of the packages in Debian main: the synopsis'
-        ' (target) is to be written from the long description (source). One'
-        ' package stands for each source package; no description, synopsis or'
-        ' near-copy occurs twice.'
-      ),
-      features=tfds.features.FeaturesDict(
-        {name: tfds.features.Text() for name in Synopsis._fields}
-      ),
-      supervised_keys=('source', 'target'),
-      citation='The Debian Project: descriptions by the package maintainers.',
-      license='As of the packages, all of them free (DFSG)',
-      metadata=self.report,
+  chosen = [main_package(by_source[source]) for source in sorted(by_source)]
+  yield from ['nothing_of_its_own'] * chosen.count(None)
+  for row, description in own_paragraphs(list(filter(None, chosen))):
+    synopsis = ' '.join(row.synopsis.split())
+    yield why_unfit(synopsis, description) or Example(
+      row.package, row.source, description, synopsis
     )
 
-  def _split_generators(
-    self, dl_manager: tfds.download.DownloadManager
-  ) -> dict[str, Iterator[tuple[str, dict[str, str]]]]:
-    del dl_manager  # apt has fetched everything
-    pairs, dropped = make_pairs(debian_index.read_index(debian_index.CACHE))
-    records = [Synopsis(*pair) for pair in pairs]
-    return self.examples_of(packages.by_split(records, split_of), dropped)
+
+def version_here() -> str:
+  """Returns the version of the index here; '' without one.
+
+  A machine that was handed prepared data needs none.
+  """
+  file = debian_index.CACHE
+  return debian_index.index_version(file) if file.exists() else ''
+
+
+@texts.register_text(
+  'debian',
+  dataset='debian_synopses',
+  version='1.0.0',
+  release_note='From an index of apt.',
+  package='the Debian index',
+  package_version=version_here,
+  description=(
+    'The descriptions of the packages in Debian main: the synopsis'
+    ' (target) is to be written from the long description (source). One'
+    ' package stands for each source package; no description, synopsis or'
+    ' near-copy occurs twice.'
+  ),
+  citation='The Debian Project: descriptions by the package maintainers.',
+  license='As of the packages, all of them free (DFSG)',
+)
+def make(dropped: collections.Counter[str]) -> texts.Splits:
+  """Makes synopses of Debian packages, from their long descriptions."""
+  made = examples_of(debian_index.read_index(debian_index.CACHE))
+  return texts.by_split(without_copies(made, split_of, dropped), split_of)
 
 
 def main() -> int:

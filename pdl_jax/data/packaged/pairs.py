@@ -1,23 +1,16 @@
-"""Summarization pairs, and which of them are copies of others."""
+"""Which examples are copies of others."""
 
 import collections
 import re
 import zlib
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Iterable, Sequence
 
-MAX_GROUPS = 3  # that may share a summary; in more of them it is boilerplate
+from pdl_jax.data.packaged.texts import Example
+from pdl_jax.data.schema import SPLITS
+
+MAX_GROUPS = 3  # that may share a target; in more of them it is boilerplate
 SHINGLE_WORDS = 8
 MAX_SEEN_SHINGLES = 0.5  # above that a text is the near-copy of earlier ones
-
-
-class Pair(NamedTuple):
-  """One example."""
-
-  id: str
-  group: str  # is never split over train, validation and test
-  document: str
-  summary: str
 
 
 def normalised(text: str) -> str:
@@ -34,31 +27,45 @@ def shingles_of(words: Sequence[str]) -> frozenset[int]:
 
 
 def without_copies(
-  pairs: list[Pair], dropped: collections.Counter[str]
-) -> list[Pair]:
-  """Keeps one pair of each document, of each summary and of near-copies.
+  made: Iterable[Example | str],
+  split_of: Callable[[str], str],
+  dropped: collections.Counter[str],
+) -> list[Example]:
+  """Keeps one example of each source, of each target and of near-copies.
 
-  Earlier pairs win, so that with train first nothing in validation or test is
-  the copy of a training pair. What is left out is counted in `dropped`.
+  Train comes first and earlier ones win, so that nothing in validation or test
+  is the copy of a training example.
+
+  Args:
+    made: examples, or why one could not be made.
+    split_of: group -> split.
+    dropped: where the reasons are counted.
   """
+  examples: list[Example] = []
+  for each in made:
+    if isinstance(each, Example):
+      examples.append(each)
+    else:
+      dropped[each] += 1
+  examples.sort(key=lambda example: SPLITS.index(split_of(example.group)))
   groups = collections.defaultdict(set)
-  for pair in pairs:
-    groups[normalised(pair.summary)].add(pair.group)
-  kept, documents, summaries, seen = [], set(), set(), set()
-  for pair in pairs:
-    document, summary = normalised(pair.document), normalised(pair.summary)
-    shingles = shingles_of(f'{summary} {document}'.split())
-    if len(groups[summary]) > MAX_GROUPS:
+  for example in examples:
+    groups[normalised(example.target)].add(example.group)
+  kept, sources, targets, seen = [], set(), set(), set()
+  for example in examples:
+    source, target = normalised(example.source), normalised(example.target)
+    shingles = shingles_of(f'{target} {source}'.split())
+    if len(groups[target]) > MAX_GROUPS:
       dropped['boilerplate_summary'] += 1
-    elif document in documents:
+    elif source in sources:
       dropped['duplicate_document'] += 1
-    elif summary in summaries:
+    elif target in targets:
       dropped['duplicate_summary'] += 1
     elif len(shingles & seen) > MAX_SEEN_SHINGLES * len(shingles):
       dropped['near_duplicate'] += 1
     else:
-      kept.append(pair)
-      documents.add(document)
-      summaries.add(summary)
+      kept.append(example)
+      sources.add(source)
+      targets.add(target)
       seen |= shingles
   return kept

