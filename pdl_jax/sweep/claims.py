@@ -134,9 +134,14 @@ def claim(root: Path, digest: str, before: Sequence[Attempt]) -> Attempt | None:
     digest: of the cell.
     before: its attempts, the last of which has ended or is dead.
   """
-  number = before[-1].number + 1 if before else 1
-  attempt = Attempt(root / 'sweep', digest, number)
+  attempt = following(root, digest, before)
   return attempt if process.claim(attempt.path('claim')) else None
+
+
+def following(root: Path, digest: str, before: Sequence[Attempt]) -> Attempt:
+  """Names the next attempt at a cell, which nobody need have claimed."""
+  number = before[-1].number + 1 if before else 1
+  return Attempt(root / 'sweep', digest, number)
 
 
 def clock(root: Path) -> float:
