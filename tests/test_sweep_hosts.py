@@ -415,6 +415,7 @@ def test_slices_are_asked_for_in_turns_until_one_is_free(
     wait_for(lambda: second.append(look()) or second[-1])
     assert {first[-1].of_slice, second[-1].of_slice} == {'a', 'b'}
     assert look() is None
+    assert room._asked is None  # There is none that looks free.
     first[-1].release()
     wait_for(lambda: second.append(look()) or second[-1])
     assert second[-1].of_slice == first[-1].of_slice

@@ -50,13 +50,9 @@ def lead(
   """Claims the cell and looks after its run; Ray cancels it by Ctrl-C.
 
   Args:
-    cell: to be run.
-    root: holds the run folders.
-    run: that of the cell.
     before: attempts at the cell, none of which lasts.
     line: the command line of the run, for one machine.
-    origin: of this task and those on the other machines.
-    others: Ray's options of a task on each of its other machines.
+    others: Ray's options of a task on each of the other machines.
   """
   enter(*origin)
   if claims.run_folders(root).get(cell.digest, run) != run:
@@ -80,14 +76,7 @@ def lead(
 
 
 def follow(name: Path, log: Path, line: list[str], origin: Origin) -> None:
-  """Looks after a process whose process 0 is on another machine.
-
-  Args:
-    name: file that will say which process it is.
-    log: for all that it prints.
-    line: its command line.
-    origin: of this task.
-  """
+  """Looks after a process whose process 0 is on another machine."""
   enter(*origin)
   with log.open('ab') as file:
     own = child.spawn(name, line, file)
@@ -113,7 +102,7 @@ class _Gang:
 
     self._ray, self._attempt, self._line = ray, attempt, line
     self._origin, self._others = origin, others
-    self._tasks: list[Any] = []
+    self._tasks: list[Any] = []  # those that follow, by Ray's references
 
   def meet(self) -> bool:
     """Waits until the others have entered; False if one of them is lost."""

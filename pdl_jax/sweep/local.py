@@ -28,17 +28,11 @@ _LOOK = 1.0
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:
-  """What a sweep came to.
+  """What a sweep came to."""
 
-  Attributes:
-    done: cells with results, before this call or now.
-    failed: run id of each cell that was given up -> its last error line.
-    left: cells not done because of fail_fast.
-  """
-
-  done: int
-  failed: dict[str, str]
-  left: int
+  done: int  # cells with results, before this call or now
+  failed: dict[str, str]  # run id of a cell given up -> its last error line
+  left: int  # cells not done because of fail_fast
 
 
 class Worker(Protocol):
@@ -79,13 +73,9 @@ def run(
   fail_fast: bool,
   command: Command,
 ) -> Outcome:
-  """Runs what is not done yet, as child processes.
+  """Runs what is not done yet, as child processes; see supervise.
 
-  To be called in the main thread, whose death is what ends the runs. The rest
-  is as in supervise.
-
-  Args:
-    command: (cell, run folder) -> the command line that runs it.
+  To be called in the main thread, whose death is what ends the runs.
   """
   start = functools.partial(child.start, root, command)
   return supervise(cells, root, workers, retries, fail_fast, start)
@@ -142,16 +132,9 @@ def supervise(
 
 @dataclasses.dataclass
 class _Sweeper:
-  """Looks after the runs of a sweep; see supervise.
+  """Looks after the runs of a sweep; see supervise."""
 
-  Attributes:
-    pending: cells that are not settled, running or not.
-    history: attempts that had ended before; they may be made again.
-    tried: hash of a cell -> how often it was started here.
-    next_look: when, by time.monotonic; next_beat too.
-  """
-
-  pending: list[Cell]
+  pending: list[Cell]  # not settled, running or not
   root: Path
   workers: int
   retries: int
@@ -163,8 +146,9 @@ class _Sweeper:
     self.total, self.done = len(self.pending), 0
     self.failed: dict[str, str] = {}
     self.running: list[Worker] = []
-    self.tried = Counter[str]()
-    self.next_look = self.next_beat = 0.0
+    self.tried = Counter[str]()  # hash of a cell -> times it was started here
+    self.next_look = self.next_beat = 0.0  # by time.monotonic
+    # What had ended before this call does not count; it may be tried again.
     every = itertools.chain(*claims.attempts(self.root).values())
     self.history = {each for each in every if each.end is not None}
 
@@ -229,7 +213,7 @@ class _Sweeper:
         self.running.append(worker)
 
   def _given_up(self, before: Sequence[Attempt]) -> str:
-    """The last error of a cell that has failed too often, or ''."""
+    """Returns the last error of a cell that has failed too often, or ''."""
     new = [each.end for each in before if each not in self.history]
     ends = [end for end in new if end is not None and end.failed]
     final = any(end.code == ConfigError.exit_code for end in ends)

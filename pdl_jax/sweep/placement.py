@@ -25,14 +25,9 @@ Machine = Mapping[str, float]  # resource -> how much there is
 
 @dataclasses.dataclass(frozen=True)
 class Wanted:
-  """What a cell takes.
+  """What a cell takes."""
 
-  Attributes:
-    resources: of each of its machines, by Ray's names.
-    hosts: how many machines.
-  """
-
-  resources: Mapping[str, float]
+  resources: Mapping[str, float]  # of each machine, by Ray's names
   hosts: int = 1
 
   @property
@@ -67,26 +62,19 @@ def check_fits(ray: ModuleType, wanted: Wanted) -> dict[str, set[str]]:
     name = node['Labels'].get(_SLICE) if wanted.is_slice else ''
     if node['Alive'] and name is not None:
       groups[name].append(node)
-  machines = {
-    name: [node['Resources'] for node in groups[name]]
-    for name in sorted(groups)
-  }
-  fit = {
-    name: {node['NodeID'] for node in groups[name]}
-    for name in machines
-    if wanted.fits(machines[name])
-  }
+  fit, there = {}, []
+  for name, nodes in sorted(groups.items()):
+    machines = [node['Resources'] for node in nodes]
+    if wanted.fits(machines):
+      fit[name] = {node['NodeID'] for node in nodes}
+    there.append(f'{name}: ' * bool(name) + _count(machines, wanted))
   if fit:
     return fit
   kind = 'has no TPU slice of' if wanted.is_slice else 'does not have'
-  there = '; '.join(
-    f'{name}: {_count(each, wanted)}' if name else _count(each, wanted)
-    for name, each in machines.items()
-  )
   raise HostError(
     f'the Ray cluster {kind} {wanted.hosts} x {_words(wanted.resources)}, '
     'which a cell takes by --hosts_per_cell and --resources; there are '
-    f'{there or "none"}'
+    f'{"; ".join(there) or "none"}'
   )
 
 
@@ -105,24 +93,16 @@ def _words(resources: Mapping[str, float]) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class Reserved:
-  """Machines that Ray gives to a cell, or will give.
-
-  Attributes:
-    ray: the package.
-    group: Ray's name for them.
-    wanted: what they are to have.
-    of_slice: its name, '' if they are of none.
-    asked: when, by time.monotonic.
-  """
+  """Machines that Ray gives to a cell, or will give."""
 
   ray: ModuleType
-  group: Any
+  group: Any  # Ray's name for them
   wanted: Wanted
-  of_slice: str
-  asked: float
+  of_slice: str  # its name, '' if they are of none
+  asked: float  # by time.monotonic
 
   def options(self) -> list[dict[str, Any]]:
-    """Options of a task on each of the machines."""
+    """Returns Ray's options of a task on each of the machines."""
     strategy = (
       self.ray.util.scheduling_strategies.PlacementGroupSchedulingStrategy
     )

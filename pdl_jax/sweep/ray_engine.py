@@ -1,10 +1,9 @@
 """Runs cells on the machines of a Ray cluster.
 
-A task of Ray is the local engine with one cell: it claims the cell where it
-runs, in the folder that all machines share, and looks after the child process.
-A cell of several machines has a task on each (gang.py).
-This side says which cell is next and reads how each ended from those files,
-so that sweepers of both engines can be at the same folder.
+Machines are reserved for a cell first (placement.py). Then a task on them
+claims it, in the folder that all machines share, and looks after its run
+(gang.py). This side says which cell is next and reads how each ended from the
+claims, so that sweepers of both engines can be at the same folder.
 
 RAY_ADDRESS says which cluster, of which this must be a machine; without it one
 is started here, for as long as the sweep lasts.
@@ -151,26 +150,17 @@ def _start(
 
 @dataclasses.dataclass
 class _Task:
-  """A run somewhere on the cluster; a local.Worker.
-
-  Attributes:
-    attempt: that it will claim, unless another sweeper is first.
-    reference: by which Ray knows its task.
-    reserved: its machines.
-    room: that they are of.
-    told: signals that it has heard.
-    stopped: whether it was told to end, for certain or not.
-  """
+  """A run somewhere on the cluster; a local.Worker."""
 
   ray: ModuleType
   cell: Cell
   run: Path
-  attempt: Attempt
-  reference: Any
+  attempt: Attempt  # that it will claim, unless another sweeper is first
+  reference: Any  # Ray's, of the task
   reserved: Reserved
   room: placement.Room
-  told: int = 0
-  stopped: bool = False
+  told: int = 0  # signals that it has heard
+  stopped: bool = False  # told to end, for certain or not
 
   def poll(self) -> int | None:
     """0 or 75 once it is over; the files tell how a run has failed."""
