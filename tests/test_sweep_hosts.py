@@ -188,106 +188,155 @@ def test_ctrl_c_stops_two_gangs_on_two_slices(tmp_path, cluster):
     assert 'stopped: the same command' in (run / 'log.1.txt').read_text('utf-8')
 
 
-@pytest.mark.parametrize('claimed', [True, False])
-def test_a_gang_whose_leader_left_the_cell_to_others_is_let_go(
-  tmp_path, claimed
-):
-  """Its other members would wait for a meeting for ever."""
-  ended, cancelled, released = ['leader'], [], []
-  ray = types.SimpleNamespace(
-    wait=lambda references, **_: (
-      [r for r in references if r in ended],
-      [r for r in references if r not in ended],
-    ),
-    get=lambda _: None,
-    cancel=cancelled.append,
+class RayError(Exception):
+  """As Ray's own, which can be imported only where a cluster is."""
+
+
+class StandInRay:
+  """Asks machines for nothing; tasks are their names, in their order.
+
+  Attributes:
+    asked: those on the other machines.
+    slow: those that end only when they are cancelled.
+    lost: those whose machines are.
+  """
+
+  exceptions = types.SimpleNamespace(
+    RayError=RayError, RayTaskError=type('RayTaskError', (RayError,), {})
   )
-  meeting = tmp_path / 'meeting'
-  if claimed:
-    meeting.touch()
-  task = ray_engine._Task(
-    ray, cell(1), tmp_path, claims.Attempt(tmp_path, 'hash', 1), meeting,
-    ['leader', 'other'], placement.Placed([], lambda: released.append(1)), None,
-  )  # fmt: skip
-  assert task.poll() is None
-  assert cancelled == ([] if claimed else ['other'])
-  # With a meeting too, if one was lost before it was there.
-  task.last -= ray_engine._LAST
-  assert task.poll() is None
-  assert cancelled[-1:] == ['other']
-  assert released == []
-  ended.append('other')
-  assert task.poll() == claims.PREEMPTED
-  assert released == [1]
+  util = types.SimpleNamespace(get_node_ip_address=lambda: 'here')
+
+  def __init__(self, slow=(), lost=()):
+    self.asked, self.slow, self.lost = [], list(slow), lost
+
+  def remote(self, task):
+    def ask(*_):
+      self.asked.append(task.__name__)
+      return f'{task.__name__} {len(self.asked)}'
+
+    asking = types.SimpleNamespace(remote=ask)
+    return types.SimpleNamespace(options=lambda **_: asking)
+
+  def get(self, task):
+    assert task not in self.slow
+    if task in self.lost:
+      raise RayError
+
+  def wait(self, tasks, **_):
+    return (
+      [task for task in tasks if task not in self.slow],
+      [task for task in tasks if task in self.slow],
+    )
+
+  def cancel(self, task):
+    self.slow.remove(task)
 
 
-def test_what_is_left_of_a_gang_is_ended(tmp_path, monkeypatch):
-  """A process that waits for others that will never come."""
-  monkeypatch.setattr(gang, '_GRACE', 0.1)
-  monkeypatch.setattr(gang, '_LOOK', 0.02)
-  wanted = cell(1)
-  claims.open_folder(tmp_path)
-  attempt = claims.claim(tmp_path, wanted.digest, [])
-  meeting = tmp_path / 'meeting'
-  meeting.write_text('{"number": 1, "coordinator": "here:1"}', 'utf-8')
-  deaf = ['sh', '-c', 'trap "" TERM; echo $@; exec sleep 60', '-']
-  member = gang.Member(meeting, 2, 1, of_slice=False)
-  log, began = tmp_path / 'log.1.txt', time.monotonic()
-  told = []
-
-  def end():
-    # By Ray, which is for process 0.
-    os.kill(os.getpid(), signal.SIGINT)
-    attempt.write_end(claims.End(4, 1.0, 'never came'))
-
-  before = signal.signal(signal.SIGINT, lambda *_: told.append(1))
-  with meanwhile(lambda: log.exists() and log.read_text('utf-8'), end):
-    gang.follow(member, wanted, tmp_path, tmp_path, deaf)
-  signal.signal(signal.SIGINT, before)
-  assert told == []
-  assert log.read_text('utf-8') == (
-    '--multihost --coordinator=here:1 --num_processes=2 --process_id=1\n'
-  )
-  name = json.loads(attempt.path('1.worker').read_text('utf-8'))
-  assert gone(name['pid'])
-  assert time.monotonic() < began + 15
+HERE = Path.cwd(), {}
 
 
-def test_who_is_not_told_of_a_meeting_does_not_wait_for_ever(
+def led(root, monkeypatch, stand_in, wanted):
+  """A cell on three machines, of which one is there."""
+  monkeypatch.setitem(sys.modules, 'ray', stand_in)
+  claims.open_folder(root)
+  line = ['sh', '-c', f'exit {wanted.config["code"]}']
+  run = root / wanted.run_id
+  gang.lead(wanted, root, run, [], line, HERE, [{}, {}])
+  return codes(root, wanted)
+
+
+def test_other_machines_are_asked_for_processes_after_the_claim(
   tmp_path, monkeypatch
 ):
-  monkeypatch.setattr(gang, '_MEET', 0.0)
-  member = gang.Member(tmp_path / 'meeting', 2, 1, of_slice=False)
-  with pytest.raises(HostError, match='process 1 of 2 was not told in 0 s'):
-    gang.follow(member, cell(1), tmp_path, tmp_path, [])
+  stand_in = StandInRay()
+  assert led(tmp_path, monkeypatch, stand_in, cell(1, code=75)) == [75]
+  assert stand_in.asked == ['enter', 'enter', 'follow', 'follow']
+  again = StandInRay()
+  assert led(tmp_path, monkeypatch, again, cell(1, code=75)) == [75]
+  assert again.asked == ['enter', 'enter']
 
 
-def refused(resources, hosts):
-  import ray
+def test_without_one_of_its_machines_a_cell_is_not_claimed(
+  tmp_path, monkeypatch
+):
+  stand_in = StandInRay(lost=['enter 2'])
+  assert led(tmp_path, monkeypatch, stand_in, cell(1, code=0)) == []
 
+
+@pytest.mark.parametrize(
+  ('code', 'slow', 'lost', 'end'),
+  [
+    (4, [], [], 4),
+    (4, [], ['follow 4'], 75),
+    (4, ['follow 3'], ['follow 4'], 75),
+    (4, ['follow 3'], [], 4),
+    (5, [], ['follow 4'], 5),
+  ],
+)
+def test_an_attempt_that_lost_a_machine_did_not_fail(
+  tmp_path, monkeypatch, code, slow, lost, end
+):
+  stand_in = StandInRay(slow, lost)
+  assert led(tmp_path, monkeypatch, stand_in, cell(1, code=code)) == [end]
+  assert stand_in.slow == []
+
+
+def test_what_is_left_of_a_gang_is_ended(tmp_path):
+  """A process that waits for others that will never come."""
+  log, name = tmp_path / 'log.1.txt', tmp_path / 'worker'
+  deaf = ['sh', '-c', 'trap "" TERM; echo begun; exec sleep 60']
+  # As Ray cancels a task.
+  end = lambda: os.kill(os.getpid(), signal.SIGINT)
+  with (
+    pytest.raises(KeyboardInterrupt),
+    meanwhile(lambda: log.exists() and log.read_text('utf-8'), end),
+  ):
+    gang.follow(name, log, deaf, HERE)
+  assert gone(json.loads(name.read_text('utf-8'))['pid'])
+
+
+def refused(ray, resources, hosts):
   with pytest.raises(HostError) as error:
     placement.check_fits(ray, Wanted(resources, hosts))
   return str(error.value)
 
 
-def test_more_machines_than_there_are(cluster):
+@contextlib.contextmanager
+def driver(cluster):
+  """Ray, connected to a cluster."""
   import ray
 
   ray.init(cluster.address, log_to_driver=False)
   try:
-    assert 'of the 4 machines' in refused(ONE_CPU, 5)
-    assert 'have CPU=1, which --resources asks for a cell, and ' in refused(
-      ONE_CPU, 5
-    )
-    line = refused(TPU, 4)
-    assert 'no TPU slice of the Ray cluster has 4 hosts of CPU=1 TPU=4' in line
-    assert 'there are a: 2 of CPU=1 TPU=4, b: 2 of CPU=1 TPU=4' in line
-    assert '2 hosts of CPU=1 TPU=8' in refused({'CPU': 1.0, 'TPU': 8.0}, 2)
-    # A group of these would never be ready.
-    assert '2 hosts of CPU=2 TPU=4' in refused({'CPU': 2.0, 'TPU': 4.0}, 2)
-    placement.check_fits(ray, Wanted(TPU, 2))
+    yield ray
   finally:
     ray.shutdown()
+
+
+def test_more_machines_than_there_are(cluster):
+  with driver(cluster) as ray:
+    line = refused(ray, ONE_CPU, 5)
+    assert 'the Ray cluster does not have 5 x CPU=1, which a cell' in line
+    assert line.endswith('; there are 4 x CPU=1')
+    line = refused(ray, TPU, 4)
+    assert 'the Ray cluster has no TPU slice of 4 x CPU=1 TPU=4' in line
+    assert line.endswith('there are a: 2 x CPU=1 TPU=4; b: 2 x CPU=1 TPU=4')
+    # Chips that would be left over.
+    some = {'CPU': 1.0, 'TPU': 2.0}
+    assert 'slice of 2 x CPU=1 TPU=2' in refused(ray, some, 2)
+    # A group of these would never be ready.
+    more = {'CPU': 2.0, 'TPU': 4.0}
+    assert 'slice of 2 x CPU=2 TPU=4' in refused(ray, more, 2)
+    assert sorted(placement.check_fits(ray, Wanted(TPU, 2))) == ['a', 'b']
+
+
+def test_machines_without_a_slice_are_none():
+  machine = {
+    'Alive': True, 'Labels': {}, 'NodeID': '1', 'Resources': TPU,
+  }  # fmt: skip
+  two = types.SimpleNamespace(nodes=lambda: [machine, machine])
+  with pytest.raises(HostError, match='no TPU slice of 2 .* there are none'):
+    placement.check_fits(two, Wanted(TPU, 2))
 
 
 def worker_and_machine(parent):
@@ -334,50 +383,55 @@ def test_a_slice_that_is_not_ready_is_given_back_and_another_is_tried(
   tmp_path, cluster, monkeypatch, capsys, busy, lines
 ):
   """Slices are asked for by name: the first looks free, but for its chips."""
-  import ray
-
   monkeypatch.setattr(placement, '_PATIENCE', 2.0)
   free = 'b' if busy == 'a' else 'a'
   wanted = cell(1)
-  ray.init(cluster.address, log_to_driver=False)
-  try:
-    # The sweep and who takes the chips are one driver of Ray.
-    with taken(busy), monkeypatch.context() as patch:
-      patch.setattr(ray_engine, '_connect', lambda: ray)
-      patch.setattr(ray, 'shutdown', lambda: None)
-      outcome = sweep_on_ray(tmp_path, [wanted], TPU)
-  finally:
-    ray.shutdown()
+  # The sweep and who takes the chips are one driver of Ray.
+  with (
+    driver(cluster) as ray, taken(busy), monkeypatch.context() as patch
+  ):  # fmt: skip
+    patch.setattr(ray_engine, '_connect', lambda: ray)
+    patch.setattr(ray, 'shutdown', lambda: None)
+    outcome = sweep_on_ray(tmp_path, [wanted], TPU)
   assert outcome == local.Outcome(1, {}, 0)
   assert host(tmp_path / wanted.run_id, 1) == [free, '1']
-  out = capsys.readouterr().out
-  assert out.count('is placed again: TPU slice a was not ready in 2 s') == lines
+  assert capsys.readouterr().out.count('slice a was not ready in 2 s') == lines
 
 
-def test_slices_are_asked_for_once_at_a_time(cluster, monkeypatch):
-  """And again after a pause, where they were not ready."""
-  import ray
-
+def test_slices_are_asked_for_in_turns_until_one_is_free(
+  cluster, monkeypatch, capsys
+):
   monkeypatch.setattr(placement, '_PATIENCE', 0.0)
-  ray.init(cluster.address, log_to_driver=False)
-  try:
+  with driver(cluster) as ray:
     room = placement.Room(ray, Wanted(TPU, 2))
     look = lambda: setattr(room, '_next_look', 0.0) or room.place()
     with taken('a', 'b'):
-      first, second = look(), look()
-      assert look() is None
-      assert 'TPU slice a was not ready' in first.late()
-      assert 'TPU slice b was not ready' in second.late()
-      first.release()
-      assert look() is None
-      monkeypatch.setattr(placement, '_PAUSE', 0.0)
-      second.release()
-      third = look()
-      assert 'TPU slice b was not ready' in third.late()
-    wait_for(lambda: third.late() == '')
-    third.release()
-  finally:
-    ray.shutdown()
+      assert [look() for _ in range(3)] == [None] * 3
+      said = capsys.readouterr().out.splitlines()
+      assert [line.split()[2] for line in said] == ['a', 'b', 'a']
+    monkeypatch.setattr(placement, '_PATIENCE', 60.0)
+    first, second = [], []
+    wait_for(lambda: first.append(look()) or first[-1])
+    wait_for(lambda: second.append(look()) or second[-1])
+    assert {first[-1].of_slice, second[-1].of_slice} == {'a', 'b'}
+    assert look() is None
+    assert room._asked is None  # There is none that looks free.
+    first[-1].release()
+    wait_for(lambda: second.append(look()) or second[-1])
+    assert second[-1].of_slice == first[-1].of_slice
+
+
+def test_machines_for_which_no_cell_comes_are_given_back(cluster, monkeypatch):
+  with driver(cluster) as ray:
+    room = placement.Room(ray, Wanted(ONE_CPU, 4))
+    held = []
+    wait_for(lambda: held.append(room.place()) or held[-1])
+    assert room.place() is None
+    room.rest()
+    assert room._asked is not None
+    monkeypatch.setattr(placement, '_PATIENCE', -2.0)
+    room.rest()
+    assert room._asked is None
 
 
 @pytest.mark.parametrize('lost', ['a', 'b'])
@@ -389,7 +443,7 @@ def test_a_slice_that_loses_a_host_is_left_for_another(
   The slice that is left is the second that is asked for, and the first.
   """
   monkeypatch.setattr(placement, '_PATIENCE', 5.0)
-  whole = placement._whole_slices
+  whole = placement.check_fits
   wanted = cell(2, steps=40, sleep=0.05)
   run = tmp_path / wanted.run_id
 
@@ -397,7 +451,7 @@ def test_a_slice_that_loses_a_host_is_left_for_another(
     found = whole(*args)
     return found if begun(run, 0) else {lost: found[lost]}
 
-  monkeypatch.setattr(placement, '_whole_slices', only_the_lost_at_first)
+  monkeypatch.setattr(placement, 'check_fits', only_the_lost_at_first)
 
   def lose():
     ((first, parent),) = begun(run, 1)
@@ -418,29 +472,29 @@ def test_a_slice_that_loses_a_host_is_left_for_another(
 
 
 def test_machines_that_do_not_come_back_end_in_a_line(monkeypatch, capsys):
-  machine = {'Alive': True, 'Resources': {'CPU': 4.0}, 'Labels': {}}
-  ray = types.SimpleNamespace(nodes=lambda: [machine], util=None)
-  room = placement.Room(ray, Wanted({'CPU': 2.0}))
-  task = ray_engine._Task(
-    ray, cell(1), Path(), claims.Attempt(Path(), 'hash', 1), Path('not there'),
-    ['it waits'], room.place(), room,
-  )  # fmt: skip
-  task.beat()
+  machine = {
+    'Alive': True, 'Resources': {'CPU': 4.0}, 'Labels': {}, 'NodeID': '1',
+  }  # fmt: skip
+  group = types.SimpleNamespace(wait=lambda _: False)
+  util = types.SimpleNamespace(placement_group=lambda *_, **__: group)
+  stand_in = types.SimpleNamespace(nodes=lambda: [machine], util=util)
+  room = placement.Room(stand_in, Wanted({'CPU': 2.0}))
+  look = lambda: setattr(room, '_next_look', 0.0) or room.place()
+  assert look() is None
   machine['Alive'] = False
-  task.beat()
-  assert room.place() is None
+  assert [look(), look()] == [None, None]
   out = capsys.readouterr().out
   assert out == (
-    'waiting for lost machines: none of the 0 machines of the Ray cluster has '
-    'CPU=2, which --resources asks for a cell\n'
+    'waiting for lost machines: the Ray cluster does not have 1 x CPU=2, '
+    'which a cell takes by --hosts_per_cell and --resources; there are none\n'
   )
   machine['Alive'] = True
-  task.beat()
+  assert look() is None
   machine['Alive'] = False
-  task.beat()
+  assert look() is None
   monkeypatch.setattr(placement, '_RETURN', 0.0)
-  with pytest.raises(HostError, match='in 0 s: none of the 0 machines .* cont'):
-    task.beat()
+  with pytest.raises(HostError, match='in 0 s: the Ray cluster .* continues'):
+    look()
 
 
 def test_cells_are_told_of_their_processes(monkeypatch):

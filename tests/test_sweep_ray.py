@@ -15,14 +15,13 @@ import pytest
 from pdl_jax.errors import ConfigError, HostError, PreemptedError
 from pdl_jax.sweep import (
   Wanted,
-  local,
+  gang,
   parse_resources,
   ray_engine,
   run_on_ray,
   status,
 )
 from pdl_jax.sweep import claims as attempts
-from pdl_jax.sweep.placement import Placed
 from tests.ray_cluster import cluster_of
 from tests.test_sweep_local import (
   PATIENCE,
@@ -209,44 +208,62 @@ def test_ctrl_c_saves_and_a_second_one_ends_at_once(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize('name', ['value=1', 'a=0,value=1'])
-def test_a_task_leaves_a_cell_alone_that_another_has(
-  tmp_path, monkeypatch, name
-):
-  """It was claimed, or got another folder, while the task had to wait."""
-  wanted, calls = cell(1), []
+def test_a_task_leaves_a_cell_alone_that_another_has(tmp_path, name):
+  """It was claimed, or got another folder, while the task was on its way."""
+  wanted = cell(1)
   attempts.open_folder(tmp_path)
-  run = tmp_path / wanted.run_id
   (tmp_path / f'{name}-{wanted.digest}').mkdir()
   attempt = attempts.claim(tmp_path, wanted.digest, [])
-  monkeypatch.setattr(local, 'run', lambda *_: calls.append(1))
-  turn = lambda: ray_engine._run_cell(
-    wanted, tmp_path, run, [], Path.cwd(), {}
-  )
-  turn()
-  assert calls == []
+  def turn(before):
+    run = tmp_path / wanted.run_id
+    line, origin = command(wanted, run), (Path.cwd(), {})
+    gang.lead(wanted, tmp_path, run, before, line, origin, [])
+  turn([])
+  assert begun(tmp_path, wanted) == 0
   attempt.write_end(attempts.End(attempts.PREEMPTED, 0.0, ''))
-  turn()
-  assert len(calls) == (name == 'value=1')
+  turn([attempt])
+  found = codes(tmp_path, wanted)
+  assert found == ([75, 0] if name == 'value=1' else [75])
+
+
+def a_task(root, ray, ready=True):
+  """Of a cell, on machines that are there or not."""
+  wanted = cell(1)
+  attempts.open_folder(root)
+  reserved = types.SimpleNamespace(ready=lambda: ready)
+  room = types.SimpleNamespace(rest=lambda: None)
+  attempt = attempts.following(root, wanted.digest, [])
+  return ray_engine._Task(
+    ray, wanted, root, attempt, 'its name', reserved, room
+  )
 
 
 def test_a_task_is_told_until_it_listens_and_then_once_a_signal(tmp_path):
   """Ray may lose what it is told before that."""
-  wanted, told = cell(1), []
-  attempts.open_folder(tmp_path)
-  attempt = attempts.Attempt(tmp_path / 'sweep', wanted.digest, 1)
-  ray = types.ModuleType('ray')
-  vars(ray)['cancel'] = told.append
-  task = ray_engine._Task(
-    ray, wanted, tmp_path, attempt, attempt.path('claim'), ['its name'],
-    Placed([{}], lambda: None), None,
-  )  # fmt: skip
+  told = []
+  ray = types.SimpleNamespace(cancel=lambda name, recursive: told.append(name))
+  task = a_task(tmp_path, ray)
   for signals, count in [(1, 1), (1, 2)]:
     task.stop(signals)
     assert told == ['its name'] * count
-  assert attempts.claim(tmp_path, wanted.digest, []) == attempt
+  assert attempts.claim(tmp_path, task.cell.digest, []) == task.attempt
   for signals, count in [(1, 3), (1, 3), (2, 4), (2, 4)]:
     task.stop(signals)
     assert told == ['its name'] * count
+
+
+def test_a_task_whose_machines_were_lost_before_it_began_is_given_up(tmp_path):
+  """It would wait for them for ever."""
+  told = []
+  ray = types.SimpleNamespace(cancel=lambda name, recursive: told.append(name))
+  a_task(tmp_path, ray).beat()
+  assert told == []
+  lost = a_task(tmp_path, ray, ready=False)
+  lost.beat()
+  assert told == ['its name']
+  attempts.claim(tmp_path, lost.cell.digest, [])
+  lost.beat()
+  assert told == ['its name']
 
 
 def refused(tmp_path, resources=ONE_CPU):
@@ -316,7 +333,8 @@ def test_a_cluster_whose_token_is_not_here(tmp_path, cluster, monkeypatch):
 
 def test_resources_that_no_machine_has(tmp_path, cluster):
   line = refused(tmp_path, {'CPU': 1.0, 'GPU': 8.0})
-  assert 'machines of the Ray cluster has CPU=1 GPU=8' in line
+  assert 'the Ray cluster does not have 1 x CPU=1 GPU=8' in line
+  assert 'there are 1 x CPU=3 GPU=0, ' in line
   assert 'CPU=3 TPU=4' in refused(tmp_path, {'CPU': 3.0, 'TPU': 4.0})
 
 

@@ -1,7 +1,7 @@
 """Sweeps: named axes to cells, and cells to finished runs that survive.
 
-Reading order: axes, queue, child, local, ray_engine
-(with placement and gang), overview.
+Reading order: axes, claims, child, local, status; then, of the Ray engine,
+ray_engine, placement and gang.
 """
 
 from pdl_jax.sweep.axes import Cell, cells

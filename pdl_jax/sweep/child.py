@@ -25,25 +25,15 @@ _TAIL = 8192  # bytes of a log in which the error is looked for
 
 @dataclasses.dataclass
 class Child:
-  """A run as a child process; a local.Worker.
-
-  Attributes:
-    cell: what it runs.
-    attempt: claimed for it.
-    run: its folder.
-    popen: the process.
-    began: when, by time.monotonic.
-    logged: size of the log before it began.
-    told: signals that were passed to it.
-  """
+  """A run as a child process; a local.Worker."""
 
   cell: Cell
   attempt: Attempt
   run: Path
   popen: subprocess.Popen
-  began: float
-  logged: int
-  told: int = 0
+  began: float  # by time.monotonic
+  logged: int  # size of the log before that
+  told: int = 0  # signals that were passed to it
 
   def poll(self) -> int | None:
     """Its exit code, once it has ended; gives the cell back."""
@@ -97,12 +87,9 @@ def start(
 def spawn(
   name: Path, command: Sequence[str], log: IO[bytes]
 ) -> subprocess.Popen:
-  """A process that is told to stop when this one ends, however it ends.
+  """Starts a process that is told to stop when this one ends, however it does.
 
-  Args:
-    name: file that will say which process it is.
-    command: that it becomes.
-    log: for all that it prints.
+  A file `name` will say which process it is.
   """
   return subprocess.Popen(
     [*process.tied(name), *command],
@@ -115,7 +102,7 @@ def spawn(
 
 
 def _last_error(log: Path, start: int) -> str:
-  """The line of a log that says what went wrong, from a position on."""
+  """Finds the line of a log that says what went wrong."""
   with log.open('rb') as file:
     file.seek(max(start, log.stat().st_size - _TAIL))
     text = file.read().decode(errors='replace')

@@ -35,17 +35,11 @@ _RUN = re.compile(r'.*-([0-9a-f]{8})')
 
 @dataclasses.dataclass(frozen=True)
 class End:
-  """How an attempt ended.
+  """How an attempt ended."""
 
-  Attributes:
-    code: exit code; below 0 the signal that killed it.
-    seconds: from its start.
-    error: its last line, if it failed.
-  """
-
-  code: int
+  code: int  # exit code; below 0 the signal that killed it
   seconds: float
-  error: str
+  error: str  # its last line, if it failed
 
   @property
   def failed(self) -> bool:
@@ -55,20 +49,14 @@ class End:
 
 @dataclasses.dataclass(frozen=True)
 class Attempt:
-  """One claim of one cell.
+  """One claim of one cell."""
 
-  Attributes:
-    folder: of all attempts.
-    digest: of the cell.
-    number: from 1.
-  """
-
-  folder: Path
-  digest: str
-  number: int
+  folder: Path  # that of all claims
+  digest: str  # of the cell
+  number: int  # from 1
 
   def path(self, kind: str) -> Path:
-    """Of its claim, worker or end."""
+    """Names its claim, worker or end."""
     return self.folder / f'{self.digest}.{self.number}.{kind}'
 
   @property
@@ -92,31 +80,26 @@ class Attempt:
   @property
   def superseded(self) -> bool:
     """Whether another machine took this one's silence for death."""
-    later = dataclasses.replace(self, number=self.number + 1)
+    later = following(self.folder.parent, self.digest, [self])
     return later.path('claim').exists()
 
   def lasts(self, now: float) -> bool:
-    """Whether it has not ended, and its sweeper or its run still lives.
-
-    Args:
-      now: seconds since 1970 by the clock that the claims are dated with.
-    """
+    """Whether it has not ended, and its sweeper or its run lives at `clock`."""
     if self.path('end').exists():
       return False
     path = self.path('claim')
     if files.read_json(path, {'machine': str})['machine'] != process.machine():
       return now - path.stat().st_mtime < STALE
     # In this order: a sweeper that is dead starts no more runs.
-    owner = files.read_json(path, _PROCESS)
-    return process.alive(owner) or self._worker_alive()
-
-  def _worker_alive(self) -> bool:
-    path = self.path('worker')
-    return path.exists() and process.alive(files.read_json(path, _PROCESS))
+    return any(
+      self.path(kind).exists()
+      and process.alive(files.read_json(self.path(kind), _PROCESS))
+      for kind in ('claim', 'worker')
+    )
 
 
 def open_folder(root: Path) -> None:
-  """Makes the folder of the claims where there is none.
+  """Makes the folder of the claims, if there is none.
 
   Raises:
     HostError: where processes cannot be looked at as on Linux.
@@ -127,16 +110,18 @@ def open_folder(root: Path) -> None:
 
 
 def claim(root: Path, digest: str, before: Sequence[Attempt]) -> Attempt | None:
-  """The next attempt at a cell, or None if somebody else has it.
+  """Makes the next attempt at a cell; None if somebody else has made it.
 
-  Args:
-    root: holds the run folders.
-    digest: of the cell.
-    before: its attempts, the last of which has ended or is dead.
+  The last of the attempts before has ended or is dead.
   """
-  number = before[-1].number + 1 if before else 1
-  attempt = Attempt(root / 'sweep', digest, number)
+  attempt = following(root, digest, before)
   return attempt if process.claim(attempt.path('claim')) else None
+
+
+def following(root: Path, digest: str, before: Sequence[Attempt]) -> Attempt:
+  """Names the next attempt at a cell, which nobody need have claimed."""
+  number = before[-1].number + 1 if before else 1
+  return Attempt(root / 'sweep', digest, number)
 
 
 def clock(root: Path) -> float:
@@ -145,7 +130,7 @@ def clock(root: Path) -> float:
 
 
 def attempts(root: Path) -> dict[str, list[Attempt]]:
-  """Those at each cell below a sweep folder, by hash, oldest first."""
+  """Lists the attempts at each cell, by its hash, oldest first."""
   found: defaultdict[str, list[Attempt]] = defaultdict(list)
   for path in (root / 'sweep').glob('*.claim'):
     digest, number = path.stem.split('.')
@@ -156,7 +141,7 @@ def attempts(root: Path) -> dict[str, list[Attempt]]:
 
 
 def run_folders(root: Path) -> dict[str, Path]:
-  """Where each run below a folder is, by its hash.
+  """Finds each run below a folder, by its hash.
 
   Of several that are the same run under different names, a finished one.
   """

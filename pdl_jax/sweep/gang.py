@@ -1,160 +1,167 @@
-"""One cell on several machines at once: a task of Ray on each.
+"""One attempt at a cell, on the machines of a Ray cluster that it was given.
 
-The first claims the cell and starts process 0; then it leaves in the folder of
-the claims where the processes meet, and the others start theirs:
+The first machine claims the cell and looks after its run, as a sweeper there
+would. If there are others, the run is process 0 of several, and a task on each
+of them looks after another process:
 
-  ROOT/sweep/<hash>.<token>.gang        the attempt, and HOST:PORT of process 0
   ROOT/sweep/<hash>.<n>.<i>.worker      the parent of process i from 1
   ROOT/<run id>/log.<i>.txt             what it printed
 
 How the processes end together is the business of their parents
-(launch/parent.py); the end of the attempt is that of process 0.
+(cluster/supervisor.py); the end of the attempt is that of process 0.
 """
 
 import dataclasses
-import json
-import signal
+import functools
+import os
 import socket
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from pdl_jax.errors import HostError
-from pdl_jax.storage import files
 from pdl_jax.sweep import child, claims, local
 from pdl_jax.sweep.axes import Cell
-from pdl_jax.sweep.claims import Attempt
+from pdl_jax.sweep.claims import PREEMPTED, Attempt
 
-_LOOK = 0.5  # seconds between looks for the meeting
-# Seconds for the meeting to be there: the first begins when the others do.
-_MEET = 600.0
 # Seconds for the parents to find out, once process 0 has ended, why theirs did.
 _GRACE = 30.0
 
+# Working folder and variables of the sweeper, which its tasks take over.
+Origin = tuple[Path, Mapping[str, str]]
 
-@dataclasses.dataclass(frozen=True)
-class Member:
-  """A place in a gang.
 
-  Attributes:
-    meeting: file that says where its processes meet.
-    processes: how many there are.
-    number: of the one that is here.
-    of_slice: whether its machine is a host of a TPU slice, which has a number.
-  """
-
-  meeting: Path
-  processes: int
-  number: int
-  of_slice: bool
-
-  def here(self) -> 'Member':
-    """With the number of this machine, if that has one."""
-    if not self.of_slice:
-      return self
-    import ray
-
-    labels = ray.get_runtime_context().get_node_labels()
-    # Strings, whatever their type in Ray says.
-    number = int(str(labels['ray.io/tpu-worker-id']))
-    return dataclasses.replace(self, number=number)
-
-  def flags(self, coordinator: str) -> list[str]:
-    """That make a command line one of several hosts."""
-    return [
-      '--multihost', f'--coordinator={coordinator}',
-      f'--num_processes={self.processes}', f'--process_id={self.number}',
-    ]  # fmt: skip
+def enter(folder: Path, environment: Mapping[str, str]) -> None:
+  """Makes this process work in a folder, with variables that runs read."""
+  os.chdir(folder)
+  os.environ.update(environment)
 
 
 def lead(
-  member: Member,
   cell: Cell,
   root: Path,
+  run: Path,
   before: Sequence[Attempt],
   line: list[str],
+  origin: Origin,
+  others: Sequence[Mapping[str, Any]],
 ) -> None:
-  """Claims the cell and looks after process 0, once.
+  """Claims the cell and looks after its run; Ray cancels it by Ctrl-C.
 
   Args:
-    member: number 0.
-    cell: to be run.
-    root: holds the run folders.
     before: attempts at the cell, none of which lasts.
-    line: the command line of the run alone.
+    line: the command line of the run, for one machine.
+    others: Ray's options of a task on each of the other machines.
   """
-
-  def meet(cell: Cell, run: Path) -> list[str]:
-    where = f'{_address()}:{_free_port()}'
-    attempt = claims.attempts(root)[cell.digest][-1]  # claimed a moment ago
-    text = json.dumps({'number': attempt.number, 'coordinator': where})
-    partial = member.meeting.with_suffix('.partial')
-    partial.write_text(text, 'utf-8')
-    partial.replace(member.meeting)
-    return [*line, *member.flags(where)]
-
+  enter(*origin)
+  if claims.run_folders(root).get(cell.digest, run) != run:
+    return  # Another sweeper has begun it under another name.
+  attempt = claims.following(root, cell.digest, before)
+  gang = _Gang(attempt, line, origin, others)
+  if not gang.meet():
+    return
   with local.take_signals() as signals:
-    leader = child.start(root, meet, cell, before)
+    leader = child.start(root, gang.start, cell, before)
+    if leader is None:
+      return
     next_beat = 0.0
-    while leader is not None and leader.poll() is None:
-      leader.stop(signals.count)
+    while leader.poll() is None:
+      leader.stop(len(signals))
       if time.monotonic() > next_beat:
         next_beat = time.monotonic() + claims.HEARTBEAT
         leader.beat()
       time.sleep(local.POLL)
+    gang.end()
 
 
-def follow(
-  member: Member, cell: Cell, root: Path, run: Path, line: list[str]
-) -> None:
-  """Waits for the meeting and looks after another process; Ctrl-C ends that.
-
-  Later signals are left to process 0, with which all stop.
-
-  Args:
-    member: not number 0.
-    cell: that process 0 claims.
-    root: holds the run folders.
-    run: that of the cell.
-    line: the command line of the run alone.
-
-  Raises:
-    HostError: the first process did not say where.
-  """
-  give_up = time.monotonic() + _MEET
-  while not member.meeting.exists():
-    if time.monotonic() > give_up:
-      raise HostError(
-        f'process {member.number} of {member.processes} was not told in '
-        f'{_MEET:g} s where they meet: there is no {member.meeting}'
-      )
-    time.sleep(_LOOK)
-  found = files.read_json(member.meeting, {'number': int, 'coordinator': str})
-  attempt = Attempt(root / 'sweep', cell.digest, found['number'])
-  name = attempt.path(f'{member.number}.worker')
-  before = signal.signal(signal.SIGINT, lambda *_: None)
+def follow(name: Path, log: Path, line: list[str], origin: Origin) -> None:
+  """Looks after a process whose process 0 is on another machine."""
+  enter(*origin)
+  with log.open('ab') as file:
+    own = child.spawn(name, line, file)
   try:
-    with (run / f'log.{member.number}.txt').open('ab') as log:
-      own = child.spawn(name, [*line, *member.flags(found['coordinator'])], log)
-    over = float('inf')
-    while own.poll() is None and time.monotonic() < over + _GRACE:
-      if attempt.end is not None or attempt.superseded:
-        over = min(over, time.monotonic())
-      time.sleep(_LOOK)
+    while own.poll() is None:
+      time.sleep(local.POLL)
+  finally:
     own.kill()
     own.wait()
-  finally:
-    signal.signal(signal.SIGINT, before)
 
 
-def _address() -> str:
-  """Of this machine, for the others of the cluster."""
-  import ray
+class _Gang:
+  """The machines of an attempt; see lead for the arguments."""
 
-  return ray.util.get_node_ip_address()
+  def __init__(
+    self,
+    attempt: Attempt,
+    line: list[str],
+    origin: Origin,
+    others: Sequence[Mapping[str, Any]],
+  ):
+    import ray
 
+    self._ray, self._attempt, self._line = ray, attempt, line
+    self._origin, self._others = origin, others
+    self._tasks: list[Any] = []  # those that follow, by Ray's references
 
-def _free_port() -> int:
-  with socket.socket() as probe:
-    probe.bind(('', 0))
-    return probe.getsockname()[1]
+  def meet(self) -> bool:
+    """Waits until the others have entered; False if one of them is lost."""
+    return not self._lost(
+      [self._ask(each, enter, *self._origin) for each in self._others]
+    )
+
+  def start(self, cell: Cell, run: Path) -> list[str]:
+    """Starts a process on each of the others; the line of process 0."""
+    if not self._others:
+      return self._line
+    with socket.socket() as probe:
+      probe.bind(('', 0))
+      port = probe.getsockname()[1]
+    line = [
+      *self._line, '--multihost',
+      f'--coordinator={self._ray.util.get_node_ip_address()}:{port}',
+      f'--num_processes={len(self._others) + 1}',
+    ]  # fmt: skip
+    for number, options in enumerate(self._others, 1):
+      name = self._attempt.path(f'{number}.worker')
+      log, own = run / f'log.{number}.txt', [*line, f'--process_id={number}']
+      self._tasks.append(
+        self._ask(options, follow, name, log, own, self._origin)
+      )
+    return [*line, '--process_id=0']
+
+  def end(self) -> None:
+    """Ends the others; without a lost machine the attempt did not fail."""
+    if not self._tasks:
+      return
+    wait = functools.partial(
+      self._ray.wait, self._tasks, num_returns=len(self._tasks), timeout=_GRACE
+    )
+    ended, late = wait()
+    for each in late:
+      self._ray.cancel(each)
+    wait()  # The run's machines are given back after this.
+    end = self._attempt.end
+    if self._lost(ended) and end and end.code == HostError.exit_code:
+      self._attempt.write_end(dataclasses.replace(end, code=PREEMPTED))
+
+  def _ask(
+    self, options: Mapping[str, Any], task: Callable[..., None], *args: Any
+  ) -> Any:
+    return self._ray.remote(task).options(**options).remote(*args)
+
+  def _lost(self, tasks: Sequence[Any]) -> bool:
+    """Waits for tasks; whether the machine of one is lost.
+
+    Raises:
+      RayTaskError: one of them has raised an error.
+    """
+    errors = self._ray.exceptions
+    try:
+      for each in tasks:
+        self._ray.get(each)
+    except errors.RayTaskError:
+      raise
+    except errors.RayError:
+      return True
+    return False

@@ -6,6 +6,7 @@ supervise is what every engine shares: which cell is next, retries, signals.
 import contextlib
 import dataclasses
 import functools
+import itertools
 import signal
 import time
 from collections import Counter
@@ -27,17 +28,11 @@ _LOOK = 1.0
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:
-  """What a sweep came to.
+  """What a sweep came to."""
 
-  Attributes:
-    done: cells with results, before this call or now.
-    failed: run id of each cell that was given up -> its last error line.
-    left: cells not done because of fail_fast.
-  """
-
-  done: int
-  failed: dict[str, str]
-  left: int
+  done: int  # cells with results, before this call or now
+  failed: dict[str, str]  # run id of a cell given up -> its last error line
+  left: int  # cells not done because of fail_fast
 
 
 class Worker(Protocol):
@@ -58,26 +53,11 @@ class Worker(Protocol):
 Start = Callable[[Cell, Sequence[Attempt]], Worker | None]
 
 
-class Signals:
-  """Counts what asks to stop; see `stop.hear`.
-
-  Attributes:
-    count: how many there were.
-  """
-
-  def __init__(self):
-    self.count = 0
-
-  def receive(self, _: int) -> None:
-    """One of them."""
-    self.count += 1
-
-
 @contextlib.contextmanager
-def take_signals() -> Iterator[Signals]:
-  """Takes the signals for a while."""
-  signals = Signals()
-  before = hear(signals.receive)
+def take_signals() -> Iterator[list[int]]:
+  """Collects the signals that ask to stop, for a while; see `hear`."""
+  signals: list[int] = []
+  before = hear(signals.append)
   try:
     yield signals
   finally:
@@ -93,13 +73,9 @@ def run(
   fail_fast: bool,
   command: Command,
 ) -> Outcome:
-  """Runs what is not done yet, as child processes.
+  """Runs what is not done yet, as child processes; see supervise.
 
-  To be called in the main thread, whose death is what ends the runs. The rest
-  is as in supervise.
-
-  Args:
-    command: (cell, run folder) -> the command line that runs it.
+  To be called in the main thread, whose death is what ends the runs.
   """
   start = functools.partial(child.start, root, command)
   return supervise(cells, root, workers, retries, fail_fast, start)
@@ -143,10 +119,10 @@ def supervise(
   claims.open_folder(root)
   with take_signals() as signals:
     sweeper = _Sweeper(
-      cells, root, workers, retries, fail_fast, start, signals
+      list(cells), root, workers, retries, fail_fast, start, signals
     )
     outcome = sweeper.run()
-  if signals.count:
+  if signals:
     raise PreemptedError(
       f'by a signal with {outcome.done} of {len(cells)} cells done; '
       'the same command continues'
@@ -154,32 +130,27 @@ def supervise(
   return outcome
 
 
+@dataclasses.dataclass
 class _Sweeper:
-  def __init__(
-    self,
-    cells: Sequence[Cell],
-    root: Path,
-    workers: int,
-    retries: int,
-    fail_fast: bool,
-    start: Start,
-    signals: Signals,
-  ):
-    self._root, self._workers, self._retries = root, workers, retries
-    self._fail_fast, self._start, self._signals = fail_fast, start, signals
-    self._total, self._pending = len(cells), list(cells)
-    self._running: list[Worker] = []
-    self._failed: dict[str, str] = {}
-    self._done = 0
-    self._tried = Counter[str]()
-    self._next_look = self._next_beat = 0.0
-    # What had ended before this call is history; it may be tried again.
-    self._history = {
-      (attempt.digest, attempt.number)
-      for each in claims.attempts(root).values()
-      for attempt in each
-      if attempt.end is not None
-    }
+  """Looks after the runs of a sweep; see supervise."""
+
+  pending: list[Cell]  # not settled, running or not
+  root: Path
+  workers: int
+  retries: int
+  fail_fast: bool
+  start: Start
+  signals: list[int]
+
+  def __post_init__(self):
+    self.total, self.done = len(self.pending), 0
+    self.failed: dict[str, str] = {}
+    self.running: list[Worker] = []
+    self.tried = Counter[str]()  # hash of a cell -> times it was started here
+    self.next_look = self.next_beat = 0.0  # by time.monotonic
+    # What had ended before this call does not count; it may be tried again.
+    every = itertools.chain(*claims.attempts(self.root).values())
+    self.history = {each for each in every if each.end is not None}
 
   def run(self) -> Outcome:
     """Looks after the runs until nothing is left to do."""
@@ -187,28 +158,40 @@ class _Sweeper:
       self._poll()
       self._look()
       if self._stopping:
-        self._stop()
-      if not self._running and (self._stopping or not self._pending):
-        return Outcome(self._done, self._failed, len(self._pending))
-      self._beat()
+        # Each signal is passed on once; the first lets the runs save.
+        for worker in self.running:
+          worker.stop(max(len(self.signals), 1))
+      if not self.running and (self._stopping or not self.pending):
+        return Outcome(self.done, self.failed, len(self.pending))
+      if time.monotonic() >= self.next_beat:
+        self.next_beat = time.monotonic() + claims.HEARTBEAT
+        for worker in self.running:
+          worker.beat()
       time.sleep(POLL)
 
   @property
   def _stopping(self) -> bool:
-    gave_up = self._fail_fast and bool(self._failed)
-    return gave_up or self._signals.count > 0
+    return bool(self.signals or (self.fail_fast and self.failed))
+
+  def _poll(self) -> None:
+    """Lets the cells of runs that have ended be looked at again."""
+    codes = [(worker, worker.poll()) for worker in self.running]
+    self.running = [worker for worker, code in codes if code is None]
+    ends = [code for _, code in codes if code is not None]
+    if 0 in ends or (ends and self._stopping):
+      self.next_look = 0.0  # Else a run that ends at once would spin.
 
   def _look(self) -> None:
     """Settles cells that are done or given up, and starts others."""
-    free = len(self._running) < self._workers
-    if not free or time.monotonic() < self._next_look:
+    free = len(self.running) < self.workers
+    if not free or time.monotonic() < self.next_look:
       return
-    self._next_look = time.monotonic() + _LOOK
-    attempts, now = claims.attempts(self._root), claims.clock(self._root)
-    folders = claims.run_folders(self._root)
-    ours = {worker.cell.digest for worker in self._running}
+    self.next_look = time.monotonic() + _LOOK
+    attempts, now = claims.attempts(self.root), claims.clock(self.root)
+    folders = claims.run_folders(self.root)
+    ours = {worker.cell.digest for worker in self.running}
     startable = []
-    for cell in list(self._pending):
+    for cell in list(self.pending):
       before, folder = attempts.get(cell.digest, []), folders.get(cell.digest)
       if cell.digest in ours:
         continue
@@ -221,52 +204,27 @@ class _Sweeper:
       else:
         startable.append((cell, before))
     # After all that is settled, which may have stopped the sweep.
-    startable.sort(key=lambda pair: self._tried[pair[0].digest])
+    startable.sort(key=lambda pair: self.tried[pair[0].digest])
     for cell, before in startable:
-      if len(self._running) == self._workers or self._stopping:
+      if len(self.running) == self.workers or self._stopping:
         return
-      if (worker := self._start(cell, before)) is not None:
-        self._tried[cell.digest] += 1
-        self._running.append(worker)
+      if (worker := self.start(cell, before)) is not None:
+        self.tried[cell.digest] += 1
+        self.running.append(worker)
 
   def _given_up(self, before: Sequence[Attempt]) -> str:
-    """The last error of a cell that has failed too often, or ''."""
-    ends = [
-      end
-      for attempt in before
-      if (attempt.digest, attempt.number) not in self._history
-      and (end := attempt.end) is not None
-      and end.failed
-    ]
+    """Returns the last error of a cell that has failed too often, or ''."""
+    new = [each.end for each in before if each not in self.history]
+    ends = [end for end in new if end is not None and end.failed]
     final = any(end.code == ConfigError.exit_code for end in ends)
-    return ends[-1].error if final or len(ends) > self._retries else ''
+    return ends[-1].error if final or len(ends) > self.retries else ''
 
   def _settle(self, cell: Cell, error: str) -> None:
-    self._pending.remove(cell)
+    self.pending.remove(cell)
     if error:
-      self._failed[cell.run_id] = error
+      self.failed[cell.run_id] = error
     else:
-      self._done += 1
+      self.done += 1
     word = f'failed: {error}' if error else 'done'
-    settled = self._total - len(self._pending)
-    print(f'[{settled}/{self._total}] {cell.run_id} {word}', flush=True)
-
-  def _poll(self) -> None:
-    """Lets the cells of runs that have ended be looked at again."""
-    codes = [(worker, worker.poll()) for worker in self._running]
-    self._running = [worker for worker, code in codes if code is None]
-    ends = [code for _, code in codes if code is not None]
-    if 0 in ends or (ends and self._stopping):
-      self._next_look = 0.0  # Else a run that ends at once would spin.
-
-  def _stop(self) -> None:
-    """Passes on each signal once; the first lets the runs save."""
-    for worker in self._running:
-      worker.stop(max(self._signals.count, 1))
-
-  def _beat(self) -> None:
-    if time.monotonic() < self._next_beat:
-      return
-    self._next_beat = time.monotonic() + claims.HEARTBEAT
-    for worker in self._running:
-      worker.beat()
+    settled = self.total - len(self.pending)
+    print(f'[{settled}/{self.total}] {cell.run_id} {word}', flush=True)

@@ -1,38 +1,33 @@
-"""Which machines of a Ray cluster a cell is given: one, or several at once.
+"""Reserves machines of a Ray cluster for a cell: one, or several at once.
 
-Several are a placement group, all of it or nothing: of different machines, or
-for TPU the hosts of one slice, which is named. Ray would choose it by its first
-host alone, whose others may be lost or busy.
+They are a placement group, all of it or nothing: of different machines, or for
+TPU the hosts of one slice, which is named. Ray would choose a slice by its
+first host alone, whose others may be lost or busy.
 """
 
 import dataclasses
-import functools
 import time
-from collections import defaultdict
-from collections.abc import Callable, Mapping
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
 from types import ModuleType
 from typing import Any
 
-from pdl_jax.errors import HostError
+from pdl_jax.errors import HostError, reason
 
-# Seconds for a slice that looks free, and how long it is left alone after that.
-_PATIENCE = 10.0
-_PAUSE = 60.0
+# Seconds for a slice that looks free, before another one is asked for.
+_PATIENCE = 30.0
 # Seconds for lost machines to come back, where those left can run no cell.
 _RETURN = 1800.0
-_SLICE = 'ray.io/tpu-slice-name'
+_SLICE, _WORKER = 'ray.io/tpu-slice-name', 'ray.io/tpu-worker-id'
+
+Machine = Mapping[str, float]  # resource -> how much there is
 
 
 @dataclasses.dataclass(frozen=True)
 class Wanted:
-  """What a cell takes.
+  """What a cell takes."""
 
-  Attributes:
-    resources: of each of its machines, by Ray's names.
-    hosts: how many machines.
-  """
-
-  resources: Mapping[str, float]
+  resources: Mapping[str, float]  # of each machine, by Ray's names
   hosts: int = 1
 
   @property
@@ -40,90 +35,107 @@ class Wanted:
     """Whether the machines must be those of one TPU slice."""
     return self.hosts > 1 and 'TPU' in self.resources
 
-  def options(self) -> dict[str, Any]:
-    """Of a task on one of the machines."""
-    tpu = {k: v for k, v in self.resources.items() if k == 'TPU'}
-    return {
-      'num_cpus': self.resources['CPU'],
-      'num_gpus': self.resources.get('GPU', 0),
-      'resources': tpu,
-    }  # fmt: skip
+  def fits(self, machines: Sequence[Machine]) -> bool:
+    """Whether a cell can run on some of them, or is the slice that they are."""
+    enough = [
+      all(machine.get(name, 0) >= n for name, n in self.resources.items())
+      for machine in machines
+    ]
+    if not self.is_slice:
+      return enough.count(True) >= self.hosts
+    chips = {machine.get('TPU') for machine in machines}
+    size = {self.resources['TPU']}
+    return all(enough) and len(machines) == self.hosts and chips == size
 
 
-@dataclasses.dataclass(frozen=True)
-class Placed:
-  """Machines, or the promise of them.
+def check_fits(ray: ModuleType, wanted: Wanted) -> dict[str, set[str]]:
+  """Finds where a cluster can run a cell, busy or not.
 
-  Attributes:
-    options: of the task on each.
-    release: gives them back; ends what runs there.
-    late: says that the promise was not kept in time, or '' while it may be.
-  """
-
-  options: list[dict[str, Any]]
-  release: Callable[[], None]
-  late: Callable[[], str] = lambda: ''
-
-
-def check_fits(ray: ModuleType, wanted: Wanted) -> None:
-  """Whether the cluster can ever run a cell.
+  Returns:
+    slice -> its nodes; '' -> all nodes if a cell needs no slice.
 
   Raises:
     HostError: too few machines, or no slice, have what a cell takes.
   """
-  if wanted.is_slice:
-    _whole_slices(ray, wanted)
-    return
-  machines = [node['Resources'] for node in ray.nodes() if node['Alive']]
-  fit = [_has(machine, wanted) for machine in machines].count(True)
-  if fit < wanted.hosts:
-    asks = f', and --hosts_per_cell={wanted.hosts}' if wanted.hosts > 1 else ''
-    some = f'{fit or "none"} of the {len(machines)} machines'
-    raise HostError(
-      f'{some} of the Ray cluster {"has" if fit < 2 else "have"} '
-      f'{_words(wanted)}, which --resources asks for a cell{asks}'
-    )
-
-
-def _words(wanted: Wanted) -> str:
-  return ' '.join(f'{name}={n:g}' for name, n in wanted.resources.items())
-
-
-def _has(machine: Mapping[str, float], wanted: Wanted) -> bool:
-  return all(machine.get(name, 0) >= n for name, n in wanted.resources.items())
-
-
-def _whole_slices(ray: ModuleType, wanted: Wanted) -> dict[str, set[str]]:
-  """Slices with so many hosts of so many chips, busy or not: their nodes."""
-  slices: defaultdict[str, list[dict[str, Any]]] = defaultdict(list)
+  groups: defaultdict[str, list[dict[str, Any]]] = defaultdict(list)
   for node in ray.nodes():
-    if node['Alive'] and (name := node['Labels'].get(_SLICE)):
-      slices[name].append(node)
-  whole = {
-    name: {host['NodeID'] for host in hosts}
-    for name, hosts in sorted(slices.items())
-    if len(hosts) == wanted.hosts
-    and all(_has(host['Resources'], wanted) for host in hosts)
-    and all(h['Resources']['TPU'] == wanted.resources['TPU'] for h in hosts)
-  }
-  if whole:
-    return whole
-  has = lambda machine: _words(  # noqa: E731
-    Wanted({name: machine.get(name, 0) for name in wanted.resources})
-  )
-  there = ', '.join(
-    f'{name}: {len(hosts)} of {has(hosts[0]["Resources"])}'
-    for name, hosts in sorted(slices.items())
-  )
+    name = node['Labels'].get(_SLICE) if wanted.is_slice else ''
+    if node['Alive'] and name is not None:
+      groups[name].append(node)
+  fit, there = {}, []
+  for name, nodes in sorted(groups.items()):
+    machines = [node['Resources'] for node in nodes]
+    if wanted.fits(machines):
+      fit[name] = {node['NodeID'] for node in nodes}
+    there.append(f'{name}: ' * bool(name) + _count(machines, wanted))
+  if fit:
+    return fit
+  kind = 'has no TPU slice of' if wanted.is_slice else 'does not have'
   raise HostError(
-    f'no TPU slice of the Ray cluster has {wanted.hosts} hosts of '
-    f'{_words(wanted)}, as --hosts_per_cell and --resources ask for a cell; '
-    f'there are {there or "none"}'
+    f'the Ray cluster {kind} {wanted.hosts} x {_words(wanted.resources)}, '
+    'which a cell takes by --hosts_per_cell and --resources; there are '
+    f'{"; ".join(there) or "none"}'
   )
+
+
+def _count(machines: Sequence[Machine], wanted: Wanted) -> str:
+  """Machines by what they have of each resource, as in '2 x CPU=1 TPU=4'."""
+  counts = Counter(
+    _words({name: machine.get(name, 0) for name in wanted.resources})
+    for machine in machines
+  )
+  return ', '.join(f'{count} x {words}' for words, count in counts.items())
+
+
+def _words(resources: Mapping[str, float]) -> str:
+  return ' '.join(f'{name}={n:g}' for name, n in resources.items())
+
+
+@dataclasses.dataclass(frozen=True)
+class Reserved:
+  """Machines that Ray gives to a cell, or will give."""
+
+  ray: ModuleType
+  group: Any  # Ray's name for them
+  wanted: Wanted
+  of_slice: str  # its name, '' if they are of none
+  asked: float  # by time.monotonic
+
+  def options(self) -> list[dict[str, Any]]:
+    """Returns Ray's options of a task on each of the machines."""
+    strategy = (
+      self.ray.util.scheduling_strategies.PlacementGroupSchedulingStrategy
+    )
+    resources = dict(self.wanted.resources)
+    cpus, gpus = resources.pop('CPU'), resources.pop('GPU', 0)
+    return [
+      {
+        'num_cpus': cpus,
+        'num_gpus': gpus,
+        'resources': resources,
+        'scheduling_strategy': strategy(self.group, number),
+        # After a death the claim says when the cell is free.
+        'max_retries': 0,
+      }
+      for number in range(self.wanted.hosts)
+    ]
+
+  def ready(self) -> bool:
+    """Waits a moment; whether all of them are there."""
+    return self.group.wait(0.5)
+
+  def late(self) -> bool:
+    """Whether another slice should be asked for instead."""
+    waited = time.monotonic() - self.asked
+    return bool(self.of_slice) and waited >= _PATIENCE
+
+  def release(self) -> None:
+    """Gives them back; ends what runs there."""
+    self.ray.util.remove_placement_group(self.group)
 
 
 class Room:
-  """Places cells on the machines of a cluster, one after another.
+  """Reserves machines for cells, one cell after another.
 
   Raises:
     HostError: too few machines, or no slice, have what a cell takes.
@@ -133,18 +145,49 @@ class Room:
     check_fits(ray, wanted)
     self._ray, self._wanted = ray, wanted
     self._lost: float | None = None  # since when no cell fits
+    self._asked: Reserved | None = None  # for the next cell
+    self._asked_for: dict[str, float] = {}  # slice -> when, the last time
     self._next_look = 0.0
-    # Until when a slice is not asked for; one that is held, for ever.
-    self._left_alone: dict[str, float] = {}
 
-  def fits(self) -> bool:
-    """Whether the machines that are left can run a cell.
+  def place(self) -> Reserved | None:
+    """Reserves machines; None until they are there.
 
     Raises:
-      HostError: they could not for half an hour.
+      HostError: Ray refuses to reserve what a cell takes, or machines were lost
+        and those that are left could run no cell for half an hour.
     """
+    if time.monotonic() < self._next_look:
+      return None
+    slices = self._fitting()
+    if self._asked is None:
+      self._asked = self._ask(slices)
+    asked = self._asked
+    if asked is not None and asked.ready():
+      self._asked = None
+      return asked
+    self._next_look = time.monotonic() + 1
+    if asked is not None and asked.late():
+      print(
+        f'TPU slice {asked.of_slice} was not ready in {_PATIENCE:g} s',
+        flush=True,
+      )
+      self._give_back(asked)
+    return None
+
+  def rest(self) -> None:
+    """Gives back machines for which no cell has come for a while."""
+    idle = time.monotonic() >= self._next_look + _PATIENCE
+    if self._asked is not None and idle:
+      self._give_back(self._asked)
+
+  def _give_back(self, asked: Reserved) -> None:
+    asked.release()
+    self._asked = None
+
+  def _fitting(self) -> dict[str, set[str]]:
+    """Like check_fits, but nothing while lost machines may come back."""
     try:
-      check_fits(self._ray, self._wanted)
+      found = check_fits(self._ray, self._wanted)
     except HostError as error:
       now = time.monotonic()
       if self._lost is None:
@@ -155,77 +198,39 @@ class Room:
           f'lost machines did not come back in {_RETURN:g} s: {error}; '
           'the same command continues'
         ) from error
-      return False
+      return {}
     self._lost = None
-    return True
+    return found
 
-  def place(self) -> Placed | None:
-    """Asks for machines; None while no slice is free.
-
-    Raises:
-      HostError: as in fits, or Ray refuses to reserve what a cell takes.
-    """
+  def _ask(self, slices: Mapping[str, set[str]]) -> Reserved | None:
+    """Asks for machines, if any are free; of slices for each in its turn."""
     wanted, util = self._wanted, self._ray.util
-    if time.monotonic() < self._next_look:
+    taken: set[str] = set()
+    if wanted.is_slice:
+      taken = {
+        node
+        for group in util.placement_group_table().values()
+        if group['state'] != 'REMOVED'
+        for node in group['bundles_to_node_id'].values()
+      }
+    free = [name for name, nodes in slices.items() if not nodes & taken]
+    if not free:
       return None
-    name = self._free_slice() if self.fits() else None
-    if name is None:
-      self._next_look = time.monotonic() + 1
-      return None
-    if wanted.hosts == 1:
-      return Placed([wanted.options()], lambda: None)
+    name = min(free, key=lambda name: self._asked_for.get(name, 0.0))
+    self._asked_for[name] = time.monotonic()
+    # Process i of a TPU run is on host i of the slice.
+    hosts = [
+      {_SLICE: name, _WORKER: str(number)} for number in range(wanted.hosts)
+    ]
     try:
       group = util.placement_group(
         [dict(wanted.resources)] * wanted.hosts,
         strategy='STRICT_SPREAD',
-        bundle_label_selector=[{_SLICE: name}] * wanted.hosts if name else None,
+        bundle_label_selector=hosts if name else None,
       )
     except ValueError as error:
       raise HostError(
-        f'Ray cannot reserve {_words(wanted)} on {wanted.hosts} machines: '
-        f'{str(error).strip().splitlines()[0]}'
+        f'Ray cannot reserve {wanted.hosts} x {_words(wanted.resources)}: '
+        f'{reason(error)}'
       ) from error
-    strategy = util.scheduling_strategies.PlacementGroupSchedulingStrategy
-    options = [
-      {**wanted.options(), 'scheduling_strategy': strategy(group, number)}
-      for number in range(wanted.hosts)
-    ]
-    if name:
-      return self._hold(name, group, options)
-    release = functools.partial(util.remove_placement_group, group)
-    return Placed(options, release)
-
-  def _free_slice(self) -> str | None:
-    """Its name, '' where a cell needs none, or None while all are taken."""
-    if not self._wanted.is_slice:
-      return ''
-    taken = {
-      node
-      for group in self._ray.util.placement_group_table().values()
-      if group['state'] != 'REMOVED'
-      for node in group['bundles_to_node_id'].values()
-    }
-    for name, nodes in _whole_slices(self._ray, self._wanted).items():
-      alone = time.monotonic() < self._left_alone.get(name, 0.0)
-      if not alone and not nodes & taken:
-        return name
-    return None
-
-  def _hold(self, name: str, group: Any, options: list[Any]) -> Placed:
-    util, give_up = self._ray.util, time.monotonic() + _PATIENCE
-    self._left_alone[name] = float('inf')
-
-    def ready() -> bool:
-      return util.placement_group_table(group).get('state') == 'CREATED'
-
-    def late() -> str:
-      if time.monotonic() < give_up or ready():
-        return ''
-      return f'TPU slice {name} was not ready in {_PATIENCE:g} s'
-
-    def release() -> None:
-      pause = 0.0 if ready() else _PAUSE
-      self._left_alone[name] = time.monotonic() + pause
-      util.remove_placement_group(group)
-
-    return Placed(options, release, late)
+    return Reserved(self._ray, group, wanted, name, time.monotonic())

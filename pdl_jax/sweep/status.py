@@ -23,26 +23,18 @@ STATES = ('done', 'running', 'failed', 'queued', 'broken')
 class Row:
   """One cell.
 
-  Attributes:
-    name: of its run folder.
-    state: one of STATES; a run whose sweeper was killed is queued again, and
-      of a broken one a file is torn, altered or unreadable.
-    step: last one logged, of `steps`; 0 if it has not begun or is done.
-    steps: of the whole run; 0 where that is not known.
-    age: seconds since the run last wrote its status, None if it never did.
-    error: last line, of a failed cell; of a broken one, what is wrong.
-    attempts: how often it was begun.
-    seconds: how long it took, None unless it is known and done.
+  A run whose sweeper was killed is queued again; of a broken one a file is
+  torn, altered or unreadable.
   """
 
-  name: str
-  state: str
-  step: int
-  steps: int
-  age: float | None
-  error: str
+  name: str  # of its run folder
+  state: str  # one of STATES
+  step: int  # last one logged; 0 if it has not begun or is done
+  steps: int  # of the whole run; 0 if not known
+  age: float | None  # seconds since it last wrote its status
+  error: str  # last line of a failed cell; what is wrong with a broken one
   attempts: int
-  seconds: float | None
+  seconds: float | None  # that it took, if known and done
 
   @property
   def left(self) -> float:
@@ -53,13 +45,7 @@ class Row:
 
 
 def status(root: Path, cells: Sequence[Cell] | None = None) -> list[Row]:
-  """What has become of each cell.
-
-  Args:
-    root: holds the run folders.
-    cells: those of the sweep, in this order; None: every run that is there, in
-      the order of their names.
-  """
+  """Says what has become of each cell; of each run that is there if None."""
   folders = claims.run_folders(root) if root.exists() else {}
   attempts, now = claims.attempts(root), time.time()
   if cells is None:
@@ -128,7 +114,7 @@ def remaining_seconds(rows: Sequence[Row], workers: int) -> float | None:
 
 
 def format_status(rows: Sequence[Row]) -> str:
-  """One line a cell, and one for all of them."""
+  """Writes one line per cell, and one for all of them."""
   width = max((len(row.name) for row in rows), default=0)
   lines = [
     printable(f'{row.state:8s} {row.name:{width}s} {_note(row)}'.rstrip())
@@ -147,7 +133,7 @@ def format_dry_run(
   workers: int,
   recorded: Mapping[str, float],
 ) -> str:
-  """What would be run, what is done already, and how long it may take.
+  """Says what would be run, what is done, and how long it may take.
 
   Args:
     groups: title ('' for none), root and cells of each sweep, one after the
