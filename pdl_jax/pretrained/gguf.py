@@ -22,7 +22,7 @@ _EMBED, _OUTPUT, _ROPE = (
 
 
 def find_package_file(package: str, option: str = 'model.pretrained') -> Path:
-  """The GGUF file inside an installed Python package, which is not imported.
+  """Finds the GGUF file in an installed Python package, without importing it.
 
   Args:
     package: its name.
@@ -162,7 +162,7 @@ class GGUFModel:
     return pairs.swapaxes(1, 2).reshape(x.shape)
 
   def _read(self, name: str) -> np.ndarray:
-    """A tensor in fp32.
+    """Reads a tensor in fp32.
 
     Raises:
       DataError: it is quantized in a way that gguf does not read.

@@ -24,7 +24,7 @@ def config_values(
   metadata: Mapping[str, Any], shapes: Mapping[str, Shape], is_tied: bool,
   divisors_P: np.ndarray | None, name: str,
 ) -> Values:  # fmt: skip
-  """What `read_config` reads.
+  """Says in the words of a config.json what the metadata declares.
 
   Args:
     metadata: of the file.
