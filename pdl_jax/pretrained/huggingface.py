@@ -18,6 +18,7 @@ from pdl_jax.pretrained.families import read_config
 from pdl_jax.pretrained.fields import Fields
 from pdl_jax.pretrained.layout import (
   BUFFERS,
+  EMBED,
   OUTPUT,
   Shape,
   Slot,
@@ -118,12 +119,12 @@ class HFModel:
   def _check_finite(self, arrays: list[jax.Array], mesh: Mesh) -> None:
     """Checks them where they are: one reading, and no copy."""
     weights = jax.tree.leaves(self.weights, is_leaf=_is_weight)
-    slots = [weight.slot for weight in weights]
+    own = [weight.slot for weight in weights]
 
     def finite(arrays: list[jax.Array]) -> list[jax.Array]:
       return [
         jnp.isfinite(x).all(tuple(range(slot.is_stacked, x.ndim)))
-        for x, slot in zip(arrays, slots, strict=True)
+        for x, slot in zip(arrays, own, strict=True)
       ]
 
     # Whole on every process, so that all of them stop.
@@ -131,7 +132,7 @@ class HFModel:
     found = jax.jit(finite, out_shardings=whole)(arrays)
     if bad := [
       name
-      for slot, flags in zip(slots, found, strict=True)
+      for slot, flags in zip(own, found, strict=True)
       for name, good in zip(slot.names, np.atleast_1d(flags), strict=True)
       if not good
     ]:
@@ -148,7 +149,7 @@ class HFModel:
     tensors = add_prefix(self._config, {
       name: x for name, x in tensors.items() if not name.endswith(BUFFERS)
     })  # fmt: skip
-    self._check_head(tensors, need, found['embed_VxD',].names[0])
+    self._check_head(tensors, need, found[EMBED,].names[0])
     shapes = {name: x.shape for name, x in tensors.items()}
     check(str(self.path), shapes, need)
     if whole := [name for name in need if tensors[name].dtype.kind in 'iub']:
