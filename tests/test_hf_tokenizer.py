@@ -353,7 +353,7 @@ def test_spaces_and_bytes_of_sentencepiece_are_those_of_text(tmp_path):
 
 @pytest.mark.parametrize('metadata', [
   {}, {'model': 'bert'}, {'model': 'gpt2', 'pre': 'tekken'},
-  {'model': 'gpt2'}, {'model': 'llama', 'scores': [0.0]},
+  {'model': 'gpt2'}, {'model': 'llama', 'pre': 'smollm', 'scores': [0.0]},
 ])  # fmt: skip
 def test_other_kinds_are_refused_with_advice(tmp_path, metadata):
   with pytest.raises(
