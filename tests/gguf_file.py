@@ -7,10 +7,6 @@ from pdl_jax.pretrained.gguf import GGUFModel
 from tests.hf_folder import CASES
 from tests.hf_weights import weights
 
-KINDS = {
-  'llama': 'llama', 'mistral': 'llama', 'qwen2': 'qwen2', 'qwen3': 'qwen3',
-  'gemma2': 'gemma2', 'gemma3_text': 'gemma3', 'gpt2': 'gpt2',
-}  # fmt: skip
 NAMES = {
   'model.embed_tokens': 'token_embd', 'model.norm': 'output_norm',
   'lm_head': 'output', 'self_attn.q_proj': 'attn_q',
@@ -19,27 +15,16 @@ NAMES = {
   'self_attn.k_norm': 'attn_k_norm', 'mlp.gate_proj': 'ffn_gate',
   'mlp.up_proj': 'ffn_up', 'mlp.down_proj': 'ffn_down',
   'input_layernorm': 'attn_norm', 'post_attention_layernorm': 'ffn_norm',
-  'transformer.wte': 'token_embd', 'transformer.wpe': 'position_embd',
-  'transformer.ln_f': 'output_norm', 'attn.c_attn': 'attn_qkv',
-  'attn.c_proj': 'attn_output', 'mlp.c_fc': 'ffn_up', 'mlp.c_proj': 'ffn_down',
-  'ln_1': 'attn_norm', 'ln_2': 'ffn_norm',
 }  # fmt: skip
-GEMMA = NAMES | {
-  'post_attention_layernorm': 'post_attention_norm',
-  'pre_feedforward_layernorm': 'ffn_norm',
-  'post_feedforward_layernorm': 'post_ffw_norm',
-}
 
 
-def renamed(name, kind):
+def renamed(name):
   """Of a tensor, by GGUF's convention."""
   body, _, ending = name.rpartition('.')
-  names = GEMMA if kind.startswith('gemma') else NAMES
-  for start in ('model.layers.', 'transformer.h.'):
-    if body.startswith(start):
-      layer, _, rest = body.removeprefix(start).partition('.')
-      return f'blk.{layer}.{names[rest]}.{ending}'
-  return f'{names[body]}.{ending}'
+  if body.startswith('model.layers.'):
+    layer, _, rest = body.removeprefix('model.layers.').partition('.')
+    return f'blk.{layer}.{NAMES[rest]}.{ending}'
+  return f'{NAMES[body]}.{ending}'
 
 
 def interleaved(rows, heads):
@@ -51,23 +36,16 @@ def interleaved(rows, heads):
 def tensors(case):
   """What the converter makes of a case's weights."""
   config, made = case['config'], {}
-  kind = KINDS[config['model_type']]
+  kind = config['model_type']
   heads = {
     'attn_q': config.get('num_attention_heads'),
     'attn_k': config.get('num_key_value_heads'),
   }
   for theirs, x in weights(case).items():
-    name = renamed(theirs, kind)
+    name = renamed(theirs)
     part = name.split('.')[-2]
     if kind == 'llama' and part in heads:
       x = interleaved(x, heads[part])
-    if kind == 'gpt2' and '.c_' in theirs:
-      x = x.T
-    if kind.startswith('gemma') and name.endswith('norm.weight'):
-      x = x + 1
-    # GGUF has no query_pre_attn_scalar: the file is made to need none.
-    if part == {'gemma2': 'attn_q', 'gemma3': 'attn_q_norm'}.get(kind):
-      x = x * (config['head_dim'] / config['query_pre_attn_scalar']) ** 0.5
     made[name] = np.ascontiguousarray(x, np.float32)
   rope = config.get('rope_parameters') or {}
   if rope.get('rope_type') == 'llama3':
@@ -88,13 +66,6 @@ def llama3_table(config, rope):
 def metadata(case):
   """The keys below the name of the architecture."""
   c = case['config']
-  if c['model_type'] == 'gpt2':
-    return {
-      'context_length': c['n_positions'], 'embedding_length': c['n_embd'],
-      'block_count': c['n_layer'], 'feed_forward_length': 4 * c['n_embd'],
-      'attention.head_count': c['n_head'],
-      'attention.layer_norm_epsilon': c['layer_norm_epsilon'],
-    }  # fmt: skip
   head = c.get('head_dim') or c['hidden_size'] // c['num_attention_heads']
   found = {
     'context_length': c['max_position_embeddings'],
@@ -105,20 +76,10 @@ def metadata(case):
     'attention.head_count_kv': c['num_key_value_heads'],
     'attention.key_length': head, 'attention.value_length': head,
     'attention.layer_norm_rms_epsilon': c['rms_norm_eps'],
-    'attn_logit_softcapping': c.get('attn_logit_softcapping'),
-    'final_logit_softcapping': c.get('final_logit_softcapping'),
   }  # fmt: skip
   if c['model_type'] == 'llama':
     found |= {'vocab_size': c['vocab_size'], 'rope.dimension_count': head}
-  if c['model_type'].startswith('gemma'):
-    found['attention.sliding_window'] = c['sliding_window']
   rope = c['rope_parameters']
-  if c['model_type'] == 'gemma3_text':
-    found['attention.sliding_window_pattern'] = [
-      kind == 'sliding_attention' for kind in c['layer_types']
-    ]
-    found['rope.freq_base_swa'] = rope['sliding_attention']['rope_theta']
-    rope = rope['full_attention']
   found['rope.freq_base'] = rope['rope_theta']
   if rope['rope_type'] in ('linear', 'yarn'):
     found['rope.scaling.type'] = rope['rope_type']
@@ -126,7 +87,7 @@ def metadata(case):
   if rope['rope_type'] == 'yarn':
     original = rope['original_max_position_embeddings']
     found['rope.scaling.original_context_length'] = original
-  return {key: value for key, value in found.items() if value is not None}
+  return found
 
 
 def write(path, kind, keys, made, quantized=None, tokenizer=None):

@@ -187,6 +187,18 @@ def test_an_export_that_fails_leaves_nothing(
   assert (to / 'config.json').exists()
 
 
+@pytest.mark.parametrize('alone', [False, True])
+def test_what_no_family_has_is_refused_before_any_weight_is_read(
+  data_dir, tmp_path, monkeypatch, alone
+):
+  low_rank = {'model.head': 'low_rank', 'model.rank': 4}
+  settings = small.settings(data_dir, **low_rank)
+  monkeypatch.setattr(export.restore, 'open_run', lambda *_: (settings, None))
+  with pytest.raises(ConfigError, match='head low_rank.*pretrained=run:FOLDER'):
+    export.run(tmp_path / 'run', tmp_path / 'to', alone)
+  assert not (tmp_path / 'to').exists()
+
+
 def test_a_folder_with_something_in_it_is_refused(folders):
   with pytest.raises(ConfigError, match='one is not empty'):
     export.run(folders / 'first', folders / 'one')

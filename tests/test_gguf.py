@@ -111,9 +111,14 @@ def test_missing_and_unknown_tensors_are_named(tmp_path):
 
 
 def test_another_architecture_is_refused(tmp_path):
-  model = write(tmp_path / 'g.gguf', tensors(), architecture='gemma')
-  with pytest.raises(DataError, match=r"g\.gguf holds a 'gemma' model"):
-    model.config()
+  for kind in ('gemma2', 'gpt2'):
+    model = write(tmp_path / 'g.gguf', tensors(), architecture=kind)
+    with pytest.raises(
+      DataError,
+      match=rf"g\.gguf holds a '{kind}' model; of GGUF only llama, qwen2, qwen3"
+      ' are .* folder with config.json and safetensors$',
+    ):
+      model.config()
 
 
 def test_an_undeclared_size_is_named(tmp_path):

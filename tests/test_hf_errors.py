@@ -33,13 +33,25 @@ def test_missing_and_unknown_tensors(tmp_path):
   del tensors['model.layers.1.mlp.up_proj.weight'], tensors['model.norm.weight']
   tensors['model.layers.0.self_attn.q_proj.bias'] = np.zeros(32, np.float32)
   said = refused(write(tmp_path / 'a', case['config'], tensors))
-  assert 'missing tensors layers.1.mlp.up_proj.weight, norm.weight' in said
-  assert 'unknown tensors layers.0.self_attn.q_proj.bias' in said
+  assert 'missing tensors model.layers.1.mlp.up_proj.weight, model.n' in said
+  assert 'unknown tensors model.layers.0.self_attn.q_proj.bias' in said
 
 
 def test_wrong_shapes(tmp_path):
   said = refused(write_case(tmp_path / 'a', 'llama3', intermediate_size=44))
-  assert 'layers.0.mlp.down_proj.weight (32, 40), not (32, 44)' in said
+  assert 'of other shapes model.layers.0.mlp.down_proj.weight (32, 4' in said
+
+
+def test_a_file_without_the_prefix_is_the_same_model(tmp_path):
+  """As GPT-2 was published, with buffers that hold nothing."""
+  case = CASES['gpt2']
+  bare = {
+    name.removeprefix('transformer.'): x for name, x in weights(case).items()
+  }
+  bare['h.0.attn.bias'] = np.ones((1, 1, 48, 48), np.float32)
+  found = HFModel(write(tmp_path / 'a', case['config'], bare)).params()
+  whole = HFModel(write_case(tmp_path / 'b', 'gpt2')).params()
+  jax.tree.map(np.testing.assert_array_equal, found, whole)
 
 
 def test_a_tied_model_with_another_head(tmp_path):
@@ -171,7 +183,7 @@ def entry(**changes):
   [
     (entry(dtype='F8_E4M3'), f'{NORM} is of type F8_E4M3, which is not read'),
     (entry(dtype='F4'), f'{NORM} is of type F4, which is not read'),
-    (entry(dtype='I32'), 'whole numbers, .*: norm.weight'),
+    (entry(dtype='I32'), 'whole numbers, .*: model.norm.weight'),
     (entry(dtype=['F32']), 'is not a whole safetensors file'),
     (entry(data_offsets=[0, 128]), 'overlap'),
     (entry(data_offsets=[-128, 0]), 'is not a whole safetensors file'),
@@ -397,5 +409,5 @@ def test_weights_that_are_not_finite_are_named(tmp_path, name, value, dtype):
   dtypes = jax.tree.map(lambda x: x.dtype, shapes)
   with pytest.raises(DataError) as error:
     model.placed(shardings(mesh, axes, shapes), dtypes)
-  said = f'NaN or infinite numbers in {name.removeprefix("model.")}; '
+  said = f'NaN or infinite numbers in {name}; '
   assert said in str(error.value)

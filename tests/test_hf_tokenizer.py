@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
-from tokenizers import AddedToken, models, processors
+from tokenizers import AddedToken, models, normalizers, processors
 from tokenizers import Tokenizer as Backend
 
 from pdl_jax.data.gguf_backend import byte_level, read_backend
@@ -335,51 +335,29 @@ def test_whole_words_need_no_merges_in_llama_3_alone(tmp_path):
     assert (found == [[256]]) == (pre == 'llama-bpe')
 
 
-def pieces_model(path, **metadata):
-  """SentencePiece: the better score is merged first."""
-  pieces = ['\u2581', 'a', 'b', 'c', 'ab', 'bc', '\u2581a', '</', 's>', '<',
-            '/', 's', '>']  # fmt: skip
-  scores = [-9.0, -9, -9, -9, -2, -1, -3, -4, -4, -9, -9, -9, -9]
-  raw = [f'<0x{number:02X}>' for number in range(256)]
-  return gguf_model(path, **{
-    'model': 'llama', 'tokens': ['<unk>', '<s>', '</s>', *raw, *pieces],
-    'scores': [0.0] * 259 + scores,
-    'token_type': [2, 3, 3] + [6] * 256 + [1] * len(pieces),
-    'bos_token_id': 1, 'eos_token_id': 2, 'unknown_token_id': 0, **metadata,
-  })  # fmt: skip
-
-
-def test_pieces_with_the_best_scores_are_merged_first(tmp_path):
-  tokenizer = open_gguf_tokenizer(pieces_model(tmp_path), 272)
-  pieces = lambda text: [
-    tokenizer.raw(n).decode(errors='replace')
-    for n in tokenizer.encode([text])[0]
-  ]
-  assert pieces('abc') == [' a', 'bc']
-  assert pieces('cabc') == [' ', 'c', 'a', 'bc']
-  assert pieces('bab') == [' ', 'b', 'ab']
-  assert pieces('a b') == [' a', ' ', 'b']
-  for text in ('abc', 'a  b', ' b', 'c\u00e9\n\U0001f600', '</s><s>'):
-    (ids,) = tokenizer.encode([text])
-    assert tokenizer.decode(ids) == text
-    assert not set(ids) & {0, 1, 2}
-  assert tokenizer.start_of_text == 1 and tokenizer.stops == (2,)
-
-
-def test_no_space_stands_before_pieces_where_the_file_says_so(tmp_path):
-  model = pieces_model(tmp_path, add_space_prefix=False, add_bos_token=False)
-  tokenizer = open_gguf_tokenizer(model, 272)
-  (ids,) = tokenizer.encode(['bc'])
-  assert [tokenizer.raw(n) for n in ids] == [b'bc']
-  assert tokenizer.decode(tokenizer.encode([' a'])[0]) == ' a'
-  assert tokenizer.start_of_text == 2
+def test_spaces_and_bytes_of_sentencepiece_are_those_of_text(tmp_path):
+  folder = write(tmp_path / 'a', {'config': 5})
+  signs = ['<unk>', '\u2581', 'a', '<0xC3>', '<0xA9>']
+  backend = Backend(models.BPE(
+    vocab={sign: number for number, sign in enumerate(signs)}, merges=[],
+    unk_token='<unk>', byte_fallback=True,
+  ))  # fmt: skip
+  backend.add_special_tokens([AddedToken('</s>', special=True)])
+  backend.normalizer = normalizers.Replace(' ', '\u2581')
+  backend.save(str(folder / 'tokenizer.json'))
+  tokenizer = open_tokenizer(folder, 6)
+  (ids,) = tokenizer.encode(['a \u00e9'])
+  assert ids == [2, 1, 3, 4]
+  assert b''.join(map(tokenizer.raw, ids)) == 'a \u00e9'.encode()
 
 
 @pytest.mark.parametrize('metadata', [
   {}, {'model': 'bert'}, {'model': 'gpt2', 'pre': 'tekken'},
-  {'model': 'gpt2'}, {'model': 'llama'},
+  {'model': 'gpt2'}, {'model': 'llama', 'pre': 'smollm', 'scores': [0.0]},
 ])  # fmt: skip
 def test_other_kinds_are_refused_with_advice(tmp_path, metadata):
-  with pytest.raises(DataError, match=r'm\.gguf: tokenizer .* is not read'
-                     r'.*gpt-2, smollm, .*folder with tokenizer\.json$'):
+  with pytest.raises(
+    DataError, match=r'm\.gguf: tokenizer .* is not read; of GGUF only byte-lev'
+    r'.*gpt-2, smollm, .*folder with safetensors and tokenizer\.json$',
+  ):
     open_gguf_tokenizer(gguf_model(tmp_path, **metadata), 9)

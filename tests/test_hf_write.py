@@ -7,7 +7,7 @@ import jax
 import numpy as np
 import pytest
 
-from pdl_jax.errors import DataError
+from pdl_jax.errors import ConfigError
 from pdl_jax.model import lm
 from pdl_jax.model.config import AttentionConfig, HeadConfig
 from pdl_jax.pretrained.hf_write import config_values, write_model
@@ -43,35 +43,25 @@ def test_in_out_in(tmp_path, name):
 
 
 @pytest.mark.parametrize(
-  'changes',
+  ('changes', 'said'),
   [
-    {'attention': AttentionConfig('complex')},
-    {'attention': AttentionConfig('alibi')},
-    {'head': HeadConfig('low_rank', rank=4)},
-    {'head': HeadConfig('dense', 'learned')},
-    {'head': HeadConfig('vq', codes=8, codebooks=2)},
-    {'head': HeadConfig('adaptive', rank=4, own=8, tail_from=32)},
+    ({'attention': AttentionConfig('complex')}, 'attention complex'),
+    ({'attention': AttentionConfig('alibi')}, 'attention alibi'),
+    ({'head': HeadConfig('low_rank', rank=4)}, 'head low_rank'),
+    ({'head': HeadConfig('dense', 'learned')}, 'head dense, bias learned'),
+    ({'head': HeadConfig('vq', codes=8, codebooks=2)}, 'head vq'),
+    (
+      {'head': HeadConfig('adaptive', rank=4, own=8, tail_from=32)},
+      'head adaptive',
+    ),
   ],
-)  # fmt: skip
-def test_what_no_family_has_does_not_pretend(tmp_path, changes):
+)
+def test_what_no_family_has_is_refused(changes, said):
   config = dataclasses.replace(CONFIG, **changes)
-  params = jax.tree.map(np.asarray, random_params(config))
-  again = exported(tmp_path / 'out', config, params)
-  values = json.loads((tmp_path / 'out' / 'config.json').read_text('utf-8'))
-  assert values['model_type'] == 'pdl_jax' and 'architectures' not in values
-  assert again.config() == config
-  assert_same(again.params(), params)
-  assert jax.tree.map(lambda x: x.dtype, again.params()) == jax.tree.map(
-    lambda x: x.dtype, params
-  )
-
-
-def test_a_tensor_less_of_our_own_format_is_named(tmp_path):
-  config = dataclasses.replace(CONFIG, attention=AttentionConfig('complex'))
-  params = jax.tree.map(np.asarray, random_params(config))
-  del params['blocks'][0]['attention']['delta']
-  with pytest.raises(DataError, match=r'missing tensors blocks\.attention\.de'):
-    exported(tmp_path / 'out', config, params)
+  with pytest.raises(ConfigError, match=said) as error:
+    config_values(config)
+  assert '--config.model.pretrained=run:FOLDER' in str(error.value)
+  assert '\n' not in str(error.value)
 
 
 def test_a_model_of_ours_is_a_llama(tmp_path):

@@ -19,7 +19,7 @@ _NO_ID = 2**32
 
 
 def open_tokenizer(folder: Path, vocab_size: int) -> Tokenizer:
-  """With the model's own chat template, if it has one.
+  """Opens a folder's tokenizer, with the model's own chat template, if any.
 
   Args:
     folder: with tokenizer.json, and perhaps tokenizer_config.json,
@@ -52,27 +52,25 @@ def open_tokenizer(folder: Path, vocab_size: int) -> Tokenizer:
 
 
 def open_gguf_tokenizer(model: GGUFModel, vocab_size: int) -> Tokenizer:
-  """With the chat template of the file, if it has one.
+  """Opens a file's tokenizer, with its chat template, if it has one.
 
   Raises:
     DataError: it is of a kind that is not read, or nothing says what ends a
       text.
   """
-  fields, name = model.fields, model.path.name
-  backend = read_backend(fields, name)
-  start = 'tokenizer.ggml.'
-  tokens, ends = fields[f'{start}tokens'], []
+  name = model.path.name
+  backend = read_backend(model.fields, name)
+
+  def tokens(word: str) -> list[str]:
+    return _known(backend, model.fields.get(f'tokenizer.ggml.{word}_token_id'))
+
   keys = {'bos_token': 'bos', 'eos_token': 'eos', 'unk_token': 'unknown',
           'pad_token': 'padding'}  # fmt: skip
-  ids = {key: fields.get(f'{start}{word}_token_id') for key, word in
-         keys.items()}  # fmt: skip
-  for word in ('eos', 'eot', 'eom'):
-    ends += _known(backend, fields.get(f'{start}{word}_token_id'))
-  named = {key: tokens[number] for key, number in ids.items()
-           if number is not None and number < len(tokens)}  # fmt: skip
+  named = {key: token for key, word in keys.items() for token in tokens(word)}
+  ends = [token for word in ('eos', 'eot', 'eom') for token in tokens(word)]
   return _made(
-    backend, name, named, ends, fields.get('tokenizer.chat_template'),
-    vocab_size, f'{name}: no {start}eos_token_id says what ends a text',
+    backend, name, named, ends, model.fields.get('tokenizer.chat_template'),
+    vocab_size, f'{name}: no tokenizer.ggml.eos_token_id says what ends a text',
   )  # fmt: skip
 
 

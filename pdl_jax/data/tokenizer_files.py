@@ -1,11 +1,11 @@
 """A tokenizer as the files of a folder that Hugging Face tools read."""
 
-import json
 from pathlib import Path
 from typing import Any
 
 from pdl_jax.data.tasks import TURN_CLOSES, turn_opens
 from pdl_jax.data.tokenizer import Tokenizer
+from pdl_jax.pretrained.hf_write import write_json
 
 # The plain format of `tasks`, for a model that brought no template.
 _PLAIN = (
@@ -22,7 +22,6 @@ def write_tokenizer(folder: Path, tokenizer: Tokenizer, is_chat: bool) -> None:
 
   Args:
     folder: exists.
-    tokenizer: of the model.
     is_chat: whether the model was trained on conversations.
   """
   (folder / 'tokenizer.json').write_text(tokenizer.definition, 'utf-8')
@@ -35,8 +34,7 @@ def write_tokenizer(folder: Path, tokenizer: Tokenizer, is_chat: bool) -> None:
   }
   if tokenizer.start_of_text != tokenizer.end_of_text:
     options['bos_token'] = _name(tokenizer, tokenizer.start_of_text)
-  text = json.dumps(options, indent=2) + '\n'
-  (folder / 'tokenizer_config.json').write_text(text, 'utf-8')
+  write_json(folder / 'tokenizer_config.json', options)
   if tokenizer.chat is not None:
     (folder / 'chat_template.jinja').write_text(tokenizer.chat.source, 'utf-8')
   elif is_chat:
@@ -44,7 +42,7 @@ def write_tokenizer(folder: Path, tokenizer: Tokenizer, is_chat: bool) -> None:
 
 
 def token_ids(tokenizer: Tokenizer) -> dict[str, Any]:
-  """Of config.json and generation_config.json."""
+  """What config.json and generation_config.json say of tokens."""
   found: dict[str, Any] = {
     'eos_token_id': list(tokenizer.stops),
     'pad_token_id': tokenizer.end_of_text,

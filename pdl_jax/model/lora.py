@@ -70,12 +70,7 @@ class LoRAConfig:
     return self.rank > 0 and layer in self.targets
 
   def check(self, gated: bool, dense_head: bool) -> None:
-    """Refuses targets that a model does not have.
-
-    Args:
-      gated: whether its feed-forward layers have a gate.
-      dense_head: whether its output head is a matrix of its own.
-    """
+    """Refuses targets that a model does not have."""
     if self.adapts('gate') and not gated:
       raise ConfigError(
         'model.lora.targets: the feed-forward layers of this model have no '
@@ -97,12 +92,12 @@ def is_adapter(name: str) -> bool:
 
 
 def names(layer: str) -> tuple[str, str]:
-  """Of the parameters A and B of a layer."""
+  """Names the parameters A and B of a layer."""
   return layer + _A, layer + _B
 
 
 def start(inputs: int) -> nn.initializers.Initializer:
-  """Of A: uniform up to 1 / sqrt(width of the input), as PEFT begins.
+  """Initializes A: uniform up to 1 / sqrt(width of the input), as in PEFT.
 
   Args:
     inputs: how many axes, from the first, are of the input.
@@ -121,7 +116,7 @@ def added(
   shape: tuple[int, ...],
   inputs: int,
 ) -> Array:
-  """What the adapter of a layer adds to its output; see `linear`."""
+  """Returns what the adapter of a layer adds to its output; see `linear`."""
   name_a, name_b = names(layer)
   a = parameter(
     module, name_a, (*axes[:inputs], None), (*shape[:inputs], config.rank),
@@ -137,13 +132,8 @@ def added(
   return config.scale * jnp.tensordot(inner, b.astype(x.dtype), 1)
 
 
-def product(config: LoRAConfig, a: Array, b: Array) -> Array:
-  """alpha / r A B, of the shape of the layer's matrix."""
-  return config.scale * jnp.tensordot(a, b, 1)
-
-
 def adapters(params: Params) -> Params:
-  """The parameters of adapters alone, each where it is."""
+  """Keeps the parameters of adapters alone, each where it is."""
   found: dict[str, Any] = {}
   for name, leaf in params.items():
     if isinstance(leaf, tuple):
@@ -156,14 +146,7 @@ def adapters(params: Params) -> Params:
 
 
 def merged(config: LoRAConfig, params: Params) -> Params:
-  """Parameters with adapters added to their layers, and none left.
-
-  Matrices that had one come back in fp32.
-
-  Args:
-    config: of the adapters.
-    params: a tree of `model.api`.
-  """
+  """Adds adapters to their layers' matrices, in fp32, and leaves none."""
   blocks = tuple(_merged(config, group, True) for group in params['blocks'])
   rest = {k: v for k, v in params.items() if k != 'blocks'}
   return {**_merged(config, rest, False), 'blocks': blocks}
@@ -186,8 +169,7 @@ def _merged(config: LoRAConfig, tree: Params, stacked: bool) -> Params:
 def _sum(
   config: LoRAConfig, matrix: Array, a: Array, b: Array, stacked: bool
 ) -> Array:
-  if stacked:  # over layers
-    both = jax.vmap(partial(product, config))(a, b)
-  else:  # the head, whose rows are of outputs
-    both = product(config, a, b).T
-  return jnp.asarray(matrix, jnp.float32) + both
+  product = partial(jnp.tensordot, axes=1)
+  # Stacked over layers; or of the head, whose rows are of outputs.
+  both = jax.vmap(product)(a, b) if stacked else product(a, b).T
+  return jnp.asarray(matrix, jnp.float32) + config.scale * both

@@ -68,59 +68,70 @@ def _one_rope(fields: Fields) -> Values:
   return {'rope_base': base, 'rope_scaling': scaling}
 
 
+def _plain(fields: Fields, head_dim: int | None = None) -> Values:
+  """What Llama, Mistral and Qwen share."""
+  return {
+    **_shape(fields, tied=False, head_dim=head_dim), **_one_rope(fields),
+    'activation': fields.one_of('hidden_act', ACTIVATIONS, 'silu'),
+  }  # fmt: skip
+
+
 def _llama(fields: Fields) -> Values:
   fields.expect('rope_interleaved', False)
   bias = fields.flag('attention_bias', False)
   return {
-    **_shape(fields, tied=False), **_one_rope(fields),
-    'activation': fields.one_of('hidden_act', ACTIVATIONS, 'silu'),
-    'qkv_bias': bias, 'output_bias': bias,
+    **_plain(fields), 'qkv_bias': bias, 'output_bias': bias,
     'mlp_bias': fields.flag('mlp_bias', False),
   }  # fmt: skip
 
 
 def _mistral(fields: Fields) -> Values:
-  shape = _shape(fields, tied=False)
-  # Absent, it is that of the family; null, there is none.
-  default = None if fields.has('sliding_window') else 4096
-  window = fields.count('sliding_window', default)
-  return {
-    **shape, **_one_rope(fields),
-    'activation': fields.one_of('hidden_act', ACTIVATIONS, 'silu'),
-    'windows': (window,) * shape['layers'] if window else (),
-  }  # fmt: skip
+  values = _plain(fields)
+  window = fields.count_or_null('sliding_window', 4096)
+  return {**values, 'windows': (window,) * values['layers'] if window else ()}
 
 
-def _qwen(fields: Fields, shape: Values) -> Values:
-  layers, used = shape['layers'], fields.flag('use_sliding_window', False)
+def _qwen(fields: Fields, head_dim: int | None = None) -> Values:
+  values = _plain(fields, head_dim)
+  used = fields.flag('use_sliding_window', False)
   first = fields.count('max_window_layers', 28, least=0)
-  pattern = [SLIDING if used and i >= first else FULL for i in range(layers)]
+  pattern = [
+    SLIDING if used and i >= first else FULL for i in range(values['layers'])
+  ]
   window = fields.count('sliding_window', None) if used else None
   fields.ignore('sliding_window')
-  return {
-    **shape, **_one_rope(fields),
-    'activation': fields.one_of('hidden_act', ACTIVATIONS, 'silu'),
-    'windows': _windows(fields, pattern, window),
-  }  # fmt: skip
+  return {**values, 'windows': _windows(fields, pattern, window)}
 
 
 def _qwen2(fields: Fields) -> Values:
-  return _qwen(fields, _shape(fields, tied=False)) | {'qkv_bias': True}
+  return _qwen(fields) | {'qkv_bias': True}
 
 
 def _qwen3(fields: Fields) -> Values:
   bias = fields.flag('attention_bias', False)
-  found = _qwen(fields, _shape(fields, tied=False, head_dim=128))
+  found = _qwen(fields, head_dim=128)
   return found | {'qk_norm': True, 'qkv_bias': bias, 'output_bias': bias}
 
 
-def _gemma(fields: Fields) -> Values:
-  """What Gemma 2 and 3 share."""
+def _gemma(
+  fields: Fields, full_each: int, attention_cap: float | None,
+  logit_cap: float | None,
+) -> Values:  # fmt: skip
+  """What Gemma 2 and 3 share.
+
+  Args:
+    fields: of the model.
+    full_each: one layer of so many has no window.
+    attention_cap, logit_cap: of the family.
+  """
   shape = _shape(fields, tied=True, head_dim=256)
   # Gemma's older files have both; the former is the one that counts.
   fields.ignore('hidden_act')
   fields.expect('use_bidirectional_attention', False)
   bias = fields.flag('attention_bias', False)
+  pattern = [
+    SLIDING if (i + 1) % full_each else FULL for i in range(shape['layers'])
+  ]
   return {
     **shape,
     'activation': fields.one_of(
@@ -130,42 +141,27 @@ def _gemma(fields: Fields) -> Values:
     'norm': 'rms_offset', 'post_norms': True,
     'embed_scale': shape['width'] ** 0.5,
     'query_scale': fields.number('query_pre_attn_scalar', 256) ** -0.5,
+    'windows': _windows(fields, pattern, fields.count('sliding_window', 4096)),
+    'attention_softcap':
+      fields.number_or_null('attn_logit_softcapping', attention_cap),
+    'logit_softcap':
+      fields.number_or_null('final_logit_softcapping', logit_cap),
   }  # fmt: skip
 
 
 def _gemma2(fields: Fields) -> Values:
-  shape = _gemma(fields)
-  pattern = [FULL if i % 2 else SLIDING for i in range(shape['layers'])]
-  return {
-    **shape, **_one_rope(fields),
-    'windows': _windows(fields, pattern, fields.count('sliding_window', 4096)),
-    'attention_softcap': _cap(fields, 'attn_logit_softcapping', 50.0),
-    'logit_softcap': _cap(fields, 'final_logit_softcapping', 30.0),
-  }  # fmt: skip
+  return _gemma(fields, 2, 50.0, 30.0) | _one_rope(fields)
 
 
 def _gemma3(fields: Fields) -> Values:
-  shape = _gemma(fields)
   each = fields.count(
     'sliding_window_pattern', fields.count('_sliding_window_pattern', 6)
   )
-  pattern = [
-    SLIDING if (i + 1) % each else FULL for i in range(shape['layers'])
-  ]
   base, scaling, local = read_two_ropes(fields, 1_000_000.0, 10_000.0)
-  return {
-    **shape,
-    'qk_norm': True,
-    'rope_base': base, 'rope_scaling': scaling, 'local_rope_base': local,
-    'windows': _windows(fields, pattern, fields.count('sliding_window', 4096)),
-    'attention_softcap': _cap(fields, 'attn_logit_softcapping', None),
-    'logit_softcap': _cap(fields, 'final_logit_softcapping', None),
+  return _gemma(fields, each, None, None) | {
+    'qk_norm': True, 'rope_base': base, 'rope_scaling': scaling,
+    'local_rope_base': local,
   }  # fmt: skip
-
-
-def _cap(fields: Fields, key: str, default: float | None) -> float | None:
-  """Absent, it is that of the family; null, there is none."""
-  return fields.number(key, None if fields.has(key) else default)
 
 
 def _gpt2(fields: Fields) -> Values:

@@ -113,7 +113,7 @@ class Fields:
 
   @classmethod
   def read(cls, folder: Path) -> 'Fields':
-    """Of a folder.
+    """Opens config.json of a folder.
 
     Raises:
       DataError: there is no config.json, or it is no JSON object.
@@ -128,10 +128,6 @@ class Fields:
     self._asked.add(key)
     value = self._values.get(key)
     return default if value is None else value
-
-  def has(self, key: str) -> bool:
-    """Whether the key is there, null or not."""
-    return key in self._values
 
   def need(self, key: str) -> Any:
     """A value that has to be there."""
@@ -166,8 +162,16 @@ class Fields:
       raise self.refusal(key, value, 'it is no number > 0')
     return float(value)
 
+  def number_or_null(self, key: str, default: float | None) -> Any:
+    """A number > 0; None where it is null, the default where it is absent."""
+    return self.number(key, None if key in self._values else default)
+
+  def count_or_null(self, key: str, default: int) -> Any:
+    """A whole number; None and the default as of `number_or_null`."""
+    return self.count(key, None if key in self._values else default)
+
   def flag(self, key: str, default: bool) -> bool:
-    """Whether; "false" as a text would be true to Python."""
+    """A truth value; "false" as a text would be true to Python."""
     value = self.get(key, default)
     if type(value) is not bool:
       raise self.refusal(key, value, 'it is neither true nor false')
@@ -218,7 +222,7 @@ class Fields:
       )
 
   def refusal(self, key: str, value: Any, why: str) -> DataError:
-    """Of a value that is not mapped."""
+    """The error for a value that is not mapped."""
     return DataError(
       f'{self.name}: {key} {_SHORT.repr(value)} is not mapped; {why}'
     )

@@ -2,7 +2,6 @@
 
 import contextlib
 import importlib.util
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +13,7 @@ from pdl_jax.model.config import ModelConfig
 from pdl_jax.pretrained.families import read_config
 from pdl_jax.pretrained.fields import Fields
 from pdl_jax.pretrained.gguf_config import config_values
-from pdl_jax.pretrained.huggingface import shapes_of
-from pdl_jax.pretrained.layout import OUTPUT, Place, at, layout, put
-from pdl_jax.pretrained.safetensors import listed
+from pdl_jax.pretrained.layout import Shape, check, slots, tree_of, wanted
 
 _SUFFIXES = ('.weight', '.bias')
 _EMBED, _OUTPUT, _ROPE = (
@@ -25,7 +22,7 @@ _EMBED, _OUTPUT, _ROPE = (
 
 
 def find_package_file(package: str, option: str = 'model.pretrained') -> Path:
-  """The GGUF file inside an installed Python package, which is not imported.
+  """Finds the GGUF file in an installed Python package, without importing it.
 
   Args:
     package: its name.
@@ -101,7 +98,7 @@ class GGUFModel:
     self._tensors = {tensor.name: tensor for tensor in reader.tensors}
 
   def config(self) -> ModelConfig:
-    """The shape that the metadata declares.
+    """Returns the shape that the metadata declares.
 
     Raises:
       DataError: for another architecture, or naming what is not declared or
@@ -115,68 +112,33 @@ class GGUFModel:
     return read_config(Fields(values, name))
 
   def params(self) -> dict:
-    """All parameters, dequantized to fp32, in the layout of `model.api`.
+    """Reads all parameters, dequantized to fp32.
 
     Raises:
       DataError: naming tensors that are missing, of another shape, or that
         would go unread.
     """
     c = self.config()
-    shapes, plan = shapes_of(c), layout(c)
-    # GGUF has [out, in] throughout, that of GPT-2 too.
-    block = [place._replace(turned=place.inputs > 0) for place in plan.block]
-    layers = [f'{plan.layers}{i}.' for i in range(c.layers)]
-    names = gguf.get_tensor_name_map(self._architecture(), c.layers)
-
-    def name(place: Place, layer: str = '') -> str:
-      whole = f'{plan.prefix}{layer}{place.name}'
-      whole = place.name if place.name == OUTPUT else whole
-      return names.get_name(whole, _SUFFIXES) or whole
-
-    wanted: dict[str, tuple[int, ...]] = {}
-    for place in plan.root:
-      wanted[name(place)] = place.shape(at(shapes, place.path))
-    for place in block:
-      ours = at(shapes['blocks'][0], place.path)[1:]
-      wanted |= {name(place, layer): place.shape(ours) for layer in layers}
-    self._check(wanted)
-    made: dict = {}
-    blocks: dict = {}
-    for place in plan.root:
-      shape = at(shapes, place.path)
-      put(made, place.path, place.view(self._as_saved(name(place), c), shape))
-    for place in block:
-      shape = at(shapes['blocks'][0], place.path)
-      stack = np.empty(shape, np.float32)
-      for i, layer in enumerate(layers):
-        saved = self._as_saved(name(place, layer), c)
-        stack[i] = place.view(saved, shape[1:])
-      put(blocks, place.path, stack)
-    return {**made, 'blocks': (blocks,)}
-
-  def _check(self, wanted: Mapping[str, tuple[int, ...]]) -> None:
-    """Refuses what does not fit, all of it in one line."""
-    found = self._shapes()
-    spare = {_ROPE} | ({_OUTPUT} if self._is_tied() else set())
-    missing, extra = wanted.keys() - found.keys(), found.keys() - wanted
-    wrong = [
-      f'{name} {found[name]}, not {wanted[name]}'
-      for name in wanted.keys() & found.keys()
-      if found[name] != wanted[name]
-    ]
-    parts = (
-      ('missing tensors', missing), ('unknown tensors', extra - spare),
-      ('tensors of other shapes', wrong),
-    )  # fmt: skip
-    said = [f'{word} {listed(names)}' for word, names in parts if names]
-    if said:
-      raise DataError(f'{self.path.name}: {"; ".join(said)}')
-
-  def _architecture(self) -> gguf.MODEL_ARCH:
     kind = self.fields['general.architecture']
-    return next(x for x, name in gguf.MODEL_ARCH_NAMES.items() if name == kind)
+    theirs = gguf.get_tensor_name_map(gguf.MODEL_ARCH[kind.upper()], c.layers)
+    found = [
+      slot._replace(names=tuple(
+        theirs.get_name(name, _SUFFIXES) or name for name in slot.names
+      ))
+      for slot in slots(c)
+    ]  # fmt: skip
+    spare = {_ROPE} | ({_OUTPUT} if self._is_tied() else set())
+    has = {k: x for k, x in self._shapes().items() if k not in spare}
+    check(self.path.name, has, wanted(found))
+    made = {}
+    for slot in found:
+      x = np.empty((len(slot.names), *slot.layer_shape), np.float32)
+      for i, name in enumerate(slot.names):
+        x[i] = slot.view(self._as_saved(name, c))
+      made[slot.path] = x if slot.is_stacked else x[0]
+    return tree_of(made)
 
-  def _shapes(self) -> dict[str, tuple[int, ...]]:
+  def _shapes(self) -> dict[str, Shape]:
     """[out, in], as PyTorch has them: GGUF counts from the other end."""
     return {
       name: tuple(int(size) for size in reversed(tensor.shape))
@@ -192,18 +154,15 @@ class GGUFModel:
 
   def _as_saved(self, name: str, c: ModelConfig) -> np.ndarray:
     """A tensor as it was before llama.cpp's converter made it its own."""
-    x, kind = self._read(name), self._architecture()
-    is_turned = '.attn_q.' in name or '.attn_k.' in name
-    if kind == gguf.MODEL_ARCH.LLAMA and is_turned:
-      # The two halves of each head's width are interleaved.
-      pairs = x.reshape(-1, c.head_dim // 2, 2, *x.shape[1:])
-      return pairs.swapaxes(1, 2).reshape(x.shape)
-    if c.norm == 'rms_offset' and name.endswith('norm.weight'):
-      return x - 1  # What it multiplies with, the 1 included.
-    return x
+    x, is_turned = self._read(name), '.attn_q.' in name or '.attn_k.' in name
+    if self.fields['general.architecture'] != 'llama' or not is_turned:
+      return x
+    # The two halves of each head's width are interleaved.
+    pairs = x.reshape(-1, c.head_dim // 2, 2, *x.shape[1:])
+    return pairs.swapaxes(1, 2).reshape(x.shape)
 
   def _read(self, name: str) -> np.ndarray:
-    """A tensor in fp32.
+    """Reads a tensor in fp32.
 
     Raises:
       DataError: it is quantized in a way that gguf does not read.

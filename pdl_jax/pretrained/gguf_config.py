@@ -8,30 +8,23 @@ import numpy as np
 from pdl_jax.errors import DataError
 from pdl_jax.model.config import RopeScaling
 from pdl_jax.model.rotary import frequencies
-from pdl_jax.pretrained.families import FULL, SLIDING
 from pdl_jax.pretrained.fields import MOST_LAYERS, Fields
+from pdl_jax.pretrained.layout import Shape
 
-# What GGUF calls a family: Mistral is a llama there, without its window.
-MODEL_TYPES = {
-  'llama': 'llama', 'qwen2': 'qwen2', 'qwen3': 'qwen3', 'gemma2': 'gemma2',
-  'gemma3': 'gemma3_text', 'gpt2': 'gpt2',
-}  # fmt: skip
+# Mistral is a llama there, too, without its window.
+ARCHITECTURES = ('llama', 'qwen2', 'qwen3')
 # Of the runtime, or said once more by the tensors.
 _IGNORED = ('vocab_size', 'rope.scaling.finetuned', 'tensor_data_layout')
-# Layers of Gemma's 27B, whose scores have another scale: no key says so.
-_GEMMA_27B = {'gemma2': 46, 'gemma3': 62}
-_PATTERN = {'gemma2': 2, 'gemma3': 6}
 # The contexts that a table of Llama 3 may be made for.
 _ORIGINALS = tuple(2**power for power in range(4, 18))
 Values = dict[str, Any]
-Shapes = Mapping[str, tuple[int, ...]]
 
 
 def config_values(
-  metadata: Mapping[str, Any], shapes: Shapes, is_tied: bool,
+  metadata: Mapping[str, Any], shapes: Mapping[str, Shape], is_tied: bool,
   divisors_P: np.ndarray | None, name: str,
 ) -> Values:  # fmt: skip
-  """What `hf_config` reads.
+  """Says in the words of a config.json what the metadata declares.
 
   Args:
     metadata: of the file.
@@ -45,113 +38,51 @@ def config_values(
       mapped.
   """
   kind = metadata.get('general.architecture')
-  if not isinstance(kind, str) or kind not in MODEL_TYPES:
+  if kind not in ARCHITECTURES:
     raise DataError(
-      f'{name} holds a {kind!r} model; of GGUF these are read: '
-      f'{", ".join(MODEL_TYPES)}; a folder with config.json and safetensors '
-      'may be of other families'
+      f'{name} holds a {kind!r} model; of GGUF only {", ".join(ARCHITECTURES)} '
+      'are read: take the model as a folder with config.json and safetensors'
     )
-  start = f'{kind}.'
   own = {
-    key.removeprefix(start): value
+    key.removeprefix(f'{kind}.'): _alike(value)
     for key, value in metadata.items()
-    if key.startswith(start)
+    if key.startswith(f'{kind}.')
   }
   fields = Fields(own, f'{name} ({kind})')
   fields.ignore(*_IGNORED)
   fields.expect('attention.causal', True)
-  values = {
-    'model_type': MODEL_TYPES[kind],
-    'vocab_size': shapes.get('token_embd.weight', (0,))[0],
-    'tie_word_embeddings': is_tied,
-  }
-  if kind == 'gpt2':
-    values |= _gpt2(fields)
-  else:
-    values |= _llama(fields, kind, shapes, divisors_P)
-  fields.finish()
-  return values
-
-
-def _gpt2(fields: Fields) -> Values:
-  return {
-    'n_embd': fields.count('embedding_length'),
-    'n_layer': fields.count('block_count', most=MOST_LAYERS),
-    'n_head': fields.count('attention.head_count'),
-    'n_positions': fields.count('context_length'),
-    'n_inner': fields.count('feed_forward_length'),
-    'layer_norm_epsilon': fields.number('attention.layer_norm_epsilon'),
-  }
-
-
-def _llama(
-  fields: Fields, kind: str, shapes: Shapes, divisors_P: np.ndarray | None
-) -> Values:
-  """All but GPT-2."""
-  width, heads = fields.count('embedding_length'), _one(
-    fields, 'attention.head_count'
-  )
+  width = fields.count('embedding_length')
+  heads = fields.count('attention.head_count')
   turned = fields.count('rope.dimension_count', width // heads)
   head_dim = fields.count('attention.key_length', turned)
   fields.expect('attention.value_length', head_dim)
   fields.expect('rope.dimension_count', head_dim)
-  values: Values = {
+  values = {
+    'model_type': kind,
+    'vocab_size': shapes.get('token_embd.weight', (0,))[0],
+    'tie_word_embeddings': is_tied,
     'hidden_size': width,
     'num_hidden_layers': fields.count('block_count', most=MOST_LAYERS),
     'num_attention_heads': heads,
-    'num_key_value_heads': _one(fields, 'attention.head_count_kv', heads),
+    'num_key_value_heads': fields.count('attention.head_count_kv', heads),
     'head_dim': head_dim,
-    'intermediate_size': _one(fields, 'feed_forward_length'),
+    'intermediate_size': fields.count('feed_forward_length'),
     'max_position_embeddings': fields.count('context_length'),
     'rms_norm_eps': fields.number('attention.layer_norm_rms_epsilon'),
+    'rope_parameters': _rope(fields, head_dim, divisors_P),
   }
-  if kind in ('llama', 'qwen3'):
+  if kind != 'qwen2':
     values['attention_bias'] = 'blk.0.attn_q.bias' in shapes
   if kind == 'llama':
     values['mlp_bias'] = 'blk.0.ffn_gate.bias' in shapes
-  rope = _rope(fields, head_dim, divisors_P)
-  if kind not in _PATTERN:
-    return values | {'rope_parameters': rope}
-  return values | _gemma(fields, kind, values, rope)
+  fields.finish()
+  return values
 
 
-def _gemma(fields: Fields, kind: str, values: Values, rope: Values) -> Values:
-  layers, window = values['num_hidden_layers'], None
-  if kind == 'gemma2' or fields.get('attention.sliding_window'):
-    window = fields.count('attention.sliding_window', 4096)
-  pattern = 'attention.sliding_window_pattern'
-  found = fields.get(pattern, _PATTERN[kind])
-  if not isinstance(found, list):
-    each = fields.count(pattern, _PATTERN[kind])
-    found = [(i + 1) % each != 0 for i in range(layers)]
-  kinds = [SLIDING if window and near else FULL for near in found]
-  scalar = values['head_dim']
-  if layers == _GEMMA_27B[kind]:
-    scalar = values['hidden_size'] // values['num_attention_heads']
-  made: Values = {
-    'sliding_window': window, 'layer_types': kinds,
-    'query_pre_attn_scalar': scalar,
-    'attn_logit_softcapping': fields.get('attn_logit_softcapping'),
-    'final_logit_softcapping': fields.get('final_logit_softcapping'),
-  }  # fmt: skip
-  if kind == 'gemma2':
-    return made | {'rope_parameters': rope}
-  near = fields.get('rope.freq_base_swa', 10_000.0)
-  return made | {
-    'rope_parameters': {
-      FULL: rope, SLIDING: {'rope_theta': near, 'rope_type': 'default'}
-    }
-  }  # fmt: skip
-
-
-def _one(fields: Fields, key: str, default: int | None = None) -> int:
-  """A number that GGUF may also give layer by layer."""
-  value = fields.get(key)
-  if isinstance(value, list):
-    if len(set(map(str, value))) != 1:
-      raise fields.refusal(key, value, 'all layers have the same')
-    fields = Fields({key: value[0]}, fields.name)
-  return fields.count(key) if default is None else fields.count(key, default)
+def _alike(value: Any) -> Any:
+  """One value, where a list says the same of every layer."""
+  is_list = isinstance(value, list) and len(set(map(str, value))) == 1
+  return value[0] if is_list else value
 
 
 def _rope(
@@ -171,7 +102,7 @@ def _rope(
     fields.ignore(f'{start}original_context_length')
     return made
   made |= {'rope_type': kind, 'factor': factor}
-  if kind != 'yarn':  # Linear, or `hf_rope` refuses it by its name.
+  if kind != 'yarn':  # Linear, or `read_rope` refuses it by its name.
     return made
   fields.expect(f'{start}yarn_ext_factor', 1.0)
   return made | {

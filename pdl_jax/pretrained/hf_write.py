@@ -1,20 +1,13 @@
-"""A model as the files of a folder that Hugging Face tools read.
-
-A model that no family there has (complex attention, heads of codes and so on)
-is written in a format of our own: config.json with model_type pdl_jax and all
-fields of ModelConfig under `model`, and tensors with the names of our
-parameters, layers stacked, in the layout of `model.api`. `HFModel` reads both.
-"""
+"""A model as the files of a folder that Hugging Face tools read."""
 
 import dataclasses
 import json
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from pdl_jax.errors import PdlError
+from pdl_jax.errors import ConfigError, PdlError
 from pdl_jax.model.config import ModelConfig
 from pdl_jax.pretrained import safetensors
 from pdl_jax.pretrained.families import (
@@ -25,19 +18,22 @@ from pdl_jax.pretrained.families import (
   read_config,
 )
 from pdl_jax.pretrained.fields import Fields
-from pdl_jax.pretrained.layout import OUTPUT, Layout, layout
+from pdl_jax.pretrained.layout import Slot, slots
 from pdl_jax.pretrained.rope import write_rope
 
-OWN = 'pdl_jax'
 SHARD_BYTES = 4 * 2**30
 _NAMES = {ours: theirs for theirs, ours in reversed(ACTIVATIONS.items())}
 Values = dict[str, Any]
-# Name, bytes, and what makes the tensor.
-Tensor = tuple[str, int, Callable[[], np.ndarray]]
+# What lies side by side in a tensor, of one layer.
+Parts = list[tuple[Slot, np.ndarray]]
 
 
 def config_values(config: ModelConfig) -> Values:
-  """config.json: of the first family that reads back as this very model."""
+  """config.json of the first family that reads back as this very model.
+
+  Raises:
+    ConfigError: there is none.
+  """
   plain = dataclasses.replace(
     config, dtype='float32', param_dtype='float32', remat=False
   )
@@ -49,9 +45,12 @@ def config_values(config: ModelConfig) -> Values:
       continue
     if found == plain:
       return values
-  fields = dataclasses.asdict(plain)
-  del fields['lora']  # Adapters are added to their matrices, or are apart.
-  return {'model_type': OWN, 'model': fields}
+  raise ConfigError(
+    f'no family of transformers has this model (attention '
+    f'{config.attention.kind}, head {config.head.kind}, bias '
+    f'{config.head.bias}): it cannot be exported; '
+    '--config.model.pretrained=run:FOLDER starts another run from it'
+  )
 
 
 def write_model(
@@ -63,83 +62,52 @@ def write_model(
   Args:
     folder: exists.
     config: of the model.
-    params: on the host, one group of layers, codes written down.
+    params: on the host, one group of layers.
     values: of config.json: `config_values`, and what else is to stand there.
     shard_bytes: a larger tensor has a shard of its own.
   """
-  own = values['model_type'] == OWN
-  tensors = _own(params) if own else _theirs(layout(config), config, params)
-  groups: list[list[Tensor]] = [[]]
-  size = 0
-  for tensor in tensors:
-    if groups[-1] and size + tensor[1] > shard_bytes:
-      groups.append([])
+  shards: list[dict[str, Parts]] = [{}]
+  total = size = 0
+  for name, parts in _parts(config, params).items():
+    more = sum(x.nbytes for _, x in parts)
+    if shards[-1] and size + more > shard_bytes:
+      shards.append({})
       size = 0
-    groups[-1].append(tensor)
-    size += tensor[1]
+    shards[-1][name] = parts
+    size += more
+    total += more
   index: dict[str, str] = {}
-  for number, group in enumerate(groups, start=1):
+  for number, shard in enumerate(shards, start=1):
     file = 'model.safetensors'
-    if len(groups) > 1:
-      file = f'model-{number:05d}-of-{len(groups):05d}.safetensors'
-    made = {name: make() for name, _, make in group}
+    if len(shards) > 1:
+      file = f'model-{number:05d}-of-{len(shards):05d}.safetensors'
+    made = {name: _tensor(parts) for name, parts in shard.items()}
     safetensors.write_file(folder / file, made)
     index |= dict.fromkeys(made, file)
-  if len(groups) > 1:
-    total = sum(tensor[1] for group in groups for tensor in group)
+  if len(shards) > 1:
     written = {'metadata': {'total_size': total}, 'weight_map': index}
-    text = json.dumps(written, indent=2) + '\n'
-    (folder / 'model.safetensors.index.json').write_text(text, 'utf-8')
-  text = json.dumps(values, indent=2) + '\n'
-  (folder / 'config.json').write_text(text, 'utf-8')
+    write_json(folder / 'model.safetensors.index.json', written)
+  write_json(folder / 'config.json', values)
 
 
-def own_tree(params: dict) -> Iterator[tuple[tuple[str, ...], Any]]:
-  """Our parameters by path; the one group of layers is called blocks."""
-  (group,) = params['blocks']
-  stack: list = [((), {**params, 'blocks': group})]
-  while stack:
-    path, node = stack.pop()
-    if isinstance(node, dict):
-      stack += [((*path, key), node[key]) for key in sorted(node)]
-    else:
-      yield path, node
+def write_json(path: Path, values: Values) -> None:
+  """Writes an object as Hugging Face tools do."""
+  path.write_text(json.dumps(values, indent=2) + '\n', 'utf-8')
 
 
-def _own(params: dict) -> Iterator[Tensor]:
-  for path, x in own_tree(params):
-    yield '.'.join(path), x.nbytes, lambda x=x: np.asarray(x)
+def _parts(config: ModelConfig, params: dict) -> dict[str, Parts]:
+  """What each tensor is made of, by its name."""
+  made: dict[str, Parts] = {}
+  for slot in slots(config):
+    for name, x in zip(slot.names, slot.layers(params), strict=True):
+      made.setdefault(name, []).append((slot, x))
+  return made
 
 
-def _theirs(
-  plan: Layout, config: ModelConfig, params: dict
-) -> Iterator[Tensor]:
-  (blocks,) = params['blocks']
-
-  def tensors(places: tuple, tree: dict, layer: int | None) -> Iterator[Tensor]:
-    for name in dict.fromkeys(place.name for place in places):
-      parts = [place for place in places if place.name == name]
-      found = [_leaf(tree, place.path, layer) for place in parts]
-      size = sum(x.nbytes for x in found)
-
-      def make(parts: list = parts, found: list = found) -> np.ndarray:
-        pairs = zip(parts, found, strict=True)
-        sides = [place.theirs(np.asarray(x)) for place, x in pairs]
-        return np.concatenate(sides, -1) if len(sides) > 1 else sides[0]
-
-      within = '' if layer is None else f'{plan.layers}{layer}.'
-      whole = name if name == OUTPUT else f'{plan.prefix}{within}{name}'
-      yield whole, size, make
-
-  yield from tensors(plan.root, params, None)
-  for layer in range(config.layers):
-    yield from tensors(plan.block, blocks, layer)
-
-
-def _leaf(tree: Any, path: tuple[str, ...], layer: int | None) -> np.ndarray:
-  for key in path:
-    tree = tree[key]
-  return tree if layer is None else tree[layer]
+def _tensor(parts: Parts) -> np.ndarray:
+  parts = sorted(parts, key=lambda pair: pair[0].place.part)
+  sides = [slot.theirs(np.asarray(x)) for slot, x in parts]
+  return np.concatenate(sides, -1) if len(sides) > 1 else sides[0]
 
 
 def _values(kind: str, c: ModelConfig) -> Values:

@@ -1,159 +1,227 @@
 """Where Hugging Face files keep each parameter, and in which layout."""
 
 import math
+from collections.abc import Iterable, Mapping
+from functools import partial
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 
+from pdl_jax.errors import DataError
+from pdl_jax.model import lm, lora
 from pdl_jax.model.config import ModelConfig
+from pdl_jax.pretrained.safetensors import listed
 
 # Buffers that older versions of transformers saved; nothing is in them.
 BUFFERS = ('.rotary_emb.inv_freq', '.attn.bias', '.attn.masked_bias')
-OUTPUT = 'lm_head.weight'
+EMBED, OUTPUT = 'embed_VxD', 'lm_head.weight'
+Shape = tuple[int, ...]
+# Of a parameter in a tree of `model.lm`, such as ('blocks', 0, 'mlp', 'up').
+Path = tuple[str | int, ...]
 
 
 class Place(NamedTuple):
-  """One parameter in a file, of one layer.
+  """Where a parameter is in a tensor of a file.
 
   Attributes:
-    path: of ours, such as ('attention', 'query'), below a block or the root.
-    name: theirs, below a layer or the root.
+    name: of the tensor; below its layer, where there is one in each.
     inputs: how many of our axes, from the first, are its input axis; 0: it is
       a vector.
     turned: whether the file has [out, in].
     part, parts: which of so many lie side by side in the tensor.
   """
 
-  path: tuple[str, ...]
   name: str
   inputs: int = 0
   turned: bool = False
   part: int = 0
   parts: int = 1
 
-  def shape(self, ours: tuple[int, ...]) -> tuple[int, ...]:
-    """Of their tensor, all parts together."""
-    if not self.inputs:
-      return (math.prod(ours) * self.parts,)
-    rows = math.prod(ours[: self.inputs])
-    flat = (rows, math.prod(ours[self.inputs :]) * self.parts)
-    return flat[::-1] if self.turned else flat
 
-  def view(self, tensor: np.ndarray, ours: tuple[int, ...]) -> np.ndarray:
-    """Their tensor in our layout: a view, nothing is copied."""
-    tensor = tensor.T if self.turned else tensor
-    width = tensor.shape[-1] // self.parts
-    mine = slice(self.part * width, (self.part + 1) * width)
-    return tensor[..., mine].reshape(ours)
-
-  def theirs(self, x: np.ndarray) -> np.ndarray:
-    """Our parameter in the layout of the file, this part alone."""
-    flat = x.reshape(self._replace(parts=1, turned=False).shape(x.shape))
-    return flat.T if self.turned else flat
-
-
-class Layout(NamedTuple):
-  """All places of a family.
+class Slot(NamedTuple):
+  """One of our parameters, and the tensors that hold it.
 
   Attributes:
-    prefix: of all names but the output head's; files of a model without head
-      may lack it.
-    layers: what the name of a layer begins with.
-    root, block: the places.
+    path: of ours.
+    place: in each of the tensors.
+    names: of the tensors; one per layer, where it is stacked over layers.
+    shape: ours.
   """
 
-  prefix: str
-  layers: str
-  root: tuple[Place, ...]
-  block: tuple[Place, ...]
+  path: Path
+  place: Place
+  names: tuple[str, ...]
+  shape: Shape
+
+  @property
+  def is_stacked(self) -> bool:
+    """Whether the first axis is that of layers."""
+    return self.path[0] == 'blocks'
+
+  @property
+  def layer_shape(self) -> Shape:
+    """The shape of what one tensor holds, in our layout."""
+    return self.shape[1:] if self.is_stacked else self.shape
+
+  @property
+  def tensor_shape(self) -> Shape:
+    """The shape of a tensor, all parts together."""
+    ours, (_, inputs, turned, _, parts) = self.layer_shape, self.place
+    if not inputs:
+      return (math.prod(ours) * parts,)
+    flat = (math.prod(ours[:inputs]), math.prod(ours[inputs:]) * parts)
+    return flat[::-1] if turned else flat
+
+  def view(self, tensor: np.ndarray) -> np.ndarray:
+    """A tensor in our layout: a view, nothing is copied."""
+    tensor = tensor.T if self.place.turned else tensor
+    width = tensor.shape[-1] // self.place.parts
+    mine = slice(self.place.part * width, (self.place.part + 1) * width)
+    return tensor[..., mine].reshape(self.layer_shape)
+
+  def theirs(self, x: np.ndarray) -> np.ndarray:
+    """A layer's parameter in the layout of the file, this part alone."""
+    alone = self.place._replace(parts=1, turned=False)
+    flat = x.reshape(self._replace(place=alone).tensor_shape)
+    return flat.T if self.place.turned else flat
+
+  def layers(self, params: dict) -> Iterable[Any]:
+    """Takes the parameter out of a tree, layer by layer."""
+    leaf = at(params, self.path)
+    return leaf if self.is_stacked else [leaf]
 
 
-def layout(config: ModelConfig) -> Layout:
-  """Of a model, by what it is made of."""
-  made = _gpt2(config) if config.learned_positions else _llama(config)
-  if config.head.kind == 'dense':
-    head = Place(('head', 'matrix_VxD'), OUTPUT, 1)
-    made = made._replace(root=(*made.root, head))
+def slots(config: ModelConfig) -> list[Slot]:
+  """Lists the parameters of a model, with their tensors."""
+  places, made = _places(config), []
+  layers = f'{prefix(config)}{"h" if config.learned_positions else "layers"}.'
+  ours = jax.eval_shape(partial(lm.init, config), jax.random.key(0))
+  for keys, x in jax.tree.leaves_with_path(ours):
+    path = tuple(key.idx if hasattr(key, 'idx') else key.key for key in keys)
+    if lora.is_adapter(str(path[-1])):
+      continue
+    if path[0] == 'blocks':
+      place = places['.'.join(path[2:])]
+      names = [f'{layers}{i}.{place.name}' for i in range(config.layers)]
+    else:
+      place = places['.'.join(path)]
+      names = [_whole(place.name, prefix(config))]
+    made.append(Slot(path, place, tuple(names), x.shape))
   return made
 
 
-def _norm(path: tuple[str, ...], name: str, bias: bool) -> list[Place]:
-  places = [Place((*path, 'scale'), f'{name}.weight')]
-  return places + ([Place((*path, 'bias'), f'{name}.bias')] if bias else [])
+def prefix(config: ModelConfig) -> str:
+  """What the names of all tensors begin with, but that of the output head."""
+  return 'transformer.' if config.learned_positions else 'model.'
 
 
-def _llama(c: ModelConfig) -> Layout:
-  """Llama, Mistral, Qwen and Gemma: [out, in], each projection alone."""
-  biases = {'query': c.qkv_bias, 'key': c.qkv_bias, 'value': c.qkv_bias,
-            'output': c.output_bias}  # fmt: skip
-  block: list[Place] = []
-  for ours, theirs in (
-    ('query', 'q'), ('key', 'k'), ('value', 'v'), ('output', 'o')
-  ):  # fmt: skip
-    name, inputs = f'self_attn.{theirs}_proj', 2 if ours == 'output' else 1
-    block.append(Place(('attention', ours), f'{name}.weight', inputs, True))
-    if biases[ours]:
-      block.append(Place(('attention', f'{ours}_bias'), f'{name}.bias'))
-  for ours in ('gate', 'up', 'down'):
-    block.append(Place(('mlp', ours), f'mlp.{ours}_proj.weight', 1, True))
-    if c.mlp_bias:
-      block.append(Place(('mlp', f'{ours}_bias'), f'mlp.{ours}_proj.bias'))
-  norms = {'attention_norm': 'input_layernorm'}
-  if c.post_norms:
-    norms |= {
-      'attention_post_norm': 'post_attention_layernorm',
-      'mlp_norm': 'pre_feedforward_layernorm',
-      'mlp_post_norm': 'post_feedforward_layernorm',
-    }
-  else:
-    norms['mlp_norm'] = 'post_attention_layernorm'
-  for ours, theirs in norms.items():
-    block += _norm((ours,), theirs, False)
-  for ours, theirs in (('query', 'q'), ('key', 'k')) * c.qk_norm:
-    block += _norm(('attention', f'{ours}_norm'), f'self_attn.{theirs}_norm',
-                   False)  # fmt: skip
-  root = [
-    Place(('embed_VxD',), 'embed_tokens.weight', 1), *_norm(('norm',), 'norm',
-                                                            False)
-  ]  # fmt: skip
-  return Layout('model.', 'layers.', tuple(root), tuple(block))
+def add_prefix(config: ModelConfig, tensors: Mapping[str, Any]) -> dict:
+  """Whole names for a file of a model without head, which may lack them."""
+  start = prefix(config)
+  if any(name.startswith(start) for name in tensors):
+    return dict(tensors)
+  return {_whole(name, start): tensor for name, tensor in tensors.items()}
 
 
-def _gpt2(c: ModelConfig) -> Layout:
-  """GPT-2: [in, out], query, key and value side by side, biases throughout."""
-  block = [
-    *_norm(('attention_norm',), 'ln_1', True),
-    *_norm(('mlp_norm',), 'ln_2', True),
-    Place(('attention', 'output'), 'attn.c_proj.weight', 2),
-    Place(('attention', 'output_bias'), 'attn.c_proj.bias'),
-    Place(('mlp', 'up'), 'mlp.c_fc.weight', 1),
-    Place(('mlp', 'up_bias'), 'mlp.c_fc.bias'),
-    Place(('mlp', 'down'), 'mlp.c_proj.weight', 1),
-    Place(('mlp', 'down_bias'), 'mlp.c_proj.bias'),
+def _whole(name: str, start: str) -> str:
+  return name if name == OUTPUT else start + name
+
+
+def wanted(slots: Iterable[Slot]) -> dict[str, Shape]:
+  """The tensors that a file has to have, with their shapes."""
+  return {name: slot.tensor_shape for slot in slots for name in slot.names}
+
+
+def check(
+  where: str, found: Mapping[str, Shape], wanted: Mapping[str, Shape]
+) -> None:
+  """Refuses tensors that do not fit, all of them in one line.
+
+  Raises:
+    DataError: naming them.
+  """
+  wrong = [
+    f'{name} {found[name]}, not {wanted[name]}'
+    for name in wanted.keys() & found.keys()
+    if found[name] != wanted[name]
   ]
-  for part, ours in enumerate(('query', 'key', 'value')):
-    for path, name, inputs in (
-      (ours, 'attn.c_attn.weight', 1), (f'{ours}_bias', 'attn.c_attn.bias', 0)
-    ):  # fmt: skip
-      place = Place(('attention', path), name, inputs, part=part, parts=3)
-      block.append(place)
-  root = (
-    Place(('embed_VxD',), 'wte.weight', 1),
-    Place(('positions_LxD',), 'wpe.weight', 1),
-    *_norm(('norm',), 'ln_f', True),
+  parts = (
+    ('missing tensors', wanted.keys() - found.keys()),
+    ('unknown tensors', found.keys() - wanted.keys()),
+    ('tensors of other shapes', wrong),
   )
-  return Layout('transformer.', 'h.', root, tuple(block))
+  if said := [f'{word} {listed(names)}' for word, names in parts if names]:
+    raise DataError(f'{where}: {"; ".join(said)}')
 
 
-def at(tree: Any, path: tuple[str, ...]) -> Any:
+def _places(config: ModelConfig) -> dict[str, Place]:
+  """All that a model of the layout may have, by our names."""
+  made = _gpt2() if config.learned_positions else _llama(config.post_norms)
+  return made | {'head.matrix_VxD': Place(OUTPUT, 1)}
+
+
+def _llama(post_norms: bool) -> dict[str, Place]:
+  """Llama, Mistral, Qwen and Gemma: [out, in], each projection alone."""
+  made = {EMBED: Place('embed_tokens.weight', 1)}
+  for ours, letter in zip(lora.ATTENTION, 'qkvo', strict=True):
+    name, inputs = f'self_attn.{letter}_proj', 2 if ours == 'output' else 1
+    made[f'attention.{ours}'] = Place(f'{name}.weight', inputs, turned=True)
+    made[f'attention.{ours}_bias'] = Place(f'{name}.bias')
+  for ours in lora.MLP:
+    made[f'mlp.{ours}'] = Place(f'mlp.{ours}_proj.weight', 1, turned=True)
+    made[f'mlp.{ours}_bias'] = Place(f'mlp.{ours}_proj.bias')
+  before_mlp = 'pre_feedforward' if post_norms else 'post_attention'
+  for ours, theirs in (
+    ('norm', 'norm'), ('attention_norm', 'input_layernorm'),
+    ('attention_post_norm', 'post_attention_layernorm'),
+    ('mlp_norm', f'{before_mlp}_layernorm'),
+    ('mlp_post_norm', 'post_feedforward_layernorm'),
+    ('attention.query_norm', 'self_attn.q_norm'),
+    ('attention.key_norm', 'self_attn.k_norm'),
+  ):  # fmt: skip
+    made[f'{ours}.scale'] = Place(f'{theirs}.weight')
+  return made
+
+
+def _gpt2() -> dict[str, Place]:
+  """GPT-2: [in, out], query, key and value side by side, biases throughout."""
+  made = {
+    EMBED: Place('wte.weight', 1), 'positions_LxD': Place('wpe.weight', 1)
+  }  # fmt: skip
+  for ours, theirs, inputs in (
+    ('attention.output', 'attn.c_proj', 2), ('mlp.up', 'mlp.c_fc', 1),
+    ('mlp.down', 'mlp.c_proj', 1),
+  ):  # fmt: skip
+    made[ours] = Place(f'{theirs}.weight', inputs)
+    made[f'{ours}_bias'] = Place(f'{theirs}.bias')
+  for part, ours in enumerate(('query', 'key', 'value')):
+    whole = Place('attn.c_attn.weight', 1, part=part, parts=3)
+    made[f'attention.{ours}'] = whole
+    made[f'attention.{ours}_bias'] = whole._replace(
+      name='attn.c_attn.bias', inputs=0
+    )
+  for ours, theirs in (
+    ('norm', 'ln_f'), ('attention_norm', 'ln_1'), ('mlp_norm', 'ln_2')
+  ):  # fmt: skip
+    made[f'{ours}.scale'] = Place(f'{theirs}.weight')
+    made[f'{ours}.bias'] = Place(f'{theirs}.bias')
+  return made
+
+
+def at(tree: Any, path: Iterable[str | int]) -> Any:
   """A leaf, or what is below a path."""
   for key in path:
     tree = tree[key]
   return tree
 
 
-def put(tree: dict, path: tuple[str, ...], leaf: Any) -> None:
-  """Sets a leaf; what it is below is made."""
-  for key in path[:-1]:
-    tree = tree.setdefault(key, {})
-  tree[path[-1]] = leaf
+def tree_of(leaves: Mapping[Path, Any]) -> dict:
+  """The tree that has these leaves at their paths."""
+  made: dict = {}
+  for path, leaf in leaves.items():
+    tree = made
+    for key in path[:-1]:
+      tree = tree.setdefault(key, {})
+    tree[path[-1]] = leaf
+  return {**made, 'blocks': (made['blocks'][0],)}

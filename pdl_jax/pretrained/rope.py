@@ -13,25 +13,27 @@ _KINDS = {
 
 
 def read_rope(fields: Fields) -> tuple[float, RopeScaling]:
-  """Base and stretching of a model that has one of each.
+  """Reads base and scaling of a model that has one of each.
 
   Where several keys have them, as transformers 5 reads them: `rope_scaling`
   before `rope_parameters`, and `rope_theta` within before that beside.
   """
   newer, older = fields.group('rope_parameters'), fields.group('rope_scaling')
-  return _read(fields, older or newer, _beside(fields, 'rope_theta', 10_000.0))
+  return _read(
+    fields, older or newer, fields.number_or_null('rope_theta', 10_000.0)
+  )
 
 
 def read_two_ropes(
   fields: Fields, base: float, local: float
 ) -> tuple[float, RopeScaling, float]:
-  """The same of layers that see all, and the base of those with a window.
+  """Reads the same of layers that see all, and the base of windowed layers.
+
+  `rope_scaling` is of the former, and before what `rope_parameters` has.
 
   Args:
     fields: of the model.
-    base, local: of the family, where the file has none.
-
-  `rope_scaling` is of the former, and before what `rope_parameters` has.
+    base, local: bases of the family, where the file has none.
   """
   older = fields.group('rope_scaling')
   if 'type' in older and 'rope_type' not in older:
@@ -44,21 +46,16 @@ def read_two_ropes(
   near, far = both.group('sliding_attention'), both.group('full_attention')
   both.finish()
   near_base, plain = _read(
-    fields, near, _beside(fields, 'rope_local_base_freq', local)
+    fields, near, fields.number_or_null('rope_local_base_freq', local)
   )
   if plain.kind != 'none':
     raise both.refusal(
       'sliding_attention', plain.kind, 'layers with a window have no scaling'
     )
   far_base, scaling = _read(
-    fields, far | older, _beside(fields, 'rope_theta', base)
+    fields, far | older, fields.number_or_null('rope_theta', base)
   )
   return far_base, scaling, near_base
-
-
-def _beside(fields: Fields, key: str, default: float) -> float | None:
-  """Absent, it is that of the family; null, there is none."""
-  return fields.number(key, None if fields.has(key) else default)
 
 
 def _read(

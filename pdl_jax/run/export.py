@@ -2,12 +2,10 @@
 
 import contextlib
 import dataclasses
-import json
 import shlex
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import jax
 from jax.experimental import multihost_utils
@@ -19,9 +17,9 @@ from pdl_jax.errors import ConfigError
 from pdl_jax.model import lora
 from pdl_jax.model.lora import NO_LORA
 from pdl_jax.pretrained import peft
-from pdl_jax.pretrained.hf_write import OWN, config_values, write_model
+from pdl_jax.pretrained.hf_write import config_values, write_json, write_model
 from pdl_jax.run import prepare, restore, summary
-from pdl_jax.run.load_model import Model, restored_model, trained_model
+from pdl_jax.run.load_model import Model, restored_model, shape, trained_model
 from pdl_jax.run_folder import RunFolder
 
 
@@ -40,6 +38,8 @@ def run(workdir: Path, folder: Path, adapter_alone: bool = False) -> None:
   settings, run_folder = restore.open_run('--export', workdir)
   if folder.exists() and any(folder.iterdir()):
     raise ConfigError(f'--to: {folder} is not empty; name a new folder')
+  # Whether a family has this model, before any weight is read.
+  values = config_values(dataclasses.replace(shape(settings), lora=NO_LORA))
   if adapter_alone:
     _write_adapter(settings, run_folder, folder)
     return
@@ -49,10 +49,8 @@ def run(workdir: Path, folder: Path, adapter_alone: bool = False) -> None:
   if jax.process_index() != 0:
     return
   with _made_beside(folder) as beside:
-    values = _write_model(settings, run_folder, model, beside)
+    _write_model(settings, run_folder, model, beside)
   print(f'{values["model_type"]} model: {folder}')
-  if values['model_type'] == OWN:
-    print(_OWN_FORMAT)
 
 
 @contextlib.contextmanager
@@ -70,19 +68,18 @@ def _made_beside(folder: Path) -> Iterator[Path]:
 
 def _write_model(
   settings: Settings, run_folder: RunFolder, model: Model, folder: Path
-) -> dict[str, Any]:
+) -> None:
   is_chat = not TASKS[settings.data.task].documents
   values = config_values(model.config) | token_ids(model.tokenizer)
   write_tokenizer(folder, model.tokenizer, is_chat)
-  _write_json(folder / 'generation_config.json', {
+  write_json(folder / 'generation_config.json', {
     **token_ids(model.tokenizer), 'do_sample': False,
     'max_new_tokens':
       settings.decode.max_new_tokens or settings.data.max_target,
   })  # fmt: skip
-  card = model_card(settings, run_folder, model, values['model_type'])
+  card = model_card(settings, run_folder, model)
   (folder / 'README.md').write_text(card, 'utf-8')
   write_model(folder, model.config, model.params, values)
-  return values
 
 
 def _write_adapter(
@@ -104,31 +101,16 @@ def _write_adapter(
     '--export', settings, run_folder.path,
     prepare.load_source(settings, 'train'),
   )  # fmt: skip
-  plain = dataclasses.replace(model.config, lora=NO_LORA)
-  if config_values(plain)['model_type'] == OWN:
-    raise ConfigError(
-      '--adapter: no family of transformers has this model (its attention or '
-      'its head is of pdl_jax), and PEFT no names for its layers; without '
-      '--adapter the whole model is written'
-    )
   adapters = multihost_utils.process_allgather(
     lora.adapters(model.params), tiled=True
   )
   if jax.process_index() != 0:
     return
   with _made_beside(folder) as beside:
-    card = model_card(settings, run_folder, model, 'adapter')
+    card = model_card(settings, run_folder, model, _ADAPTER)
     (beside / 'README.md').write_text(card, 'utf-8')
     peft.write(beside, model.config, adapters, base)
   print(f'adapter of {base}: {folder}\n{_ADAPTER}')
-
-
-_OWN_FORMAT = (
-  'No family of transformers has this model: it is written in the format of '
-  'pdl_jax (config.json: model_type pdl_jax, the fields of ModelConfig; '
-  'safetensors: its own parameters, layers stacked), which '
-  '`--config.model.pretrained=FOLDER` reads, and nothing else does.'
-)
 
 
 _ADAPTER = (
@@ -139,7 +121,7 @@ _ADAPTER = (
 
 
 def model_card(
-  settings: Settings, folder: RunFolder, model: Model, kind: str
+  settings: Settings, folder: RunFolder, model: Model, note: str = ''
 ) -> str:
   """README.md: what the model is, its results, and the command behind them."""
   results = folder.read('results.json')
@@ -150,20 +132,15 @@ def model_card(
     for key, value in sorted(asked.items())
   )
   task = settings.data.task
-  note = {OWN: _OWN_FORMAT, 'adapter': _ADAPTER}.get(kind)
-  own = f'{note}\n\n' if note else ''
+  note = f'{note}\n\n' if note else ''
   return (
     f'# {model.name}\n\n'
     f'Started from {settings.model.pretrained or "random weights"}, trained on '
     f'{settings.data.name} ({task}) for {settings.train.steps} steps with '
-    f'{summary.loss_name(settings.loss)}, by pdl_jax.\n\n{own}'
+    f'{summary.loss_name(settings.loss)}, by pdl_jax.\n\n{note}'
     f'## Results on {results["split"]}\n\n{summary.tables(results)}\n\n'
     '## How to reproduce them\n\n'
     f'With pdl_jax at commit {environment["commit"]}; the hash of the '
     f'configuration is {settings.hash}.\n\n'
     f'```\npython launch.py --config=configs/{task}.py \\\n  {flags}\n```\n'
   )
-
-
-def _write_json(path: Path, values: dict[str, Any]) -> None:
-  path.write_text(json.dumps(values, indent=2) + '\n', 'utf-8')

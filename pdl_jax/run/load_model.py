@@ -129,7 +129,7 @@ def _with_adapter(settings: Settings, model: Model) -> Model:
   adapter.check_head(model.params)
   base = f'made for {adapter.base}, ' if adapter.base else ''
   says = printable(
-    f'adapter    {adapter.path}, of rank {max(adapter.ranks)}, {base}'
+    f'adapter    {adapter.path}, of rank {adapter.rank}, {base}'
   )
   if not settings.trains_adapters:
     print(f'{says}added to the weights')

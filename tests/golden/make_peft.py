@@ -21,16 +21,8 @@ from safetensors.torch import load_file, save_file
 from tests import hf_weights
 from tests.golden.make_hf import FOLDER, LENGTH, V, configs, filled
 
-PATTERNS = {
-  'rank_pattern': {'down_proj': 2},
-  'alpha_pattern': {'layers.1.self_attn.v_proj': 3.0},
-}
 # Name, model of make_hf, and what is said of the adapter.
 CASES: tuple[tuple[str, str, dict[str, Any]], ...] = (
-  ('patterns', 'llama2', {
-    'target_modules': ['q_proj', 'v_proj', 'down_proj', 'lm_head'],
-    **PATTERNS,
-  }),
   ('plain', 'llama2', {'target_modules': ['q_proj', 'v_proj', 'lm_head']}),
   ('rslora', 'qwen3', {'target_modules': 'all-linear', 'use_rslora': True}),
   ('gpt2', 'gpt2', {
