@@ -1,15 +1,20 @@
 """pdl_jax: what fine-tuning losses do to rare words, in JAX.
 
-These names need jax and numpy alone. Reading order: losses (terms, reduce,
-cross_entropy, power_law, linear), frequency, model/api, step, train, job.
+These names need jax and numpy alone, which are imported when one of them is
+used. Reading order: losses (core, reduce, cross_entropy, power_law, fused),
+frequency, model/lm, train/step, train/loop, run/finetune.
 """
 
-from pdl_jax.losses.core import LossTerms, Sums, TokenLoss, TokenStats
-from pdl_jax.losses.cross_entropy import cross_entropy
-from pdl_jax.losses.fused.api import Axes, linear_pdl_loss, linear_token_stats
-from pdl_jax.losses.power_law import pdl_loss, power_law_weights
-from pdl_jax.losses.reduce import divide
-from pdl_jax.losses.sentinel import check_backend
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+  from pdl_jax.losses.core import LossTerms, Sums, TokenLoss, TokenStats
+  from pdl_jax.losses.cross_entropy import cross_entropy
+  from pdl_jax.losses.fused.api import Axes, linear_pdl_loss, linear_token_stats
+  from pdl_jax.losses.power_law import pdl_loss, power_law_weights
+  from pdl_jax.losses.reduce import divide
+  from pdl_jax.losses.sentinel import check_backend
 
 __all__ = [
   'Axes',
@@ -25,3 +30,22 @@ __all__ = [
   'pdl_loss',
   'power_law_weights',
 ]
+_HOMES = {
+  'core': ('LossTerms', 'Sums', 'TokenLoss', 'TokenStats'),
+  'cross_entropy': ('cross_entropy',),
+  'fused.api': ('Axes', 'linear_pdl_loss', 'linear_token_stats'),
+  'power_law': ('pdl_loss', 'power_law_weights'),
+  'reduce': ('divide',),
+  'sentinel': ('check_backend',),
+}
+
+
+def __getattr__(name: str) -> Any:
+  for home, names in _HOMES.items():
+    if name in names:
+      return getattr(importlib.import_module(f'pdl_jax.losses.{home}'), name)
+  raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
+
+
+def __dir__() -> list[str]:
+  return [*globals(), *__all__]

@@ -28,8 +28,6 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, Protocol
 
-import jax
-
 from pdl_jax import process
 from pdl_jax.errors import (
   ConfigError,
@@ -131,6 +129,8 @@ def claimed(path: Path) -> Iterator[None]:
   Raises:
     HostError: another process is at it, which nothing is done to.
   """
+  import jax
+
   finished = (path / 'results.json').exists()  # It is only read.
   if finished or jax.process_index() or any(map(_is_own, _claims(path))):
     yield
@@ -261,6 +261,8 @@ class RunFolder:
     Raises:
       ConfigError: if it belongs to a run with other numbers; names the keys.
     """
+    import jax
+
     self.path = path
     self.writes = jax.process_index() == 0
     if os.path.lexists(path / 'config.json'):
@@ -415,6 +417,8 @@ def environment(
     mesh: size of each axis.
     code: pathspecs, from the top of the checkout, that make it dirty.
   """
+  import jax
+
   return {
     'commit': _git('rev-parse', 'HEAD') or _shipped(),
     # Of the code: an experiment writes its records while it runs.

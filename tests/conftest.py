@@ -1,5 +1,6 @@
 """Eight CPU devices and a strict runtime, before JAX starts."""
 
+import importlib
 import os
 from pathlib import Path
 
@@ -18,10 +19,12 @@ os.environ['JAX_PLATFORMS'] = 'cpu'
 
 import signal
 import socket
+import sys
 
 import hypothesis
 import jax
 import pytest
+from absl.testing import flagsaver
 
 from pdl_jax import process
 
@@ -76,5 +79,29 @@ def stop():
   taken = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
   before = {n: signal.getsignal(n) for n in taken}
   yield loop.StopRequest()
+  for number, handler in before.items():
+    signal.signal(number, handler)
+
+
+@pytest.fixture
+def main(monkeypatch, capfd):
+  """Calls launch.main; gives the exit code and what it printed."""
+  import launch
+
+  # It defines flags of its own, which are not to be forgotten with a command's.
+  importlib.import_module('pdl_jax.run.finetune')
+  before = {n: signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT)}
+
+  def call(*arguments):
+    line = ['launch.py', *arguments]
+    # A new process has loaded no config file yet.
+    monkeypatch.delitem(sys.modules, 'config_config', raising=False)
+    monkeypatch.setattr('sys.argv', line)
+    with flagsaver.flagsaver():
+      code = launch.main(line)
+    out, err = capfd.readouterr()
+    return code, out, err
+
+  yield call
   for number, handler in before.items():
     signal.signal(number, handler)

@@ -157,7 +157,7 @@ def test_runs_of_earlier_versions_are_named(here):
   carry_out.carry_out(declared, here, Sweep())
   run = next(Path('runs/dialogue-tiny').glob('alpha=0.5*'))
   (run / 'items.json').unlink()
-  with pytest.raises(DataError, match='alpha=0.5.*--evaluate=.* adds them'):
+  with pytest.raises(DataError, match='alpha=0.5.* evaluate .* adds them'):
     carry_out.keep(declared, here)
 
 
@@ -201,7 +201,7 @@ def test_rows_that_are_decoded_in_another_way(here, monkeypatch):
   def evaluate(command, check):
     assert check
     calls.append(command)
-    run = Path(command[2].partition('=')[2])
+    run = Path(command[3])
     measured = json.loads((run / 'results.json').read_text('utf-8'))['columns']
     stored = json.loads((run / 'items.json').read_text('utf-8'))
     name = 'after-tilt=0.5'
@@ -220,7 +220,8 @@ def test_rows_that_are_decoded_in_another_way(here, monkeypatch):
   carry_out.carry_out(declared, here, sweep)
   carry_out.carry_out(declared, here, sweep)
   assert len(sweep.made) == 2
-  assert [call[3:] for call in calls] == [['--decode.tilt=0.5']] * 2
+  assert {call[2] for call in calls} == {'evaluate'}
+  assert [call[4:] for call in calls] == [['--decode.tilt=0.5']] * 2
   found = {(r['row'], r['seed']): r for r in records(here)}
   assert found['CE, tilt', 1]['predictions'] == 'after-tilt=0.5'
 

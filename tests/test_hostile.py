@@ -222,11 +222,16 @@ def test_a_preview(colours):
   assert found.tags == Tags(preview.to_html(of(['usual']))).tags
 
 
-def test_an_error_is_one_line(capsys, tmp_path):
-  import launch
+def test_an_error_is_one_line(capsys, monkeypatch):
+  from pdl_jax.cli import main
 
   for text in HOSTILE:
-    launch._report(ConfigError(f'no {text} here'), None, None)
+
+    def fail(_, text=text):
+      raise ConfigError(f'no {text} here')
+
+    monkeypatch.setattr(main, '_dispatch', fail)
+    assert main.main(['launch.py']) == 2
     told = capsys.readouterr().err
     assert told.count('\n') == 1
     assert not acts(told)

@@ -60,7 +60,7 @@ def test_its_size_stands_beside_its_metrics(codes):
 
 
 def test_it_is_measured_again_from_its_checkpoint(codes, stop):
-  rescore.run(codes, {'method': 'sample', 'seed': 3}, ('after',), {}, stop)
+  rescore.run(codes, {'method': 'sample', 'seed': 3}, ('after',), stop)
   found = json.loads((codes / 'evaluations.json').read_text('utf-8'))
   assert set(found) >= {'after', 'after-sample,seed=3'}
 

@@ -145,11 +145,11 @@ def test_a_split_that_leaks_is_refused(tmp_path):
 def test_another_way_of_decoding_and_every_number_from_the_files(
   finished, capsys, monkeypatch
 ):
-  """--evaluate: generates once, then measures what is stored."""
+  """evaluate: generates once, then measures what is stored."""
   results, workdir = finished['dialogue']
   decode = {**results['decode'], 'method': 'beam', 'beams': 2}
   stop = loop.StopRequest()
-  rescore.run(workdir, decode, ('before', 'after'), {}, stop)
+  rescore.run(workdir, decode, ('before', 'after'), stop)
   assert '| after-beam,beams=2' in capsys.readouterr().out.replace(' (n=8)', '')
   found = json.loads((workdir / rescore.RESULTS).read_text('utf-8'))
   assert list(found) == [
@@ -166,14 +166,14 @@ def test_another_way_of_decoding_and_every_number_from_the_files(
   with monkeypatch.context() as patch:
     patch.setattr(finetune, 'predict', None)
     patch.setattr(rescore.prepare, 'prepare', None)
-    rescore.run(workdir, None, (), {}, stop)
+    rescore.run(workdir, None, (), stop)
   assert json.loads((workdir / rescore.RESULTS).read_text('utf-8')) == found
 
 
 def test_greedy_again_writes_what_the_run_wrote(finished):
   results, workdir = finished['language_model']
   decode, stop = results['decode'], loop.StopRequest()
-  rescore.run(workdir, decode, ('after',), {}, stop)
+  rescore.run(workdir, decode, ('after',), stop)
   folder = workdir / 'predictions'
   again = (folder / 'after-greedy.jsonl').read_text('utf-8')
   assert again == (folder / 'after.jsonl').read_text('utf-8')
@@ -195,13 +195,13 @@ def test_stopped_generation_continues(finished, monkeypatch):
   with monkeypatch.context() as patch:
     patch.setattr(RunFolder, 'append_predictions', append_and_stop)
     with pytest.raises(PreemptedError):
-      rescore.run(workdir, decode, ('after',), {}, loop.StopRequest())
+      rescore.run(workdir, decode, ('after',), loop.StopRequest())
   folder, name = workdir / 'predictions', 'after-sample,top_p=0.9,samples=3'
   parts = folder / f'{name}.parts'
   assert len(parts.read_text('utf-8').splitlines()) == calls[0] == 8
   with parts.open('a', encoding='utf-8') as file:
     file.write('{"torn')
-  rescore.run(workdir, decode, ('after',), {}, loop.StopRequest())
+  rescore.run(workdir, decode, ('after',), loop.StopRequest())
   lines = (folder / f'{name}.jsonl').read_text('utf-8').splitlines()
   ids = [json.loads(line)['id'] for line in lines]
   assert len(ids) == len(set(ids)) == 24
@@ -209,7 +209,7 @@ def test_stopped_generation_continues(finished, monkeypatch):
   assert not parts.exists()
   # The same, had it never been stopped.
   (folder / f'{name}.jsonl').unlink()
-  rescore.run(workdir, decode, ('after',), {}, loop.StopRequest())
+  rescore.run(workdir, decode, ('after',), loop.StopRequest())
   assert (folder / f'{name}.jsonl').read_text('utf-8').splitlines() == lines
 
 
@@ -224,7 +224,7 @@ def test_data_that_has_changed_is_refused_and_the_counts_stay(
     file.write_text(''.join(text.splitlines(keepends=True)[:250]), 'utf-8')
     with pytest.raises(DataError, match='has changed since the run'):
       stop = loop.StopRequest()
-      rescore.run(copy, results['decode'], ('after',), {}, stop)
+      rescore.run(copy, results['decode'], ('after',), stop)
   finally:
     file.write_text(text, 'utf-8')
   assert (copy / 'frequency.npz').read_bytes() == counts
@@ -234,7 +234,7 @@ def test_texts_longer_than_the_context_are_refused(finished):
   results, workdir = finished['dialogue']
   decode = {**results['decode'], 'max_new_tokens': 5000}
   with pytest.raises(ConfigError, match='5000 tokens more .* context'):
-    rescore.run(workdir, decode, ('after',), {}, loop.StopRequest())
+    rescore.run(workdir, decode, ('after',), loop.StopRequest())
 
 
 def test_ways_of_decoding_have_names_of_their_own():
@@ -273,4 +273,4 @@ def test_only_a_finished_run_of_this_version(tmp_path, finished, what):
       (tmp_path / 'results.json').write_text('{}', 'utf-8')
     (tmp_path / 'config.json').write_text(json.dumps(config), 'utf-8')
   with pytest.raises(ConfigError, match=messages[what]):
-    rescore.run(tmp_path, None, (), {}, loop.StopRequest())
+    rescore.run(tmp_path, None, (), loop.StopRequest())

@@ -1,5 +1,6 @@
 """What users run: the command line, its lines and its exit codes."""
 
+import contextlib
 import json
 import os
 import re
@@ -9,6 +10,7 @@ import sys
 import time
 from pathlib import Path
 
+import jax
 import pytest
 
 ROOT = Path(__file__).parent.parent
@@ -24,8 +26,16 @@ TINY = [
 ]  # fmt: skip
 
 
-def command(*arguments, config='configs/summarize.py:tiny'):
-  return [sys.executable, 'launch.py', f'--config={config}', *arguments]
+def command(*arguments):
+  return [sys.executable, 'launch.py', TINY_CONFIG, *arguments]
+
+
+@contextlib.contextmanager
+def jax_platforms():
+  """What a command tells JAX is forgotten after it."""
+  before = jax.config.values['jax_platforms']
+  yield
+  jax.config.update('jax_platforms', before)
 
 
 def environment(**changes):
@@ -33,61 +43,56 @@ def environment(**changes):
   return {**clean, 'JAX_PLATFORMS': 'cpu', **changes}
 
 
-def launch(*arguments, **options):
+def launch(*arguments):
   return subprocess.run(
-    command(*arguments, **options), cwd=ROOT, env=environment(),
+    command(*arguments), cwd=ROOT, env=environment(),
     capture_output=True, encoding='utf-8', check=False,
   )  # fmt: skip
 
 
 @pytest.mark.parametrize(
-  ('arguments', 'config', 'words'),
-  [
-    (['--config.loss.alhpa=1'], None, 'unknown config key .*"alpha"'),
-    (['--config.los.alpha=1'], None, 'unknown config key .*"loss"'),
-    (['--config.evaluate.draw=1'], None,
-     "'draw' is called evaluate.sample_index now"),
-    (['--config.loss.alpha=-1'], None, 'loss.alpha .* -1.0'),
-    (['--config.loss.alpha=nan'], None, 'loss.alpha .* nan'),
-    (['--config.loss.alpha=half'], None, "float: 'half'"),
-    (['--wrkdir=x'], None, "'wrkdir'. Did you mean: workdir"),
-    (['tiny'], None, 'arguments without a flag: tiny'),
-    (
-      ['--config.loss.name=focal', '--config.loss.focal.gamma=-1'], None,
-      'loss.focal: gamma must be .* -1.0',
-    ),
-    ([], 'configs/summarize.py:tinny', "'tinny' is not one of default, tiny"),
-    ([], 'configs/summarise.py', 'no file configs/summarise.py'),
-  ],
-)
-def test_bad_command_lines_end_in_one_line(
-  tmp_path, arguments, config, words
-):
-  """Exit code 2, and nothing written."""
-  workdir = tmp_path / 'run'
-  options = {'config': config} if config else {}
-  done = launch(f'--workdir={workdir}', *arguments, **options)
-  assert done.returncode == 2
-  assert done.stdout == ''
-  (line,) = done.stderr.splitlines()
-  assert line.startswith('error: ')
-  assert re.search(words, line), line
-  assert not workdir.exists()
-
-
-@pytest.mark.parametrize(
   ('arguments', 'words'),
   [
-    (['--status=x', '--preview'], '--status and --preview are different'),
-    (['--evaluate=x', '--sweep=alpha'], '--evaluate and --sweep are different'),
-    (['--sweep=alpha', '--pod=x'], '--sweep and --pod are different'),
-    (['--evaluate=x', '--models=before'], 'nothing does without --decode'),
-    (['--evaluate=x', '--models=middle'], 'middle is not one of before, after'),
-    (['--evaluate=x', '--decode.metod=beam'], 'Did you mean "method"'),
-    (['--evaluate=x', '--extra_models=mauve'], 'mauve is not NAME=FOLDER'),
-    (['--evaluate=nowhere'], 'there is no run in nowhere'),
-    (['--decode.top_k=3'], '--decode belongs to --evaluate'),
-    (['--config=configs/dialogue.py', '--sweep=alhpa'], "did you mean 'alpha'"),
+    ([TINY_CONFIG, '--config.loss.alhpa=1'], 'unknown config key .*"alpha"'),
+    ([TINY_CONFIG, '--config.los.alpha=1'], 'unknown config key .*"loss"'),
+    (
+      [TINY_CONFIG, '--config.evaluate.draw=1'],
+      "'draw' is called evaluate.sample_index now",
+    ),
+    ([TINY_CONFIG, '--config.loss.alpha=-1'], 'loss.alpha .* -1.0'),
+    ([TINY_CONFIG, '--config.loss.alpha=nan'], 'loss.alpha .* nan'),
+    ([TINY_CONFIG, '--config.loss.alpha=half'], "float: 'half'"),
+    ([TINY_CONFIG, '--wrkdir=x'], "'wrkdir'. Did you mean: workdir"),
+    ([TINY_CONFIG, '-wrkdir=x'], "'wrkdir'. Did you mean: workdir"),
+    ([TINY_CONFIG, 'tiny'], 'arguments without a flag: tiny'),
+    (
+      [TINY_CONFIG, '--config.loss.name=focal', '--config.loss.focal.gamma=-1'],
+      'loss.focal: gamma must be .* -1.0',
+    ),
+    (
+      ['--config=configs/summarize.py:tinny'],
+      "'tinny' is not one of default, tiny",
+    ),
+    (['--config=configs/summarise.py'], 'no file configs/summarise.py'),
+    (['--nofail_fast'], 'no --config; try --config=configs/summarize.py:tiny'),
+    (['statsu', 'x'], "no command 'statsu'; did you mean 'status'"),
+    (['status'], 'status takes one folder, as in .* status FOLDER; got none'),
+    (['report', 'x', 'y'], 'report experiments/NAME; got x y'),
+    (['status', 'x', '--sweep=y'], '--sweep is no flag of status; .*py --help'),
+    (['status', 'x', '-sweep=y'], '--sweep is no flag of status; .*py --help'),
+    (['evaluate', 'x', TINY_CONFIG], 'configuration of a run is in its folder'),
+    ([TINY_CONFIG, '--check'], '--check is no flag of a run; .* report --help'),
+    ([TINY_CONFIG, '--noadapter'], '--adapter is no flag .* export --help'),
+    (['--decode.top_k=3'], 'evaluate --help has it; a run takes --config.dec'),
+    ([TINY_CONFIG, '--sweep=alpha', '--pod=x', '--zone=z'],
+     '--sweep and --pod are different'),
+    (['evaluate', 'x', '--models=before'], 'nothing does without --decode'),
+    (['evaluate', 'x', '--models=middle'], 'middle is not one of before, aft'),
+    (['evaluate', 'x', '--decode.metod=beam'], 'Did you mean "method"'),
+    (['evaluate', 'nowhere'], 'there is no run in nowhere'),
+    (['export', 'x'], 'say where to: export x --to=FOLDER'),
+    ([TINY_CONFIG, '--sweep=alhpa'], "did you mean 'alpha'"),
+    ([TINY_CONFIG, '--sweep=alpha=0,x'], "'x' is not a number, as loss.alpha"),
     ([TINY_CONFIG, '--processes=2', '--multihost'], 'rehearses on one machine'),
     ([TINY_CONFIG, '--multihost', '--process_id=1'], 'go together'),
     (
@@ -113,15 +118,42 @@ def test_bad_command_lines_end_in_one_line(
       'needs --engine=ray; this machine alone rehearses it by --processes=2',
     ),
   ],
-)
-def test_commands_that_contradict_themselves(arguments, words):
-  done = subprocess.run(
-    [sys.executable, 'launch.py', *arguments], cwd=ROOT, env=environment(),
-    capture_output=True, encoding='utf-8', check=False,
-  )  # fmt: skip
-  assert done.returncode == 2
-  assert done.stderr.startswith('error: ') and words in done.stderr
-  assert len(done.stderr.splitlines()) == 1
+)  # fmt: skip
+def test_bad_command_lines_end_in_one_line(
+  main, tmp_path, monkeypatch, arguments, words
+):
+  """Exit code 2, and nothing written."""
+  for name in ('configs', 'experiments'):
+    (tmp_path / name).symlink_to(ROOT / name)
+  monkeypatch.chdir(tmp_path)
+  with jax_platforms():
+    code, out, err = main(*arguments)
+  assert code == 2
+  assert out == ''
+  (line,) = err.splitlines()
+  assert line.startswith('error: ')
+  assert re.search(words, line), line
+  assert not list(tmp_path.glob('runs/*/*'))
+
+
+@pytest.mark.parametrize(
+  ('arguments', 'command'),
+  [
+    (['--status=x'], 'status x'),
+    (['--evaluate', 'a b', '--decode.top_k=3'],
+     "evaluate 'a b' --decode.top_k=3"),
+    (['--to=y', '--export=x'], 'export x --to=y'),
+    (['--report=experiments', '--check'], 'report experiments --check'),
+    ([TINY_CONFIG, '--preview'], f'preview {TINY_CONFIG}'),
+  ],
+)  # fmt: skip
+def test_commands_that_were_flags_are_shown_as_they_are_now(
+  main, arguments, command
+):
+  code, out, err = main(*arguments)
+  assert (code, out) == (2, '')
+  assert err.endswith(f' is a command now: python launch.py {command}\n')
+  assert err.startswith('error: ') and err.count('\n') == 1
 
 
 def test_a_backend_that_is_not_there_is_exit_code_4(tmp_path):
@@ -134,22 +166,64 @@ def test_a_backend_that_is_not_there_is_exit_code_4(tmp_path):
   assert 'Traceback' not in done.stderr
 
 
-def test_help_has_the_flags_of_every_module():
-  done = subprocess.run(
-    [sys.executable, 'launch.py', '--help'], cwd=ROOT, env=environment(),
-    capture_output=True, encoding='utf-8', check=False,
-  )  # fmt: skip
-  assert done.returncode == 0
-  for flag in ('--sweep', '--stuck_seconds', '--pod_kind', 'Exit codes'):
-    assert flag in done.stdout
+def test_each_command_has_a_page_of_help(main):
+  code, overview, err = main()
+  assert (code, err) == (0, '')
+  for words in ('status FOLDER', '75 preempted', '--help_config'):
+    assert words in overview
+  code, out, _ = main('--help')
+  assert code == 0 and out.startswith(overview.strip())
+  for flag in ('--sweep', '--stuck_seconds', '--pod_kind', '--workers=1'):
+    assert f'\n  {flag}' in out
+  for flag in ('--check', '--models', '--to'):
+    assert f'\n  {flag}' not in out
+  for name, flag in (
+    ('preview', '--config'), ('evaluate', '--models=after'),
+    ('export', '--adapter'), ('report', '--check'), ('status', ''),
+  ):  # fmt: skip
+    code, out, _ = main(name, '--help')
+    assert code == 0 and f'\n  python launch.py {name} ' in out
+    assert f'\n  {flag}' in out and '\n  --sweep' not in out
+    assert out.count('\n') < 40
 
 
-def test_a_sweep_says_what_it_would_run(tmp_path):
-  done = launch(
-    '--sweep=alpha,seed', '--dry_run', f'--workdir={tmp_path}', '--workers=2'
+@pytest.mark.parametrize(
+  'arguments',
+  [
+    [], ['--help'], ['evaluate', '--help'], [TINY_CONFIG, '--wrkdir=x'],
+    ['statsu', 'x'], ['--status=x'], ['status', 'configs'],
+    ['status', 'x', '--sweep=y'],
+  ],
+)  # fmt: skip
+def test_nothing_heavy_is_imported_before_there_is_something_to_do(arguments):
+  code = (
+    'import sys, launch\n'
+    'code = launch.main(sys.argv)\n'
+    'heavy = {"jax", "numpy", "tensorflow", "flax"} & set(sys.modules)\n'
+    'assert not heavy, heavy\n'
+    'sys.exit(code + 100)\n'
   )
-  assert done.returncode == 0, done.stderr
-  assert '21 cells from 21 points, 0 done' in done.stdout
+  done = subprocess.run(
+    [sys.executable, '-c', code, *arguments], cwd=ROOT, check=False,
+    capture_output=True, encoding='utf-8',
+  )  # fmt: skip
+  assert done.returncode in (100, 102), done.stderr
+
+
+@pytest.mark.parametrize(
+  ('axes', 'words'),
+  [
+    (['alpha,seed'], '21 cells from 21 points, 0 done'),
+    (['alpha=0,0.25', 'optimizer.clip_norm=1,2', 'seed'], '12 cells from 12'),
+  ],
+)
+def test_a_sweep_says_what_it_would_run(main, tmp_path, axes, words):
+  code, out, err = main(
+    TINY_CONFIG, *(f'--sweep={axis}' for axis in axes), '--dry_run',
+    f'--workdir={tmp_path}', '--workers=2',
+  )  # fmt: skip
+  assert code == 0, err
+  assert words in out
   assert not any(tmp_path.iterdir())
 
 

@@ -1,4 +1,4 @@
-"""Which sets of predictions --evaluate shows; the rest: test_job_tasks.py."""
+"""Which sets of predictions evaluate shows; the rest: test_job_tasks.py."""
 
 import dataclasses
 from pathlib import Path

@@ -3,7 +3,6 @@
 import json
 import os
 import re
-import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -11,9 +10,7 @@ from typing import Literal
 
 import jax
 import pytest
-from absl.testing import flagsaver
 
-import launch
 from pdl_jax.config import Settings
 from pdl_jax.errors import DataError
 from pdl_jax.run_folder import CONFIG, STATUS, RunFolder, note_failure
@@ -57,34 +54,14 @@ def run(tmp_path):
   return path
 
 
-@pytest.fixture
-def main(monkeypatch, capfd):
-  """Calls launch.main; gives the exit code and what it printed."""
-  before = {n: signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT)}
-
-  def call(*arguments):
-    line = ['launch.py', *arguments]
-    # A new process has loaded no config file yet.
-    monkeypatch.delitem(sys.modules, 'config_config', raising=False)
-    monkeypatch.setattr('sys.argv', line)
-    with flagsaver.flagsaver():
-      code = launch.main(line)
-    out, err = capfd.readouterr()
-    return code, out, err
-
-  yield call
-  for number, handler in before.items():
-    signal.signal(number, handler)
-
-
 def command(name, run):
   return {
     'run': [f'--config={CONFIG_FILE}', f'--workdir={run}'],
-    'evaluate': [f'--evaluate={run}'],
-    'export': [f'--export={run}', f'--to={run.parent / "export"}'],
+    'evaluate': ['evaluate', str(run)],
+    'export': ['export', str(run), f'--to={run.parent / "export"}'],
     'run:': [f'--config={CONFIG_FILE}', '--dry_run',
              f'--config.model.pretrained=run:{run}'],
-    'status': [f'--status={run.parent}'],
+    'status': ['status', str(run.parent)],
   }[name]  # fmt: skip
 
 
@@ -229,7 +206,7 @@ def test_what_nobody_foresaw_is_a_line(
   def fail(*_):
     raise error
 
-  monkeypatch.setattr(launch.finetune, 'run', fail)
+  monkeypatch.setattr('pdl_jax.run.finetune.run', fail)
   (run / 'results.json').unlink()
   RunFolder(run, settings()).write_status('starting', 0)
   workdir = run if begun else run.parent / 'none'
@@ -277,8 +254,8 @@ def test_a_config_that_is_no_program_is_refused(tmp_path, main, code, words):
 @pytest.mark.parametrize(
   ('arguments', 'words'),
   [
-    (['--status=README.md'], 'there are no runs in README.md'),
-    (['--report=README.md'], 'there is no README.md/experiment.py'),
+    (['status', 'README.md'], 'there are no runs in README.md'),
+    (['report', 'README.md'], 'there is no README.md/experiment.py'),
     *(
       ([f'--config={CONFIG_FILE}', '--sweep=seed', '--dry_run',
         f'--resources=TPU={n}'], f'TPU={n} is not NAME=NUMBER')
@@ -294,7 +271,7 @@ def test_what_cannot_be_meant_is_refused(main, arguments, words):
 
 def test_an_absolute_path_of_an_experiment_is_that_experiment(main):
   where = Path('experiments/reduction').absolute()
-  code, out, err = main(f'--report={where}', '--check')
+  code, out, err = main('report', str(where), '--check')
   assert code == 0 and out.startswith('experiments/reduction: '), err
 
 
@@ -303,7 +280,7 @@ def test_a_terminal_of_ascii_is_no_reason_to_stop(tmp_path):
   folder = tmp_path / 'über'
   folder.mkdir()
   done = subprocess.run(
-    [sys.executable, 'launch.py', f'--status={folder}'], check=False,
+    [sys.executable, 'launch.py', 'status', folder], check=False,
     capture_output=True, encoding='utf-8',
     env=os.environ | {
       'LC_ALL': 'C', 'PYTHONUTF8': '0', 'PYTHONCOERCECLOCALE': '0',

@@ -13,7 +13,7 @@ from ml_collections import config_flags
 from configs.base import get_config
 from pdl_jax.config import Settings, config_hash, flatten, numbers, run_id
 from pdl_jax.errors import ConfigError
-from pdl_jax.sweep import cells
+from pdl_jax.sweep.axes import cells
 
 
 def module(**axes):
@@ -112,6 +112,34 @@ def test_keys_of_the_command_line_are_in_the_name():
   assert cell.config['train']['steps'] == 7
 
 
+def test_an_axis_may_be_a_key_and_its_values():
+  found = swept('loss.alpha=0,0.5', 'seed')
+  assert [cell.overrides for cell in found] == [
+    {'loss.alpha': alpha, **seed} for alpha in (0.0, 0.5) for seed in SEED
+  ]
+  declared = swept('alpha', 'seed')[:4]
+  assert [cell.run_id for cell in found] == [cell.run_id for cell in declared]
+
+
+@pytest.mark.parametrize(
+  ('entry', 'overrides'),
+  [
+    ('seed=3', [{'seed': 3}]),
+    ('alpha=0.5', [{'loss.alpha': 0.5}]),
+    ('loss=focal,mile', [{'loss.name': 'focal'}, {'loss.name': 'mile'}]),
+    ('width=32,64', [{'model.width': 32}, {'model.width': 64}]),
+    ('remat=False', [{'model.remat': False}]),
+    ('unit=count', [{'loss.unit': 'count'}]),
+    ('clip=1,1e2', [{'loss.clip': 1.0}, {'loss.clip': 100.0}]),
+  ],
+)
+def test_values_are_of_their_keys_type(entry, overrides):
+  """A short name is that of an axis, or the end of one key."""
+  found = [cell.overrides for cell in swept(entry)]
+  assert found == overrides
+  assert repr(found) == repr(overrides)
+
+
 def refused(*names, axes=AXES, **options):
   with pytest.raises(ConfigError) as error:
     swept(*names, axes=axes, **options)
@@ -134,7 +162,29 @@ def test_an_axis_twice_or_empty_is_refused():
   assert 'empty of configs.made' in refused('empty', axes=module(empty=[]))
 
 
+@pytest.mark.parametrize(
+  ('entry', 'words'),
+  [
+    ('alpha=0,half', "alpha=0,half: 'half' is not a number, as loss.alpha"),
+    ('seed=0,0.5', "'0.5' is not a whole number, as seed is"),
+    ('remat=yes', "'yes' is not true or false, as model.remat is"),
+    ('alpha=', "'' is not a number"),
+    ('loss.alhpa=1', "did you mean 'loss.alpha'"),
+    ('rank=4', 'can mean model.lora.rank, model.rank; give one whole'),
+    ('both=1', 'can mean loss.alpha, seed; give one whole'),
+    ('alpha=0,-1', 'loss.alpha must be a finite number >= 0, got -1.0'),
+  ],
+)
+def test_values_that_are_not_understood_are_refused(entry, words):
+  axes = module(alpha=ALPHA, both=[{'loss.alpha': 1, 'seed': 1}])
+  assert words in refused(entry, axes=axes)
+
+
 def test_a_key_of_two_axes_is_refused():
+  assert 'alpha is named twice' in refused('alpha=0', 'alpha=1')
+  assert 'loss.alpha is set by sweep axis alpha' in refused(
+    'loss.alpha=0', 'alpha'
+  )
   axes = module(alpha=ALPHA, rival=[{'loss.alpha': 0.5, 'seed': 1}])
   line = refused('alpha', 'rival', axes=axes)
   assert line.startswith('loss.alpha is set by sweep axis rival and by sweep')

@@ -18,17 +18,10 @@ from absl.testing import flagsaver
 from pdl_jax import process
 from pdl_jax.cluster import options
 from pdl_jax.errors import ConfigError, HostError, PreemptedError
-from pdl_jax.sweep import (
-  Wanted,
-  claims,
-  format_status,
-  gang,
-  local,
-  placement,
-  ray_engine,
-  status,
-)
+from pdl_jax.sweep import claims, gang, local, placement, ray_engine
+from pdl_jax.sweep.placement import Wanted
 from pdl_jax.sweep.ray_engine import run_on_ray
+from pdl_jax.sweep.status import format_status, status
 from tests.ray_cluster import cluster_of
 from tests.test_sweep_local import (
   assert_finished_once,

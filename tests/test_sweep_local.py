@@ -14,7 +14,8 @@ import pytest
 
 from pdl_jax.errors import ConfigError, PreemptedError
 from pdl_jax.process import start_time
-from pdl_jax.sweep import Cell, claims, local
+from pdl_jax.sweep import claims, local
+from pdl_jax.sweep.cell import Cell
 
 STAND_IN = Path(__file__).parent / 'stand_in_run.py'
 # Forks of a process that has imported everything once, and no threads.

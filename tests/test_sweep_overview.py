@@ -6,16 +6,16 @@ import time
 
 import pytest
 
-from pdl_jax.sweep import (
-  Cell,
+from pdl_jax.sweep import claims
+from pdl_jax.sweep.cell import Cell
+from pdl_jax.sweep.claims import End
+from pdl_jax.sweep.status import (
   Row,
-  claims,
   format_dry_run,
   format_status,
+  remaining_seconds,
   status,
 )
-from pdl_jax.sweep.claims import End
-from pdl_jax.sweep.status import remaining_seconds
 
 
 def cell(number, *labels):

@@ -13,15 +13,11 @@ from pathlib import Path
 import pytest
 
 from pdl_jax.errors import ConfigError, HostError, PreemptedError
-from pdl_jax.sweep import (
-  Wanted,
-  gang,
-  parse_resources,
-  ray_engine,
-  run_on_ray,
-  status,
-)
 from pdl_jax.sweep import claims as attempts
+from pdl_jax.sweep import gang, ray_engine
+from pdl_jax.sweep.placement import Wanted
+from pdl_jax.sweep.ray_engine import parse_resources, run_on_ray
+from pdl_jax.sweep.status import status
 from tests.ray_cluster import cluster_of
 from tests.test_sweep_local import (
   PATIENCE,

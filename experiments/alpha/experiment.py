@@ -5,7 +5,7 @@ with cross-entropy, then fine-tuned with each alpha from that one checkpoint.
 
   python -m experiments.corpus                   # once: text for the base
   python launch.py --sweep=experiments/alpha     # what is missing
-  python launch.py --report=experiments/alpha    # from records.jsonl alone
+  python launch.py report experiments/alpha      # from records.jsonl alone
 """
 
 from configs import base

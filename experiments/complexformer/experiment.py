@@ -11,7 +11,7 @@ experiments/attention_length, the leak in experiments/causal_leak.
 
   python -m experiments.corpus
   python launch.py --sweep=experiments/complexformer    # what is missing
-  python launch.py --report=experiments/complexformer   # from records.jsonl
+  python launch.py report experiments/complexformer     # from records.jsonl
 """
 
 from typing import Any

@@ -4,7 +4,7 @@ Alpha and epsilon on a grid, in counts and as a share of the running tokens,
 on the synopses of Debian's packages.
 
   python launch.py --sweep=experiments/epsilon     # what is missing
-  python launch.py --report=experiments/epsilon    # from records.jsonl alone
+  python launch.py report experiments/epsilon      # from records.jsonl alone
 """
 
 from experiments import metrics

@@ -4,7 +4,7 @@ Sum, token mean, weighted mean, and weights scaled to a corpus mean of 1 or
 not; one denominator for the whole batch, or four micro-batches of it.
 
   python launch.py --sweep=experiments/reduction     # what is missing
-  python launch.py --report=experiments/reduction    # from records.jsonl alone
+  python launch.py report experiments/reduction      # from records.jsonl alone
 """
 
 from experiments import metrics

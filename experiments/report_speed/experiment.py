@@ -5,7 +5,7 @@
 One finished run of the smallest job is copied a thousand times, 100 values of
 alpha with 10 seeds, its numbers shifted by noise; then everything a report
 does is timed: reading the run folders, the tables and figures with all their
-bootstraps, and --status.
+bootstraps, and status.
 """
 
 import json
@@ -22,10 +22,10 @@ import numpy as np
 from threadpoolctl import threadpool_limits
 
 from experiments import measured, metrics
-from pdl_jax import sweep
 from pdl_jax.report import carry_out, compare, figures, plan, tables
 from pdl_jax.report.declare import Experiment, Study, Variant
 from pdl_jax.report.layout import ByCount, Curves, Line
+from pdl_jax.sweep.status import format_status, status
 
 FOLDER = Path(__file__).parent
 ROOT = FOLDER.parent.parent
@@ -140,7 +140,7 @@ def _round() -> dict[str, float]:
   timed('collect', lambda: carry_out.keep(DECLARED, out))
   timed('report', report)
   root = plan.root(DECLARED.studies[0].config)
-  timed('status', lambda: sweep.format_status(sweep.status(root)))
+  timed('status', lambda: format_status(status(root)))
   return seconds
 
 
@@ -149,7 +149,7 @@ def table(record: dict[str, Any]) -> str:
   names = {
     'collect': 'reading the run folders into records',
     'report': 'tables and figures from the records',
-    'status': '--status',
+    'status': 'status',
   }
   lines = [
     f'{record["runs"]:,} runs of {record["examples"]} examples, {ALPHAS} rows '

@@ -6,7 +6,7 @@ that with the highest ROUGE-L there then has three seeds on the test split.
 Synopses of Debian's packages.
 
   python launch.py --sweep=experiments/rivals     # what is missing
-  python launch.py --report=experiments/rivals    # from records.jsonl alone
+  python launch.py report experiments/rivals      # from records.jsonl alone
 """
 
 from collections.abc import Mapping, Sequence

@@ -3,7 +3,7 @@
 The main job of each config, SmolLM2-135M, with PDL and with cross-entropy.
 
   python launch.py --sweep=experiments/smollm2     # what is missing
-  python launch.py --report=experiments/smollm2    # from records.jsonl alone
+  python launch.py report experiments/smollm2      # from records.jsonl alone
 """
 
 from experiments import metrics

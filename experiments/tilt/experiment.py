@@ -4,7 +4,7 @@ Cross-entropy decoded with a tilt (log prior taken off the logits), and PDL
 with the opposite one. The runs are those of experiments/alpha.
 
   python launch.py --sweep=experiments/tilt     # what is missing
-  python launch.py --report=experiments/tilt    # from records.jsonl alone
+  python launch.py report experiments/tilt      # from records.jsonl alone
 """
 
 from collections.abc import Sequence

@@ -8,7 +8,7 @@ full softmax beside it. Times are in experiments/head_speed.
 
   python -m experiments.corpus
   python launch.py --sweep=experiments/vq_logits     # what is missing
-  python launch.py --report=experiments/vq_logits    # from records.jsonl alone
+  python launch.py report experiments/vq_logits      # from records.jsonl alone
 """
 
 from typing import Any

@@ -5,7 +5,6 @@ import tempfile
 import traceback
 from pathlib import Path
 
-from pdl_jax.cluster.multihost import Place
 from pdl_jax.errors import ConfigError, FaultError, HostError, PdlError
 
 # In a run folder, or in that of the hosts of a run.
@@ -51,6 +50,8 @@ def words(error: BaseException) -> str:
 
 def _keep(error: BaseException, run: Path | None) -> str:
   """Writes the traceback and says where."""
+  from pdl_jax.cluster.multihost import Place
+
   text = ''.join(traceback.format_exception(error))
   kept = None
   if (place := Place.here()) is not None:

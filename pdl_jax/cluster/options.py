@@ -5,13 +5,14 @@ import re
 import socket
 from collections.abc import Collection, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import jax
 from absl import flags
 
-from pdl_jax.cluster import multihost
-from pdl_jax.cluster.multihost import Place
 from pdl_jax.errors import ConfigError, HostError
+
+if TYPE_CHECKING:
+  from pdl_jax.cluster.multihost import Place
 
 _MULTIHOST = flags.DEFINE_bool(
   'multihost', False, 'This is one of several hosts, each with this command.'
@@ -57,6 +58,10 @@ _HEARTBEAT = 100
 
 def choose_backend() -> None:
   """Tells JAX which backend to use; to be called before it looks for one."""
+  import jax
+
+  from pdl_jax.cluster.multihost import Place
+
   if jax.config.values['jax_enable_x64']:
     raise HostError(
       'JAX_ENABLE_X64 is set: counts, losses and checkpoints are made for fp32 '
@@ -69,8 +74,11 @@ def choose_backend() -> None:
     jax.config.update('jax_platforms', _BACKEND.value)
 
 
-def places(workdir: Path) -> list[Place]:
+def places(workdir: Path) -> 'list[Place]':
   """Returns the processes to start; none if this one is to train itself."""
+  from pdl_jax.cluster import multihost
+  from pdl_jax.cluster.multihost import Place
+
   if Place.here() is not None:
     return []
   coordinator, count, number = check()

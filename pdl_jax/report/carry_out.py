@@ -141,7 +141,7 @@ def carry_out(experiment: Experiment, folder: Path, sweep: Sweep) -> int:
       break
     _decode(experiment, group.root)
     keep(experiment, folder)
-  print(f'python launch.py --report={folder} makes tables and figures of it')
+  print(f'python launch.py report {folder} makes tables and figures of it')
   return failed
 
 
@@ -155,7 +155,7 @@ def _decode(experiment: Experiment, root: Path) -> None:
     if claims.finished(at) and not _is_decoded(at, variant):
       subprocess.run(
         [
-          sys.executable, 'launch.py', f'--evaluate={at}',
+          sys.executable, 'launch.py', 'evaluate', str(at),
           *(f'--decode.{key}={value}' for key, value in variant.decode.items()),
         ],
         check=True,

@@ -119,7 +119,7 @@ def fingerprint(value: Any) -> str:
 def _results(
   run: Path, measured: Mapping[str, Any], predictions: str
 ) -> dict[str, Any] | None:
-  """Those of --evaluate, which are newer, or of the run itself."""
+  """Those of evaluate, which are newer, or of the run itself."""
   names = ('before', 'after')
   columns = measured['columns'].values()
   if len(columns) != len(names):
@@ -155,7 +155,7 @@ def _items(run: Path, predictions: str) -> dict[str, Any]:
   if predictions not in found:
     raise DataError(
       f'{run} keeps no sums of its examples, as runs of earlier versions; '
-      f'python launch.py --evaluate={run} adds them'
+      f'python launch.py evaluate {run} adds them'
     )
   return found[predictions]
 
@@ -174,5 +174,5 @@ def _rounded(value: float | None) -> Any:
 
 
 def read_evaluations(run: Path) -> dict[str, Any]:
-  """What --evaluate measured of each stored set of predictions."""
+  """What evaluate measured of each stored set of predictions."""
   return files.read_json(run / 'evaluations.json', dict[str, MEASURED])

@@ -19,12 +19,12 @@ one go `env.json` does, where it was measured since there is one.
 ```
 python launch.py --sweep=experiments/NAME --dry_run  # which runs are missing
 python launch.py --sweep=experiments/NAME            # makes them
-python launch.py --report=experiments/NAME           # tables and figures
-python launch.py --report=experiments --check        # do all still follow?
+python launch.py report experiments/NAME             # tables and figures
+python launch.py report experiments --check          # do all still follow?
 ```
 
 """
-_NOTE = '\nThis list is made by `python launch.py --report=experiments`.\n'
+_NOTE = '\nThis list is made by `python launch.py report experiments`.\n'
 
 
 def experiments(folder: Path) -> list[Path]:
@@ -62,7 +62,7 @@ def write(folder: Path, *, check: bool) -> None:
   elif path.read_text('utf-8', 'replace') != text:
     raise DataError(
       f'{path} does not follow from the experiments; python launch.py '
-      f'--report={folder} writes it anew'
+      f'report {folder} writes it anew'
     )
 
 

@@ -91,7 +91,7 @@ class Measured:
         if self._compared(first, metric) != self._compared(record, metric):
           raise DataError(
             f'{who} define {metric.key} differently; measure both again with '
-            'one version (--evaluate)'
+            'one version (evaluate)'
           )
 
   def definition(self, record: Record, metric: Metric) -> Mapping[str, Any]:

@@ -85,7 +85,7 @@ def check(folder: Path) -> int:
   """
   with threadpool_limits(1):
     made = files(folder)
-  again = f'python launch.py --report={folder} writes it anew'
+  again = f'python launch.py report {folder} writes it anew'
   for name, text in sorted(made.items(), key=lambda item: item[0] != CSV):
     path = folder / name
     if not path.exists():

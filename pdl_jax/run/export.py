@@ -35,7 +35,7 @@ def run(workdir: Path, folder: Path, adapter_alone: bool = False) -> None:
   Raises:
     PdlError: with one line that says what to do.
   """
-  settings, run_folder = restore.open_run('--export', workdir)
+  settings, run_folder = restore.open_run('export', workdir)
   if folder.exists() and any(folder.iterdir()):
     raise ConfigError(f'--to: {folder} is not empty; name a new folder')
   # Whether a family has this model, before any weight is read.
@@ -44,7 +44,7 @@ def run(workdir: Path, folder: Path, adapter_alone: bool = False) -> None:
     _write_adapter(settings, run_folder, folder)
     return
   model = trained_model(
-    '--export', settings, workdir, prepare.load_source(settings, 'train')
+    'export', settings, workdir, prepare.load_source(settings, 'train')
   )
   if jax.process_index() != 0:
     return
@@ -98,7 +98,7 @@ def _write_adapter(
       'which no other tool has; without it the whole model is written'
     )
   model = restored_model(
-    '--export', settings, run_folder.path,
+    'export', settings, run_folder.path,
     prepare.load_source(settings, 'train'),
   )  # fmt: skip
   adapters = multihost_utils.process_allgather(

@@ -44,7 +44,7 @@ def run(
   Raises:
     PdlError: with one line that says what to do.
   """
-  settings, folder = restore.open_run('--evaluate', workdir)
+  settings, folder = restore.open_run('evaluate', workdir)
   made: list[str] = []
   if decode is not None:
     wanted = DecodeSettings(**decode)

@@ -6,6 +6,9 @@ the axis alpha. Each value that it yields is a set of overrides:
   def sweep_alpha() -> Iterator[dict[str, Any]]:
     for alpha in (0.0, 0.25, 0.5):
       yield {'loss.alpha': alpha}
+
+Or a key and its values: `loss.alpha=0,0.25`, where `alpha` will do if there is
+an axis of that name, or one key that ends so.
 """
 
 import dataclasses
@@ -20,34 +23,11 @@ from ml_collections import ConfigDict
 from pdl_jax.config import Settings, config_hash, flatten, numbers, run_id
 from pdl_jax.data.schema import check_known
 from pdl_jax.errors import ConfigError
+from pdl_jax.sweep.cell import Cell, Overrides
 
 _PREFIX = 'sweep_'
-
-Overrides = Mapping[str, Any]
-
-
-@dataclasses.dataclass(frozen=True)
-class Cell:
-  """One run of a sweep; several points of the product can be the same run.
-
-  Attributes:
-    labels: of its points, as in 'alpha=0.5 seed=1'.
-    overrides: of the first of them, dotted key -> value.
-    config: resolved, as the run folder keeps it.
-    run_id: what its folder is called, unless the run has one already.
-    digest: hash of everything that changes numbers; who the cell is.
-  """
-
-  labels: tuple[str, ...]
-  overrides: Overrides
-  config: Mapping[str, Any]
-  run_id: str
-  digest: str
-
-  @property
-  def flags(self) -> list[str]:
-    """The overrides as arguments of launch.py."""
-    return [f'--config.{key}={value}' for key, value in self.overrides.items()]
+_BOOLS = {'true': True, 'false': False, '1': True, '0': False}
+_KINDS = {bool: 'true or false', int: 'a whole number', float: 'a number'}
 
 
 def cells(
@@ -60,7 +40,7 @@ def cells(
 
   Args:
     module: the config file, with its sweep_NAME generators.
-    names: axes.
+    names: axes, or KEY=VALUE,VALUE.
     base_config: what the overrides are applied to.
     given: keys of base_config that the command line has set: no axis may set
       them again, and they are part of the names of the folders.
@@ -69,10 +49,17 @@ def cells(
     each run once, where its first point stands.
 
   Raises:
-    ConfigError: an axis that does not exist, is empty or named twice; a key
-      set twice; an override that the configuration does not take.
+    ConfigError: an axis that does not exist, is empty or named twice; a value
+      that is not of its key's type; a key set twice; an override that the
+      configuration does not take.
   """
-  axes = [_axis(module, name) for name in names]
+  axes = [
+    _values(module, entry, base_config)
+    if '=' in entry
+    else _axis(module, entry)
+    for entry in names
+  ]
+  names = [entry.partition('=')[0] for entry in names]
   if repeated := {name for name in names if names.count(name) > 1}:
     raise ConfigError(f'sweep axis {repeated.pop()} is named twice')
   found: dict[str, Cell] = {}
@@ -85,12 +72,55 @@ def cells(
   return list(found.values())
 
 
-def _axis(module: ModuleType, name: str) -> list[Overrides]:
-  known = [
+def _values(
+  module: ModuleType, entry: str, base_config: ConfigDict
+) -> list[Overrides]:
+  """An axis that is written out, as in 'loss.alpha=0,0.25'."""
+  name, _, told = entry.partition('=')
+  defaults = flatten(json.loads(base_config.to_json()))
+  key = _key(module, name, defaults)
+  kind = type(defaults[key])
+  values: list[Overrides] = []
+  for text in told.split(','):
+    try:
+      value = _BOOLS[text.lower()] if kind is bool else kind(text)
+    except (KeyError, ValueError):
+      raise ConfigError(
+        f'--sweep={entry}: {text!r} is not {_KINDS[kind]}, as {key} is'
+      ) from None
+    values.append({key: value})
+  return values
+
+
+def _key(
+  module: ModuleType, name: str, defaults: Mapping[str, Any]
+) -> str:
+  """The key that a name means: itself, that of an axis, or its last part."""
+  if name in defaults:
+    return name
+  if name in _declared(module):
+    found = {key for point in _axis(module, name) for key in point}
+  else:
+    found = {key for key in defaults if key.endswith(f'.{name}')}
+  if not found:
+    check_known('config key', name, defaults)
+  if len(found) > 1:
+    raise ConfigError(
+      f'--sweep={name}=... can mean {", ".join(sorted(found))}; give one whole'
+    )
+  return found.pop()
+
+
+def _declared(module: ModuleType) -> list[str]:
+  return [
     key.removeprefix(_PREFIX)
     for key, value in vars(module).items()
     if key.startswith(_PREFIX) and callable(value)
   ]
+
+
+def _axis(module: ModuleType, name: str) -> list[Overrides]:
+  known = _declared(module)
   if not known:
     raise ConfigError(
       f'{module.__name__} has no sweep axes; write a generator '

@@ -22,7 +22,7 @@ from typing import Any
 
 from pdl_jax.errors import HostError
 from pdl_jax.sweep import child, claims, local
-from pdl_jax.sweep.axes import Cell
+from pdl_jax.sweep.cell import Cell
 from pdl_jax.sweep.claims import PREEMPTED, Attempt
 
 # Seconds for the parents to find out, once process 0 has ended, why theirs did.

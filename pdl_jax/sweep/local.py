@@ -16,7 +16,7 @@ from typing import Protocol
 
 from pdl_jax.errors import ConfigError, PreemptedError
 from pdl_jax.sweep import child, claims
-from pdl_jax.sweep.axes import Cell
+from pdl_jax.sweep.cell import Cell
 from pdl_jax.sweep.child import Command
 from pdl_jax.sweep.claims import Attempt
 from pdl_jax.train.preemption import hear

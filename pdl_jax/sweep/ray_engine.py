@@ -23,7 +23,7 @@ from typing import Any
 from pdl_jax.data.schema import check_known
 from pdl_jax.errors import ConfigError, HostError, reason
 from pdl_jax.sweep import claims, gang, local, placement
-from pdl_jax.sweep.axes import Cell
+from pdl_jax.sweep.cell import Cell
 from pdl_jax.sweep.child import Command
 from pdl_jax.sweep.claims import PREEMPTED, Attempt
 from pdl_jax.sweep.placement import Reserved, Wanted

@@ -12,7 +12,7 @@ from pdl_jax.errors import DataError, printable
 from pdl_jax.run_folder import STATUS
 from pdl_jax.storage import files
 from pdl_jax.sweep import claims
-from pdl_jax.sweep.axes import Cell
+from pdl_jax.sweep.cell import Cell
 from pdl_jax.sweep.claims import PREEMPTED, Attempt
 
 _CONFIG = {'train': {'steps': int}}

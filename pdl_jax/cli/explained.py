@@ -1,0 +1,62 @@
+"""Whatever is raised becomes an error of one line."""
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pdl_jax.errors import HostError, PdlError, PreemptedError, printable
+
+if TYPE_CHECKING:
+  from pdl_jax.config import Settings
+
+
+@contextlib.contextmanager
+def explained(
+  workdir: Path | None = None, settings: 'Settings | None' = None
+) -> Iterator[None]:
+  """Turns every exception into a PdlError.
+
+  Args:
+    workdir: folder of the run, which need not be there; it takes the traceback
+      of what nobody foresaw.
+    settings: of the run that is made there; its status.json takes the error.
+  """
+  try:
+    yield
+  except (SystemExit, KeyboardInterrupt):
+    raise
+  except BaseException as error:
+    # Panics of Rust are no Exception.
+    told = _explain(error, workdir, settings is not None)
+    if workdir is not None and settings is not None:
+      from pdl_jax import run_folder
+
+      run_folder.note_failure(
+        workdir, settings, word(told), printable(str(told))
+      )
+    if told is error:
+      raise
+    raise told from error
+
+
+def word(error: PdlError) -> str:
+  """How an error is announced, and called in status.json."""
+  return 'stopped' if isinstance(error, PreemptedError) else 'error'
+
+
+def _explain(
+  error: BaseException, workdir: Path | None, makes_run: bool
+) -> PdlError:
+  if isinstance(error, PdlError):
+    return error
+  if isinstance(error, OSError):
+    # Whatever the operating system refuses: a full disk, a read-only folder.
+    where = f' ({error.filename})' if error.filename else ''
+    hint = ''
+    if makes_run:
+      hint = f', with --workdir={workdir}; free space there or choose another'
+    return HostError(f'{error.strerror or error}{where}{hint}')
+  from pdl_jax.cluster import fault
+
+  return fault.explain(error, workdir)

@@ -1,0 +1,266 @@
+"""The flags of all commands, and what they mean.
+
+Nothing here imports JAX before the flags are read.
+"""
+
+import dataclasses
+import textwrap
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from absl import flags
+from ml_collections import ConfigDict, config_flags
+
+from pdl_jax.cluster import fault, options, pods
+from pdl_jax.errors import ConfigError
+
+if TYPE_CHECKING:
+  from pdl_jax.config import Settings
+  from pdl_jax.train.preemption import StopRequest
+
+CONFIG = config_flags.DEFINE_config_file(
+  'config', None, 'configs/NAME.py, or configs/NAME.py:MODE.'
+)
+flags.DEFINE_bool(
+  'help_config', False, 'Print every key of a configuration, and what it means.'
+)
+WORKDIR = flags.DEFINE_string(
+  'workdir', None, 'Run folder; default: runs/NAME/<overrides>-<hash>.'
+)
+MODELS = flags.DEFINE_list(
+  'models', ['after'], 'With --decode: before, after, or both.'
+)
+TO = flags.DEFINE_string('to', None, 'A new folder.')
+ADAPTER = flags.DEFINE_bool(
+  'adapter', False, 'The adapter alone, in the format of PEFT.'
+)
+CHECK = flags.DEFINE_bool('check', False, 'Compare, write nothing.')
+SWEEP = flags.DEFINE_multi_string(
+  'sweep', [], 'Axes, generators sweep_NAME of the config file, as in '
+  'alpha,seed; or a key and its values, as in alpha=0,0.25',
+)  # fmt: skip
+WORKERS = flags.DEFINE_integer(
+  'workers', 1, 'With --sweep: cells at a time.', lower_bound=1
+)
+RETRIES = flags.DEFINE_integer(
+  'retries', 1, 'With --sweep: new tries of a failed cell.', lower_bound=0
+)
+FAIL_FAST = flags.DEFINE_bool(
+  'fail_fast', False, 'With --sweep: stop at the first cell that fails.'
+)
+DRY_RUN = flags.DEFINE_bool(
+  'dry_run', False,
+  'Say what would be run, and run nothing.',
+)  # fmt: skip
+ENGINE = flags.DEFINE_enum(
+  'engine', 'local', ['local', 'ray'],
+  'With --sweep: this machine, or the Ray cluster RAY_ADDRESS.',
+)  # fmt: skip
+RESOURCES = flags.DEFINE_list(
+  'resources', [], 'With --engine=ray: what a cell takes: CPU=1,TPU=4.'
+)
+HOSTS = flags.DEFINE_integer(
+  'hosts_per_cell', 1, 'With --engine=ray: machines of a cell, each with '
+  '--resources; of TPU, a slice.', lower_bound=1,
+)  # fmt: skip
+# A run has those of preview too, and all that are named nowhere here.
+_OF = {
+  'preview': ('config', 'workdir', 'backend'),
+  'evaluate': ('decode', 'models', 'backend'),
+  'export': ('to', 'adapter', 'backend'),
+  'report': ('check',),
+  'status': (),
+}
+
+
+def _names(command: str) -> list[str]:
+  """Flags of a command, '' being a run."""
+  if command in _OF:
+    return list(_OF[command])
+  others = {name for names in _OF.values() for name in names}
+  own = flags.FLAGS.flags_by_module_dict()
+  return [
+    flag.name
+    for module in (__name__, options.__name__, pods.__name__)
+    for flag in own[module]
+    if flag.name in _OF['preview'] or flag.name not in others
+  ]
+
+
+def flags_of(command: str) -> str:
+  """Help on the flags of a command, '' being a run."""
+  lines: list[str] = []
+  for name in _names(command):
+    if name in flags.FLAGS:  # --decode is on the page of its command.
+      flag = flags.FLAGS[name]
+      default = f'={flag.default_as_str}' if flag.default else ''
+      about = ' '.join((flag.help or '').split())
+      lines.append(f'  --{name}{default}'.replace("'", ''))
+      lines.append(textwrap.indent(textwrap.fill(about, 74), ' ' * 6))
+  return '\n'.join(lines)
+
+
+def read(command: str, arguments: Sequence[str]) -> list[str]:
+  """Reads the flags.
+
+  Args:
+    command: '' for a run.
+    arguments: the program's name, and what follows the command.
+
+  Returns:
+    what stands without a flag: only a command that takes it has any.
+
+  Raises:
+    ConfigError: for anything in them that is not understood.
+  """
+  flags.FLAGS.set_gnu_getopt(True)
+  try:
+    _check_names(command, arguments)
+    if command == 'evaluate':
+      from pdl_jax.generate import DecodeSettings
+
+      # Looks for its keys on the command line as soon as it is defined.
+      config_flags.DEFINE_config_dict(
+        'decode', ConfigDict(dataclasses.asdict(DecodeSettings())).lock(),
+        'How to generate; the keys of config.decode.',
+      )  # fmt: skip
+    rest = flags.FLAGS(arguments)[1:]
+  except (flags.Error, KeyError, AttributeError, TypeError) as error:
+    if where := fault.in_config(error):
+      raise ConfigError(f'{where}: {fault.words(error)}') from error
+    raise ConfigError(_one_line(error)) from error
+  if rest and command in ('', 'preview'):
+    raise ConfigError(f'arguments without a flag: {" ".join(rest)}')
+  return rest
+
+
+def folder(command: str, what: str, arguments: Sequence[str]) -> Path:
+  """Reads the flags, and the one folder that a command takes.
+
+  Args:
+    what: stands for it in the help.
+
+  Raises:
+    ConfigError: as `read`; or there are more folders, or none.
+  """
+  rest = read(command, arguments)
+  if len(rest) != 1:
+    raise ConfigError(
+      f'{command} takes one folder, as in python launch.py {command} {what}; '
+      f'got {" ".join(rest) or "none"}'
+    )
+  return Path(rest[0])
+
+
+def _check_names(command: str, arguments: Sequence[str]) -> None:
+  """Refuses flags of other commands, and unknown ones before a config loads."""
+  names, known = _names(command), flags.FLAGS
+  for argument in arguments:
+    if not argument.startswith('-'):
+      continue
+    name = argument.lstrip('-').partition('=')[0].partition('.')[0]
+    if name not in known and name != 'decode':
+      name = name.removeprefix('no')
+    owners = [each for each in ('', *_OF) if name in _names(each)]
+    if owners and name not in names:
+      to = f'{owners[0]} --help'.strip()
+      more = {
+        'decode': '; a run takes --config.decode',
+        'config': '; the configuration of a run is in its folder',
+      }.get(name, '')
+      raise ConfigError(
+        f'--{name} is no flag of {command or "a run"}; '
+        f'python launch.py {to} has it{more}'
+      )
+    # A value that stands by itself may be a negative number.
+    if name not in known and not owners and argument.startswith('--'):
+      known(['', argument])  # Raises, and names the nearest.
+
+
+def begin() -> 'StopRequest':
+  """Hears signals, and chooses the backend; of several hosts joins them."""
+  from pdl_jax.cluster import multihost
+  from pdl_jax.train.preemption import StopRequest
+
+  stop = StopRequest()
+  options.choose_backend()
+  own = multihost.Place.here()
+  return stop if own is None else multihost.join(own)
+
+
+def decode() -> dict[str, Any] | None:
+  """All keys of --decode, or None if none was given."""
+  if not overrides('decode'):
+    return None
+  keys: Any = flags.FLAGS['decode'].value
+  return keys.to_dict()
+
+
+def overrides(name: str) -> dict[str, Any]:
+  """Keys that the command line sets of --config or --decode, dotted."""
+  return config_flags.get_override_values(flags.FLAGS[name])
+
+
+def configured() -> 'tuple[Settings, Path]':
+  """The settings and the run folder that the flags mean.
+
+  Raises:
+    ConfigError: no --config, no such file, or a wrong value in it.
+  """
+  from pdl_jax.config import Settings, run_id
+
+  default = config_folder()
+  try:
+    settings = Settings.from_config(CONFIG.value)
+  except (KeyError, TypeError) as error:
+    raise ConfigError(
+      f'--config: {config_file()} has other keys than configs/base.py '
+      f'({error})'
+    ) from error
+  if WORKDIR.value is not None:
+    return settings, Path(WORKDIR.value)
+  return settings, default / run_id(settings.resolved, overrides('config'))
+
+
+def config_folder() -> Path:
+  """Where runs of this config file and mode go by default.
+
+  Raises:
+    ConfigError: no --config, or no such file.
+  """
+  if not flags.FLAGS['config'].present:
+    raise ConfigError('no --config; try --config=configs/summarize.py:tiny')
+  file, _, mode = config_file().partition(':')
+  if not Path(file).is_file():
+    raise ConfigError(f'--config: there is no file {file} in {Path.cwd()}')
+  # Of a file that could not be read this raises what the system said.
+  if not hasattr(CONFIG.value, 'to_json'):
+    raise ConfigError(
+      f'--config: get_config of {file} returns a '
+      f'{type(CONFIG.value).__name__}, not a ConfigDict'
+    )
+  name = '-'.join(part for part in (Path(file).stem, mode) if part)
+  return Path('runs') / name
+
+
+def config_file() -> str:
+  """The value of --config: file and mode."""
+  return config_flags.get_config_filename(flags.FLAGS['config'])
+
+
+def _one_line(error: Exception) -> str:
+  """What a parser says, without its traceback."""
+  if isinstance(error, KeyError | AttributeError):
+    if 'get_config' in str(error):
+      return '--config: the file has no function get_config'
+    from pdl_jax.config import RENAMED
+
+    # ml_collections quotes its message once a level: "'alhpa'\nDid you ...".
+    text = str(error).replace('\\n', '\n').replace('\\', '')
+    key, _, hint = (part.strip(' \'"') for part in text.partition('\n'))
+    if key in RENAMED:
+      return f'config key {key!r} is called {RENAMED[key]} now'
+    hint = f' {hint}' if hint else ''
+    return f'unknown config key {key!r}.{hint} (--help_config prints all)'
+  return str(error).splitlines()[-1].removeprefix('ValueError: ')

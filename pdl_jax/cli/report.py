@@ -1,0 +1,33 @@
+"""Makes tables, figures and page of an experiment from its records alone.
+
+  python launch.py report experiments/NAME [--check]
+  python launch.py report experiments [--check]
+
+The second does it for all experiments, and writes their list,
+experiments/README.md. With --check nothing is written: files that are there
+are compared with what the records say, byte for byte, and the first one that
+differs ends it with exit code 3.
+"""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from pdl_jax.cli import given
+
+
+def main(arguments: Sequence[str]) -> int:
+  """Runs the command; returns its exit code."""
+  folder = given.folder('report', 'experiments/NAME', arguments)
+  from pdl_jax.report import index, write
+
+  given.begin()
+  folder = Path(os.path.relpath(folder))
+  check = given.CHECK.value
+  for each in index.experiments(folder):
+    if check:
+      print(f'{each}: {write.check(each)} files follow from the records')
+    else:
+      print('\n'.join(f'wrote {path}' for path in write.write(each)))
+  index.write(folder, check=check)
+  return 0

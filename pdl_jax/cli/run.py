@@ -1,0 +1,137 @@
+"""A run, here or on a pod, or a sweep of runs: the command without a word."""
+
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pdl_jax.cli import given, sweep
+from pdl_jax.cli.explained import explained
+from pdl_jax.cluster import options, pods
+from pdl_jax.errors import ConfigError
+
+if TYPE_CHECKING:
+  from pdl_jax.config import Settings
+  from pdl_jax.train.preemption import StopRequest
+
+PAGE = """
+--dry_run says configuration, memory of a device and command of a run, or what
+a sweep or a pod would be. --multihost makes this one of several hosts, each
+with the same command; --processes rehearses that here.
+--sweep runs the product of axes, each cell a run of its own; the same command
+again runs what is missing. An axis is a generator of the config file, or a key
+and its values. --engine=ray does it on the cluster that RAY_ADDRESS names,
+where a cell can be one run on several machines, which --processes rehearses
+here.
+--pod starts the run on a TPU or GPU cluster; --dry_run prints the commands.
+docs/pods.md has the kinds of clusters and their flags.
+"""
+
+
+def main(arguments: Sequence[str]) -> int:
+  """Runs the command; returns its exit code.
+
+  Args:
+    arguments: the program's name and its flags.
+  """
+  given.read('', arguments)
+  pod = pods.pod()
+  if pod is not None and given.SWEEP.value:
+    raise ConfigError('--sweep and --pod are different commands; give one')
+  if options.devices_are_told() and not given.DRY_RUN.value:
+    raise ConfigError(
+      '--devices says of which machine --dry_run speaks; a run takes all '
+      'devices that are there'
+    )
+  if given.SWEEP.value:
+    return sweep.main(arguments)
+  if pod is not None:
+    return _start_pod(pod, arguments[1:])
+  from pdl_jax.cluster import multihost
+
+  stop = given.begin()
+  multihost.default_backend()
+  settings, workdir = given.configured()
+  with explained(workdir, settings):
+    if given.DRY_RUN.value:
+      return _dry_run(settings, workdir, arguments)
+    return _train(settings, workdir, stop, arguments)
+
+
+def _train(
+  settings: 'Settings',
+  workdir: Path,
+  stop: 'StopRequest',
+  arguments: Sequence[str],
+) -> int:
+  """One run, on this host alone or as one of several."""
+  from pdl_jax import run_folder
+  from pdl_jax.cluster import multihost, supervisor
+  from pdl_jax.cluster.preflight import Preflight
+  from pdl_jax.run import finetune
+
+  if hosts := options.places(workdir):
+    run_folder.check_unclaimed(workdir)
+    started = supervisor.start(hosts, [sys.executable, *arguments])
+    ended = supervisor.supervise(started, options.stuck_seconds())
+    if ended.words:
+      run_folder.note_failure(workdir, settings, 'error', ended.words)
+    return ended.code
+  if told := _in_vain(settings):
+    print(told)
+  inspect = None
+  with run_folder.claimed(workdir):
+    own = multihost.Place.here()
+    if own is not None or multihost.default_backend() != 'cpu':
+      stop.note('pre-flight')
+      flight = Preflight(settings, workdir)
+      flight.start()
+      inspect = flight.data
+    finetune.run(settings, workdir, stop, inspect)
+  return 0
+
+
+def _dry_run(
+  settings: 'Settings', workdir: Path, arguments: Sequence[str]
+) -> int:
+  """Says what a run would be, what it takes, and what to type."""
+  from pdl_jax.cli.dry_run import describe
+
+  options.check()
+  print(describe(settings, options.devices()))
+  for told in filter(None, (settings.note, _in_vain(settings))):
+    print(f'# {told}')
+  kept = options.without_dry_run(arguments)
+  print(f'# run folder: {workdir}\n{shlex.join(["python", *kept])}')
+  return 0
+
+
+def _in_vain(settings: 'Settings') -> str:
+  """What was asked for and changes nothing, if anything was."""
+  from pdl_jax.config import unread
+
+  told = unread(settings.resolved, given.overrides('config'))
+  if not told:
+    return ''
+  return f'not read   {", ".join(told)}: no part of this run uses it'
+
+
+def _start_pod(pod: pods.Pod, arguments: Sequence[str]) -> int:
+  """Starts the run on a pod, or says how."""
+  from pdl_jax.cli.dry_run import describe
+
+  given.begin()
+  settings, here = given.configured()
+  folder = pods.workdir(pod, here, given.WORKDIR.value is not None)
+  options.check_alone('--pod')
+  pods.check_shipped(settings.model.pretrained)
+  kept = pods.without(options.without_dry_run(arguments))
+  plan = pods.plan(pod, pods.committed(kept, folder))
+  if given.DRY_RUN.value:
+    if options.devices_are_told():
+      print(describe(settings, options.devices()))
+    print(pods.to_shell(plan))
+  else:
+    pods.run(plan)
+  return 0

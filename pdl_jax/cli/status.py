@@ -1,0 +1,28 @@
+"""Says how far the runs and sweeps in a folder are.
+
+  python launch.py status FOLDER
+
+FOLDER is what run folders are in, such as runs/summarize. Each run is queued,
+running (with its step and when it was last heard of), done, failed (with its
+last error), or broken: one of its files is torn. Nothing is written, so that
+it may be asked at any time, and on any machine that sees the folder.
+"""
+
+from collections.abc import Sequence
+
+from pdl_jax.cli import given
+from pdl_jax.errors import ConfigError
+from pdl_jax.sweep.status import format_status, status
+
+
+def main(arguments: Sequence[str]) -> int:
+  """Runs the command; returns its exit code."""
+  folder = given.folder('status', 'FOLDER', arguments)
+  rows = status(folder) if folder.is_dir() else []
+  if not rows:
+    raise ConfigError(
+      f'status: there are no runs in {folder}; it takes the folder that run '
+      'folders are in, such as runs/summarize'
+    )
+  print(format_status(rows))
+  return 0
