@@ -274,7 +274,7 @@ def test_sigterm_saves_and_the_same_command_finishes(tmp_path, data_dir):
   )  # fmt: skip
   assert done.returncode == 0, done.stderr
   assert f'resumed from step {rows}' in done.stdout
-  assert 'Target perplexity' in done.stdout
+  assert 'Perplexity' in done.stdout
   assert 'example 3' in done.stdout
   assert 'not read   model.lora.rank=4: no part of this run' in done.stdout
 
