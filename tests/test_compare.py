@@ -250,6 +250,16 @@ def test_declarations_are_checked():
     study(before='CE')
 
 
+def test_other_words_for_one_metric_are_the_same_metric():
+  found = [*records()[:-1], {**records()[-1], 'definitions': 'bb'}]
+  told = {'definition': 'in other words', 'unit': 'words'}
+  definitions = {**DEFINITIONS, 'bb': dict.fromkeys(METRICS, told)}
+  make_report('x', '', Experiment('?', (study(),)), found, definitions)
+  told['signature'] = 'package==2'
+  with pytest.raises(DataError, match='define perplexity differently'):
+    make_report('x', '', Experiment('?', (study(),)), found, definitions)
+
+
 def with_sums(found, bucket='0'):
   """Records of a version that keeps sums by training count."""
   for each in found:

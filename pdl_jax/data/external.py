@@ -229,6 +229,8 @@ def open_hf(
     sums = [_sha256(file['filename']) for file in dataset.cache_files]
     # Places in a flipped file may lie outside of it: reading would crash.
     dataset.data.table.validate(full=True)
+  except MemoryError:
+    raise
   # Of torn files `datasets` raises what JSON and Arrow make of them.
   except Exception as error:
     raise DataError(

@@ -107,7 +107,7 @@ class Measured:
   def _compared(self, record: Record, metric: Metric) -> tuple[Any, ...]:
     """What has to be the same of two numbers in one column."""
     told = self.definition(record, metric)
-    return told.get('unit'), told.get('signature'), told.get('version', 1)
+    return told.get('signature'), told.get('version', 1)
 
   def has_sums(self, metric: Metric) -> bool:
     """Whether all records can be resampled; those of old runs may not."""
