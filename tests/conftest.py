@@ -71,16 +71,25 @@ def data_dir(tmp_path_factory):
   return folder
 
 
+_HANDLERS = {
+  number: signal.getsignal(number)
+  for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+}
+
+
+@pytest.fixture(autouse=True)
+def handlers():
+  """Each test begins with the handlers of a new process: a job leaves its own."""
+  for number, handler in _HANDLERS.items():
+    signal.signal(number, handler)
+
+
 @pytest.fixture
 def stop():
-  """A request to stop that a signal can make; the handlers of before after."""
+  """A request to stop that a signal can make."""
   from pdl_jax.train import loop
 
-  taken = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
-  before = {n: signal.getsignal(n) for n in taken}
-  yield loop.StopRequest()
-  for number, handler in before.items():
-    signal.signal(number, handler)
+  return loop.StopRequest()
 
 
 @pytest.fixture
@@ -90,7 +99,6 @@ def main(monkeypatch, capfd):
 
   # It defines flags of its own, which are not to be forgotten with a command's.
   importlib.import_module('pdl_jax.run.finetune')
-  before = {n: signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT)}
 
   def call(*arguments):
     line = ['launch.py', *arguments]
@@ -102,6 +110,4 @@ def main(monkeypatch, capfd):
     out, err = capfd.readouterr()
     return code, out, err
 
-  yield call
-  for number, handler in before.items():
-    signal.signal(number, handler)
+  return call
