@@ -5,7 +5,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: summarize tiny debian test lint types clean
+.PHONY: summarize tiny debian test test-slow lint types clean
 
 summarize: $(READY)
 	$(BIN)/python launch.py --config=configs/summarize.py
@@ -17,10 +17,16 @@ tiny: $(READY)
 debian: $(READY)
 	$(BIN)/python -m pdl_jax.data.packaged.debian_synopses
 
-# All of them, or the files that TESTS names. A test that only the end of its
-# process could stop would be tried again and again by processes that follow.
+# The fast tests, and the slow ones: whole jobs, several processes, compilers.
+# TESTS names some of them. A test that only the end of its process could stop
+# would be tried again and again by processes that follow.
+PYTEST := $(BIN)/python -m pytest -q -n 2 --dist loadfile --max-worker-restart=0
+
 test: $(READY)
-	$(BIN)/python -m pytest -q -n 2 --dist loadfile --max-worker-restart=0 $(TESTS)
+	$(PYTEST) -m 'not slow' $(TESTS)
+
+test-slow: $(READY)
+	$(PYTEST) -m slow $(TESTS)
 
 lint: $(READY)
 	$(BIN)/ruff check .
