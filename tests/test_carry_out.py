@@ -286,7 +286,7 @@ def test_no_such_experiment():
   with pytest.raises(ConfigError, match='no .*nothing/experiment.py; experim'):
     plan.module(Path('experiments/nothing'))
   with pytest.raises(ConfigError, match='declares no EXPERIMENT'):
-    plan.load(Path('experiments/data_speed'))
+    plan.load(Path('experiments/causal_leak'))
 
 
 def test_what_is_recorded_is_not_run_again_without_its_folders(here, capsys):

@@ -9,13 +9,15 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from experiments import measured, rehash
-from experiments.loss_speed import flops
+from benchmarks import harness
+from benchmarks.loss_speed import flops
+from experiments import rehash
 from pdl_jax.errors import DataError
 from pdl_jax.report import index, plan, write
 
 ROOT = Path(__file__).parent.parent
-FOLDERS = index.experiments(Path('experiments'))
+LISTS = [Path('experiments'), Path('benchmarks')]
+FOLDERS = [path for folder in LISTS for path in index.experiments(folder)]
 # Some are declared, and not measured yet.
 RECORDED = [path for path in FOLDERS if (path / 'records.jsonl').exists()]
 
@@ -25,8 +27,9 @@ def test_files_follow_from_records(folder):
   assert write.check(folder) >= 1
 
 
-def test_index_follows_from_the_experiments():
-  index.write(Path('experiments'), check=True)
+@pytest.mark.parametrize('folder', LISTS, ids=str)
+def test_index_follows_from_the_experiments(folder):
+  index.write(folder, check=True)
 
 
 @pytest.mark.parametrize('folder', RECORDED, ids=lambda path: path.name)
@@ -83,10 +86,10 @@ def test_what_measures_in_one_go_leaves_its_environment(tmp_path, capsys):
   records = [{'seconds': 1.5}, {'seconds': 2.5}]
 
   def report_files():
-    return {'table.md': f'{len(measured.read(tmp_path))} rows\n'}
+    return {'table.md': f'{len(harness.read(tmp_path))} rows\n'}
 
-  measured.keep(tmp_path, records, report_files)
-  assert measured.read(tmp_path) == records
+  harness.keep(tmp_path, records, report_files)
+  assert harness.read(tmp_path) == records
   found = json.loads((tmp_path / 'env.json').read_text('utf-8'))
   assert {'commit', 'dirty', 'packages', 'cpus', 'devices'} <= found.keys()
   assert (tmp_path / 'table.md').read_text('utf-8') == '2 rows\n'
@@ -96,7 +99,7 @@ def test_what_measures_in_one_go_leaves_its_environment(tmp_path, capsys):
 def test_loss_speed_runs(tmp_path):
   """Every part of the benchmark at tiny sizes, without the peers."""
   command = [
-    sys.executable, '-m', 'experiments.loss_speed.experiment', '--smoke',
+    sys.executable, '-m', 'benchmarks.loss_speed', '--smoke',
     '--ours', f'--folder={tmp_path}',
   ]  # fmt: skip
   subprocess.run(command, check=True, cwd=ROOT)

@@ -10,7 +10,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 TREE = sorted(
   path
-  for name in ('pdl_jax', 'configs', 'experiments', 'tests')
+  for name in ('pdl_jax', 'configs', 'experiments', 'benchmarks', 'tests')
   for path in (ROOT / name).rglob('*.py')
 )
 LAYERS = [

@@ -132,7 +132,7 @@ def test_the_door_sets_the_flag_and_env_json_has_it(monkeypatch):
   assert told == 'bfloat16'
 
 
-@pytest.mark.parametrize('file', sorted(ROOT.glob('experiments/*/*.py')))
+@pytest.mark.parametrize('file', sorted(ROOT.glob('benchmarks/*/__main__.py')))
 def test_what_measures_sets_the_flag(file):
   """Processes that an experiment starts have its environment."""
   text = file.read_text(encoding='utf-8')

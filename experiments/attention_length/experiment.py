@@ -20,8 +20,8 @@ import jax.numpy as jnp
 import numpy as np
 from matplotlib.figure import Figure
 
+from benchmarks import harness
 from configs import language_model
-from experiments import measured
 from experiments.complexformer import experiment as complexformer
 from experiments.complexformer.experiment import (
   COMPLEX,
@@ -80,7 +80,7 @@ def main() -> None:
       })  # fmt: skip
       print(records[-1], flush=True)
   records += _angles()
-  measured.keep(FOLDER, records, report_files)
+  harness.keep(FOLDER, records, report_files)
 
 
 def finished(
@@ -243,7 +243,7 @@ def _by_row(
 
 def report_files() -> dict[str, str]:
   """What follows from the records: name -> text."""
-  records = measured.read(FOLDER)
+  records = harness.read(FOLDER)
   drawn = {
     'length.svg': figures.svg(
       partial(_draw_lengths, records), 'Perplexity against length'

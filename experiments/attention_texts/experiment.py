@@ -18,7 +18,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from experiments import corpus, measured
+from benchmarks import harness
+from experiments import corpus
 from experiments.attention_length.experiment import (
   finished,
   losses,
@@ -57,7 +58,7 @@ def main() -> None:
         'nats_per_token': float(nats.mean()),
       })  # fmt: skip
       print(records[-1], flush=True)
-  measured.keep(FOLDER, records, report_files)
+  harness.keep(FOLDER, records, report_files)
 
 
 def _texts(name: str) -> list[str]:
@@ -135,7 +136,7 @@ def table(records: list[dict[str, Any]]) -> str:
 
 def report_files() -> dict[str, str]:
   """What follows from the records: name -> text."""
-  return {'table.md': table(measured.read(FOLDER))}
+  return {'table.md': table(harness.read(FOLDER))}
 
 
 if __name__ == '__main__':

@@ -20,8 +20,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from benchmarks import harness
 from configs import language_model
-from experiments import measured
 from pdl_jax.config import Settings
 from pdl_jax.data import pipeline
 from pdl_jax.model import lm
@@ -53,7 +53,7 @@ def main() -> None:
   records = [
     *_train(settings, ready, CAUSAL), *_train(settings, ready, AHEAD)
   ]  # fmt: skip
-  measured.keep(FOLDER, records, report_files)
+  harness.keep(FOLDER, records, report_files)
 
 
 def _train(
@@ -155,7 +155,7 @@ def table(records: list[dict[str, Any]]) -> str:
 
 def report_files() -> dict[str, str]:
   """What follows from the records: name -> text."""
-  return {'table.md': table(measured.read(FOLDER))}
+  return {'table.md': table(harness.read(FOLDER))}
 
 
 if __name__ == '__main__':

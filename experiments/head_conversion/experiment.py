@@ -19,8 +19,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from benchmarks import harness
 from configs import language_model
-from experiments import measured
 from pdl_jax.config import Settings
 from pdl_jax.data import pipeline
 from pdl_jax.data.examples import Examples
@@ -112,7 +112,7 @@ def main() -> None:
     }  # fmt: skip
     print(record, flush=True)
     records.append(record)
-  measured.keep(FOLDER, records, report_files)
+  harness.keep(FOLDER, records, report_files)
 
 
 def _read(ready: prepare.Setup) -> Read:
@@ -318,7 +318,7 @@ def table(records: list[dict[str, Any]]) -> str:
 
 def report_files() -> dict[str, str]:
   """What follows from the records: name -> text."""
-  return {'table.md': table(measured.read(FOLDER))}
+  return {'table.md': table(harness.read(FOLDER))}
 
 
 if __name__ == '__main__':

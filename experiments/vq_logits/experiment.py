@@ -4,7 +4,7 @@ The claim (arXiv:2505.10202): up to 99 % fewer parameters of the output layer,
 6 times faster logits, +4 % perplexity. Language modelling of sotu, from
 scratch, from a small trained model, and from SmolLM2 (V 49,152); and synopses
 of Debian's packages from the small model. Every variant trains as long as the
-full softmax beside it. Times are in experiments/head_speed.
+full softmax beside it. Times are in benchmarks/head_speed.
 
   python -m experiments.corpus
   python launch.py --sweep=experiments/vq_logits     # what is missing

@@ -2,9 +2,10 @@
 
   python launch.py report experiments/NAME [--check]
   python launch.py report experiments [--check]
+  python launch.py report benchmarks [--check]
 
-The second does it for all experiments, and writes their list,
-experiments/README.md. With --check nothing is written: files that are there
+The others do it for all experiments or benchmarks, and write their list into
+README.md of the folder. With --check nothing is written: files that are there
 are compared with what the records say, byte for byte, and the first one that
 differs ends it with exit code 3.
 """

@@ -2,7 +2,7 @@
 
 From shapes: the state by `state.describe`, so its bytes are exact; the rest
 from the jaxpr of the step on one device's share of the arrays, an estimate:
-experiments/scale_on_paper has it beside what compilers come to. Neither the
+benchmarks/scale_on_paper has it beside what compilers come to. Neither the
 arrays nor the devices need to be there.
 """
 

@@ -7,24 +7,8 @@ from pdl_jax.errors import ConfigError, DataError
 from pdl_jax.report import carry_out, plan
 from pdl_jax.report.declare import Experiment
 
-_HEAD = """# Experiments
-
-One folder a question. `experiment.py` declares what is run, `records.jsonl` is
-what the runs left behind, and everything else is made from it: `table.md`,
-`table.tex` (booktabs), `table.csv` (every seed), figures, and `report.html`
-(not kept here). `README.md` says what it means, negatives included. Records
-name the commit and the packages they were made with; for what is measured in
-one go `env.json` does, where it was measured since there is one.
-
-```
-python launch.py --sweep=experiments/NAME --dry_run  # which runs are missing
-python launch.py --sweep=experiments/NAME            # makes them
-python launch.py report experiments/NAME             # tables and figures
-python launch.py report experiments --check          # do all still follow?
-```
-
-"""
-_NOTE = '\nThis list is made by `python launch.py report experiments`.\n'
+_COLUMNS = '| question | answer | runs | folder |'
+_NOTE = '\nThis list is made by `python launch.py report {}`.\n'
 
 
 def experiments(folder: Path) -> list[Path]:
@@ -33,18 +17,18 @@ def experiments(folder: Path) -> list[Path]:
   Raises:
     ConfigError: there is none.
   """
-  if (folder / 'experiment.py').is_file():
+  if plan.code(folder):
     return [folder]
-  found = sorted(path.parent for path in folder.glob('*/experiment.py'))
+  found = sorted(path for path in folder.glob('*') if plan.code(path))
   if not found:
     plan.module(folder)  # Says which there are.
   return found
 
 
 def write(folder: Path, *, check: bool) -> None:
-  """Writes, or compares, README.md of the folder of all experiments.
+  """Writes, or compares, the list in README.md of a folder of experiments.
 
-  Does nothing for the folder of one.
+  What stands above the list stays. Does nothing for the folder of one.
 
   Raises:
     DataError: with check, if it differs.
@@ -52,14 +36,16 @@ def write(folder: Path, *, check: bool) -> None:
   found = experiments(folder)
   if found == [folder]:
     return
-  rows = ['| question | answer | runs | folder |', '| --- | --- | --- | --- |']
+  rows = [_COLUMNS, '| --- | --- | --- | --- |']
   rows += ['| ' + ' | '.join(_row(each, folder)) + ' |' for each in found]
-  text = _HEAD + '\n'.join(rows) + '\n' + _NOTE
   path = folder / 'README.md'
+  kept = path.read_text('utf-8', 'replace') if path.exists() else ''
+  head, *_ = kept.partition(_COLUMNS)
+  text = head + '\n'.join(rows) + '\n' + _NOTE.format(folder)
   if not check:
     path.write_text(text, 'utf-8')
     print(f'wrote {path}')
-  elif path.read_text('utf-8', 'replace') != text:
+  elif kept != text:
     raise DataError(
       f'{path} does not follow from the experiments; python launch.py '
       f'report {folder} writes it anew'

@@ -15,6 +15,9 @@ from pdl_jax.errors import ConfigError
 from pdl_jax.report.declare import Experiment, Overrides, Study, Variant
 from pdl_jax.sweep.axes import Cell, cell
 
+# The code of an experiment, and of a benchmark.
+CODE = ('experiment.py', '__main__.py')
+
 
 @dataclasses.dataclass(frozen=True)
 class Planned:
@@ -42,16 +45,22 @@ class Planned:
     ]  # fmt: skip
 
 
+def code(folder: Path) -> list[str]:
+  """The file of CODE that a folder has, or none."""
+  return [name for name in CODE if (folder / name).is_file()]
+
+
 def module(folder: Path) -> ModuleType:
-  """The code of an experiment.
+  """The code of an experiment or a benchmark.
 
   Args:
-    folder: experiments/NAME, below the current folder.
+    folder: experiments/NAME or benchmarks/NAME, below the current folder.
 
   Raises:
     ConfigError: there is none, or it is elsewhere.
   """
-  if not (folder / 'experiment.py').is_file():
+  found = code(folder)
+  if not found:
     known = sorted(path.parent.name for path in Path('experiments').glob(
       '*/experiment.py'
     ))  # fmt: skip
@@ -64,7 +73,9 @@ def module(folder: Path) -> ModuleType:
       f'{folder} is not below {Path.cwd()}; run it from the folder that '
       'experiments/ is in'
     )
-  return importlib.import_module('.'.join([*folder.parts, 'experiment']))
+  return importlib.import_module(
+    '.'.join([*folder.parts, found[0].removesuffix('.py')])
+  )
 
 
 def load(folder: Path) -> Experiment:

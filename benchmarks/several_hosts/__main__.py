@@ -1,0 +1,160 @@
+"""Is a run of several processes the run of one, also when it is interrupted?
+
+  python -m benchmarks.several_hosts
+
+The smallest job, by the command that users run, on this machine's CPUs: by one
+process, by two and by four; told to stop on one of two, and continued by four;
+with one of four killed, and continued by one. Compared are the losses of all
+steps with those of the one process that nothing disturbed.
+"""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from benchmarks import harness
+
+FOLDER = Path(__file__).parent
+ROOT = FOLDER.parent.parent
+STEPS, EVERY = 60, 20
+CONFIG = (
+  '--config=configs/summarize.py:tiny', f'--config.train.steps={STEPS}',
+  f'--config.train.checkpoint_every={EVERY}', '--config.train.log_every=1',
+)  # fmt: skip
+
+
+class Case(NamedTuple):
+  """A run, in one or two calls.
+
+  Attributes:
+    name: in the table.
+    processes: of the first call, and of one that continues it.
+    sent: to the last process of the first call, once it has gone past a
+      checkpoint.
+  """
+
+  name: str
+  processes: tuple[int, ...]
+  sent: signal.Signals | None
+
+
+CASES = (
+  Case('one process', (1,), None),
+  Case('two processes', (2,), None),
+  Case('four processes', (4,), None),
+  Case('SIGTERM on one of two, then four', (2, 4), signal.SIGTERM),
+  Case('kill -9 of one of four, then one', (4, 1), signal.SIGKILL),
+)
+
+
+def main() -> None:
+  """Measures, and leaves records.jsonl, env.json and table.md."""
+  place = ROOT / 'runs' / 'several_hosts'
+  shutil.rmtree(place, ignore_errors=True)
+  records = [
+    _run(case, place / str(number)) for number, case in enumerate(CASES)
+  ]
+  harness.keep(FOLDER, records, report_files)
+
+
+def _run(case: Case, workdir: Path) -> dict[str, Any]:
+  calls = []
+  for number, processes in enumerate(case.processes):
+    sent = case.sent if number == 0 else None
+    calls.append(_call(processes, workdir, sent))
+  rows = [
+    json.loads(line)
+    for line in (workdir / 'metrics.jsonl').read_text('utf-8').splitlines()
+  ]
+  return {
+    'case': case.name,
+    'calls': calls,
+    'losses': [row['loss'] for row in rows if 'loss' in row],
+    'validation': [
+      row['validation_nats'] for row in rows if 'validation_nats' in row
+    ],
+  }
+
+
+def _call(
+  processes: int, workdir: Path, sent: signal.Signals | None
+) -> dict[str, Any]:
+  """One call of launch.py, and what it said."""
+  began = time.monotonic()
+  several = [f'--processes={processes}'] if processes > 1 else []
+  child = subprocess.Popen(
+    [sys.executable, 'launch.py', *CONFIG, *several, f'--workdir={workdir}'],
+    cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+    encoding='utf-8',
+  )  # fmt: skip
+  if sent is not None:
+    _send(sent, workdir, processes - 1, child)
+  out, _ = child.communicate()
+  words = [
+    line for line in out.splitlines()
+    if line.startswith(('error: ', 'stopped: ', 'resumed '))
+  ]  # fmt: skip
+  return {
+    'processes': processes,
+    'code': child.returncode,
+    'seconds': round(time.monotonic() - began, 1),
+    'words': [line.partition('; all that')[0] for line in words],
+  }
+
+
+def _send(
+  sent: signal.Signals, workdir: Path, process: int, child: subprocess.Popen
+) -> None:
+  """To one of the processes, a few steps after the first checkpoint."""
+  metrics = workdir / 'metrics.jsonl'
+  while child.poll() is None:
+    time.sleep(0.05)
+    text = metrics.read_text('utf-8') if metrics.exists() else ''
+    if f'"step": {EVERY + 5},' in text:
+      standing = workdir / 'hosts' / f'{process}.json'
+      os.kill(json.loads(standing.read_text('utf-8'))['pid'], sent)
+      return
+
+
+def table(records: list[dict[str, Any]]) -> str:
+  """The records as Markdown."""
+  alone = records[0]
+  lines = [
+    '| run | processes | exit codes | largest difference of a loss (nats) | '
+    'of validation |',
+    '| --- | --- | --- | ---: | ---: |',
+  ]
+  for record in records:
+    calls = record['calls']
+    lines.append(
+      f'| {record["case"]} | '
+      f'{", then ".join(str(call["processes"]) for call in calls)} | '
+      f'{", then ".join(str(call["code"]) for call in calls)} | '
+      f'{_largest(record["losses"], alone["losses"]):.1e} | '
+      f'{_largest(record["validation"], alone["validation"]):.1e} |'
+    )
+  lines += ['', 'What they said:', '']
+  for record in records:
+    for call in record['calls']:
+      lines += [f'- {record["case"]}: {words}' for words in call['words']]
+  return '\n'.join(lines) + '\n'
+
+
+def _largest(these: list[float], those: list[float]) -> float:
+  """Raises: ValueError, unless there are as many."""
+  return max(abs(a - b) for a, b in zip(these, those, strict=True))
+
+
+def report_files() -> dict[str, str]:
+  """What follows from the records: name -> text."""
+  return {'table.md': table(harness.read(FOLDER))}
+
+
+if __name__ == '__main__':
+  main()

@@ -1,0 +1,280 @@
+"""Does the project's flag of XLA change what the other experiments measured?
+
+  make debian
+  python -m experiments.corpus
+  python -m benchmarks.xla_flag
+
+XLA's CPU backend compiles some reductions to wrong numbers; the flag, which
+every process sets since, cures what is known. The records of the other
+experiments were made without it. So each program that they declare runs here
+twice, with the flag and without: one training step is made, then a batch is
+scored and answered. Runs whose programs are the same (another seed, alpha or
+split) count once, and a fifth of the texts is read. Small models start from
+a base of 20 steps, not of 3,000: the program is the same. A compiler is one
+version of jaxlib: the command measures that of its own environment, and what
+is in runs/xla_flag already is not run again.
+"""
+
+import argparse
+import copy
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from hashlib import sha256
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from benchmarks import harness
+from configs import language_model
+from experiments import small
+from pdl_jax import process
+from pdl_jax.config import Settings, flatten
+from pdl_jax.data import pipeline
+from pdl_jax.losses import LOSSES
+from pdl_jax.mesh import batch_share, put_batch
+from pdl_jax.report import index, plan
+from pdl_jax.report.declare import Experiment
+from pdl_jax.run import finetune, prepare, restore
+from pdl_jax.train import state
+from pdl_jax.train.preemption import StopRequest
+from pdl_jax.train.step import train_step
+
+FOLDER = Path(__file__).parent
+RUNS = Path('runs') / 'xla_flag'
+# What changes neither a program nor the shape of its arguments.
+_SAME = (
+  'seed', 'train.', 'evaluate.', 'data.train_limit', 'decode.seed',
+  'optimizer.learning_rate', 'optimizer.head_lr_multiplier',
+  'optimizer.warmup_steps',
+)  # fmt: skip
+# Beyond this, as a share of the largest value, it is not rounding.
+ROUNDING = 1e-3
+
+
+def main() -> None:
+  """Measures, and leaves records.jsonl, env.json and table.md."""
+  parser = argparse.ArgumentParser()
+  parser.add_argument('--child', choices=('base', 'with', 'without'))
+  child, folder = parser.parse_args().child, RUNS / version()
+  if child == 'base':
+    make_base(folder / 'base')
+  elif child is not None:
+    run_all(folder / child, folder / 'base', child == 'with')
+  else:
+    for name in ('base', 'with', 'without'):
+      command = [sys.executable, '-m', 'benchmarks.xla_flag']
+      subprocess.run([*command, f'--child={name}'], check=True)
+    kept = (FOLDER / 'records.jsonl').exists() and harness.read(FOLDER)
+    others = [r for r in kept or [] if r['jaxlib'] != version()]
+    harness.keep(FOLDER, [*others, *compared(folder)], report_files)
+
+
+def version() -> str:
+  """Of the compiler."""
+  return metadata.version('jaxlib')
+
+
+def make_base(folder: Path) -> None:
+  """A run like that of `small.BASE`, but short."""
+  short = {'train.steps': 20, 'train.checkpoint_every': 20}
+  config = language_model.get_config('small')
+  config.update_from_flattened_dict({
+    **small.BASE.overrides, **short, 'optimizer.warmup_steps': 5,
+    'evaluate.examples': 8,
+  })
+  finetune.run(Settings.from_config(config), folder, StopRequest())
+
+
+def programs() -> dict[str, tuple[list[str], Mapping[str, Any]]]:
+  """Hash -> the experiments that declare it, and a configuration of it."""
+  found: dict[str, tuple[list[str], Mapping[str, Any]]] = {}
+  for folder in index.experiments(Path('experiments')):
+    declared = getattr(plan.module(folder), 'EXPERIMENT', None)
+    for config in _configs(declared) if declared else ():
+      flat = flatten(config)
+      names = found.setdefault(_program(flat), ([], config))[0]
+      if folder.name not in names:
+        names.append(folder.name)
+  return found
+
+
+def _configs(declared: Experiment) -> Iterator[Mapping[str, Any]]:
+  for study in declared.studies:
+    if begun := plan.base(study):
+      yield begun.cell.config
+    for variant, run in plan.runs(study, study.seeds[0]):
+      config = copy.deepcopy(dict(run.cell.config))
+      config['decode'] |= variant.decode
+      yield config
+
+
+def _program(flat: Mapping[str, Any]) -> str:
+  """Equal for configurations that compile the same programs."""
+  spec = LOSSES[flat['loss.name']]
+  kept = {
+    key: value for key, value in flat.items()
+    if not key.startswith(('loss.', *_SAME))
+  }  # fmt: skip
+  own = spec.terms or spec.on_logits or spec.bias
+  kept |= {
+    'loss': flat['loss.name'] if own else 'a weight per type',
+    'reduction': flat['loss.reduction'],
+    'scheduled': flat['loss.schedule'] != 'constant',
+    'decode.tilt': bool(flat['decode.tilt']),
+  }
+  if flat['model.pretrained'].startswith('run:'):
+    kept['model.pretrained'] = 'run:'
+  text = json.dumps(kept, sort_keys=True)
+  return sha256(text.encode()).hexdigest()[:8]
+
+
+def run_all(folder: Path, base: Path, flagged: bool) -> None:
+  """Each program, in one process."""
+  if not flagged:
+    # Importing `harness` has set it; JAX has not started yet.
+    flags = os.environ['XLA_FLAGS'].replace(process.XLA_FLAG, '')
+    os.environ['XLA_FLAGS'] = flags
+  folder.mkdir(parents=True, exist_ok=True)
+  for name, (_, declared) in programs().items():
+    path = folder / f'{name}.npz'
+    if path.exists():
+      continue
+    config = copy.deepcopy(dict(declared))
+    config['data']['train_limit'] = 400
+    splits = config['data']['splits']
+    splits['train'] = f'{splits["train"].partition("[")[0]}[:20%]'
+    if config['model']['pretrained'].startswith('run:'):
+      config['model']['pretrained'] = f'run:{base}'
+    found = run_once(Settings.from_resolved(config))
+    partial = folder / f'{name}.partial.npz'
+    np.savez(partial, allow_pickle=False, **found)
+    partial.replace(path)
+
+
+def run_once(settings: Settings) -> dict[str, np.ndarray]:
+  """What a batch and a step give, by name."""
+  mesh = finetune.mesh_for(settings)
+  with jax.set_mesh(mesh):
+    ready = prepare.prepare(settings, None)
+    config = finetune.make_step_config(settings, ready.model.config)
+    current = state.create(
+      ready.model.params, config.model, settings.optimizer, config.optimizer,
+      mesh,
+    )  # fmt: skip
+    predictor = finetune.make_predictor(settings, mesh, ready, settings.decode)
+    numbers = prepare.drawn_examples(settings, ready)
+    numbers = numbers[: settings.evaluate.batch_size]
+    batches = pipeline.train_iterator(
+      ready.training_rows(), settings.train.batch_size, settings.seed,
+      *batch_share(mesh), settings.data.buckets,
+    )  # fmt: skip
+    batch = put_batch(next(batches), mesh)
+    step = jax.jit(lambda *inputs: train_step(config, *inputs))
+    current, scalars = step(current, batch, ready.tables)
+    found = {
+      key: np.asarray(scalars[key])
+      for key in ('loss', 'plain_loss', 'gradient_norm')
+    }
+    leaves = jax.tree.leaves(current.opt_state)
+    found['moments'] = np.concatenate([
+      # Of each array as much as tells two programs apart.
+      np.asarray(leaf, np.float64).ravel()[:10_000] for leaf in leaves
+    ])
+    records = predictor.predict(
+      restore.params_of(config.model, current), ready.held_out.examples,
+      numbers, lambda: None,
+    )  # fmt: skip
+    leaves = jax.tree_util.tree_leaves_with_path(ready.model.params)
+    codes = [x for at, x in leaves if 'codes_MxV' in jax.tree_util.keystr(at)]
+    if codes:
+      found['codes'] = np.concatenate([np.ravel(x) for x in codes])
+    for key in ('reference_nll', 'token_ids'):
+      rows = [np.asarray(record[key]) for record in records]
+      found[key] = np.concatenate(rows)
+  return found
+
+
+def compared(folder: Path) -> list[dict[str, Any]]:
+  """A record a program that was run in both ways."""
+  records, declared = [], programs()
+  for name, (experiments, config) in declared.items():
+    flat, paths = flatten(config), [
+      folder / way / f'{name}.npz' for way in ('with', 'without')
+    ]
+    if not all(path.exists() for path in paths):
+      continue
+    flagged, plain = ({**np.load(path)} for path in paths)
+    records.append({
+      'jaxlib': version(), 'program': name, 'of': len(declared),
+      'experiments': experiments,
+      'data': flat['data.name'], 'loss': flat['loss.name'],
+      'head': flat['model.head'], 'attention': flat['model.attention'],
+      'model': flat['model.pretrained'].partition(':')[0] or 'from scratch',
+      'differences': {
+        key: difference(flagged[key], plain[key])
+        for key in flagged if key not in ('token_ids', 'codes')
+      },
+      # Of all codes that types were given before the step; None: has none.
+      'other_codes': float((flagged['codes'] != plain['codes']).mean())
+      if 'codes' in flagged else None,
+      'same_tokens': np.array_equal(
+        flagged['token_ids'], plain['token_ids']
+      ),
+    })  # fmt: skip
+  return records
+
+
+def difference(one: np.ndarray, other: np.ndarray) -> float:
+  """The largest, as a share of the largest value; infinite for NaN."""
+  gap = np.abs(one.astype(np.float64) - other).max()
+  share = float(gap / max(np.abs(one).max(), 1e-30))
+  return share if np.isfinite(share) else float('inf')
+
+
+def table(records: list[dict[str, Any]]) -> str:
+  """The largest differences by version and quantity, as Markdown."""
+  lines = [
+    '| jaxlib | programs | quantity | largest relative difference | beyond '
+    f'{ROUNDING:g} | of |',
+    '| --- | ---: | --- | ---: | ---: | --- |',
+  ]
+  for jaxlib in sorted({record['jaxlib'] for record in records}):
+    mine = [record for record in records if record['jaxlib'] == jaxlib]
+    count = f'{len(mine)} of {mine[0]["of"]}'
+    for key in mine[0]['differences']:
+      worst = max(mine, key=lambda record: record['differences'][key])
+      beyond = sum(r['differences'][key] > ROUNDING for r in mine)
+      lines.append(
+        f'| {jaxlib} | {count} | {key} | {worst["differences"][key]:.1e} | '
+        f'{beyond} | {", ".join(worst["experiments"])} |'
+      )
+    coded = [r for r in mine if r.get('other_codes') is not None]
+    if coded:
+      worst = max(coded, key=lambda record: record['other_codes'])
+      lines.append(
+        f'| {jaxlib} | {len(coded)} with codes | share of other codes | '
+        f'{worst["other_codes"]:.1e} | '
+        f'{sum(r["other_codes"] > 0 for r in coded)} above 0 | '
+        f'{", ".join(worst["experiments"])} |'
+      )
+    other = [record for record in mine if not record['same_tokens']]
+    lines.append(
+      f'| {jaxlib} | {count} | decoded tokens differ | - | {len(other)} | '
+      f'{", ".join(sorted({e for r in other for e in r["experiments"]}))} |'
+    )
+  return '\n'.join(lines) + '\n'
+
+
+def report_files() -> dict[str, str]:
+  """What follows from the records: name -> text."""
+  return {'table.md': table(harness.read(FOLDER))}
+
+
+if __name__ == '__main__':
+  main()
