@@ -217,7 +217,7 @@ def test_a_published_file_is_read_as_it_was(tmp_path):
 
 
 def _facts(**more):
-  names = ('release_note', 'package', 'description', 'citation', 'license')
+  names = ('package', 'description', 'citation', 'license')
   return {
     **dict.fromkeys(names, 'words'), 'dataset': 'made_up', 'version': '1.2.3',
     'package_version': '7', **more,
@@ -254,7 +254,7 @@ def test_a_text_that_registers_itself_is_a_data_set(register, tmp_path, capsys):
   )
   assert sorted(stored.info.features) == ['group', 'id', 'source', 'to', 'tone']
   assert stored.info.supervised_keys == ('source', 'to')
-  assert stored.info.release_notes == {'1.2.3': 'words'}
+  assert stored.info.release_notes == {'1.2.3': 'From words 7.'}
   assert list(source.metadata.items()) == [
     ('package', 'words'),
     ('package_version', '7'),

@@ -4,7 +4,9 @@ Nothing here imports JAX before the flags are read.
 """
 
 import dataclasses
+import sys
 import textwrap
+import types
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -242,6 +244,11 @@ def config_folder() -> Path:
     )
   name = '-'.join(part for part in (Path(file).stem, mode) if part)
   return Path('runs') / name
+
+
+def config_module() -> types.ModuleType:
+  """The config file as it was loaded: what it registers is registered once."""
+  return sys.modules[f'{CONFIG.name}_config']
 
 
 def config_file() -> str:

@@ -1,9 +1,7 @@
 """Runs a sweep, or what an experiment declares."""
 
 import os
-import runpy
 import sys
-import types
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -40,10 +38,10 @@ def _run_axes(named: Sequence[str], program: str) -> int:
 
   folder = given.config_folder()
   root = folder if given.WORKDIR.value is None else Path(given.WORKDIR.value)
-  module = types.ModuleType('config')
-  vars(module).update(runpy.run_path(given.config_file().partition(':')[0]))
   overrides = given.overrides('config')
-  cells = axes.cells(module, named, given.CONFIG.value, overrides)
+  cells = axes.cells(
+    given.config_module(), named, given.CONFIG.value, overrides
+  )
   if given.DRY_RUN.value:
     print(format_dry_run([('', root, cells)], given.WORKERS.value, {}))
     return 0

@@ -83,7 +83,10 @@ def builder_class(packaged: Text) -> type[TextBuilder]:
     text = packaged
     name = packaged.dataset
     VERSION = tfds.core.Version(packaged.version)
-    RELEASE_NOTES: ClassVar = {packaged.version: packaged.release_note}
+    RELEASE_NOTES: ClassVar = {
+      packaged.version:
+        f'From {packaged.package} {packaged.wanted_version()}.'
+    }  # fmt: skip
 
   return Builder
 

@@ -1,10 +1,13 @@
 """What the model is asked to do with a record, in the format of a chat."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 from pdl_jax.data.tokenizer import END_OF_TURN, START_OF_TURN
-from pdl_jax.errors import DataError
+from pdl_jax.errors import ConfigError, DataError
+
+# A system turn, or one for each style of a record.
+Instructions = str | Mapping[str, str]
 
 
 class Task(NamedTuple):
@@ -24,7 +27,7 @@ class Task(NamedTuple):
   documents: bool = False
 
   def instruction(self, record: Mapping[str, str]) -> str:
-    """The system turn of a record.
+    """Returns the system turn of a record.
 
     Raises:
       DataError: for a style that the task does not know.
@@ -38,24 +41,65 @@ class Task(NamedTuple):
     return self.instructions[style]
 
 
-TASKS: dict[str, Task] = {
-  'summarize': Task({'': 'Summarize the text in one sentence.'}),
-  'dialogue': Task({'': 'Chat with a friend. Answer briefly.'}, turns=True),
-  'style_transfer': Task({
+TASKS: dict[str, Task] = {}
+_Decorated = Callable[[], Instructions]
+
+
+def register_task(
+  name: str, *, turns: bool = False, documents: bool = False
+) -> Callable[[_Decorated], _Decorated]:
+  """Makes a task of a function that returns its instructions; see `Task`.
+
+  Raises:
+    ConfigError: another task has this name.
+  """
+
+  def register(instructions: _Decorated) -> _Decorated:
+    found = instructions()
+    by_style = {'': found} if isinstance(found, str) else found
+    task = Task(by_style, turns, documents)
+    # A config file may be executed twice.
+    if TASKS.setdefault(name, task) != task:
+      raise ConfigError(f'two tasks are called {name!r}; rename one')
+    return instructions
+
+  return register
+
+
+@register_task('summarize')
+def summarize() -> Instructions:
+  """The target is the summary of the source."""
+  return 'Summarize the text in one sentence.'
+
+
+@register_task('dialogue', turns=True)
+def dialogue() -> Instructions:
+  """The target answers a conversation."""
+  return 'Chat with a friend. Answer briefly.'
+
+
+@register_task('style_transfer')
+def style_transfer() -> Instructions:
+  """The target says the same in the style of the record."""
+  return {
     'basic': 'Rewrite the verse in Basic English.',
     'king_james': 'Rewrite the verse in the words of the King James Bible.',
-  }),
-  'language_model': Task({}, documents=True),
-}
+  }
+
+
+@register_task('language_model', documents=True)
+def language_model() -> Instructions:
+  """The target is a document, and nothing is asked."""
+  return {}
 
 
 def system_turn(instruction: str) -> str:
-  """The turn that says what to do; SmolLM2's own chat format."""
+  """Writes the turn that says what to do, in SmolLM2's own chat format."""
   return f'{START_OF_TURN}system\n{instruction}{END_OF_TURN}\n'
 
 
 def turn_opens(role: str) -> str:
-  """What stands before the text of a turn."""
+  """Writes what stands before the text of a turn."""
   return f'{START_OF_TURN}{role}\n'
 
 

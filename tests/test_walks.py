@@ -1,0 +1,129 @@
+"""What one adds is one file: each walk is done here, trained and swept with.
+
+All of them stand in one config file, which is what a user would write; a
+module that the config file imports does as well.
+"""
+
+import json
+
+import pytest
+
+from pdl_jax.data.sources import TEXTS
+from pdl_jax.data.tasks import TASKS
+from pdl_jax.errors import ConfigError
+from pdl_jax.evaluate.registry import METRICS, SOURCES
+from pdl_jax.losses import LOSSES
+
+TASK = """
+from pdl_jax.data.tasks import register_task
+
+@register_task('count')
+def count():
+  return 'Count the words.'
+"""
+TEXT = """
+from pdl_jax.data.packaged import texts
+
+@texts.register_text('words', package='nobody', package_version='1')
+def words(dropped):
+  made = [
+    texts.Example(f'{n}', f'{n}', ' '.join(['word'] * n), f'{n} words?')
+    for n in range(1, 400)
+  ]
+  return texts.by_split(made, texts.split_by_hash)
+"""
+METRIC = """
+from pdl_jax.evaluate import Metric, register
+
+@register(Metric(
+  'question_rate', 'Questions', unit='outputs', definition='share of outputs',
+  sums=('questions', 'outputs'),
+))
+def questions(inputs):
+  return {'questions': [int('?' in r['text']) for r in inputs.records]}
+"""
+LOSS = """
+from pdl_jax.losses import LOSSES, LossSpec
+
+def halves(frequency_V, *, neutral_ids):
+  return 0 * frequency_V + 0.5
+
+LOSSES['halves'] = LossSpec(weights=halves)
+"""
+CONFIG = """
+from configs import base
+
+def get_config():
+  config = base.get_config('tiny')
+  config.data.name, config.data.task = 'words', 'count'
+  config.data.max_prompt, config.data.max_target = 48, 12
+  config.model.width, config.model.heads, config.model.head_dim = 32, 2, 16
+  config.model.kv_heads, config.model.mlp = 1, 48
+  config.model.vocab_size = 300
+  config.train.steps = config.train.checkpoint_every = 3
+  config.optimizer.warmup_steps = 1
+  config.evaluate.examples = config.evaluate.validation_examples = 8
+  return config
+"""
+
+
+@pytest.fixture
+def given(tmp_path):
+  """A config file of one's own, as a flag; what it registers is forgotten."""
+  file = tmp_path / 'own.py'
+  file.write_text(''.join((TASK, TEXT, METRIC, LOSS, CONFIG)), 'utf-8')
+  registries = TASKS, TEXTS, METRICS, LOSSES
+  known, sources = [dict(each) for each in registries], list(SOURCES)
+  yield f'--config={file}', f'--config.data.data_dir={tmp_path / "data"}'
+  for registry, before in zip(registries, known, strict=True):
+    registry.clear()
+    registry.update(before)
+  SOURCES[:] = sources
+
+
+def check(run, loss):
+  """A finished run was made with everything of the config file."""
+  results = json.loads((run / 'results.json').read_text('utf-8'))
+  assert (results['task'], results['split']) == ('count', 'words/test')
+  assert results['loss']['name'] == loss
+  assert all(
+    column['question_rate']['unit'] == 'outputs'
+    for column in results['columns'].values()
+  )
+  lines = (run / 'predictions' / 'after.jsonl').read_text('utf-8').splitlines()
+  assert all('Count the words.' in json.loads(line)['prompt'] for line in lines)
+
+
+def test_a_run_with_a_task_a_text_a_metric_and_a_loss_of_ones_own(
+  given, main, tmp_path
+):
+  code, _, err = main(
+    *given, f'--workdir={tmp_path / "run"}', '--config.loss.name=halves'
+  )
+  assert code == 0, err
+  check(tmp_path / 'run', 'halves')
+
+
+@pytest.mark.slow
+def test_the_children_of_a_sweep_have_them_too(given, main, tmp_path):
+  code, _, err = main(
+    *given, f'--workdir={tmp_path / "cells"}',
+    '--sweep=loss.name=power_law,halves',
+  )  # fmt: skip
+  assert code == 0, err
+  cells = sorted((tmp_path / 'cells').glob('*/results.json'))
+  for run, loss in zip(cells, ('halves', 'power_law'), strict=True):
+    check(run.parent, loss)
+
+
+def test_a_name_that_is_taken_is_refused():
+  with pytest.raises(ConfigError, match="two tasks are called 'dialogue'"):
+    exec(TASK.replace("'count'", "'dialogue'"), {})
+  message = "two packaged texts are called 'bible'.*bible_styles.py.*rename"
+  with pytest.raises(ConfigError, match=message):
+    exec(TEXT.replace("'words'", "'bible'"), {})
+
+
+def test_a_config_file_may_be_executed_twice(given):
+  for source in (TASK, TEXT) * 2:
+    exec(source, {})
