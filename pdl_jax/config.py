@@ -11,7 +11,7 @@ import hashlib
 import inspect
 import json
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args
 
 import numpy as np
 from ml_collections import ConfigDict
@@ -20,9 +20,10 @@ from pdl_jax.data.settings import DataSettings
 from pdl_jax.errors import ConfigError
 from pdl_jax.evaluate.settings import EvaluateSettings
 from pdl_jax.generate import DecodeSettings
-from pdl_jax.losses import LOSSES
+from pdl_jax.losses import settings as loss_settings
 from pdl_jax.losses.settings import LossSettings
 from pdl_jax.mesh import MeshSettings
+from pdl_jax.model import settings as model_settings
 from pdl_jax.model.settings import ModelSettings
 from pdl_jax.storage.files import fault
 from pdl_jax.train.optimizer import OptimizerConfig
@@ -170,7 +171,9 @@ class Settings:
       optimizer = dataclasses.replace(optimizer, warmup_steps=train.steps // 10)
     return cls(
       seed=resolved['seed'],
-      model=ModelSettings.from_config(resolved['model']),
+      model=ModelSettings.from_config(
+        resolved['model'], _unread(_defaults() | flatten(resolved))
+      ),
       data=DataSettings(**resolved['data']),
       loss=LossSettings.from_config(resolved['loss']),
       optimizer=optimizer,
@@ -214,6 +217,7 @@ def _keys(group: type, prefix: str, values: Mapping[str, Any]) -> Iterator[Key]:
       fresh = True
       value = values[name]
       kind = next(f.type for f in dataclasses.fields(group) if f.name == name)
+      kind = next(iter(get_args(kind)), kind)
       if isinstance(kind, type) and dataclasses.is_dataclass(kind):
         yield from _keys(kind, f'{prefix}{name}.', value)
       elif name == 'rivals':
@@ -240,7 +244,13 @@ def flatten(config: Mapping[str, Any], prefix: str = '') -> dict[str, Any]:
 
 @functools.cache
 def _defaults() -> dict[str, Any]:
-  return flatten(defaults())
+  """The default of every key, except those of a loss of a user's own."""
+  groups = defaults()
+  loss = {
+    name: value for name, value in groups['loss'].items()
+    if not isinstance(value, dict) or not loss_settings.is_counted_whole(name)
+  }  # fmt: skip
+  return flatten({**groups, 'loss': loss})
 
 
 def read(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -297,51 +307,13 @@ def unread(config: Mapping[str, Any], overrides: Iterable[str]) -> list[str]:
 
 def _unread(flat: Mapping[str, Any]) -> set[str]:
   """Keys that the chosen loss, model and selection do not read."""
-  name = flat['loss.name']
-  used = (*LOSSES[name].read, name) if name in LOSSES else (name,)
-  found = {
-    key
-    for key in flat
-    if key.startswith('loss.') and key.split('.')[1] not in used
-  }
-  found |= {key for key in flat if key.startswith('model.')} - _model(flat)
+  found = loss_settings.unread(flat) | model_settings.unread(flat)
   if flat['optimizer.trainable'] != 'last_layers':
     found.add('optimizer.last_layers')
-  if not _own_head(flat):
+  # A head that is the input embedding has no learning rate of its own.
+  head, pretrained = flat.get('model.head'), flat['model.pretrained']
+  if not (head != 'tied' if head else pretrained.startswith('run:')):
     found.add('optimizer.head_lr_multiplier')
-  return found
-
-
-def _own_head(flat: Mapping[str, Any]) -> bool:
-  """Whether the model can have a head that is not its input embedding."""
-  head = flat.get('model.head')
-  return head != 'tied' if head else flat['model.pretrained'].startswith('run:')
-
-
-def _model(flat: Mapping[str, Any]) -> set[str]:
-  """Keys of the model that are read; those of heads only if there is one."""
-  read = {
-    'pretrained', 'adapter', 'dtype', 'param_dtype', 'remat', 'attention',
-    'head',
-  }  # fmt: skip
-  if not flat['model.pretrained']:
-    read |= {
-      'width', 'layers', 'heads', 'kv_heads', 'head_dim', 'mlp', 'vocab_size',
-      'tokenizer',
-    }  # fmt: skip
-  attention, head = flat.get('model.attention'), flat.get('model.head')
-  if not flat['model.pretrained'] and attention not in ('alibi', 'none'):
-    read.add('rope_base')
-  read |= {'bias'} if head else set()
-  read |= {'rank'} if head in ('low_rank', 'vq', 'adaptive') else set()
-  read |= {'vq.num_exact', 'vq.tail_start'} if head == 'adaptive' else set()
-  found = {f'model.{key}' for key in read}
-  for group, is_read in (
-    ('vq', head == 'vq'), ('complex', attention == 'complex'),
-    ('lora', flat['optimizer.trainable'] == 'lora'),
-  ):  # fmt: skip
-    if is_read:
-      found |= {key for key in flat if key.startswith(f'model.{group}.')}
   return found
 
 

@@ -166,9 +166,9 @@ def _levels(heavier_V: np.ndarray, kind: Kind) -> np.ndarray:
 
 def _title(loss: LossSettings) -> str:
   """Names the loss and the settings that it reads."""
-  settings = {key: getattr(loss, key) for key in LOSSES[loss.name].read}
+  settings = {key: getattr(loss, key) for key in loss.spec.read}
   del settings['name']
-  for key, value in loss.rivals.get(loss.name, {}).items():
+  for key, value in loss.own.items():
     settings[f'{loss.name}.{key}'] = value
   # A table that is not given is an empty name.
   told = [f'{key}={value}' for key, value in settings.items() if value != '']

@@ -303,4 +303,4 @@ def test_a_run_from_before_these_keys_is_the_same_run():
   assert config_hash(config) == was
   found = Settings.from_resolved(config)
   assert found.model.param_dtype == found.optimizer.mu_dtype == 'float32'
-  assert found.model.adapter == '' and found.model.lora.rank == 16
+  assert found.model.adapter == '' and found.model.lora is None

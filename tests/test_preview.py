@@ -220,7 +220,7 @@ def test_every_loss_has_a_preview(table, tokenizer, name):
   spec = LOSSES[name]
   by_token = spec.terms is not None or spec.on_logits is not None
   assert (made.kind == 'none') == by_token
-  for key in SETTINGS.rivals.get(name, {}):
+  for key in spec.settings:
     assert f' {name}.{key}=' in made.title
   assert (' alpha=' in made.title) == (name == 'power_law')
   assert f'loss {name}' in terminal(made) and name in preview.to_html(made)

@@ -88,6 +88,8 @@ def _dispatch(arguments: Sequence[str]) -> int:
   elif '--help_config' in arguments:
     from pdl_jax.cli import keys
 
+    if any(argument.startswith('--config') for argument in arguments):
+      given.read('', arguments)  # Its file may register a loss.
     print(keys.text())
   elif len(arguments) < 2:
     print(__doc__)

@@ -13,6 +13,7 @@ from jax.lax import stop_gradient
 
 from pdl_jax.losses.checks import check_number, check_range
 from pdl_jax.losses.core import LossTerms
+from pdl_jax.losses.registry import register
 
 
 class Context(NamedTuple):
@@ -59,6 +60,7 @@ def earlier_targets(
   return first_BxC[:, None] & past_LxC[None]
 
 
+@register('unlikelihood')
 def unlikelihood(
   logits_BxLxV: Array,
   labels_BxL: Array,
@@ -95,6 +97,7 @@ def unlikelihood(
   return LossTerms(weight_BxL * (nll_BxL + alpha * penalty_BxL), weight_BxL)
 
 
+@register('scale_grad')
 def scale_grad(
   logits_BxLxV: Array,
   labels_BxL: Array,
@@ -138,6 +141,7 @@ def scale_grad(
   return LossTerms(weight_BxL * loss_BxL, weight_BxL)
 
 
+@register('emo')
 def emo(
   logits_BxLxV: Array,
   labels_BxL: Array,

@@ -26,6 +26,7 @@ from pdl_jax.losses.checks import (
 )
 from pdl_jax.losses.core import Sums
 from pdl_jax.losses.cross_entropy import weighted_nll
+from pdl_jax.losses.registry import register
 
 UNSEEN = ('formula', 'min_count', 'neutral')
 NORMALIZE = ('corpus_mean', 'none')
@@ -34,6 +35,13 @@ _FORMERLY = {'paper': 'formula', 'as_once': 'min_count'}
 EPSILON_POLICIES = ('absolute', 'times_median')
 
 
+@register(
+  'power_law',
+  keys=(
+    'alpha', 'epsilon', 'epsilon_policy', 'unit', 'level', 'clip', 'normalize',
+    'unseen',
+  ),
+)  # fmt: skip
 def power_law_weights(
   frequency_V: Array | np.ndarray,
   *,

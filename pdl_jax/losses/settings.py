@@ -1,16 +1,16 @@
 """The keys below `loss`: its name, and the numbers that it reads."""
 
 import dataclasses
-import inspect
 import math
+from collections.abc import Mapping
 from typing import Any
 
 from pdl_jax.errors import ConfigError, one_of
-from pdl_jax.losses import LOSSES, LossSpec
 from pdl_jax.losses.checks import check_number
 from pdl_jax.losses.frequency import UNITS
 from pdl_jax.losses.power_law import EPSILON_POLICIES, NORMALIZE, UNSEEN
 from pdl_jax.losses.reduce import REDUCTIONS
+from pdl_jax.losses.registry import LOSSES, LossSpec
 from pdl_jax.losses.schedule import SCHEDULES, check_schedule
 
 
@@ -65,22 +65,39 @@ class LossSettings:
   # (log Z)^2, >= 0 (1e-4 is usual).
   label_smoothing: float = 0.0
   z_loss: float = 0.0
-  # Of a rival alone, at its published value; formulas and sources are in
+  # Of one loss alone, at its published value; formulas and sources are in
   # pdl_jax/losses/ type_weights, token_losses and dense_losses. normalize:
   # published, or corpus_mean (a running token weighs 1 on average).
-  rivals: dict[str, dict[str, Any]] = dataclasses.field(
-    default_factory=lambda: own_settings()
+  rivals: dict[str, dict[str, Any] | None] = dataclasses.field(
+    default_factory=lambda: dict(own_settings())
   )
 
   @classmethod
   def from_config(cls, config: dict[str, Any]) -> 'LossSettings':
-    """Parts the groups of the rivals from the keys above them."""
-    rivals = {k: v for k, v in config.items() if isinstance(v, dict)}
-    flat = {k: v for k, v in config.items() if k not in rivals}
-    return cls(**flat, rivals=rivals)
+    """Parts the group of this loss from the keys above it; no other stays."""
+    groups = {k: v for k, v in config.items() if isinstance(v, dict)}
+    flat = {k: v for k, v in config.items() if k not in groups}
+    name = flat['name']
+    return cls(
+      **flat, rivals={k: v if k == name else None for k, v in groups.items()}
+    )
+
+  @property
+  def spec(self) -> LossSpec:
+    """The loss; cross-entropy if a finished run had one that is not known."""
+    return LOSSES.get(self.name, LossSpec())
+
+  @property
+  def own(self) -> dict[str, Any]:
+    """Settings of this loss alone."""
+    return self.spec.settings | (self.rivals.get(self.name) or {})
 
   def __post_init__(self):
-    one_of('loss.name', self.name, LOSSES)
+    if self.rivals.get(self.name) is None and self.name not in LOSSES:
+      raise ConfigError(
+        f'loss.name {self.name!r} is not one of {", ".join(LOSSES)}; one of '
+        'your own needs a config file that imports its module'
+      )
     one_of('loss.unit', self.unit, UNITS)
     one_of('loss.normalize', self.normalize, NORMALIZE)
     one_of('loss.unseen', self.unseen, UNSEEN)
@@ -116,8 +133,7 @@ class LossSettings:
       raise ConfigError(
         f'loss.schedule (with schedule_start and schedule_steps): {error}'
       ) from None
-    spec = LOSSES[self.name]
-    if self.schedule != 'constant' and spec.weights is None:
+    if self.schedule != 'constant' and self.spec.weights is None:
       raise ConfigError(
         f'loss.schedule {self.schedule} needs a loss with a weight per type; '
         f'{self.name} has none'
@@ -133,20 +149,41 @@ class LossSettings:
 
 
 def own_settings() -> dict[str, dict[str, Any]]:
-  """The groups of keys of losses that have some, from their arguments."""
+  """The groups of keys of losses that have some, and of all of a user's own.
+
+  Raises:
+    ConfigError: a loss that is called as a key is.
+  """
+  fields = {field.name for field in dataclasses.fields(LossSettings)}
+  if taken := fields & LOSSES.keys():
+    raise ConfigError(f'{taken.pop()!r} is a key below loss, and no loss')
   return {
-    name: own
+    name: spec.settings
     for name, spec in LOSSES.items()
-    if not spec.keys and (own := _arguments(spec))
+    if spec.settings or spec.file
   }
 
 
-def _arguments(spec: LossSpec) -> dict[str, Any]:
-  """Keyword arguments with a default, of all parts of a loss."""
+def is_counted_whole(name: str) -> bool:
+  """Whether every key of a loss is part of a run's hash, defaults too.
+
+  Those of a user's own are: its defaults may change, and the run folder may be
+  read where nothing registers it.
+  """
+  return name not in LOSSES or LOSSES[name].file is not None
+
+
+def unread(flat: Mapping[str, Any]) -> set[str]:
+  """Dotted keys below `loss` that the chosen loss does not read."""
+  name = flat['loss.name']
+
+  def is_read(key: str) -> bool:
+    group, _, rest = key.partition('.')
+    if rest:
+      return group == name
+    return is_counted_whole(name) or group in LOSSES[name].read
+
   return {
-    argument.name: argument.default
-    for part in (spec.weights, spec.bias, spec.terms, spec.on_logits)
-    if part is not None
-    for argument in inspect.signature(part).parameters.values()
-    if argument.default is not argument.empty
-  }
+    key for key in flat
+    if key.startswith('loss.') and not is_read(key.removeprefix('loss.'))
+  }  # fmt: skip

@@ -13,6 +13,7 @@ from jax.lax import stop_gradient
 from pdl_jax.losses.checks import check_number, check_range, is_zero
 from pdl_jax.losses.core import LossTerms, TokenStats
 from pdl_jax.losses.cross_entropy import check_options
+from pdl_jax.losses.registry import register
 
 
 def cross_entropy_terms(
@@ -46,6 +47,7 @@ def cross_entropy_terms(
   return LossTerms(weight * loss, weight)
 
 
+@register('focal')
 def focal(
   stats: TokenStats, weight: Array, *, gamma: Array | float = 2.0
 ) -> LossTerms:
@@ -68,6 +70,7 @@ def focal(
   return LossTerms(weight * missing**gamma * stats.nll, weight)
 
 
+@register('mile', wants=('expected',))
 def mile(
   stats: TokenStats, weight: Array, *, gamma: Array | float = 1.0
 ) -> LossTerms:
@@ -90,6 +93,7 @@ def mile(
   return LossTerms(weight * stats.nll, weight)
 
 
+@register('dft')
 def dft(stats: TokenStats, weight: Array) -> LossTerms:
   """Dynamic fine-tuning, p * l with p detached (arXiv:2508.05629).
 
@@ -104,6 +108,7 @@ def dft(stats: TokenStats, weight: Array) -> LossTerms:
   return LossTerms(weight * factor * stats.nll, weight)
 
 
+@register('mixce')
 def mixce(
   stats: TokenStats, weight: Array, *, eta: Array | float = 0.5
 ) -> LossTerms:
@@ -125,6 +130,7 @@ def mixce(
   return LossTerms(weight * factor * stats.nll, weight)
 
 
+@register('gem', wants=('expected',), temperature='beta')
 def gem(
   stats: TokenStats, weight: Array, *, beta: Array | float = 0.7
 ) -> LossTerms:

@@ -19,10 +19,12 @@ from pdl_jax.losses.checks import (
   neutral_types,
 )
 from pdl_jax.losses.power_law import power_law_weights
+from pdl_jax.losses.registry import register
 
 SCALES = ('published', 'corpus_mean')
 
 
+@register('inverse_frequency')
 def inverse_frequency_weights(
   frequency_V: np.ndarray,
   *,
@@ -54,6 +56,7 @@ def inverse_frequency_weights(
   )
 
 
+@register('face')
 def face_weights(
   frequency_V: np.ndarray,
   *,
@@ -89,6 +92,7 @@ def face_weights(
   return _finish(_scaled(raw_V, ~neutral_V), counts_V, neutral_V, normalize)
 
 
+@register('class_balanced')
 def class_balanced_weights(
   frequency_V: np.ndarray,
   *,
@@ -127,6 +131,7 @@ def class_balanced_weights(
   return _finish(_scaled(raw_V, ~neutral_V), counts_V, neutral_V, normalize)
 
 
+@register('adaptive_exponential')
 def adaptive_exponential_weights(
   frequency_V: np.ndarray,
   *,
@@ -163,6 +168,7 @@ def adaptive_exponential_weights(
   return _adaptive(frequency_V, neutral_ids, 0, decay, max_weight, normalize)
 
 
+@register('adaptive_chi_square')
 def adaptive_chi_square_weights(
   frequency_V: np.ndarray,
   *,
@@ -240,6 +246,7 @@ def _finish(
   return jnp.asarray(np.where(neutral_V, 1.0, weights_V), jnp.float32)
 
 
+@register('logit_adjustment', form='bias')
 def logit_adjustment_bias(
   frequency_V: np.ndarray, *, tau: Array | float = 1.0
 ) -> Array:

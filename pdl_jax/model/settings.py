@@ -1,6 +1,7 @@
 """The keys below `model`: which model a run starts from, and what it gets."""
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
 from pdl_jax.errors import ConfigError, not_negative, one_of, positive
@@ -78,6 +79,17 @@ class ComplexSettings:
   scale_scores: bool = True
   # Of positions: 1 or -1.
   position_sign: int = 1
+
+  def __post_init__(self):
+    one_of('model.complex.delta_sharing', self.delta_sharing, DELTAS)
+    one_of('model.complex.delta_init', self.delta_init, STARTS_OF_DELTA)
+    one_of('model.complex.position_sign', self.position_sign, (1, -1))
+    if self.delta_sharing == 'fixed' and self.delta_init == 'published':
+      raise ConfigError(
+        'model.complex.delta_init published is of a delta that is learned, and '
+        'model.complex.delta_sharing is fixed; take model.complex.delta_init '
+        'rope (1) or zero (0)'
+      )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -165,35 +177,31 @@ class ModelSettings:
   # Folder of an adapter in PEFT's format, of the pretrained model: it is
   # added to the weights, or trained on with optimizer.trainable=lora.
   adapter: str = ''
-  vq: CodeSettings = dataclasses.field(default_factory=CodeSettings)
-  complex: ComplexSettings = ComplexSettings()
-  lora: LoRASettings = LoRASettings()
+  # Groups; None in settings that do not read them.
+  vq: CodeSettings | None = dataclasses.field(default_factory=CodeSettings)
+  complex: ComplexSettings | None = ComplexSettings()
+  lora: LoRASettings | None = LoRASettings()
 
   @classmethod
-  def from_config(cls, config: dict[str, Any]) -> 'ModelSettings':
-    """With the groups of keys of vq heads, complex attention and adapters."""
-    groups = {
-      'vq': CodeSettings(**config.get('vq', {})),
-      'complex': ComplexSettings(**config.get('complex', {})),
-      'lora': LoRASettings(**config.get('lora', {})),
-    }
-    return cls(**{**config, **groups})
+  def from_config(
+    cls, config: dict[str, Any], unread: set[str]
+  ) -> 'ModelSettings':
+    """Leaves out the groups of which every key is `unread`."""
+
+    def group(name: str, kind: Any) -> Any:
+      # Its ranges are checked, read or not.
+      made = kind(**config.get(name, {}))
+      keys = {f'model.{name}.{f.name}' for f in dataclasses.fields(kind)}
+      return None if keys <= unread else made
+
+    return cls(**{
+      **config, 'vq': group('vq', CodeSettings),
+      'complex': group('complex', ComplexSettings),
+      'lora': group('lora', LoRASettings),
+    })  # fmt: skip
 
   def __post_init__(self):
     one_of('model.attention', self.attention, ('', *ATTENTIONS))
-    one_of('model.complex.delta_sharing', self.complex.delta_sharing, DELTAS)
-    one_of('model.complex.delta_init', self.complex.delta_init, STARTS_OF_DELTA)
-    one_of('model.complex.position_sign', self.complex.position_sign, (1, -1))
-    if (
-      self.complex.delta_sharing == 'fixed'
-      and self.complex.delta_init == 'published'
-    ):
-      raise ConfigError(
-        'model.complex.delta_init published is of a delta that is learned, and '
-        'model.complex.delta_sharing is fixed; take model.complex.delta_init '
-        'rope (1) or '
-        'zero (0)'
-      )
     one_of('model.head', self.head, ('', *HEADS))
     one_of('model.bias', self.bias, BIASES)
     not_negative('model', self, 'rank')
@@ -203,7 +211,7 @@ class ModelSettings:
         'of: set model.pretrained'
       )
     made_up = ('random', 'blocks', 'frequency_blocks')
-    if self.head == 'vq' and not self.pretrained and not (
+    if self.head == 'vq' and self.vq and not self.pretrained and not (
       self.vq.mapping in made_up and self.vq.start == 'random'
     ):
       raise ConfigError(
@@ -225,9 +233,9 @@ class ModelSettings:
     """The attention that is asked for; None: what the model has."""
     if not self.attention:
       return None
-    if self.attention != 'complex':
-      return AttentionConfig(self.attention)
     asked = self.complex
+    if self.attention != 'complex' or asked is None:
+      return AttentionConfig(self.attention)
     return AttentionConfig(
       'complex', asked.delta_sharing, asked.phase_bias, asked.delta_init,
       asked.scale_scores, asked.position_sign,
@@ -242,17 +250,45 @@ class ModelSettings:
     """
     if not self.head:
       return None
+    vq = self.vq
+    if self.head not in ('vq', 'adaptive') or vq is None:
+      return HeadConfig(self.head, self.bias, self.rank)
     if self.head == 'adaptive':
       return HeadConfig(
-        'adaptive', self.bias, self.rank, own=self.vq.num_exact,
-        tail_from=self.vq.tail_start,
+        'adaptive', self.bias, self.rank, own=vq.num_exact,
+        tail_from=vq.tail_start,
       )  # fmt: skip
-    if self.head != 'vq':
-      return HeadConfig(self.head, self.bias, self.rank)
     return HeadConfig(
-      'vq', self.bias, self.rank, self.vq.codebook_size, self.vq.num_codebooks,
-      self.vq.combine, self.vq.mapping == 'learned', self.vq.num_exact,
-      self.vq.tail_start, self.vq.tail_codebook_size,
-      self.vq.tail_num_codebooks,
-      self.vq.tail_rank,
+      'vq', self.bias, self.rank, vq.codebook_size, vq.num_codebooks,
+      vq.combine, vq.mapping == 'learned', vq.num_exact, vq.tail_start,
+      vq.tail_codebook_size, vq.tail_num_codebooks, vq.tail_rank,
     )  # fmt: skip
+
+
+# Keys of a shape, which a pretrained model declares.
+_SHAPE = (
+  'width', 'layers', 'heads', 'kv_heads', 'head_dim', 'mlp', 'vocab_size',
+  'tokenizer',
+)  # fmt: skip
+# What an adaptive head takes of the group vq.
+_OF_ADAPTIVE = ('model.vq.num_exact', 'model.vq.tail_start')
+
+
+def unread(flat: Mapping[str, Any]) -> set[str]:
+  """Dotted keys below `model` that nothing reads in such a configuration."""
+  pretrained = flat['model.pretrained']
+  attention, head = flat.get('model.attention'), flat.get('model.head')
+  is_read = {
+    **dict.fromkeys(_SHAPE, not pretrained),
+    'rope_base': not pretrained and attention not in ('alibi', 'none'),
+    'bias': bool(head),
+    'rank': head in ('low_rank', 'vq', 'adaptive'),
+    'vq': head == 'vq',
+    'complex': attention == 'complex',
+    'lora': flat['optimizer.trainable'] == 'lora',
+  }
+  found = {
+    key for key in flat
+    if key.startswith('model.') and not is_read.get(key.split('.')[1], True)
+  }  # fmt: skip
+  return found.difference(_OF_ADAPTIVE if head == 'adaptive' else ())

@@ -18,7 +18,7 @@ from pdl_jax.data import pipeline
 from pdl_jax.evaluate.predict import Predictor
 from pdl_jax.evaluate.run import evaluate as measure
 from pdl_jax.generate import DecodeSettings
-from pdl_jax.losses import LossTables, sentinel
+from pdl_jax.losses import LossTables, registry, sentinel
 from pdl_jax.mesh import batch_share, check_batch, make_mesh
 from pdl_jax.model.config import ModelConfig
 from pdl_jax.run import fit_head, loss_tables, prepare, summary
@@ -74,7 +74,9 @@ def _run_claimed(
     print(f'{workdir} is finished; its table again:\n')
     summary.print_results(folder.read('results.json', summary.SHOWN))
     return
-  folder.write('env.json', environment(mesh.shape))
+  folder.write(
+    'env.json', environment(mesh.shape) | registry.source(settings.loss.name)
+  )
   folder.write_status('starting', 0)
   with jax.set_mesh(mesh):
     results = _run(settings, mesh, folder, stop, inspect)

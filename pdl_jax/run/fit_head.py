@@ -58,7 +58,7 @@ def fit_head(
     return model
   own, rows_VxD = dict(model.params.get('head', {})), model.outputs_VxD
   covariance_DxD = None if moments is None else moments.covariance_DxD
-  if head.kind == 'vq':
+  if head.kind == 'vq' and options.vq is not None:
     inputs_VxD = None
     if rows_VxD is not None:
       inputs_VxD = np.asarray(model.params['embed_VxD'])

@@ -114,9 +114,8 @@ def _extended(settings: Settings, model: Model, key: Array) -> Model:
 
 
 def _lora(settings: Settings, has: ModelConfig) -> LoRAConfig:
-  if not settings.trains_adapters:
-    return NO_LORA
-  return settings.model.lora.config(has.gated)
+  asked = settings.model.lora
+  return NO_LORA if asked is None else asked.config(has.gated)
 
 
 def _with_adapter(settings: Settings, model: Model) -> Model:

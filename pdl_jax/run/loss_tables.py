@@ -11,9 +11,10 @@ from jax.core import Tracer
 
 from pdl_jax.data.tokenizer import Tokenizer
 from pdl_jax.errors import ConfigError
-from pdl_jax.losses import LOSSES, PLAIN, Loss, LossTables
+from pdl_jax.losses import Loss, LossTables
 from pdl_jax.losses.frequency import FrequencyTable, effective_sample_size
 from pdl_jax.losses.power_law import power_law_weights
+from pdl_jax.losses.registry import PLAIN
 from pdl_jax.losses.schedule import decay_factor
 from pdl_jax.losses.settings import LossSettings
 
@@ -43,17 +44,17 @@ def make_loss(loss: LossSettings) -> Loss:
   Raises:
     ConfigError: for a setting of its own that is out of range.
   """
-  spec = LOSSES[loss.name]
+  spec, own = loss.spec, loss.own
   settings: dict[str, Any] = {}
   if spec.terms is not None or spec.on_logits is not None:
-    settings = dict(loss.rivals.get(loss.name, {}))
+    settings = own
   elif any(getattr(loss, name) for name in PLAIN):
     settings = {name: getattr(loss, name) for name in PLAIN}
   made = Loss(spec, settings, loss.reduction)
   try:
     # Here the settings are not traced, and can be looked at.
     made.check()
-    own, counts_V = loss.rivals.get(loss.name, {}), np.ones(2)
+    counts_V = np.ones(2)
     if spec.weights is not None and own:
       spec.weights(counts_V, neutral_ids=(), **own)
     if spec.bias is not None:
@@ -81,8 +82,8 @@ def make_tables(
   Raises:
     ConfigError: for settings that give a weight that is not finite.
   """
-  spec, counts_V = LOSSES[loss.name], frequencies.used.frequency('count')
-  own = loss.rivals.get(loss.name, {})
+  spec, own = loss.spec, loss.own
+  counts_V = frequencies.used.frequency('count')
   weights_V, bias_V = jnp.ones(counts_V.size, jnp.float32), None
   try:
     if loss.name == 'power_law':

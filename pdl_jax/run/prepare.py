@@ -21,7 +21,7 @@ from pdl_jax.data.tokenizer import Tokenizer
 from pdl_jax.errors import ConfigError, DataError, printable
 from pdl_jax.evaluate.style import StyleClassifier
 from pdl_jax.generate import DecodeSettings
-from pdl_jax.losses import LOSSES, LossTables, frequency
+from pdl_jax.losses import LossTables, frequency
 from pdl_jax.losses.frequency import FrequencyTable
 from pdl_jax.run import fit_head, loss_tables, summary
 from pdl_jax.run.load_model import Model, load_model
@@ -159,7 +159,7 @@ def _keep_data(splits: Mapping[str, Split], folder: RunFolder) -> None:
 
 def _check_head(settings: Settings, model: Model) -> None:
   """Refuses losses that the head does not give what they need."""
-  on_logits = LOSSES[settings.loss.name].on_logits is not None
+  on_logits = settings.loss.spec.on_logits is not None
   if on_logits and model.config.head.kind == 'adaptive':
     raise ConfigError(
       f'loss.name {settings.loss.name} needs an output row for each type, and '
@@ -238,7 +238,7 @@ def _describe_loss(
   used = frequencies.used.fingerprint[:8]
   print(f'loss       {summary.loss_name(settings.loss)} (table {used})')
   table = frequencies.task
-  if LOSSES[settings.loss.name].weights is not None:
+  if settings.loss.spec.weights is not None:
     print(loss_tables.describe(tables.weights_V, table, tokenizer))
 
 

@@ -11,7 +11,7 @@ import numpy as np
 from pdl_jax.errors import printable
 from pdl_jax.evaluate import side_by_side
 from pdl_jax.generate import DecodeSettings
-from pdl_jax.losses import LOSSES, LossTables, frequency
+from pdl_jax.losses import LossTables, frequency
 from pdl_jax.losses.settings import LossSettings
 from pdl_jax.run.loss_tables import Frequencies
 from pdl_jax.run_folder import RESULTS
@@ -28,10 +28,9 @@ def loss_name(loss: LossSettings) -> str:
   parts = [loss.name]
   if loss.name == 'power_law':
     parts += [f'alpha={loss.alpha:g}', f'epsilon={loss.epsilon:g}']
-  own = loss.rivals.get(loss.name, {})
   parts += [
     f'{key}={value:g}' if isinstance(value, float | int) else f'{key}={value}'
-    for key, value in own.items()
+    for key, value in loss.own.items()
   ]
   unusual = (
     ('epsilon_policy', 'absolute'), ('unit', 'count'), ('level', 'token'),
@@ -43,7 +42,7 @@ def loss_name(loss: LossSettings) -> str:
   parts += [
     f'{key}={getattr(loss, key)}'
     for key, usual in unusual
-    if key in LOSSES[loss.name].read and getattr(loss, key) != usual
+    if key in loss.spec.read and getattr(loss, key) != usual
   ]
   return ' '.join(parts)
 
@@ -75,13 +74,12 @@ def loss_record(
 ) -> dict[str, Any]:
   """Proof of what was trained: the name alone would not be."""
   weights, table = np.asarray(tables.weights_V), frequencies.task
-  read = LOSSES[settings.name].read
+  read = settings.spec.read
   loss = {k: v for k, v in dataclasses.asdict(settings).items() if k in read}
-  own = settings.rivals.get(settings.name, {})
   crc32 = lambda x: f'{zlib.crc32(np.asarray(x).tobytes()):08x}'  # noqa: E731
   return {
     **loss,
-    'settings': own,
+    'settings': settings.own,
     'weights_crc32': crc32(weights),
     'bias_crc32': None if tables.bias_V is None else crc32(tables.bias_V),
     'frequency_table_fingerprint': frequencies.used.fingerprint,
