@@ -79,7 +79,7 @@ _HANDLERS = {
 
 @pytest.fixture(autouse=True)
 def handlers():
-  """Each test begins with the handlers of a new process: a job leaves its own."""
+  """A test begins with a new process's handlers: a job leaves its own."""
   for number, handler in _HANDLERS.items():
     signal.signal(number, handler)
 

@@ -375,7 +375,7 @@ def taken(*names):
 def test_a_slice_that_is_not_ready_is_given_back_and_another_is_tried(
   tmp_path, cluster, monkeypatch, capsys, busy, patience
 ):
-  """Slices are asked for by name: the first looks free, except for its chips."""
+  """Slices are asked for by name: the first looks free, its chips are not."""
   monkeypatch.setattr(placement, '_PATIENCE', patience)
   free = 'b' if busy == 'a' else 'a'
   wanted = cell(1)
