@@ -90,7 +90,7 @@ def metadata(case):
   return found
 
 
-def write(path, kind, keys, made, quantized=None, tokenizer=None):
+def write(path, kind, keys, made, quantized=None, whole=None):
   """One file.
 
   Args:
@@ -99,12 +99,11 @@ def write(path, kind, keys, made, quantized=None, tokenizer=None):
     keys: metadata below it.
     made: tensors.
     quantized: types of tensors, by name; the others are fp32.
-    tokenizer: metadata below `tokenizer.`.
+    whole: metadata by their whole names.
   """
   writer = gguf.GGUFWriter(path, kind)
   both = {f'{kind}.{key}': value for key, value in keys.items()}
-  both |= {f'tokenizer.{key}': x for key, x in (tokenizer or {}).items()}
-  for key, value in both.items():
+  for key, value in (both | (whole or {})).items():
     add = {
       bool: writer.add_bool, int: writer.add_uint32, list: writer.add_array,
       float: writer.add_float32, str: writer.add_string,

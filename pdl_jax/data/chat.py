@@ -9,22 +9,21 @@ import jinja2
 from pdl_jax.data.chat_sandbox import Sandbox, rendered
 from pdl_jax.errors import DataError
 
-# What stands for the text of a turn where only its place matters: characters
-# for private use, which no template looks for.
+# Characters for private use, which no template looks for, mark the place of a
+# turn's text.
 _OPEN, _CLOSE = '\ue000', '\ue001'
 _MARK = re.compile(f'{_OPEN}([0-9]+){_CLOSE}')
-# Of the words of others in an error.
-_LONGEST = 200
+_LONGEST = 200  # characters of the words of others in an error
 Turns = Sequence[tuple[str, str]]
 
 
 def mark(number: int) -> str:
-  """What stands for the text of a turn."""
+  """Makes what stands for the text of a turn."""
   return f'{_OPEN}{number}{_CLOSE}'
 
 
 class ChatTemplate:
-  """A template, compiled; it sees no clock, so that prompts stay the same.
+  """A compiled template; it sees no clock, so that prompts stay the same.
 
   Attributes:
     source: the template.
@@ -36,7 +35,7 @@ class ChatTemplate:
     self.source, self.name, self._tokens = source, name, dict(tokens)
     try:
       self._template = Sandbox().from_string(source)
-    # Beside its own errors Jinja passes on those of Python's compiler.
+    # Jinja passes on errors of Python's compiler, too.
     except Exception as error:
       raise DataError(
         f'{name}: the chat template is broken ({_reason(error)})'
@@ -44,7 +43,7 @@ class ChatTemplate:
     self._form = lru_cache(None)(self._find_form)
 
   def render(self, messages: Turns, *, opens: bool) -> str:
-    """The text of (role, content) messages.
+    """Returns the text of (role, content) messages.
 
     Args:
       messages: system, user and assistant.
@@ -63,12 +62,12 @@ class ChatTemplate:
       return rendered(self._template, variables, messages)
     except jinja2.TemplateError:
       raise
-    # Whatever an expression of a stranger's can raise.
+    # An expression of a stranger can raise anything.
     except Exception as error:
       raise jinja2.TemplateRuntimeError(_reason(error)) from None
 
   def with_marks(self, instruction: str, roles: tuple[str, ...]) -> str | None:
-    """A prompt whose contents are marks; None if the template refuses roles.
+    """Makes a prompt whose contents are marks; None if roles are refused.
 
     Where a template takes no system turn, the instruction stands before the
     first turn.
@@ -77,11 +76,7 @@ class ChatTemplate:
     return text
 
   def prompt(self, instruction: str, turns: Turns) -> str | None:
-    """The same with contents, which a template may change; None if it refuses.
-
-    Raises:
-      DataError: it refuses a single turn.
-    """
+    """Makes a prompt with its contents; None if the template refuses it."""
     has_system, text, reason = self._form(
       instruction, tuple(role for role, _ in turns)
     )
@@ -100,7 +95,7 @@ class ChatTemplate:
     )
 
   def after_answer(self) -> str:
-    """What stands behind the text of an answer."""
+    """Returns what stands behind the text of an answer."""
     turns = [('user', mark(0)), ('assistant', mark(1))]
     try:
       text = self.render(turns, opens=False)
@@ -115,7 +110,7 @@ class ChatTemplate:
   def _find_form(
     self, instruction: str, roles: tuple[str, ...]
   ) -> tuple[bool, str | None, str]:
-    """Whether it takes a system turn, the text with marks, or why not."""
+    """Returns if it takes a system turn, the text with marks, or why not."""
     turns = [(role, mark(i)) for i, role in enumerate(roles)]
     reason = ''
     for has_system in (True, False):
@@ -140,7 +135,7 @@ def _messages(instruction: str, turns: Turns, has_system: bool) -> Turns:
 
 
 def _reason(error: Exception) -> str:
-  """One line; with the kind of the error where it is not the template's."""
+  """Returns one line, with the kind of an error that is not Jinja's."""
   text = ' '.join(str(error).split())[:_LONGEST]
   if isinstance(error, jinja2.TemplateError):
     return text

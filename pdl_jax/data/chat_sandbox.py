@@ -1,17 +1,17 @@
 """Jinja2 that a stranger's template can neither hang nor fill the memory with.
 
-What a template makes (characters of values and of text, elements of lists) is
-charged where it is made, and each block that is executed a little. A rendering
-that spends more than its budget fails. The budget is counted, not timed, so
-that it does not depend on the machine; a clock is the last resort.
+What a template makes (characters of text, elements of lists) is charged where
+it is made, and each block that it executes costs a little. A rendering that
+spends more than its budget fails. The budget is counted, not timed, so that it
+does not depend on the machine; a clock is the last resort.
 """
 
 import datetime
 import json
 import re
 import time
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, NoReturn
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, NoReturn, TypeVar, cast
 
 import jinja2
 from jinja2 import filters, nodes
@@ -22,13 +22,14 @@ from jinja2.runtime import Context
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.utils import Namespace
 
-# Of one rendering: what it may spend, and how much of its contents more; what a
-# block costs; how much it spends between two looks at the budget and the clock.
+# What a rendering may spend, and how much more for each character of its
+# contents; what a block costs; how much it spends between two looks at the
+# budget and the clock; and the seconds of that clock.
 _BUDGET, _BY_CONTENT, _BLOCK, _ADVANCE, _SECONDS = 1_000_000, 10, 10, 1000, 5
 # Each can make much of little, or is chance; no published template has them.
 _NO_FILTERS = {
-  'batch', 'center', 'pprint', 'random', 'slice', 'striptags', 'urlize',
-  'wordwrap', 'xmlattr',
+  'batch', 'center', 'format', 'pprint', 'random', 'round', 'slice',
+  'striptags', 'sum', 'urlize', 'wordwrap', 'xmlattr',
 }  # fmt: skip
 _NO_METHODS = {
   'center', 'encode', 'expandtabs', 'ljust', 'rjust', 'striptags', 'to_bytes',
@@ -37,12 +38,10 @@ _NO_METHODS = {
 # Widths of four digits, or widths that are arguments, of % and of format.
 _PERCENT = re.compile(r'%(\(.*\))?[^%a-zA-Z]*([0-9]{4}|\*)', re.DOTALL)
 _BRACES = re.compile(r':[^}]*([0-9]{4}|\{)')
-_WIDEST = 32
-# What the clock of templates shows: transformers gives today's date, with which
-# a run could neither be repeated nor resumed.
+_WIDEST = 32  # columns of an indentation
+# What the clock of templates shows: with today's date, which transformers
+# gives, a run could be neither repeated nor resumed.
 DATE = datetime.datetime(2024, 7, 26)
-
-
 _HOLDERS = (
   list, tuple, dict, type({}.keys()), type({}.values()), type({}.items())
 )  # fmt: skip
@@ -80,7 +79,7 @@ class _Budget(Context):
       raise jinja2.TemplateRuntimeError(f'it takes over {_SECONDS} seconds')
 
   def held(self, value: Any) -> Any:
-    """The value, charged with all that it holds, however often."""
+    """Returns the value, after charging all that it holds."""
     if isinstance(value, str):
       self.left -= len(value)
       if self.left < 0:
@@ -90,12 +89,7 @@ class _Budget(Context):
     return value
 
   def text(self, value: Any) -> str:
-    """Of what is put out."""
-    if isinstance(value, str):
-      self.left -= len(value)
-      if self.left < 0:
-        self.spend(0)
-      return value
+    """Returns what is put out, after charging it."""
     return str(self.held(value))
 
   def weigh(self, *values: Any) -> int:
@@ -112,18 +106,37 @@ class _Budget(Context):
       total += size
     return total
 
-  def joined(self, values: Iterable[Any]) -> str:
-    """What `~` makes."""
-    values = tuple(values)
-    self.weigh(*values)
-    return ''.join(map(str, values))
+
+_Visit = TypeVar('_Visit', bound=Callable[..., None])
+
+
+def _charging(visit: _Visit) -> _Visit:
+  """Charges the value of an expression, which is at most as large as its parts.
+
+  Names that are assigned to are no value.
+  """
+
+  def charged(self: '_Code', node: nodes.Node, frame: Frame) -> None:
+    is_value = getattr(node, 'ctx', 'load') == 'load'
+    self.write('context.held(' if is_value else '(')
+    visit(self, node, frame)
+    self.write(')')
+
+  return cast(_Visit, charged)
 
 
 class _Code(CodeGenerator):
   """Python of a template, which charges what it does."""
 
+  visit_Add = _charging(CodeGenerator.visit_Add)
+  visit_Concat = _charging(CodeGenerator.visit_Concat)
+  visit_Dict = _charging(CodeGenerator.visit_Dict)
+  visit_Filter = _charging(CodeGenerator.visit_Filter)
+  visit_List = _charging(CodeGenerator.visit_List)
+  visit_Tuple = _charging(CodeGenerator.visit_Tuple)
+
   def blockvisit(self, nodes: Iterable[nodes.Node], frame: Frame) -> None:
-    """Of the bodies of loops, branches and macros."""
+    """Charges the bodies of loops, branches and macros."""
     body = list(nodes)
     self.writeline(f'context.left -= {_BLOCK + sum(map(_size, body))}')
     self.writeline('if context.left < 0: context.spend(0)')
@@ -135,52 +148,9 @@ class _Code(CodeGenerator):
   def _output_child_post(self, *args: Any) -> None:
     self.write(')')
 
-  def visit_Add(self, node: nodes.Add, frame: Frame) -> None:  # noqa: N802
-    """Charges sums, but for small parts that stand in the template itself."""
-    is_small = isinstance(node.left, nodes.Const) or isinstance(
-      node.right, nodes.Const
-    )
-    self.write('(' if is_small else 'context.held(')
-    self.visit(node.left, frame)
-    self.write(' + ')
-    self.visit(node.right, frame)
-    self.write(')')
-
-  def visit_Concat(self, node: nodes.Concat, frame: Frame) -> None:  # noqa: N802
-    """Of `~`, which the sandbox cannot intercept."""
-    self.write('context.joined((')
-    for part in node.nodes:
-      self.visit(part, frame)
-      self.write(', ')
-    self.write('))')
-
-  def visit_List(self, node: nodes.List, frame: Frame) -> None:  # noqa: N802
-    """Charges it: lists of one list, nested, are of any size as text."""
-    self.write('context.held(')
-    super().visit_List(node, frame)
-    self.write(')')
-
-  def visit_Dict(self, node: nodes.Dict, frame: Frame) -> None:  # noqa: N802
-    """Charges it."""
-    self.write('context.held(')
-    super().visit_Dict(node, frame)
-    self.write(')')
-
-  def visit_Tuple(self, node: nodes.Tuple, frame: Frame) -> None:  # noqa: N802
-    """Charges it; names that are assigned to are none."""
-    self.write('context.held(' if node.ctx == 'load' else '(')
-    super().visit_Tuple(node, frame)
-    self.write(')')
-
-  def visit_Filter(self, node: nodes.Filter, frame: Frame) -> None:  # noqa: N802
-    """Charges the result, too, unless it is but shorter."""
-    self.write('(' if node.name == 'trim' else 'context.held(')
-    super().visit_Filter(node, frame)
-    self.write(')')
-
 
 def _size(node: nodes.Node) -> int:
-  """Characters of the template that it puts out by itself."""
+  """Counts the characters of the template that it puts out by itself."""
   if not isinstance(node, nodes.Output):
     return 0
   texts = [data.data for data in node.find_all(nodes.TemplateData)]
@@ -194,7 +164,7 @@ class _Generation(Extension):
   tags = {'generation'}  # noqa: RUF012
 
   def parse(self, parser: Parser) -> nodes.Node:
-    """The tags are passed over."""
+    """Passes over the tags."""
     line = next(parser.stream).lineno
     body = parser.parse_statements(('name:endgeneration',), drop_needle=True)
     return nodes.Scope(body, lineno=line)
@@ -220,16 +190,15 @@ class Sandbox(ImmutableSandboxedEnvironment):
     for name in _NO_FILTERS:
       del self.filters[name]
     self.filters.update(
-      format=_format, indent=_indent, join=_join, replace=_replace,
-      round=_round, string=_text, sum=_sum, tojson=_to_json,
-    )  # fmt: skip
+      indent=_indent, join=_join, replace=_replace, tojson=_to_json
+    )
     del self.globals['lipsum']
     self.globals.update(
       namespace=_Namespace, raise_exception=_refuse, strftime_now=DATE.strftime
     )
 
   def is_safe_attribute(self, obj: Any, attr: str, value: Any) -> bool:
-    """Neither what is private nor what makes much of little."""
+    """Refuses what is private, and what makes much of little."""
     is_safe = super().is_safe_attribute(obj, attr, value)
     return is_safe and attr not in _NO_METHODS
 
@@ -258,13 +227,7 @@ def rendered(
   template: jinja2.Template, variables: dict[str, Any],
   turns: Sequence[tuple[str, str]],
 ) -> str:  # fmt: skip
-  """The text of a template of the sandbox.
-
-  Args:
-    template: of it.
-    variables: that it sees.
-    turns: (role, content); the more they are, the larger the budget.
-  """
+  """Renders a template; larger turns (role, content) have a larger budget."""
   context = template.new_context(variables)
   assert isinstance(context, _Budget)
   context.turns = turns
@@ -276,7 +239,7 @@ def _check_operator(
 ) -> None:
   if operator == '%':
     if isinstance(left, str):
-      _check_format(context, left, right)
+      _check_format(context, _PERCENT, left, right)
   elif isinstance(left, int) and isinstance(right, int):
     bits, others = left.bit_length(), right.bit_length()
     context.spend(bits * abs(right) if operator == '**' else bits + others)
@@ -286,18 +249,20 @@ def _check_operator(
         context.spend(len(sized) * abs(count))
 
 
-def _check_format(context: _Budget, text: str, values: Any) -> None:
-  """Of `%`."""
-  if _PERCENT.search(text):
+def _check_format(
+  context: _Budget, wide: re.Pattern[str], text: str, *values: Any
+) -> None:
+  """Charges a format, which may show all values at each of its places."""
+  if wide.search(text):
     raise jinja2.TemplateRuntimeError('a format that is too wide')
-  context.spend(text.count('%') * context.weigh(values))
+  context.spend((text.count('%') + text.count('{')) * context.weigh(*values))
 
 
 def _checked(
   context: _Budget, text: str, method: str, args: tuple[Any, ...],
   kwargs: Mapping[str, Any],
 ) -> tuple[Any, ...]:  # fmt: skip
-  """The arguments of a method of text; charges what it will make of them."""
+  """Returns the arguments of a method of text, and charges what it makes."""
   context.spend(len(text))
   if method == 'replace' and len(args) > 1:
     context.spend(text.count(args[0]) * len(args[1]))
@@ -305,9 +270,7 @@ def _checked(
     args = (list(args[0]),)
     context.spend(len(text) * len(args[0]) + context.weigh(*args))
   elif method in ('format', 'format_map'):
-    if _BRACES.search(text):
-      raise jinja2.TemplateRuntimeError('a format that is too wide')
-    context.spend(text.count('{') * context.weigh(args, kwargs))
+    _check_format(context, _BRACES, text, args, kwargs)
   return args
 
 
@@ -315,69 +278,32 @@ def _refuse(message: str) -> NoReturn:
   raise jinja2.TemplateError(message)
 
 
-@jinja2.pass_context
-def _text(context: _Budget, value: Any) -> str:
-  return value if isinstance(value, str) else context.text(value)
+def _check_width(width: int | str) -> None:
+  if (len(width) if isinstance(width, str) else width) > _WIDEST:
+    raise jinja2.TemplateRuntimeError('an indentation that is too wide')
 
 
-@jinja2.pass_context
-def _format(context: _Budget, value: Any, *args: Any, **kwargs: Any) -> str:
-  text = _text(context, value)
-  _check_format(context, text, kwargs or args)
-  return filters.do_format(text, *args, **kwargs)
-
-
-@jinja2.pass_context
 def _indent(
-  context: _Budget, s: str, width: int | str = 4, first: bool = False,
-  blank: bool = False,
-) -> str:  # fmt: skip
-  size = len(width) if isinstance(width, str) else width
-  context.spend(size * (len(s.splitlines()) + 1))
+  s: str, width: int | str = 4, first: bool = False, blank: bool = False
+) -> str:
+  _check_width(width)
   return filters.do_indent(s, width, first, blank)
 
 
 @jinja2.pass_context
-def _join(
-  context: _Budget, value: Iterable[Any], d: str = '', attribute: Any = None
-) -> str:
-  values = _attributes(context, value, attribute)
+def _join(context: _Budget, value: Iterable[Any], d: str = '') -> str:
+  values = list(value)
   context.spend(context.weigh(values) + len(values) * len(str(d)))
   return str(d).join(map(str, values))
-
-
-def _attributes(
-  context: _Budget, values: Iterable[Any], attribute: Any
-) -> list[Any]:
-  if attribute is None:
-    return list(values)
-  find = filters.make_attrgetter(context.environment, attribute)
-  return [find(value) for value in values]
 
 
 @jinja2.pass_context
 def _replace(
   context: _Budget, s: Any, old: str, new: str, count: int | None = None
 ) -> str:
-  text = _text(context, s)
+  text = context.text(s)
   context.spend(text.count(old) * len(new))
   return filters.do_replace(context.eval_ctx, text, old, new, count)
-
-
-def _round(value: Any, precision: int = 0, method: Any = 'common') -> float:
-  if abs(precision) > _WIDEST:
-    raise jinja2.TemplateRuntimeError('a number with too many digits')
-  return filters.do_round(value, precision, method)
-
-
-@jinja2.pass_context
-def _sum(
-  context: _Budget, iterable: Iterable[Any], attribute: Any = None,
-  start: Any = 0,
-) -> Any:  # fmt: skip
-  if not isinstance(start, int | float):
-    raise jinja2.TemplateRuntimeError('only numbers have a sum')
-  return sum(_attributes(context, iterable, attribute), start)
 
 
 @jinja2.pass_context
@@ -386,11 +312,8 @@ def _to_json(
   indent: int | str | None = None,
   separators: tuple[str, str] | None = None, sort_keys: bool = False,
 ) -> str:  # fmt: skip
-  """As transformers has it, without HTML's escapes."""
-  wide = len(indent) if isinstance(indent, str) else indent or 0
-  if wide > _WIDEST:
-    raise jinja2.TemplateRuntimeError('an indentation that is too wide')
-  context.spend(context.weigh(value) * len(''.join(separators or '')))
+  """Writes it as transformers does, without HTML's escapes."""
+  _check_width(indent or 0)
   encoder = json.JSONEncoder(
     ensure_ascii=ensure_ascii, indent=indent, separators=separators,
     sort_keys=sort_keys,

@@ -13,8 +13,8 @@ from pdl_jax.data.tokenizer import Tokenizer
 from pdl_jax.errors import ConfigError, DataError
 
 Batch = dict[str, np.ndarray]
-# What is read of a text for each token that there is room for, and at least of
-# any: what stands behind it is cut off in any case. In characters.
+# Characters of a text that are read per token that there is room for, and at
+# least; what stands behind them would be cut off anyway.
 _FOR_A_TOKEN, _READ = 1024, 2**20
 
 
@@ -35,7 +35,7 @@ class Lengths:
 
   @property
   def sequence(self) -> int:
-    """L: the last target token is only ever predicted, never read."""
+    """Returns L: the last target token is predicted, and never read."""
     return self.prompt + self.target - 1
 
 
@@ -45,26 +45,26 @@ class Rows(Protocol):
   def __len__(self) -> int: ...
 
   def __getitem__(self, index: int) -> Batch:
-    """One padded or packed row; see `empty_example` for the arrays."""
+    """Returns a padded or packed row; `empty_example` has the arrays."""
     ...
 
 
 class Examples(Rows, Protocol):
-  """What is scored and generated from, too."""
+  """Rows that are scored and generated from, too."""
 
   lengths: Lengths
 
   def record(self, index: int) -> dict[str, str]:
-    """The text of an example: id, group, source, target, perhaps style."""
+    """Returns its text: id, group, source, target, perhaps style."""
     ...
 
   def prompt_and_target(self, index: int) -> tuple[list[int], list[int]]:
-    """Ids of the prompt, at most P, and of the target, at most T."""
+    """Returns at most P ids of the prompt and at most T of the target."""
     ...
 
 
 def empty_example(lengths: Lengths, pad: int) -> Batch:
-  """An example without a token.
+  """Makes an example without a token.
 
   Returns:
     tokens, segments, positions: [L] int32, segment 0 is padding.
@@ -87,7 +87,7 @@ def empty_example(lengths: Lengths, pad: int) -> Batch:
 def padded_example(
   prompt: list[int], target: list[int], lengths: Lengths, pad: int
 ) -> Batch:
-  """A prompt, its target, and padding up to L and T."""
+  """Makes an example of a prompt and its target, padded to L and T."""
   example = empty_example(lengths, pad)
   tokens = [*prompt, *target[:-1]]
   example['tokens'][: len(tokens)] = tokens
@@ -102,10 +102,9 @@ def padded_example(
 def encode_targets(
   texts: Sequence[str], tokenizer: Tokenizer, longest: int
 ) -> list[list[int]]:
-  """Ids of answers, each with its end of turn.
+  """Encodes answers, each with its end of turn.
 
-  Of a text that is far too long only a part is encoded, into more than
-  `longest` ids.
+  A text that is far too long is encoded in part, into more than `longest` ids.
   """
   whole = [text.strip() for text in texts]
   answers = tokenizer.encode([read_of(text, longest) for text in whole])
@@ -116,7 +115,7 @@ def encode_targets(
 
 
 def read_of(text: str, tokens: int) -> str:
-  """The beginning of a text, with more than so many tokens if it has them.
+  """Cuts a text, at more than so many tokens.
 
   Encoding takes a hundred times the memory of a text.
   """
@@ -175,7 +174,7 @@ class Pairs:
     return padded_example(*self.prompt_and_target(index), self.lengths, pad)
 
   def _prompt(self, record: dict[str, str]) -> list[int]:
-    """The system turn, the turns that fit, and the opening of the answer."""
+    """Encodes the system turn, turns that fit, and the answer's opening."""
     text, most = record['source'], self.lengths.prompt
     # Every turn takes a token.
     turns = text.rsplit('\n', most)[-most:] if self.task.turns else [text]

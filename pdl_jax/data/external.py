@@ -38,13 +38,7 @@ def open_tfds(
 ) -> schema.Opened:
   """Opens a split of a TFDS data set that is prepared on this machine.
 
-  Args:
-    name: as in TFDS: NAME, NAME/CONFIG, each with or without :VERSION.
-    split: train, validation or test.
-    data_dir: where TFDS keeps its data; None is its own default.
-    fields: see `schema.resolve`.
-    splits: our split -> TFDS split string, such as 'train[90%:]'; one not
-      named is the data set's own.
+  The name is NAME or NAME/CONFIG, with or without :VERSION.
   """
   builder = _tfds_builder(name, data_dir)
   place = f', data_dir="{os.path.expanduser(data_dir)}"' if data_dir else ''
@@ -76,7 +70,7 @@ def open_tfds(
 
 @contextlib.contextmanager
 def torn_files_named(place: str, remedy: str) -> Iterator[None]:
-  """Makes one line of what TFDS raises when files of its own are damaged."""
+  """Turns what TFDS raises of damaged files into one line."""
   try:
     yield
   except (PdlError, OSError, MemoryError):
@@ -113,8 +107,8 @@ def _tfds_builder(
     ) from error
   except OSError:
     raise
-  # Of a version or configuration that it does not know, and of torn files, TFDS
-  # raises what its assertions and its parsers raise.
+  # TFDS raises what its assertions and parsers raise, for torn files and for an
+  # unknown version or configuration.
   except Exception as error:
     raise ConfigError(
       f'tfds:{name} cannot be opened: {reason(error)}'
@@ -224,14 +218,14 @@ def open_hf(
   if not any(file.endswith('.arrow') for file in os.listdir(place)):
     raise empty
   try:
-    # As it was saved it may give arrays of others, and fewer columns.
+    # A saved format may hide columns, or give arrays of other libraries.
     dataset = datasets.Dataset.load_from_disk(place).with_format(None)
     sums = [_sha256(file['filename']) for file in dataset.cache_files]
     # Places in a flipped file may lie outside of it: reading would crash.
     dataset.data.table.validate(full=True)
   except MemoryError:
     raise
-  # Of torn files `datasets` raises what JSON and Arrow make of them.
+  # For torn files `datasets` raises what JSON and Arrow raise.
   except Exception as error:
     raise DataError(
       f'{place} cannot be opened ({reason(error)}); save it again with'
@@ -259,7 +253,7 @@ def open_hf(
 
 
 def _instead(name: str, folder: str) -> str:
-  """What there is in place of a split, and what to type."""
+  """Says what there is in place of a split, and what to type."""
   hub = name.partition(':')[2]
   if not os.path.isdir(folder):
     hub = hub if _HUB_NAME.fullmatch(hub) else 'NAME'

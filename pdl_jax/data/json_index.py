@@ -1,30 +1,94 @@
-"""Where the good records of a JSON lines file are, found in one pass."""
+"""Which lines of a JSON lines file are good records, found in one pass."""
 
 import array
 import collections
 import hashlib
+import json
 import os
 import shlex
 from collections.abc import Iterator, Mapping
+from typing import Any
 
 import numpy as np
 import tqdm
 
 from pdl_jax.data import schema
-from pdl_jax.data.json_record import BadRecordError, check, parse
 from pdl_jax.errors import DataError, printable
 
 # A file that loses more of its records than this is not what it claims to be.
 MAX_BAD_SHARE = 0.01
 MAX_LINE = 64 * 2**20  # bytes; what one line may take of the memory
-# Every record has them or none has: without a group of its own a record would
-# share one with all others that have none.
+# All records have them or none: without a group of its own a record would share
+# one with all others that have none.
 _NAMING = ('id', 'group')
+_NAMED = 10  # fields of a record that an error lists
 _BOM = b'\xef\xbb\xbf'
-# How UTF-16 and UTF-32 begin, with a mark and without.
+# How UTF-16 and UTF-32 begin, with a byte-order mark and without.
 _WIDE = (
   b'\xff\xfe', b'\xfe\xff', b'\0\0\xfe\xff', b'{\0', b'\0{', b'\0\0\0{',
 )  # fmt: skip
+
+
+class BadRecordError(ValueError):
+  """A line that is not a record; it is counted under its `reason`."""
+
+  def __init__(self, reason: str, text: str) -> None:
+    super().__init__(text)
+    self.reason = reason
+
+
+def parse(line: bytes) -> dict[str, Any]:
+  """Reads one line.
+
+  Raises:
+    BadRecordError: it is not a JSON object in UTF-8, or has a key twice.
+  """
+  if b'\0' in line:
+    raise BadRecordError('nul', 'has a NUL byte in it')
+  try:
+    value = json.loads(line.decode(), object_pairs_hook=_object)
+  except BadRecordError:
+    raise
+  except UnicodeDecodeError as error:
+    raise BadRecordError('not_utf8', f'is not UTF-8 ({error})') from error
+  except (ValueError, RecursionError) as error:
+    if line.endswith(b'\n'):
+      raise BadRecordError('not_json', f'is no JSON ({error})') from error
+    raise BadRecordError(
+      'torn_line', f'is torn: the file ends inside it ({error})'
+    ) from error
+  if not isinstance(value, dict):
+    kind = type(value).__name__
+    raise BadRecordError('not_an_object', f'is a JSON {kind}, not an object')
+  return value
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+  found = dict(pairs)
+  if len(found) < len(pairs):
+    keys = [key for key, _ in pairs]
+    twice = next(key for key in keys if keys.count(key) > 1)
+    raise BadRecordError('repeated_key', f'has the key {twice!r} twice')
+  return found
+
+
+def _check(record: Mapping[str, Any], fields: Mapping[str, str]) -> None:
+  """Checks the fields that are used; the others may be anything."""
+  for field, stored in fields.items():
+    what = f'field {stored!r}' + (f' ({field})' if field != stored else '')
+    if stored not in record:
+      names = ', '.join(sorted(record)[:_NAMED]) or 'none'
+      raise BadRecordError('missing_field', f'has no {what}, but {names}')
+    text = schema.as_text(record[stored], field)
+    if text is None:
+      kind = type(record[stored]).__name__
+      raise BadRecordError('not_a_string', f'has a {kind} as {what}')
+    if '\0' in text:
+      raise BadRecordError('nul', f'has a NUL character in {what}')
+    if not text.isascii() and any('\ud800' <= c <= '\udfff' for c in text):
+      raise BadRecordError('lone_surrogate', f'has half a character in {what}')
+    if field == 'target' and not text.strip():
+      raise BadRecordError('empty_target', f'has an empty {what}')
 
 
 class Index:
@@ -86,7 +150,7 @@ class Index:
         for field, stored in self._possible.items()
         if stored in record
       }
-      check(record, fields)
+      _check(record, fields)
     except BadRecordError as error:
       self._drop(number, error)
       return

@@ -9,8 +9,7 @@ from typing import Any
 import numpy as np
 
 from pdl_jax.data import parts, schema
-from pdl_jax.data.json_index import Index
-from pdl_jax.data.json_record import BadRecordError, parse
+from pdl_jax.data.json_index import BadRecordError, Index, parse
 from pdl_jax.errors import DataError
 
 POLICIES = ('error', 'skip')

@@ -1,4 +1,4 @@
-"""The one TFDS builder, of any packaged text that is registered."""
+"""The one TFDS builder, which prepares any registered packaged text."""
 
 import collections
 import contextlib
@@ -26,7 +26,7 @@ class TextBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
 
   @functools.cached_property
   def report(self) -> tfds.core.MetadataDict:
-    """What preparing stores beside the data, as metadata.json.
+    """Returns what preparing stores beside the data, as metadata.json.
 
     Empty until then, so that it never stands in for a file that is missing.
     """
@@ -94,14 +94,7 @@ def builder_class(packaged: Text) -> type[TextBuilder]:
 def open_packaged(
   name: str, split: str, part: str, data_dir: str | None
 ) -> schema.Opened:
-  """Opens a split, or a part of it, which the first call prepares.
-
-  Raises:
-    ConfigError: no such part.
-    DataError: what it is made from is missing or of another version, or what
-      was prepared is damaged.
-    HostError: data_dir cannot be written.
-  """
+  """Opens a split, or a part of it, which the first call prepares."""
   if not sys.stderr.isatty():
     tfds.disable_progress_bar()
   text = TEXTS[name]

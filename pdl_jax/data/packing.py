@@ -18,8 +18,8 @@ from pdl_jax.data.examples import (
 from pdl_jax.data.sources import Source
 from pdl_jax.data.tokenizer import Tokenizer
 
-# Encoded documents that are kept: neighbours in a packed row, and the pieces
-# of a long one, come from few.
+# Encoded documents that are kept: the pieces of a row, and of a long document,
+# come from few.
 _CACHED = 256
 # Rows with room left that the next piece is tried in.
 _OPEN_ROWS = 64
@@ -45,8 +45,8 @@ class Documents:
 class Windows:
   """Every token of the documents once, after at most P tokens before it.
 
-  A target is the next T tokens of a document, its prompt what stands before
-  them; the first prompt of a document is the end of text alone.
+  A target is the next T tokens of a document, and its prompt stands before it.
+  The first prompt of a document is the end of text alone.
   """
 
   def __init__(
@@ -107,7 +107,7 @@ class Packed:
     return len(self._rows)
 
   def __getitem__(self, index: int) -> Batch:
-    """One row, the arrays of `empty_example` with T = L."""
+    """Makes a row, the arrays of `empty_example` with T = L."""
     length = self._length
     # L = P + T - 1 with a prompt of one token: every position is a target.
     row = empty_example(
@@ -134,7 +134,7 @@ class Packed:
 def _cut(
   sizes: np.ndarray, length: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-  """(document, first id read, predictions) of pieces of at most `length`."""
+  """Cuts pieces: their document, first id and number of predictions."""
   predictions = np.asarray(sizes) - 1
   counts = -(-predictions // length)
   document = np.repeat(np.arange(len(predictions)), counts)
@@ -144,11 +144,11 @@ def _cut(
 
 
 def pack(sizes: np.ndarray, length: int) -> list[list[int]]:
-  """First fit, the largest first: which pieces share a row of `length`.
+  """Says which pieces share a row: first fit, the largest first.
 
   Args:
-    sizes: of the pieces, each in [1, length].
-    length: of a row.
+    sizes: each in [1, length].
+    length: tokens of a row.
 
   Returns:
     the pieces of each row, by their index; every piece once.

@@ -1,4 +1,4 @@
-"""Parts of splits, such as train[:80%], in the words of TFDS."""
+"""Opens parts of splits, such as train[:80%], in the words of TFDS."""
 
 import collections
 import dataclasses
@@ -98,7 +98,7 @@ def open_parts(
 
 
 def shared(one: Iterable[Span], other: Iterable[Span]) -> int:
-  """How many records are in both."""
+  """Counts the records that are in both."""
   return sum(
     max(0, min(a.stop, b.stop) - max(a.start, b.start))
     for a, b in itertools.product(one, other)
@@ -107,7 +107,7 @@ def shared(one: Iterable[Span], other: Iterable[Span]) -> int:
 
 
 def shared_by_name(one: str, other: str) -> bool:
-  """Whether two parts share records, as far as their names alone tell it."""
+  """Returns whether the names alone tell that two parts share records."""
   if one == other:
     return True
   bounds = ':'.join(re.findall(r'\[([^\]]*)', f'{one}+{other}')).split(':')
@@ -126,7 +126,7 @@ def shared_by_name(one: str, other: str) -> bool:
 def _ranges(
   name: str, called: str, length: Callable[[str], int]
 ) -> list[tuple[str, range]]:
-  """Splits and the numbers of the records in them that are meant."""
+  """Finds the splits that are meant, and the numbers of their records."""
   if '[' not in called and '+' not in called:
     return [(called, range(length(called)))]
   # Takes a second, which whole splits need not wait for.
@@ -149,7 +149,7 @@ def _ranges(
     ]  # fmt: skip
   except (ConfigError, DataError):
     raise
-  # All that TFDS says of splits that it cannot read.
+  # TFDS raises either for a split that it cannot read.
   except (ValueError, NotImplementedError) as error:
     told = str(error).splitlines()[-1]
     raise ConfigError(

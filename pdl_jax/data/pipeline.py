@@ -1,4 +1,4 @@
-"""From a split of a data set to batches of arrays."""
+"""Turns a split of a data set into batches of arrays."""
 
 import dataclasses
 import hashlib
@@ -34,7 +34,7 @@ _ENDLESS = 2**40
 
 @dataclasses.dataclass(frozen=True)
 class Survey:
-  """One pass over the targets of a split.
+  """What one pass over the targets of a split finds.
 
   Attributes:
     usable: indices of the records that are kept.
@@ -44,8 +44,8 @@ class Survey:
     too_long: records whose target exceeds the longest target.
     counts_V: how often each type occurs in the kept targets.
     total: records that were looked at.
-    digest: of the kept records in their order: ids of targets, and the texts
-      that prompts are made from.
+    digest: SHA-256 of the kept records in their order: ids of targets, and
+      the texts that prompts are made from.
   """
 
   usable: np.ndarray
@@ -57,7 +57,7 @@ class Survey:
   digest: str
 
   def describe(self) -> str:
-    """One line for the terminal."""
+    """Says it in one line for the terminal."""
     return (
       f'{len(self.usable)} of {self.total} records, '
       f'{int(self.counts_V.sum())} target tokens; left out: {self.empty} '
@@ -74,18 +74,8 @@ def survey(
 ) -> Survey:
   """Finds the usable records and counts their target tokens.
 
-  Streams: beside the counts, memory grows by two integers a record.
-
-  Args:
-    source: a split.
-    task: pairs, or documents of any length.
-    tokenizer: of the model.
-    lengths: of which the longest target is used.
-    limit: stop after so many usable records; 0: all.
-
-  Raises:
-    DataError: if more than 1 % of the records have no source or target, or
-      none is usable.
+  It streams: beside the counts, memory grows by two integers per record. It
+  stops after `limit` usable records, unless that is 0.
   """
   usable, sizes, empty, too_long, total = [], [], 0, 0, 0
   counts_V = np.zeros(tokenizer.vocab_size, np.int64)
@@ -162,7 +152,7 @@ def _is_empty(record: dict[str, str], task: Task) -> bool:
 
 
 def target_texts(source: Source, seen: Survey) -> Iterator[list[str]]:
-  """The targets of the usable records, some at a time."""
+  """Yields the targets of the usable records, some at a time."""
   for start in range(0, len(seen.usable), _CHUNK):
     numbers = seen.usable[start : start + _CHUNK]
     yield [source[int(i)]['target'].strip() for i in numbers]
@@ -176,14 +166,12 @@ def train_iterator(
   shares: int,
   buckets: int = 1,
 ) -> grain.DatasetIterator:
-  """Endless shuffled batches, the same global batches in any number of shares.
+  """Makes endless shuffled batches, the same in any number of shares.
 
   Args:
-    examples: the training split, padded or packed.
     batch: global batch size, divisible by `shares`.
-    seed: of the order.
-    share: which part of each global batch to give.
-    shares: how many there are.
+    seed: decides the order.
+    share, shares: which of so many parts of each global batch to give.
     buckets: lengths that a batch can have. Above 1, examples of like lengths
       meet in a batch (they are sorted in windows of 16 batches), and it is cut
       to the shortest of so many equal steps of L that holds them.
@@ -265,7 +253,7 @@ def _stack(rows: Sequence[Batch]) -> Batch:
 def evaluation_batches(
   examples: Examples, numbers: np.ndarray, batch: int
 ) -> Iterator[Batch]:
-  """The numbered examples in order; the last batch is filled with empties."""
+  """Yields numbered examples in order; empty ones fill the last batch."""
   empty = empty_example(examples.lengths, 0)
   for start in range(0, len(numbers), batch):
     rows = [examples[int(i)] for i in numbers[start : start + batch]]
@@ -275,13 +263,9 @@ def evaluation_batches(
 def left_padded(
   examples: Examples, numbers: np.ndarray, batch: int, length: int
 ) -> Batch:
-  """Prompts that all end in the last column, to generate from.
+  """Makes prompts that all end in the last column, to generate from.
 
-  Args:
-    examples: a split.
-    numbers: which of them, at most `batch`.
-    batch: rows; those beyond the numbers are empty.
-    length: columns, at least the longest of these prompts.
+  Rows beyond the numbers are empty; `length` is at least the longest prompt.
 
   Returns:
     prompts: [batch, length] int32; filled: [batch, length] bool, True at real
@@ -297,15 +281,9 @@ def left_padded(
 
 
 def sample(items: Sized, count: int, draw: int = 0) -> np.ndarray:
-  """Numbers of `count` of the items, the same in every run.
+  """Draws the numbers of `count` items, the same in every run.
 
-  Args:
-    items: to choose from.
-    count: how many; the last draw may have fewer.
-    draw: 0, 1, ...; no two draws of a size share an item.
-
-  Raises:
-    ConfigError: nothing is left for that draw.
+  No two draws 0, 1, ... of a size share an item; the last may have fewer.
   """
   if draw and draw * count >= len(items):
     raise ConfigError(

@@ -1,4 +1,4 @@
-"""Prompts of conversations as ids, in the format of the model."""
+"""Encodes conversations as prompts, in the format of the model."""
 
 import re
 from collections.abc import Sequence
@@ -12,8 +12,8 @@ from pdl_jax.data.tasks import TURN_CLOSES, system_turn, turn_opens
 from pdl_jax.data.tokenizer import Tokenizer
 from pdl_jax.errors import DataError
 
-# Signs that are in no text, half characters, stand for the first ones of
-# control tokens in contents.
+# Half characters, which are in no text, stand for the first signs of control
+# tokens in contents.
 _HIDDEN = 0xDC00
 # What control tokens take away with `lstrip` and `rstrip`.
 _SPACES = ''.join(map(chr, (
@@ -23,32 +23,31 @@ _SPACES = ''.join(map(chr, (
 
 
 class Format(Protocol):
-  """Turns, the last one to be answered, as ids."""
+  """Encodes turns, of which the last one is to be answered."""
 
   def prompt(
     self, instruction: str, turns: Sequence[str], limit: int
   ) -> list[int]:
-    """At most `limit` ids.
+    """Returns at most `limit` ids: of the last turn and older ones that fit.
 
-    The turns that fit, the youngest first; only the last one is cut, at its
-    end, an older one is whole or gone.
+    Only the last turn is cut, at its end; an older one is whole or gone.
     """
     ...
 
   def size(self, instruction: str) -> int:
-    """Ids of a prompt with one empty turn."""
+    """Counts the ids of a prompt with one empty turn."""
     ...
 
 
 def make_format(tokenizer: Tokenizer) -> Format:
-  """The template of the model, or SmolLM2's own format where it has none."""
+  """Returns the model's template, or SmolLM2's format if it has none."""
   if tokenizer.chat is None:
     return PlainFormat(tokenizer)
   return TemplateFormat(tokenizer, tokenizer.chat)
 
 
 class PlainFormat:
-  """Of `tasks`: pieces one after the other, each encoded alone."""
+  """The format of `tasks`: pieces, each of which is encoded alone."""
 
   def __init__(self, tokenizer: Tokenizer):
     self._template = cache(tokenizer.encode_template)
@@ -81,7 +80,7 @@ class PlainFormat:
 
 
 class TemplateFormat:
-  """Of a chat template: the ids of the whole text that it makes.
+  """The format of a chat template: encodes the whole text that it makes.
 
   Control tokens that stand in a content are spelled out.
   """
@@ -114,14 +113,14 @@ class TemplateFormat:
     return best
 
   def size(self, instruction: str) -> int:
-    """See `Format`; what a template adds to a turn that is not empty, too."""
+    """Counts what a template adds to a turn that is not empty, too."""
     empty, text = (self._question(instruction, turn) for turn in ('', 'x'))
     pieces = self._encode(text)
     rest = len(_ids(pieces)) - len(self._of_turn(instruction, text, pieces))
     return max(rest, len(_ids(self._encode(empty))))
 
   def _single(self, instruction: str, turn: str, limit: int) -> list[int]:
-    """Ids of a question, which is cut at its end to the limit."""
+    """Encodes a question, which is cut at its end to the limit."""
     text = self._question(instruction, turn)
     pieces = self._encode(text)
     ids = _ids(pieces)
@@ -130,7 +129,7 @@ class TemplateFormat:
       return ids
     of_turn = self._of_turn(instruction, text, pieces)
     if of_turn and excess > len(of_turn):
-      # The rest is of the turn and of the template at once.
+      # Some ids belong to both the turn and the template.
       ids = _ids(self._encode(self._question(instruction, '')))
     elif of_turn:
       gone = set(of_turn[-excess:])
@@ -146,7 +145,7 @@ class TemplateFormat:
   def _of_turn(
     self, instruction: str, text: str, pieces: Sequence[tuple[int, Encoding]]
   ) -> list[int]:
-    """Places of the ids that are of the question's own text."""
+    """Finds the ids of the question's own text, by their places."""
     marks = self._chat.with_marks(instruction, _roles(1)) or ''
     before, _, after = marks.partition(mark(0))
     if not (text.startswith(before) and text.endswith(after)):
@@ -166,12 +165,9 @@ class TemplateFormat:
     return self._text(instruction, [turn]) or ''
 
   def _text(self, instruction: str, turns: Sequence[str]) -> str | None:
-    """Of the template; None if it refuses several turns.
+    """Renders the template; None if it refuses several turns.
 
     Control tokens in contents begin with a hidden sign.
-
-    Raises:
-      DataError: it refuses one turn, or makes a control token of a content.
     """
     text = self._made(instruction, [
       self._controls.sub(self._hidden_token, turn) for turn in turns
@@ -205,9 +201,9 @@ class TemplateFormat:
     return self._controls.findall(marks or '')
 
   def _encode(self, text: str) -> list[tuple[int, Encoding]]:
-    """Of the text as it is shown: its parts, and where each begins.
+    """Encodes the text as it is shown: its parts, and where each begins.
 
-    It is one part, unless control tokens of contents are to be spelled out.
+    It has one part, unless control tokens of contents are to be spelled out.
     """
     if not any(sign in text for sign in self._hidden.values()):
       return [(0, self._tokenizer.encode_rendered(text))]
@@ -239,5 +235,5 @@ def _roles(count: int) -> tuple[str, ...]:
 
 
 def _role(age: int) -> str:
-  """Who speaks so many turns before the last one, which is the user's."""
+  """Says who speaks so many turns before the last one, the user's."""
   return 'assistant' if age % 2 else 'user'

@@ -18,7 +18,7 @@ SPLITS = ('train', 'validation', 'test')
 
 
 class Records(Protocol):
-  """Stored records by position, from several threads at once."""
+  """Stored records by position; several threads may read at once."""
 
   def __len__(self) -> int: ...
 
@@ -147,13 +147,13 @@ def local_path(path: str, data_dir: str | None) -> str:
 
 
 def hashed(value: object) -> int:
-  """64 bits of a text, the same on every machine."""
+  """Hashes a text into 64 bits, the same on every machine."""
   digest = hashlib.blake2b(str(value).encode(), digest_size=8).digest()
   return int.from_bytes(digest)
 
 
 def repeats(hashes_N: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-  """Positions of what an earlier one equals, and of the one before; not 0."""
+  """Finds the positions of repeated hashes, and of the ones before; not 0."""
   order_N = np.argsort(hashes_N, kind='stable')
   order_N = order_N[hashes_N[order_N] > 0]
   same = hashes_N[order_N[1:]] == hashes_N[order_N[:-1]]

@@ -13,10 +13,10 @@ class DataSettings:
   """The data set and the lengths of its examples."""
 
   # A packaged data set (botocore, debian, chitchat, bible, sotu_time,
-  # sotu_interleaved), tfds:NAME of the TFDS catalogue, jsonl:PATH (a folder
-  # with SPLIT.jsonl, a path with {split} in it, or one file, which is divided
-  # 90/5/5 by a hash of the groups or ids), or hf:FOLDER of the Hugging Face
-  # library datasets.
+  # sotu_interleaved, or one that the config file registers), tfds:NAME of the
+  # TFDS catalogue, jsonl:PATH (a folder with SPLIT.jsonl, a path with {split}
+  # in it, or one file, which is divided 90/5/5 by a hash of the groups or ids),
+  # or hf:FOLDER of the Hugging Face library datasets.
   name: str = 'botocore'
   # Where prepared data sets live; '' is TFDS's own default,
   # $TFDS_DATA_DIR or ~/tensorflow_datasets.
@@ -34,7 +34,7 @@ class DataSettings:
   # Records that cannot be read: error, or skip up to 1 % of them.
   bad_records: str = 'error'
   # What is asked of the model, see pdl_jax/data/tasks.py: summarize,
-  # dialogue, style_transfer or language_model.
+  # dialogue, style_transfer, language_model, or a task of the config file.
   task: str = 'summarize'
   # Longest prompt in tokens, chat format included; longer sources are cut.
   max_prompt: int = 80

@@ -1,4 +1,4 @@
-"""The one way in for text: a prepared data set as a random-access sequence."""
+"""Opens any data set as a random-access sequence of records."""
 
 import hashlib
 import importlib
@@ -19,8 +19,7 @@ from pdl_jax.errors import ConfigError, DataError, PdlError, reason
 # Each module registers its texts.
 for _module in pkgutil.iter_modules(packaged.__path__, f'{packaged.__name__}.'):
   importlib.import_module(_module.name)
-BUILDERS = TEXTS
-# Kind of a data set that is not in BUILDERS -> how to write it.
+# Kind of a data set that is not in TEXTS -> how to write it.
 KINDS = {'tfds': 'tfds:NAME', 'jsonl': 'jsonl:PATH', 'hf': 'hf:FOLDER'}
 SPLITS = schema.SPLITS
 FIELDS = schema.FIELDS
@@ -40,8 +39,8 @@ class Source:
     fields: canonical name -> stored name of what is stored.
     fingerprint: 64 hex digits over what identifies the text; equal on every
       machine.
-    metadata: what is known about the data set: how many records are kept, how
-      many were dropped for which reason, the package of a packaged one.
+    metadata: how many records are kept, how many were dropped for which
+      reason, the package of a packaged one.
     spans: where its records are, see `same_records`.
   """
 
@@ -95,7 +94,7 @@ class Source:
       return index, self._opened.records[index]
     except (PdlError, MemoryError):
       raise
-    # What array_record, Arrow and `datasets` raise of damaged data is theirs.
+    # array_record, Arrow and `datasets` raise errors of their own.
     except Exception as error:
       raise DataError(
         f'{self._where(index)} of {len(self)} in {self._opened.place} cannot be'
@@ -138,7 +137,7 @@ def load(
   """Opens a split of a data set.
 
   Args:
-    name: a key of BUILDERS, which the first call on a machine prepares;
+    name: a key of TEXTS, which the first call on a machine prepares;
       'tfds:NAME', prepared before, as array_record; 'jsonl:PATH' with {split}
       in it, of a folder of SPLIT.jsonl, or of one file that is divided by a
       hash; 'hf:FOLDER' as `datasets` saves a DatasetDict to disk.
@@ -147,8 +146,8 @@ def load(
       environment's TFDS_DATA_DIR or else ~/tensorflow_datasets), and where
       relative paths start (None is the current folder).
     fields: canonical name -> stored name, for data sets that are not in
-      BUILDERS; see `schema.resolve`.
-    splits: split -> what it is called in a data set that is not in BUILDERS,
+      TEXTS; see `schema.resolve`.
+    splits: split -> what it is called in a data set that is not in TEXTS,
       if not the same; or a part of one, such as 'train[95%:]'.
     bad_records: for jsonl alone: 'error' stops at the first, 'skip' leaves
       them out, counts them in `metadata['dropped']` and stops above 1 %.
@@ -182,7 +181,7 @@ def load(
       )
   else:
     _check_no_path(name, data_dir)
-    schema.check_known('data set', name, [*BUILDERS, *KINDS.values()])
+    schema.check_known('data set', name, [*TEXTS, *KINDS.values()])
     called = splits.get(split, split)
     other = called.partition('[')[0] != split
     if other or schema.named(fields):
@@ -204,7 +203,7 @@ def load(
 def _check_no_path(name: str, data_dir: str | None) -> None:
   """Says what to type for a folder or file that is named without its kind."""
   path = schema.local_path(name, data_dir)
-  if name in BUILDERS or not name or not os.path.exists(path):
+  if name in TEXTS or not name or not os.path.exists(path):
     return
   names = os.listdir(path) if os.path.isdir(path) else [path]
   kinds = ['jsonl'] if any(x.endswith('.jsonl') for x in names) else []
@@ -248,13 +247,13 @@ def same_records(sources: Sequence[Source]) -> list[str]:
 
 
 def remarks(sources: Sequence[Source]) -> list[str]:
-  """What there is to say of the splits of a run: how one file was divided."""
+  """Says how one file was divided, and which splits share records."""
   told = [source.metadata.get('divided', '') for source in sources]
   return [text for text in dict.fromkeys(told) if text] + same_records(sources)
 
 
 def same_names(name: str, splits: Mapping[str, str]) -> list[str]:
-  """Says the same of splits that are not open, as far as names tell it."""
+  """Says which splits share records, as far as their names tell it."""
   if name.partition(':')[0] not in ('jsonl', 'hf'):
     return []  # The others refuse it when they are opened.
   called = {ours: theirs or ours for ours, theirs in splits.items()}

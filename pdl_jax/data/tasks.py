@@ -27,11 +27,7 @@ class Task(NamedTuple):
   documents: bool = False
 
   def instruction(self, record: Mapping[str, str]) -> str:
-    """Returns the system turn of a record.
-
-    Raises:
-      DataError: for a style that the task does not know.
-    """
+    """Returns the system turn of a record."""
     style = record.get('style', '')
     if style not in self.instructions:
       raise DataError(

@@ -1,4 +1,4 @@
-"""Text to ids and back: a pretrained model's tokenizer, or one trained here."""
+"""Tokenizers: a pretrained model's, or one that is trained here."""
 
 import contextlib
 import hashlib
@@ -10,7 +10,10 @@ from pathlib import Path
 
 from tokenizers import (
   Encoding,
+  Regex,
+  decoders,
   models,
+  normalizers,
   pre_tokenizers,
   trainers,
 )
@@ -19,9 +22,7 @@ from tokenizers import (
 )
 
 from pdl_jax.data.chat import ChatTemplate
-from pdl_jax.data.gguf_backend import byte_level, read_backend
 from pdl_jax.errors import DataError
-from pdl_jax.pretrained.gguf import GGUFModel
 from pdl_jax.storage.files import MEND
 
 END_OF_TEXT = '<|endoftext|>'
@@ -39,8 +40,7 @@ _NO_TEXT = 0xDC00
 # How SentencePiece spells a byte that is in no piece, and a space.
 _BYTE = re.compile('<0x([0-9A-F]{2})>')
 _SPACE = '\u2581'
-# Of the library's words in an error.
-_LONGEST = 200
+_LONGEST = 200  # characters of the library's words in an error
 
 
 class Tokenizer:
@@ -56,9 +56,9 @@ class Tokenizer:
       where a tokenizer has none.
     special_ids: ids of control tokens that have a row, end of turn included.
     specials: the texts of all control tokens, those without a row included.
-    strips: of each, whether it takes white space before it and behind it.
+    strips: whether each takes white space before it and behind it.
     chat: the chat template of the model; None: it has none.
-    definition: all of it, as JSON; `load` reads it from a file.
+    definition: the whole tokenizer as JSON; `load` reads it from a file.
     fingerprint: hex SHA-256 of the definition.
   """
 
@@ -107,20 +107,10 @@ class Tokenizer:
     self._later.encode_special_tokens = True
 
   @classmethod
-  def from_gguf(cls, model: GGUFModel) -> 'Tokenizer':
-    """The tokenizer stored beside the weights, with turns as in `tasks`.
-
-    Raises:
-      DataError: of another kind than is read, or without the tokens of turns.
-    """
-    backend = read_backend(model.fields, model.path.name)
-    return cls(backend, model.path.name)
-
-  @classmethod
   def train(
     cls, texts: Iterable[str], vocab_size: int, name: str
   ) -> 'Tokenizer':
-    """A BPE learned from texts, with the same chat tokens."""
+    """Learns a BPE from texts, with the same chat tokens."""
     backend = byte_level(models.BPE())
     trainer = trainers.BpeTrainer(
       vocab_size=vocab_size,
@@ -133,11 +123,7 @@ class Tokenizer:
 
   @classmethod
   def load(cls, path: Path, name: str) -> 'Tokenizer':
-    """Reads a definition.
-
-    Raises:
-      DataError: it is torn or altered.
-    """
+    """Reads a definition."""
     try:
       with _backend_errors('it cannot be used'):
         return cls(Backend.from_file(str(path)), name)
@@ -145,16 +131,16 @@ class Tokenizer:
       raise DataError(f'{path} is no tokenizer: {error}; {MEND}') from error
 
   def encode_template(self, text: str) -> list[int]:
-    """Ids of a piece of the chat format: control tokens are recognised."""
+    """Encodes a piece of the chat format: control tokens are recognised."""
     return self.encode_rendered(text).ids
 
   def encode_rendered(self, text: str) -> Encoding:
-    """The same, with the places of its ids."""
+    """Encodes a piece of the chat format, with the places of its ids."""
     with _backend_errors(f'tokenizer {self.name} fails at a text'):
       return self._backend.encode(text, add_special_tokens=False)
 
   def encode(self, texts: Sequence[str]) -> list[list[int]]:
-    """Ids of contents, one list a text: control tokens are spelled out."""
+    """Encodes contents, one list per text: control tokens are spelled out."""
     with _backend_errors(f'tokenizer {self.name} fails at a text'):
       encodings = self._content.encode_batch_fast(
         list(texts), add_special_tokens=False
@@ -162,13 +148,13 @@ class Tokenizer:
     return [e.ids for e in encodings]
 
   def encode_run(self, text: str, is_first: bool) -> Encoding:
-    """Ids of a part of a text between control tokens, with their places."""
+    """Encodes a part of a text between control tokens, with places."""
     backend = self._content if is_first else self._later
     with _backend_errors(f'tokenizer {self.name} fails at a text'):
       return backend.encode(text, add_special_tokens=False)
 
   def ends(self) -> str:
-    """Which tokens end what, for the terminal."""
+    """Says which tokens end what, for the terminal."""
     named = {number: repr(self.token(number)) for number in self.stops}
     return (
       f'{named[self.end_of_turn]} ends a turn, {named[self.end_of_text]} a '
@@ -187,7 +173,7 @@ class Tokenizer:
       )
 
   def _end(self, token: str) -> int:
-    """The id of what ends a text or a turn."""
+    """Returns the id of what ends a text or a turn."""
     number = self._backend.token_to_id(token)
     if number is None:
       raise DataError(f'tokenizer {self.name} has no {token} token')
@@ -208,7 +194,7 @@ class Tokenizer:
   def encode_words(
     self, texts: Sequence[str]
   ) -> list[list[tuple[str, list[int]]]]:
-    """Ids of contents word by word: the words of each text with their ids.
+    """Encodes contents word by word: the words of each text with their ids.
 
     A word is what the pre-tokenizer hands to the model in one piece, in its
     exact case, without the space before it; white space alone stays as it is.
@@ -223,13 +209,13 @@ class Tokenizer:
     ]
 
   def decode(self, ids: Sequence[int], *, keep_special: bool = False) -> str:
-    """Text of ids, without special tokens unless they are asked for."""
+    """Returns the text of ids, with special tokens only if asked for."""
     return self._backend.decode(
       list(ids), skip_special_tokens=not keep_special
     )
 
   def raw(self, number: int) -> bytes:
-    """The bytes behind an id; of a control token, its name."""
+    """Returns the bytes behind an id; for a control token, its name."""
     added = self._backend.get_added_tokens_decoder().get(number)
     if added is not None:
       return added.content.encode()
@@ -245,7 +231,7 @@ class Tokenizer:
     return piece.replace(_SPACE, ' ').encode()
 
   def token(self, number: int) -> str:
-    """One id as readable text, for tables; see `spelled`.
+    """Returns an id as readable text, for tables; see `spelled`.
 
     A row of the model that no token has reads like <300>.
     """
@@ -254,8 +240,43 @@ class Tokenizer:
     return spelled(self.raw(number))
 
 
+def byte_level(model: models.BPE, words: str = 'digits') -> Backend:
+  """Makes a tokenizer of a BPE of bytes.
+
+  Args:
+    model: its merges.
+    words: how text is cut: gpt2, as GPT-2 does; digits, the same with digits
+      one by one; qwen2 and llama3, which take digits one by one and three by
+      three.
+  """
+  backend = Backend(model)
+  cut = {
+    'gpt2': [],
+    'digits': [pre_tokenizers.Digits(individual_digits=True)],
+    'qwen2': [_split(r'\p{N}')],
+    'llama3': [_split(r'\p{N}{1,3}')],
+  }[words]
+  as_bytes = pre_tokenizers.ByteLevel(
+    add_prefix_space=False, use_regex=words in ('gpt2', 'digits')
+  )
+  backend.pre_tokenizer = pre_tokenizers.Sequence([*cut, as_bytes])
+  if words == 'qwen2':
+    backend.normalizer = normalizers.NFC()
+  backend.decoder = decoders.ByteLevel()
+  return backend
+
+
+def _split(digits: str) -> pre_tokenizers.Split:
+  """Cuts clitics, words with a sign before, numbers, signs, white space."""
+  pattern = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|" + digits
+    + r'| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+'
+  )  # fmt: skip
+  return pre_tokenizers.Split(Regex(pattern), 'isolated')
+
+
 def spelled(raw: bytes) -> str:
-  """Text of bytes; each that is no part of a character reads like <0xE2>."""
+  """Returns text of bytes; what is no character reads like <0xE2>."""
   return ''.join(
     f'<0x{ord(sign) - _NO_TEXT:X}>'
     if '\udc80' <= sign <= '\udcff'
@@ -265,11 +286,7 @@ def spelled(raw: bytes) -> str:
 
 
 def read_definition(path: Path) -> Backend:
-  """Of tokenizer.json.
-
-  Raises:
-    DataError: it is torn, or something else.
-  """
+  """Reads a tokenizer.json."""
   with _backend_errors(f'{path} is no tokenizer'):
     backend = Backend.from_file(str(path))
     backend.encode('a')  # Some faults show only when it is used.
@@ -291,7 +308,7 @@ def _backend_errors(what: str) -> Iterator[None]:
 
 
 def _start(backend: Backend, otherwise: int) -> int:
-  """What the tokenizer itself puts before a text, if anything."""
+  """Returns what the tokenizer itself puts before a text, if anything."""
   plain, whole = (
     backend.encode('a', add_special_tokens=add).ids for add in (False, True)
   )
@@ -299,7 +316,7 @@ def _start(backend: Backend, otherwise: int) -> int:
 
 
 def _words(text: str, encoding: Encoding) -> list[tuple[str, list[int]]]:
-  """A text's words with their ids; see `Tokenizer.encode_words`."""
+  """Finds a text's words with their ids; see `Tokenizer.encode_words`."""
   words = []
   pieces = zip(
     encoding.word_ids, encoding.offsets, encoding.ids, strict=True

@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 from pdl_jax.errors import ConfigError, DataError
 from pdl_jax.model.config import AttentionConfig, HeadConfig, ModelConfig
-from pdl_jax.pretrained.fields import MOST_LAYERS, Fields
+from pdl_jax.pretrained.fields import NEEDED, Fields
 from pdl_jax.pretrained.rope import read_rope, read_two_ropes
 
 ACTIVATIONS = {
@@ -13,27 +13,31 @@ ACTIVATIONS = {
   'gelu_pytorch_tanh': 'gelu_tanh', 'gelu_new': 'gelu_tanh',
 }  # fmt: skip
 FULL, SLIDING = 'full_attention', 'sliding_attention'
+# Sizes of ModelConfig, as config.json calls them; GPT-2 has names of its own.
+SIZES = {
+  'width': 'hidden_size', 'mlp': 'intermediate_size',
+  'layers': 'num_hidden_layers', 'heads': 'num_attention_heads',
+  'kv_heads': 'num_key_value_heads', 'head_dim': 'head_dim',
+  'context': 'max_position_embeddings',
+}  # fmt: skip
+GPT2_SIZES = {
+  'width': 'n_embd', 'layers': 'n_layer', 'heads': 'n_head',
+  'context': 'n_positions',
+}  # fmt: skip
+# Something is made of each before any size is known; published are up to 126.
+_MOST_LAYERS = 10_000
 Values = dict[str, Any]
 
 
 class Family(NamedTuple):
-  """Of config.json.
-
-  Attributes:
-    architecture: the class in transformers.
-    read: what ModelConfig is made of.
-  """
+  """How transformers calls a family, and how its config.json is read."""
 
   architecture: str
-  read: Callable[[Fields], Values]
+  read: Callable[[Fields], Values]  # gives the values of ModelConfig
 
 
 def read_config(fields: Fields) -> ModelConfig:
-  """The shape that a config.json declares.
-
-  Raises:
-    DataError: for an unknown family, and naming any value that is not mapped.
-  """
+  """Reads the shape that a config.json declares."""
   fields.need('model_type')
   family = fields.one_of('model_type', FAMILIES, '')
   try:
@@ -44,23 +48,32 @@ def read_config(fields: Fields) -> ModelConfig:
     raise DataError(f'{fields.name}: {error}') from error
 
 
-def _shape(fields: Fields, tied: bool, head_dim: int | None = None) -> Values:
-  """What all but GPT-2 call alike; `head_dim`: the family's default."""
-  heads = fields.count('num_attention_heads')
-  width = fields.count('hidden_size')
+def _sizes(
+  fields: Fields, names: dict[str, str], tied: bool, head_dim: int | None = None
+) -> Values:
+  """Reads the sizes, and whether the output head is the embedding.
+
+  `tied` and `head_dim` are the family's defaults.
+  """
+  heads, width = (fields.count(names[key]) for key in ('heads', 'width'))
+  defaults = {'kv_heads': heads, 'head_dim': head_dim or width // heads}
   is_tied = fields.flag('tie_word_embeddings', tied)
+  fields.count(names['layers'], most=_MOST_LAYERS)
   return {
     'vocab_size': fields.count('vocab_size'),
-    'width': width,
-    'layers': fields.count('num_hidden_layers', most=MOST_LAYERS),
-    'heads': heads,
-    'kv_heads': fields.count('num_key_value_heads', heads),
-    'head_dim': fields.count('head_dim', head_dim or width // heads),
-    'mlp': fields.count('intermediate_size'),
-    'context': fields.count('max_position_embeddings'),
-    'norm_eps': fields.number('rms_norm_eps', 1e-6),
     'head': HeadConfig('tied' if is_tied else 'dense'),
+    **defaults,
+    **{
+      ours: fields.count(theirs, defaults.get(ours, NEEDED))
+      for ours, theirs in names.items()
+    },
   }
+
+
+def _shape(fields: Fields, tied: bool, head_dim: int | None = None) -> Values:
+  """Reads what all but GPT-2 call alike."""
+  sizes = _sizes(fields, SIZES, tied, head_dim)
+  return sizes | {'norm_eps': fields.number('rms_norm_eps', 1e-6)}
 
 
 def _one_rope(fields: Fields) -> Values:
@@ -69,7 +82,7 @@ def _one_rope(fields: Fields) -> Values:
 
 
 def _plain(fields: Fields, head_dim: int | None = None) -> Values:
-  """What Llama, Mistral and Qwen share."""
+  """Reads what Llama, Mistral and Qwen share."""
   return {
     **_shape(fields, tied=False, head_dim=head_dim), **_one_rope(fields),
     'activation': fields.one_of('hidden_act', ACTIVATIONS, 'silu'),
@@ -117,13 +130,7 @@ def _gemma(
   fields: Fields, full_each: int, attention_cap: float | None,
   logit_cap: float | None,
 ) -> Values:  # fmt: skip
-  """What Gemma 2 and 3 share.
-
-  Args:
-    fields: of the model.
-    full_each: one layer of so many has no window.
-    attention_cap, logit_cap: of the family.
-  """
+  """Reads what Gemma 2 and 3 share; one layer of `full_each` has no window."""
   shape = _shape(fields, tied=True, head_dim=256)
   # Gemma's older files have both; the former is the one that counts.
   fields.ignore('hidden_act')
@@ -169,33 +176,22 @@ def _gpt2(fields: Fields) -> Values:
   fields.expect('scale_attn_by_inverse_layer_idx', False)
   fields.expect('add_cross_attention', False)
   fields.ignore('reorder_and_upcast_attn', 'n_ctx')
-  width, heads = fields.count('n_embd'), fields.count('n_head')
-  layers = fields.count('n_layer', most=MOST_LAYERS)
-  context = fields.count('n_positions')
-  # What transformers calls the same in other families.
-  for name, value in (
-    ('hidden_size', width), ('num_attention_heads', heads),
-    ('num_hidden_layers', layers), ('max_position_embeddings', context),
-  ):  # fmt: skip
-    fields.expect(name, value)
-  is_tied = fields.flag('tie_word_embeddings', True)
-  return {
-    'vocab_size': fields.count('vocab_size'), 'width': width,
-    'layers': layers, 'heads': heads, 'kv_heads': heads,
-    'head_dim': width // heads, 'mlp': fields.count('n_inner', 4 * width),
-    'context': context,
+  sizes = _sizes(fields, GPT2_SIZES, tied=True)
+  for ours in GPT2_SIZES:  # Transformers knows both names.
+    fields.expect(SIZES[ours], sizes[ours])
+  return sizes | {
+    'mlp': fields.count('n_inner', 4 * sizes['width']),
     'norm_eps': fields.number('layer_norm_epsilon', 1e-5), 'norm': 'layer',
     'activation': fields.one_of('activation_function', ACTIVATIONS, 'gelu_new'),
     'gated': False, 'qkv_bias': True, 'output_bias': True, 'mlp_bias': True,
     'learned_positions': True, 'attention': AttentionConfig('none'),
-    'head': HeadConfig('tied' if is_tied else 'dense'),
   }  # fmt: skip
 
 
 def _windows(
   fields: Fields, pattern: list[str], window: int | None
 ) -> tuple[int, ...]:
-  """Of each layer, from its kind; the pattern is the family's default."""
+  """Reads the window of each layer; the pattern is the family's default."""
   kinds = fields.get('layer_types', pattern)
   if not isinstance(kinds, list) or len(kinds) != len(pattern):
     raise fields.refusal('layer_types', kinds, 'one of each layer is')

@@ -10,9 +10,8 @@ from typing import Any
 
 from pdl_jax.errors import DataError
 
-# Of training, of serving, of other tasks than generation, of tokenizers, of how
-# texts are generated, or of how transformers computes: they change no logit
-# here.
+# Keys of training, serving, other tasks, tokenizers, generation, and of how
+# transformers computes: they change no logit here.
 _HARMLESS = {
   'architectures', 'attention_dropout', 'attn_implementation', 'attn_pdrop',
   'auto_map', 'bad_words_ids', 'begin_suppress_tokens', 'bos_token_id',
@@ -36,9 +35,7 @@ _HARMLESS = {
   'use_bfloat16', 'use_cache',
 }  # fmt: skip
 _HARMLESS_STARTS = ('_', 'summary_', 'unsloth_', 'output_')
-# Something is made of each before any size is known; published are up to 126.
-MOST_LAYERS = 10_000
-_NEEDED: Any = object()
+NEEDED: Any = object()
 # Values of strangers in errors: neither long nor deep.
 _SHORT = reprlib.Repr()
 _SHORT.maxstring = _SHORT.maxother = _SHORT.maxlong = 60
@@ -46,11 +43,7 @@ _SHORT.maxlist = _SHORT.maxdict = 8
 
 
 def read_object(path: Path) -> dict[str, Any]:
-  """The JSON object in a file that others have written.
-
-  Raises:
-    DataError: see `parse_object`; or the file cannot be read.
-  """
+  """Reads the JSON object in a file that others have written."""
   try:
     data = path.read_bytes()
   except OSError as error:
@@ -59,17 +52,10 @@ def read_object(path: Path) -> dict[str, Any]:
 
 
 def parse_object(data: bytes, name: str) -> dict[str, Any]:
-  """The JSON object in some bytes.
+  """Reads one JSON object; `name` is that of the file, for errors.
 
   Python's reader would take UTF-16, the last of two equal keys, NaN and
   Infinity; nobody can say what a file means that has them.
-
-  Args:
-    data: the text.
-    name: of the file, for errors.
-
-  Raises:
-    DataError: it is anything else than one object of strict JSON in UTF-8.
   """
   try:
     values = json.loads(
@@ -101,36 +87,35 @@ def _refuse(constant: str) -> None:
 
 
 class Fields:
-  """The keys of a config.json; `finish` refuses those that nobody asked for.
+  """The keys of a config file; `finish` refuses those that nobody asked for.
 
   Attributes:
-    name: of the file, for errors.
+    name: that of the file, for errors.
   """
 
-  def __init__(self, values: Mapping[str, Any], name: str):
-    self.name, self._values = name, values
+  def __init__(
+    self, values: Mapping[str, Any], name: str, advice: str = ''
+  ) -> None:
+    """Args: advice: what to do about a value that is not mapped."""
+    self.name, self._values, self._advice = name, values, advice
     self._asked: set[str] = set()
 
   @classmethod
   def read(cls, folder: Path) -> 'Fields':
-    """Opens config.json of a folder.
-
-    Raises:
-      DataError: there is no config.json, or it is no JSON object.
-    """
+    """Opens config.json of a folder."""
     path = folder / 'config.json'
     if not path.exists():
       raise DataError(f'{folder} has no config.json')
     return cls(read_object(path), str(path))
 
   def get(self, key: str, default: Any = None) -> Any:
-    """A value; the default where it is absent or null."""
+    """Returns a value, or the default where it is absent or null."""
     self._asked.add(key)
     value = self._values.get(key)
     return default if value is None else value
 
   def need(self, key: str) -> Any:
-    """A value that has to be there."""
+    """Returns a value that has to be there."""
     value = self.get(key)
     if value is None:
       raise DataError(f'{self.name} does not declare {key}')
@@ -139,53 +124,53 @@ class Fields:
   def count(
     self,
     key: str,
-    default: int | None = _NEEDED,
+    default: int | None = NEEDED,
     least: int = 1,
     most: int = 2**31 - 1,
   ) -> Any:
-    """A whole number; the default where it is absent or null."""
+    """Reads a whole number; the default where it is absent or null."""
     value = self.get(key)
     if value is None:
-      return self.need(key) if default is _NEEDED else default
+      return self.need(key) if default is NEEDED else default
     if type(value) is not int or not least <= value <= most:
       raise self.refusal(
         key, value, f'it is no whole number from {least} to {most}'
       )
     return value
 
-  def number(self, key: str, default: float | None = _NEEDED) -> Any:
-    """A number > 0; the default where it is absent or null."""
+  def number(self, key: str, default: float | None = NEEDED) -> Any:
+    """Reads a number > 0; the default where it is absent or null."""
     value = self.get(key)
     if value is None:
-      return self.need(key) if default is _NEEDED else default
+      return self.need(key) if default is NEEDED else default
     if type(value) not in (int, float) or not 0 < value < math.inf:
       raise self.refusal(key, value, 'it is no number > 0')
     return float(value)
 
   def number_or_null(self, key: str, default: float | None) -> Any:
-    """A number > 0; None where it is null, the default where it is absent."""
+    """Reads a number > 0; None where it is null, else as `number`."""
     return self.number(key, None if key in self._values else default)
 
   def count_or_null(self, key: str, default: int) -> Any:
-    """A whole number; None and the default as of `number_or_null`."""
+    """Reads a whole number; None where it is null, else as `count`."""
     return self.count(key, None if key in self._values else default)
 
   def flag(self, key: str, default: bool) -> bool:
-    """A truth value; "false" as a text would be true to Python."""
+    """Reads a truth value; to Python the text "false" would be true."""
     value = self.get(key, default)
     if type(value) is not bool:
       raise self.refusal(key, value, 'it is neither true nor false')
     return value
 
   def group(self, key: str) -> dict[str, Any]:
-    """An object; empty where it is absent or null."""
+    """Reads an object; it is empty where it is absent or null."""
     value = self.get(key, {})
     if not isinstance(value, Mapping):
       raise self.refusal(key, value, 'it is no object')
     return dict(value)
 
   def one_of(self, key: str, allowed: Mapping[str, Any], default: str) -> Any:
-    """What a name is mapped to."""
+    """Reads a name, and returns what it is mapped to."""
     value = self.get(key, default)
     if not isinstance(value, str) or value not in allowed:
       raise self.refusal(key, value, f'known are {", ".join(allowed)}')
@@ -198,15 +183,11 @@ class Fields:
       raise self.refusal(key, found, f'only {value} is mapped')
 
   def ignore(self, *keys: str) -> None:
-    """Keys that this family does not read."""
+    """Passes over keys that change nothing here."""
     self._asked |= set(keys)
 
   def finish(self) -> None:
-    """Refuses keys that might change what the model computes.
-
-    Raises:
-      DataError: naming them.
-    """
+    """Refuses keys that might change what the model computes."""
     empty = (None, False, '', [], {})
     unmapped = [
       f'{key} {_SHORT.repr(value)}'
@@ -218,11 +199,12 @@ class Fields:
     if unmapped:
       raise DataError(
         f'{self.name} has values that are not mapped and could change what the '
-        f'model computes: {"; ".join(unmapped)}'
+        f'model computes: {"; ".join(unmapped)}{self._advice}'
       )
 
   def refusal(self, key: str, value: Any, why: str) -> DataError:
-    """The error for a value that is not mapped."""
+    """Makes the error for a value that is not mapped."""
     return DataError(
       f'{self.name}: {key} {_SHORT.repr(value)} is not mapped; {why}'
+      f'{self._advice}'
     )

@@ -1,4 +1,4 @@
-"""A pretrained model from a GGUF file."""
+"""Reads a pretrained model from a GGUF file."""
 
 import contextlib
 import importlib.util
@@ -24,12 +24,7 @@ _EMBED, _OUTPUT, _ROPE = (
 def find_package_file(package: str, option: str = 'model.pretrained') -> Path:
   """Finds the GGUF file in an installed Python package, without importing it.
 
-  Args:
-    package: its name.
-    option: that named it, for errors.
-
-  Raises:
-    HostError: if the package is absent, with the command that installs it.
+  `option` is the key that named the package, for errors.
   """
   found = None
   if package.isidentifier():  # What is before a dot would be imported.
@@ -49,7 +44,7 @@ def find_package_file(package: str, option: str = 'model.pretrained') -> Path:
 
 
 class _Reader(gguf.GGUFReader):
-  """Which stops at the end of the file, as lengths in a damaged one do not."""
+  """Stops at the end of the file, where lengths of a damaged one go on."""
 
   def _get(self, offset: Any, dtype: Any, count: Any = 1, **more: Any) -> Any:
     found = super()._get(offset, dtype, count, **more)
@@ -98,12 +93,7 @@ class GGUFModel:
     self._tensors = {tensor.name: tensor for tensor in reader.tensors}
 
   def config(self) -> ModelConfig:
-    """Returns the shape that the metadata declares.
-
-    Raises:
-      DataError: for another architecture, or naming what is not declared or
-        not mapped.
-    """
+    """Returns the shape that the metadata declares."""
     name, table = self.path.name, self._tensors.get(_ROPE)
     values = config_values(
       self.fields, self._shapes(), self._is_tied(),
@@ -112,12 +102,7 @@ class GGUFModel:
     return read_config(Fields(values, name))
 
   def params(self) -> dict:
-    """Reads all parameters, dequantized to fp32.
-
-    Raises:
-      DataError: naming tensors that are missing, of another shape, or that
-        would go unread.
-    """
+    """Reads all parameters, dequantized to fp32."""
     c = self.config()
     kind = self.fields['general.architecture']
     theirs = gguf.get_tensor_name_map(gguf.MODEL_ARCH[kind.upper()], c.layers)
@@ -139,21 +124,21 @@ class GGUFModel:
     return tree_of(made)
 
   def _shapes(self) -> dict[str, Shape]:
-    """[out, in], as PyTorch has them: GGUF counts from the other end."""
+    """Returns shapes [out, in]: GGUF counts from the other end."""
     return {
       name: tuple(int(size) for size in reversed(tensor.shape))
       for name, tensor in self._tensors.items()
     }
 
   def _is_tied(self) -> bool:
-    """Whether there is no output head, or a copy of the embedding."""
+    """Returns whether the output head is missing, or is the embedding."""
     if _OUTPUT not in self._tensors or _EMBED not in self._tensors:
       return True
     pair = self._tensors[_OUTPUT], self._tensors[_EMBED]
     return np.array_equal(pair[0].data, pair[1].data)
 
   def _as_saved(self, name: str, c: ModelConfig) -> np.ndarray:
-    """A tensor as it was before llama.cpp's converter made it its own."""
+    """Undoes what llama.cpp's converter did to a tensor."""
     x, is_turned = self._read(name), '.attn_q.' in name or '.attn_k.' in name
     if self.fields['general.architecture'] != 'llama' or not is_turned:
       return x
@@ -162,11 +147,7 @@ class GGUFModel:
     return pairs.swapaxes(1, 2).reshape(x.shape)
 
   def _read(self, name: str) -> np.ndarray:
-    """Reads a tensor in fp32.
-
-    Raises:
-      DataError: it is quantized in a way that gguf does not read.
-    """
+    """Reads a tensor in fp32."""
     tensor = self._tensors[name]
     try:
       x = gguf.quants.dequantize(tensor.data, tensor.tensor_type)

@@ -8,12 +8,19 @@ import numpy as np
 from pdl_jax.errors import DataError
 from pdl_jax.model.config import RopeScaling
 from pdl_jax.model.rotary import frequencies
-from pdl_jax.pretrained.fields import MOST_LAYERS, Fields
+from pdl_jax.pretrained.families import SIZES
+from pdl_jax.pretrained.fields import Fields
 from pdl_jax.pretrained.layout import Shape
 
 # Mistral is a llama there, too, without its window.
 ARCHITECTURES = ('llama', 'qwen2', 'qwen3')
-# Of the runtime, or said once more by the tensors.
+# Sizes that have no default, as GGUF calls them.
+_SIZES = {
+  'width': 'embedding_length', 'layers': 'block_count',
+  'heads': 'attention.head_count', 'mlp': 'feed_forward_length',
+  'context': 'context_length',
+}  # fmt: skip
+# Keys of the runtime, or what the tensors say once more.
 _IGNORED = ('vocab_size', 'rope.scaling.finetuned', 'tensor_data_layout')
 # The contexts that a table of Llama 3 may be made for.
 _ORIGINALS = tuple(2**power for power in range(4, 18))
@@ -26,16 +33,8 @@ def config_values(
 ) -> Values:  # fmt: skip
   """Says in the words of a config.json what the metadata declares.
 
-  Args:
-    metadata: of the file.
-    shapes: of its tensors, [out, in].
-    is_tied: whether the output head is the embedding.
-    divisors_P: of the rotary frequencies, as Llama 3 has them; None: none.
-    name: of the file, for errors.
-
-  Raises:
-    DataError: for another architecture, and naming what is missing or not
-      mapped.
+  Shapes of tensors are [out, in]. Llama 3 divides the rotary frequencies by
+  divisors_P. The name is that of the file, for errors.
   """
   kind = metadata.get('general.architecture')
   if kind not in ARCHITECTURES:
@@ -51,9 +50,9 @@ def config_values(
   fields = Fields(own, f'{name} ({kind})')
   fields.ignore(*_IGNORED)
   fields.expect('attention.causal', True)
-  width = fields.count('embedding_length')
-  heads = fields.count('attention.head_count')
-  turned = fields.count('rope.dimension_count', width // heads)
+  sizes = {ours: fields.count(theirs) for ours, theirs in _SIZES.items()}
+  heads = sizes['heads']
+  turned = fields.count('rope.dimension_count', sizes['width'] // heads)
   head_dim = fields.count('attention.key_length', turned)
   fields.expect('attention.value_length', head_dim)
   fields.expect('rope.dimension_count', head_dim)
@@ -61,13 +60,9 @@ def config_values(
     'model_type': kind,
     'vocab_size': shapes.get('token_embd.weight', (0,))[0],
     'tie_word_embeddings': is_tied,
-    'hidden_size': width,
-    'num_hidden_layers': fields.count('block_count', most=MOST_LAYERS),
-    'num_attention_heads': heads,
-    'num_key_value_heads': fields.count('attention.head_count_kv', heads),
-    'head_dim': head_dim,
-    'intermediate_size': fields.count('feed_forward_length'),
-    'max_position_embeddings': fields.count('context_length'),
+    **{SIZES[ours]: size for ours, size in sizes.items()},
+    SIZES['kv_heads']: fields.count('attention.head_count_kv', heads),
+    SIZES['head_dim']: head_dim,
     'rms_norm_eps': fields.number('attention.layer_norm_rms_epsilon'),
     'rope_parameters': _rope(fields, head_dim, divisors_P),
   }
@@ -80,7 +75,7 @@ def config_values(
 
 
 def _alike(value: Any) -> Any:
-  """One value, where a list says the same of every layer."""
+  """Returns one value where a list says the same of every layer."""
   is_list = isinstance(value, list) and len(set(map(str, value))) == 1
   return value[0] if is_list else value
 
@@ -88,7 +83,7 @@ def _alike(value: Any) -> Any:
 def _rope(
   fields: Fields, head_dim: int, divisors_P: np.ndarray | None
 ) -> Values:
-  """`rope_parameters`; a factor without a type is linear."""
+  """Makes `rope_parameters`; a factor without a type is linear."""
   base = fields.number('rope.freq_base', 10_000.0)
   start = 'rope.scaling.'
   kind = fields.get(f'{start}type', 'linear')
@@ -118,7 +113,7 @@ def _rope(
 def _llama3(
   fields: Fields, base: float, head_dim: int, divisors_P: np.ndarray
 ) -> Values:
-  """The parameters behind a table, which is all that GGUF keeps of them.
+  """Finds the parameters behind a table, which is all that GGUF keeps.
 
   `low` and `high` are those of every release of Llama 3; the original context
   is tried.

@@ -1,4 +1,4 @@
-"""A model as the files of a folder that Hugging Face tools read."""
+"""Writes a model as a folder that Hugging Face tools read."""
 
 import dataclasses
 import json
@@ -14,6 +14,8 @@ from pdl_jax.pretrained.families import (
   ACTIVATIONS,
   FAMILIES,
   FULL,
+  GPT2_SIZES,
+  SIZES,
   SLIDING,
   read_config,
 )
@@ -29,11 +31,7 @@ Parts = list[tuple[Slot, np.ndarray]]
 
 
 def config_values(config: ModelConfig) -> Values:
-  """config.json of the first family that reads back as this very model.
-
-  Raises:
-    ConfigError: there is none.
-  """
+  """Makes config.json of the first family that reads back as this model."""
   plain = dataclasses.replace(
     config, dtype='float32', param_dtype='float32', remat=False
   )
@@ -59,12 +57,8 @@ def write_model(
 ) -> None:  # fmt: skip
   """Writes config.json and the tensors, in shards of at most so many bytes.
 
-  Args:
-    folder: exists.
-    config: of the model.
-    params: on the host, one group of layers.
-    values: of config.json: `config_values`, and what else is to stand there.
-    shard_bytes: a larger tensor has a shard of its own.
+  A larger tensor has a shard of its own. The parameters are on the host; the
+  values are `config_values`, and what else is to stand in config.json.
   """
   shards: list[dict[str, Parts]] = [{}]
   total = size = 0
@@ -96,7 +90,7 @@ def write_json(path: Path, values: Values) -> None:
 
 
 def _parts(config: ModelConfig, params: dict) -> dict[str, Parts]:
-  """What each tensor is made of, by its name."""
+  """Returns what each tensor is made of, by its name."""
   made: dict[str, Parts] = {}
   for slot in slots(config):
     for name, x in zip(slot.names, slot.layers(params), strict=True):
@@ -111,7 +105,7 @@ def _tensor(parts: Parts) -> np.ndarray:
 
 
 def _values(kind: str, c: ModelConfig) -> Values:
-  """What a family would declare; whether it is this model is checked after."""
+  """Makes what a family would declare; the caller checks that it fits."""
   head = {
     'architectures': [FAMILIES[kind].architecture], 'model_type': kind,
     'dtype': 'float32', 'torch_dtype': 'float32', 'vocab_size': c.vocab_size,
@@ -120,19 +114,17 @@ def _values(kind: str, c: ModelConfig) -> Values:
   act = _NAMES[c.activation]
   if kind == 'gpt2':
     return head | {
-      'n_embd': c.width, 'n_layer': c.layers, 'n_head': c.heads,
-      # llama.cpp's converter reads the older of the two names.
-      'n_positions': c.context, 'n_ctx': c.context, 'n_inner': c.mlp,
+      **{theirs: getattr(c, ours) for ours, theirs in GPT2_SIZES.items()},
+      # llama.cpp's converter reads the older name of n_positions.
+      'n_ctx': c.context, 'n_inner': c.mlp,
       'layer_norm_epsilon': c.norm_eps,
       'activation_function': act.replace('gelu_pytorch_tanh', 'gelu_new'),
     }  # fmt: skip
   rope = write_rope(c.rope_base, c.rope_scaling)
   older = {k: v for k, v in rope.items() if k != 'rope_theta'}
   values = head | {
-    'hidden_size': c.width, 'intermediate_size': c.mlp,
-    'num_hidden_layers': c.layers, 'num_attention_heads': c.heads,
-    'num_key_value_heads': c.kv_heads, 'head_dim': c.head_dim,
-    'max_position_embeddings': c.context, 'rms_norm_eps': c.norm_eps,
+    **{theirs: getattr(c, ours) for ours, theirs in SIZES.items()},
+    'rms_norm_eps': c.norm_eps,
     'attention_bias': c.output_bias, 'hidden_act': act,
     'rope_parameters': rope, 'rope_theta': c.rope_base,
     'rope_scaling': older if c.rope_scaling.kind != 'none' else None,

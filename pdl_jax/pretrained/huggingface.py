@@ -1,4 +1,4 @@
-"""A pretrained model from a folder as Hugging Face tools leave it."""
+"""Reads a pretrained model from a folder that Hugging Face tools wrote."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -35,19 +35,14 @@ Index = tuple[slice, ...]
 
 @dataclasses.dataclass(frozen=True)
 class Weight:
-  """A parameter that is still in its files, a leaf of `HFModel.weights`.
-
-  Attributes:
-    slot: of it.
-    views: the tensors of the slot, in our layout.
-  """
+  """A parameter that is still in its files, a leaf of `HFModel.weights`."""
 
   slot: Slot
-  views: tuple[np.ndarray, ...]
+  views: tuple[np.ndarray, ...]  # the tensors of the slot, in our layout
 
   @property
   def shape(self) -> Shape:
-    """The shape of the parameter."""
+    """Returns the shape of the parameter."""
     return self.slot.shape
 
   def read(
@@ -86,7 +81,7 @@ class HFModel:
     return self._config
 
   def shapes(self) -> dict:
-    """The tree of parameters as structs, for `mesh.shardings`."""
+    """Returns the tree of parameters as structs, for `mesh.shardings`."""
     struct = lambda weight: jax.ShapeDtypeStruct(weight.shape, np.float32)  # noqa: E731
     return jax.tree.map(struct, self.weights, is_leaf=_is_weight)
 
@@ -97,11 +92,7 @@ class HFModel:
   def placed(self, shardings: Any, dtypes: Any) -> dict:
     """Reads all to devices: each process reads the parts that it keeps.
 
-    Args:
-      shardings, dtypes: trees, of the parameters.
-
-    Raises:
-      DataError: naming tensors with numbers that are not finite.
+    Shardings and dtypes are trees like that of the parameters.
     """
 
     def place(weight: Weight, sharding: Any, dtype: np.dtype) -> jax.Array:
@@ -117,7 +108,7 @@ class HFModel:
     return made
 
   def _check_finite(self, arrays: list[jax.Array], mesh: Mesh) -> None:
-    """Checks them where they are: one reading, and no copy."""
+    """Checks numbers where they are: they are read once, and not copied."""
     weights = jax.tree.leaves(self.weights, is_leaf=_is_weight)
     own = [weight.slot for weight in weights]
 
@@ -143,7 +134,7 @@ class HFModel:
       )
 
   def _weights(self, tensors: dict[str, np.ndarray]) -> dict:
-    """The tree of parameters, every tensor at its place."""
+    """Makes the tree of parameters, with every tensor at its place."""
     found = {slot.path: slot for slot in slots(self._config)}
     need = wanted(found.values())
     tensors = add_prefix(self._config, {
@@ -184,11 +175,7 @@ class HFModel:
 
 
 def declared_config(path: Path) -> ModelConfig:
-  """Reads the shape from a folder's config.json; no weight is looked for.
-
-  Raises:
-    DataError: see `HFModel`.
-  """
+  """Reads the shape from a folder's config.json; no weight is looked for."""
   return read_config(Fields.read(path))
 
 

@@ -25,11 +25,11 @@ class Place(NamedTuple):
   """Where a parameter is in a tensor of a file.
 
   Attributes:
-    name: of the tensor; below its layer, where there is one in each.
+    name: the tensor's; below its layer, where there is one in each.
     inputs: how many of our axes, from the first, are its input axis; 0: it is
       a vector.
     turned: whether the file has [out, in].
-    part, parts: which of so many lie side by side in the tensor.
+    part, parts: which of so many parts, side by side, of the tensor it is.
   """
 
   name: str
@@ -43,10 +43,10 @@ class Slot(NamedTuple):
   """One of our parameters, and the tensors that hold it.
 
   Attributes:
-    path: of ours.
-    place: in each of the tensors.
-    names: of the tensors; one per layer, where it is stacked over layers.
-    shape: ours.
+    path: where it is in our tree.
+    place: where it is in each of the tensors.
+    names: names of the tensors; one per layer, if it is stacked over layers.
+    shape: our shape.
   """
 
   path: Path
@@ -56,17 +56,17 @@ class Slot(NamedTuple):
 
   @property
   def is_stacked(self) -> bool:
-    """Whether the first axis is that of layers."""
+    """Returns whether the first axis is that of layers."""
     return self.path[0] == 'blocks'
 
   @property
   def layer_shape(self) -> Shape:
-    """The shape of what one tensor holds, in our layout."""
+    """Returns the shape of what one tensor holds, in our layout."""
     return self.shape[1:] if self.is_stacked else self.shape
 
   @property
   def tensor_shape(self) -> Shape:
-    """The shape of a tensor, all parts together."""
+    """Returns the shape of a tensor, all parts together."""
     ours, (_, inputs, turned, _, parts) = self.layer_shape, self.place
     if not inputs:
       return (math.prod(ours) * parts,)
@@ -74,14 +74,14 @@ class Slot(NamedTuple):
     return flat[::-1] if turned else flat
 
   def view(self, tensor: np.ndarray) -> np.ndarray:
-    """A tensor in our layout: a view, nothing is copied."""
+    """Views a tensor in our layout; nothing is copied."""
     tensor = tensor.T if self.place.turned else tensor
     width = tensor.shape[-1] // self.place.parts
     mine = slice(self.place.part * width, (self.place.part + 1) * width)
     return tensor[..., mine].reshape(self.layer_shape)
 
   def theirs(self, x: np.ndarray) -> np.ndarray:
-    """A layer's parameter in the layout of the file, this part alone."""
+    """Returns a layer's parameter in the file's layout, this part alone."""
     alone = self.place._replace(parts=1, turned=False)
     flat = x.reshape(self._replace(place=alone).tensor_shape)
     return flat.T if self.place.turned else flat
@@ -112,12 +112,12 @@ def slots(config: ModelConfig) -> list[Slot]:
 
 
 def prefix(config: ModelConfig) -> str:
-  """What the names of all tensors begin with, but that of the output head."""
+  """Returns what tensor names begin with, except that of the output head."""
   return 'transformer.' if config.learned_positions else 'model.'
 
 
 def add_prefix(config: ModelConfig, tensors: Mapping[str, Any]) -> dict:
-  """Whole names for a file of a model without head, which may lack them."""
+  """Adds the prefix where the file of a model without head lacks it."""
   start = prefix(config)
   if any(name.startswith(start) for name in tensors):
     return dict(tensors)
@@ -129,18 +129,14 @@ def _whole(name: str, start: str) -> str:
 
 
 def wanted(slots: Iterable[Slot]) -> dict[str, Shape]:
-  """The tensors that a file has to have, with their shapes."""
+  """Returns the tensors that a file has to have, with their shapes."""
   return {name: slot.tensor_shape for slot in slots for name in slot.names}
 
 
 def check(
   where: str, found: Mapping[str, Shape], wanted: Mapping[str, Shape]
 ) -> None:
-  """Refuses tensors that do not fit, all of them in one line.
-
-  Raises:
-    DataError: naming them.
-  """
+  """Refuses tensors that do not fit, all of them in one line."""
   wrong = [
     f'{name} {found[name]}, not {wanted[name]}'
     for name in wanted.keys() & found.keys()
@@ -156,13 +152,13 @@ def check(
 
 
 def _places(config: ModelConfig) -> dict[str, Place]:
-  """All that a model of the layout may have, by our names."""
+  """Returns the places of all that a model may have, by our names."""
   made = _gpt2() if config.learned_positions else _llama(config.post_norms)
   return made | {'head.matrix_VxD': Place(OUTPUT, 1)}
 
 
 def _llama(post_norms: bool) -> dict[str, Place]:
-  """Llama, Mistral, Qwen and Gemma: [out, in], each projection alone."""
+  """Places of Llama, Mistral, Qwen, Gemma: [out, in], projections alone."""
   made = {EMBED: Place('embed_tokens.weight', 1)}
   for ours, letter in zip(lora.ATTENTION, 'qkvo', strict=True):
     name, inputs = f'self_attn.{letter}_proj', 2 if ours == 'output' else 1
@@ -185,7 +181,7 @@ def _llama(post_norms: bool) -> dict[str, Place]:
 
 
 def _gpt2() -> dict[str, Place]:
-  """GPT-2: [in, out], query, key and value side by side, biases throughout."""
+  """Places of GPT-2: [in, out], query, key, value side by side, biases."""
   made = {
     EMBED: Place('wte.weight', 1), 'positions_LxD': Place('wpe.weight', 1)
   }  # fmt: skip
@@ -210,14 +206,14 @@ def _gpt2() -> dict[str, Place]:
 
 
 def at(tree: Any, path: Iterable[str | int]) -> Any:
-  """A leaf, or what is below a path."""
+  """Returns the leaf, or what is below a path."""
   for key in path:
     tree = tree[key]
   return tree
 
 
 def tree_of(leaves: Mapping[Path, Any]) -> dict:
-  """The tree that has these leaves at their paths."""
+  """Makes the tree that has these leaves at their paths."""
   made: dict = {}
   for path, leaf in leaves.items():
     tree = made

@@ -9,7 +9,7 @@ import os
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -20,34 +20,29 @@ from pdl_jax.model import lora
 from pdl_jax.model.config import ModelConfig
 from pdl_jax.model.lora import LoRAConfig
 from pdl_jax.pretrained import layout, safetensors
-from pdl_jax.pretrained.fields import read_object
+from pdl_jax.pretrained.fields import Fields, read_object
 from pdl_jax.pretrained.hf_write import write_json
 from pdl_jax.pretrained.layout import OUTPUT, Shape, Slot
 from pdl_jax.pretrained.safetensors import listed
 
 CONFIG, TENSORS = 'adapter_config.json', 'adapter_model.safetensors'
 _ROOT = 'base_model.model.'
-# Keys that are read, and of PEFT's those that change no function: of training,
-# of where an adapter is put (its tensors say so), of kinds of layers that are
-# not here, and the details of initialisations.
-_READ = {
-  'base_model_name_or_path', 'bias', 'init_lora_weights',
-  'layers_to_transform', 'lora_alpha', 'peft_type', 'r', 'use_rslora',
-}  # fmt: skip
-_HARMLESS = {
+# Keys that change no function: of training, of where an adapter is put (its
+# tensors say so), of kinds of layers that are not here, of initialisations.
+_HARMLESS = (
   'auto_mapping', 'corda_config', 'eva_config', 'exclude_modules',
   'fan_in_fan_out', 'inference_mode', 'layers_pattern', 'loftq_config',
   'lora_dropout', 'lora_ga_config', 'megatron_core', 'peft_version',
   'qalora_group_size', 'revision', 'runtime_config', 'target_modules',
   'task_type',
-}  # fmt: skip
-# All others may have changed the base weights: of such an adapter PEFT takes
-# the initial product out of them when it is opened, or cannot.
+)  # fmt: skip
+# Other initialisations may have changed the base weights: PEFT takes the
+# initial product out of them when it opens such an adapter, or cannot.
 _STARTS = (None, True, False, 'gaussian', 'eva', 'orthogonal')
 # With an adapter of the head PEFT saves a copy of the head itself.
 _COPY = _ROOT + OUTPUT.replace('.weight', '.base_layer.weight')
 _MERGE = (
-  'merge it with PEFT (merge_and_unload) and give the whole model as '
+  '; merge it with PEFT (merge_and_unload) and give the whole model as '
   'model.pretrained'
 )
 Params = dict
@@ -59,14 +54,14 @@ class Adapter(NamedTuple):
   """What a folder holds, in the layout of `model.lm`.
 
   Attributes:
-    path: of the folder.
+    path: the folder.
     pairs: A and B of each adapted matrix, by its path; stacked over layers,
       and 0 in those that have none.
-    rank: of all.
-    scale: that their products are multiplied with.
-    every_layer: whether no layer is without one.
-    base: name or path of the model that it says it is of; '': it says nothing.
-    head_VxD: the output head that it is of, where it has a copy.
+    rank: the rank of all pairs.
+    scale: what their products are multiplied with.
+    every_layer: whether all layers are adapted.
+    base: name or path of the model that it says it is for; '': it says nothing.
+    head_VxD: the output head that it is for, where it has a copy.
   """
 
   path: Path
@@ -89,11 +84,7 @@ class Adapter(NamedTuple):
       )
 
   def check(self, asked: LoRAConfig) -> None:
-    """Refuses to be trained on as adapters of another kind.
-
-    Raises:
-      ConfigError: with what this one is, and the keys that say so.
-    """
+    """Refuses to be trained on as adapters of another kind."""
     if self.scale <= 0 or not self.every_layer:
       where = '' if self.every_layer else ', in some of the layers'
       raise ConfigError(
@@ -114,18 +105,12 @@ class Adapter(NamedTuple):
 
 
 def read(path: Path, config: ModelConfig) -> Adapter:
-  """Opens the adapter of a model.
-
-  Args:
-    path: its folder.
-    config: of the model, of a family that transformers has.
-
-  Raises:
-    DataError: naming what is missing, unknown, of a wrong shape, or changes
-      what an adapter does in a way that is not read.
-  """
-  says = _read_config(path)
-  rank = says['r']
+  """Opens the adapter of a model of a family that transformers has."""
+  fields = _config(path)
+  rank, scale = fields.count('r'), _scale(fields)
+  every_layer = fields.get('layers_to_transform', []) == []
+  base = str(fields.get('base_model_name_or_path', ''))
+  fields.finish()
   # Older versions of PEFT had the name of the adapter in those of its tensors.
   tensors = {
     _ROOT + name.removeprefix(_ROOT).replace('.default.weight', '.weight'): x
@@ -135,27 +120,27 @@ def read(path: Path, config: ModelConfig) -> Adapter:
   if config.head.kind == 'dense':
     head_VxD = tensors.pop(_COPY, None)
   found = _adapted(path, config, tensors)
-  if says.get('layers_to_transform') in (None, []):  # Then it is of all.
+  if every_layer:
     found = {slot: range(len(slot.names)) for slot in found}
   _check(path, tensors, found, rank)
   return Adapter(
     path,
     {slot.path: _pair(slot, i, tensors, rank) for slot, i in found.items()},
     rank,
-    says['lora_alpha'] / (rank**0.5 if says.get('use_rslora') else rank),
+    scale,
     all(len(layers) == len(slot.names) for slot, layers in found.items()),
-    str(says.get('base_model_name_or_path') or ''),
+    base,
     head_VxD,
   )
 
 
 def insert(adapter: Adapter, params: Params) -> Params:
-  """A model's parameters with those of the adapter beside its matrices."""
+  """Puts the adapter's parameters beside the matrices of a model."""
   return _beside(params, adapter.pairs)
 
 
 def add(adapter: Adapter, params: Params) -> Params:
-  """A model's parameters with the adapter added to its matrices."""
+  """Adds the adapter to the matrices of a model."""
   pairs = {
     path: (a, b * adapter.scale) for path, (a, b) in adapter.pairs.items()
   }
@@ -165,16 +150,10 @@ def add(adapter: Adapter, params: Params) -> Params:
 
 
 def write(folder: Path, config: ModelConfig, params: Params, base: str) -> None:
-  """Writes the adapters of a model.
+  """Writes the adapters of a model, of a family that transformers has.
 
-  Args:
-    folder: exists.
-    config: of the model, of a family that transformers has.
-    params: with the adapters, on the host.
-    base: name or path of the model that they are of.
-
-  Raises:
-    ConfigError: several of them are of one matrix of the family.
+  The parameters hold the adapters, on the host; `base` is the name or path of
+  the model that they are for.
   """
   c, made, targets = config.lora, {}, set()
   for slot in _slots(config):
@@ -206,7 +185,7 @@ def write(folder: Path, config: ModelConfig, params: Params, base: str) -> None:
   write_json(folder / CONFIG, values)
 
 
-def _read_config(path: Path) -> dict[str, Any]:
+def _config(path: Path) -> Fields:
   if not os.path.isfile(path / CONFIG):
     raise DataError(f'model.adapter: there is no {path / CONFIG}')
   if not os.path.isfile(path / TENSORS):
@@ -215,46 +194,29 @@ def _read_config(path: Path) -> dict[str, Any]:
       'when they are opened, and are not read: save it as safetensors '
       '(save_pretrained does)'
     )
-  says = read_object(path / CONFIG)
-  try:
-    kind = says['peft_type']
-    says['lora_alpha'] = _number(says['lora_alpha'])
-    if type(says['r']) is not int or says['r'] < 1:
-      raise ValueError(f'r {says["r"]!r}')
-    if type(says.get('use_rslora', False)) not in (bool, type(None)):
-      raise ValueError(f'use_rslora {says["use_rslora"]!r}')
-  except (ValueError, KeyError) as error:
-    raise DataError(
-      f'{path / CONFIG} is not that of an adapter ({type(error).__name__}: '
-      f'{error})'
-    ) from error
-  if kind != 'LORA':
-    raise DataError(f'{path / CONFIG}: peft_type {kind}; only LORA is read')
-  unread = [
-    f'{key} {value}'
-    for key, value in says.items()
-    if key not in _READ | _HARMLESS and value not in (None, False, '', [], {})
-  ]
-  if says.get('bias') not in (None, 'none'):
-    unread.append(f'bias {says["bias"]}')
-  start = says.get('init_lora_weights')
+  where = str(path / CONFIG)
+  fields = Fields(read_object(path / CONFIG), where, _MERGE)
+  fields.ignore(*_HARMLESS)
+  fields.need('peft_type')
+  fields.expect('peft_type', 'LORA')
+  fields.expect('bias', 'none')
+  start = fields.get('init_lora_weights')
   if start not in _STARTS:
-    unread.append(f'init_lora_weights {start}, which changes the base weights')
-  if unread:
-    raise DataError(
-      f'{path / CONFIG}: not read here: {", ".join(unread)}; {_MERGE}'
+    raise fields.refusal(
+      'init_lora_weights', start, 'it changes the base weights'
     )
-  return says
+  return fields
 
 
-def _number(value: Any) -> float:
-  if type(value) not in (int, float) or not math.isfinite(value):
-    raise ValueError(f'{value!r} is no number')
-  return float(value)
+def _scale(fields: Fields) -> float:
+  rank, alpha = fields.count('r'), fields.need('lora_alpha')
+  if type(alpha) not in (int, float) or not math.isfinite(alpha):
+    raise fields.refusal('lora_alpha', alpha, 'it is no number')
+  return alpha / (rank**0.5 if fields.flag('use_rslora', False) else rank)
 
 
 def _slots(config: ModelConfig) -> list[Slot]:
-  """All linear layers that may have an adapter."""
+  """Lists the linear layers that may have an adapter."""
   return [
     slot
     for slot in layout.slots(config)
@@ -267,20 +229,20 @@ def _target(path: layout.Path) -> str:
 
 
 def _halves(matrix: str) -> tuple[str, str]:
-  """The names of A and B of the layer whose matrix has this name."""
+  """Names A and B of the layer whose matrix has this name."""
   start = _ROOT + matrix.removesuffix('.weight')
   return f'{start}.lora_A.weight', f'{start}.lora_B.weight'
 
 
 def _short(matrix: str, config: ModelConfig) -> str:
-  """What PEFT calls a layer in every block: its last words."""
+  """Returns what PEFT calls a layer in every block: its last words."""
   # GPT-2 has two c_proj in a block.
   words = 2 if config.learned_positions else 1
   return '.'.join(matrix.removesuffix('.weight').split('.')[-words:])
 
 
 def _sides(slot: Slot) -> tuple[Shape, Shape]:
-  """Shapes of the input and the output axes, ours."""
+  """Returns our shapes of the input and the output axes."""
   shape, inputs = slot.layer_shape, slot.place.inputs
   first, second = shape[:inputs], shape[inputs:]
   # The rows of a head are of outputs.
@@ -290,7 +252,7 @@ def _sides(slot: Slot) -> tuple[Shape, Shape]:
 def _adapted(
   path: Path, config: ModelConfig, tensors: Tensors
 ) -> dict[Slot, Sequence[int]]:
-  """Which layers of which matrices have an adapter, or a half of one."""
+  """Finds the layers of each matrix that have an adapter, or half of one."""
   found: dict[Slot, Sequence[int]] = {}
   for slot in _slots(config):
     layers = [
@@ -300,7 +262,7 @@ def _adapted(
     if layers and slot.place.parts > 1:
       raise DataError(
         f'{path / TENSORS}: the adapter of {slot.names[layers[0]]}, in which '
-        f'query, key and value lie side by side, is not read; {_MERGE}'
+        f'query, key and value lie side by side, is not read{_MERGE}'
       )
     if layers:
       found[slot] = layers

@@ -5,10 +5,20 @@ from collections.abc import Mapping
 from typing import Any
 
 from pdl_jax.model.config import RopeScaling
-from pdl_jax.pretrained.fields import Fields
+from pdl_jax.pretrained.fields import NEEDED, Fields
 
 _KINDS = {
   'default': 'none', 'linear': 'linear', 'llama3': 'llama3', 'yarn': 'yarn'
+}  # fmt: skip
+_CONTEXT = {'factor': 'factor', 'original': 'original_max_position_embeddings'}
+# What a kind of RopeScaling has, as config.json calls it.
+_KEYS = {
+  'none': {}, 'linear': {'factor': 'factor'},
+  'llama3': _CONTEXT | {'low': 'low_freq_factor', 'high': 'high_freq_factor'},
+  'yarn': _CONTEXT | {
+    'low': 'beta_slow', 'high': 'beta_fast', 'magnitude': 'attention_factor',
+    'whole_dims': 'truncate',
+  },
 }  # fmt: skip
 
 
@@ -29,11 +39,8 @@ def read_two_ropes(
 ) -> tuple[float, RopeScaling, float]:
   """Reads the same of layers that see all, and the base of windowed layers.
 
-  `rope_scaling` is of the former, and before what `rope_parameters` has.
-
-  Args:
-    fields: of the model.
-    base, local: bases of the family, where the file has none.
+  `rope_scaling` is of the former, and goes before what `rope_parameters` has.
+  `base` and `local` are the family's, where the file has none.
   """
   older = fields.group('rope_scaling')
   if 'type' in older and 'rope_type' not in older:
@@ -72,35 +79,27 @@ def _read(
   named = 'type' if rope.get('rope_type') is None else 'rope_type'
   kind = rope.one_of(named, _KINDS, 'default')
   if kind == 'none':
-    rope.ignore('factor') if rope.number('factor', 1.0) == 1 else None
-    scaling = RopeScaling()
-  elif kind == 'linear':
-    scaling = RopeScaling(kind, rope.number('factor'))
-  elif kind == 'llama3':
-    scaling = RopeScaling(
-      kind, rope.number('factor'), rope.number('low_freq_factor'),
-      rope.number('high_freq_factor'),
-      rope.count('original_max_position_embeddings', context),
-    )  # fmt: skip
-  else:
-    scaling = _yarn(rope, context)
+    rope.ignore('factor')
+  defaults: dict[str, Any] = {'original': context, 'whole_dims': True}
+  if kind == 'yarn':
+    defaults |= {'low': 1.0, 'high': 32.0, 'magnitude': _yarn_magnitude(rope)}
+  read = {'original': rope.count, 'whole_dims': rope.flag}
+  found = {
+    ours: read.get(ours, rope.number)(theirs, defaults.get(ours, NEEDED))
+    for ours, theirs in _KEYS[kind].items()
+  }
   rope.finish()
-  return theta, scaling
+  return theta, RopeScaling(kind, **found)
 
 
-def _yarn(rope: Fields, context: int) -> RopeScaling:
+def _yarn_magnitude(rope: Fields) -> float:
+  """Returns what queries and keys are multiplied with unless the file says."""
   factor = rope.number('factor')
   own = rope.number('mscale', None)
   all_dims = rope.number('mscale_all_dim', None)
-  magnitude = _magnitude(factor, 1.0)
   if own and all_dims:
-    magnitude = _magnitude(factor, own) / _magnitude(factor, all_dims)
-  return RopeScaling(
-    'yarn', factor, rope.number('beta_slow', 1.0),
-    rope.number('beta_fast', 32.0),
-    rope.count('original_max_position_embeddings', context),
-    rope.number('attention_factor', magnitude), rope.flag('truncate', True),
-  )  # fmt: skip
+    return _magnitude(factor, own) / _magnitude(factor, all_dims)
+  return _magnitude(factor, 1.0)
 
 
 def _magnitude(factor: float, scale: float) -> float:
@@ -108,19 +107,10 @@ def _magnitude(factor: float, scale: float) -> float:
 
 
 def write_rope(base: float, scaling: RopeScaling) -> dict[str, Any]:
-  """`rope_parameters` of transformers 5."""
-  made: dict[str, Any] = {'rope_theta': base, 'rope_type': 'default'}
-  if scaling.kind == 'none':
-    return made
-  made |= {'rope_type': scaling.kind, 'factor': scaling.factor}
-  if scaling.kind == 'linear':
-    return made
-  made['original_max_position_embeddings'] = scaling.original
-  if scaling.kind == 'llama3':
-    return made | {
-      'low_freq_factor': scaling.low, 'high_freq_factor': scaling.high
-    }  # fmt: skip
-  return made | {
-    'beta_slow': scaling.low, 'beta_fast': scaling.high,
-    'attention_factor': scaling.magnitude, 'truncate': scaling.whole_dims,
+  """Makes `rope_parameters` of transformers 5."""
+  kind = 'default' if scaling.kind == 'none' else scaling.kind
+  keys = _KEYS[scaling.kind].items()
+  return {
+    'rope_theta': base, 'rope_type': kind,
+    **{theirs: getattr(scaling, ours) for ours, theirs in keys},
   }  # fmt: skip

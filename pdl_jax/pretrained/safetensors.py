@@ -1,4 +1,4 @@
-"""Tensors of a folder of safetensors files, without a copy on the host.
+"""Maps the tensors of safetensors files, without a copy on the host.
 
 A file is 8 bytes with the size of its header, the header (JSON: dtype, shape
 and place of each tensor), and the numbers. They are mapped into memory: what
@@ -37,7 +37,7 @@ _MOST_NAMES = 8
 
 
 def listed(names: Iterable[str]) -> str:
-  """Names for an error, sorted, and how many more there are."""
+  """Lists names for an error, sorted, and how many more there are."""
   names = sorted(names)
   more = len(names) - _MOST_NAMES
   tail = f' and {more} more' if more > 0 else ''
@@ -45,11 +45,7 @@ def listed(names: Iterable[str]) -> str:
 
 
 def open_folder(folder: Path) -> dict[str, np.ndarray]:
-  """All tensors by name, mapped into memory.
-
-  Raises:
-    DataError: naming what is missing, damaged, or no safetensors at all.
-  """
+  """Returns all tensors by name, mapped into memory."""
   files = _files(folder)
   found: dict[str, np.ndarray] = {}
   for file in files:
@@ -70,11 +66,7 @@ def open_folder(folder: Path) -> dict[str, np.ndarray]:
 
 
 def open_file(path: Path) -> dict[str, np.ndarray]:
-  """The tensors of one file by name, mapped into memory, read-only.
-
-  Raises:
-    DataError: for a file that is damaged or cut off.
-  """
+  """Returns the tensors of a file by name, mapped into memory, read-only."""
   size = 0
   try:
     size = path.stat().st_size
@@ -153,7 +145,7 @@ def _tensor(
 
 
 def _files(folder: Path) -> list[Path]:
-  """The shards, all there."""
+  """Finds the shards, which must all be there."""
   if (folder / _SINGLE).exists():
     return [folder / _SINGLE]
   if not (folder / _INDEX).exists():
@@ -177,7 +169,7 @@ def _files(folder: Path) -> list[Path]:
 
 
 def _weight_map(folder: Path) -> dict[str, str]:
-  """Which shard each tensor is in."""
+  """Reads which shard each tensor is in."""
   index = read_object(folder / _INDEX).get('weight_map')
   if not isinstance(index, dict) or not index:
     raise DataError(f'{folder / _INDEX} has no weight_map of tensors to shards')

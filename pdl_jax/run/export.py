@@ -11,8 +11,8 @@ import jax
 from jax.experimental import multihost_utils
 
 from pdl_jax.config import Settings, read
+from pdl_jax.data.pretrained_tokenizer import token_ids, write_tokenizer
 from pdl_jax.data.tasks import TASKS
-from pdl_jax.data.tokenizer_files import token_ids, write_tokenizer
 from pdl_jax.errors import ConfigError
 from pdl_jax.model import lora
 from pdl_jax.model.lora import NO_LORA

@@ -17,6 +17,7 @@ from pdl_jax.config import Settings
 from pdl_jax.data import pipeline
 from pdl_jax.data.pretrained_tokenizer import (
   open_gguf_tokenizer,
+  open_plain_tokenizer,
   open_tokenizer,
 )
 from pdl_jax.data.sources import Source
@@ -195,10 +196,10 @@ def _load(
     config = dataclasses.replace(file.config(), **options.precision)
     return _with_rows(Model(
       file.fields['general.basename'], config, file.params(),
-      Tokenizer.from_gguf(file),
+      open_plain_tokenizer(file),
     ))  # fmt: skip
   if options.tokenizer:
-    tokenizer = Tokenizer.from_gguf(_tokenizer_package(options.tokenizer))
+    tokenizer = open_plain_tokenizer(_tokenizer_package(options.tokenizer))
   else:
     tokenizer = _own_tokenizer(settings, folder, source)
   config = _from_scratch(settings, tokenizer.vocab_size)

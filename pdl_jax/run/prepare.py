@@ -97,7 +97,7 @@ def prepare(settings: Settings, folder: RunFolder | None) -> Setup:
   task = TASKS[settings.data.task]
   names = dict.fromkeys(('train', 'validation', settings.evaluate.split))
   found = {name: load_source(settings, name) for name in names}
-  if settings.data.name not in sources.BUILDERS:
+  if settings.data.name not in sources.TEXTS:
     # Packaged ones are split by group; tests of each assert it.
     sources.check_disjoint(list(found.values()))
   for told in sources.remarks(list(found.values())):

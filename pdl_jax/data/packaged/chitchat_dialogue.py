@@ -62,7 +62,7 @@ def split_of(conversation: str) -> str:
 
 
 def turns_of(conversation: Mapping[str, Any]) -> list[str]:
-  """What was said in turn: messages of one speaker in a row are one turn."""
+  """Joins messages of one speaker in a row into one turn."""
   messages = (
     (message['sender'], ' '.join(message['text'].split()))
     for block in conversation['messages']
@@ -105,7 +105,7 @@ def replies(
 # Neighbouring records share all turns but one.
 @functools.lru_cache(maxsize=32)
 def _compared(turn: str) -> tuple[str, frozenset[int]]:
-  """The words and the shingles that turns are compared by."""
+  """Returns the words and the shingles that turns are compared by."""
   words = normalised(turn).split()
   return ' '.join(words), shingles_of(words)
 

@@ -66,10 +66,6 @@ def join_indexes(packages: str, translation: str) -> list[Description]:
 
   A package whose description has changed is in the second one several times;
   the sum in both tells which one is of today.
-
-  Args:
-    packages: the text of an index Packages.
-    translation: the text of an index Translation-en.
   """
   known = {}
   for fields in stanzas(packages):

@@ -1,4 +1,4 @@
-"""Which examples are copies of others."""
+"""Finds which examples are copies of others."""
 
 import collections
 import re
@@ -14,12 +14,12 @@ MAX_SEEN_SHINGLES = 0.5  # above that a text is the near-copy of earlier ones
 
 
 def normalised(text: str) -> str:
-  """Lower-case words alone: what two texts are compared by."""
+  """Returns lower-case words alone, by which texts are compared."""
   return ' '.join(re.findall(r'\w+', text.casefold()))
 
 
 def shingles_of(words: Sequence[str]) -> frozenset[int]:
-  """Each SHINGLE_WORDS words in a row, as their CRC-32; fewer have none."""
+  """Returns the CRC-32 of each SHINGLE_WORDS words in a row, if any."""
   return frozenset(
     zlib.crc32(' '.join(words[i : i + SHINGLE_WORDS]).encode())
     for i in range(len(words) - SHINGLE_WORDS + 1)

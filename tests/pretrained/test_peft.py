@@ -15,7 +15,7 @@ from pdl_jax.pretrained import peft, safetensors
 from pdl_jax.pretrained.huggingface import HFModel
 from pdl_jax.run import load_model
 from tests import hf_folder, hf_weights, small
-from tests.test_hf import TOKENS, logits
+from tests.pretrained.test_huggingface import TOKENS, logits
 from tests.tiny_model import random_params
 
 pytestmark = pytest.mark.usefixtures('quick_compile')
@@ -217,10 +217,7 @@ Q_A = f'{ROOT}0.self_attn.q_proj.lora_A.weight'
 @pytest.mark.parametrize(
   ('change', 'said'),
   [
-    (
-      without(f'{ROOT}0.self_attn.q_proj.lora_A.weight'),
-      f'missing tensors {ROOT}0.self_attn.q_proj.lora_A.weight',
-    ),
+    (without(Q_A), f'missing tensors {Q_A}'),
     (
       without(*(f'{ROOT}1.self_attn.v_proj.lora_{x}.weight' for x in 'AB')),
       f'missing tensors {ROOT}1.self_attn.v_proj.lora_A.weight, '
@@ -234,30 +231,18 @@ Q_A = f'{ROOT}0.self_attn.q_proj.lora_A.weight'
       put('base_model.model.model.embed_tokens.lora_embedding_A', (4, 48)),
       'unknown tensors base_model.model.model.embed_tokens.lora_embedding_A',
     ),
-    (
-      put(f'{ROOT}0.self_attn.q_proj.lora_A.weight', (4, 31)),
-      rf'tensors of other shapes {Q_A} \(4, 31\), not \(4, 32\)',
-    ),
+    (put(Q_A, (4, 31)), rf'other shapes {Q_A} \(4, 31\), not \(4, 32\)'),
     (lambda tensors: tensors.clear(), 'no adapter in it'),
-    (
-      put(f'{ROOT}0.self_attn.q_proj.lora_A.weight', (0, 32)),
-      rf'tensors of other shapes {Q_A} \(0, 32\)',
-    ),
-    (
-      put(f'{ROOT}0.self_attn.q_proj.lora_A.weight', (4, 32), np.int32),
-      f'numbers that are not finite floats in {Q_A}',
-    ),
-    (
-      put(f'{ROOT}0.self_attn.q_proj.lora_A.weight', (4, 32), fill=np.nan),
-      f'numbers that are not finite floats in {Q_A}',
-    ),
+    (put(Q_A, (0, 32)), rf'other shapes {Q_A} \(0, 32\)'),
+    (put(Q_A, (4, 32), np.int32), f'not finite floats in {Q_A}'),
+    (put(Q_A, (4, 32), fill=np.nan), f'not finite floats in {Q_A}'),
   ],
 )  # fmt: skip
 def test_tensors_that_do_not_fit_are_named(opened, tmp_path, change, said):
   tensors = adapter_tensors('plain')
   change(tensors)
   folder = write(tmp_path / 'a', 'plain', tensors)
-  with pytest.raises(DataError, match=f'does not fit the model: {said}') as e:
+  with pytest.raises(DataError, match=f'does not fit the model: .*{said}') as e:
     peft.read(folder, opened('plain').config())
   assert '\n' not in str(e.value)
 
@@ -265,26 +250,26 @@ def test_tensors_that_do_not_fit_are_named(opened, tmp_path, change, said):
 @pytest.mark.parametrize(
   ('changes', 'said'),
   [
-    ({'peft_type': 'IA3'}, 'peft_type IA3; only LORA is read'),
-    ({'use_dora': True}, 'not read here: use_dora True'),
-    ({'bias': 'all'}, 'not read here: bias all'),
-    ({'modules_to_save': ['norm']}, r"not read here: modules_to_save \['norm'"),
-    ({'lora_alpha': None}, 'is not that of an adapter'),
-    ({'alpha_pattern': {'q_proj': 2}}, 'read here: alpha_pattern .*merge_and'),
-    ({'rank_pattern': {'q_proj': 2}}, 'read here: rank_pattern .*merge_and_'),
-    ({'r': 0}, 'is not that of an adapter .*r 0'),
-    ({'r': '4'}, "is not that of an adapter .*r '4'"),
-    ({'lora_alpha': '16'}, "'16' is no number"),
-    ({'lora_alpha': True}, 'True is no number'),
+    ({'peft_type': 'IA3'}, "peft_type 'IA3' .* only LORA is"),
+    ({'use_dora': True}, 'not mapped .* use_dora True; merge it'),
+    ({'bias': 'all'}, "bias 'all' is not mapped; only none is"),
+    ({'modules_to_save': ['norm']}, r"not mapped .* modules_to_save \['norm'"),
+    ({'lora_alpha': None}, 'does not declare lora_alpha'),
+    ({'alpha_pattern': {'q_proj': 2}}, 'not mapped .* alpha_pat.*merge_and'),
+    ({'rank_pattern': {'q_proj': 2}}, 'not mapped .* rank_pat.*merge_and_'),
+    ({'r': 0}, 'r 0 is not mapped; it is no whole number'),
+    ({'r': '4'}, "r '4' is not mapped"),
+    ({'lora_alpha': '16'}, "lora_alpha '16' .* it is no number"),
+    ({'lora_alpha': True}, 'lora_alpha True .* it is no number'),
     ({'use_rslora': 'false'}, "use_rslora 'false'"),
-    ({'peft_type': ['LORA']}, 'only LORA is read'),
+    ({'peft_type': ['LORA']}, 'only LORA is mapped'),
     ({'r': 5}, r'lora_A.weight \(4, 32\), not \(5, 32\)'),
-    ({'lora_bias': True}, 'not read here: lora_bias True'),
+    ({'lora_bias': True}, 'not mapped .* lora_bias True'),
     ({'layer_replication': [[0, 2]]}, r'layer_replication \[\[0, 2\]\]'),
     ({'ensure_weight_tying': True}, 'ensure_weight_tying True'),
     ({'megatron_config': {'a': 1}}, 'megatron_config'),
-    ({'key_of_tomorrow': 0.5}, 'not read here: key_of_tomorrow 0.5'),
-    *(({'init_lora_weights': x}, f'init_lora_weights {x}, which changes')
+    ({'key_of_tomorrow': 0.5}, 'not mapped .* key_of_tomorrow 0.5'),
+    *(({'init_lora_weights': x}, f"init_lora_weights '{x}' .* changes the base")
       for x in ('pissa', 'pissa_niter_16', 'olora', 'OLoRA', 'corda', 'loftq',
                 'lora_ga', 'mica', 'tomorrow')),
   ],

@@ -17,7 +17,7 @@ from pdl_jax.losses.cross_entropy import token_nll
 from pdl_jax.model import lm
 from pdl_jax.model.config import ModelConfig
 from pdl_jax.train.step import score_step, target_hidden
-from tests.test_pipeline import FakeSource
+from tests.data.test_pipeline import FakeSource
 from tests.tiny_model import random_params
 
 TASK, LENGTHS = TASKS['language_model'], Lengths(prompt=7, target=6)

@@ -7,13 +7,12 @@ import pytest
 from tokenizers import AddedToken, models, normalizers, processors
 from tokenizers import Tokenizer as Backend
 
-from pdl_jax.data.gguf_backend import byte_level, read_backend
 from pdl_jax.data.pretrained_tokenizer import (
   open_gguf_tokenizer,
   open_tokenizer,
+  token_ids,
 )
-from pdl_jax.data.tokenizer import Tokenizer
-from pdl_jax.data.tokenizer_files import token_ids
+from pdl_jax.data.tokenizer import Tokenizer, byte_level
 from pdl_jax.errors import DataError
 from pdl_jax.pretrained.gguf import GGUFModel
 
@@ -40,13 +39,23 @@ def write(path, ids=None, **options):
   return path
 
 
-def test_all_of_a_list_of_ends_stop_an_answer(tmp_path):
-  ids = {'config': [2, 3, 4], 'generation_config': [2, 4]}
-  folder = write(tmp_path / 'a', ids, eos_token=ENDS[2], chat_template=TURNS)
-  tokenizer = open_tokenizer(folder, 8)
-  assert (tokenizer.end_of_turn, tokenizer.end_of_text) == (4, 2)
-  assert tokenizer.stops == (4, 2, 3)
-  assert token_ids(tokenizer)['eos_token_id'] == [4, 2, 3]
+LIKE_LLAMA = (
+  {'config': [2, 3, 4], 'generation_config': [2, 4]},
+  {'eos_token': ENDS[2], 'chat_template': TURNS},
+)
+
+
+@pytest.mark.parametrize(('ids', 'options', 'ends', 'stops'), [
+  (*LIKE_LLAMA, (4, 2), (4, 2, 3)),
+  ({'config': [3, 99, 2]}, {}, (3, 2), (3, 2)),
+  ({'config': 2}, {}, (2, 2), (2,)),
+  ({}, {'eos_token': ENDS[1]}, (3, 3), (3,)),
+])  # fmt: skip
+def test_what_ends_a_turn_and_a_text(tmp_path, ids, options, ends, stops):
+  tokenizer = open_tokenizer(write(tmp_path / 'a', ids, **options), 8)
+  assert (tokenizer.end_of_turn, tokenizer.end_of_text) == ends
+  assert tokenizer.stops == stops
+  assert token_ids(tokenizer)['eos_token_id'] == list(stops)
 
 
 @pytest.mark.parametrize('name', ['config', 'generation_config'])
@@ -55,20 +64,6 @@ def test_an_end_that_is_no_id_is_named(tmp_path, name, ids):
   folder = write(tmp_path / 'a', {name: ids}, eos_token=ENDS[2])
   with pytest.raises(DataError, match=rf'{name}\.json: eos_token_id is .* no'):
     open_tokenizer(folder, 8)
-
-
-def test_a_list_alone_says_what_ends_a_text(tmp_path):
-  folder = write(tmp_path / 'a', {'config': [3, 99, 2]})
-  tokenizer = open_tokenizer(folder, 8)
-  assert (tokenizer.end_of_turn, tokenizer.end_of_text) == (3, 2)
-  assert tokenizer.stops == (3, 2)
-
-
-def test_one_end_serves_for_turn_and_text(tmp_path):
-  tokenizer = open_tokenizer(write(tmp_path / 'a', {'config': 2}), 8)
-  assert tokenizer.stops == (2,)
-  tokenizer = open_tokenizer(write(tmp_path / 'b', eos_token=ENDS[1]), 8)
-  assert tokenizer.end_of_turn == tokenizer.end_of_text == 3
 
 
 @pytest.mark.parametrize('ids', [None, [], [99], -1, [None]])
@@ -121,8 +116,8 @@ def test_an_ordinary_word_that_ends_a_text_is_refused(tmp_path, options):
 
 
 def test_which_tokens_end_what_is_said(tmp_path):
-  ids = {'config': [2, 3, 4], 'generation_config': [2, 4]}
-  folder = write(tmp_path / 'a', ids, eos_token=ENDS[2], chat_template=TURNS)
+  ids, options = LIKE_LLAMA
+  folder = write(tmp_path / 'a', ids, **options)
   assert open_tokenizer(folder, 8).ends() == (
     "'<|eot_id|>' ends a turn, '<|end_of_text|>' a text; an answer stops at "
     "'<|eot_id|>' '<|end_of_text|>' '<|eom_id|>'"
@@ -229,6 +224,7 @@ def gguf_model(path, **metadata):
   model.fields = {
     key if '.' in key else f'tokenizer.ggml.{key}': value
     for key, value in metadata.items()
+    if value is not ...
   }
   return model
 
@@ -270,8 +266,8 @@ def test_lines_and_marks_before_words_in_the_newer_families():
 
 def test_accents_are_composed_for_qwen2_alone(tmp_path):
   for pre in WORDS:
-    backend = read_backend(bytes_model(tmp_path, pre).fields, 'm')
-    text = backend.decode(backend.encode('e\u0301').ids)
+    tokenizer = open_gguf_tokenizer(bytes_model(tmp_path, pre), 260)
+    text = tokenizer.decode(*tokenizer.encode(['e\u0301']))
     assert text == ('\u00e9' if pre == 'qwen2' else 'e\u0301')
 
 
@@ -313,19 +309,13 @@ def test_a_file_without_an_end_is_one_line(tmp_path):
   ({'eos_token_id': 'x'}, 'eos_token_id is text'),
   ({'add_bos_token': 'no'}, 'add_bos_token is text, not true or false'),
   ({'tokenizer.chat_template': 5}, 'chat_template is an integer'),
-])
+  *(({gone: ...}, f'there is no field .*{gone}')
+    for gone in ('tokens', 'token_type', 'merges')),
+])  # fmt: skip
 def test_fields_of_a_file_that_do_not_fit(tmp_path, changes, told):
   with pytest.raises(DataError, match=rf'm\.gguf: .*{told}') as caught:
     open_gguf_tokenizer(bytes_model(tmp_path, **changes), 260)
   assert '\n' not in str(caught.value)
-
-
-@pytest.mark.parametrize('gone', ['tokens', 'token_type', 'merges'])
-def test_fields_of_a_file_that_are_not_there(tmp_path, gone):
-  model = bytes_model(tmp_path)
-  del model.fields[f'tokenizer.ggml.{gone}']
-  with pytest.raises(DataError, match=rf'm\.gguf: there is no field .*{gone}'):
-    open_gguf_tokenizer(model, 260)
 
 
 def test_whole_words_need_no_merges_in_llama_3_alone(tmp_path):

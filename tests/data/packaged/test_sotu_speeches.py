@@ -1,7 +1,6 @@
 """Presidential messages: cleaning, two divisions, and the real data."""
 
 import collections
-import hashlib
 import importlib.util
 import itertools
 import shutil
@@ -10,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from pdl_jax.data import sources
-from pdl_jax.data.packaged import pairs, sotu_speeches, texts
+from pdl_jax.data.packaged import sotu_speeches, texts
 from pdl_jax.data.packaged.texts import Example
 from pdl_jax.data.schema import SPLITS
 from pdl_jax.errors import DataError
@@ -183,52 +182,3 @@ def test_the_text_is_clean(speeches):
     assert '--' not in speech.target
     assert len(speech.target.split()) > 1000
     assert speech.source == ''
-
-
-@pytest.fixture(scope='module')
-def shingles(speeches):
-  """Speech -> each eight words in a row."""
-  words = {s.id: pairs.normalised(s.target).split() for s in speeches}
-  return {
-    name: {hash(' '.join(w[i : i + 8])) for i in range(len(w) - 7)}
-    for name, w in words.items()
-  }
-
-
-@pytest.mark.parametrize(
-  ('divide', 'most', 'most_with_validation'),
-  [
-    (sotu_speeches.by_time, 0.012, 0.002),
-    (sotu_speeches.interleaved, 0.035, 0.02),
-  ],
-)
-def test_no_held_out_speech_repeats_another_split(
-  speeches, shingles, divide, most, most_with_validation
-):
-  splits = divide(speeches)
-  groups = [{speech.group for speech in splits[split]} for split in SPLITS]
-  assert len(set.union(*groups)) == sum(map(len, groups))
-  train, validation, test = (
-    [shingles[speech.id] for speech in splits[split]] for split in SPLITS
-  )
-
-  def largest_share(held_out, others):
-    seen = set().union(*others)
-    return max(len(found & seen) / len(found) for found in held_out)
-
-  assert largest_share(validation + test, train) < most
-  assert largest_share(test, validation) < most_with_validation
-
-
-def test_no_speech_occurs_twice(speeches):
-  assert len({speech.id for speech in speeches}) == len(speeches)
-  found = {pairs.normalised(speech.target) for speech in speeches}
-  assert len(found) == len(speeches)
-
-
-def test_content_changes_only_with_the_version(speeches):
-  # When this fails on purpose, the builders need a new version.
-  rows = [speech[:4] for speech in speeches]
-  digest = hashlib.sha256(repr(rows).encode()).hexdigest()
-  versions = {texts.TEXTS[name].version for name in DIVISIONS}
-  assert (versions, digest[:16]) == ({'1.0.0'}, 'c3286f31f47dbfe7')

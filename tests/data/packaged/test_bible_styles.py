@@ -1,7 +1,6 @@
 """Two Bibles aligned: small ones with each oddity, and the real ones."""
 
 import collections
-import hashlib
 import re
 
 import pytest
@@ -39,12 +38,9 @@ def records(real):
   return splits
 
 
-def test_every_verse_is_kept_or_counted(real, records):
+def test_every_verse_is_kept_or_counted(real):
   kept, dropped = real
   assert len(kept) + sum(dropped.values()) == VERSES
-  assert {split: len(rows) for split, rows in records.items()} == {
-    'train': 47452, 'validation': 6046, 'test': 5966,
-  }  # fmt: skip
   assert dropped == {
     'boilerplate_summary': 4, 'chapter_counts_otherwise': 51,
     'duplicate_document': 232, 'duplicate_summary': 203, 'gap': 100,
@@ -53,47 +49,12 @@ def test_every_verse_is_kept_or_counted(real, records):
   }  # fmt: skip
 
 
-def test_content_changes_only_with_the_version(records):
-  # When this fails on purpose, the builder needs a new VERSION.
-  rows = [tuple(row) for split in records.values() for row in split]
-  digest = hashlib.sha256(repr(rows).encode()).hexdigest()
-  version = texts.TEXTS['bible'].version
-  assert (version, digest[:16]) == ('1.0.0', 'bde35a38e78e594f')
-
-
-def test_books_are_in_one_split_and_texts_in_one_record_a_style(records):
-  for field in ('id', 'group'):
-    values = [{getattr(r, field) for r in rows} for rows in records.values()]
-    assert len(set.union(*values)) == sum(map(len, values))
-  found = [
-    {pairs.normalised(t) for r in rows for t in (r.source, r.target)}
-    for rows in records.values()
-  ]
-  assert len(set.union(*found)) == sum(map(len, found))
-  for style in ('basic', 'king_james'):
-    targets = [pairs.normalised(r.target) for rows in records.values()
-               for r in rows if r.style == style]  # fmt: skip
-    assert len(set(targets)) == len(targets) == sum(map(len, found)) // 2
-
-
 def test_every_held_out_book_is_a_book(records):
   held_out = {r.group for s in ('validation', 'test') for r in records[s]}
   assert held_out == set(bible_styles._SPLIT_OF)
   assert len({r.group for r in records['train']}) == 66 - len(held_out)
   sizes = [len(rows) for rows in records.values()]
   assert [round(size / sum(sizes), 2) for size in sizes] == [0.8, 0.1, 0.1]
-
-
-def test_no_held_out_verse_is_a_near_copy_of_a_training_verse(real):
-  shingles = collections.defaultdict(list)
-  for pair in real[0]:
-    words = pairs.normalised(f'{pair.target} {pair.source}').split()
-    found = {tuple(words[i : i + 8]) for i in range(max(1, len(words) - 7))}
-    shingles[bible_styles.split_of(pair.group) == 'train'].append(found)
-  seen = set().union(*shingles[True])
-  shares = [len(found & seen) / len(found) for found in shingles[False]]
-  assert max(shares) <= 0.5
-  assert sum(shares) / len(shares) < 0.004  # measured: 0.0026
 
 
 def test_the_two_directions_mirror_each_other(records):

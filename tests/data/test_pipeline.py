@@ -340,8 +340,8 @@ def test_nothing_usable_is_an_error(tokenizer, lengths):
     pipeline.survey(FakeSource([]), TASK, tokenizer, lengths)
 
 
-def batches(examples, count, process=0, processes=1, seed=3):
-  made = pipeline.train_iterator(examples, 4, seed, process, processes)
+def batches(examples, count, process=0, processes=1, seed=3, buckets=1):
+  made = pipeline.train_iterator(examples, 4, seed, process, processes, buckets)
   return [next(made) for _ in range(count)]
 
 
@@ -369,10 +369,12 @@ def test_every_example_once_an_epoch_in_another_order(examples):
 
 
 @pytest.mark.parametrize('processes', [2, 4])
-def test_processes_share_the_global_batches(examples, processes):
-  whole = batches(examples, 7)
+@pytest.mark.parametrize('buckets', [1, 4])
+def test_processes_share_the_global_batches(examples, processes, buckets):
+  whole = batches(examples, 20, buckets=buckets)
   shares = [
-    batches(examples, 7, process, processes) for process in range(processes)
+    batches(examples, 20, process, processes, buckets=buckets)
+    for process in range(processes)
   ]
   for number, expected in enumerate(whole):
     parts = [share[number] for share in shares]
@@ -381,15 +383,16 @@ def test_processes_share_the_global_batches(examples, processes):
     assert rows({'tokens': tokens}) == rows(expected)
 
 
-def test_the_iterator_resumes_where_it_was(examples):
-  full = batches(examples, 9)
-  first = pipeline.train_iterator(examples, 4, 3, 0, 1)
-  for _ in range(5):
+@pytest.mark.parametrize('buckets', [1, 4])
+def test_the_iterator_resumes_where_it_was(examples, buckets):
+  full = batches(examples, 20, buckets=buckets)
+  first, again = (
+    pipeline.train_iterator(examples, 4, 3, 0, 1, buckets) for _ in range(2)
+  )
+  for _ in range(13):
     next(first)
-  state = first.get_state()
-  again = pipeline.train_iterator(examples, 4, 3, 0, 1)
-  again.set_state(state)
-  for expected in full[5:]:
+  again.set_state(first.get_state())
+  for expected in full[13:]:
     np.testing.assert_array_equal(next(again)['tokens'], expected['tokens'])
 
 
@@ -447,57 +450,34 @@ def test_a_limit_counts_only_what_is_used(tokenizer, lengths):
   assert (seen.sizes - 1).tolist() == sizes
 
 
-def bucketed(examples, count, process=0, processes=1, buckets=4):
-  made = pipeline.train_iterator(examples, 4, 3, process, processes, buckets)
-  return [next(made) for _ in range(count)]
-
-
 def test_buckets_lose_nothing_but_padding(tokenizer, lengths):
   """Over whole epochs: every example as often as without, and less padding."""
   data = FakeSource(records(32))
   lengths = Lengths(lengths.prompt + 60, lengths.target)
   examples = Pairs(data, np.arange(32), TASK, tokenizer, lengths)
-  count = 2 * 32 // 4
-  size, found, positions = lengths.sequence, [], 0
-  for batch in bucketed(examples, count):
+  count, size, positions = 2 * 32 // 4, lengths.sequence, 0
+
+  def rows_of(batch):
+    return [
+      (
+        tuple(batch['tokens'][row][batch['segments'][row] > 0]),
+        tuple(batch['labels'][row][batch['where'][row]]),
+      )
+      for row in range(4)
+    ]
+
+  found = []
+  for batch in batches(examples, count, buckets=4):
     length = batch['tokens'].shape[1]
     # The least of the four lengths that holds the longest.
     longest = (batch['segments'] > 0).sum(axis=1).max()
     steps = [-(-size * i // 4) for i in range(1, 5)]
     assert length == min(step for step in steps if step >= longest)
     positions += batch['segments'].size
-    for row in range(4):
-      target = batch['labels'][row][batch['where'][row]]
-      used = batch['tokens'][row][batch['segments'][row] > 0]
-      found.append((tuple(used), tuple(target)))
-  plain = []
-  for batch in batches(examples, count):
-    for row in range(4):
-      target = batch['labels'][row][batch['where'][row]]
-      used = batch['tokens'][row][batch['segments'][row] > 0]
-      plain.append((tuple(used), tuple(target)))
+    found += rows_of(batch)
+  plain = [row for batch in batches(examples, count) for row in rows_of(batch)]
   assert sorted(found) == sorted(plain)
   assert positions < 0.8 * count * 4 * size
-
-
-@pytest.mark.parametrize('processes', [2, 4])
-def test_processes_share_batches_of_buckets(examples, processes):
-  whole = bucketed(examples, 20)
-  shares = [bucketed(examples, 20, i, processes) for i in range(processes)]
-  for number, expected in enumerate(whole):
-    parts = [share[number]['tokens'] for share in shares]
-    assert rows({'tokens': np.concatenate(parts)}) == rows(expected)
-
-
-def test_buckets_resume_where_they_were(examples):
-  full = bucketed(examples, 20)
-  first = pipeline.train_iterator(examples, 4, 3, 0, 1, 4)
-  for _ in range(13):
-    next(first)
-  again = pipeline.train_iterator(examples, 4, 3, 0, 1, 4)
-  again.set_state(first.get_state())
-  for expected in full[13:]:
-    np.testing.assert_array_equal(next(again)['tokens'], expected['tokens'])
 
 
 def test_far_too_long_texts_are_cut_before_they_are_encoded(
