@@ -30,7 +30,7 @@ from pdl_jax.data.pretrained_tokenizer import open_plain_tokenizer
 from pdl_jax.data.tasks import TASKS
 from pdl_jax.evaluate.predict import bucket_length
 from pdl_jax.generate import DecodeSettings
-from pdl_jax.model import lm
+from pdl_jax.model import decoding, lm
 from pdl_jax.pretrained.gguf import GGUFModel, find_package_file
 
 PACKAGES = ('jax', 'jaxlib', 'flax', 'numpy', 'torch', 'transformers')
@@ -158,7 +158,7 @@ def make_ours(buckets: int, work: Work) -> Call:
   """The two parts of `generation.generate`, as evaluation calls them."""
   config = work.file.config()
   settings = DecodeSettings(min_new_tokens=work.new_tokens)
-  prefill = jax.jit(partial(lm.prefill, config), static_argnames='size')
+  prefill = jax.jit(partial(decoding.prefill, config), static_argnames='size')
   extend = jax.jit(
     partial(
       generation.extend, config, keys_B=None, settings=settings,

@@ -25,10 +25,10 @@ from configs import language_model
 from pdl_jax.config import Settings
 from pdl_jax.data import pipeline
 from pdl_jax.model import lm
+from pdl_jax.model.attention import LayerKind
 from pdl_jax.model.block import Block
 from pdl_jax.model.config import ModelConfig
-from pdl_jax.model.layer_kind import LayerKind
-from pdl_jax.model.norm import Norm
+from pdl_jax.model.layers import Norm
 from pdl_jax.run import prepare
 from pdl_jax.train import optimizer
 

@@ -21,7 +21,7 @@ from pdl_jax.data.pipeline import (
 from pdl_jax.data.tokenizer import Tokenizer
 from pdl_jax.generate import DecodeSettings
 from pdl_jax.mesh import put_whole_batch
-from pdl_jax.model import lm
+from pdl_jax.model import decoding
 from pdl_jax.model.config import ModelConfig
 from pdl_jax.train.step import score_step
 
@@ -93,7 +93,7 @@ class Predictor:
     self._batch, self.settings, self._bias_V = batch, settings, bias_V
     self._score = jax.jit(partial(score_step, model))
     self._prefill = jax.jit(
-      partial(lm.prefill, model), static_argnames='size'
+      partial(decoding.prefill, model), static_argnames='size'
     )
     self._extend = jax.jit(self._extended, static_argnames='limit')
     self._compiled: dict[Any, jax.stages.Compiled] = {}
@@ -150,7 +150,7 @@ class Predictor:
     losses = self.nll(params, examples, numbers, check)
     rows = self._rows(examples, numbers)
     # Once for all batches: the loop wants its layers apart.
-    parts = lm.part_layers(params)
+    parts = decoding.part_layers(params)
     records: dict[tuple[int, int], dict[str, Any]] = {}
     starts = range(0, len(rows), self._batch)
     for start in tqdm(starts, desc='generate', unit='batch', disable=None):
@@ -221,7 +221,7 @@ class Predictor:
     self,
     params: Tree,
     hidden_BxD: jax.Array,
-    cache: lm.Cache,
+    cache: decoding.Cache,
     hashes_Bx2: jax.Array,
     samples_B: jax.Array,
     bias_V: jax.Array | None,

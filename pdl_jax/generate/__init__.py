@@ -1,6 +1,6 @@
 """Text generation from a cached model: greedy, sampled, or by beam search.
 
-`generate` is the whole; `api.prefill` and then `extend` are its two parts,
+`generate` is the whole. `model.decoding.prefill` and `extend` are its parts,
 for a caller who compiles or times them apart.
 """
 

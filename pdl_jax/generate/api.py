@@ -14,7 +14,7 @@ from pdl_jax.errors import ConfigError
 from pdl_jax.generate.beams import beam_search
 from pdl_jax.generate.sampling import greedy_or_sample
 from pdl_jax.generate.settings import DecodeSettings
-from pdl_jax.model import lm
+from pdl_jax.model import decoding
 from pdl_jax.model.config import ModelConfig
 
 Tree = Any
@@ -37,7 +37,7 @@ class Generated(NamedTuple):
 
 
 def hash_ids(ids: Sequence[str]) -> np.ndarray:
-  """uint32 [B, 2], 64 bits of each text, the same in every process."""
+  """Hashes each text to uint32 [B, 2], the same in every process."""
   hashes = [hashlib.sha256(name.encode()).digest()[:8] for name in ids]
   return np.frombuffer(b''.join(hashes), '<u4').astype(np.uint32).reshape(-1, 2)
 
@@ -45,7 +45,7 @@ def hash_ids(ids: Sequence[str]) -> np.ndarray:
 def row_keys(
   seed: int, hashes_Bx2: ArrayLike, samples_B: ArrayLike
 ) -> Array:
-  """The key of each row, of nothing but the seed, its record and its sample.
+  """Makes the key of each row from the seed, its record and its sample.
 
   Args:
     seed: of the sampling.
@@ -81,22 +81,24 @@ def generate(
 
   Args:
     model: shape of the model.
-    params: with one group of layers (`api.join_blocks`).
-    prompts_BxP: prompts padded on the left; rows without any real token come
-      back empty.
+    params: with any groups of layers.
+    prompts_BxP: prompts padded on the left. A row without any real token
+      comes back empty.
     filled_BxP: True at real tokens.
     keys_B: of `row_keys`; None unless the method is to sample.
     settings: how tokens are chosen; static under jit.
-    max_new_tokens: T, the stop token included; `settings.max_new_tokens` is
+    max_new_tokens: T, the stop token included. `settings.max_new_tokens` is
       for the caller, who knows the data.
-    stop_ids: any of them ends a row; none: all rows reach the limit.
+    stop_ids: each of them ends a row; without any, all rows reach the limit.
     bias_V: added to the logits before the choice (post-hoc logit adjustment).
 
   Raises:
     ConfigError: sampling without keys; bans that could leave no token.
   """
   size = prompts_BxP.shape[1] + max_new_tokens
-  hidden_BxD, cache = lm.prefill(model, params, prompts_BxP, filled_BxP, size)
+  hidden_BxD, cache = decoding.prefill(
+    model, params, prompts_BxP, filled_BxP, size
+  )
   return extend(
     model, params, hidden_BxD, cache, keys_B, settings=settings,
     max_new_tokens=max_new_tokens, stop_ids=stop_ids, bias_V=bias_V,
@@ -107,7 +109,7 @@ def extend(
   model: ModelConfig,
   params: Tree,
   hidden_BxD: Array,
-  cache: lm.Cache,
+  cache: decoding.Cache,
   keys_B: Array | None,
   *,
   settings: DecodeSettings,
@@ -115,22 +117,17 @@ def extend(
   stop_ids: tuple[int, ...],
   bias_V: Array | None = None,
 ) -> Generated:
-  """The part of `generate` after `api.prefill`, whose results it takes.
+  """Continues prompts that `model.decoding.prefill` has read.
 
-  The cache must have been made for P + `max_new_tokens` slots. The loop ends
-  as soon as every row has.
+  The cache must have P + `max_new_tokens` slots. The loop ends as soon as
+  every row has.
   """
   _check(settings, keys_B, max_new_tokens, stop_ids, model.vocab_size)
-  shared = {
-    'settings': settings,
-    'limit': max_new_tokens,
-    'stop_ids': stop_ids,
-    'bias_V': bias_V,
-  }
   start = (model, params, hidden_BxD, cache)
+  how = (settings, max_new_tokens, stop_ids, bias_V)
   if settings.method == 'beam':
-    return Generated(*beam_search(*start, **shared))
-  return Generated(*greedy_or_sample(*start, keys_B, **shared))
+    return Generated(*beam_search(*start, *how))
+  return Generated(*greedy_or_sample(*start, keys_B, *how))
 
 
 def _check(

@@ -9,14 +9,14 @@ from jax import Array
 from pdl_jax.generate.constraints import ban, is_stop
 from pdl_jax.generate.sampling import token_log_probs
 from pdl_jax.generate.settings import DecodeSettings
-from pdl_jax.model import lm
+from pdl_jax.model import decoding, lm
 from pdl_jax.model.config import ModelConfig
 
 Tree = Any
 
 
 class _Texts(NamedTuple):
-  """Hypotheses: K live ones a row, or the best that is complete.
+  """Hypotheses: K live ones per row, or the best that is complete.
 
   Attributes:
     scores: [...], sum of log-probabilities of the tokens; of a complete one,
@@ -35,7 +35,7 @@ class _Carry(NamedTuple):
   """Rows of the cache are N = B * K; `parents_N` are to be taken from it."""
 
   index: Array
-  cache: lm.Cache
+  cache: decoding.Cache
   live_BxK: _Texts
   parents_N: Array
   best_B: _Texts
@@ -46,14 +46,13 @@ def beam_search(
   model: ModelConfig,
   params: Tree,
   hidden_BxD: Array,
-  cache: lm.Cache,
-  *,
+  cache: decoding.Cache,
   settings: DecodeSettings,
   limit: int,
   stop_ids: tuple[int, ...],
   bias_V: Array | None,
 ) -> tuple[Array, Array, Array]:
-  """The arrays of `Generated`; arguments as of `generate.extend`.
+  """Returns the arrays of `Generated`; arguments as of `generate.extend`.
 
   A hypothesis Y of log-probability s scores s / ((5 + |Y|) / 6) ** alpha
   (arXiv:1609.08144, eq. 14), |Y| with its stop token; s is that of the model
@@ -64,7 +63,7 @@ def beam_search(
   token. The best complete hypothesis is returned, of equals the first.
 
   A row ends early once no live hypothesis can win: s <= 0 never grows, and
-  the penalty is largest at the limit T, so that none can come to score above
+  the penalty is largest at the limit T. So none can come to score above
   s / ((5 + T) / 6) ** alpha.
   """
   batch, beams = len(hidden_BxD), settings.beams
@@ -100,21 +99,21 @@ def beam_search(
     return (carry.index < limit) & can_win(carry).any()
 
   def step(carry: _Carry) -> _Carry:
-    cache = lm.take_rows(carry.cache, carry.parents_N, prompt_slots)
+    cache = decoding.take_rows(carry.cache, carry.parents_N, prompt_slots)
     tokens = carry.live_BxK.tokens.reshape(-1, limit)
     last_N = jnp.take(tokens, carry.index - 1, axis=1)
-    hidden_NxD, cache = lm.decode_step(model, parts, cache, last_N)
+    hidden_NxD, cache = decoding.decode_step(model, parts, cache, last_N)
     logits_NxV = lm.head_logits(model, parts, hidden_NxD)
     return append(carry._replace(cache=cache), logits_NxV)
 
-  parts = lm.part_layers(params)
+  parts = decoding.part_layers(params)
   empty_B = ~cache.filled_BxS.any(axis=1)
   first_K = jnp.where(jnp.arange(beams) == 0, 0.0, -jnp.inf)
   scores_BxK = jnp.where(empty_B[:, None], -jnp.inf, first_K[None])
   nothing = _no_texts((batch, beams), limit, stop_ids)
   start = _Carry(
     jnp.asarray(0),
-    lm.repeat_rows(cache, beams),
+    decoding.repeat_rows(cache, beams),
     nothing._replace(scores=scores_BxK),
     jnp.arange(batch * beams),
     _no_texts((batch,), limit, stop_ids),
@@ -150,7 +149,7 @@ def _continue(
   stop_ids: tuple[int, ...],
   bias_V: Array | None,
 ) -> tuple[_Texts, Array]:
-  """The likeliest continuations, and the beam that each continues, [B, K]."""
+  """Returns the likeliest continuations, and the beam of each, [B, K]."""
   live, index = carry.live_BxK, carry.index
   batch, beams, limit = live.tokens.shape
   wide = min(beams, logits_NxV.shape[1])
@@ -185,7 +184,7 @@ def _continue(
 def _better(
   best: _Texts, after: _Texts, ended_BxK: Array, alpha: float
 ) -> _Texts:
-  """The best complete hypothesis of each row, with those that just ended."""
+  """Returns each row's best complete hypothesis, old or just ended."""
   penalty = length_penalty(after.lengths, alpha)
   scores_BxK = jnp.where(ended_BxK, after.scores / penalty, -jnp.inf)
   winner_B = jnp.argmax(scores_BxK, axis=1)

@@ -1,9 +1,10 @@
-"""Choosing a token in two parts, its code and then the type in the code.
+"""Chooses a token in two parts: its code, and then the type in the code.
 
-For a head of one code a type (`losses.heads.CodeHead`), whose second part
-does not depend on the hidden state: no array has a row's logits of all types.
+For a head of one code per type (`losses.heads.CodeHead`). The second part does
+not depend on the hidden state, so that no array has the logits of all types.
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -11,7 +12,12 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from pdl_jax.generate.settings import DecodeSettings
-from pdl_jax.losses.heads import CodeHead, CodeTables, code_stats
+from pdl_jax.losses.heads import (
+  CodeHead,
+  CodeTables,
+  code_stats,
+  code_tables,
+)
 
 
 def suffices(settings: DecodeSettings) -> bool:
@@ -40,12 +46,12 @@ class Sorted(NamedTuple):
 
 
 def sort_types(head: CodeHead, temperature: float) -> Sorted:
-  """Once, before any token is drawn."""
+  """Sorts the types, once before any token is drawn."""
   types_V = jnp.argsort(head.codes_V, stable=True)
   codes_V = head.codes_V[types_V]
-  bias_V = jnp.zeros(head.vocab_size)
-  if head.bias_V is not None:
-    bias_V = head.bias_V
+  bias_V = head.bias_V
+  if bias_V is None:
+    bias_V = jnp.zeros(head.vocab_size)
   top_K = jax.ops.segment_max(bias_V, head.codes_V, head.matrix_KxD.shape[0])
   share_V = jnp.exp((bias_V - top_K[head.codes_V]) / temperature)[types_V]
   starts_V = jnp.diff(codes_V, prepend=-1) != 0
@@ -71,16 +77,9 @@ def draw(
   index: Array,
   temperature: float,
 ) -> Array:
-  """One type a row from softmax(z / T), by its own key and the step alone.
+  """Draws one type per row from softmax(z / T), by its key and the step alone.
 
-  Args:
-    head: with its bias.
-    tables: of the head at this temperature.
-    order: of `sort_types` at this temperature.
-    code_logits_BxK: of `head.code_logits`.
-    keys_B: of each row.
-    index: of the step.
-    temperature: T.
+  Head, tables and order are of one bias and of this temperature T.
   """
   rounds = head.vocab_size.bit_length()
 
@@ -106,17 +105,33 @@ def draw(
   return jax.vmap(one)(keys_B, code_logits_BxK).astype(jnp.int32)
 
 
-def greedy(
-  head: CodeHead, tables: CodeTables, code_logits_BxK: Array
-) -> Array:
-  """The likeliest type of each row, of equals the first."""
-  nothing_B = jnp.zeros(len(code_logits_BxK), jnp.int32)
-  return code_stats(head, tables, code_logits_BxK, nothing_B).argmax
+def chooser(
+  head: CodeHead, temperature: float, keys_B: Array | None, bias_V: Array | None
+) -> Callable[..., tuple[Array, Array]]:
+  """Makes a function that chooses without the logits of all types.
 
+  Args:
+    head: of the model.
+    temperature: of the sampling.
+    keys_B: of each row; None takes the likeliest type, of equals the first.
+    bias_V: added to the logits before the choice.
 
-def log_probs(
-  head: CodeHead, tables: CodeTables, code_logits_BxK: Array, types_B: Array
-) -> Array:
-  """log p of a type a row, in nats; of the tables at temperature 1."""
-  stats = code_stats(head, tables, code_logits_BxK, types_B)
-  return -stats.nll
+  Returns:
+    (hidden_BxD, step, tokens so far) -> types_B and their log p under the head
+    itself, in nats.
+  """
+  heat = 1.0 if keys_B is None else temperature
+  biased = head.with_bias(bias_V)
+  tables, plain = code_tables(biased, heat), code_tables(head)
+  order = None if keys_B is None else sort_types(biased, heat)
+
+  def choose(hidden_BxD: Array, index: Array, _: Array) -> tuple[Array, Array]:
+    code_logits = head.code_logits(hidden_BxD)
+    if order is None or keys_B is None:
+      nothing_B = jnp.zeros(len(code_logits), jnp.int32)
+      chosen_B = code_stats(biased, tables, code_logits, nothing_B).argmax
+    else:
+      chosen_B = draw(biased, tables, order, code_logits, keys_B, index, heat)
+    return chosen_B, -code_stats(head, plain, code_logits, chosen_B).nll
+
+  return choose

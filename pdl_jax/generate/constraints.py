@@ -9,14 +9,14 @@ from pdl_jax.generate.settings import DecodeSettings
 
 
 def repeated(tokens_BxT: Array, index: Array, size: int, vocab: int) -> Array:
-  """Tokens that would complete an n-gram which a row already holds.
+  """Finds tokens that would complete an n-gram which a row already holds.
 
   Generated tokens alone are compared: the prompt may be repeated.
 
   Args:
     tokens_BxT: generated so far, in columns below `index`.
     index: scalar, how many they are.
-    size: n, of the n-gram; 1 bans every token generated before.
+    size: n, of the n-gram; 1 finds every token generated before.
     vocab: V.
 
   Returns:
@@ -43,7 +43,7 @@ def ban(
   settings: DecodeSettings,
   stop_ids: Sequence[int],
 ) -> Array:
-  """logits_BxV with -inf at tokens that would repeat, or end too early."""
+  """Sets the logits of tokens that would repeat or end too early to -inf."""
   vocab = logits_BxV.shape[1]
   if settings.no_repeat_ngram:
     again_BxV = repeated(tokens_BxT, index, settings.no_repeat_ngram, vocab)

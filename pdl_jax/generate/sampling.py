@@ -1,6 +1,5 @@
-"""Greedy decoding and sampling: one token a row and step, in one loop."""
+"""Greedy decoding and sampling: one token per row and step, in one loop."""
 
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -11,8 +10,8 @@ from pdl_jax.generate import by_code
 from pdl_jax.generate.constraints import ban, is_stop
 from pdl_jax.generate.settings import DecodeSettings
 from pdl_jax.generate.truncation import truncate
-from pdl_jax.losses.heads import CodeHead, code_tables
-from pdl_jax.model import lm
+from pdl_jax.losses.heads import CodeHead
+from pdl_jax.model import decoding, lm
 from pdl_jax.model.config import ModelConfig
 
 Tree = Any
@@ -20,7 +19,7 @@ Tree = Any
 
 class _Carry(NamedTuple):
   index: Array
-  cache: lm.Cache
+  cache: decoding.Cache
   tokens_BxT: Array
   log_probs_BxT: Array
   lengths_B: Array
@@ -31,39 +30,41 @@ def greedy_or_sample(
   model: ModelConfig,
   params: Tree,
   hidden_BxD: Array,
-  cache: lm.Cache,
+  cache: decoding.Cache,
   keys_B: Array | None,
-  *,
   settings: DecodeSettings,
   limit: int,
   stop_ids: tuple[int, ...],
   bias_V: Array | None,
 ) -> tuple[Array, Array, Array]:
-  """The arrays of `Generated`; arguments as of `generate.extend`."""
+  """Returns the arrays of `Generated`; arguments as of `generate.extend`."""
   batch, pad = len(hidden_BxD), stop_ids[0] if stop_ids else 0
-  parts = lm.part_layers(params)
+  parts = decoding.part_layers(params)
   head = lm.head(model, parts)
-  if isinstance(head, CodeHead) and by_code.suffices(settings):
-    choose = _by_code(head, settings, bias_V)
-  else:
+  if settings.method == 'greedy':
+    keys_B = None
 
-    def choose(
-      hidden_BxD: Array, keys_B: Array | None, index: Array, tokens_BxT: Array
-    ) -> tuple[Array, Array]:
-      logits_BxV = lm.head_logits(model, parts, hidden_BxD)
-      scores = logits_BxV if bias_V is None else logits_BxV + bias_V[None]
-      scores = ban(scores, tokens_BxT, index, settings, stop_ids)
-      if settings.method == 'greedy' or keys_B is None:
-        chosen_B = first_argmax(scores)
-      else:
-        chosen_B = draw(truncate(scores, settings), keys_B, index)
-      log_p_B = token_log_probs(logits_BxV, chosen_B[:, None])[:, 0]
-      return chosen_B, log_p_B
+  def choose_by_type(
+    hidden_BxD: Array, index: Array, tokens_BxT: Array
+  ) -> tuple[Array, Array]:
+    logits_BxV = lm.head_logits(model, parts, hidden_BxD)
+    scores = logits_BxV if bias_V is None else logits_BxV + bias_V[None]
+    scores = ban(scores, tokens_BxT, index, settings, stop_ids)
+    if keys_B is None:
+      chosen_B = first_argmax(scores)
+    else:
+      chosen_B = draw(truncate(scores, settings), keys_B, index)
+    log_p_B = token_log_probs(logits_BxV, chosen_B[:, None])[:, 0]
+    return chosen_B, log_p_B
+
+  choose = choose_by_type
+  if isinstance(head, CodeHead) and by_code.suffices(settings):
+    choose = by_code.chooser(head, settings.temperature, keys_B, bias_V)
 
   def append(carry: _Carry, hidden_BxD: Array) -> _Carry:
     """Chooses the next token of every row."""
     index, done_B = carry.index, carry.done_B
-    chosen_B, log_p_B = choose(hidden_BxD, keys_B, index, carry.tokens_BxT)
+    chosen_B, log_p_B = choose(hidden_BxD, index, carry.tokens_BxT)
     chosen_B = jnp.where(done_B, pad, chosen_B)
     return _Carry(
       index + 1,
@@ -79,7 +80,7 @@ def greedy_or_sample(
 
   def step(carry: _Carry) -> _Carry:
     last_B = jnp.take(carry.tokens_BxT, carry.index - 1, axis=1)
-    hidden_BxD, cache = lm.decode_step(model, parts, carry.cache, last_B)
+    hidden_BxD, cache = decoding.decode_step(model, parts, carry.cache, last_B)
     return append(carry._replace(cache=cache), hidden_BxD)
 
   start = _Carry(
@@ -95,33 +96,8 @@ def greedy_or_sample(
   return end.tokens_BxT, end.lengths_B, end.log_probs_BxT
 
 
-def _by_code(
-  head: CodeHead, settings: DecodeSettings, bias_V: Array | None
-) -> Callable[..., tuple[Array, Array]]:
-  """Chooses without the logits of all types."""
-  biased, heat = head.with_bias(bias_V), settings.temperature
-  sampled = settings.method == 'sample'
-  tables = code_tables(biased, heat if sampled else 1.0)
-  plain = code_tables(head)
-  order = by_code.sort_types(biased, heat) if sampled else None
-
-  def choose(
-    hidden_BxD: Array, keys_B: Array | None, index: Array, _: Array
-  ) -> tuple[Array, Array]:
-    code_logits = head.code_logits(hidden_BxD)
-    if order is None or keys_B is None:
-      chosen_B = by_code.greedy(biased, tables, code_logits)
-    else:
-      chosen_B = by_code.draw(
-        biased, tables, order, code_logits, keys_B, index, heat
-      )
-    return chosen_B, by_code.log_probs(head, plain, code_logits, chosen_B)
-
-  return choose
-
-
 def draw(logits_BxV: Array, keys_B: Array, index: Array) -> Array:
-  """One token a row, by its own key and the step alone."""
+  """Draws one token per row, by its own key and the step alone."""
 
   def one(key: Array, logits_V: Array) -> Array:
     return jax.random.categorical(jax.random.fold_in(key, index), logits_V)
@@ -130,7 +106,7 @@ def draw(logits_BxV: Array, keys_B: Array, index: Array) -> Array:
 
 
 def first_argmax(x_BxV: Array) -> Array:
-  """int32; of equal values the first. CPUs take 4 times as long by argmax."""
+  """Like argmax, which takes 4 times as long on CPUs; of equals the first."""
   vocab = x_BxV.shape[1]
   top_BxV = x_BxV == x_BxV.max(axis=1, keepdims=True)
   places_BxV = jnp.where(top_BxV, jnp.arange(vocab)[None], vocab - 1)
@@ -138,7 +114,7 @@ def first_argmax(x_BxV: Array) -> Array:
 
 
 def token_log_probs(logits_BxV: Array, tokens_BxK: Array) -> Array:
-  """log p of some tokens, [B, K], in nats."""
+  """Returns log p of some tokens, [B, K], in nats."""
   total_B = jax.nn.logsumexp(logits_BxV, axis=-1)
   found_BxK = jnp.take_along_axis(logits_BxV, tokens_BxK, axis=1)
   return found_BxK - total_B[:, None]

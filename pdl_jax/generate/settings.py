@@ -4,9 +4,9 @@ import dataclasses
 import math
 from typing import Any
 
-from pdl_jax.errors import ConfigError
+from pdl_jax.errors import ConfigError, one_of
 
-# What each method reads on top of what all of them do.
+# What one method alone reads; the other keys are for all.
 _READS = {
   'greedy': (),
   'sample': (
@@ -15,15 +15,11 @@ _READS = {
   'beam': ('beams', 'length_penalty'),
 }  # fmt: skip
 METHODS = tuple(_READS)
-_ALWAYS = (
-  'method', 'no_repeat_ngram', 'min_new_tokens', 'max_new_tokens', 'tilt',
-  'prompt_buckets',
-)  # fmt: skip
 _LEAST = {
   'top_k': 0, 'beams': 1, 'no_repeat_ngram': 0, 'min_new_tokens': 0,
   'max_new_tokens': 0, 'samples': 1, 'seed': 0, 'prompt_buckets': 1,
 }  # fmt: skip
-# Whatever is compared with nan is false, so that no range holds it.
+# No range holds nan: whatever is compared with it is false.
 _RANGES = {
   'temperature': ('(0, inf)', lambda x: 0 < x < math.inf),
   'top_p': ('(0, 1]', lambda x: 0 < x <= 1),
@@ -36,19 +32,15 @@ _RANGES = {
 
 @dataclasses.dataclass(frozen=True)
 class DecodeSettings:
-  """A method of choosing tokens, and the numbers that it reads.
+  """A method of choosing tokens, and the numbers that it reads."""
 
-  Raises:
-    ConfigError: a value out of its range, or one that the method would not
-      read and that is not at its default.
-  """
-
-  # greedy, sample or beam; each reads some of the keys below, and the others
+  # greedy, sample or beam. Each reads some of the keys below, and the others
   # have to stay at their defaults.
   method: str = 'greedy'
-  # sample: divides the logits, then the truncations in this order: the k
-  # likeliest (0: all), the smallest set of mass top_p, at least min_p of the
-  # likeliest one's probability, the most typical set of mass typical_p.
+  # sample: the temperature divides the logits. Truncations follow in this
+  # order: the top_k likeliest (0 is all), the smallest set of mass top_p, at
+  # least min_p of the likeliest one's probability, and the most typical set of
+  # mass typical_p.
   temperature: float = 1.0
   top_k: int = 0
   top_p: float = 1.0
@@ -57,28 +49,24 @@ class DecodeSettings:
   # beam: hypotheses, and alpha of GNMT's length penalty.
   beams: int = 4
   length_penalty: float = 0.6
-  # No n-gram of so many tokens twice in a text; 0: off.
+  # No n-gram of so many tokens comes twice in a text; 0 is off.
   no_repeat_ngram: int = 0
-  # The end of turn included; 0: the longest target.
+  # The end of turn included; a max_new_tokens of 0 is the longest target.
   min_new_tokens: int = 0
   max_new_tokens: int = 0
-  # sample: texts of a prompt, and the seed they are drawn with.
+  # sample: texts per prompt, and the seed that they are drawn with.
   samples: int = 1
   seed: int = 0
   # Post-hoc logit adjustment: log prior(t), counted on the training targets,
-  # is taken off the logits so many times. > 0 favours rare tokens, < 0
-  # common ones; for any model, whatever it was trained with. -alpha is near
-  # to the inverse of Power-Law Decay Loss, not equal: special tokens and
-  # epsilon are left out. Scores are not touched.
+  # is taken off the logits so many times. > 0 favours rare tokens, < 0 common
+  # ones, with any model. -alpha is near to the inverse of Power-Law Decay
+  # Loss, but leaves special tokens and epsilon out. Scores do not change.
   tilt: float = 0.0
   # Lengths to which prompts are padded; each compiles once.
   prompt_buckets: int = 4
 
   def __post_init__(self):
-    if self.method not in METHODS:
-      raise ConfigError(
-        f'decode.method {self.method!r} is not one of {", ".join(METHODS)}'
-      )
+    one_of('decode.method', self.method, METHODS)
     self._check_ranges()
     self._check_unread()
     if 0 < self.max_new_tokens < self.min_new_tokens:
@@ -102,16 +90,14 @@ class DecodeSettings:
         )
 
   def _check_unread(self) -> None:
-    read = (*_ALWAYS, *_READS[self.method])
-    for field in dataclasses.fields(self):
-      value = getattr(self, field.name)
-      if field.name not in read and value != field.default:
-        users = [name for name in METHODS if field.name in _READS[name]]
-        raise ConfigError(
-          f'decode.{field.name} {value} is read by decode.method '
-          f'{" or ".join(users)} only, not by {self.method}; leave it at '
-          f'{field.default}'
-        )
+    for method, names in _READS.items():
+      for name in names:
+        value, default = getattr(self, name), getattr(type(self), name)
+        if method != self.method and value != default:
+          raise ConfigError(
+            f'decode.{name} {value} is read by decode.method {method} only, '
+            f'not by {self.method}; leave it at {default}'
+          )
 
   def record(self, max_new_tokens: int) -> dict[str, Any]:
     """Every setting as plain JSON values, with the limit that was used."""

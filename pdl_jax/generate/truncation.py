@@ -1,9 +1,9 @@
 """Which tokens may be sampled: truncations, each a mask on logits_BxV.
 
-Every mask is a pure function of the distribution alone: tokens of equal
-logit are kept or dropped together, and the likeliest token of a row (for
-`typical`, the most typical one) always stays. A logit of -inf is a token of
-probability 0, which is how truncations follow one another.
+A mask is True at the tokens that stay. It follows from the distribution alone:
+tokens of equal logit are kept or dropped together, and the likeliest token of
+a row (for `typical`, the most typical one) always stays. A logit of -inf is a
+token of probability 0, which is how truncations follow one another.
 """
 
 import jax
@@ -14,15 +14,7 @@ from pdl_jax.generate.settings import DecodeSettings
 
 
 def top_k(logits_BxV: Array, k: int) -> Array:
-  """The k likeliest tokens (arXiv:1805.04833), and all that tie with the kth.
-
-  Args:
-    logits_BxV: unnormalised.
-    k: at least 1; V or more keeps all.
-
-  Returns:
-    True at the tokens that stay.
-  """
+  """The k >= 1 likeliest tokens (arXiv:1805.04833), and those that tie."""
   k = min(k, logits_BxV.shape[1])
   kth_B = jax.lax.top_k(logits_BxV, k)[0][:, -1]
   return logits_BxV >= kth_B[:, None]
@@ -31,14 +23,8 @@ def top_k(logits_BxV: Array, k: int) -> Array:
 def top_p(logits_BxV: Array, p: float) -> Array:
   """The smallest set of likeliest tokens of mass p (arXiv:1904.09751, eq. 2).
 
-  A token stays if the tokens strictly likelier than it have less mass than p.
-
-  Args:
-    logits_BxV: unnormalised.
-    p: in (0, 1].
-
-  Returns:
-    True at the tokens that stay.
+  A token stays if the tokens strictly likelier than it have less mass than p,
+  which is in (0, 1].
   """
   return _least_mass(logits_BxV, jax.nn.softmax(logits_BxV, axis=-1), p)
 
@@ -46,12 +32,7 @@ def top_p(logits_BxV: Array, p: float) -> Array:
 def min_p(logits_BxV: Array, share: float) -> Array:
   """Tokens of at least `share` of the top probability (arXiv:2407.01082).
 
-  Args:
-    logits_BxV: unnormalised.
-    share: in [0, 1]; 0 keeps all.
-
-  Returns:
-    True at the tokens that stay.
+  The share is in [0, 1]; 0 keeps all.
   """
   below_BxV = logits_BxV - logits_BxV.max(axis=-1, keepdims=True)
   return below_BxV >= jnp.log(jnp.float32(share))
@@ -61,14 +42,8 @@ def typical(logits_BxV: Array, p: float) -> Array:
   """Locally typical tokens (arXiv:2202.00666, eq. 10).
 
   A token's distance from typical is |-log p(v) - H|, H the entropy in nats.
-  It stays if the tokens strictly closer than it have less mass than p.
-
-  Args:
-    logits_BxV: unnormalised.
-    p: mass, in (0, 1].
-
-  Returns:
-    True at the tokens that stay.
+  It stays if the tokens strictly closer than it have less mass than p, which is
+  in (0, 1].
   """
   log_p_BxV = jax.nn.log_softmax(logits_BxV, axis=-1)
   p_BxV = jnp.exp(log_p_BxV)
@@ -82,15 +57,8 @@ def typical(logits_BxV: Array, p: float) -> Array:
 def truncate(logits_BxV: Array, settings: DecodeSettings) -> Array:
   """Divides by the temperature, then truncates: -inf where dropped.
 
-  In this order, each on what the one before has left, renormalised:
-  temperature, top_k, top_p, min_p, typical_p.
-
-  Args:
-    logits_BxV: of the model, banned tokens at -inf.
-    settings: of a method that samples.
-
-  Returns:
-    logits_BxV to sample from.
+  The order is temperature, top_k, top_p, min_p, typical_p. Each works on what
+  the one before has left, renormalised.
   """
   kept_BxV = logits_BxV / settings.temperature
 
@@ -109,10 +77,10 @@ def truncate(logits_BxV: Array, settings: DecodeSettings) -> Array:
 
 
 def _least_mass(rank_BxV: Array, p_BxV: Array, mass: float) -> Array:
-  """Tokens of which those of strictly higher rank have less than `mass`.
+  """Keeps tokens for which those of strictly higher rank have less mass.
 
-  Sorting a vocabulary takes longer than halving the interval in which the
-  lowest rank kept must lie, 32 times: as often as there are bits in a rank.
+  Sorting a vocabulary takes longer than to halve the interval of the lowest
+  rank kept 32 times, as often as there are bits in a rank.
   """
   order_BxV = _ordered_bits(rank_BxV)
   low_B = order_BxV.min(axis=-1)

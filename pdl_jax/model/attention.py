@@ -9,21 +9,58 @@ import numpy as np
 from jax import Array
 
 from pdl_jax.mesh import constrain
-from pdl_jax.model.complex_attention import turn
+from pdl_jax.model import rotary
 from pdl_jax.model.config import ModelConfig
-from pdl_jax.model.layer_kind import LayerKind
-from pdl_jax.model.linear import linear
-from pdl_jax.model.norm import Norm
-from pdl_jax.model.parameter import parameter
+from pdl_jax.model.layers import Norm, linear
+from pdl_jax.model.positions import KINDS
+
+# More tokens than any context: the window of a layer that sees all.
+_ALL = 2**30
+
+
+class LayerKind(NamedTuple):
+  """What differs between layers that one compiled block serves.
+
+  It is of one layer, or stacked over layers to be scanned.
+
+  Attributes:
+    frequencies_P: of rotary positions; None: those of `rope_base`.
+    window: int32, how many of the last tokens are seen; None: all.
+  """
+
+  frequencies_P: Array | np.ndarray | None
+  window: Array | np.ndarray | None
+
+
+def layer_kinds(config: ModelConfig) -> LayerKind:
+  """Stacks the kinds of all layers; there is no array if they do not differ."""
+  table_LxP, sizes_L = None, None
+  if config.windows:
+    sizes_L = np.asarray([w or _ALL for w in config.windows], np.int32)
+  if config.rope_scaling.kind != 'none' or config.local_rope_base is not None:
+    layers = range(config.layers)
+    table_LxP = np.stack([_frequencies(config, i) for i in layers])
+  return LayerKind(table_LxP, sizes_L)
+
+
+def _frequencies(config: ModelConfig, layer: int) -> np.ndarray:
+  pairs, local = config.head_dim // 2, config.local_rope_base
+  if local is not None and config.windows and config.windows[layer]:
+    return rotary.frequencies(local, pairs, rotary.UNSCALED)
+  return rotary.frequencies(config.rope_base, pairs, config.rope_scaling)
+
+
+def take_layers(kinds: LayerKind, which: slice | int) -> LayerKind:
+  """Takes some of the layers, or one."""
+  return jax.tree.map(lambda x: x[which], kinds)
 
 
 class LayerCache(NamedTuple):
   """The keys and values of one layer, and where it writes the next.
 
   Attributes:
-    keys: [B, K, Dh, S] and
-    values: [B, K, S, Dh]: each as the product that reads it wants it, so that
-      no step copies them.
+    keys, values: [B, K, Dh, S] and [B, K, S, Dh], as the products that read
+      them want it, so that no step copies them.
     slot: scalar, where the first new token goes.
   """
 
@@ -33,12 +70,12 @@ class LayerCache(NamedTuple):
 
 
 def cached(keys: Array, values: Array) -> tuple[Array, Array]:
-  """Keys and values [..., B, L, K, Dh] in the order of `LayerCache`."""
+  """Brings keys and values [..., B, L, K, Dh] in the order of `LayerCache`."""
   return jnp.moveaxis(keys, -3, -1), jnp.swapaxes(values, -3, -2)
 
 
 def write(cache: LayerCache, keys: Array, values: Array) -> tuple[Array, Array]:
-  """The cache's keys and values with [B, L, K, Dh] new ones in."""
+  """Returns the cache's keys and values with new ones, [B, L, K, Dh], in."""
   keys, values = cached(keys, values)
   update = jax.lax.dynamic_update_slice
   return (
@@ -85,21 +122,6 @@ def attend(
   return mixed.reshape(batch, length, heads, width)
 
 
-def distance_bias(heads: int, keys: int) -> Array:
-  """[H, 1, S], fp32: 2**(-8h/H) times the place of a key (ALiBi).
-
-  What the published penalty has besides, the place of the query, is the same
-  for all of its keys, and a softmax does not see it. Within a document tokens
-  follow each other, so that places differ as positions do.
-
-  Args:
-    heads: H; h counts from 1.
-    keys: S.
-  """
-  slopes_H = 2.0 ** (-8.0 * jnp.arange(1, heads + 1) / heads)
-  return slopes_H[:, None, None] * jnp.arange(keys)[None, None]
-
-
 class Attention(nn.Module):
   """softmax(q k / sqrt(Dh)) v, then the output projection."""
 
@@ -135,19 +157,19 @@ class Attention(nn.Module):
     if c.qk_norm:
       q = Norm(c, 'head_dim', name='query_norm')(q)
       k = Norm(c, 'head_dim', name='key_norm')(k)
-    q, k = self._place(q, k, positions_BxL, kind)
+    position = KINDS[c.attention.kind]
+    if position.place is not None:
+      q, k = position.place(self, c, q, k, positions_BxL, kind.frequencies_P)
     scale, softcap = _scale(c), c.attention_softcap
     if kind.window is not None:
       first = 0 if cache is None else cache.slot
       _, length, slots = mask_BxLxS.shape
       mask_BxLxS &= near(first, length, slots, kind.window)[None]
     bias_HxLxS = None
-    if c.attention.kind == 'alibi':
-      bias_HxLxS = distance_bias(c.heads, mask_BxLxS.shape[2])
+    if position.bias is not None:
+      bias_HxLxS = position.bias(c.heads, mask_BxLxS.shape[2])
     if cache is None and softcap is not None:
-      mixed = attend(
-        q, *cached(k, v), mask_BxLxS, scale, bias_HxLxS, softcap
-      )
+      mixed = attend(q, *cached(k, v), mask_BxLxS, scale, bias_HxLxS, softcap)
     elif cache is None:
       mixed = jax.nn.dot_product_attention(
         q, k, v, None if bias_HxLxS is None else bias_HxLxS[None],
@@ -162,44 +184,6 @@ class Attention(nn.Module):
     )  # fmt: skip
     return y, k, v
 
-  def _place(
-    self, q: Array, k: Array, positions_BxL: Array, kind: LayerKind
-  ) -> tuple[Array, Array]:
-    """Queries and keys that know where they are."""
-    c, how = self.config, self.config.attention
-    pairs = c.head_dim // 2
-    if how.kind in ('alibi', 'none'):
-      return q, k
-    of_q, of_k = {}, {}
-    if how.learns_delta:
-      one = how.delta_sharing == 'shared'
-      delta = parameter(
-        self, 'delta', (None if one else 'kv_heads', 'head_dim'),
-        (1 if one else c.kv_heads, pairs), _delta_start(how.delta_init, pairs),
-      )  # fmt: skip
-      of_k['delta_HxP'] = delta
-      groups = 1 if one else c.heads // c.kv_heads
-      of_q['delta_HxP'] = jnp.repeat(delta, groups, axis=0)
-    elif how.kind == 'complex' and how.delta_init == 'zero':
-      of_q['delta_HxP'] = of_k['delta_HxP'] = jnp.zeros((1, pairs))
-    if how.learns_offset:
-      of_q['offset_HxP'] = parameter(
-        self, 'offset', ('heads', 'head_dim'), (c.heads, pairs),
-        nn.initializers.zeros,
-      )  # fmt: skip
-    place = (positions_BxL, c.rope_base)
-    turns = {'sign': how.position_sign, 'frequencies_P': kind.frequencies_P}
-    q = turn(q, *place, **turns, **of_q)
-    k = turn(k, *place, **turns, **of_k)
-    if how.kind == 'scaled_rope':
-      factor_HxP = parameter(
-        self, 'factor', ('heads', 'head_dim'), (c.heads, pairs),
-        nn.initializers.ones,
-      )  # fmt: skip
-      factor_HxDh = jnp.tile(factor_HxP, 2).astype(q.dtype)
-      q *= factor_HxDh[None, None]
-    return q, k
-
   def _project(self, name: str, x: Array, heads: int, axis: str) -> Array:
     c = self.config
     y = linear(
@@ -212,7 +196,7 @@ class Attention(nn.Module):
 def near(
   first: Array | int, length: int, slots: int, window: Array | np.ndarray
 ) -> Array:
-  """[L, S]: whether a slot is one of the last `window` before a query.
+  """[L, S]: whether a slot is one of the last `window` up to a query.
 
   Within a document tokens follow each other, so that slots differ as
   positions do.
@@ -228,16 +212,8 @@ def near(
 
 
 def _scale(c: ModelConfig) -> float:
-  """Of scores."""
-  usual = c.head_dim**-0.5 if c.attention.scale_scores else 1.0
-  scale = c.query_scale or usual
-  # YaRN's magnitude is of queries and of keys.
+  scale = c.query_scale
+  if scale is None:
+    scale = c.head_dim**-0.5 if c.attention.complex.scale_scores else 1.0
+  # Queries and keys each have YaRN's magnitude.
   return scale * c.rope_scaling.magnitude**2
-
-
-def _delta_start(start: str, pairs: int) -> nn.initializers.Initializer:
-  return {
-    'rope': nn.initializers.ones,
-    'published': nn.initializers.normal(pairs**-0.5),
-    'zero': nn.initializers.zeros,
-  }[start]

@@ -1,23 +1,12 @@
 """The block of the transformer: norms, attention, feed-forward layer."""
 
-from functools import partial
-
 import flax.linen as nn
-import jax
 from jax import Array
 
 from pdl_jax.mesh import constrain
-from pdl_jax.model.attention import Attention, LayerCache
+from pdl_jax.model.attention import Attention, LayerCache, LayerKind
 from pdl_jax.model.config import ModelConfig
-from pdl_jax.model.layer_kind import LayerKind
-from pdl_jax.model.linear import linear
-from pdl_jax.model.norm import Norm
-
-_ACTIVATIONS = {
-  'silu': jax.nn.silu,
-  'gelu': partial(jax.nn.gelu, approximate=False),
-  'gelu_tanh': partial(jax.nn.gelu, approximate=True),
-}
+from pdl_jax.model.layers import ACTIVATIONS, Norm, linear
 
 
 class MLP(nn.Module):
@@ -32,7 +21,7 @@ class MLP(nn.Module):
   def __call__(self, x_BxLxD: Array) -> Array:
     """Maps each position on its own."""
     c = self.config
-    act, width = _ACTIVATIONS[c.activation], {'embed': c.width, 'mlp': c.mlp}
+    act, width = ACTIVATIONS[c.activation], {'embed': c.width, 'mlp': c.mlp}
 
     def map_by(name: str, x: Array, axes: tuple[str, str]) -> Array:
       shape = (width[axes[0]], width[axes[1]])

@@ -7,51 +7,48 @@ from typing import NamedTuple
 import jax.numpy as jnp
 import numpy as np
 
-from pdl_jax.errors import ConfigError
+from pdl_jax.errors import ConfigError, one_of
+from pdl_jax.model.layers import ACTIVATIONS
 from pdl_jax.model.lora import NO_LORA, LoRAConfig
+from pdl_jax.model.positions import ROPE, AttentionConfig
+from pdl_jax.model.rotary import UNSCALED, RopeScaling
 
-HEADS = ('tied', 'dense', 'low_rank', 'vq', 'adaptive')
+# Output heads, and the keys of `model`, or groups of them, that each reads.
+HEADS = {
+  'tied': (),
+  'dense': (),
+  'low_rank': ('rank',),
+  'vq': ('rank', 'vq'),
+  'adaptive': ('rank', 'vq.num_exact', 'vq.tail_start'),
+}
 COMBINATIONS = ('concat', 'sum')
 BIASES = ('none', 'unigram', 'learned')
-ATTENTIONS = ('rope', 'complex', 'scaled_rope', 'alibi', 'none')
-# What a model that was trained with rope can go on with.
-EXTENSIONS = ('complex', 'scaled_rope')
-DELTAS = ('head', 'shared', 'fixed')
-STARTS_OF_DELTA = ('rope', 'published', 'zero')
 NORMS = ('rms', 'rms_offset', 'layer')
-ACTIVATIONS = ('silu', 'gelu', 'gelu_tanh')
 DTYPES = ('float32', 'bfloat16')
-ROPE_SCALINGS = ('none', 'linear', 'llama3', 'yarn')
 
 
 @dataclasses.dataclass(frozen=True)
 class HeadConfig:
-  """What turns the last hidden state into logits.
+  """What turns the last hidden state into logits; see the keys in `settings`.
 
   Attributes:
-    kind: tied, the input embedding; dense, a matrix of its own; low_rank, a
-      product of two; vq, rows composed of codebooks' (VQ-Logits,
-      arXiv:2505.10202); adaptive, by clusters of types (arXiv:1609.04309).
-    bias: of each type, added to its logit: none, unigram (the logarithm of its
-      training frequency, fixed), or learned. Of vq, what parts types of equal
-      codes.
-    rank: of low_rank, and of what is added to the rows of vq; 0: nothing is.
-      Of the first cluster of adaptive; the second has a quarter of it.
-    codes: K, rows of a codebook.
-    codebooks: M.
-    combine: how a row is made of M codes: 'concat', end to end, each of width
-      D / M; 'sum', each of width D.
-    learned: whether the codes of a type follow training: the nearest ones to a
-      row of its own, which exists while training alone (straight-through,
-      arXiv:1711.00937).
-    own: the commonest types, which have a row of their own: with one codebook
-      its first codes, of one type each; of adaptive those in no cluster.
-    tail_from: how many of the commonest types are not of the tail, whose rows
-      are composed of codebooks of its own; 0: there is no tail. Of adaptive,
-      where its second cluster begins.
+    kind: of HEADS, key `head`.
+    bias: of each type; in a vq head it tells types of equal codes apart.
+    rank: of low_rank, of the residual of vq, or of adaptive's first cluster.
+    codes: K, rows of a codebook, key `vq.codebook_size`.
+    codebooks: M, key `vq.num_codebooks`.
+    combine: 'concat' for rows of width D / M end to end, 'sum' for width D.
+    learned: whether the codes of a type follow training. They are the nearest
+      ones to a row of its own, which exists in training alone
+      (straight-through, arXiv:1711.00937).
+    own: number of the commonest types with a row of their own, key
+      `vq.num_exact`. With one codebook these are its first codes, of one type
+      each; in an adaptive head they are in no cluster.
+    tail_from: number of commonest types that are not of the tail; 0 is no
+      tail. In an adaptive head the second cluster begins there.
     tail_codes, tail_codebooks: K and M of the tail.
-    tail_rank: R, of a projection of the state that the rows of the tail are
-      multiplied with, [R] in place of [D]; 0: the state itself.
+    tail_rank: R of the tail's rows and of the state's projection to them; 0
+      takes the state itself.
   """
 
   kind: str = 'tied'
@@ -68,14 +65,9 @@ class HeadConfig:
   tail_rank: int = 0
 
   def __post_init__(self):
-    for name, allowed in (
-      ('kind', HEADS), ('bias', BIASES), ('combine', COMBINATIONS)
-    ):  # fmt: skip
-      if getattr(self, name) not in allowed:
-        raise ConfigError(
-          f'head {name} {getattr(self, name)!r} is not one of '
-          f'{", ".join(allowed)}'
-        )
+    one_of('head kind', self.kind, HEADS)
+    one_of('head bias', self.bias, BIASES)
+    one_of('head combine', self.combine, COMBINATIONS)
     if self.kind == 'low_rank' and self.rank < 1:
       raise ConfigError(
         f'model.rank of a low_rank head must be >= 1, got {self.rank}'
@@ -194,114 +186,6 @@ class HeadConfig:
     return width // tier.codebooks if self.combine == 'concat' else width
 
 
-@dataclasses.dataclass(frozen=True)
-class AttentionConfig:
-  """How attention knows of positions.
-
-  Attributes:
-    kind: rope (arXiv:2104.09864); complex, CMHA (arXiv:2505.10222), which has
-      delta and b besides; scaled_rope, RoPE with a learned factor of each head
-      and pair instead, a baseline that learns too; alibi, a penalty that
-      grows with distance (arXiv:2108.12409); none.
-    delta_sharing: of complex: one of each key-value head and pair ('head': keys
-      have to be cached once for all queries of their group), one of each pair
-      ('shared'), or none that is learned ('fixed').
-    phase_bias: of complex: whether each query head and pair has a b.
-    delta_init: of complex: delta 1 ('rope'); normal around 0 with standard
-      deviation (Dh/2)**-0.5, as in the published code ('published'), which a
-      fixed delta cannot be; or 0 ('zero'): of a score moduli and distance are
-      left. b 0.
-    scale_scores: whether scores are divided by sqrt(Dh); those of the published
-      code are not.
-    position_sign: 1 or -1; a model with learned projections can make up for it.
-  """
-
-  kind: str = 'rope'
-  delta_sharing: str = 'head'
-  phase_bias: bool = True
-  delta_init: str = 'rope'
-  scale_scores: bool = True
-  position_sign: int = 1
-
-  def __post_init__(self):
-    for name, allowed in (
-      ('kind', ATTENTIONS), ('delta_sharing', DELTAS), ('delta_init',
-      STARTS_OF_DELTA),
-      ('position_sign', (1, -1)),
-    ):  # fmt: skip
-      if getattr(self, name) not in allowed:
-        raise ConfigError(
-          f'attention {name} {getattr(self, name)!r} is not one of '
-          f'{", ".join(map(str, allowed))}'
-        )
-    if self.delta_sharing == 'fixed' and self.delta_init == 'published':
-      raise ConfigError(
-        'attention delta_init published draws a delta to be learned, and '
-        'delta_sharing is fixed'
-      )
-
-  @property
-  def learns_delta(self) -> bool:
-    """Whether there is a parameter."""
-    return self.kind == 'complex' and self.delta_sharing != 'fixed'
-
-  @property
-  def extends_rope(self) -> bool:
-    """Whether it begins as RoPE, so that a model trained with it stays so."""
-    if self.kind != 'complex':
-      return self.kind in ('rope', 'scaled_rope')
-    plain = self.scale_scores and self.position_sign == 1
-    return self.delta_init == 'rope' and plain
-
-  @property
-  def learns_offset(self) -> bool:
-    """Whether there is a parameter."""
-    return self.kind == 'complex' and self.phase_bias
-
-
-@dataclasses.dataclass(frozen=True)
-class RopeScaling:
-  """How rotary frequencies are stretched to a longer context; see `rope`.
-
-  Attributes:
-    kind: none; linear, all divided by the factor (arXiv:2306.15595); llama3,
-      only the low ones (arXiv:2407.21783); yarn, by parts
-      (arXiv:2309.00071).
-    factor: of the context.
-    low, high: of llama3 and yarn: turns over the original context from which
-      on a frequency is kept (high), up to which it is divided whole (low).
-    original: context before it was stretched.
-    magnitude: of yarn: what queries and keys are multiplied with.
-    whole_dims: of yarn: whether the ends of its ramp are rounded to dims.
-  """
-
-  kind: str = 'none'
-  factor: float = 1.0
-  low: float = 1.0
-  high: float = 4.0
-  original: int = 0
-  magnitude: float = 1.0
-  whole_dims: bool = True
-
-  def __post_init__(self):
-    if self.kind not in ROPE_SCALINGS:
-      raise ConfigError(
-        f'rope scaling {self.kind!r} is not one of {", ".join(ROPE_SCALINGS)}'
-      )
-    if not (self.factor >= 1 and self.magnitude > 0):
-      raise ConfigError(
-        f'rope scaling needs factor >= 1 and magnitude > 0, got {self.factor} '
-        f'and {self.magnitude}'
-      )
-    if self.kind in ('llama3', 'yarn') and not (
-      self.original > 0 and 0 < self.low < self.high
-    ):
-      raise ConfigError(
-        f'rope scaling {self.kind} needs an original context > 0 and 0 < low < '
-        f'high, got {self.original}, {self.low} and {self.high}'
-      )
-
-
 class Tier(NamedTuple):
   """Types by rank of frequency, [first, end), and what composes their rows.
 
@@ -318,7 +202,7 @@ class Tier(NamedTuple):
 def code_dtype(codes: int) -> np.dtype:
   """The least unsigned integers that count so many codes.
 
-  A look-up a type and codebook is bound by reading them.
+  The time of a look-up goes into reading them.
   """
   return np.min_scalar_type(codes - 1)
 
@@ -334,37 +218,31 @@ class ModelConfig:
     heads: H query heads.
     kv_heads: K key and value heads; divides H (grouped-query attention).
     head_dim: Dh, even.
-    mlp: F, of the gated feed-forward layer.
+    mlp: F, of the feed-forward layer.
     context: longest sequence in tokens that the model was made for.
     rope_base: base of the rotary frequencies.
-    norm_eps: added to the mean square in RMSNorm.
-    dtype: of activations and of matmul inputs; norms, phases and logits are
+    norm_eps: added to the mean square in norms.
+    dtype: of activations and of matmul inputs. Norms, phases and logits are
       fp32.
-    param_dtype: of parameters that do not train, see `state.create`; what
+    param_dtype: of parameters that do not train, see `state.create`. What
       trains is fp32.
     remat: recompute each block in the backward pass: memory for time.
-    head: what turns the last hidden state into logits.
-    attention: how it knows of positions.
-    norm: rms; rms_offset, which multiplies with 1 + scale; layer, with mean
-      and bias (arXiv:1607.06450).
+    norm: rms; rms_offset, which multiplies with 1 + scale; or layer, which has
+      a mean and a bias.
     post_norms: whether what attention and feed-forward layer add to the
       residual stream is normalised too.
     qk_norm: whether each head of queries and keys is, before it is turned.
-    qkv_bias, output_bias: of the projections of attention.
-    mlp_bias: of the feed-forward layer.
     gated: down(act(gate x) * up x), or down(act(up x)).
-    activation: silu, gelu, or gelu_tanh, its approximation.
+    activation: of layers.ACTIVATIONS.
     embed_scale: what embeddings are multiplied with.
-    query_scale: what scores are multiplied with; None: Dh**-0.5.
-    attention_softcap: c of scores c tanh(score / c); None: none.
+    query_scale: what scores are multiplied with; None is Dh**-0.5.
+    attention_softcap: c of scores c tanh(score / c); None is no cap.
     logit_softcap: the same of the logits of a head with rows.
-    windows: of each layer, how many of the last tokens it sees, itself
-      included; 0: all; (): all, in every layer.
-    rope_scaling: of the rotary frequencies.
-    local_rope_base: of layers with a window, unscaled; None: as the others.
+    windows: how many of the last tokens each layer sees, itself included. 0
+      is all of them, and () is all in every layer.
+    local_rope_base: of layers with a window, unscaled; None is `rope_base`.
     learned_positions: whether an embedding of the position is added; the
       attention is then of kind none.
-    lora: adapters of its linear layers.
   """
 
   vocab_size: int
@@ -381,7 +259,7 @@ class ModelConfig:
   param_dtype: str = 'float32'
   remat: bool = False
   head: HeadConfig = HeadConfig()
-  attention: AttentionConfig = AttentionConfig()
+  attention: AttentionConfig = ROPE
   norm: str = 'rms'
   post_norms: bool = False
   qk_norm: bool = False
@@ -395,7 +273,7 @@ class ModelConfig:
   attention_softcap: float | None = None
   logit_softcap: float | None = None
   windows: tuple[int, ...] = ()
-  rope_scaling: RopeScaling = RopeScaling()
+  rope_scaling: RopeScaling = UNSCALED
   local_rope_base: float | None = None
   learned_positions: bool = False
   lora: LoRAConfig = NO_LORA
@@ -427,12 +305,8 @@ class ModelConfig:
         )
 
   def _check_family(self) -> None:
-    for name, allowed in (('norm', NORMS), ('activation', ACTIVATIONS)):
-      if getattr(self, name) not in allowed:
-        raise ConfigError(
-          f'model {name} {getattr(self, name)!r} is not one of '
-          f'{", ".join(allowed)}'
-        )
+    one_of('model norm', self.norm, NORMS)
+    one_of('model activation', self.activation, ACTIVATIONS)
     for name in (
       'query_scale', 'attention_softcap', 'logit_softcap', 'local_rope_base'
     ):  # fmt: skip

@@ -1,4 +1,4 @@
-"""What a loaded model makes of fixed tokens: whether it is the same again."""
+"""What a loaded model makes of fixed tokens, to see if it is the same again."""
 
 import hashlib
 from typing import NamedTuple
@@ -17,12 +17,12 @@ _DECIMALS = 2
 
 
 class Fingerprint(NamedTuple):
-  """Of a model in fp32.
+  """What a model in fp32 makes of fixed tokens.
 
   Attributes:
-    digest: 8 hex digits of the rounded logits; equal digests are equal models,
-      but a value on the edge may round otherwise on another machine.
-    tokens: that were read.
+    digest: 8 hex digits of the rounded logits. Equal digests are equal models;
+      on another machine a value on the edge may round otherwise.
+    tokens: what was read.
     logits: the first few of the last token.
     norm: of all logits of the last token.
   """
@@ -33,7 +33,7 @@ class Fingerprint(NamedTuple):
   norm: float
 
   def near(self, other: 'Fingerprint') -> bool:
-    """Whether both can be of one model, but for rounding."""
+    """Whether both can be of one model, except for rounding."""
     mine, theirs = ([*x.logits, x.norm] for x in (self, other))
     return len(mine) == len(theirs) and bool(
       np.allclose(mine, theirs, rtol=1e-2, atol=2e-2)

@@ -1,22 +1,23 @@
 """The seam: pure functions of (config, params, arrays); no Flax type escapes.
 
-Parameters are a nested dict of arrays, fp32 but for what is frozen:
+Parameters are a nested dict of arrays; all but frozen ones are fp32:
 
   embed_VxD      token embedding, and the output head where it is tied
-  head           parameters of another head, see `heads` and `vq_logits`
+  head           parameters of another head, see `heads`
   blocks         a tuple of groups of layers; each leaf is stacked over the
                  group's layers, so that one compiled block serves them all.
                  Splitting the stack in two groups lets training leave the
                  lower one out of the backward pass.
   norm           scale (and bias) of the final norm
-  positions_LxD  embedding of positions, of a model that learns them
+  positions_LxD  embedding of positions, if the model learns one
 
 Adapters (`lora`) are beside the matrices that they adapt.
+`decoding` continues prompts with a cache.
 """
 
 import dataclasses
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -27,53 +28,31 @@ from jax.sharding import PartitionSpec as P
 from pdl_jax.losses.heads import Head
 from pdl_jax.mesh import constrain
 from pdl_jax.model import heads, lora
-from pdl_jax.model.attention import LayerCache, cached
+from pdl_jax.model.attention import layer_kinds, take_layers
 from pdl_jax.model.block import Block
-from pdl_jax.model.config import AttentionConfig, ModelConfig
+from pdl_jax.model.config import ModelConfig
 from pdl_jax.model.heads import vq
-from pdl_jax.model.layer_kind import layer_kinds, take_layers
-from pdl_jax.model.norm import Norm
-from pdl_jax.model.parameter import INIT
+from pdl_jax.model.layers import INIT, Norm
+from pdl_jax.model.positions import ROPE
 
 Params = dict
 
 
-class Cache(NamedTuple):
-  """Everything decoding needs from the tokens before.
-
-  Attributes:
-    keys, values: of each layer, [B, K, Dh, S] and [B, K, S, Dh]; arrays of
-      their own, which a loop writes in place.
-    filled_BxS: True where a slot holds a real token.
-    slot: scalar, where the next token goes: the same for every row.
-    positions_B: position of the next token of each row in its document.
-  """
-
-  keys: tuple[Array, ...]
-  values: tuple[Array, ...]
-  filled_BxS: Array
-  slot: Array
-  positions_B: Array
-
-
 def init(config: ModelConfig, key: Array) -> Params:
-  """Random parameters: normal(0.02) matrices, ones in the norms.
+  """Makes random parameters: normal(0.02) matrices, ones in the norms.
 
   What models of one shape have in common is the same for a key, whatever their
   attention learns besides: Flax numbers the draws within a module.
   """
-  plain = dataclasses.replace(
-    config, attention=AttentionConfig(), lora=lora.NO_LORA
-  )
+  plain = dataclasses.replace(config, attention=ROPE, lora=lora.NO_LORA)
   params: Params = nn.meta.unbox(_init(plain, key))
   return params if plain == config else extended(config, params, key)
 
 
 def logical_axes(config: ModelConfig, groups: int = 1) -> Params:
-  """The tree of `init` with logical axis names, a PartitionSpec, as leaves.
+  """Returns the tree of `init` with logical axis names, as PartitionSpecs.
 
   Args:
-    config: shape of the model.
     groups: 2 for the tree that `split_blocks` returns.
   """
   boxed = jax.eval_shape(lambda: _init(config, jax.random.key(0)))
@@ -85,7 +64,7 @@ def logical_axes(config: ModelConfig, groups: int = 1) -> Params:
 def _init(config: ModelConfig, key: Array) -> Params:
   embed_key, block_key = jax.random.split(key)
   own = heads.init(config, jax.random.fold_in(key, 1))
-  embed = nn.with_logical_partitioning(INIT, ('vocab', 'embed'))
+  table = nn.with_logical_partitioning(INIT, ('vocab', 'embed'))
   x = jnp.zeros((1, 1, config.width))
   positions, mask = jnp.zeros((1, 1), int), jnp.ones((1, 1, 1), bool)
   kind = take_layers(layer_kinds(config), 0)
@@ -100,7 +79,7 @@ def _init(config: ModelConfig, key: Array) -> Params:
     shape = (config.context, config.width)
     learned['positions_LxD'] = places(jax.random.fold_in(key, 2), shape)
   return {
-    'embed_VxD': embed(embed_key, (config.vocab_size, config.width)),
+    'embed_VxD': table(embed_key, (config.vocab_size, config.width)),
     'blocks': (jax.vmap(block)(keys),),
     'norm': Norm(config).init(key, x)['params'],
     **learned,
@@ -109,7 +88,7 @@ def _init(config: ModelConfig, key: Array) -> Params:
 
 
 def split_blocks(params: Params, last: int) -> Params:
-  """The same model with its last layers in a group of their own."""
+  """Puts the last layers in a group of their own; the model is the same."""
   (blocks,) = params['blocks']
   lower = jax.tree.map(lambda x: x[:-last], blocks)
   upper = jax.tree.map(lambda x: x[-last:], blocks)
@@ -117,25 +96,11 @@ def split_blocks(params: Params, last: int) -> Params:
 
 
 def join_blocks(params: Params) -> Params:
-  """The same model with all its layers in one group."""
+  """Puts all layers in one group; the model is the same."""
   if len(params['blocks']) == 1:
     return params
   joined = jax.tree.map(lambda *x: jnp.concatenate(x), *params['blocks'])
   return {**params, 'blocks': (joined,)}
-
-
-def part_layers(params: Params) -> Params:
-  """The same model with each layer in a group of its own.
-
-  For a loop of decoding steps: there, taking a layer out of a stack would copy
-  all weights at every token.
-  """
-  groups = [
-    jax.tree.map(lambda x, i=i: x[i : i + 1], group)
-    for group in params['blocks']
-    for i in range(len(jax.tree.leaves(group)[0]))
-  ]
-  return {**params, 'blocks': tuple(groups)}
 
 
 def hidden(
@@ -146,88 +111,65 @@ def hidden(
   positions_BxL: Array,
   dropout_key: Array | None = None,
 ) -> Array:
-  """Last hidden states, after the final norm.
+  """Returns the last hidden states, after the final norm.
 
   Args:
-    config: shape of the model.
     params: from `init` or a pretrained reader.
     tokens_BxL: token ids in [0, V).
     segments_BxL: document of each token, from 1; 0 is padding. A token sees
       the tokens of its own segment up to itself.
     positions_BxL: position of each token in its document, from 0.
-    dropout_key: in training, if adapters have dropout; None: nothing is
-      dropped.
+    dropout_key: of adapters' dropout, in training; None drops nothing.
 
   Returns:
     hidden_BxLxD in the compute dtype; at padding, meaningless but finite.
   """
-  x, _ = _run_blocks(
+  x, _ = run_blocks(
     config, params, tokens_BxL, segments_BxL, positions_BxL, dropout_key
   )
-  return _final_norm(config, params, x)
+  return final_norm(config, params, x)
 
 
 def head(config: ModelConfig, params: Params) -> Head:
-  """What turns hidden states into logits, as the losses take it."""
+  """Returns the output head as the losses take it."""
   return heads.head(config, params)
 
 
 def with_head(config: ModelConfig, params: Params, key: Array) -> Params:
-  """The same model with a head of the kind of the config, as initialised.
-
-  Args:
-    config: with the new head.
-    params: of a model of that shape with any head.
-    key: of what is random.
-  """
+  """Gives a model of any head the head of the config, as initialised."""
   rest = {name: x for name, x in params.items() if name != 'head'}
   own = nn.meta.unbox(heads.init(config, key))
   return {**rest, 'head': own} if own else rest
 
 
 def extended(config: ModelConfig, params: Params, key: Array) -> Params:
-  """The same model with what the config has besides, as initialised.
+  """Adds parameters, as initialised, that the config has and params have not.
 
-  Args:
-    config: with another attention, or adapters.
-    params: of a model of that shape without.
-    key: of what is random.
+  These are of another attention, or of adapters.
   """
+  by_path = jax.tree_util.tree_leaves_with_path
+
+  def make(key: Array) -> Params:
+    return nn.meta.unbox(_init(config, key))
+
+  shapes, leaves = jax.eval_shape(make, key), dict(by_path(params))
+  new = [path for path, _ in by_path(shapes) if path not in leaves]
 
   @jax.jit  # What is there already, the matrices, is not made.
-  def absent(key: Array) -> Params:
-    return _absent(nn.meta.unbox(_init(config, key)), params)
+  def absent(key: Array) -> list[Array]:
+    made = dict(by_path(make(key)))
+    return [made[path] for path in new]
 
-  return _union(params, absent(key))
-
-
-def _absent(made: Any, old: Any) -> Any:
-  """The parts of a tree that another one has not."""
-  if isinstance(made, tuple):
-    return tuple(map(_absent, made, old))
-  return {
-    name: _absent(x, old[name]) if name in old else x
-    for name, x in made.items()
-    if name not in old or isinstance(x, dict | tuple)
-  }
-
-
-def _union(one: Any, more: Any) -> Any:
-  if isinstance(one, tuple):
-    return tuple(map(_union, one, more))
-  both = {name: _union(one[name], more[name]) for name in one.keys() & more}
-  return {**one, **more, **both}
+  leaves |= zip(new, absent(key), strict=True)
+  return jax.tree_util.tree_map_with_path(
+    lambda path, _: leaves[path], shapes
+  )
 
 
 def without_adapters(
   config: ModelConfig, params: Params
 ) -> tuple[ModelConfig, Params]:
-  """The same function of tokens, with adapters added to their matrices.
-
-  Args:
-    config: shape of the model.
-    params: of `init`.
-  """
+  """Adds adapters to their matrices; the function of tokens is the same."""
   if not config.lora.rank:
     return config, params
   plain = dataclasses.replace(config, lora=lora.NO_LORA)
@@ -235,9 +177,9 @@ def without_adapters(
 
 
 def fix_head(config: ModelConfig, params: Params) -> Params:
-  """The same model with codes that are learned written down.
+  """Writes learned codes down, to score and to generate.
 
-  To be scored and to generate: training alone needs the rows behind them.
+  Training alone needs the rows behind them.
   """
   if 'head' not in params:
     return params
@@ -252,122 +194,17 @@ def logits(
   segments_BxL: Array,
   positions_BxL: Array,
 ) -> Array:
-  """logits_BxLxV in fp32; for short sequences and tests: it is V wide."""
+  """Returns logits_BxLxV in fp32, for short sequences: they are V wide."""
   x = hidden(config, params, tokens_BxL, segments_BxL, positions_BxL)
   return head_logits(config, params, x)
 
 
 def head_logits(config: ModelConfig, params: Params, hidden: Array) -> Array:
-  """logits [..., V] in fp32 of hidden states [..., D]."""
+  """Returns logits [..., V] in fp32 of hidden states [..., D]."""
   return heads.logits(config, params, hidden)
 
 
-def prefill(
-  config: ModelConfig,
-  params: Params,
-  tokens_BxP: Array,
-  filled_BxP: Array,
-  size: int,
-) -> tuple[Array, Cache]:
-  """Reads left-padded prompts into a fresh cache.
-
-  Args:
-    config: shape of the model.
-    params: with any groups of layers.
-    tokens_BxP: prompts, padded on the left so that all end at one slot.
-    filled_BxP: True at real tokens.
-    size: S, slots in the cache, at least P.
-
-  Returns:
-    hidden_BxD that predicts the token after each prompt, and the cache.
-  """
-  length = tokens_BxP.shape[1]
-  positions = jnp.maximum(jnp.cumsum(filled_BxP, axis=1) - 1, 0)
-  x, kept = _run_blocks(
-    config, params, tokens_BxP, filled_BxP.astype(int), positions
-  )
-  keys, values = [], []
-  for group in kept:
-    group_keys, group_values = cached(*group)
-    room = (0, size - length)
-    keys += list(jnp.pad(group_keys, [(0, 0)] * 4 + [room]))
-    values += list(jnp.pad(group_values, [(0, 0)] * 3 + [room, (0, 0)]))
-  filled = jnp.pad(filled_BxP, [(0, 0), (0, size - length)])
-  cache = Cache(
-    tuple(keys), tuple(values), filled, jnp.asarray(length),
-    filled_BxP.sum(axis=1),
-  )  # fmt: skip
-  last = _final_norm(config, params, x[:, -1:])
-  return last[:, 0], cache
-
-
-def decode_step(
-  config: ModelConfig, params: Params, cache: Cache, tokens_B: Array
-) -> tuple[Array, Cache]:
-  """Appends one token to every row.
-
-  Args:
-    config: shape of the model.
-    params: with any groups of layers; `part_layers` for many steps.
-    cache: with a free slot.
-    tokens_B: ids.
-
-  Returns:
-    hidden_BxD that predicts the token after it, and the cache with it in.
-  """
-  filled_BxS = cache.filled_BxS.at[:, cache.slot].set(True)
-  mask_BxLxS = filled_BxS[:, None, :]
-  positions_BxL = cache.positions_B[:, None]
-  x = _embed(config, params, tokens_B[:, None], positions_BxL)
-  keys, values, kinds = [], [], layer_kinds(config)
-  before = zip(cache.keys, cache.values, strict=True)
-  for i, group in enumerate(part_layers(params)['blocks']):
-    weights = jax.tree.map(lambda w: w[0], group)
-    layer = LayerCache(*next(before), cache.slot)
-    x, (k, v) = _apply(
-      Block(config), weights, x, positions_BxL, mask_BxLxS, layer,
-      take_layers(kinds, i),
-    )  # fmt: skip
-    keys.append(k)
-    values.append(v)
-  x = _final_norm(config, params, x)
-  after = Cache(
-    tuple(keys), tuple(values), filled_BxS, cache.slot + 1,
-    cache.positions_B + 1,
-  )  # fmt: skip
-  return x[:, 0], after
-
-
-def repeat_rows(cache: Cache, times: int) -> Cache:
-  """The cache of rows 0, ..., 0, 1, ..., 1, ..., each so often."""
-
-  def repeat(x: Array) -> Array:
-    return jnp.repeat(x, times, axis=0)
-
-  return Cache(
-    tuple(map(repeat, cache.keys)), tuple(map(repeat, cache.values)),
-    repeat(cache.filled_BxS), cache.slot, repeat(cache.positions_B),
-  )  # fmt: skip
-
-
-def take_rows(cache: Cache, rows_B: Array, start: int) -> Cache:
-  """Row b becomes row rows_B[b] from slot `start` on.
-
-  For beams, which differ in nothing before: neither the slots of the prompt
-  nor which slots are filled.
-  """
-
-  def take(x: Array, axis: int) -> Array:
-    tail = jax.lax.slice_in_dim(x, start, None, axis=axis)[rows_B]
-    return jax.lax.dynamic_update_slice_in_dim(x, tail, start, axis)
-
-  return cache._replace(
-    keys=tuple(take(x, 3) for x in cache.keys),
-    values=tuple(take(x, 2) for x in cache.values),
-  )
-
-
-def _run_blocks(
+def run_blocks(
   config: ModelConfig,
   params: Params,
   tokens_BxL: Array,
@@ -375,6 +212,11 @@ def _run_blocks(
   positions_BxL: Array,
   dropout_key: Array | None = None,
 ) -> tuple[Array, list]:
+  """Returns the residual stream after all blocks; arguments as of `hidden`.
+
+  Returns:
+    x_BxLxD, and keys and values of each group, [layers, B, L, K, Dh].
+  """
   length = tokens_BxL.shape[1]
   causal_LxL = jnp.tril(jnp.ones((length, length), bool))
   same_BxLxL = segments_BxL[:, :, None] == segments_BxL[:, None, :]
@@ -382,13 +224,13 @@ def _run_blocks(
 
   def block(x: Array, layer: tuple) -> tuple[Array, tuple[Array, Array]]:
     weights, kind, key = layer
-    return _apply(
+    return apply(
       Block(config), weights, x, positions_BxL, mask_BxLxL, None, kind,
       dropout_key=key,
     )  # fmt: skip
 
   block = jax.checkpoint(block) if config.remat else block
-  x, kept = _embed(config, params, tokens_BxL, positions_BxL), []
+  x, kept = embed(config, params, tokens_BxL, positions_BxL), []
   kinds, first = layer_kinds(config), 0
   keys = None
   if dropout_key is not None:
@@ -403,9 +245,10 @@ def _run_blocks(
   return x, kept
 
 
-def _embed(
+def embed(
   config: ModelConfig, params: Params, tokens_BxL: Array, positions_BxL: Array
 ) -> Array:
+  """Returns the residual stream before the first block."""
   table_VxD = params['embed_VxD'].astype(config.compute_dtype)
   # Whole rows before the look-up: rows split over the devices that split the
   # batch would have to be gathered for every token instead.
@@ -419,16 +262,17 @@ def _embed(
   return constrain(x, 'batch', 'length', 'activation')
 
 
-def _final_norm(config: ModelConfig, params: Params, x: Array) -> Array:
-  return _apply(Norm(config), params['norm'], x)
+def final_norm(config: ModelConfig, params: Params, x: Array) -> Array:
+  """Normalises the residual stream after the last block."""
+  return apply(Norm(config), params['norm'], x)
 
 
-def _apply(
+def apply(
   module: nn.Module,
   weights: Params,
   *inputs: Any,
   dropout_key: Array | None = None,
 ) -> Any:
-  """A Linen module as a function of its weights."""
+  """Applies a Linen module as a function of its weights."""
   rngs = None if dropout_key is None else {'dropout': dropout_key}
   return module.apply({'params': weights}, *inputs, rngs=rngs)

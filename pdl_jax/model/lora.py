@@ -1,8 +1,8 @@
 """Low-rank adapters of linear layers (LoRA, arXiv:2106.09685).
 
-A layer x W becomes x W + alpha / r (x A) B, with A of the layer's input axes
-and r, B of r and its output axes. B begins at 0, so that the model is what it
-was. Parameters are called after the layer's: query_lora_a, query_lora_b.
+A layer x W becomes x W + alpha / r (x A) B, where A has the layer's input axes
+and r, and B has r and its output axes. B begins at 0, so that the model is what
+it was. Parameters are called after the layer's: query_lora_a, query_lora_b.
 """
 
 import dataclasses
@@ -15,7 +15,6 @@ import jax.numpy as jnp
 from jax import Array
 
 from pdl_jax.errors import ConfigError
-from pdl_jax.model.parameter import parameter
 
 ATTENTION = ('query', 'key', 'value', 'output')
 MLP = ('gate', 'up', 'down')
@@ -32,10 +31,10 @@ class LoRAConfig:
   """Which linear layers have an adapter, and of what size.
 
   Attributes:
-    rank: r; 0: there is none.
+    rank: r; 0 is no adapter.
     alpha: of the factor alpha / r.
-    dropout: probability that an adapter does not see an input, in training;
-      that of the head sees all.
+    dropout: probability that an adapter does not see an input in training. The
+      head's adapter sees all.
     targets: of TARGETS.
   """
 
@@ -105,31 +104,6 @@ def start(inputs: int) -> nn.initializers.Initializer:
   return nn.initializers.variance_scaling(
     1 / 3, 'fan_in', 'uniform', in_axis=tuple(range(inputs)), out_axis=-1
   )
-
-
-def added(
-  module: nn.Module,
-  config: LoRAConfig,
-  layer: str,
-  x: Array,
-  axes: tuple[str, ...],
-  shape: tuple[int, ...],
-  inputs: int,
-) -> Array:
-  """Returns what the adapter of a layer adds to its output; see `linear`."""
-  name_a, name_b = names(layer)
-  a = parameter(
-    module, name_a, (*axes[:inputs], None), (*shape[:inputs], config.rank),
-    start(inputs),
-  )  # fmt: skip
-  b = parameter(
-    module, name_b, (None, *axes[inputs:]), (config.rank, *shape[inputs:]),
-    nn.initializers.zeros,
-  )  # fmt: skip
-  training = module.has_rng('dropout')
-  x = nn.Dropout(config.dropout, deterministic=not training)(x)
-  inner = jnp.tensordot(x, a.astype(x.dtype), inputs)
-  return config.scale * jnp.tensordot(inner, b.astype(x.dtype), 1)
 
 
 def adapters(params: Params) -> Params:

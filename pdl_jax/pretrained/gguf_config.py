@@ -6,8 +6,7 @@ from typing import Any
 import numpy as np
 
 from pdl_jax.errors import DataError
-from pdl_jax.model.config import RopeScaling
-from pdl_jax.model.rotary import frequencies
+from pdl_jax.model.rotary import RopeScaling, frequencies
 from pdl_jax.pretrained.families import SIZES
 from pdl_jax.pretrained.fields import Fields
 from pdl_jax.pretrained.layout import Shape

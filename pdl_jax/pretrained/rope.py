@@ -4,7 +4,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from pdl_jax.model.config import RopeScaling
+from pdl_jax.model.rotary import RopeScaling
 from pdl_jax.pretrained.fields import NEEDED, Fields
 
 _KINDS = {

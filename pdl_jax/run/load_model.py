@@ -26,14 +26,10 @@ from pdl_jax.errors import ConfigError, DataError, printable
 from pdl_jax.losses.heads import AdaptiveHead
 from pdl_jax.mesh import make_mesh, shardings
 from pdl_jax.model import lm
-from pdl_jax.model.config import (
-  EXTENSIONS,
-  AttentionConfig,
-  HeadConfig,
-  ModelConfig,
-)
+from pdl_jax.model.config import AttentionConfig, HeadConfig, ModelConfig
 from pdl_jax.model.fingerprint import Fingerprint, fingerprint
 from pdl_jax.model.lora import NO_LORA, LoRAConfig
+from pdl_jax.model.positions import KINDS
 from pdl_jax.pretrained import peft
 from pdl_jax.pretrained.gguf import GGUFModel, find_package_file
 from pdl_jax.pretrained.huggingface import HFModel, declared_config
@@ -151,16 +147,16 @@ def _attention(
   asked = settings.model.positions
   if asked is None or asked == has.attention:
     return has.attention
-  if has.attention.kind != 'rope' or asked.kind not in EXTENSIONS:
+  extensions = [name for name, kind in KINDS.items() if kind.extends_rope]
+  if has.attention.kind != 'rope' or asked.kind not in extensions:
     raise ConfigError(
       f'{_unlike(asked, has.attention)}: {name} was trained with '
       f'{_unlike(has.attention, asked)}; only rope can become another, which '
-      f'is {" or ".join(EXTENSIONS)} (leave model.attention empty to keep what '
+      f'is {" or ".join(extensions)} (leave model.attention empty to keep what '
       'there is)'
     )
-  if not asked.extends_rope:
-    as_rope = dataclasses.replace(asked, delta_init='rope', scale_scores=True,
-    position_sign=1)
+  as_rope = asked.begun_as_rope()
+  if asked != as_rope:
     raise ConfigError(
       f'{_unlike(asked, as_rope)}: {name} was trained with rope, and is the '
       f'same model with complex only at {_unlike(as_rope, asked)}'
@@ -172,7 +168,7 @@ def _unlike(one: AttentionConfig, other: AttentionConfig) -> str:
   """Keys of one that differ from the other."""
   if one.kind != other.kind:
     return f'model.attention {one.kind}'
-  mine, theirs = dataclasses.asdict(one), dataclasses.asdict(other)
+  mine, theirs = (dataclasses.asdict(x.complex) for x in (one, other))
   return ', '.join(
     f'model.complex.{key} {value}'
     for key, value in mine.items()

@@ -3,15 +3,13 @@
 A step is `<workdir>/checkpoints/<step>/`: the state, the data iterator's
 position and a record. The record holds shape, dtype and checksum of each leaf,
 a CRC of the position, the metrics, the caller's meta, and a CRC of itself.
-`<workdir>/saves.json` lists the steps that were saved, with their metrics: it
-says what is missing; each step proves itself.
+`<workdir>/saves.json` lists the steps that were saved: it says what is missing.
 """
 
 import contextlib
 import json
-import math
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Self
 
@@ -34,32 +32,9 @@ from pdl_jax.train.integrity import (
   hush_libraries,
   reading,
 )
+from pdl_jax.train.saves import Saves
 
 PyTree = Any
-
-
-class _KeepBest(policies.PreservationPolicy):
-  """Keeps the step of the lowest loss.
-
-  Not Orbax's BestN: that reads a metrics file without a checksum when the
-  manager starts, and one flipped bit in it keeps the folder from opening.
-  """
-
-  def __init__(self) -> None:
-    self.losses: dict[int, float] = {}
-
-  def best(self, steps: Sequence[int]) -> int | None:
-    known = [step for step in steps if step in self.losses]
-    return min(known, key=lambda step: (self.losses[step], -step), default=None)
-
-  def should_preserve(
-    self,
-    checkpoints: Sequence[policies.PolicyCheckpointInfo],
-    *,
-    context: policies.PreservationContext,
-  ) -> Sequence[bool]:
-    best = self.best([info.step for info in checkpoints])
-    return [info.step == best for info in checkpoints]
 
 
 class Checkpointer:
@@ -83,31 +58,24 @@ class Checkpointer:
     self.directory = Path(workdir).absolute() / 'checkpoints'
     self.damaged: list[str] = []
     self.missing = ''
-    self._list = self.directory.with_name('saves.json')
-    self._metric, self._begun = best, dict[int, dict[str, float]]()
-    self._keep_best = _KeepBest()
+    self._saves = Saves(self.directory.with_name('saves.json'), best)
     self._cleared = False
     policy = policies.AnyPreservationPolicy(
-      [policies.LatestN(keep), self._keep_best]
+      [policies.LatestN(keep), self._saves]
     )
     options = ocp.CheckpointManagerOptions(preservation_policy=policy)
     hush_libraries()
     with host_errors('open', self.directory):
       self._manager = ocp.CheckpointManager(self.directory, options=options)
-    saves = _read_saves(self._list)
-    if saves is None:
+    if self._saves.torn:
       self.missing = (
-        f'{self._list} is torn or altered: whether a later step was saved is '
-        'not known'
+        f'{self._saves.path} is torn or altered: whether a later step was '
+        'saved is not known'
       )
-    self._saves = saves or {}
     for step in self._manager.all_steps():
       # A step with a damaged record is never the best; restoring names it.
       with contextlib.suppress(DamagedError):
-        metrics = self._read_record(step)['metrics']
-        # What was measured later than it was saved is in the list alone.
-        self._saves[step] = self._saves.get(step, {}) | metrics
-        self._note_loss(step, self._saves[step])
+        self._saves.add(step, self._read_record(step)['metrics'])
 
   def __enter__(self) -> Self:
     return self
@@ -124,28 +92,26 @@ class Checkpointer:
     self._end_save(self._manager.close)
 
   def _end_save(self, end: Callable[[], object]) -> None:
-    begun, self._begun = self._begun, {}
     try:
       with host_errors('write', self.directory):
         end()
-        if begun:
-          self._saves |= begun
-          self._write_saves()
+        self._saves.end()
     except HostError:
       # A full disk has no room even for the line that says so.
       self._remove_unfinished()
       raise
+    finally:
+      self._saves.forget()
 
   def measured(self, step: int) -> bool:
     """Whether a step's loss is known, if only to be not finite."""
-    return self._metric in self._saves.get(step, {})
+    return self._saves.loss(step) is not None
 
   def measure(self, step: int, metrics: Mapping[str, Any]) -> None:
-    """Adds to the metrics of a step that was saved without."""
-    self._saves[step] = self._saves.get(step, {}) | _plain(metrics)
-    self._note_loss(step, self._saves[step])
-    with host_errors('write', self._list):
-      self._write_saves()
+    """Adds to the metrics of a step that was saved without them."""
+    self._saves.add(step, _plain(metrics))
+    with host_errors('write', self._saves.path):
+      self._saves.write()
 
   def latest_step(self) -> int | None:
     """The newest step saved or being saved."""
@@ -153,7 +119,7 @@ class Checkpointer:
 
   def best_step(self) -> int | None:
     """The step of the lowest finite loss; the later one of two equals."""
-    return self._keep_best.best(self._manager.all_steps())
+    return self._saves.best(self._manager.all_steps())
 
   def save(
     self,
@@ -203,10 +169,7 @@ class Checkpointer:
     if iterator is not None:
       items['data'] = grain.checkpoint.CheckpointSave(iterator)
     self.wait()
-    # What an earlier run saved later than this is no longer expected.
-    self._saves = {x: found for x, found in self._saves.items() if x < step}
-    self._begun = {step: record['metrics']}
-    self._note_loss(step, record['metrics'])
+    self._saves.begin(step, record['metrics'])
     with host_errors('write', self.directory):
       self._clear_interrupted()
       self._manager.save(step, args=ocp.args.Composite(**items), force=True)
@@ -304,21 +267,11 @@ class Checkpointer:
       raise DamagedError('meta: its checksum differs')
     return record
 
-  def _note_loss(self, step: int, metrics: Mapping[str, Any]) -> None:
-    if self._metric in metrics and math.isfinite(metrics[self._metric]):
-      self._keep_best.losses[step] = metrics[self._metric]
-
-  def _write_saves(self) -> None:
-    if jax.process_index() == 0:
-      partial = self._list.with_suffix('.partial')
-      partial.write_text(json.dumps(self._saves), encoding='utf-8')
-      partial.replace(self._list)
-
   def _note_missing(self, step: int) -> None:
     later = [
       x
-      for x in self._saves
-      if x > step and not (self.directory / f'{x}.damaged').exists()
+      for x in self._saves.after(step)
+      if not (self.directory / f'{x}.damaged').exists()
     ]
     if later:
       self.missing = f'missing: step {max(later)}, saved in {self.directory}'
@@ -346,19 +299,6 @@ class Checkpointer:
     if jax.process_index() == 0:
       for path in self.directory.glob(f'*{ocp.utils.TMP_DIR_SUFFIX}*'):
         shutil.rmtree(path, ignore_errors=True)
-
-
-def _read_saves(path: Path) -> dict[int, dict[str, float]] | None:
-  """The list of saves, empty of a run that has none; None of a torn one."""
-  if not path.exists():
-    return {}
-  with contextlib.suppress(OSError, ValueError, TypeError, AttributeError):
-    found = json.loads(path.read_text(encoding='utf-8'))
-    return {
-      int(step): {name: float(value) for name, value in metrics.items()}
-      for step, metrics in found.items()
-    }
-  return None
 
 
 def _plain(value: Mapping[str, Any]) -> dict[str, Any]:

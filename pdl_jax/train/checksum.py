@@ -15,7 +15,7 @@ _STRIDE = 0x9E3779B1
 
 
 def _words(array: jax.Array) -> jax.Array:
-  """The bits of an array as uint32, one word or two for each element."""
+  """Returns the bits of an array as uint32, one or two words per element."""
   if jnp.issubdtype(array.dtype, jax.dtypes.prng_key):
     array = jax.random.key_data(array)
   if array.dtype == jnp.bool_:
@@ -27,7 +27,7 @@ def _words(array: jax.Array) -> jax.Array:
 
 
 def _mix(word: jax.Array) -> jax.Array:
-  """A bijection of uint32 in which each bit moves all (MurmurHash3's last)."""
+  """Maps uint32 one to one, so that each bit moves all (from MurmurHash3)."""
   word = (word ^ (word >> 16)) * jnp.uint32(0x85EBCA6B)
   word = (word ^ (word >> 13)) * jnp.uint32(0xC2B2AE35)
   return word ^ (word >> 16)
@@ -35,7 +35,7 @@ def _mix(word: jax.Array) -> jax.Array:
 
 @jax.jit
 def checksum(array: jax.Array) -> jax.Array:
-  """Checksum of shape, position and bits, computed where the array lies.
+  """Sums up shape, positions and bits, where the array lies.
 
   sum_i mix(word_i ^ (i * odd constant)) mod 2**32, with i the index in the
   whole array. A sum has no order, so that sharding cannot change it; `mix` is a
@@ -61,7 +61,7 @@ def checksum(array: jax.Array) -> jax.Array:
 
 
 def leaves_by_path(tree: PyTree) -> dict[str, PyTree]:
-  """The leaves of a pytree, named as in `params/layer_0/kernel`."""
+  """Names the leaves of a pytree, as in `params/layer_0/kernel`."""
   leaves = jax.tree_util.tree_leaves_with_path(tree)
   named = {
     jax.tree_util.keystr(path, simple=True, separator='/'): leaf

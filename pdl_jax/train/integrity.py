@@ -23,8 +23,8 @@ from pdl_jax.train.checksum import (
 )
 
 PyTree = Any
-# What threads of Orbax and TensorStore say that are not done when others have
-# given a save up.
+# What threads of Orbax and TensorStore say that go on when others have given a
+# save up.
 _LATE = (
   'Event loop is closed', 'cannot schedule new futures after shutdown',
   'cannot schedule new futures after interpreter shutdown',
@@ -36,10 +36,10 @@ class DamagedError(Exception):
 
 
 def check_position(record: Mapping[str, Any], place: Path) -> bool:
-  """Whether there is a file of Grain's for this process.
+  """Whether Grain left a position of this process, or the record has it.
 
-  Those of another number of processes will not do; then all of them must have
-  stood at one position, which the record has too.
+  Files of another number of processes will not do. Then all processes must
+  have stood at one position, which the record has too.
 
   Raises:
     CheckpointError: they did not, or the record is of an older version.
@@ -63,7 +63,7 @@ def check_position(record: Mapping[str, Any], place: Path) -> bool:
 
 
 def check_target(target: PyTree, saved: Mapping[str, str], place: Path) -> None:
-  """CheckpointError if `target` is not what was saved: no damage, no cast.
+  """Raises CheckpointError if `target` is not what was saved.
 
   Orbax would cast another dtype in silence, and pick shardings of its own.
   """
@@ -80,7 +80,7 @@ def check_target(target: PyTree, saved: Mapping[str, str], place: Path) -> None:
 
 
 def check_state(state: PyTree, record: Mapping[str, Any]) -> None:
-  """DamagedError naming the restored leaves that are not what was saved."""
+  """Raises DamagedError with the restored leaves that are not as saved."""
   lines = differences(record['arrays'], array_types(state))
   lines += differences(record['checksums'], checksums(state))
   if lines:
@@ -90,7 +90,7 @@ def check_state(state: PyTree, record: Mapping[str, Any]) -> None:
 
 
 def _host_reason(error: BaseException) -> str | None:
-  """What the operating system refused, directly or through TensorStore."""
+  """Returns why the operating system refused, perhaps through TensorStore."""
   if isinstance(error, OSError):
     code = error.errno
   else:

@@ -1,5 +1,6 @@
 """The training loop: feed the step, watch it, save it, stop when asked."""
 
+import contextlib
 import dataclasses
 import time
 from collections.abc import Callable
@@ -25,10 +26,10 @@ class Loop:
   """Everything one training run needs besides its state.
 
   Attributes:
-    settings: how long, how often.
+    settings: how long to train, and how often to save.
     mesh: where batches go.
     step: compiled, (state, batch) -> (state, scalars); donates the state.
-    validate: unweighted loss on held-out data, nats a target token.
+    validate: unweighted loss on held-out data, in nats per target token.
     batches: Grain iterator; its state is saved with the parameters.
     checkpoints: where states go.
     folder: where metrics go.
@@ -53,12 +54,13 @@ class Loop:
       PreemptedError: after a signal, with the state saved.
     """
     first, total = int(state.step), self.settings.steps
-    # A signal at a step that is due leaves no time for its validation.
+    # A signal at a step that is due left no time for its validation.
     owed = (
       first > 0 and self._due(first) and not self.checkpoints.measured(first)
     )
     self.folder.cut_metrics(first, owed)
-    with Progress(first, total) as self._progress:
+    progress = Progress(first, total)
+    with contextlib.closing(progress) as self._progress:
       if owed:
         self.stop.note(f'validating step {first}')
         self.checkpoints.measure(first, self._validate(first, state))
@@ -106,7 +108,7 @@ class Loop:
 
   def _save(self, number: int, state: TrainState) -> None:
     metrics = {}
-    # Being told to stop, there is no time to validate.
+    # A signal leaves no time to validate.
     if self._due(number) and not self.stop.requested:
       metrics = self._validate(number, state)
     self.checkpoints.save(number, state, self.batches, metrics)

@@ -7,41 +7,53 @@ from typing import Any
 import jax
 import optax
 
-from pdl_jax.errors import ConfigError
+from pdl_jax.errors import ConfigError, one_of, positive
 from pdl_jax.model import lora
 from pdl_jax.model.config import DTYPES
 from pdl_jax.model.heads import vq
+from pdl_jax.model.positions import LEARNED
 
 TRAINABLE = ('all', 'last_layers', 'norms', 'lora')
 SCHEDULES = ('cosine', 'linear', 'constant')
+# No range holds nan: whatever is compared with it is false.
+_RANGES = (
+  ('> 0 and finite', lambda x: 0 < x < math.inf, (
+    'learning_rate', 'eps', 'clip_norm', 'grad_accum_steps',
+    'head_lr_multiplier',
+  )),
+  ('>= 0 and finite', lambda x: 0 <= x < math.inf, (
+    'warmup_steps', 'end_lr_ratio', 'weight_decay',
+  )),
+  ('in [0, 1)', lambda x: 0 <= x < 1, ('b1', 'b2')),
+)  # fmt: skip
 Tree = Any
 
 
 @dataclasses.dataclass(frozen=True)
 class OptimizerConfig:
-  """AdamW with warm-up and decay; what trains."""
+  """AdamW with warm-up and decay, and what trains."""
 
-  # AdamW: peak learning rate, reached after the warm-up.
+  # Peak learning rate of AdamW, reached after the warm-up.
   learning_rate: float = 3e-4
-  # Of fewer train.steps than that, or as many, a tenth warms up.
+  # If train.steps are not more than these, a tenth of them warms up.
   warmup_steps: int = 5
-  # cosine, linear or constant; down to end_lr_ratio of the peak, which the
-  # step after the last would have.
+  # Decay after the warm-up: cosine, linear or constant. The step after the
+  # last would have end_lr_ratio of the peak.
   schedule: str = 'cosine'
   end_lr_ratio: float = 0.1
   b1: float = 0.9
   b2: float = 0.99
   eps: float = 1e-8
-  # Of Adam's first moment: float32 or bfloat16; the second is fp32.
+  # Type of Adam's first moment: float32 or bfloat16; the second is fp32.
   mu_dtype: str = 'float32'
-  # Decoupled, on matrices only.
+  # Decoupled decay of matrices.
   weight_decay: float = 0.01
   # Largest global gradient norm.
   clip_norm: float = 1.0
   # Micro-batches of one step, under one global denominator.
   grad_accum_steps: int = 1
-  # all; last_layers (and the final norm); norms; or lora, adapters alone,
-  # see model.lora.
+  # What trains: all; last_layers, the last layers and the final norm; norms;
+  # or lora, adapters alone (see model.lora).
   trainable: str = 'last_layers'
   last_layers: int = 10
   # Learning rate of a head's own parameters, as a multiple of the above:
@@ -49,49 +61,26 @@ class OptimizerConfig:
   head_lr_multiplier: float = 1.0
 
   def __post_init__(self):
-    for name in (
-      'learning_rate', 'eps', 'clip_norm', 'grad_accum_steps',
-       'head_lr_multiplier'
-    ):  # fmt: skip
-      if not 0 < getattr(self, name) < math.inf:
-        raise ConfigError(
-          f'optimizer.{name} must be > 0 and finite, got {getattr(self, name)}'
-        )
-    for name in ('b1', 'b2'):
-      if not 0 <= getattr(self, name) < 1:
-        raise ConfigError(
-          f'optimizer.{name} must be in [0, 1), got {getattr(self, name)}'
-        )
-    for name in ('warmup_steps', 'end_lr_ratio', 'weight_decay'):
-      if not 0 <= getattr(self, name) < math.inf:
-        finite = ' and finite' * (getattr(self, name) == math.inf)
-        raise ConfigError(
-          f'optimizer.{name} must be >= 0{finite}, got {getattr(self, name)}'
-        )
-    _one_of('schedule', self.schedule, SCHEDULES)
-    _one_of('trainable', self.trainable, TRAINABLE)
-    _one_of('mu_dtype', self.mu_dtype, DTYPES)
-    if self.trainable == 'last_layers' and self.last_layers < 1:
-      raise ConfigError(
-        f'optimizer.last_layers must be >= 1, got {self.last_layers}'
-      )
+    for wanted, holds, names in _RANGES:
+      for name in names:
+        if not holds(getattr(self, name)):
+          raise ConfigError(
+            f'optimizer.{name} must be {wanted}, got {getattr(self, name)}'
+          )
+    one_of('optimizer.schedule', self.schedule, SCHEDULES)
+    one_of('optimizer.trainable', self.trainable, TRAINABLE)
+    one_of('optimizer.mu_dtype', self.mu_dtype, DTYPES)
+    if self.trainable == 'last_layers':
+      positive('optimizer', self, 'last_layers')
 
 
-def _one_of(name: str, value: str, allowed: tuple[str, ...]) -> None:
-  if value not in allowed:
-    raise ConfigError(
-      f'optimizer.{name} {value!r} is not one of {", ".join(allowed)}'
-    )
-
-
-# Norms, biases, and what attention learns of angles: decay would pull delta
-# away from RoPE, where it is 1.
-_ANGLES = ('delta', 'offset', 'factor')
-_VECTORS = ('scale', 'bias_V', *_ANGLES)
+# Decay is for matrices. It would pull what attention learns of angles away
+# from RoPE.
+_VECTORS = ('scale', 'bias_V', *LEARNED)
 
 
 def make_schedule(config: OptimizerConfig, steps: int) -> optax.Schedule:
-  """Learning rate by step, for a run of `steps`."""
+  """Makes the learning rate by step, for a run of `steps`."""
   peak, warmup = config.learning_rate, config.warmup_steps
   end, rest = peak * config.end_lr_ratio, steps - warmup
   decay = {
@@ -107,7 +96,7 @@ def make_schedule(config: OptimizerConfig, steps: int) -> optax.Schedule:
 def make_optimizer(
   config: OptimizerConfig, steps: int
 ) -> optax.GradientTransformation:
-  """Clipping, Adam, decoupled weight decay on matrices, schedule."""
+  """Makes the chain: clipping, Adam, decay of matrices, schedule."""
 
   def matrices(params: Tree) -> Tree:
     def is_matrix(path: tuple, _: object) -> bool:
@@ -139,11 +128,11 @@ def make_optimizer(
 
 
 def trainable_mask(config: OptimizerConfig, params: Tree) -> Tree:
-  """True at the leaves that train.
+  """Marks the leaves that train.
 
   Args:
     config: the selection.
-    params: of `model.api`; for 'last_layers' the last group of layers trains,
+    params: of `model.lm`. For 'last_layers' the last group of layers trains,
       see `split_blocks`.
   """
   last_group = str(len(params['blocks']) - 1)
@@ -156,7 +145,7 @@ def trainable_mask(config: OptimizerConfig, params: Tree) -> Tree:
       # A head of its own begins untrained; its codes are no numbers.
       return names[-1] not in vq.FIXED
     if config.trainable == 'lora':
-      return lora.is_adapter(names[-1]) or names[-1] in _ANGLES
+      return lora.is_adapter(names[-1]) or names[-1] in LEARNED
     if config.trainable == 'all':
       return True
     if config.trainable == 'norms':
@@ -167,14 +156,14 @@ def trainable_mask(config: OptimizerConfig, params: Tree) -> Tree:
 
 
 def partition(params: Tree, mask: Tree) -> tuple[Tree, Tree]:
-  """Trained and frozen leaves; None stands where the other one has a leaf."""
+  """Parts trained and frozen leaves; None stands where the other has one."""
   trained = jax.tree.map(lambda x, keep: x if keep else None, params, mask)
   frozen = jax.tree.map(lambda x, keep: None if keep else x, params, mask)
   return trained, frozen
 
 
 def merge(trained: Tree, frozen: Tree) -> Tree:
-  """The inverse of `partition`."""
+  """Inverts `partition`."""
   return jax.tree.map(
     lambda a, b: b if a is None else a,
     trained,

@@ -12,8 +12,8 @@ from pdl_jax.errors import PreemptedError
 def hear(receive: Callable[[int], None]) -> dict[int, Any]:
   """Calls a function at SIGTERM, Ctrl-C, and when the terminal closes.
 
-  Not at the last one under nohup. A closing terminal says so twice, and takes
-  no more words: neither ends what is still to be saved.
+  Under nohup a closing terminal changes nothing. Otherwise it says so twice,
+  and takes no more output: neither ends what is still to be saved.
 
   Returns:
     the handlers of before, by signal.
@@ -32,7 +32,7 @@ def hear(receive: Callable[[int], None]) -> dict[int, Any]:
 
 
 def _leave_terminal() -> None:
-  """Output that nobody can read any more goes nowhere, instead of failing."""
+  """Sends output that nobody can read any more nowhere, so that none fails."""
   gone = select.poll()
   for output in (1, 2):
     gone.register(output, 0)
@@ -47,7 +47,7 @@ class StopRequest:
 
   `check` raises where it is safe to stop; the loop asks `reached` and saves
   first. Of several hosts each asks as often as the others, and all are told
-  at the same question (launch.multihost.SharedStop).
+  at the same question (cluster.multihost.SharedStop).
 
   Attributes:
     requested: whether to stop.
@@ -63,10 +63,10 @@ class StopRequest:
       signal.signal(number, signal.SIG_DFL)
 
   def note(self, doing: str) -> None:
-    """Says what is begun; for those who look after several hosts."""
+    """Notes what is begun, for those who look after several hosts."""
 
   def reached(self, doing: str) -> bool:
-    """Notes what is being done; whether to stop."""
+    """Notes what is being done, and says whether to stop."""
     self.note(doing)
     return self.requested
 

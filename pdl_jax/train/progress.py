@@ -1,8 +1,7 @@
-"""What a person sees while training runs: a bar, or a line a log step."""
+"""What a person sees while training runs: a bar, or a line per log step."""
 
 import sys
 import time
-from types import TracebackType
 
 from tqdm import tqdm
 
@@ -14,12 +13,9 @@ class Progress:
     self._total, self._start = total, start
     self._began = time.monotonic()
     self._bar = tqdm(
-      total=total,
-      initial=start,
-      desc='train',
-      unit='step',
+      total=total, initial=start, desc='train', unit='step',
       disable=not sys.stderr.isatty(),
-    )
+    )  # fmt: skip
 
   def update(self, row: dict[str, float], show: bool) -> None:
     """Reports one step.
@@ -50,13 +46,6 @@ class Progress:
     print(text, flush=True)
     self._bar.refresh()
 
-  def __enter__(self) -> 'Progress':
-    return self
-
-  def __exit__(
-    self,
-    kind: type[BaseException] | None,
-    error: BaseException | None,
-    trace: TracebackType | None,
-  ) -> None:
+  def close(self) -> None:
+    """Leaves the terminal as the bar is."""
     self._bar.close()

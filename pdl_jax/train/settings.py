@@ -9,14 +9,14 @@ from pdl_jax.errors import positive
 class TrainSettings:
   """Length of the training, and what happens every so many steps."""
 
-  # Of the optimizer.
+  # Optimizer steps.
   steps: int = 60
   # Global batch, all devices and micro-batches together.
   batch_size: int = 8
   log_every: int = 1
   # Validate and save every so many steps, and at the end.
   checkpoint_every: int = 20
-  # The last so many; the best on validation is kept besides.
+  # The last so many are kept, and the best on validation besides.
   keep_checkpoints: int = 2
   # Steps in a row with a loss or gradient that is not finite before the run
   # stops (exit code 5).

@@ -26,9 +26,9 @@ class TrainState(NamedTuple):
     step: steps taken, skipped ones included.
     trained: parameters that train; None in the place of others.
     frozen: the others.
-    opt_state: of the trained parameters alone.
+    opt_state: of the trained parameters.
     skipped: steps whose loss or gradient was not finite.
-    skipped_in_row: of these, since the last good step.
+    skipped_in_row: those since the last good step.
   """
 
   step: Array
@@ -55,15 +55,15 @@ def create(
   optimizer: optax.GradientTransformation,
   mesh: Mesh,
 ) -> TrainState:
-  """A state at step 0, every array placed on the mesh.
+  """Makes the state at step 0, with every array placed on the mesh.
 
   What does not train is in the model's `param_dtype`. What trains is in fp32,
   whatever it was: most of Adam's steps are below what bf16 resolves.
 
   Args:
-    params: of `model.api`, one group of layers, on the host or on devices.
-    model: their shape.
-    config: which of them train.
+    params: of `model.lm`, one group of layers, on the host or on devices.
+    model: shape of the model.
+    config: what trains.
     optimizer: from `make_optimizer`.
     mesh: from `make_mesh`.
 
@@ -79,15 +79,9 @@ def create(
   parts = partition(params, trainable_mask(config, params))
   parts = jax.tree.map(_cast, parts, wanted)
   trained, frozen = jax.tree.map(put, parts, (at.trained, at.frozen))
-  zero = lambda: put(np.zeros((), np.int32), at.step)  # noqa: E731
-  return TrainState(
-    step=zero(),
-    trained=trained,
-    frozen=frozen,
-    opt_state=jax.jit(optimizer.init, out_shardings=at.opt_state)(trained),
-    skipped=zero(),
-    skipped_in_row=zero(),
-  )
+  moments = jax.jit(optimizer.init, out_shardings=at.opt_state)(trained)
+  step, *skipped = (put(np.zeros((), np.int32), at.step) for _ in range(3))
+  return TrainState(step, trained, frozen, moments, *skipped)
 
 
 def describe(
@@ -97,15 +91,9 @@ def describe(
   optimizer: optax.GradientTransformation,
   mesh: Mesh | AbstractMesh,
 ) -> TrainState:
-  """What `create` makes, as shapes with shardings: nothing is allocated.
+  """Returns shapes and shardings of `create`, which takes the same arguments.
 
-  Args:
-    params: as for `create`, or their shapes.
-    model, config, optimizer: see `create`.
-    mesh: perhaps of devices that are not here.
-
-  Raises:
-    ConfigError: see `create`.
+  Nothing is allocated: `params` may be shapes, and the devices elsewhere.
   """
   check_layers(config, model)
 
@@ -134,11 +122,11 @@ def describe(
 
 
 def dtypes_at_rest(model: ModelConfig, params: Tree, mask: Tree) -> Tree:
-  """The dtype that each parameter is kept in.
+  """Returns the dtype that each parameter is kept in.
 
   Args:
-    model: their shape, with `param_dtype`.
-    params: of `model.api`, or their shapes.
+    model: with `param_dtype`.
+    params: of `model.lm`, or their shapes.
     mask: of `trainable_mask`.
   """
   frozen = jnp.dtype(model.param_dtype)
@@ -146,8 +134,8 @@ def dtypes_at_rest(model: ModelConfig, params: Tree, mask: Tree) -> Tree:
   def one(path: tuple, x: Any, trains: bool) -> np.dtype:
     if not jnp.issubdtype(x.dtype, jnp.floating):
       return x.dtype
-    # What a head has besides a matrix is small, and log frequencies are no
-    # numbers to be rounded.
+    # Other parts of a head than its matrix are small, and log frequencies
+    # must not be rounded.
     small = path[0].key == 'head' and path[-1].key != MATRIX
     return np.dtype(np.float32) if trains or small else frozen
 

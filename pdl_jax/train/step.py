@@ -29,7 +29,7 @@ class StepConfig:
     optimizer: the optax chain.
     schedule: its learning rate by step, to be logged.
     loss: with its settings and reduction.
-    grad_accum_steps: micro-batches of one step.
+    grad_accum_steps: number of micro-batches of one step.
     dropout_seed: of the dropout of adapters.
   """
 
@@ -47,7 +47,7 @@ def target_hidden(
   batch: Batch,
   dropout_key: Array | None = None,
 ) -> Array:
-  """hidden_BxTxD at the positions that predict a target token."""
+  """Returns hidden_BxTxD at the positions that predict a target token."""
   hidden_BxLxD = lm.hidden(
     model, params, batch['tokens'], batch['segments'], batch['positions'],
     dropout_key,
@@ -62,7 +62,7 @@ def loss_sums(
   tables: LossTables,
   dropout_key: Array | None = None,
 ) -> tuple[Sums, Sums]:
-  """Weighted and plain Sums of a batch; the head is applied at targets only."""
+  """Returns weighted and plain Sums; the head is applied at targets only."""
   hidden_BxTxD = target_hidden(config.model, params, batch, dropout_key)
   return config.loss.sums(
     lm.head(config.model, params), hidden_BxTxD, batch['labels'], tables,
@@ -78,7 +78,7 @@ def gradient_sums(
   tables: LossTables,
   dropout_key: Array | None = None,
 ) -> tuple[Tree, tuple[Sums, Sums]]:
-  """Gradient of the weighted numerator, and the Sums, over micro-batches.
+  """Sums the gradient of the weighted numerator, and Sums, over micro-batches.
 
   Nothing is divided here: the caller divides the gradient by the one
   denominator of the global batch. Each micro-batch has dropout of its own.
@@ -114,7 +114,7 @@ def gradient_sums(
 def train_step(
   config: StepConfig, state: TrainState, batch: Batch, tables: LossTables
 ) -> tuple[TrainState, dict[str, Array]]:
-  """One optimizer step on a global batch; pure.
+  """Takes one optimizer step on a global batch; pure.
 
   A loss or gradient that is not finite leaves parameters and moments as they
   were and is counted.
@@ -126,11 +126,11 @@ def train_step(
     tables: of the loss.
 
   Returns:
-    the next state, and scalars to be logged.
+    The next state, and scalars to be logged.
   """
   key = None
   if config.model.lora.rank and config.model.lora.dropout:
-    # Of the step alone: a run that is resumed drops what it would have.
+    # It follows from the step: a run that is resumed drops the same.
     key = jax.random.fold_in(jax.random.key(config.dropout_seed), state.step)
   gradients, (weighted, plain) = gradient_sums(
     config, state.trained, state.frozen, batch, tables, key
@@ -171,7 +171,7 @@ def train_step(
 
 
 def score_step(model: ModelConfig, params: Tree, batch: Batch) -> Array:
-  """nll_BxT of the target tokens, unweighted, in nats; 0 where masked."""
+  """Returns nll_BxT of targets, unweighted, in nats; 0 where masked."""
   hidden_BxTxD = target_hidden(model, params, batch)
   return head_nll(
     lm.head(model, params), hidden_BxTxD, batch['labels'], batch['where']

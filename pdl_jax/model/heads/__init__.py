@@ -11,7 +11,7 @@ from pdl_jax.losses.heads import AdaptiveHead, Head, LinearHead
 from pdl_jax.model import lora
 from pdl_jax.model.config import HeadConfig, ModelConfig, Tier, code_dtype
 from pdl_jax.model.heads import vq
-from pdl_jax.model.parameter import INIT
+from pdl_jax.model.layers import INIT
 
 Params = dict
 

@@ -8,7 +8,7 @@ from scipy import stats
 from pdl_jax.generate import DecodeSettings, hash_ids, row_keys
 from pdl_jax.generate.sampling import draw, first_argmax
 from pdl_jax.generate.truncation import truncate
-from tests.decoding import (
+from tests.generate.decoding import (
   FOUR,
   FOUR_PARAMS,
   PROMPTS,
@@ -17,6 +17,7 @@ from tests.decoding import (
   generate,
 )
 
+pytestmark = pytest.mark.usefixtures('quick_compile')
 SAMPLE = DecodeSettings('sample', temperature=1.5, top_p=0.95)
 IDS = ['a', 'b', 'c', 'd']
 

@@ -9,7 +9,7 @@ import pytest
 from pdl_jax.generate import DecodeSettings
 from pdl_jax.generate.beams import length_penalty
 from pdl_jax.model import lm
-from tests.decoding import (
+from tests.generate.decoding import (
   FOUR,
   FOUR_PARAMS,
   NO_STOP,
@@ -17,6 +17,7 @@ from tests.decoding import (
   generate,
 )
 
+pytestmark = pytest.mark.usefixtures('quick_compile')
 T = 4
 FOUR_PROMPTS = [[1, 2, 0], [2], [0, 1, 1, 2], [1, 1]]
 

@@ -13,11 +13,12 @@ from pdl_jax.losses import LOSSES, Loss, LossTables
 from pdl_jax.losses.power_law import pdl_loss
 from pdl_jax.mesh import make_mesh, put_batch
 from pdl_jax.model import lm
-from pdl_jax.model.config import AttentionConfig
+from pdl_jax.model.positions import KINDS, AttentionConfig, ComplexConfig
 from pdl_jax.train import state
 from pdl_jax.train.step import gradient_sums, score_step, train_step
 from tests import small
 
+pytestmark = pytest.mark.usefixtures('quick_compile')
 WEIGHTS = jnp.asarray(np.random.default_rng(1).uniform(0.1, 5, 64), jnp.float32)
 MESHES = [(8, 1, 1), (2, 2, 2), (1, 1, 8)]
 
@@ -75,15 +76,13 @@ def test_gradient_is_that_of_the_naive_loss():
   assert plain.den == batch['where'].sum()
 
 
-@pytest.mark.parametrize('grad_accum_steps', [2, 4])
-def test_micro_batches_share_one_denominator(grad_accum_steps):
+def test_micro_batches_share_one_denominator():
   batch = small.batch()
   whole, (total, _) = gradients(one_device(), batch)
-  parts, (sums, _) = gradients(
-    one_device(), batch, grad_accum_steps=grad_accum_steps
-  )
-  np.testing.assert_allclose(total, sums, rtol=1e-6)
-  close(whole, parts)
+  for count in (2, 4):
+    parts, (sums, _) = gradients(one_device(), batch, grad_accum_steps=count)
+    np.testing.assert_allclose(total, sums, rtol=1e-6)
+    close(whole, parts)
   # What it must not be: the mean of the micro-batches' own means.
   halves = [{k: v[i::2] for k, v in batch.items()} for i in range(2)]
   means = [float(naive_loss(small.params(), h, WEIGHTS)) for h in halves]
@@ -111,7 +110,7 @@ def test_meshes_agree_with_one_device(shape, grad_accum_steps):
    ('alibi', MESHES[1])],
 )  # fmt: skip
 def test_what_attention_learns_is_split_over_meshes(kind, shape):
-  attention = AttentionConfig(kind, delta_init='published')
+  attention = AttentionConfig(kind, ComplexConfig(delta_init='published'))
   model = dataclasses.replace(small.MODEL, attention=attention)
   params = lm.extended(model, small.params(), jax.random.key(0))
   batch, mesh = small.batch(), make_mesh(shape)
@@ -121,9 +120,7 @@ def test_what_attention_learns_is_split_over_meshes(kind, shape):
   )
   close(found, expected)
   own = expected[0]['blocks'][0]['attention']
-  learned = {'delta', 'offset', 'factor'} & own.keys()
-  assert len(learned) == {'complex': 2, 'scaled_rope': 1, 'alibi': 0}[kind]
-  assert all(np.abs(own[name]).max() > 0 for name in learned)
+  assert all(np.abs(own[name]).max() > 0 for name in KINDS[kind].learns)
 
 
 @pytest.mark.parametrize('shape', MESHES)
@@ -133,6 +130,7 @@ def test_steps_on_meshes_agree_with_one_device(shape):
   def train(mesh):
     with jax.set_mesh(mesh):
       current = make_state(mesh)
+      check_sharded(current, tuple(mesh.shape.values()))
       step = jax.jit(partial(train_step, config), donate_argnums=0)
       losses = []
       for seed in range(3):
@@ -168,13 +166,7 @@ def check_sharded(current, shape):
       assert leaf.addressable_shards[0].data.size == leaf.size // parts
 
 
-@pytest.mark.parametrize('shape', MESHES)
-def test_state_is_created_sharded(shape):
-  mesh = make_mesh(shape)
-  with jax.set_mesh(mesh):
-    check_sharded(make_state(mesh), shape)
-
-
+@pytest.mark.usefixtures('full_compile')
 def test_no_array_of_logits_for_every_position():
   """Memory of the step grows with targets x V at most, not with B x L x V."""
   vocabulary, rows = 20_000, 16

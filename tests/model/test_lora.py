@@ -40,6 +40,15 @@ KINDS = {
 }  # fmt: skip
 
 
+def without(tree):
+  """The parameters without those of adapters."""
+  if isinstance(tree, tuple):
+    return tuple(map(without, tree))
+  if not isinstance(tree, dict):
+    return tree
+  return {k: without(x) for k, x in tree.items() if not lora.is_adapter(k)}
+
+
 @partial(jax.jit, static_argnums=0)
 def logits(config, params, tokens):
   where = jnp.ones_like(tokens), jnp.arange(tokens.shape[1])[None]
@@ -54,24 +63,11 @@ def test_merged_matrices_do_what_adapters_do(kind):
   found = logits(config, params, tokens)
   expected = logits(plain, merged, tokens)
   np.testing.assert_allclose(found, expected, rtol=2e-5, atol=2e-5)
-  dropped = dict(zip(*_without(params), strict=True))
+  dropped = without(params)
   assert jax.tree.structure(merged) == jax.tree.structure(dropped)
   # They do something.
   none = logits(plain, dropped, tokens)
   assert np.abs(none - expected).max() > 0.1
-
-
-def _without(tree):
-  """Keys and values of the parameters without those of adapters."""
-  if isinstance(tree, tuple):
-    return tuple(dict(zip(*_without(x), strict=True)) for x in tree)
-  kept = {k: v for k, v in tree.items() if not lora.is_adapter(k)}
-  for name, x in kept.items():
-    if isinstance(x, tuple):
-      kept[name] = _without(x)
-    elif isinstance(x, dict):
-      kept[name] = dict(zip(*_without(x), strict=True))
-  return kept.keys(), kept.values()
 
 
 def test_the_product_is_the_definition_in_fp64():
@@ -101,8 +97,7 @@ def test_a_new_adapter_changes_nothing(kind):
     logits(config, with_them, tokens), logits(plain, params, tokens)
   )
   for x, y in zip(
-    jax.tree.leaves(dict(zip(*_without(with_them), strict=True))),
-    jax.tree.leaves(params), strict=True,
+    *map(jax.tree.leaves, (without(with_them), params)), strict=True
   ):  # fmt: skip
     assert x is y  # Nothing is copied.
   group = with_them['blocks'][0]['attention']
@@ -232,7 +227,7 @@ def test_dropout_keeps_the_mean_and_differs_by_step():
   where = jnp.ones_like(tokens), jnp.arange(7)[None]
 
   def before_the_norm(key):
-    x, _ = lm._run_blocks(model, params, tokens, *where, key)
+    x, _ = lm.run_blocks(model, params, tokens, *where, key)
     return x
 
   keys = jax.random.split(jax.random.key(0), 4000)

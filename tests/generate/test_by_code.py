@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from pdl_jax.generate import DecodeSettings, by_code
-from pdl_jax.losses.heads import CodeHead, LinearHead, code_tables
+from pdl_jax.losses.heads import CodeHead, code_tables
 from pdl_jax.model.config import HeadConfig
-from tests.decoding import GREEDY, ONE, ONE_PARAMS, PROMPTS, generate
+from tests.generate.decoding import GREEDY, ONE, ONE_PARAMS, PROMPTS, generate
 
 pytestmark = pytest.mark.usefixtures('quick_compile')
 
@@ -48,21 +48,6 @@ def test_types_are_drawn_with_their_probabilities(bias, temperature):
   # Five standard errors of each share.
   error = np.sqrt(expected * (1 - expected) / rows)
   assert (np.abs(found - expected) < 5 * error + 1e-9).all()
-
-
-def test_places_of_the_types_of_a_code():
-  head = small_head()
-  order = by_code.sort_types(head, 1.0)
-  codes = np.asarray(head.codes_V)
-  for code in range(K):
-    first, end = int(order.first_K[code]), int(order.end_K[code])
-    types = np.asarray(order.types_V[first:end])
-    np.testing.assert_array_equal(types, np.nonzero(codes == code)[0])
-    share = np.exp(np.asarray(head.bias_V)[types])
-    share /= share.max() if share.size else 1
-    np.testing.assert_allclose(
-      order.mass_V[first:end], np.cumsum(share), rtol=1e-5
-    )
 
 
 def models(bias=True):
@@ -123,6 +108,12 @@ def test_log_probabilities_of_a_sample():
   settings = DecodeSettings(method='sample', temperature=0.7)
   (model, params), _ = models()
   assert by_code.suffices(settings)
+  for changes in (
+    {'top_k': 3}, {'top_p': 0.9}, {'min_p': 0.1}, {'typical_p': 0.9},
+    {'no_repeat_ngram': 2}, {'min_new_tokens': 1},
+  ):  # fmt: skip
+    other = dataclasses.replace(settings, **changes)
+    assert not by_code.suffices(other)
   tokens, _, log_probs = generate(
     PROMPTS, settings, model=model, params=params
   )
@@ -130,20 +121,3 @@ def test_log_probabilities_of_a_sample():
   np.testing.assert_array_equal(tokens, again)
   assert len(set(tokens[:, 0].tolist())) > 1
   assert np.isfinite(log_probs).all() and (log_probs < 0).all()
-
-
-@pytest.mark.parametrize(
-  'changes',
-  [{'top_k': 3}, {'top_p': 0.9}, {'min_p': 0.1}, {'typical_p': 0.9},
-   {'no_repeat_ngram': 2}, {'min_new_tokens': 1}],
-)  # fmt: skip
-def test_truncations_and_bans_need_all_types(changes):
-  assert not by_code.suffices(DecodeSettings(method='sample', **changes))
-
-
-def test_a_linear_head_stays_as_it_was():
-  matrix = jnp.ones((V, D))
-  hidden = jnp.ones((2, D))
-  np.testing.assert_array_equal(
-    LinearHead(matrix).logits(hidden), np.full((2, V), D)
-  )

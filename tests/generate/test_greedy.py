@@ -10,8 +10,8 @@ import pytest
 from pdl_jax import generate as generation
 from pdl_jax.errors import ConfigError
 from pdl_jax.generate import DecodeSettings
-from pdl_jax.model import lm
-from tests.decoding import (
+from pdl_jax.model import decoding, lm
+from tests.generate.decoding import (
   GREEDY,
   NEW,
   NO_STOP,
@@ -92,11 +92,12 @@ def test_a_row_does_not_depend_on_the_others():
   assert compiled._cache_size() == before
 
 
-def test_a_row_does_not_depend_on_its_padding():
+def test_a_row_does_not_depend_on_its_padding_or_the_limit():
   tokens, _, log_probs = generate(PROMPTS)
-  wider, _, scores = generate(PROMPTS, width=WIDTH + 4)
-  np.testing.assert_array_equal(wider, tokens)
-  np.testing.assert_allclose(scores, log_probs, atol=1e-5)
+  wider, lengths, scores = generate(PROMPTS, width=WIDTH + 4, new=3)
+  np.testing.assert_array_equal(wider, tokens[:, :3])
+  np.testing.assert_allclose(scores, log_probs[:, :3], atol=1e-5)
+  assert (lengths == 3).all()
 
 
 def test_stop_tokens_end_their_row_only():
@@ -122,23 +123,16 @@ def test_rows_without_a_prompt_stay_empty(settings):
   assert (tokens[[1, 3]] == NO_STOP[0]).all()
 
 
-def test_max_new_tokens_only_cuts():
-  tokens, lengths, _ = generate(PROMPTS, new=3)
-  full, _, _ = generate(PROMPTS)
-  np.testing.assert_array_equal(tokens, full[:, :3])
-  assert (lengths == 3).all()
-
-
 @pytest.mark.parametrize('settings', [GREEDY, DecodeSettings('beam', beams=2)])
 def test_the_loop_ends_with_the_last_row(settings, monkeypatch):
   steps = []
-  original = lm.decode_step
+  original = decoding.decode_step
 
   def counted(*arguments):
     jax.debug.callback(lambda: steps.append(1))
     return original(*arguments)
 
-  monkeypatch.setattr(lm, 'decode_step', counted)
+  monkeypatch.setattr(decoding, 'decode_step', counted)
   starts = (([n], naive([n], 2, NO_STOP)) for n in range(64))
   prompt, second = next((p, new[1]) for p, new in starts if new[0] != new[1])
   bias = np.zeros(64, np.float32)
@@ -270,7 +264,7 @@ def test_no_step_copies_the_cache(settings):
       stop_ids=(),
     )
   )  # fmt: skip
-  start = partial(lm.prefill, CONFIG, size=WIDTH + NEW)
+  start = partial(decoding.prefill, CONFIG, size=WIDTH + NEW)
   state = jax.eval_shape(start, PARAMS, *left_padded(PROMPTS))
   program = run.lower(PARAMS, *state, None).compile().as_text()
   rows = batch * (settings.beams if settings.method == 'beam' else 1)

@@ -1,0 +1,117 @@
+"""Parameters with named axes, and the layers that blocks are made of."""
+
+from functools import partial
+from typing import TYPE_CHECKING
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from pdl_jax.losses.heads import along
+from pdl_jax.model import lora
+
+if TYPE_CHECKING:
+  from pdl_jax.model.config import ModelConfig
+
+ACTIVATIONS = {
+  'silu': jax.nn.silu,
+  'gelu': partial(jax.nn.gelu, approximate=False),
+  'gelu_tanh': partial(jax.nn.gelu, approximate=True),
+}
+INIT = nn.initializers.normal(0.02)
+
+
+def parameter(
+  module: nn.Module,
+  name: str,
+  axes: tuple[str | None, ...],
+  shape: tuple[int, ...],
+  init: nn.initializers.Initializer = INIT,
+) -> Array:
+  """Makes or reads a parameter that carries the logical names of its axes."""
+  boxed = module.param(name, nn.with_logical_partitioning(init, axes), shape)
+  return nn.meta.unbox(boxed)
+
+
+def linear(
+  module: nn.Module,
+  config: 'ModelConfig',
+  name: str,
+  x: Array,
+  axes: tuple[str, ...],
+  shape: tuple[int, ...],
+  *,
+  inputs: int = 1,
+  bias: bool = False,
+) -> Array:
+  """Returns x W, plus the bias and the adapter of the layer if it has them.
+
+  Args:
+    module: owns the parameters, whose names begin with `name`.
+    config: gives the dtype of the product and the adapters.
+    name: of the layer, see `lora.TARGETS`.
+    x: [..., *shape[:inputs]].
+    axes: logical names of the axes of W.
+    shape: of W.
+    inputs: number of its first axes that are the input's.
+    bias: whether there is one.
+
+  Returns:
+    [..., *shape[inputs:]] in the compute dtype.
+  """
+  matrix = parameter(module, name, axes, shape).astype(config.compute_dtype)
+  y = jnp.tensordot(x, matrix, inputs)
+  if bias:
+    start = nn.initializers.zeros
+    b = parameter(module, f'{name}_bias', axes[inputs:], shape[inputs:], start)
+    y += b.astype(y.dtype)[(None,) * (y.ndim - b.ndim)]
+  if not config.lora.adapts(name):
+    return y
+  rank, (name_a, name_b) = config.lora.rank, lora.names(name)
+  a = parameter(
+    module, name_a, (*axes[:inputs], None), (*shape[:inputs], rank),
+    lora.start(inputs),
+  )  # fmt: skip
+  b = parameter(
+    module, name_b, (None, *axes[inputs:]), (rank, *shape[inputs:]),
+    nn.initializers.zeros,
+  )  # fmt: skip
+  training = module.has_rng('dropout')
+  x = nn.Dropout(config.lora.dropout, deterministic=not training)(x)
+  inner = jnp.tensordot(x, a.astype(x.dtype), inputs)
+  return y + config.lora.scale * jnp.tensordot(inner, b.astype(x.dtype), 1)
+
+
+class Norm(nn.Module):
+  """x / sqrt(mean(x**2) + eps) * scale, in fp32 (RMSNorm, arXiv:1910.07467).
+
+  By the config the factor is 1 + scale, or x is without its mean and gets a
+  bias (LayerNorm, arXiv:1607.06450).
+
+  Attributes:
+    config: shape of the model.
+    axis: logical name of the last axis, which is normalised.
+  """
+
+  config: 'ModelConfig'
+  axis: str = 'embed'
+
+  @nn.compact
+  def __call__(self, x: Array) -> Array:
+    """Normalises the last axis."""
+    c = self.config
+    width = (x.shape[-1],)
+    zeros, ones = nn.initializers.zeros, nn.initializers.ones
+    start = zeros if c.norm == 'rms_offset' else ones
+    scale_D = parameter(self, 'scale', (self.axis,), width, start)
+    if c.norm == 'rms_offset':
+      scale_D = 1.0 + scale_D
+    y = x.astype(jnp.float32)
+    if c.norm == 'layer':
+      y -= y.mean(-1, keepdims=True)
+    y *= jax.lax.rsqrt(jnp.square(y).mean(-1, keepdims=True) + c.norm_eps)
+    y *= along(y, scale_D)
+    if c.norm == 'layer':
+      y += along(y, parameter(self, 'bias', (self.axis,), width, zeros))
+    return y.astype(c.compute_dtype)
