@@ -1,5 +1,6 @@
 """README and docs/: snippets run, commands parse, links and quotes hold."""
 
+import collections
 import importlib.util
 import json
 import re
@@ -21,6 +22,7 @@ from pdl_jax import errors, pdl_loss
 from pdl_jax.cli import given
 from pdl_jax.cli.main import COMMANDS
 from pdl_jax.config import defaults, flatten
+from pdl_jax.data.packaged import texts
 from pdl_jax.data.tasks import TASKS
 from pdl_jax.evaluate import registry
 from pdl_jax.evaluate.registry import Inputs
@@ -147,10 +149,14 @@ def test_a_declared_experiment():
 def test_what_the_design_adds():
   page = 'docs/design.md'
   with mock.patch.dict(LOSSES):
-    example(page, 'add_loss')
+    example(page, 'add_loss', __name__='tests.test_docs')
     Loss(LOSSES['sharpened'], {'power': 2.0}).check()
   with mock.patch.dict(TASKS):
-    assert example(page, 'add_task').TASKS['title'].instruction({})
+    example(page, 'add_task')
+    assert TASKS['title'].instruction({}).startswith('Write a title')
+  with mock.patch.dict(texts.TEXTS):
+    example(page, 'add_text', __name__='tests.test_docs')
+    assert all(texts.TEXTS['words'].make(collections.Counter()).values())
   with mock.patch.dict(registry.METRICS), mock.patch.object(
     registry, 'SOURCES', [*registry.SOURCES]
   ):
@@ -216,7 +222,7 @@ def test_every_module_and_target_that_is_called_exists(page):
   made = re.findall(r'^([\w$().]+):', text('Makefile'), re.M)
   for block in blocks(page, ''):
     for module in re.findall(r'python -m ([\w.]+)', block):
-      assert importlib.util.find_spec(module), module
+      assert 'NAME' in module or importlib.util.find_spec(module), module
     for target in re.findall(r'^make ([\w./]+)', block, re.M):
       assert target.replace('.venv/.ready', '$(READY)') in made, target
 
