@@ -44,10 +44,11 @@ def questions(inputs):
 """
 LOSS = """
 from pdl_jax.losses import register as register_loss
+from pdl_jax.losses.core import LossTerms
 
-@register_loss('halves')
-def halves(frequency_V, *, special_ids):
-  return 0 * frequency_V + 0.5
+@register_loss('scaled')
+def scaled(stats, weight, *, factor=0.5):
+  return LossTerms(factor * weight * stats.nll, weight)
 """
 CONFIG = """
 from configs import base
@@ -97,21 +98,21 @@ def test_a_run_with_a_task_a_text_a_metric_and_a_loss_of_ones_own(
   given, main, tmp_path
 ):
   code, _, err = main(
-    *given, f'--workdir={tmp_path / "run"}', '--config.loss.name=halves'
+    *given, f'--workdir={tmp_path / "run"}', '--config.loss.name=scaled'
   )
   assert code == 0, err
-  check(tmp_path / 'run', 'halves')
+  check(tmp_path / 'run', 'scaled')
 
 
 @pytest.mark.slow
 def test_the_children_of_a_sweep_have_them_too(given, main, tmp_path):
   code, _, err = main(
     *given, f'--workdir={tmp_path / "cells"}',
-    '--sweep=loss.name=power_law,halves',
+    '--sweep=loss.name=power_law,scaled',
   )  # fmt: skip
   assert code == 0, err
   cells = sorted((tmp_path / 'cells').glob('*/results.json'))
-  for run, loss in zip(cells, ('halves', 'power_law'), strict=True):
+  for run, loss in zip(cells, ('power_law', 'scaled'), strict=True):
     check(run.parent, loss)
 
 
