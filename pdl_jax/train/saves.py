@@ -19,7 +19,7 @@ class Saves(policies.PreservationPolicy):
   flipped bit in it keeps the folder from opening.
 
   Attributes:
-    path: of the file.
+    path: where the file is.
     torn: whether the file could not be read.
   """
 
