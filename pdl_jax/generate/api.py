@@ -27,7 +27,7 @@ class Generated(NamedTuple):
     tokens_BxT: int32; after the end of a row, the first stop id, or 0.
     lengths_B: tokens of each row, its stop token included; 0 for a row
       without a prompt.
-    log_probs_BxT: of each token under the model itself, in nats: no
+    log_probs_BxT: log p of each token under the model itself, in nats: no
       temperature, truncation, ban or bias; 0 after the end.
   """
 
@@ -48,7 +48,7 @@ def row_keys(
   """Makes the key of each row from the seed, its record and its sample.
 
   Args:
-    seed: of the sampling.
+    seed: that of the sampling.
     hashes_Bx2: `hash_ids` of the records' ids.
     samples_B: which sample of its record each row is, from 0.
 
@@ -85,7 +85,7 @@ def generate(
     prompts_BxP: prompts padded on the left. A row without any real token
       comes back empty.
     filled_BxP: True at real tokens.
-    keys_B: of `row_keys`; None unless the method is to sample.
+    keys_B: made by `row_keys`; needed to sample alone.
     settings: how tokens are chosen; static under jit.
     max_new_tokens: T, the stop token included. `settings.max_new_tokens` is
       for the caller, who knows the data.

@@ -111,9 +111,9 @@ def chooser(
   """Makes a function that chooses without the logits of all types.
 
   Args:
-    head: of the model.
-    temperature: of the sampling.
-    keys_B: of each row; None takes the likeliest type, of equals the first.
+    head: that of the model.
+    temperature: read where there are keys.
+    keys_B: a key per row; None takes the likeliest type, of equals the first.
     bias_V: added to the logits before the choice.
 
   Returns:

@@ -1,1 +1,1 @@
-"""The model behind one seam, `api.py`; only this package imports Flax."""
+"""The model behind one seam, `lm.py`; only this package imports Flax."""

@@ -24,8 +24,8 @@ class LayerKind(NamedTuple):
   It is of one layer, or stacked over layers to be scanned.
 
   Attributes:
-    frequencies_P: of rotary positions; None: those of `rope_base`.
-    window: int32, how many of the last tokens are seen; None: all.
+    frequencies_P: rotary frequencies; None takes those of `rope_base`.
+    window: int32, how many of the last tokens are seen; None is all.
   """
 
   frequencies_P: Array | np.ndarray | None
@@ -142,9 +142,9 @@ class Attention(nn.Module):
       x_BxLxD: normalised hidden states.
       positions_BxL: position of each token in its document.
       mask_BxLxS: True where a query may look.
-      cache: with S slots, to be written and attended to; None: the keys are
-        those of x and S = L.
-      kind: of this layer.
+      cache: has S slots, to be written and attended to. Without one the keys
+        are those of x, and S = L.
+      kind: what this layer differs in from others.
 
     Returns:
       output_BxLxD, and keys and values: the cache's with those of x written,

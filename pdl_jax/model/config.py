@@ -32,9 +32,9 @@ class HeadConfig:
   """What turns the last hidden state into logits; see the keys in `settings`.
 
   Attributes:
-    kind: of HEADS, key `head`.
-    bias: of each type; in a vq head it tells types of equal codes apart.
-    rank: of low_rank, of the residual of vq, or of adaptive's first cluster.
+    kind: one of HEADS, key `head`.
+    bias: added to each type's logit; it tells types of equal codes apart.
+    rank: that of low_rank, of vq's residual, or of adaptive's first cluster.
     codes: K, rows of a codebook, key `vq.codebook_size`.
     codebooks: M, key `vq.num_codebooks`.
     combine: 'concat' for rows of width D / M end to end, 'sum' for width D.
@@ -222,9 +222,9 @@ class ModelConfig:
     context: longest sequence in tokens that the model was made for.
     rope_base: base of the rotary frequencies.
     norm_eps: added to the mean square in norms.
-    dtype: of activations and of matmul inputs. Norms, phases and logits are
-      fp32.
-    param_dtype: of parameters that do not train, see `state.create`. What
+    dtype: type of activations and of matmul inputs. Norms, phases and logits
+      are fp32.
+    param_dtype: type of parameters that do not train, see `state.create`. What
       trains is fp32.
     remat: recompute each block in the backward pass: memory for time.
     norm: rms; rms_offset, which multiplies with 1 + scale; or layer, which has
@@ -233,14 +233,14 @@ class ModelConfig:
       residual stream is normalised too.
     qk_norm: whether each head of queries and keys is, before it is turned.
     gated: down(act(gate x) * up x), or down(act(up x)).
-    activation: of layers.ACTIVATIONS.
+    activation: one of layers.ACTIVATIONS.
     embed_scale: what embeddings are multiplied with.
     query_scale: what scores are multiplied with; None is Dh**-0.5.
     attention_softcap: c of scores c tanh(score / c); None is no cap.
     logit_softcap: the same of the logits of a head with rows.
     windows: how many of the last tokens each layer sees, itself included. 0
       is all of them, and () is all in every layer.
-    local_rope_base: of layers with a window, unscaled; None is `rope_base`.
+    local_rope_base: unscaled base in layers with a window; None is `rope_base`.
     learned_positions: whether an embedding of the position is added; the
       attention is then of kind none.
   """

@@ -22,8 +22,8 @@ class Cache(NamedTuple):
   """Everything decoding needs from the tokens before.
 
   Attributes:
-    keys, values: of each layer, [B, K, Dh, S] and [B, K, S, Dh]; arrays of
-      their own, which a loop writes in place.
+    keys, values: one array for each layer, [B, K, Dh, S] and [B, K, S, Dh],
+      which a loop writes in place.
     filled_BxS: True where a slot holds a real token.
     slot: scalar, where the next token goes: the same for every row.
     positions_B: position of the next token of each row in its document.

@@ -24,7 +24,7 @@ class Fingerprint(NamedTuple):
       on another machine a value on the edge may round otherwise.
     tokens: what was read.
     logits: the first few of the last token.
-    norm: of all logits of the last token.
+    norm: L2 norm of all logits of the last token.
   """
 
   digest: str

@@ -50,12 +50,10 @@ def linear(
   Args:
     module: owns the parameters, whose names begin with `name`.
     config: gives the dtype of the product and the adapters.
-    name: of the layer, see `lora.TARGETS`.
+    name: one of `lora.TARGETS`.
     x: [..., *shape[:inputs]].
-    axes: logical names of the axes of W.
-    shape: of W.
+    axes, shape: those of W, the axes by logical names.
     inputs: number of its first axes that are the input's.
-    bias: whether there is one.
 
   Returns:
     [..., *shape[inputs:]] in the compute dtype.

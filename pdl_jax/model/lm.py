@@ -119,7 +119,7 @@ def hidden(
     segments_BxL: document of each token, from 1; 0 is padding. A token sees
       the tokens of its own segment up to itself.
     positions_BxL: position of each token in its document, from 0.
-    dropout_key: of adapters' dropout, in training; None drops nothing.
+    dropout_key: key of the adapters' dropout in training; None drops nothing.
 
   Returns:
     hidden_BxLxD in the compute dtype; at padding, meaningless but finite.

@@ -32,10 +32,10 @@ class LoRAConfig:
 
   Attributes:
     rank: r; 0 is no adapter.
-    alpha: of the factor alpha / r.
+    alpha: numerator of the factor alpha / r.
     dropout: probability that an adapter does not see an input in training. The
       head's adapter sees all.
-    targets: of TARGETS.
+    targets: some of TARGETS.
   """
 
   rank: int = 0

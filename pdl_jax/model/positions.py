@@ -60,7 +60,7 @@ class AttentionConfig:
   """How attention knows of positions.
 
   Attributes:
-    kind: of KINDS.
+    kind: one of KINDS.
     complex: read by complex attention alone.
   """
 

@@ -80,7 +80,7 @@ def frequencies(
   """g_i = base**(-i / P), [P], stretched; computed in fp64, kept in fp32.
 
   Args:
-    base: of the frequencies.
+    base: the frequency of pair i is base**(-i / P) before it is stretched.
     pairs: P, half of the width of a head.
     scaling: linear: g / factor. llama3: the share of g that is kept grows
       from 0 to 1 with the turns over the original context, between `low` and

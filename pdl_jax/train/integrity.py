@@ -36,7 +36,7 @@ class DamagedError(Exception):
 
 
 def check_position(record: Mapping[str, Any], place: Path) -> bool:
-  """Whether Grain left a position of this process, or the record has it.
+  """Says whether Grain left a file for this process, or the record must do.
 
   Files of another number of processes will not do. Then all processes must
   have stood at one position, which the record has too.

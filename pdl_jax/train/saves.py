@@ -19,7 +19,7 @@ class Saves(policies.PreservationPolicy):
   flipped bit in it keeps the folder from opening.
 
   Attributes:
-    path: of the file.
+    path: where the file is.
     torn: whether the file could not be read.
   """
 
@@ -90,13 +90,13 @@ class Saves(policies.PreservationPolicy):
 
 
 def _read(path: Path) -> dict[int, Metrics] | None:
-  if not path.exists():
-    return {}
   try:
     found = json.loads(path.read_text(encoding='utf-8'))
     return {
       int(step): {name: float(value) for name, value in metrics.items()}
       for step, metrics in found.items()
     }
+  except FileNotFoundError:
+    return {}
   except (OSError, ValueError, TypeError, AttributeError):
     return None

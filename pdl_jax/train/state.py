@@ -61,9 +61,9 @@ def create(
   whatever it was: most of Adam's steps are below what bf16 resolves.
 
   Args:
-    params: of `model.lm`, one group of layers, on the host or on devices.
-    model: shape of the model.
-    config: what trains.
+    params: of one group of layers, on the host or on devices.
+    model: with `param_dtype`.
+    config: says what trains.
     optimizer: from `make_optimizer`.
     mesh: from `make_mesh`.
 
@@ -126,8 +126,8 @@ def dtypes_at_rest(model: ModelConfig, params: Tree, mask: Tree) -> Tree:
 
   Args:
     model: with `param_dtype`.
-    params: of `model.lm`, or their shapes.
-    mask: of `trainable_mask`.
+    params: those of `model.lm`, or their shapes.
+    mask: made by `trainable_mask`.
   """
   frozen = jnp.dtype(model.param_dtype)
 

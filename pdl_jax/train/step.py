@@ -30,7 +30,7 @@ class StepConfig:
     schedule: its learning rate by step, to be logged.
     loss: with its settings and reduction.
     grad_accum_steps: number of micro-batches of one step.
-    dropout_seed: of the dropout of adapters.
+    dropout_seed: seed of the adapters' dropout.
   """
 
   model: ModelConfig
@@ -123,7 +123,7 @@ def train_step(
     config: static.
     state: donated by the caller's jit.
     batch: arrays of `data.examples.empty_example`, with a leading batch axis.
-    tables: of the loss.
+    tables: what the loss looks up.
 
   Returns:
     The next state, and scalars to be logged.

@@ -17,9 +17,11 @@ from pdl_jax.model.positions import (
   LEARNED,
   ROPE,
   ComplexConfig,
+  Kind,
   distance_bias,
 )
 from pdl_jax.model.rotary import RopeScaling
+from pdl_jax.model.settings import ModelSettings
 
 pytestmark = pytest.mark.usefixtures('quick_compile')
 H = 4
@@ -159,6 +161,19 @@ def test_a_rope_model_stays_the_same_until_it_is_trained():
   for name in ('no delta', 'published', 'positions negative'):
     attention = VARIANTS[name].attention
     assert attention != attention.begun_as_rope()
+
+
+def test_a_kind_of_ones_own_is_an_entry_of_the_table(monkeypatch):
+  halved = Kind(lambda module, c, q, k, *_: (q / 2, k))
+  monkeypatch.setitem(KINDS, 'halved', halved)
+  asked = ModelSettings(attention='halved').positions
+  assert asked is not None
+  none = AttentionConfig('none')
+  params = moved(model(none))
+  found = lm.hidden(model(asked), params, *packed())
+  scaled = model(none, query_scale=8**-0.5 / 2)
+  expected = lm.hidden(scaled, params, *packed())
+  np.testing.assert_allclose(found, expected, atol=1e-5)
 
 
 def test_the_table_names_what_each_kind_learns():

@@ -136,7 +136,7 @@ def test_merge_is_the_inverse_of_partition(trainable):
     ({'grad_accum_steps': 0}, 'grad_accum_steps must be > 0'),
     ({'b1': 1.0}, r'b1 must be in \[0, 1\), got 1\.0'),
     ({'b2': -0.1}, r'b2 must be in \[0, 1\)'),
-    ({'warmup_steps': -1}, 'warmup_steps must be >= 0, got -1'),
+    ({'warmup_steps': -1}, 'warmup_steps must be >= 0 and finite, got -1'),
     ({'end_lr_ratio': -0.1}, 'end_lr_ratio must be >= 0'),
     ({'weight_decay': -0.1}, 'weight_decay must be >= 0'),
     ({'schedule': 'cos'}, "'cos' is not one of cosine, linear, constant"),
