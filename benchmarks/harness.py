@@ -8,6 +8,7 @@ import datetime
 import json
 import os
 import platform
+import shutil
 import subprocess
 import sys
 import time
@@ -78,6 +79,8 @@ def main(
     return
   tried = ROOT / 'runs' / 'benchmarks' / folder.name
   place = args.folder or (tried if args.tiny else folder)
+  if place == tried:
+    shutil.rmtree(tried, ignore_errors=True)
   place.mkdir(parents=True, exist_ok=True)
   records = measure(Options(args.tiny, place, args.only))
   keep(place, records, report_files)
@@ -107,6 +110,13 @@ def keep(
 def read(folder: Path) -> list[Record]:
   """The records in a folder."""
   return read_lines(folder / RECORDS)
+
+
+def table_alone(
+  folder: Path, table: Callable[[list[Record]], str]
+) -> Callable[..., dict[str, str]]:
+  """A `report_files`, by default of `folder`, that makes table.md alone."""
+  return lambda place=folder: {'table.md': table(read(place))}
 
 
 def read_cases(folder: Path) -> list[Record]:

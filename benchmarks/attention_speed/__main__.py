@@ -1,13 +1,6 @@
 """What does a training step cost with complex attention, against RoPE?
 
   python -m benchmarks.attention_speed
-
-Whole steps, loss and optimizer included: of a model of D 256 trained in all its
-layers, and of SmolLM2's shape with the settings of
-configs/summarize.py, its last ten layers trained. Random weights and tokens:
-time does not depend on them. Contenders take turns within each round. Also the
-temporary memory of each compiled step, and its largest array with two axes of
-the length of a row.
 """
 
 import dataclasses
@@ -141,9 +134,7 @@ def _section(record: Record) -> str:
   )  # fmt: skip
 
 
-def report_files(folder: Path = FOLDER) -> dict[str, str]:
-  """What follows from the records: name -> text."""
-  return {'table.md': table(harness.read(folder))}
+report_files = harness.table_alone(FOLDER, table)
 
 
 if __name__ == '__main__':

@@ -1,11 +1,6 @@
 """How fast are tokenizing, counting and batching, and in how much memory?
 
   python -m benchmarks.data_speed
-
-Reads the packaged summaries over and over, as a JSONL file of so many records,
-with SmolLM2's tokenizer. Each size runs in a process of its own; its peak of
-resident memory while the data is opened and counted is compared with that just
-before. Linux.
 """
 
 import json
@@ -122,9 +117,7 @@ def table(records: list[Record]) -> str:
   return harness.markdown(headings, rows, 'r' * len(headings))
 
 
-def report_files(folder: Path = FOLDER) -> dict[str, str]:
-  """What follows from the records: name -> text."""
-  return {'table.md': table(harness.read(folder))}
+report_files = harness.table_alone(FOLDER, table)
 
 
 if __name__ == '__main__':

@@ -1,10 +1,6 @@
 """Is greedy decoding faster here than with transformers on PyTorch?
 
   python -m benchmarks.decode_speed
-
-The same prompts, weights and lengths in one process, in turn. Each case runs
-in a process of its own, which needs the packages of requirements.txt in this
-folder, and leaves one line in records.jsonl. A report needs none of them.
 """
 
 import os
@@ -425,9 +421,7 @@ def _listed(numbers: Sequence[int]) -> str:
   return ', '.join(map(str, numbers))
 
 
-def report_files(folder: Path = FOLDER) -> dict[str, str]:
-  """What follows from the records: name -> text."""
-  return {'table.md': table(harness.read(folder))}
+report_files = harness.table_alone(FOLDER, table)
 
 
 if __name__ == '__main__':

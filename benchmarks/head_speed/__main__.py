@@ -1,14 +1,6 @@
 """How long do the logits, and the loss, of each output head take?
 
   python -m benchmarks.head_speed
-
-At the size of SmolLM2 (V 49,152, D 576): the logits of all types from hidden
-states, for one state, as in decoding, and for many; of VQ-Logits its parts
-apart; and what of a training step is the head's, value and gradient. And the
-loss of one codebook against the fused loss of a dense head, at V 131,072.
-Random numbers throughout: time does not depend on them. Contenders take turns
-within each round. claim.md puts the times beside the perplexities of
-experiments/vq_logits.
 """
 
 import os

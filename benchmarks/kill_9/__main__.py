@@ -1,10 +1,6 @@
 """Does an experiment that is killed ten times end as one left in peace?
 
   python -m benchmarks.kill_9
-
-The four runs that drill/experiment.py declares are made twice by the command
-that users run: once undisturbed; once with kill -9 of the sweep or of a run,
-ten times at random moments, the sweep started again each time that it died.
 """
 
 import json

@@ -1,16 +1,8 @@
 """How much host memory does loading a Hugging Face folder take?
 
   python -m benchmarks.loading_memory
-
-A folder of a Llama with 0.6 billion random numbers in bf16, in four shards, is
-loaded to fp32 on eight devices that split it (fsdp): by one process, by two
-that keep four devices each, and for comparison by one that reads all of it
-first. Devices are CPU devices, so that what they keep is memory of the process,
-too: the record has what is above that. Memory is anonymous (RssAnon): pages of
-the mapped files are the kernel's to give back.
 """
 
-import json
 import os
 import re
 import socket
@@ -28,12 +20,12 @@ from benchmarks import harness
 from benchmarks.harness import Record
 from pdl_jax.mesh import make_mesh, shardings
 from pdl_jax.model import lm
-from pdl_jax.pretrained import safetensors
+from pdl_jax.model.config import ModelConfig
+from pdl_jax.pretrained import hf_write
 from pdl_jax.pretrained.huggingface import HFModel
 
 FOLDER = Path(__file__).parent
-DEVICES, LAYERS, SHARDS = 8, 12, 4
-D, F, V = 2048, 5632, 16_384
+DEVICES, LAYERS, SHARD_BYTES = 8, 12, 310_000_000
 # Name, processes, how it is read.
 CASES = (
   ('one process', 1, 'shards'),
@@ -68,41 +60,17 @@ def measure(options: harness.Options) -> list[Record]:
 
 
 def _write(folder: Path, layers: int) -> None:
-  config = {
-    'architectures': ['LlamaForCausalLM'], 'model_type': 'llama',
-    'vocab_size': V, 'hidden_size': D, 'intermediate_size': F,
-    'num_hidden_layers': layers, 'num_attention_heads': 16,
-    'num_key_value_heads': 8, 'max_position_embeddings': 4096,
-    'tie_word_embeddings': True,
-  }  # fmt: skip
-  (folder / 'config.json').write_text(json.dumps(config), 'utf-8')
-  shapes: dict[str, tuple[int, ...]] = {
-    'model.embed_tokens.weight': (V, D), 'model.norm.weight': (D,),
-  }  # fmt: skip
-  for i in range(layers):
-    kv = D // 2
-    for name, shape in (
-      ('input_layernorm', (D,)), ('post_attention_layernorm', (D,)),
-      ('self_attn.q_proj', (D, D)), ('self_attn.k_proj', (kv, D)),
-      ('self_attn.v_proj', (kv, D)), ('self_attn.o_proj', (D, D)),
-      ('mlp.gate_proj', (F, D)), ('mlp.up_proj', (F, D)),
-      ('mlp.down_proj', (D, F)),
-    ):  # fmt: skip
-      shapes[f'model.layers.{i}.{name}.weight'] = shape
-  random, names = np.random.default_rng(0), list(shapes)
-  index = {}
-  for number in range(SHARDS):
-    mine = names[number::SHARDS]
-    file = f'model-{number + 1:05d}-of-{SHARDS:05d}.safetensors'
-    made = {
-      name: random.standard_normal(shapes[name], np.float32)
-      .astype(ml_dtypes.bfloat16) for name in mine
-    }  # fmt: skip
-    safetensors.write_file(folder / file, made)
-    index |= dict.fromkeys(mine, file)
-  (folder / 'model.safetensors.index.json').write_text(
-    json.dumps({'weight_map': index}), 'utf-8'
+  """A Llama of random numbers in bf16, in four shards."""
+  model = ModelConfig(
+    vocab_size=16_384, width=2048, layers=layers, heads=16, kv_heads=8,
+    head_dim=128, mlp=5632, context=4096,
+  )  # fmt: skip
+  params = jax.tree.map(
+    lambda x: np.asarray(x, ml_dtypes.bfloat16),
+    lm.init(model, jax.random.key(0)),
   )
+  values = hf_write.config_values(model)
+  hf_write.write_model(folder, model, params, values, SHARD_BYTES)
 
 
 # --- in a process of its own --------------------------------------------------
@@ -188,9 +156,7 @@ def table(records: list[Record]) -> str:
   )
 
 
-def report_files(folder: Path = FOLDER) -> dict[str, str]:
-  """What follows from the records: name -> text."""
-  return {'table.md': table(harness.read(folder))}
+report_files = harness.table_alone(FOLDER, table)
 
 
 if __name__ == '__main__':

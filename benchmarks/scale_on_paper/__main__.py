@@ -2,15 +2,6 @@
 
   python -m benchmarks.scale_on_paper                # all that is missing
   python -m benchmarks.scale_on_paper --only=cpu     # or tpu, or shapes
-
-The real train step with Power-Law Decay Loss at V 128,256 is compiled for 128
-devices that are not there, from shapes alone, and the program is read: memory,
-bytes sent, floating-point operations. Once for CPU devices, which needs nothing
-besides pdl_jax; and by the TPU's own compiler for the slice itself, which needs
-requirements.txt of this folder, and no TPU. Nothing is run. `shapes` compiles
-nothing: it is what pdl_jax.cluster.memory says. Each case is compiled in a
-process of its own and leaves one line in records.jsonl; those that have one are
-left out.
 """
 
 import dataclasses

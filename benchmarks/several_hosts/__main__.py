@@ -1,11 +1,6 @@
 """Is a run of several processes the run of one, also when it is interrupted?
 
   python -m benchmarks.several_hosts
-
-The smallest job, by the command that users run, on this machine's CPUs: by one
-process, by two and by four; told to stop on one of two, and continued by four;
-with one of four killed, and continued by one. Compared are the losses of all
-steps with those of the one process that nothing disturbed.
 """
 
 import json
@@ -154,9 +149,7 @@ def _largest(these: list[float], those: list[float]) -> float:
   return max(abs(a - b) for a, b in zip(these, those, strict=True))
 
 
-def report_files(folder: Path = FOLDER) -> dict[str, str]:
-  """What follows from the records: name -> text."""
-  return {'table.md': table(harness.read(folder))}
+report_files = harness.table_alone(FOLDER, table)
 
 
 if __name__ == '__main__':

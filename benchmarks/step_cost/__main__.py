@@ -1,12 +1,6 @@
 """What does a PDL step cost over a cross-entropy step, and in memory?
 
   python -m benchmarks.step_cost
-
-SmolLM2 with the settings of configs/summarize.py, the two steps in turn in one
-process. Both are the same program with another table of weights, so the ratio
-can differ from 1 by noise alone; the cost of looking the weights up is
-measured against a program compiled for constant ones, which the compiler may
-drop.
 """
 
 from functools import partial
@@ -72,8 +66,9 @@ def measure(options: harness.Options) -> list[Record]:
   }]
 
 
-def table(record: Record) -> str:
-  """The record as Markdown."""
+def table(records: list[Record]) -> str:
+  """The one record as Markdown."""
+  (record,) = records
   low, high = record['ratio_quartiles']
   every = 4 * record['batch'] * record['length'] * record['vocabulary']
   found = record['logits_at_every_position_in_program']
@@ -92,10 +87,7 @@ def table(record: Record) -> str:
   ])  # fmt: skip
 
 
-def report_files(folder: Path = FOLDER) -> dict[str, str]:
-  """What follows from the records: name -> text."""
-  (record,) = harness.read(folder)
-  return {'table.md': table(record)}
+report_files = harness.table_alone(FOLDER, table)
 
 
 if __name__ == '__main__':

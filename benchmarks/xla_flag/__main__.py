@@ -3,16 +3,6 @@
   make debian
   python -m experiments.corpus
   python -m benchmarks.xla_flag
-
-XLA's CPU backend compiles some reductions to wrong numbers; the flag, which
-every process sets since, cures what is known. The records of the other
-experiments were made without it. So each program that they declare runs here
-twice, with the flag and without: one training step is made, then a batch is
-scored and answered. Runs whose programs are the same (another seed, alpha or
-split) count once, and a fifth of the texts is read. Small models start from
-a base of 20 steps, not of 3,000: the program is the same. A compiler is one
-version of jaxlib: the command measures that of its own environment, and what
-is in runs/xla_flag already is not run again.
 """
 
 import copy
@@ -293,9 +283,7 @@ def _rows(records: list[Record]) -> Iterator[tuple[str, ...]]:
   )
 
 
-def report_files(folder: Path = FOLDER) -> dict[str, str]:
-  """What follows from the records: name -> text."""
-  return {'table.md': table(harness.read(folder))}
+report_files = harness.table_alone(FOLDER, table)
 
 
 if __name__ == '__main__':

@@ -132,9 +132,7 @@ def table(records: list[dict[str, Any]]) -> str:
   return text + harness.markdown(('attention', *columns), rows)
 
 
-def report_files(folder: Path = FOLDER) -> dict[str, str]:
-  """What follows from the records: name -> text."""
-  return {'table.md': table(harness.read(folder))}
+report_files = harness.table_alone(FOLDER, table)
 
 
 if __name__ == '__main__':

@@ -318,9 +318,7 @@ def table(records: list[dict[str, Any]]) -> str:
   )
 
 
-def report_files(folder: Path = FOLDER) -> dict[str, str]:
-  """What follows from the records: name -> text."""
-  return {'table.md': table(harness.read(folder))}
+report_files = harness.table_alone(FOLDER, table)
 
 
 if __name__ == '__main__':
