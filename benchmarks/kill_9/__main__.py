@@ -1,10 +1,6 @@
 """Does an experiment that is killed ten times end as one left in peace?
 
   python -m benchmarks.kill_9
-
-The four runs that drill/experiment.py declares are made twice by the command
-that users run: once undisturbed; once with kill -9 of the sweep or of a run,
-ten times at random moments, the sweep started again each time that it died.
 """
 
 import json
@@ -17,58 +13,66 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from benchmarks import harness
+from benchmarks.harness import RECORDS, ROOT, Record
 from pdl_jax.process import start_time
-from pdl_jax.report.carry_out import RECORDS
 from pdl_jax.storage import files
 from pdl_jax.sweep import claims
 
 FOLDER = Path(__file__).parent
-ROOT = FOLDER.parent.parent
 DRILL = Path('benchmarks/kill_9/drill')
 KILLS, LONGEST = 10, 90.0
 # Of a record: when and from which files the run was made, not what came of it.
 CIRCUMSTANCES = ('seconds', 'commit', 'dirty')
 
 
-def main() -> None:
-  """Measures, and leaves records.jsonl, env.json and table.md."""
+def measure(options: harness.Options) -> list[Record]:
+  """One record, and what both sweeps left behind; tiny is killed twice."""
+  count = 2 if options.tiny else KILLS
   peace, killed = _place('undisturbed'), _place('killed')
   began = time.monotonic()
   assert _sweep(peace).wait() == 0
   seconds = time.monotonic() - began
-  began, kills = time.monotonic(), []
-  sweeper, chance = _sweep(killed), random.Random(0)
-  for number in range(KILLS):
+  began = time.monotonic()
+  kills = _kill(killed, count, began)
+  for place in (peace, killed):
+    shutil.copy(place / DRILL / RECORDS, options.place / f'{place.name}.jsonl')
+  attempts = claims.attempts(_root(killed)).values()
+  ends = [
+    sum(a.end is not None and a.end.code == 0 for a in tries)
+    for tries in attempts
+  ]
+  return [{
+    'seconds': round(seconds, 1),
+    'seconds_killed': round(time.monotonic() - began, 1),
+    'kills': kills,
+    'begun': sum(map(len, attempts)),
+    'finished_twice': sum(finished > 1 for finished in ends),
+  }]
+
+
+def _kill(place: Path, count: int, began: float) -> list[Record]:
+  """Sweeps until all is done, with so many kills on the way."""
+  kills = []
+  sweeper, chance = _sweep(place), random.Random(0)
+  for number in range(count):
     time.sleep(chance.uniform(1, LONGEST))
     victim = ('sweep', 'run')[number % 2]
-    alive = dict(_alive(killed))
+    alive = dict(_alive(place))
     step = max(alive.values(), default=0)
     if victim == 'sweep':
       sweeper.kill()
       sweeper.wait()
-      sweeper = _sweep(killed)
+      sweeper = _sweep(place)
     elif alive:
       os.kill(chance.choice(list(alive)), signal.SIGKILL)
     else:
       victim = 'none alive'
-    kills.append({
-      'victim': victim, 'second': round(time.monotonic() - began, 1),
-      'step': step,
-    })  # fmt: skip
+    second = round(time.monotonic() - began, 1)
+    kills.append({'victim': victim, 'second': second, 'step': step})
   assert sweeper.wait() == 0
-  for place in (peace, killed):
-    shutil.copy(place / DRILL / RECORDS, FOLDER / f'{place.name}.jsonl')
-  record = {
-    'seconds': round(seconds, 1),
-    'seconds_killed': round(time.monotonic() - began, 1),
-    'kills': kills,
-    'begun': sum(map(len, _attempts(killed).values())),
-    'finished_twice': _finished_twice(killed),
-  }
-  harness.keep(FOLDER, [record], report_files)
+  return kills
 
 
 def _place(name: str) -> Path:
@@ -82,21 +86,14 @@ def _place(name: str) -> Path:
 
 
 def _sweep(place: Path) -> subprocess.Popen[bytes]:
+  command = ('launch.py', f'--sweep={DRILL}', '--workers=2')
   return subprocess.Popen(
-    [
-      sys.executable, 'launch.py', f'--sweep={DRILL}', '--workers=2',
-      f'--retries={KILLS}',
-    ],
-    cwd=place,
-  )  # fmt: skip
+    [sys.executable, *command, f'--retries={KILLS}'], cwd=place
+  )
 
 
 def _root(place: Path) -> Path:
   return place / 'runs' / 'summarize-tiny'
-
-
-def _attempts(place: Path) -> dict[str, list[claims.Attempt]]:
-  return claims.attempts(_root(place))
 
 
 def _alive(place: Path) -> Iterator[tuple[int, int]]:
@@ -112,29 +109,19 @@ def _saved(place: Path, digest: str) -> int:
   return max((int(s.name) for s in steps if s.name.isdigit()), default=0)
 
 
-def _finished_twice(place: Path) -> int:
-  ends = [
-    sum(a.end is not None and a.end.code == 0 for a in tries)
-    for tries in _attempts(place).values()
-  ]
-  return sum(count > 1 for count in ends)
-
-
-def _kept(name: str) -> dict[tuple[str, int], Any]:
-  """What came of each run of a sweep, as it is kept here."""
+def _results(path: Path) -> dict[tuple[str, int], Record]:
+  """What came of each run of a sweep."""
   return {
     (record['row'], record['seed']): {
       key: value for key, value in record.items() if key not in CIRCUMSTANCES
     }
-    for record in files.read_lines(FOLDER / f'{name}.jsonl')
+    for record in files.read_lines(path)
   }
 
 
-def table(record: dict[str, Any]) -> str:
-  """The record as Markdown."""
+def table(record: Record, peace: dict, killed: dict) -> str:
+  """The record as Markdown, with the results of both sweeps."""
   kills = record['kills']
-  peace, killed = _kept('undisturbed'), _kept('killed')
-  equal = sum(killed.get(who) == run for who, run in peace.items())
   rows = [
     ('kill -9 of the sweep', sum(k['victim'] == 'sweep' for k in kills)),
     ('kill -9 of a run', sum(k['victim'] == 'run' for k in kills)),
@@ -142,25 +129,29 @@ def table(record: dict[str, Any]) -> str:
     ('runs that came to their end twice', record['finished_twice']),
     ('records of the undisturbed sweep', len(peace)),
     ('records of the killed sweep', len(killed)),
-    ('of them equal, in every digit', equal),
+    ('of them equal, in every digit',
+     sum(killed.get(who) == run for who, run in peace.items())),
     ('seconds undisturbed', record['seconds']),
     ('seconds with the kills', record['seconds_killed']),
-  ]
-  lines = ['| | |', '| --- | ---: |', *(f'| {a} | {b} |' for a, b in rows), '']
-  lines += [
-    '| kill | of | at second | last saved step |',
-    '| ---: | --- | ---: | ---: |',
-    *(f'| {n} | {k["victim"]} | {k["second"]} | {k["step"]} |'
-      for n, k in enumerate(kills, 1)),
   ]  # fmt: skip
-  return '\n'.join(lines) + '\n'
+  counts = harness.markdown(('', ''), [(a, str(b)) for a, b in rows])
+  moments = harness.markdown(
+    ('kill', 'of', 'at second', 'last saved step'),
+    [
+      (str(number), k['victim'], str(k['second']), str(k['step']))
+      for number, k in enumerate(kills, 1)
+    ],
+    'rlrr',
+  )
+  return f'{counts}\n{moments}'
 
 
-def report_files() -> dict[str, str]:
+def report_files(folder: Path = FOLDER) -> dict[str, str]:
   """What follows from the records: name -> text."""
-  (record,) = harness.read(FOLDER)
-  return {'table.md': table(record)}
+  (record,) = harness.read(folder)
+  sweeps = (folder / 'undisturbed.jsonl', folder / 'killed.jsonl')
+  return {'table.md': table(record, *map(_results, sweeps))}
 
 
 if __name__ == '__main__':
-  main()
+  harness.main(FOLDER, measure, report_files)

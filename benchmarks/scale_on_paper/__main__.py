@@ -1,108 +1,114 @@
 """What does a 7B model take of each chip of a v5p-256, by mesh?
 
-  python -m benchmarks.scale_on_paper                 # CPU
-  python -m benchmarks.scale_on_paper --compiler=tpu  # libtpu
-  python -m benchmarks.scale_on_paper --compiler=shapes
-  python -m benchmarks.scale_on_paper --report
-
-The real train step with Power-Law Decay Loss at V 128,256 is compiled for 128
-devices that are not there, from shapes alone, and the program is read: memory,
-bytes sent, floating-point operations. Once for CPU devices, which needs nothing
-besides pdl_jax; and by the TPU's own compiler for the slice itself, which needs
-requirements.txt of this folder, and no TPU. Nothing is run. `shapes` compiles
-nothing: it is what pdl_jax.cluster.memory says. Each case is
-compiled in a process of its own and leaves one line in records.jsonl; those
-that have one are left out.
+  python -m benchmarks.scale_on_paper                # all that is missing
+  python -m benchmarks.scale_on_paper --only=cpu     # or tpu, or shapes
 """
 
-import argparse
-import json
-import os
-import subprocess
-import sys
+import dataclasses
+import time
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from benchmarks.scale_on_paper import report
-from pdl_jax import process
-from pdl_jax.storage import files
+import jax
+
+from benchmarks import harness, hlo
+from benchmarks.harness import Record
+from benchmarks.scale_on_paper import step, tables
+from pdl_jax.cluster import memory
 
 FOLDER = Path(__file__).parent
-ROOT = FOLDER.parent.parent
 # (data, fsdp, tensor).
 MESHES = ((1, 128, 1), (2, 64, 1), (4, 32, 1), (1, 32, 4), (8, 8, 2))
 # Meshes on which the loss by all logits is compiled too.
 DENSE = ((4, 32, 1), (1, 32, 4))
+COMPILERS = ('tpu', 'cpu', 'shapes')
 ALONE = {
   'JAX_PLATFORMS': 'cpu', 'NPROC': '16',
   'JAX_ENABLE_COMPILATION_CACHE': 'false',
+  # No metadata server is asked which TPU this is.
+  'TPU_SKIP_MDS_QUERY': '1',
 }  # fmt: skip
-# No metadata server is asked which TPU this is.
-AS_TPU = {'TPU_SKIP_MDS_QUERY': '1'}
-
-Record = dict[str, Any]
 
 
-def main() -> None:
-  """Compiles what has no record, then writes the table."""
-  parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-  parser.add_argument(
-    '--compiler', choices=('shapes', 'cpu', 'tpu'), default='cpu'
-  )
-  parser.add_argument('--report', action='store_true', help='compile nothing')
-  args = parser.parse_args()
-  if not args.report:
-    run(args.compiler)
-  text = report.table(read())
-  (FOLDER / 'table.md').write_text(text, 'utf-8')
-  print(text)
-
-
-def cases(compiler: str) -> Iterator[dict[str, Any]]:
+def cases(compiler: str) -> Iterator[Record]:
   """Each by its mesh, its loss and its compiler; 'shapes' compiles nothing."""
   for mesh in MESHES:
-    if compiler == 'shapes':
-      yield {'mesh': list(mesh), 'loss': 'linear', 'compiler': compiler}
-      continue
-    for loss in ('linear', 'none', *(('dense',) if mesh in DENSE else ())):
+    losses = ['linear']
+    if compiler != 'shapes':
+      losses += ['none', 'dense'] if mesh in DENSE else ['none']
+    for loss in losses:
       yield {'mesh': list(mesh), 'loss': loss, 'compiler': compiler}
 
 
-def run(compiler: str) -> None:
-  """Compiles the cases that have no record, one process each."""
-  for case in cases(compiler):
-    if case in [record['case'] for record in read()]:
-      continue
-    print(f'== {json.dumps(case)}', flush=True)
-    extra = AS_TPU if compiler == 'tpu' else {}
-    done = subprocess.run(
-      [
-        sys.executable, '-m', 'benchmarks.scale_on_paper.measure',
-        json.dumps(case),
-      ],
-      cwd=ROOT, env=os.environ | ALONE | extra, stdout=subprocess.PIPE,
-      encoding='utf-8', check=True,
-    )  # fmt: skip
-    with (FOLDER / 'records.jsonl').open('a', encoding='utf-8') as file:
-      file.write(done.stdout.splitlines()[-1] + '\n')
+def measure(options: harness.Options) -> list[Record]:
+  """A record of each case; of a tiny benchmark of one that compiles nothing."""
+  found = [x for name in COMPILERS for x in cases(name)]
+  return harness.by_case(options, found[-1:] if options.tiny else found, _alone)
 
 
-def read() -> list[Record]:
-  """The compiled cases, in the order of their declaration."""
-  path = FOLDER / 'records.jsonl'
-  if not path.exists():
-    return []
-  lines = files.read_lines(path)
-  order = [x for name in ('tpu', 'cpu', 'shapes') for x in cases(name)]
-  return sorted(lines, key=lambda record: order.index(record['case']))
+def _alone(case: Record) -> Record:
+  (record,) = harness.alone(FOLDER, case, env=ALONE)
+  return record
 
 
-def report_files() -> dict[str, str]:
+def measure_case(case: Record) -> Record:
+  """Memory, collectives and FLOPs of a chip."""
+  if case['compiler'] == 'shapes':
+    return {'case': case, 'memory': estimated(case['mesh'])}
+  tpu = case['compiler'] == 'tpu'
+  if not tpu:
+    jax.config.update('jax_num_cpu_devices', step.CHIPS)
+  model, size = step.MODEL, (step.ROWS, step.LENGTH)
+  mesh = step.make_mesh(case['mesh'], tpu)
+  began = time.monotonic()
+  compiled = step.lower(mesh, case['loss'], model, *size).compile()
+  seconds = time.monotonic() - began
+  turns = []
+  if case['loss'] == 'linear':
+    turns = step.loss_turns(dict(mesh.shape), model, *size)
+  program = hlo.parse(compiled.as_text(), turns)
+  sent, largest = Counter(), []
+  for found in hlo.collectives(program, mesh.size):
+    sent[found.kind] += found.sent
+    largest.append({**found._asdict(), 'sent': found.sent})
+  taken: Any = compiled.memory_analysis()
+  flops = step.model_flops(model, size[0] * size[1], size[1])
+  return {
+    'case': case,
+    'model': {**step.shape_of(model), 'parameters': step.parameters(model)},
+    'rows': size[0],
+    'length': size[1],
+    'chips': mesh.size,
+    'jax': jax.__version__,
+    'compile_seconds': round(seconds, 1),
+    'argument_bytes': taken.argument_size_in_bytes,
+    'temporary_bytes': taken.temp_size_in_bytes,
+    'loss_turns': turns,
+    # The TPU compiler turns matmuls into convolutions, which are not counted.
+    'flops': None if tpu else hlo.dot_flops(program),
+    'paper_flops': {key: value // mesh.size for key, value in flops.items()},
+    'sent_bytes': dict(sent),
+    'largest': sorted(largest, key=lambda x: -x['sent'])[:12],
+  }
+
+
+def estimated(mesh: list[int]) -> dict[str, int]:
+  """Bytes a chip by part, from shapes alone."""
+  found = memory.estimate(
+    step.MODEL, step.OPTIMIZER, mesh, step.ROWS, step.LENGTH, step.LENGTH
+  )
+  sums = {'temporaries': found.temporaries, 'total': found.total}
+  return {**dataclasses.asdict(found), **sums}
+
+
+def report_files(folder: Path = FOLDER) -> dict[str, str]:
   """What follows from the records: name -> text."""
-  return {'table.md': report.table(read())}
+  order = [x for name in COMPILERS for x in cases(name)]
+  records = sorted(harness.read(folder), key=lambda r: order.index(r['case']))
+  return {'table.md': tables.table(records)}
 
 
 if __name__ == '__main__':
-  process.set_xla_flags()
-  main()
+  harness.main(FOLDER, measure, report_files, measure_case)

@@ -1,11 +1,6 @@
 """Is a run of several processes the run of one, also when it is interrupted?
 
   python -m benchmarks.several_hosts
-
-The smallest job, by the command that users run, on this machine's CPUs: by one
-process, by two and by four; told to stop on one of two, and continued by four;
-with one of four killed, and continued by one. Compared are the losses of all
-steps with those of the one process that nothing disturbed.
 """
 
 import json
@@ -16,12 +11,12 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from benchmarks import harness
+from benchmarks.harness import ROOT, Record
 
 FOLDER = Path(__file__).parent
-ROOT = FOLDER.parent.parent
 STEPS, EVERY = 60, 20
 CONFIG = (
   '--config=configs/summarize.py:tiny', f'--config.train.steps={STEPS}',
@@ -53,25 +48,21 @@ CASES = (
 )
 
 
-def main() -> None:
-  """Measures, and leaves records.jsonl, env.json and table.md."""
+def measure(options: harness.Options) -> list[Record]:
+  """A record of each run; of a tiny benchmark of the first two."""
   place = ROOT / 'runs' / 'several_hosts'
   shutil.rmtree(place, ignore_errors=True)
-  records = [
-    _run(case, place / str(number)) for number, case in enumerate(CASES)
-  ]
-  harness.keep(FOLDER, records, report_files)
+  cases = CASES[:2] if options.tiny else CASES
+  return [_run(case, place / str(number)) for number, case in enumerate(cases)]
 
 
-def _run(case: Case, workdir: Path) -> dict[str, Any]:
-  calls = []
-  for number, processes in enumerate(case.processes):
-    sent = case.sent if number == 0 else None
-    calls.append(_call(processes, workdir, sent))
-  rows = [
-    json.loads(line)
-    for line in (workdir / 'metrics.jsonl').read_text('utf-8').splitlines()
+def _run(case: Case, workdir: Path) -> Record:
+  calls = [
+    _call(processes, workdir, case.sent if number == 0 else None)
+    for number, processes in enumerate(case.processes)
   ]
+  lines = (workdir / 'metrics.jsonl').read_text('utf-8').splitlines()
+  rows = [json.loads(line) for line in lines]
   return {
     'case': case.name,
     'calls': calls,
@@ -82,9 +73,7 @@ def _run(case: Case, workdir: Path) -> dict[str, Any]:
   }
 
 
-def _call(
-  processes: int, workdir: Path, sent: signal.Signals | None
-) -> dict[str, Any]:
+def _call(processes: int, workdir: Path, sent: signal.Signals | None) -> Record:
   """One call of launch.py, and what it said."""
   began = time.monotonic()
   several = [f'--processes={processes}'] if processes > 1 else []
@@ -122,28 +111,37 @@ def _send(
       return
 
 
-def table(records: list[dict[str, Any]]) -> str:
+def table(records: list[Record]) -> str:
   """The records as Markdown."""
   alone = records[0]
-  lines = [
-    '| run | processes | exit codes | largest difference of a loss (nats) | '
-    'of validation |',
-    '| --- | --- | --- | ---: | ---: |',
-  ]
-  for record in records:
-    calls = record['calls']
-    lines.append(
-      f'| {record["case"]} | '
-      f'{", then ".join(str(call["processes"]) for call in calls)} | '
-      f'{", then ".join(str(call["code"]) for call in calls)} | '
-      f'{_largest(record["losses"], alone["losses"]):.1e} | '
-      f'{_largest(record["validation"], alone["validation"]):.1e} |'
+  headings = (
+    'run', 'processes', 'exit codes', 'largest difference of a loss (nats)',
+    'of validation',
+  )  # fmt: skip
+  rows = [
+    (
+      record['case'],
+      *(
+        ', then '.join(str(call[key]) for call in record['calls'])
+        for key in ('processes', 'code')
+      ),
+      *(
+        f'{_largest(record[key], alone[key]):.1e}'
+        for key in ('losses', 'validation')
+      ),
     )
-  lines += ['', 'What they said:', '']
-  for record in records:
-    for call in record['calls']:
-      lines += [f'- {record["case"]}: {words}' for words in call['words']]
-  return '\n'.join(lines) + '\n'
+    for record in records
+  ]
+  words = [
+    f'- {record["case"]}: {words}\n'
+    for record in records for call in record['calls']
+    for words in call['words']
+  ]  # fmt: skip
+  return (
+    harness.markdown(headings, rows, 'lllrr')
+    + '\nWhat they said:\n\n'
+    + ''.join(words)
+  )
 
 
 def _largest(these: list[float], those: list[float]) -> float:
@@ -151,10 +149,8 @@ def _largest(these: list[float], those: list[float]) -> float:
   return max(abs(a - b) for a, b in zip(these, those, strict=True))
 
 
-def report_files() -> dict[str, str]:
-  """What follows from the records: name -> text."""
-  return {'table.md': table(harness.read(FOLDER))}
+report_files = harness.table_alone(FOLDER, table)
 
 
 if __name__ == '__main__':
-  main()
+  harness.main(FOLDER, measure, report_files)

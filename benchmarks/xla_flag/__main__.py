@@ -3,24 +3,11 @@
   make debian
   python -m experiments.corpus
   python -m benchmarks.xla_flag
-
-XLA's CPU backend compiles some reductions to wrong numbers; the flag, which
-every process sets since, cures what is known. The records of the other
-experiments were made without it. So each program that they declare runs here
-twice, with the flag and without: one training step is made, then a batch is
-scored and answered. Runs whose programs are the same (another seed, alpha or
-split) count once, and a fifth of the texts is read. Small models start from
-a base of 20 steps, not of 3,000: the program is the same. A compiler is one
-version of jaxlib: the command measures that of its own environment, and what
-is in runs/xla_flag already is not run again.
 """
 
-import argparse
 import copy
 import json
 import os
-import subprocess
-import sys
 from collections.abc import Iterator, Mapping
 from hashlib import sha256
 from importlib import metadata
@@ -31,6 +18,7 @@ import jax
 import numpy as np
 
 from benchmarks import harness
+from benchmarks.harness import Record
 from configs import language_model
 from experiments import small
 from pdl_jax import process
@@ -55,24 +43,35 @@ _SAME = (
 )  # fmt: skip
 # Beyond this, as a share of the largest value, it is not rounding.
 ROUNDING = 1e-3
+# Hash -> the experiments that declare a program, and a configuration of it.
+Programs = dict[str, tuple[list[str], Mapping[str, Any]]]
+# Of running a program: with the flag and without.
+WAYS = ('with', 'without')
 
 
-def main() -> None:
-  """Measures, and leaves records.jsonl, env.json and table.md."""
-  parser = argparse.ArgumentParser()
-  parser.add_argument('--child', choices=('base', 'with', 'without'))
-  child, folder = parser.parse_args().child, RUNS / version()
-  if child == 'base':
-    make_base(folder / 'base')
-  elif child is not None:
-    run_all(folder / child, folder / 'base', child == 'with')
+def measure(options: harness.Options) -> list[Record]:
+  """Of this version of the compiler; the records of others stay.
+
+  A tiny benchmark has one program, which needs no base.
+  """
+  folder = RUNS / ('tiny' if options.tiny else version())
+  for way in WAYS if options.tiny else ('base', *WAYS):
+    harness.alone(FOLDER, {'way': way, 'folder': str(folder)})
+  others = [
+    record for record in harness.read_cases(options.place)
+    if record['jaxlib'] != version()
+  ]  # fmt: skip
+  return [*others, *compared(folder)]
+
+
+def measure_case(case: dict[str, str]) -> Record:
+  """Makes the base, or runs all programs in one way, in this process."""
+  way, folder = case['way'], Path(case['folder'])
+  if way == 'base':
+    make_base(folder / way)
   else:
-    for name in ('base', 'with', 'without'):
-      command = [sys.executable, '-m', 'benchmarks.xla_flag']
-      subprocess.run([*command, f'--child={name}'], check=True)
-    kept = (FOLDER / 'records.jsonl').exists() and harness.read(FOLDER)
-    others = [r for r in kept or [] if r['jaxlib'] != version()]
-    harness.keep(FOLDER, [*others, *compared(folder)], report_files)
+    run_all(folder, way)
+  return case
 
 
 def version() -> str:
@@ -91,16 +90,24 @@ def make_base(folder: Path) -> None:
   finetune.run(Settings.from_config(config), folder, StopRequest())
 
 
-def programs() -> dict[str, tuple[list[str], Mapping[str, Any]]]:
-  """Hash -> the experiments that declare it, and a configuration of it."""
-  found: dict[str, tuple[list[str], Mapping[str, Any]]] = {}
-  for folder in index.experiments(Path('experiments')):
-    declared = getattr(plan.module(folder), 'EXPERIMENT', None)
+def programs(folder: Path) -> Programs:
+  """Those that run in a folder."""
+  found: Programs = {}
+  for experiment in index.experiments(Path('experiments')):
+    declared = getattr(plan.module(experiment), 'EXPERIMENT', None)
     for config in _configs(declared) if declared else ():
       flat = flatten(config)
       names = found.setdefault(_program(flat), ([], config))[0]
-      if folder.name not in names:
-        names.append(folder.name)
+      if experiment.name not in names:
+        names.append(experiment.name)
+  if folder.name == 'tiny':
+    found = {
+      name: (names, config) for name, (names, config) in found.items()
+      if (config['data']['name'], config['model']['pretrained']) == (
+        'sotu_interleaved', ''
+      )
+    }  # fmt: skip
+    return dict([*found.items()][:1])
   return found
 
 
@@ -134,15 +141,15 @@ def _program(flat: Mapping[str, Any]) -> str:
   return sha256(text.encode()).hexdigest()[:8]
 
 
-def run_all(folder: Path, base: Path, flagged: bool) -> None:
+def run_all(folder: Path, way: str) -> None:
   """Each program, in one process."""
-  if not flagged:
+  if way == 'without':
     # Importing `harness` has set it; JAX has not started yet.
     flags = os.environ['XLA_FLAGS'].replace(process.XLA_FLAG, '')
     os.environ['XLA_FLAGS'] = flags
-  folder.mkdir(parents=True, exist_ok=True)
-  for name, (_, declared) in programs().items():
-    path = folder / f'{name}.npz'
+  (folder / way).mkdir(parents=True, exist_ok=True)
+  for name, (_, declared) in programs(folder).items():
+    path = folder / way / f'{name}.npz'
     if path.exists():
       continue
     config = copy.deepcopy(dict(declared))
@@ -150,9 +157,9 @@ def run_all(folder: Path, base: Path, flagged: bool) -> None:
     splits = config['data']['splits']
     splits['train'] = f'{splits["train"].partition("[")[0]}[:20%]'
     if config['model']['pretrained'].startswith('run:'):
-      config['model']['pretrained'] = f'run:{base}'
+      config['model']['pretrained'] = f'run:{folder / "base"}'
     found = run_once(Settings.from_resolved(config))
-    partial = folder / f'{name}.partial.npz'
+    partial = path.with_suffix('.partial.npz')
     np.savez(partial, allow_pickle=False, **found)
     partial.replace(path)
 
@@ -200,12 +207,12 @@ def run_once(settings: Settings) -> dict[str, np.ndarray]:
   return found
 
 
-def compared(folder: Path) -> list[dict[str, Any]]:
+def compared(folder: Path) -> list[Record]:
   """A record a program that was run in both ways."""
-  records, declared = [], programs()
+  records, declared = [], programs(folder)
   for name, (experiments, config) in declared.items():
     flat, paths = flatten(config), [
-      folder / way / f'{name}.npz' for way in ('with', 'without')
+      folder / way / f'{name}.npz' for way in WAYS
     ]
     if not all(path.exists() for path in paths):
       continue
@@ -237,44 +244,47 @@ def difference(one: np.ndarray, other: np.ndarray) -> float:
   return share if np.isfinite(share) else float('inf')
 
 
-def table(records: list[dict[str, Any]]) -> str:
+def table(records: list[Record]) -> str:
   """The largest differences by version and quantity, as Markdown."""
-  lines = [
-    '| jaxlib | programs | quantity | largest relative difference | beyond '
-    f'{ROUNDING:g} | of |',
-    '| --- | ---: | --- | ---: | ---: | --- |',
-  ]
+  headings = (
+    'jaxlib', 'programs', 'quantity', 'largest relative difference',
+    f'beyond {ROUNDING:g}', 'of',
+  )  # fmt: skip
+  rows = []
   for jaxlib in sorted({record['jaxlib'] for record in records}):
     mine = [record for record in records if record['jaxlib'] == jaxlib]
-    count = f'{len(mine)} of {mine[0]["of"]}'
-    for key in mine[0]['differences']:
-      worst = max(mine, key=lambda record: record['differences'][key])
-      beyond = sum(r['differences'][key] > ROUNDING for r in mine)
-      lines.append(
-        f'| {jaxlib} | {count} | {key} | {worst["differences"][key]:.1e} | '
-        f'{beyond} | {", ".join(worst["experiments"])} |'
-      )
-    coded = [r for r in mine if r.get('other_codes') is not None]
-    if coded:
-      worst = max(coded, key=lambda record: record['other_codes'])
-      lines.append(
-        f'| {jaxlib} | {len(coded)} with codes | share of other codes | '
-        f'{worst["other_codes"]:.1e} | '
-        f'{sum(r["other_codes"] > 0 for r in coded)} above 0 | '
-        f'{", ".join(worst["experiments"])} |'
-      )
-    other = [record for record in mine if not record['same_tokens']]
-    lines.append(
-      f'| {jaxlib} | {count} | decoded tokens differ | - | {len(other)} | '
-      f'{", ".join(sorted({e for r in other for e in r["experiments"]}))} |'
-    )
-  return '\n'.join(lines) + '\n'
+    rows += [(jaxlib, *row) for row in _rows(mine)]
+  return harness.markdown(headings, rows, 'lrlrrl')
 
 
-def report_files() -> dict[str, str]:
-  """What follows from the records: name -> text."""
-  return {'table.md': table(harness.read(FOLDER))}
+def _rows(records: list[Record]) -> Iterator[tuple[str, ...]]:
+  """Of one version."""
+  count = f'{len(records)} of {records[0]["of"]}'
+  for key in records[0]['differences']:
+    worst = max(records, key=lambda record: record['differences'][key])
+    beyond = sum(r['differences'][key] > ROUNDING for r in records)
+    yield (
+      count, key, f'{worst["differences"][key]:.1e}', str(beyond),
+      ', '.join(worst['experiments']),
+    )  # fmt: skip
+  coded = [r for r in records if r.get('other_codes') is not None]
+  if coded:
+    worst = max(coded, key=lambda record: record['other_codes'])
+    yield (
+      f'{len(coded)} with codes', 'share of other codes',
+      f'{worst["other_codes"]:.1e}',
+      f'{sum(r["other_codes"] > 0 for r in coded)} above 0',
+      ', '.join(worst['experiments']),
+    )  # fmt: skip
+  other = [record for record in records if not record['same_tokens']]
+  names = sorted({name for r in other for name in r['experiments']})
+  yield (
+    count, 'decoded tokens differ', '-', str(len(other)), ', '.join(names)
+  )
+
+
+report_files = harness.table_alone(FOLDER, table)
 
 
 if __name__ == '__main__':
-  main()
+  harness.main(FOLDER, measure, report_files, measure_case)

@@ -63,6 +63,9 @@ DRAWN = {
   'smollm2': Drawn('SmolLM2, fine-tuned to summarize', 'smollm2', COMPLEX, 1),
 }
 _SEED = 0
+# Length -> seed -> nats a token.
+BySeed = dict[int, dict[int, float]]
+ByRow = dict[str, BySeed]
 
 
 def main() -> None:
@@ -162,77 +165,62 @@ def _angles() -> Iterator[dict[str, Any]]:
 def table(records: list[dict[str, Any]]) -> str:
   """The records as Markdown."""
   found = _by_row(records)
-  head = ' | '.join(f'{length:,}' for length in LENGTHS)
-  tokens = records[0]['tokens']
-  text = (
-    f'Test perplexity of the same {tokens:,} tokens, read in pieces of so many '
-    'tokens, after training on rows of 127; mean over seeds, in brackets the '
-    'lowest and the highest.\n\n'
-    f'| attention | seeds | {head} |\n'
-    f'| --- | ---: |{" ---: |" * len(LENGTHS)}\n'
+  lengths = [f'{length:,}' for length in LENGTHS]
+  rows = [
+    (
+      label, str(len(by_length[LENGTHS[0]])),
+      *(_cell(np.exp(list(by_length[n].values()))) for n in LENGTHS),
+    )
+    for label, by_length in found.items()
+  ]  # fmt: skip
+  return (
+    f'Test perplexity of the same {records[0]["tokens"]:,} tokens, read in '
+    'pieces of so many tokens, after training on rows of 127; mean over seeds, '
+    'in brackets the lowest and the highest.\n\n'
+    + harness.markdown(('attention', 'seeds', *lengths), rows)
+    + f'\nThe same minus {ROPE}, nats a token, over paired seeds (mean, 95 % t '
+    'interval over seeds, of the same texts), and how much that grows from the '
+    'shortest to the longest.\n\n'
+    + harness.markdown(
+      ('attention', 'pairs', *lengths, 'growth'), _differences(found)
+    )
   )
-  for label, by_length in found.items():
-    cells = [_cell(np.exp(list(by_length[n].values()))) for n in LENGTHS]
-    seeds = len(by_length[LENGTHS[0]])
-    text += f'| {label} | {seeds} | {" | ".join(cells)} |\n'
-  return text + _differences(found)
 
 
 def _cell(values: np.ndarray) -> str:
   return f'{values.mean():.1f} ({values.min():.1f} to {values.max():.1f})'
 
 
-def _differences(found: dict[str, dict[int, dict[int, float]]]) -> str:
+def _differences(found: ByRow) -> Iterator[list[str]]:
   """Every other attention minus RoPE in nats, over paired seeds."""
-  if ROPE not in found:
-    return ''
-  text = (
-    f'\nThe same minus {ROPE}, nats a token, over paired seeds (mean, 95 % t '
-    'interval over seeds, of the same texts), and how much that grows from the '
-    'shortest to the longest.\n\n'
-    f'| attention | pairs | {" | ".join(f"{n:,}" for n in LENGTHS)} | growth |'
-    f'\n| --- | ---: |{" ---: |" * (len(LENGTHS) + 1)}\n'
-  )
   for label in (label for label in found if label != ROPE):
-    text += _minus(label, found[label], found[ROPE])
+    yield _minus(label, found[label], found[ROPE])
   # Of the other seeds it is known that it is better: they chose it.
   of = {s.name: s.seeds for s in complexformer.EXPERIMENT.studies}['published']
-  if PUBLISHED.label in found:
-    by_length = {
-      length: {seed: x for seed, x in by_seed.items() if seed in of}
-      for length, by_seed in found[PUBLISHED.label].items()
-    }
-    label = f'{PUBLISHED.label}, seeds {min(of)} to {max(of)} alone'
-    text += _minus(label, by_length, found[ROPE])
-  return text
+  by_length = {
+    length: {seed: x for seed, x in by_seed.items() if seed in of}
+    for length, by_seed in found[PUBLISHED.label].items()
+  }
+  label = f'{PUBLISHED.label}, seeds {min(of)} to {max(of)} alone'
+  yield _minus(label, by_length, found[ROPE])
 
 
-def _minus(
-  label: str,
-  row: dict[int, dict[int, float]],
-  other: dict[int, dict[int, float]],
-) -> str:
-  """Row of the table of differences; of one pair without an interval."""
+def _minus(label: str, row: BySeed, other: BySeed) -> list[str]:
+  """Row of the table of differences."""
   seeds = sorted(row[LENGTHS[0]].keys() & other[LENGTHS[0]].keys())
   minus = [
     np.asarray([row[n][seed] - other[n][seed] for seed in seeds])
     for n in LENGTHS
   ]
-  cells = []
+  cells = [label, str(len(seeds))]
   for values in (*minus, minus[-1] - minus[0]):
-    mean = values.mean()
-    cells.append(f'{mean:+.3f}')
-    if len(seeds) > 1:
-      half = half_interval(values)
-      cells[-1] += f' ({mean - half:+.3f} to {mean + half:+.3f})'
-  return f'| {label} | {len(seeds)} | {" | ".join(cells)} |\n'
+    mean, half = values.mean(), half_interval(values)
+    cells.append(f'{mean:+.3f} ({mean - half:+.3f} to {mean + half:+.3f})')
+  return cells
 
 
-def _by_row(
-  records: list[dict[str, Any]],
-) -> dict[str, dict[int, dict[int, float]]]:
-  """Row -> length -> seed -> nats a token."""
-  found: dict[str, dict[int, dict[int, float]]] = {}
+def _by_row(records: list[dict[str, Any]]) -> ByRow:
+  found: ByRow = {}
   for record in records:
     if record['what'] == 'length':
       by_length = found.setdefault(record['row'], {})
@@ -241,9 +229,9 @@ def _by_row(
   return found
 
 
-def report_files() -> dict[str, str]:
+def report_files(folder: Path = FOLDER) -> dict[str, str]:
   """What follows from the records: name -> text."""
-  records = harness.read(FOLDER)
+  records = harness.read(folder)
   drawn = {
     'length.svg': figures.svg(
       partial(_draw_lengths, records), 'Perplexity against length'

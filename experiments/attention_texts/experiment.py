@@ -114,14 +114,12 @@ def table(records: list[dict[str, Any]]) -> str:
     f'and the others minus {ROPE} in nats a token (mean, 95 % t interval over '
     'seeds; that of other texts of a kind is not in it). The last column is '
     'the mean of the four kinds before the speeches.\n\n'
-    f'| attention | {" | ".join(columns)} |\n'
-    f'| --- |{" ---: |" * len(columns)}\n'
   )
   cells = [
     f'{np.mean(np.exp([mean(ROPE, seed, names) for seed in seeds])):.1f}'
     for names in columns.values()
   ]
-  text += f'| {ROPE}, perplexity | {" | ".join(cells)} |\n'
+  rows = [(f'{ROPE}, perplexity', *cells)]
   for row in ROWS[1:]:
     cells = []
     for names in columns.values():
@@ -130,13 +128,11 @@ def table(records: list[dict[str, Any]]) -> str:
       cells.append(
         f'{middle:+.3f} ({middle - half:+.3f} to {middle + half:+.3f})'
       )
-    text += f'| {row} | {" | ".join(cells)} |\n'
-  return text
+    rows.append((row, *cells))
+  return text + harness.markdown(('attention', *columns), rows)
 
 
-def report_files() -> dict[str, str]:
-  """What follows from the records: name -> text."""
-  return {'table.md': table(harness.read(FOLDER))}
+report_files = harness.table_alone(FOLDER, table)
 
 
 if __name__ == '__main__':

@@ -135,27 +135,23 @@ def _hidden(
 def table(records: list[dict[str, Any]]) -> str:
   """The records as Markdown."""
   steps = sorted({record['step'] for record in records})
-  text = (
-    f'Validation perplexity, {records[0]["tokens"]:,} tokens, after so many '
-    'steps.\n\n'
-    f'| trained with | measured with | {" | ".join(map(str, steps))} |\n'
-    f'| --- | --- |{" ---: |" * len(steps)}\n'
-  )
+  rows = []
   for pair in PAIRS:
     nats = {
       record['step']: record['nats_per_token']
       for record in records
       if (record['trained'], record['measured']) == pair
     }
-    cells = [f'{np.exp(nats[step]):.4g}' for step in steps]
-    trained, read_with = pair
-    text += f'| {trained} mask | {read_with} mask | {" | ".join(cells)} |\n'
-  return text
+    masks = (f'{mask} mask' for mask in pair)
+    rows.append((*masks, *(f'{np.exp(nats[step]):.4g}' for step in steps)))
+  headings = ('trained with', 'measured with', *map(str, steps))
+  return (
+    f'Validation perplexity, {records[0]["tokens"]:,} tokens, after so many '
+    f'steps.\n\n{harness.markdown(headings, rows, "ll" + "r" * len(steps))}'
+  )
 
 
-def report_files() -> dict[str, str]:
-  """What follows from the records: name -> text."""
-  return {'table.md': table(harness.read(FOLDER))}
+report_files = harness.table_alone(FOLDER, table)
 
 
 if __name__ == '__main__':

@@ -298,27 +298,27 @@ def _losses(
 
 def table(records: list[dict[str, Any]]) -> str:
   """The records as Markdown."""
-  text = (
-    'Perplexity as a ratio to the full softmax, '
-    f'{records[0]["tokens"]:,} validation tokens, nothing trained.\n\n'
-    '| head | floats (% of dense) | index bits a type | look-ups (millions) | '
-    'perplexity ratio |\n| --- | ---: | ---: | ---: | ---: |\n'
-  )
-  types = records[0]['types']
+  headings = (
+    'head', 'floats (% of dense)', 'index bits a type', 'look-ups (millions)',
+    'perplexity ratio',
+  )  # fmt: skip
+  rows = []
   for record in records:
     ratio = np.exp(record['nats_per_token'] - record['dense_nats_per_token'])
-    text += (
-      f'| {record["form"]} | '
-      f'{100 * record["floats"] / record["dense_floats"]:.2f} | '
-      f'{record["index_bits"] / types:.0f} | '
-      f'{record["look_ups"] / 1e6:.2f} | {ratio:.3f} |\n'
-    )
-  return text
+    rows.append((
+      record['form'],
+      f'{100 * record["floats"] / record["dense_floats"]:.2f}',
+      f'{record["index_bits"] / record["types"]:.0f}',
+      f'{record["look_ups"] / 1e6:.2f}', f'{ratio:.3f}',
+    ))  # fmt: skip
+  return (
+    'Perplexity as a ratio to the full softmax, '
+    f'{records[0]["tokens"]:,} validation tokens, nothing trained.\n\n'
+    + harness.markdown(headings, rows)
+  )
 
 
-def report_files() -> dict[str, str]:
-  """What follows from the records: name -> text."""
-  return {'table.md': table(harness.read(FOLDER))}
+report_files = harness.table_alone(FOLDER, table)
 
 
 if __name__ == '__main__':

@@ -1,21 +1,14 @@
 """Committed tables follow from committed records, byte for byte."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
-import jax
-import jax.numpy as jnp
 import pytest
 
-from benchmarks import harness
-from benchmarks.loss_speed import flops
 from experiments import rehash
 from pdl_jax.errors import DataError
 from pdl_jax.report import index, plan, write
 
-ROOT = Path(__file__).parent.parent
 LISTS = [Path('experiments'), Path('benchmarks')]
 FOLDERS = [path for folder in LISTS for path in index.experiments(folder)]
 # Some are declared, and not measured yet.
@@ -80,49 +73,6 @@ def test_records_are_carried_over_to_a_new_hash():
   assert reversed_ == [
     json.loads(line)['hash'] for line in rehash.rehashed(folder, now, now)
   ]
-
-
-def test_what_measures_in_one_go_leaves_its_environment(tmp_path, capsys):
-  records = [{'seconds': 1.5}, {'seconds': 2.5}]
-
-  def report_files():
-    return {'table.md': f'{len(harness.read(tmp_path))} rows\n'}
-
-  harness.keep(tmp_path, records, report_files)
-  assert harness.read(tmp_path) == records
-  found = json.loads((tmp_path / 'env.json').read_text('utf-8'))
-  assert {'commit', 'dirty', 'packages', 'cpus', 'devices'} <= found.keys()
-  assert (tmp_path / 'table.md').read_text('utf-8') == '2 rows\n'
-  assert '2 rows' in capsys.readouterr().out
-
-
-def test_loss_speed_runs(tmp_path):
-  """Every part of the benchmark at tiny sizes, without the peers."""
-  command = [
-    sys.executable, '-m', 'benchmarks.loss_speed', '--smoke',
-    '--ours', f'--folder={tmp_path}',
-  ]  # fmt: skip
-  subprocess.run(command, check=True, cwd=ROOT)
-  table = (tmp_path / 'table.md').read_text('utf-8')
-  assert 'optax, unfused' in table
-  assert 'ours, vocabulary' in table
-  assert len(list(tmp_path.glob('*.png'))) == 1
-
-
-def test_matmuls_of_a_scan_are_counted_by_what_its_turns_know():
-  def repeat(weights_NxN, count, all_xs_TxN):
-    def turn(carry_N, x_N):
-      # As often as a constant of the scan says.
-      grown_N = jax.lax.fori_loop(
-        0, count, lambda _, y_N: weights_NxN @ y_N, x_N + carry_N
-      )
-      return carry_N, grown_N
-
-    return jax.lax.scan(turn, jnp.zeros(3), all_xs_TxN)
-
-  arrays = jnp.ones((3, 3)), jnp.asarray(2), jnp.ones((4, 3))
-  # 2 x 3 x 3 in each of the 2 turns in each of the 4.
-  assert flops.of_call(lambda x: repeat(*x), arrays) == 4 * 2 * 18
 
 
 def test_tuned_rivals_are_the_best_of_their_tuning():

@@ -8,7 +8,7 @@ import pytest
 from jax import lax
 from jax.sharding import PartitionSpec as P
 
-from benchmarks.scale_on_paper import hlo
+from benchmarks import hlo
 from pdl_jax.mesh import make_mesh
 
 MESH = (2, 4, 1)
