@@ -324,7 +324,7 @@ def config_hash(config: Mapping[str, Any]) -> str:
 
 
 def run_id(config: Mapping[str, Any], overrides: Iterable[str]) -> str:
-  """Readable overrides that change numbers, and the hash.
+  """Names a run by the overrides that change its numbers.
 
   Args:
     config: resolved.
@@ -336,5 +336,4 @@ def run_id(config: Mapping[str, Any], overrides: Iterable[str]) -> str:
     for key in sorted(overrides)
     if key in counted
   ]
-  name = ','.join(changed).replace('/', '_') or 'default'
-  return f'{name[:80]}-{config_hash(config)}'
+  return ','.join(changed).replace('/', '_')[:80] or 'default'

@@ -54,12 +54,11 @@ class Sweep:
     claims.open_folder(root)
     failed = {}
     for cell in cells:
-      run = root / cell.run_id
+      run = claims.open_run(root, cell)
       self.commands.append(command(cell, run))
       code = next((c for x, c in self.failing.items() if x in cell.run_id), 0)
       if code:
         attempt = claims.claim(root, cell.digest, [])
-        run.mkdir(exist_ok=True)
         attempt.write_end(End(code, 1.0, 'error: it went wrong'))
         failed[cell.run_id] = 'error: it went wrong'
       elif not claims.finished(run):

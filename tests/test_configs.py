@@ -224,8 +224,8 @@ def test_what_was_asked_for_in_vain(asked, in_vain):
 def test_run_ids_are_readable():
   config = changed(**{'loss.alpha': 0.5, 'seed': 3, 'train.log_every': 2})
   keys = ['loss.alpha', 'seed', 'train.log_every']
-  assert run_id(config, keys) == f'alpha=0.5,seed=3-{config_hash(config)}'
-  assert run_id(changed(), []).startswith('default-')
+  assert run_id(config, keys) == 'alpha=0.5,seed=3'
+  assert run_id(changed(), []) == 'default'
 
 
 @pytest.mark.parametrize(

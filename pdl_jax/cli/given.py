@@ -1,6 +1,6 @@
 """The flags of all commands, and what they mean.
 
-Nothing here imports JAX before the flags are read.
+Nothing heavy is imported before the flags are read.
 """
 
 import dataclasses
@@ -28,7 +28,7 @@ flags.DEFINE_bool(
   'help_config', False, 'Print every key of a configuration, and what it means.'
 )
 WORKDIR = flags.DEFINE_string(
-  'workdir', None, 'Run folder; default: runs/NAME/<overrides>-<hash>.'
+  'workdir', None, 'Run folder; default: runs/NAME/<overrides>.'
 )
 MODELS = flags.DEFINE_list(
   'models', ['after'], 'With --decode: before, after, or both.'
@@ -66,7 +66,7 @@ HOSTS = flags.DEFINE_integer(
   'hosts_per_cell', 1, 'With --engine=ray: machines of a cell, each with '
   '--resources; of TPU, a slice.', lower_bound=1,
 )  # fmt: skip
-# A run has those of preview too, and all that are named nowhere here.
+# A run has the flags of preview, and all that no other command has.
 _OF = {
   'preview': ('config', 'workdir', 'backend'),
   'evaluate': ('decode', 'models', 'backend'),
@@ -77,7 +77,7 @@ _OF = {
 
 
 def _names(command: str) -> list[str]:
-  """Flags of a command, '' being a run."""
+  """Lists the flags of a command, where '' is a run."""
   if command in _OF:
     return list(_OF[command])
   others = {name for names in _OF.values() for name in names}
@@ -91,7 +91,7 @@ def _names(command: str) -> list[str]:
 
 
 def flags_of(command: str) -> str:
-  """Help on the flags of a command, '' being a run."""
+  """Returns help on the flags of a command, where '' is a run."""
   lines: list[str] = []
   for name in _names(command):
     if name in flags.FLAGS:  # --decode is on the page of its command.
@@ -104,14 +104,11 @@ def flags_of(command: str) -> str:
 
 
 def read(command: str, arguments: Sequence[str]) -> list[str]:
-  """Reads the flags.
+  """Reads the flags, and returns the arguments without one.
 
   Args:
     command: '' for a run.
     arguments: the program's name, and what follows the command.
-
-  Returns:
-    what stands without a flag: only a command that takes it has any.
 
   Raises:
     ConfigError: for anything in them that is not understood.
@@ -141,10 +138,13 @@ def folder(command: str, what: str, arguments: Sequence[str]) -> Path:
   """Reads the flags, and the one folder that a command takes.
 
   Args:
-    what: stands for it in the help.
+    command: the command.
+    what: stands for the folder in the help.
+    arguments: the program's name, and what follows the command.
 
   Raises:
-    ConfigError: as `read`; or there are more folders, or none.
+    ConfigError: for flags that are not understood, and unless there is one
+      folder.
   """
   rest = read(command, arguments)
   if len(rest) != 1:
@@ -181,7 +181,7 @@ def _check_names(command: str, arguments: Sequence[str]) -> None:
 
 
 def begin() -> 'StopRequest':
-  """Hears signals, and chooses the backend; of several hosts joins them."""
+  """Hears signals, chooses the backend, and joins the other hosts, if any."""
   from pdl_jax.cluster import multihost
   from pdl_jax.train.preemption import StopRequest
 
@@ -192,7 +192,7 @@ def begin() -> 'StopRequest':
 
 
 def decode() -> dict[str, Any] | None:
-  """All keys of --decode, or None if none was given."""
+  """Returns all keys of --decode, or None if none was given."""
   if not overrides('decode'):
     return None
   keys: Any = flags.FLAGS['decode'].value
@@ -200,17 +200,18 @@ def decode() -> dict[str, Any] | None:
 
 
 def overrides(name: str) -> dict[str, Any]:
-  """Keys that the command line sets of --config or --decode, dotted."""
+  """Returns the dotted keys of --config or --decode that are given."""
   return config_flags.get_override_values(flags.FLAGS[name])
 
 
 def configured() -> 'tuple[Settings, Path]':
-  """The settings and the run folder that the flags mean.
+  """Returns the settings and the run folder that the flags mean.
 
   Raises:
     ConfigError: no --config, no such file, or a wrong value in it.
   """
   from pdl_jax.config import Settings, run_id
+  from pdl_jax.sweep import claims
 
   default = config_folder()
   try:
@@ -222,11 +223,12 @@ def configured() -> 'tuple[Settings, Path]':
     ) from error
   if WORKDIR.value is not None:
     return settings, Path(WORKDIR.value)
-  return settings, default / run_id(settings.resolved, overrides('config'))
+  name = run_id(settings.resolved, overrides('config'))
+  return settings, claims.default_folder(default, name, settings.hash)
 
 
 def config_folder() -> Path:
-  """Where runs of this config file and mode go by default.
+  """Returns where runs of this config file and mode go by default.
 
   Raises:
     ConfigError: no --config, or no such file.
@@ -252,12 +254,12 @@ def config_module() -> types.ModuleType:
 
 
 def config_file() -> str:
-  """The value of --config: file and mode."""
+  """Returns the value of --config: file and mode."""
   return config_flags.get_config_filename(flags.FLAGS['config'])
 
 
 def _one_line(error: Exception) -> str:
-  """What a parser says, without its traceback."""
+  """Returns what a parser says, without its traceback."""
   if isinstance(error, KeyError | AttributeError):
     if 'get_config' in str(error):
       return '--config: the file has no function get_config'

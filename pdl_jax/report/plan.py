@@ -104,7 +104,12 @@ def base(study: Study) -> Planned | None:
   if study.base is None:
     return None
   made = _planned(study.base.config, study.base.overrides, {})
-  named = dataclasses.replace(made.cell, labels=('all others start from it',))
+  named = dataclasses.replace(
+    made.cell,
+    labels=('all others start from it',),
+    # The hashes of the runs that start from it contain this name.
+    run_id=f'{made.cell.run_id}-{made.cell.digest}',
+  )
   return dataclasses.replace(made, cell=named)
 
 

@@ -1,5 +1,5 @@
-"""Sweeps: named axes to cells, and cells to finished runs that survive.
+"""Sweeps: axes become cells, and cells become finished runs.
 
-Reading order: cell, axes, claims, child, local, status; then, of the Ray
-engine, ray_engine, placement and gang.
+Read cell, axes, claims, child, local and status in this order, then the Ray
+engine: ray_engine, placement and gang.
 """

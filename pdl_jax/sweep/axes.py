@@ -1,19 +1,20 @@
-"""Axes to cells: the product of named generators, each run once.
+"""Makes cells of axes: the product of named generators, each run once.
 
-An axis is a generator beside get_config in a config file; `sweep_alpha` is
+An axis is a generator beside get_config in a config file: `sweep_alpha` is
 the axis alpha. Each value that it yields is a set of overrides:
 
   def sweep_alpha() -> Iterator[dict[str, Any]]:
     for alpha in (0.0, 0.25, 0.5):
       yield {'loss.alpha': alpha}
 
-Or a key and its values: `loss.alpha=0,0.25`, where `alpha` will do if there is
-an axis of that name, or one key that ends so.
+An axis can also be a key and its values, as in `loss.alpha=0,0.25`. A short
+name like `alpha` will do for an axis, or for the only key that ends so.
 """
 
 import dataclasses
 import itertools
 import json
+from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from types import ModuleType
 from typing import Any
@@ -36,17 +37,17 @@ def cells(
   base_config: ConfigDict,
   given: Collection[str] = (),
 ) -> list[Cell]:
-  """The product of the named axes; the last one varies fastest.
+  """Makes the product of axes, of which the last varies fastest.
 
   Args:
     module: the config file, with its sweep_NAME generators.
     names: axes, or KEY=VALUE,VALUE.
-    base_config: what the overrides are applied to.
-    given: keys of base_config that the command line has set: no axis may set
-      them again, and they are part of the names of the folders.
+    base_config: the overrides are applied to it.
+    given: keys that the command line has set. No axis may set them again, and
+      they are part of the names of the folders.
 
   Returns:
-    each run once, where its first point stands.
+    each run once, in the order of first points.
 
   Raises:
     ConfigError: an axis that does not exist, is empty or named twice; a value
@@ -69,13 +70,19 @@ def cells(
     same = found.setdefault(made.digest, made)
     if same is not made:
       found[made.digest] = _join(same, made)
-  return list(found.values())
+  names_used = Counter(cell.run_id for cell in found.values())
+  return [
+    dataclasses.replace(cell, run_id=f'{cell.run_id}-{cell.digest}')
+    if names_used[cell.run_id] > 1
+    else cell
+    for cell in found.values()
+  ]
 
 
 def _values(
   module: ModuleType, entry: str, base_config: ConfigDict
 ) -> list[Overrides]:
-  """An axis that is written out, as in 'loss.alpha=0,0.25'."""
+  """Reads an axis that is written out, as in 'loss.alpha=0,0.25'."""
   name, _, told = entry.partition('=')
   defaults = flatten(json.loads(base_config.to_json()))
   key = _key(module, name, defaults)
@@ -95,7 +102,7 @@ def _values(
 def _key(
   module: ModuleType, name: str, defaults: Mapping[str, Any]
 ) -> str:
-  """The key that a name means: itself, that of an axis, or its last part."""
+  """Finds the key that a name means, which may be that of an axis."""
   if name in defaults:
     return name
   if name in _declared(module):
@@ -136,7 +143,7 @@ def _axis(module: ModuleType, name: str) -> list[Overrides]:
 def _merge(
   names: Sequence[str], point: Sequence[Overrides], given: Collection[str]
 ) -> dict[str, Any]:
-  """One point of the product; no key may have two values."""
+  """Merges one point of the product; no key may have two values."""
   merged: dict[str, Any] = {}
   owner = dict.fromkeys(given, 'the command line')
   for name, overrides in zip(names, point, strict=True):
@@ -154,10 +161,10 @@ def _merge(
 def cell(
   base_config: ConfigDict, overrides: Overrides, given: Iterable[str] = ()
 ) -> Cell:
-  """One run.
+  """Makes one run.
 
   Args:
-    base_config: what the overrides are applied to.
+    base_config: the overrides are applied to it.
     overrides: dotted key -> value.
     given: further keys that its folder is named by.
 
@@ -181,7 +188,7 @@ def cell(
 
 
 def _join(first: Cell, second: Cell) -> Cell:
-  """The same run under another label."""
+  """Adds the labels of a cell that is the same run."""
   if numbers(first.config) != numbers(second.config):
     raise ConfigError(
       f'cells {first.labels[0]} and {second.labels[0]} are different runs with '

@@ -1,4 +1,4 @@
-"""A cell: what every engine, and who looks on, knows of one run of a sweep."""
+"""A cell: what every engine and `status` know of one run of a sweep."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -12,11 +12,12 @@ class Cell:
   """One run of a sweep; several points of the product can be the same run.
 
   Attributes:
-    labels: of its points, as in 'alpha=0.5 seed=1'.
-    overrides: of the first of them, dotted key -> value.
+    labels: one for each of its points, as in 'alpha=0.5 seed=1'.
+    overrides: dotted key -> value, of the first point.
     config: resolved, as the run folder keeps it.
-    run_id: what its folder is called, unless the run has one already.
-    digest: hash of everything that changes numbers; who the cell is.
+    run_id: the name of its folder, unless the run has one already. The hash
+      is added where another run of the same root has that name.
+    digest: the hash of everything that changes numbers, by which it is known.
   """
 
   labels: tuple[str, ...]

@@ -1,7 +1,7 @@
-"""One run of a cell as a child process, claimed first.
+"""Runs a claimed cell as a child process.
 
-It is exactly what a user would run: the command line of `launch.py`, in a
-process group of its own, with its output in log.txt of its run folder.
+The child is what a user would run: the command line of `launch.py`, in its own
+process group, with its output in log.txt of the run folder.
 """
 
 import dataclasses
@@ -20,7 +20,7 @@ from pdl_jax.sweep.claims import PREEMPTED, Attempt, End
 
 Command = Callable[[Cell, Path], list[str]]
 
-_TAIL = 8192  # bytes of a log in which the error is looked for
+_TAIL = 8192  # bytes at the end of a log in which the error is looked for
 
 
 @dataclasses.dataclass
@@ -33,10 +33,10 @@ class Child:
   popen: subprocess.Popen
   began: float  # by time.monotonic
   logged: int  # size of the log before that
-  told: int = 0  # signals that were passed to it
+  told: int = 0  # signals passed to it
 
   def poll(self) -> int | None:
-    """Its exit code, once it has ended; gives the cell back."""
+    """Returns the exit code once it has ended, and gives the cell back."""
     code, error = self.popen.poll(), ''
     if code is None:
       return None
@@ -53,13 +53,13 @@ class Child:
     return code
 
   def stop(self, signals: int) -> None:
-    """Sends SIGTERM, if it has had fewer than so many."""
+    """Sends SIGTERM unless it has had that many signals."""
     if self.told < signals:
       self.told += 1
       self.popen.terminate()
 
   def beat(self) -> None:
-    """Keeps the claim fresh; ends what another machine has taken over."""
+    """Keeps the claim fresh, or ends a run that another machine took over."""
     self.attempt.beat()
     if self.attempt.superseded:
       self.popen.kill()
@@ -68,17 +68,15 @@ class Child:
 def start(
   root: Path, command: Command, cell: Cell, before: Sequence[Attempt]
 ) -> Child | None:
-  """Claims a cell and runs it, unless another sweeper was first."""
+  """Claims a cell and runs it; returns None if another sweeper was first."""
   attempt = claims.claim(root, cell.digest, before)
   if attempt is None:
     return None
-  run = claims.run_folders(root).get(cell.digest)
-  if run is not None and claims.finished(run):
-    # By another sweeper, after this one had looked.
+  run = claims.open_run(root, cell)
+  if claims.finished(run):
+    # Another sweeper has finished it after this one had looked.
     attempt.write_end(End(PREEMPTED, 0.0, ''))
     return None
-  run = root / cell.run_id if run is None else run
-  run.mkdir(exist_ok=True)
   with (run / 'log.txt').open('ab') as log:
     child = spawn(attempt.path('worker'), command(cell, run), log)
     return Child(cell, attempt, run, child, time.monotonic(), log.tell())
@@ -87,16 +85,16 @@ def start(
 def spawn(
   name: Path, command: Sequence[str], log: IO[bytes]
 ) -> subprocess.Popen:
-  """Starts a process that is told to stop when this one ends, however it does.
+  """Starts a process that gets SIGTERM when this one ends, however it ends.
 
-  A file `name` will say which process it is.
+  The file `name` will say which process it is.
   """
   return subprocess.Popen(
     [*process.tied(name), *command],
     stdin=subprocess.DEVNULL, stdout=log, stderr=log,
     # Ctrl-C reaches the sweeper alone, which passes it on once.
     process_group=0,
-    # Else what was printed last would stand after the error.
+    # Otherwise output could come after the error in the log.
     env={**os.environ, 'PYTHONUNBUFFERED': '1'},
   )  # fmt: skip
 

@@ -1,49 +1,53 @@
-"""Who runs which cell: claims on a file system that sweepers share.
+"""Claims say who runs which cell, on a file system that sweepers share.
 
-  ROOT/<run id>/                the ordinary run folder of each cell
-  ROOT/sweep/<hash>.<n>.claim   attempt n at a cell, and whose it is; touched
-                                now and then while it lasts
+  ROOT/<name>/                  the ordinary run folder of each cell, in whose
+                                config.json its hash is
+  ROOT/sweep/<hash>.<n>.claim   who makes attempt n at a cell; touched now and
+                                then while it lasts
   ROOT/sweep/<hash>.<n>.worker  the process that became the run
   ROOT/sweep/<hash>.<n>.end     how it ended: exit code, seconds, last error
 
-Nothing is ever removed or taken away: a cell whose last attempt has ended, or
-whose owner is dead, is claimed by making attempt n + 1, and of all who try the
-file system lets one (process.claim).
+Nothing is ever removed. A cell whose last attempt has ended, or whose owner is
+dead, is claimed by making attempt n + 1. Of all who try, the file system lets
+one succeed (process.claim).
 """
 
 import dataclasses
 import json
 import os
 import re
+import secrets
+import shutil
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from pdl_jax import process
-from pdl_jax.errors import HostError, PreemptedError
+from pdl_jax.errors import DataError, HostError, PreemptedError
 from pdl_jax.storage import files
+from pdl_jax.sweep.cell import Cell
 
-# Seconds: a claim of another machine is touched so often, and dead when it has
-# not been for so long.
+# Seconds between touches of a claim, and without one until it counts as dead.
 HEARTBEAT = process.HEARTBEAT
 STALE = 300.0
 PREEMPTED = PreemptedError.exit_code
 _PROCESS = {'pid': int, 'started': int | None}
 
-_RUN = re.compile(r'.*-([0-9a-f]{8})')
+# How folders were named before names of what differs were enough.
+_NAME_WITH_HASH = re.compile(r'.*-([0-9a-f]{8})')
 
 
 @dataclasses.dataclass(frozen=True)
 class End:
   """How an attempt ended."""
 
-  code: int  # exit code; below 0 the signal that killed it
+  code: int  # exit code, or below 0 the signal that killed it
   seconds: float
   error: str  # its last line, if it failed
 
   @property
   def failed(self) -> bool:
-    """Neither finished nor stopped after saving."""
+    """Whether it neither finished nor stopped after saving."""
     return self.code not in (0, PREEMPTED)
 
 
@@ -51,17 +55,17 @@ class End:
 class Attempt:
   """One claim of one cell."""
 
-  folder: Path  # that of all claims
+  folder: Path  # ROOT/sweep
   digest: str  # of the cell
   number: int  # from 1
 
   def path(self, kind: str) -> Path:
-    """Names its claim, worker or end."""
+    """Returns the path of its claim, worker or end."""
     return self.folder / f'{self.digest}.{self.number}.{kind}'
 
   @property
   def end(self) -> End | None:
-    """None while it lasts, and for ever if its sweeper was killed."""
+    """How it ended; None while it lasts, or if its sweeper was killed."""
     if not self.path('end').exists():
       return None
     found = files.read_json(self.path('end'), End)
@@ -84,7 +88,7 @@ class Attempt:
     return later.path('claim').exists()
 
   def lasts(self, now: float) -> bool:
-    """Whether it has not ended, and its sweeper or its run lives at `clock`."""
+    """Whether it has not ended, and its sweeper or its run lives."""
     if self.path('end').exists():
       return False
     path = self.path('claim')
@@ -110,9 +114,9 @@ def open_folder(root: Path) -> None:
 
 
 def claim(root: Path, digest: str, before: Sequence[Attempt]) -> Attempt | None:
-  """Makes the next attempt at a cell; None if somebody else has made it.
+  """Makes the next attempt at a cell, or returns None if somebody else has.
 
-  The last of the attempts before has ended or is dead.
+  The last attempt before has ended or is dead.
   """
   attempt = following(root, digest, before)
   return attempt if process.claim(attempt.path('claim')) else None
@@ -125,7 +129,7 @@ def following(root: Path, digest: str, before: Sequence[Attempt]) -> Attempt:
 
 
 def clock(root: Path) -> float:
-  """Seconds since 1970, as the file system dates the claims."""
+  """Returns seconds since 1970, by the clock that dates the claims."""
   return process.clock(root / 'sweep')
 
 
@@ -143,14 +147,72 @@ def attempts(root: Path) -> dict[str, list[Attempt]]:
 def run_folders(root: Path) -> dict[str, Path]:
   """Finds each run below a folder, by its hash.
 
-  Of several that are the same run under different names, a finished one.
+  A folder whose hash cannot be read stands under its own name. Of several
+  folders of one run a finished one counts.
   """
   found: dict[str, Path] = {}
   for path in sorted(root.iterdir()):
-    match = _RUN.fullmatch(path.name)
-    if match and (match[1] not in found or finished(path)):
-      found[match[1]] = path
+    digest = run_hash(path)
+    if digest and (digest not in found or finished(path)):
+      found[digest] = path
   return found
+
+
+def folder_of(cell: Cell, folders: Mapping[str, Path]) -> Path | None:
+  """Returns the folder of a cell among `run_folders`, also if it is torn."""
+  return folders.get(cell.digest, folders.get(cell.run_id))
+
+
+def run_hash(path: Path) -> str:
+  """Returns the hash of the run in a folder, or '' if there is no run.
+
+  config.json has it. Where that is torn, the name of the folder may end with
+  it; otherwise the name stands for it.
+  """
+  named = _NAME_WITH_HASH.fullmatch(path.name)
+  if not os.path.lexists(path / 'config.json'):
+    return named[1] if named else ''
+  try:
+    return files.read_json(path / 'config.json', {'hash': str})['hash']
+  except DataError:
+    return named[1] if named else path.name
+
+
+def default_folder(root: Path, name: str, digest: str) -> Path:
+  """Returns where a single run goes: ROOT/NAME, with its hash if need be.
+
+  The hash is needed if another run has that name; older runs have it anyway.
+  """
+  plain, hashed = root / name, root / f'{name}-{digest}'
+  found = run_hash(plain)
+  other = found and found not in (digest, name)
+  return hashed if other or hashed.exists() else plain
+
+
+def open_run(root: Path, cell: Cell) -> Path:
+  """Returns the folder of a cell, which is made if there is none.
+
+  A new folder appears with its config.json: nobody finds it without knowing
+  whose it is.
+  """
+  found = folder_of(cell, run_folders(root))
+  if found is not None:
+    return found
+  made = root / 'sweep' / f'{cell.digest}.{secrets.token_hex(4)}'
+  made.mkdir()
+  text = json.dumps({'hash': cell.digest, **cell.config}, indent=2)
+  (made / 'config.json').write_text(f'{text}\n', 'utf-8')
+  for name in (cell.run_id, f'{cell.run_id}-{cell.digest}'):
+    path = root / name
+    try:
+      return made.rename(path)
+    except OSError:
+      if not path.exists():
+        raise
+    if run_hash(path) == cell.digest:  # Another sweeper has just made it.
+      shutil.rmtree(made)
+      return path
+  raise HostError(f'{path} is in the way of a run; move it')
 
 
 def finished(run: Path) -> bool:

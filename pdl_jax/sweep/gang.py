@@ -5,10 +5,10 @@ would. If there are others, the run is process 0 of several, and a task on each
 of them looks after another process:
 
   ROOT/sweep/<hash>.<n>.<i>.worker      the parent of process i from 1
-  ROOT/<run id>/log.<i>.txt             what it printed
+  ROOT/<name>/log.<i>.txt               what it printed
 
-How the processes end together is the business of their parents
-(cluster/supervisor.py); the end of the attempt is that of process 0.
+The parents see to it that the processes end together (cluster/supervisor.py).
+The end of the attempt is that of process 0.
 """
 
 import dataclasses
@@ -41,7 +41,6 @@ def enter(folder: Path, environment: Mapping[str, str]) -> None:
 def lead(
   cell: Cell,
   root: Path,
-  run: Path,
   before: Sequence[Attempt],
   line: list[str],
   origin: Origin,
@@ -55,8 +54,6 @@ def lead(
     others: Ray's options of a task on each of the other machines.
   """
   enter(*origin)
-  if claims.run_folders(root).get(cell.digest, run) != run:
-    return  # Another sweeper has begun it under another name.
   attempt = claims.following(root, cell.digest, before)
   gang = _Gang(attempt, line, origin, others)
   if not gang.meet():
@@ -88,62 +85,62 @@ def follow(name: Path, log: Path, line: list[str], origin: Origin) -> None:
     own.wait()
 
 
+@dataclasses.dataclass
 class _Gang:
-  """The machines of an attempt; see lead for the arguments."""
+  """The machines of an attempt; see lead for the fields."""
 
-  def __init__(
-    self,
-    attempt: Attempt,
-    line: list[str],
-    origin: Origin,
-    others: Sequence[Mapping[str, Any]],
-  ):
+  attempt: Attempt
+  line: list[str]
+  origin: Origin
+  others: Sequence[Mapping[str, Any]]
+
+  def __post_init__(self):
     import ray
 
-    self._ray, self._attempt, self._line = ray, attempt, line
-    self._origin, self._others = origin, others
-    self._tasks: list[Any] = []  # those that follow, by Ray's references
+    self._ray: Any = ray
+    self._following: list[Any] = []  # Ray's references of the tasks
 
   def meet(self) -> bool:
     """Waits until the others have entered; False if one of them is lost."""
     return not self._lost(
-      [self._ask(each, enter, *self._origin) for each in self._others]
+      [self._ask(each, enter, *self.origin) for each in self.others]
     )
 
   def start(self, cell: Cell, run: Path) -> list[str]:
-    """Starts a process on each of the others; the line of process 0."""
-    if not self._others:
-      return self._line
+    """Starts a process on each of the others; returns the line of process 0."""
+    if not self.others:
+      return self.line
     with socket.socket() as probe:
       probe.bind(('', 0))
       port = probe.getsockname()[1]
     line = [
-      *self._line, '--multihost',
+      *self.line, '--multihost',
       f'--coordinator={self._ray.util.get_node_ip_address()}:{port}',
-      f'--num_processes={len(self._others) + 1}',
+      f'--num_processes={len(self.others) + 1}',
     ]  # fmt: skip
-    for number, options in enumerate(self._others, 1):
-      name = self._attempt.path(f'{number}.worker')
+    for number, options in enumerate(self.others, 1):
+      name = self.attempt.path(f'{number}.worker')
       log, own = run / f'log.{number}.txt', [*line, f'--process_id={number}']
-      self._tasks.append(
-        self._ask(options, follow, name, log, own, self._origin)
+      self._following.append(
+        self._ask(options, follow, name, log, own, self.origin)
       )
     return [*line, '--process_id=0']
 
   def end(self) -> None:
-    """Ends the others; without a lost machine the attempt did not fail."""
-    if not self._tasks:
+    """Ends the others; an attempt that has lost a machine did not fail."""
+    if not self._following:
       return
     wait = functools.partial(
-      self._ray.wait, self._tasks, num_returns=len(self._tasks), timeout=_GRACE
-    )
+      self._ray.wait, self._following, num_returns=len(self._following),
+      timeout=_GRACE,
+    )  # fmt: skip
     ended, late = wait()
     for each in late:
       self._ray.cancel(each)
     wait()  # The run's machines are given back after this.
-    end = self._attempt.end
+    end = self.attempt.end
     if self._lost(ended) and end and end.code == HostError.exit_code:
-      self._attempt.write_end(dataclasses.replace(end, code=PREEMPTED))
+      self.attempt.write_end(dataclasses.replace(end, code=PREEMPTED))
 
   def _ask(
     self, options: Mapping[str, Any], task: Callable[..., None], *args: Any
@@ -151,11 +148,7 @@ class _Gang:
     return self._ray.remote(task).options(**options).remote(*args)
 
   def _lost(self, tasks: Sequence[Any]) -> bool:
-    """Waits for tasks; whether the machine of one is lost.
-
-    Raises:
-      RayTaskError: one of them has raised an error.
-    """
+    """Waits for tasks, and returns whether the machine of one is lost."""
     errors = self._ray.exceptions
     try:
       for each in tasks:

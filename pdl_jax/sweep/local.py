@@ -1,6 +1,6 @@
 """Runs cells as child processes of one machine, until each is done or failed.
 
-supervise is what every engine shares: which cell is next, retries, signals.
+All engines share `supervise`: it chooses cells, tries again, and hears signals.
 """
 
 import contextlib
@@ -21,17 +21,17 @@ from pdl_jax.sweep.child import Command
 from pdl_jax.sweep.claims import Attempt
 from pdl_jax.train.preemption import hear
 
-# Seconds between looks at the own runs, and at what other sweepers do.
+# Seconds between looks at own runs, and at what other sweepers do.
 POLL = 0.1
 _LOOK = 1.0
 
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:
-  """What a sweep came to."""
+  """The result of a sweep."""
 
   done: int  # cells with results, before this call or now
-  failed: dict[str, str]  # run id of a cell given up -> its last error line
+  failed: dict[str, str]  # name of a cell given up -> its last error line
   left: int  # cells not done because of fail_fast
 
 
@@ -41,10 +41,10 @@ class Worker(Protocol):
   cell: Cell
 
   def poll(self) -> int | None:
-    """Notes down how it ended and gives the exit code; None until then."""
+    """Returns the exit code once it has ended and its end is written."""
 
   def stop(self, signals: int) -> None:
-    """Passes on the next signal, if it has had fewer than so many."""
+    """Passes on the next signal unless it has had that many."""
 
   def beat(self) -> None:
     """Shows that it lives."""
@@ -55,7 +55,7 @@ Start = Callable[[Cell, Sequence[Attempt]], Worker | None]
 
 @contextlib.contextmanager
 def take_signals() -> Iterator[list[int]]:
-  """Collects the signals that ask to stop, for a while; see `hear`."""
+  """Collects the signals that ask to stop; see `hear`."""
   signals: list[int] = []
   before = hear(signals.append)
   try:
@@ -73,9 +73,9 @@ def run(
   fail_fast: bool,
   command: Command,
 ) -> Outcome:
-  """Runs what is not done yet, as child processes; see supervise.
+  """Runs what is not done yet, as child processes; see `supervise`.
 
-  To be called in the main thread, whose death is what ends the runs.
+  It must be called in the main thread, because its death ends the runs.
   """
   start = functools.partial(child.start, root, command)
   return supervise(cells, root, workers, retries, fail_fast, start)
@@ -89,11 +89,10 @@ def supervise(
   fail_fast: bool,
   start: Start,
 ) -> Outcome:
-  """Sees to it that every cell is done; others may be at the same folder.
+  """Waits until every cell has results or was given up, and runs what it must.
 
-  Returns once every cell has results or was given up, those of other sweepers
-  too: theirs are taken over if they die. For the main thread alone, which
-  gets the signals.
+  Other sweepers may work on the same folder: their cells are taken over if they
+  die. It must be called in the main thread, which gets the signals.
 
   Args:
     cells: in the order in which they are begun.
@@ -101,15 +100,15 @@ def supervise(
     workers: runs at once.
     retries: how often a cell may fail, after the first time, while this call
       lasts. Runs that stopped after saving (exit code 75) or whose sweeper was
-      killed did not fail; a bad configuration (2) is not tried again.
+      killed did not fail. A bad configuration (2) is not tried again.
     fail_fast: whether the first cell given up stops the others, which save.
     start: (cell, its attempts so far, none of which lasts) -> its run, or None
-      if there is no need of one.
+      if another sweeper was first.
 
   Raises:
     ConfigError: workers or retries out of range.
-    PreemptedError: after SIGTERM or Ctrl-C, which was passed to the runs; a
-      second one ends them at once.
+    PreemptedError: after SIGTERM or Ctrl-C, which was passed to the runs. A
+      second signal ends them at once.
     HostError: not on Linux.
   """
   if workers < 1 or retries < 0:
@@ -132,9 +131,9 @@ def supervise(
 
 @dataclasses.dataclass
 class _Sweeper:
-  """Looks after the runs of a sweep; see supervise."""
+  """Looks after the runs of a sweep; see `supervise`."""
 
-  pending: list[Cell]  # not settled, running or not
+  pending: list[Cell]  # neither done nor given up
   root: Path
   workers: int
   retries: int
@@ -148,7 +147,7 @@ class _Sweeper:
     self.running: list[Worker] = []
     self.tried = Counter[str]()  # hash of a cell -> times it was started here
     self.next_look = self.next_beat = 0.0  # by time.monotonic
-    # What had ended before this call does not count; it may be tried again.
+    # Failures before this call do not count.
     every = itertools.chain(*claims.attempts(self.root).values())
     self.history = {each for each in every if each.end is not None}
 
@@ -192,7 +191,8 @@ class _Sweeper:
     ours = {worker.cell.digest for worker in self.running}
     startable = []
     for cell in list(self.pending):
-      before, folder = attempts.get(cell.digest, []), folders.get(cell.digest)
+      before = attempts.get(cell.digest, [])
+      folder = claims.folder_of(cell, folders)
       if cell.digest in ours:
         continue
       if folder is not None and claims.finished(folder):

@@ -1,20 +1,21 @@
 """Runs cells on the machines of a Ray cluster.
 
-Machines are reserved for a cell first (placement.py). Then a task on them
-claims it, in the folder that all machines share, and looks after its run
-(gang.py). This side says which cell is next and reads how each ended from the
-claims, so that sweepers of both engines can be at the same folder.
+An attempt at a cell is a task on machines that are reserved for it
+(placement.py). The task claims the cell, in the folder that all machines
+share, and looks after its run (gang.py). This side says which cell is next and
+reads how each ended from the claims, so that sweepers of both engines can be
+at the same folder.
 
 RAY_ADDRESS says which cluster, of which this must be a machine; without it one
 is started here, for as long as the sweep lasts.
 """
 
 import dataclasses
-import functools
 import logging
 import math
 import os
 import socket
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
@@ -26,12 +27,13 @@ from pdl_jax.sweep import claims, gang, local, placement
 from pdl_jax.sweep.cell import Cell
 from pdl_jax.sweep.child import Command
 from pdl_jax.sweep.claims import PREEMPTED, Attempt
-from pdl_jax.sweep.placement import Reserved, Wanted
+from pdl_jax.sweep.placement import Wanted
 
 _RESOURCES = ('CPU', 'GPU', 'TPU')
-# Of this environment, what a run has to see on its machine: it changes numbers.
+# Variables of this environment that change the numbers of a run.
 _PASSED_ON = ('JAX_', 'XLA_', 'LIBTPU_')
-_PATIENCE = 10.0  # seconds for the cluster to answer; Ray alone takes minutes
+_ANSWER = 10.0  # seconds for the cluster to answer; Ray alone takes minutes
+_LATE = 30.0  # seconds until a cell that waits says so, or tries another slice
 
 
 def parse_resources(entries: Sequence[str]) -> dict[str, float]:
@@ -80,15 +82,14 @@ def run_on_ray(
   """
   ray = _connect()
   try:
-    room = placement.Room(ray, wanted)
-    start = functools.partial(_start, ray, root, command, room)
+    start = Engine(ray, root, command, wanted).start
     return local.supervise(cells, root, workers, retries, fail_fast, start)
   finally:
     ray.shutdown()
 
 
 def _connect() -> ModuleType:
-  """Ray, connected to a cluster."""
+  """Connects to a cluster, or starts one here, and returns Ray."""
   try:
     import ray
     from ray.exceptions import RayError
@@ -99,7 +100,9 @@ def _connect() -> ModuleType:
     ) from error
   address = os.environ.get('RAY_ADDRESS') or 'local'
   try:
-    _check_answers(address)
+    host, _, port = address.rpartition(':')
+    if host and port.isdecimal() and '://' not in address:
+      socket.create_connection((host, int(port)), _ANSWER).close()
     # It forks to start its daemons: nothing may have started JAX in a sweeper.
     ray.init(
       address, include_dashboard=False, log_to_driver=False,
@@ -115,37 +118,49 @@ def _connect() -> ModuleType:
   return ray
 
 
-def _check_answers(address: str) -> None:
-  host, _, port = address.rpartition(':')
-  if host and port.isdecimal() and '://' not in address:
-    socket.create_connection((host, int(port)), _PATIENCE).close()
+class Engine:
+  """Starts attempts at cells as tasks of Ray.
 
+  Raises:
+    HostError: too few machines, or no slice, have what a cell takes.
+  """
 
-def _start(
-  ray: ModuleType,
-  root: Path,
-  command: Command,
-  room: placement.Room,
-  cell: Cell,
-  before: Sequence[Attempt],
-) -> '_Task | None':
-  """Runs a cell on machines of the cluster, if there are some for it."""
-  reserved = room.place()
-  if reserved is None:
-    return None
-  attempt = claims.following(root, cell.digest, before)
-  run = claims.run_folders(root).get(cell.digest, root / cell.run_id)
-  environment = {
-    name: value
-    for name, value in os.environ.items()
-    if name.startswith(_PASSED_ON)
-  }
-  origin = Path.cwd(), environment
-  first, *others = reserved.options()
-  task = ray.remote(gang.lead).options(name=cell.run_id, **first)
-  line = command(cell, run)
-  reference = task.remote(cell, root, run, before, line, origin, others)
-  return _Task(ray, cell, run, attempt, reference, reserved, room)
+  def __init__(
+    self, ray: ModuleType, root: Path, command: Command, wanted: Wanted
+  ):
+    self._ray, self._root = ray, root
+    self._command, self._wanted = command, wanted
+    # Slice -> when it was last asked for, by time.monotonic.
+    self._asked = dict.fromkeys(placement.slices(ray, wanted), 0.0)
+    self._tasks: list[_Task] = []
+
+  def start(self, cell: Cell, before: Sequence[Attempt]) -> '_Task':
+    """Asks for machines, and sends a task that begins once they are there."""
+    ray, wanted = self._ray, self._wanted
+    self._tasks = [task for task in self._tasks if not task.over]
+    used = [task.slice_name for task in self._tasks]
+    name = min(self._asked, key=lambda name: (name in used, self._asked[name]))
+    self._asked[name] = time.monotonic()
+    run = claims.open_run(self._root, cell)
+    environment = {
+      name: value
+      for name, value in os.environ.items()
+      if name.startswith(_PASSED_ON)
+    }
+    group = placement.reserve(ray, wanted, name)
+    first, *others = placement.task_options(ray, wanted, group)
+    reference = (
+      ray.remote(gang.lead)
+      .options(name=cell.run_id, **first)
+      .remote(
+        cell, self._root, before, self._command(cell, run),
+        (Path.cwd(), environment), others,
+      )
+    )  # fmt: skip
+    attempt = claims.following(self._root, cell.digest, before)
+    task = _Task(ray, cell, run, attempt, reference, group, wanted, name)
+    self._tasks.append(task)
+    return task
 
 
 @dataclasses.dataclass
@@ -157,17 +172,21 @@ class _Task:
   run: Path
   attempt: Attempt  # that it will claim, unless another sweeper is first
   reference: Any  # Ray's, of the task
-  reserved: Reserved
-  room: placement.Room
+  group: Any  # Ray's, of its machines
+  wanted: Wanted
+  slice_name: str  # '' if it needs none
+  asked: float = dataclasses.field(default_factory=time.monotonic)
   told: int = 0  # signals that it has heard
   stopped: bool = False  # told to end, for certain or not
+  over: bool = False
 
   def poll(self) -> int | None:
     """0 or 75 once it is over; the files tell how a run has failed."""
     ended, _ = self.ray.wait([self.reference], timeout=0)
     if not ended:
       return None
-    self.reserved.release()
+    self.over = True
+    self.ray.util.remove_placement_group(self.group)
     try:
       self.ray.get(self.reference)
     except self.ray.exceptions.RayError as error:
@@ -195,10 +214,14 @@ class _Task:
       self._cancel()
 
   def beat(self) -> None:
-    """Gives up a run whose machines were lost before it began."""
-    if not self._begun and not self.reserved.ready():
-      self._cancel()
-    self.room.rest()
+    """Says that it waits for machines; those of a slice are given back."""
+    if self._begun or self.stopped or time.monotonic() < self.asked + _LATE:
+      return
+    self.asked = time.monotonic()
+    where = f' of slice {self.slice_name}' if self.slice_name else ''
+    print(f'{self.cell.run_id} waits for {self.wanted}{where}', flush=True)
+    if self.slice_name:
+      self._cancel()  # The next attempt asks for another slice.
 
   @property
   def _begun(self) -> bool:

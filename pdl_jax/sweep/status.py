@@ -1,4 +1,4 @@
-"""Where a sweep stands, read from its folder alone; nothing is written."""
+"""Reads from its folder how far a sweep is; nothing is written."""
 
 import dataclasses
 import os
@@ -21,10 +21,10 @@ STATES = ('done', 'running', 'failed', 'queued', 'broken')
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-  """One cell.
+  """The state of one cell.
 
-  A run whose sweeper was killed is queued again; of a broken one a file is
-  torn, altered or unreadable.
+  A run whose sweeper was killed is queued again. A run is broken if one of its
+  files is torn, altered or unreadable.
   """
 
   name: str  # of its run folder
@@ -32,20 +32,20 @@ class Row:
   step: int  # last one logged; 0 if it has not begun or is done
   steps: int  # of the whole run; 0 if not known
   age: float | None  # seconds since it last wrote its status
-  error: str  # last line of a failed cell; what is wrong with a broken one
+  error: str  # last line of a failed cell, or what is wrong with a broken one
   attempts: int
-  seconds: float | None  # that it took, if known and done
+  seconds: float | None  # how long it took, if that is known
 
   @property
   def left(self) -> float:
-    """Share of the run that is still to do."""
+    """The share of the run that is still to do."""
     if self.state in ('done', 'failed', 'broken'):
       return 0.0
     return 1 - self.step / self.steps if self.steps else 1.0
 
 
 def status(root: Path, cells: Sequence[Cell] | None = None) -> list[Row]:
-  """Says what has become of each cell; of each run that is there if None."""
+  """Returns the state of each cell, or of each run that is there if None."""
   folders = claims.run_folders(root) if root.exists() else {}
   attempts, now = claims.attempts(root), time.time()
   if cells is None:
@@ -53,15 +53,17 @@ def status(root: Path, cells: Sequence[Cell] | None = None) -> list[Row]:
   else:
     names = {cell.digest: cell.run_id for cell in cells}
   return [
-    _row_or_broken(name, folders.get(digest), attempts.get(digest, []), now)
+    # A torn folder stands under its name.
+    _row_or_broken(name, folders.get(digest, folders.get(name)), before, now)
     for digest, name in names.items()
+    for before in [attempts.get(digest, [])]
   ]
 
 
 def _row_or_broken(
   name: str, run: Path | None, attempts: Sequence[Attempt], now: float
 ) -> Row:
-  """One broken run does not hide the others."""
+  """Reads a row; a broken run does not hide the others."""
   try:
     return _row(name, run, attempts, now)
   except (DataError, OSError) as error:
@@ -78,15 +80,13 @@ def _row(
     files.read_json(run / 'results.json', dict)
     return dataclasses.replace(row, state='done', seconds=_seconds(attempts))
   last = attempts[-1] if attempts else None
+  if run is not None and os.path.lexists(run / 'config.json'):
+    config = files.read_json(run / 'config.json', _CONFIG)
+    row = dataclasses.replace(row, steps=config['train']['steps'])
   if run is not None and os.path.lexists(run / 'status.json'):
     written = files.read_json(run / 'status.json', STATUS)
-    config = files.read_json(run / 'config.json', _CONFIG)
-    row = dataclasses.replace(
-      row,
-      step=written['step'],
-      steps=config['train']['steps'],
-      age=now - written['heartbeat'],
-    )
+    age = now - written['heartbeat']
+    row = dataclasses.replace(row, step=written['step'], age=age)
     if last is None and written['state'] == 'error':
       return dataclasses.replace(row, state='failed', error=written['error'])
   if last is not None and last.lasts(now):
@@ -98,15 +98,15 @@ def _row(
 
 
 def _seconds(attempts: Sequence[Attempt]) -> float | None:
-  """Of the run that finished, and of the parts that it continued."""
+  """Sums the finished run and the parts that it continued."""
   ends = [end for attempt in attempts if (end := attempt.end) is not None]
   if not any(end.code == 0 for end in ends):
-    return None  # Its sweeper was killed, or there was none.
+    return None  # Its sweeper was killed, or it had none.
   return sum(end.seconds for end in ends if end.code in (0, PREEMPTED))
 
 
 def remaining_seconds(rows: Sequence[Row], workers: int) -> float | None:
-  """From the median of the finished cells; None if there is none."""
+  """Estimates from the median finished cell; None if none has finished."""
   known = [row.seconds for row in rows if row.seconds is not None]
   if not known:
     return None
@@ -136,11 +136,11 @@ def format_dry_run(
   """Says what would be run, what is done, and how long it may take.
 
   Args:
-    groups: title ('' for none), root and cells of each sweep, one after the
-      other; a cell that is in several of them is counted once.
+    groups: title ('' for none), root and cells of each sweep. A cell that is in
+      several groups counts once.
     workers: runs at once.
-    recorded: hash of cells that need not be run, their results being kept
-      elsewhere -> seconds that they took.
+    recorded: hash of a cell whose results are kept elsewhere -> seconds that
+      it took. Such cells need not be run.
   """
   lines, found, labels = [], {}, set[tuple[Path, str]]()
   for title, root, cells in groups:

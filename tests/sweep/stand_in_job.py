@@ -1,6 +1,6 @@
 """Stands in for launch.py where a run may be one of several processes.
 
-  python -m tests.stand_in_job DIR JSON [--processes=N | --multihost ...]
+  python -m tests.sweep.stand_in_job DIR JSON [--processes=N | --multihost ...]
 
 Its parent is the real one. The processes train a number as stand_in_run.py
 does, in step with each other; process 0 writes what a run leaves. What must
@@ -43,13 +43,13 @@ def train(run, config, stop, fails):
   """Process 0 decides from where, and all hear of it."""
   saved, step, value = run / 'saved.json', 0, str(config['value'])
   if jax.process_index() == 0:
-    write(run / 'config.json', {'train': {'steps': config['steps']}})
     if saved.exists():
       step, value = json.loads(saved.read_text('utf-8'))
     status(run, step)
   step = int(multihost_utils.broadcast_one_to_all(np.asarray(step)))
-  while step < config['steps']:
-    time.sleep(config['sleep'])
+  while step < config['train']['steps']:
+    # Until it has been stopped once.
+    time.sleep(0 if (run / 'fast').exists() else config['sleep'])
     step, value = step + 1, hashlib.sha256(value.encode()).hexdigest()
     multihost_utils.process_allgather(np.asarray(step))
     if fails:
@@ -96,7 +96,7 @@ def main():
   heartbeat.SILENCE = 8.0
   if Place.here() is not None:
     multihost.leave(lambda: work(Path(run), json.loads(config)))
-  command = [sys.executable, '-m', 'tests.stand_in_job', *sys.argv[1:]]
+  command = [sys.executable, '-m', 'tests.sweep.stand_in_job', *sys.argv[1:]]
   hosts = supervisor.start(options.places(Path(run)), command)
   sys.exit(supervisor.supervise(hosts, options.stuck_seconds()).code)
 

@@ -5,7 +5,6 @@ import os
 import subprocess
 import sys
 import threading
-import time
 from pathlib import Path
 
 import pytest
@@ -13,7 +12,9 @@ import pytest
 from pdl_jax import process
 from pdl_jax.errors import HostError
 from pdl_jax.sweep import claims
+from pdl_jax.sweep.cell import Cell
 from pdl_jax.sweep.claims import PREEMPTED, Attempt, End
+from tests.sweep.stand_in import wait_for
 
 HASH = '0123abcd'
 
@@ -49,13 +50,6 @@ def rewrite(attempt, **changes):
   path.write_text(
     json.dumps(json.loads(path.read_text('utf-8')) | changes), 'utf-8'
   )
-
-
-def wait_for(condition):
-  give_up = time.monotonic() + 60
-  while not condition():
-    assert time.monotonic() < give_up, 'never came true'
-    time.sleep(0.01)
 
 
 def test_of_all_who_claim_at_once_one_gets_it(root):
@@ -234,21 +228,94 @@ def test_a_command_ends_with_its_parent_even_by_kill_9(tmp_path):
   wait_for(lambda: process.start_time(child['pid']) != child['started'])
 
 
-def test_run_folders_are_found_by_their_hash(tmp_path):
-  for name in (f'a=1-{HASH}', 'b-ffffffff', 'sweep', 'c-12', 'runs'):
-    (tmp_path / name).mkdir()
-  (tmp_path / 'c-eeeeeeee.preview.html').touch()
-  assert claims.run_folders(tmp_path) == {
-    HASH: tmp_path / f'a=1-{HASH}', 'ffffffff': tmp_path / 'b-ffffffff',
+def cell(digest=HASH, name='a=1'):
+  return Cell((name,), {}, {'train': {'steps': 3}}, name, digest)
+
+
+def configured(root, name, text=f'{{"hash": "{HASH}"}}'):
+  (root / name).mkdir()
+  (root / name / 'config.json').write_text(text, 'utf-8')
+  return root / name
+
+
+def test_run_folders_are_found_by_their_config_or_their_old_name(root):
+  """A torn one stands under its own name."""
+  for name in ('b-ffffffff', 'runs', 'c-12'):
+    (root / name).mkdir()
+  (root / 'c-eeeeeeee.preview.html').touch()
+  # A name may end like a hash by chance.
+  found = configured(root, 'pretrained=run:b-ffffffff')
+  configured(root, 'd=1', '{')
+  configured(root, 'e=1-99999999', '{')
+  assert claims.run_folders(root) == {
+    HASH: found, 'ffffffff': root / 'b-ffffffff', 'd=1': root / 'd=1',
+    '99999999': root / 'e=1-99999999',
   }  # fmt: skip
 
 
 @pytest.mark.parametrize('finished', ['a', 'b', 'c'])
 def test_of_two_folders_of_one_run_the_finished_one(tmp_path, finished):
   for name in 'abc':
-    (tmp_path / f'{name}-{HASH}').mkdir()
-  (tmp_path / f'{finished}-{HASH}' / 'results.json').touch()
-  assert claims.run_folders(tmp_path)[HASH].name == f'{finished}-{HASH}'
+    configured(tmp_path, name)
+  (tmp_path / finished / 'results.json').touch()
+  assert claims.run_folders(tmp_path)[HASH].name == finished
+
+
+def test_a_folder_is_named_by_what_differs_and_has_its_hash_in_it(root):
+  made = claims.open_run(root, cell())
+  assert made == root / 'a=1'
+  kept = json.loads((made / 'config.json').read_text('utf-8'))
+  assert kept == {'hash': HASH, 'train': {'steps': 3}}
+  assert claims.open_run(root, cell()) == made
+  # Another configuration that was swept into the same folder.
+  other = claims.open_run(root, cell('ffffffff'))
+  assert other == root / 'a=1-ffffffff'
+  assert claims.run_folders(root) == {HASH: made, 'ffffffff': other}
+  assert list((root / 'sweep').iterdir()) == []
+
+
+@pytest.mark.parametrize('name', [f'a=1-{HASH}', 'by=hand', 'a=1'])
+def test_a_folder_that_is_there_is_continued(root, name):
+  """That of an older version, one made by hand, and a torn one."""
+  if name.endswith(HASH):
+    (root / name).mkdir()
+  else:
+    configured(root, name, *['{'] * (name == 'a=1'))
+  assert claims.open_run(root, cell()) == root / name
+
+
+def test_of_all_who_make_a_folder_at_once_each_finds_the_same(root):
+  barrier, made = threading.Barrier(8), []
+
+  def make(digest):
+    barrier.wait()
+    made.append((digest, claims.open_run(root, cell(digest))))
+
+  threads = [
+    threading.Thread(target=make, args=(digest,))
+    for digest in [HASH, 'ffffffff'] * 4
+  ]
+  for thread in threads:
+    thread.start()
+  for thread in threads:
+    thread.join()
+  assert len(made) == 8 and len(set(made)) == 2
+  assert list((root / 'sweep').iterdir()) == []
+  assert claims.run_folders(root) == dict(made)
+
+
+def test_a_single_run_goes_where_it_was_or_where_its_name_is_free(tmp_path):
+  where = lambda: claims.default_folder(tmp_path, 'a=1', HASH).name
+  assert where() == 'a=1'
+  configured(tmp_path, 'a=1')
+  assert where() == 'a=1'
+  (tmp_path / 'a=1' / 'config.json').write_text('{"hash": "0"}', 'utf-8')
+  assert where() == f'a=1-{HASH}'
+  # It is refused there in a line that names the file.
+  (tmp_path / 'a=1' / 'config.json').write_text('{', 'utf-8')
+  assert where() == 'a=1'
+  (tmp_path / f'a=1-{HASH}').mkdir()
+  assert where() == f'a=1-{HASH}'
 
 
 def test_other_systems_than_linux_are_refused(tmp_path, monkeypatch):

@@ -1,9 +1,11 @@
-"""Stands in for launch.py in tests of sweeps: python stand_in_run.py DIR JSON.
+"""Stands in for launch.py in tests of sweeps: python stand_in_run.py DIR.
 
-It trains a number: so many steps, each of which hashes the one before, saved
-after every second one. Like a run it continues from what is saved, saves and
-ends with 75 when told to stop, and writes its results last. What must never be
-is noted in DIR/violations: two at once, or one after the results.
+What it does is in DIR/config.json. It trains a number: so many steps, each of
+which hashes the one before, saved after every second one. Like a run it
+continues from what is saved, saves and ends with 75 when told to stop, and
+writes its results last. While there is a file `hold` beside DIR it does not go
+beyond what it saves first. What must never be is noted in DIR/violations: two
+at once, or one after the results.
 """
 
 import fcntl
@@ -14,7 +16,9 @@ import sys
 import time
 from pathlib import Path
 
-run, options = Path(sys.argv[1]), json.loads(sys.argv[2])
+run = Path(sys.argv[1])
+options = json.loads((run / 'config.json').read_text('utf-8'))
+steps = options['train']['steps']
 stopped = []
 
 
@@ -56,7 +60,6 @@ with (
   number = len(begun.readlines())
   begun.write(f'{time.time()}\n')
   begun.flush()
-  write('config.json', {'train': {'steps': options['steps']}})
   step, value = 0, str(options['value'])
   if (run / 'saved.json').exists():
     step, value = json.loads((run / 'saved.json').read_text('utf-8'))
@@ -68,12 +71,16 @@ with (
     print('a last word')
     sys.exit(codes[number])
   status('running', step)
-  while step < options['steps']:
+  while step < steps:
     time.sleep(options['sleep'])
     step, value = step + 1, hashlib.sha256(value.encode()).hexdigest()
     status('running', step)
     if stopped or step % 2 == 0:
       write('saved.json', [step, value])
+    while (run.parent / 'hold').exists() and step > 1:
+      if stopped and not options.get('deaf'):
+        break
+      time.sleep(0.01)
     if stopped and not options.get('deaf'):
       print('stopped: the same command continues', file=sys.stderr)
       sys.exit(75)
