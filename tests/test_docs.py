@@ -27,6 +27,8 @@ from pdl_jax.data.tasks import TASKS
 from pdl_jax.evaluate import registry
 from pdl_jax.evaluate.registry import Inputs
 from pdl_jax.losses import LOSSES, Loss
+from pdl_jax.model.positions import KINDS, distance_bias
+from pdl_jax.model.settings import ModelSettings
 from pdl_jax.report import plan
 
 ROOT = Path(__file__).parent.parent
@@ -163,6 +165,10 @@ def test_what_the_design_adds():
     made = example(page, 'add_metric')
     found = made.questions(Inputs([{'text': 'Why?'}, {'text': 'So.'}], COUNTS))
     assert found == {'questions': [1, 0]}
+  with mock.patch.dict(KINDS):
+    slope = example(page, 'add_attention').slope(2, 3)
+    assert slope.shape == distance_bias(2, 3).shape
+    assert ModelSettings(attention='slope').positions.kind == 'slope'
   points = [*example(page, 'add_axis').sweep_pace()]
   assert set().union(*points) <= KEYS
 
