@@ -4,12 +4,12 @@
   data.json       how many records of each split are used, and their hash
   env.json        commit, versions, flags of XLA, settings of JAX, devices, mesh
   status.json     state, step, last error, heartbeat
-  metrics.jsonl   one object a log step
-  predictions/    one JSON line an evaluated example; NAME.parts until whole
+  metrics.jsonl   one object per logged step
+  predictions/    one JSON line per evaluated example; NAME.parts until whole
   items.json      sums of each evaluated example, for the report to resample
   results.json    written last: its presence means that the run finished
   traceback.txt   of an error that nobody foresaw
-  run.N.claim     the process that is at it; a later N follows a dead one
+  run.N.claim     the process that works in it; a later N follows a dead one
 """
 
 import contextlib
@@ -43,19 +43,20 @@ _PACKAGES = (
   'tensorflow-datasets', 'tokenizers', 'gguf', 'rouge-score', 'sacrebleu',
   'scikit-learn', 'ml_collections',
 )
-# Settings of JAX, from its environment variables, that change numbers.
+# Settings of JAX that change numbers; environment variables can set them.
 _JAX_SETTINGS = (
   'jax_default_matmul_precision', 'jax_default_prng_impl',
   'jax_threefry_partitionable', 'jax_numpy_dtype_promotion',
 )  # fmt: skip
+# Seconds after which a claim of another machine that nobody touches is dead:
+# less than a sweep's, which then begins the run again.
+_STALE = 120.0
+_NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.ENOSYS)
 
-
-# What is read back of the files of a run; see pdl_jax.storage.files.
+# What is read back from the files of a run; see pdl_jax.storage.files.
 CONFIG = {
   'hash': str, 'seed': int, 'model': {'pretrained': str}, 'data': dict,
-  'loss': {
-    'name': str, 'alpha': float, 'frequency_table': str
-  },
+  'loss': {'name': str, 'alpha': float, 'frequency_table': str},
   'optimizer': {'trainable': str}, 'train': {'steps': int}, 'evaluate': dict,
 }  # fmt: skip
 STATUS = {'state': str, 'step': int, 'error': str, 'heartbeat': float}
@@ -85,7 +86,7 @@ class _Metric:
   buckets: dict[str, _Bucket] = dataclasses.field(default_factory=dict)
 
 
-# Of one set of predictions: metrics, and how many there are.
+# The metrics of one set of predictions, and how many there are.
 MEASURED = dict[str, int | _Metric]
 RESULTS = {
   'columns': dict[str, MEASURED], 'loss': dict, 'split': str, 'steps': int,
@@ -99,35 +100,29 @@ class Configuration(Protocol):
 
   @property
   def resolved(self) -> dict[str, Any]:
-    """As plain values."""
+    """The configuration as plain values."""
     ...
 
   @property
   def hash(self) -> str:
-    """Of everything that changes numbers."""
+    """The hash of everything that changes numbers."""
     ...
 
   def differing(self, kept: Mapping[str, Any]) -> list[str]:
-    """What a kept configuration has otherwise that changes numbers."""
+    """Says what of a kept configuration would give other numbers."""
     ...
-
-
-# Seconds after which a claim of another machine that nobody touches is dead:
-# less than a sweep's, which then begins the run again.
-_STALE = 120.0
-_NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.ENOSYS)
 
 
 @contextlib.contextmanager
 def claimed(path: Path) -> Iterator[None]:
   """Makes a run folder, and keeps other processes from training in it.
 
-  Where the run is refused before it has made anything, a folder that was made
-  here is removed. Of several processes of a run the first one answers for all;
-  within the same process it may be called again.
+  A folder that was made here goes again if the run is refused before it has
+  made anything. The first of several processes of a run answers for all, and
+  one process may call this again.
 
   Raises:
-    HostError: another process is at it, which nothing is done to.
+    HostError: another process works in it; nothing is touched.
   """
   import jax
 
@@ -157,12 +152,12 @@ def claimed(path: Path) -> Iterator[None]:
 
 
 def begun(path: Path) -> bool:
-  """Whether a run has made anything: predictions come before the first step."""
+  """Whether a run has made anything; its predictions come first."""
   return any((path / 'predictions').glob('*'))
 
 
 def check_unclaimed(path: Path) -> None:
-  """HostError if another process that lives is at a run folder."""
+  """Raises HostError if another living process works in a run folder."""
   for claim in _claims(path):
     with contextlib.suppress(FileNotFoundError):  # given back just now
       now = process.clock(path)
@@ -186,7 +181,7 @@ def check_unclaimed(path: Path) -> None:
 
 
 def _claims(path: Path) -> list[Path]:
-  """Of a run folder, the last one last."""
+  """The claims in a run folder, the newest last."""
   found = [x for x in path.glob('run.*.claim') if _number(x).isdecimal()]
   return sorted(found, key=lambda claim: int(_number(claim)))
 
@@ -204,7 +199,7 @@ def _is_own(claim: Path) -> bool:
 
 
 def _claim(path: Path) -> Path | None:
-  """This process's; None where the file system or system knows no claims."""
+  """Claims a folder; None where system or file system know no claims."""
   if not process.machine():
     check_unclaimed(path)
     return None
@@ -248,7 +243,7 @@ def _beat(claim: Path, over: threading.Event) -> None:
 
 
 class RunFolder:
-  """Opened for one configuration; refuses that of another run.
+  """A folder opened for one configuration; refuses that of another run.
 
   Attributes:
     path: the folder.
@@ -259,7 +254,7 @@ class RunFolder:
     """Creates the folder, or finds it as an earlier call left it.
 
     Raises:
-      ConfigError: if it belongs to a run with other numbers; names the keys.
+      ConfigError: it belongs to a run with other numbers; names the keys.
     """
     import jax
 
@@ -288,26 +283,21 @@ class RunFolder:
   def write_text(self, name: str, text: str) -> None:
     """Writes text; whole or not at all."""
     if self.writes:
-      partial = self.path / f'{name}.partial'
-      partial.write_text(text, 'utf-8')
-      partial.replace(self.path / name)
+      _write_whole(self.path / name, text)
 
   def read(self, name: str, shape: Any = dict) -> Any:
-    """Reads JSON that `write` wrote; see `stored.read_json`."""
+    """Reads JSON that `write` wrote; see `storage.files.read_json`."""
     return files.read_json(self.path / name, shape)
 
   def write_status(self, state: str, step: int, error: str = '') -> None:
     """Says where the run stands; `heartbeat` is in seconds since 1970."""
-    self.write(
-      'status.json',
-      {'state': state, 'step': step, 'error': error, 'heartbeat': time.time()},
-    )
+    self.write('status.json', {
+      'state': state, 'step': step, 'error': error, 'heartbeat': time.time(),
+    })  # fmt: skip
 
   def append_metrics(self, row: Mapping[str, Any]) -> None:
     """Adds one object to metrics.jsonl."""
-    if self.writes:
-      with (self.path / 'metrics.jsonl').open('a', encoding='utf-8') as file:
-        file.write(json.dumps(row) + '\n')
+    self._append('metrics.jsonl', [row])
 
   def cut_metrics(self, step: int, owed: bool = False) -> None:
     """Drops rows after a restored step, and a row torn by a crash.
@@ -316,11 +306,10 @@ class RunFolder:
       step: the restored one.
       owed: whether its validation is yet to be done, or done again.
     """
-    if not (self.path / 'metrics.jsonl').exists():
+    path = self.path / 'metrics.jsonl'
+    if not path.exists():
       return
-    rows = files.read_lines(
-      self.path / 'metrics.jsonl', METRICS, torn_end=True
-    )
+    rows = files.read_lines(path, METRICS, torn_end=True)
     self.write_text('metrics.jsonl', _lines(
       row
       for row in rows
@@ -328,7 +317,7 @@ class RunFolder:
     ))  # fmt: skip
 
   def metrics(self) -> list[dict[str, Any]]:
-    """All rows of metrics.jsonl."""
+    """Reads all rows of metrics.jsonl."""
     return files.read_lines(self.path / 'metrics.jsonl', METRICS)
 
   def write_predictions(self, name: str, records: Iterable[dict]) -> None:
@@ -338,7 +327,7 @@ class RunFolder:
       self._parts(name).unlink(missing_ok=True)
 
   def predictions(self, name: str) -> list[dict] | None:
-    """Stored predictions, or None."""
+    """Reads stored predictions; None if there are none."""
     path = self.path / 'predictions' / f'{name}.jsonl'
     if not os.path.lexists(path):
       return None
@@ -347,19 +336,17 @@ class RunFolder:
     return found
 
   def prediction_names(self) -> list[str]:
-    """Of all predictions that are whole, `before` and `after` first."""
+    """Names all whole sets of predictions, `before` and `after` first."""
     names = {path.stem for path in (self.path / 'predictions').glob('*.jsonl')}
     first = [name for name in ('before', 'after') if name in names]
     return [*first, *sorted(names - set(first))]
 
   def append_predictions(self, name: str, records: Iterable[dict]) -> None:
-    """Keeps some of a set that is not whole yet."""
-    if self.writes:
-      with self._parts(name).open('a', encoding='utf-8') as file:
-        file.write(_lines(records))
+    """Keeps some records of a set that is not whole yet."""
+    self._append(f'predictions/{name}.parts', records)
 
   def partial_predictions(self, name: str) -> dict[str, dict]:
-    """What was kept of a set that is not whole yet, by id."""
+    """Reads what was kept of a set that is not whole yet, by id."""
     if not self._parts(name).exists():
       return {}
     # A crash may have torn the last line.
@@ -370,9 +357,20 @@ class RunFolder:
   def _parts(self, name: str) -> Path:
     return self.path / 'predictions' / f'{name}.parts'
 
+  def _append(self, name: str, rows: Iterable[Mapping[str, Any]]) -> None:
+    if self.writes:
+      with (self.path / name).open('a', encoding='utf-8') as file:
+        file.write(_lines(rows))
 
-def _lines(records: Iterable[dict]) -> str:
-  return ''.join(json.dumps(record) + '\n' for record in records)
+
+def _lines(rows: Iterable[Mapping[str, Any]]) -> str:
+  return ''.join(json.dumps(row) + '\n' for row in rows)
+
+
+def _write_whole(path: Path, text: str) -> None:
+  partial = path.with_name(f'{path.name}.partial')
+  partial.write_text(text, 'utf-8')
+  partial.replace(path)
 
 
 def note_failure(
@@ -380,9 +378,9 @@ def note_failure(
 ) -> None:
   """Writes an error into the status of this configuration's run, if begun.
 
-  The folder may be that of another run, or of a finished one: neither failed.
-  So may another process be at it. Where the status cannot be written, the line
-  on the terminal has to do.
+  Nothing is written to the folder of another or a finished run, or where
+  another process works. Where the status cannot be written, the line on the
+  terminal has to do.
   """
   status, before = workdir / 'status.json', {'step': 0}
   with contextlib.suppress(OSError, DataError, HostError):
@@ -395,12 +393,10 @@ def note_failure(
     with contextlib.suppress(DataError):
       before = files.read_json(status, STATUS)
     after = {**before, 'state': state, 'error': error, 'heartbeat': time.time()}
-    partial = status.with_suffix('.partial')
-    partial.write_text(json.dumps(after, indent=2) + '\n', 'utf-8')
-    partial.replace(status)
+    _write_whole(status, json.dumps(after, indent=2) + '\n')
 
 
-# Of shipped code: the file that says of which commit it is.
+# A file beside shipped code that says which commit it is of.
 COMMIT = 'COMMIT'
 CODE = (
   'pdl_jax', 'configs', 'launch.py', 'requirements.txt',
@@ -411,7 +407,7 @@ CODE = (
 def environment(
   mesh: Mapping[str, int], code: Iterable[str] = CODE
 ) -> dict[str, Any]:
-  """What a result depends on besides the configuration.
+  """Collects what a result depends on besides the configuration.
 
   Args:
     mesh: size of each axis.
@@ -427,7 +423,7 @@ def environment(
       *(f':(top){path}' for path in code),
     )),
     'python': platform.python_version(),
-    'packages': dict(_versions(_PACKAGES)),
+    'packages': {name: metadata.version(name) for name in _PACKAGES},
     'platform': platform.platform(),
     'cpus': os.cpu_count(),
     'xla_flags': os.environ.get('XLA_FLAGS', ''),
@@ -440,18 +436,13 @@ def environment(
 
 
 def _shipped() -> str | None:
-  """The commit of code that came to this host without its checkout."""
+  """The commit of code that came to this host without a checkout."""
   path = Path(__file__).parent.parent / COMMIT
   return path.read_text('utf-8') if path.exists() else None
 
 
-def _versions(names: Iterable[str]) -> Iterator[tuple[str, str]]:
-  for name in names:
-    yield name, metadata.version(name)
-
-
 def _git(*arguments: str) -> str | None:
-  """Output of git in the code's checkout; None outside of one."""
+  """Runs git in the code's checkout; None outside of one."""
   here = Path(__file__).parent
   try:
     done = subprocess.run(

@@ -15,7 +15,8 @@ from pdl_jax.model.config import HeadConfig, ModelConfig
 from pdl_jax.model.heads import fit
 from pdl_jax.model.heads import vq as vq_head
 from pdl_jax.model.settings import CodeSettings, ModelSettings
-from pdl_jax.run.fit_head import Moments, codes_report, fit_head
+from pdl_jax.run.fit_head import Moments, fit_head
+from pdl_jax.run.head_report import codes_report
 from pdl_jax.run.load_model import Model
 
 V, D = 60, 8

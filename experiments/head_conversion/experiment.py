@@ -26,7 +26,7 @@ from pdl_jax.data import pipeline
 from pdl_jax.data.examples import Examples
 from pdl_jax.model.config import HeadConfig
 from pdl_jax.model.heads import fit, vq
-from pdl_jax.run import fit_head, prepare
+from pdl_jax.run import fit_head, head_report, prepare
 from pdl_jax.run.load_model import load_model
 from pdl_jax.train.step import target_hidden
 
@@ -150,7 +150,7 @@ def _library(ready: prepare.Setup, read: Read) -> Iterator[Form]:
     )
     made = fit_head.fit_head(options, model, read.counts_V, read.moments, 0)
     own = made.params['head']
-    size = fit_head.head_size(made.config, made.params)
+    size = head_report.head_size(made.config, made.params)
     bias_V = vq.bias_of(own)
     yield Form(
       name, fit_head.effective_rows(config, own),

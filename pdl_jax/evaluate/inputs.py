@@ -8,22 +8,10 @@ from typing import Any
 import numpy as np
 
 from pdl_jax.errors import ConfigError, DataError
+from pdl_jax.run_folder import PREDICTION
+from pdl_jax.storage import files
 
 Record = Mapping[str, Any]
-
-# field -> (type, type of the items of a list)
-_FIELDS: dict[str, tuple[type, type | tuple[type, ...] | None]] = {
-  'id': (str, None),
-  'prompt': (str, None),
-  'source': (str, None),
-  'references': (list, str),
-  'text': (str, None),
-  'token_ids': (list, int),
-  'finish_reason': (str, None),
-  'reference_ids': (list, int),
-  'reference_nll': (list, (int, float)),
-  'decode': (dict, None),
-}
 _NOT_EMPTY = ('references', 'reference_ids')
 _FINISH_REASONS = ('stop', 'length')
 
@@ -32,7 +20,7 @@ def validate_records(records: Sequence[Record]) -> None:
   """Refuses records that no metric could be trusted on.
 
   Args:
-    records: one object an evaluated example, as in predictions.jsonl.
+    records: one object per output, as in predictions.jsonl.
 
   Raises:
     DataError: no records; a field missing, of the wrong type or empty; another
@@ -42,63 +30,42 @@ def validate_records(records: Sequence[Record]) -> None:
     raise DataError('no prediction records: there is nothing to evaluate')
   seen: set[str] = set()
   for position, record in enumerate(records):
-    _check_fields(record, position)
-    _check_values(record)
+    name = repr(record['id']) if 'id' in record else f'at position {position}'
+    if found := files.fault(record, PREDICTION) or _fault(record):
+      raise DataError(f'record {name}: {found}')
     if record['id'] in seen:
       raise DataError(
-        f"record {record['id']!r}: field 'id' comes twice (again at position "
-        f'{position}); keep one record an example'
+        f"record {name}: field 'id' comes twice (again at position "
+        f'{position}); keep one record per example'
       )
     seen.add(record['id'])
 
 
-def _check_fields(record: Record, position: int) -> None:
-  name = repr(record['id']) if 'id' in record else f'at position {position}'
-  for field, (kind, item_kind) in _FIELDS.items():
-    if field not in record:
-      raise DataError(f'record {name}: field {field!r} is missing')
-    value = record[field]
-    if not isinstance(value, kind):
-      raise DataError(
-        f'record {name}: field {field!r} is a {type(value).__name__}, '
-        f'not a {kind.__name__}'
-      )
-    if item_kind is None:
-      continue
-    for item in value:
-      if not isinstance(item, item_kind):
-        raise DataError(
-          f'record {name}: field {field!r} holds {item!r} of type '
-          f'{type(item).__name__}'
-        )
-
-
-def _check_values(record: Record) -> None:
-  name = record['id']
+def _fault(record: Record) -> str:
+  """What is wrong with a record whose fields have their types; '' if none."""
   for field in _NOT_EMPTY:
     if not record[field]:
-      raise DataError(f'record {name!r}: field {field!r} is empty')
+      return f'field {field!r} is empty'
   n_ids, n_nll = len(record['reference_ids']), len(record['reference_nll'])
   if n_ids != n_nll:
-    raise DataError(
-      f"record {name!r}: field 'reference_nll' has {n_nll} values for {n_ids} "
-      'reference_ids; there must be one a target token'
+    return (
+      f"field 'reference_nll' has {n_nll} values for {n_ids} reference_ids; "
+      'there must be one per target token'
     )
-  if record['finish_reason'] not in _FINISH_REASONS:
-    raise DataError(
-      f"record {name!r}: field 'finish_reason' is "
-      f'{record["finish_reason"]!r}, not one of {_FINISH_REASONS}'
-    )
+  reason = record['finish_reason']
+  if reason not in _FINISH_REASONS:
+    return f"field 'finish_reason' is {reason!r}, not one of {_FINISH_REASONS}"
+  return ''
 
 
 _SAMPLE_ID = re.compile(r'(?P<item>.*)#(?P<number>\d+)', re.DOTALL)
 
 
 def samples_by_example(records: Sequence[Record]) -> list[list[Record]]:
-  """The records of each example, in the order in which examples first come.
+  """Groups records by example, in the order in which examples first come.
 
-  Those of an example that was sampled several times (ids 'x#0', 'x#1' with the
-  same prompt and references) by their number.
+  Several samples of an example (ids 'x#0', 'x#1' with the same prompt and
+  references) are ordered by their number.
   """
   samples: dict[tuple[str, ...], list[tuple[int, Record]]] = {}
   for record in records:
@@ -118,15 +85,15 @@ def samples_by_example(records: Sequence[Record]) -> list[list[Record]]:
 
 
 def first_samples(records: Sequence[Record]) -> list[Record]:
-  """One record an example, in their order: the sample of the lowest number.
+  """Takes one record per example: the sample of the lowest number.
 
-  Repeated references would say nothing of how varied people write.
+  Repeated references would say nothing about how varied people write.
   """
   return [samples[0] for samples in samples_by_example(records)]
 
 
 def check_counts(counts_V: np.ndarray) -> np.ndarray:
-  """The training counts as int64 [V].
+  """Returns the training counts as int64 [V].
 
   Raises:
     DataError: not one-dimensional, empty, not integers, or negative.
@@ -134,7 +101,7 @@ def check_counts(counts_V: np.ndarray) -> np.ndarray:
   counts_V = np.asarray(counts_V)
   if counts_V.ndim != 1 or not counts_V.size:
     raise DataError(
-      f'token counts have shape {counts_V.shape}; expected [V], one a type'
+      f'token counts have shape {counts_V.shape}; expected [V], one per type'
     )
   if not np.issubdtype(counts_V.dtype, np.integer):
     raise DataError(
@@ -147,7 +114,7 @@ def check_counts(counts_V: np.ndarray) -> np.ndarray:
 
 
 def ids_array(record: Record, field: str, vocab_size: int) -> np.ndarray:
-  """`record[field]` as int64 [L], every id in [0, vocab_size).
+  """Returns `record[field]` as int64 [L], every id in [0, vocab_size).
 
   Raises:
     DataError: an id outside the vocabulary; indexing would wrap or fail.

@@ -20,8 +20,7 @@ from pdl_jax.evaluate.registry import (
   register,
 )
 
-# The smallest training count of each bucket; a bucket ends where the next
-# begins.
+# The smallest training count of each bucket.
 _BUCKET_STARTS = (0, 1, 2, 3, 4, 5, 10, 100, 1000)
 BUCKETS = ('0', '1', '2', '3', '4', '5-9', '10-99', '100-999', '1000+')
 
@@ -46,7 +45,7 @@ NATS = Metric(
 
 
 def sums_of(bucket: str) -> tuple[str, str]:
-  """Names of the sums of a bucket: its nats and its target tokens."""
+  """Names the sums of a bucket: its nats and its target tokens."""
   return f'nats of {bucket}', f'tokens of {bucket}'
 
 

@@ -1,6 +1,5 @@
 """A model's answers on held-out examples, stored once for every metric."""
 
-import dataclasses
 import time
 from collections.abc import Callable
 from functools import partial
@@ -13,11 +12,7 @@ from jax.sharding import Mesh
 from tqdm import tqdm
 
 from pdl_jax import generate
-from pdl_jax.data.pipeline import (
-  Examples,
-  evaluation_batches,
-  left_padded,
-)
+from pdl_jax.data.pipeline import Examples, evaluation_batches, left_padded
 from pdl_jax.data.tokenizer import Tokenizer
 from pdl_jax.generate import DecodeSettings
 from pdl_jax.mesh import put_whole_batch
@@ -26,19 +21,18 @@ from pdl_jax.model.config import ModelConfig
 from pdl_jax.train.step import score_step
 
 Tree = Any
-# Fields of a record that metrics may want to group predictions by.
+# What metrics may want to group predictions by, where an example has it.
 _KEPT = ('group', 'style')
 
 
-@dataclasses.dataclass(frozen=True)
-class Throughput:
-  """What one call of `Predictor.predict` did, padding not counted.
+class Throughput(NamedTuple):
+  """What one call of `Predictor.predict` did; no padding, no compilation.
 
   Attributes:
-    prefill_tokens: of the prompts.
-    prefill_seconds: wall time of reading them, compilation excluded.
-    decode_tokens: generated, stop tokens included.
-    decode_seconds: wall time of generating them, compilation excluded.
+    prefill_tokens: prompt tokens that were read.
+    prefill_seconds: wall time of reading them.
+    decode_tokens: tokens that were generated, stop tokens included.
+    decode_seconds: wall time of generating them.
     compilations: prompt lengths that were compiled anew.
   """
 
@@ -47,12 +41,6 @@ class Throughput:
   decode_tokens: int = 0
   decode_seconds: float = 0.0
   compilations: int = 0
-
-  def __add__(self, other: 'Throughput') -> 'Throughput':
-    pairs = zip(
-      dataclasses.astuple(self), dataclasses.astuple(other), strict=True
-    )
-    return Throughput(*(a + b for a, b in pairs))
 
 
 class _Row(NamedTuple):
@@ -69,15 +57,14 @@ class Predictor:
 
   Args:
     model: shape of the model.
-    mesh: over which rows are split.
-    tokenizer: decodes, and gives the stop token.
+    mesh: splits the rows.
+    tokenizer: decodes, and gives the stop tokens.
     batch: rows at a time; divisible by the mesh's data x fsdp.
     settings: how text is generated.
     bias_V: what `settings.tilt` adds to the logits; None at tilt 0.
 
   Attributes:
-    settings: how text is generated.
-    throughput: of the last call of `predict`.
+    throughput: what the last call of `predict` did.
   """
 
   def __init__(
@@ -90,7 +77,7 @@ class Predictor:
     bias_V: jax.Array | None = None,
   ):
     self._model, self._mesh, self._tokenizer = model, mesh, tokenizer
-    self._batch, self.settings, self._bias_V = batch, settings, bias_V
+    self._batch, self._settings, self._bias_V = batch, settings, bias_V
     self._score = jax.jit(partial(score_step, model))
     self._prefill = jax.jit(
       partial(decoding.prefill, model), static_argnames='size'
@@ -106,10 +93,10 @@ class Predictor:
     numbers: np.ndarray,
     check: Callable[[], None],
   ) -> list[np.ndarray]:
-    """Unweighted loss of every target token, one array an example, in nats.
+    """Unweighted loss of each target token in nats, one array per example.
 
     Args:
-      params: of the model, with one group of layers.
+      params: the model's, with one group of layers.
       examples: a split.
       numbers: which of them.
       check: called between batches; may raise to stop.
@@ -130,20 +117,20 @@ class Predictor:
     check: Callable[[], None],
     done: Callable[[list[dict[str, Any]]], None] | None = None,
   ) -> list[dict[str, Any]]:
-    """Prediction records: what every metric is computed from.
+    """Makes prediction records: what every metric is computed from.
 
     Prompts of like lengths are generated from together, the longest first, so
     that a lack of memory shows at once.
 
     Args:
-      params: of the model, with one group of layers, on devices.
+      params: the model's, with one group of layers, on devices.
       examples: a split.
       numbers: which of them; those whose records are stored may be left out.
       check: called between batches; may raise to stop.
       done: called with the new records after each batch.
 
     Returns:
-      a record an example, or one a sample of each, in the order of `numbers`.
+      a record per example and sample, in the order of `numbers`.
     """
     self.throughput = Throughput()
     numbers = np.asarray(numbers)
@@ -169,37 +156,42 @@ class Predictor:
 
   def _rows(self, examples: Examples, numbers: np.ndarray) -> list[_Row]:
     """What is to be generated, the longest prompts first."""
-    rows = []
-    for place, number in enumerate(numbers.tolist()):
-      prompt, _ = examples.prompt_and_target(number)
-      for sample in range(self.settings.samples):
-        rows.append(_Row(place, sample, number, len(prompt)))
+    sizes = [len(examples.prompt_and_target(n)[0]) for n in numbers.tolist()]
+    rows = [
+      _Row(place, sample, int(numbers[place]), size)
+      for place, size in enumerate(sizes)
+      for sample in range(self._settings.samples)
+    ]
     return sorted(rows, key=lambda row: -row.size)
 
   def _generate(
     self, params: Tree, parts: Tree, examples: Examples, rows: list[_Row]
   ) -> list[list[int]]:
-    """Ids of each row's text; adds to the throughput."""
+    """Generates the ids of each row's text; adds to the throughput."""
     length = bucket_length(
-      rows[0].size, examples.lengths.prompt, self.settings.prompt_buckets
+      rows[0].size, examples.lengths.prompt, self._settings.prompt_buckets
     )
     limit = self._limit(examples)
     batch = self._prompts(examples, rows, length)
     placed = put_whole_batch(batch, self._mesh)
-    prompts = (params, placed['prompts'], placed['filled'])
     known = len(self._compiled)
     state, prefill_seconds = self._timed(
-      self._prefill, *prompts, size=length + limit
-    )
+      self._prefill, params, placed['prompts'], placed['filled'],
+      size=length + limit,
+    )  # fmt: skip
     generated, decode_seconds = self._timed(
       self._extend, parts, *state, placed['hashes'], placed['samples'],
       self._bias_V, limit=limit,
     )  # fmt: skip
     tokens, lengths = (_host(x)[: len(rows)] for x in generated)
-    self.throughput += Throughput(
-      int(batch['filled'].sum()), prefill_seconds, int(lengths.sum()),
-      decode_seconds, (len(self._compiled) - known) // 2,
-    )  # fmt: skip
+    before = self.throughput
+    self.throughput = Throughput(
+      before.prefill_tokens + int(batch['filled'].sum()),
+      before.prefill_seconds + prefill_seconds,
+      before.decode_tokens + int(lengths.sum()),
+      before.decode_seconds + decode_seconds,
+      before.compilations + (len(self._compiled) - known) // 2,
+    )
     pairs = zip(tokens, lengths, strict=True)
     return [ids[:size].tolist() for ids, size in pairs]
 
@@ -228,9 +220,9 @@ class Predictor:
     *,
     limit: int,
   ) -> tuple[jax.Array, jax.Array]:
-    keys_B = generate.row_keys(self.settings.seed, hashes_Bx2, samples_B)
+    keys_B = generate.row_keys(self._settings.seed, hashes_Bx2, samples_B)
     generated = generate.extend(
-      self._model, params, hidden_BxD, cache, keys_B, settings=self.settings,
+      self._model, params, hidden_BxD, cache, keys_B, settings=self._settings,
       max_new_tokens=limit, stop_ids=self._tokenizer.stops,
       bias_V=bias_V,
     )  # fmt: skip
@@ -239,7 +231,7 @@ class Predictor:
   def _timed(
     self, function: Any, *arrays: Any, **static: int
   ) -> tuple[Any, float]:
-    """Its result, and the seconds that it took without its compilation."""
+    """Returns its result, and the seconds it took without its compilation."""
     leaves, structure = jax.tree.flatten(arrays)
     shapes = tuple((leaf.shape, leaf.sharding) for leaf in leaves)
     key = (function, structure, shapes, *static.items())
@@ -250,7 +242,7 @@ class Predictor:
     return result, time.perf_counter() - began
 
   def _limit(self, examples: Examples) -> int:
-    return self.settings.max_new_tokens or examples.lengths.target
+    return self._settings.max_new_tokens or examples.lengths.target
 
   def _record(
     self, examples: Examples, row: _Row, ids: list[int]
@@ -258,10 +250,9 @@ class Predictor:
     record = examples.record(row.number)
     prompt, target = examples.prompt_and_target(row.number)
     stopped = bool(ids) and ids[-1] in self._tokenizer.stops
-    several = self.settings.samples > 1
     kept = {name: record[name] for name in _KEPT if name in record}
     return {
-      'id': f'{record["id"]}#{row.sample}' if several else record['id'],
+      'id': record_ids(record['id'], self._settings.samples)[row.sample],
       **kept,
       'prompt': self._tokenizer.decode(prompt, keep_special=True),
       'source': record['source'],
@@ -270,8 +261,15 @@ class Predictor:
       'token_ids': ids,
       'finish_reason': 'stop' if stopped else 'length',
       'reference_ids': target,
-      'decode': self.settings.record(self._limit(examples)),
+      'decode': self._settings.record(self._limit(examples)),
     }
+
+
+def record_ids(example: str, samples: int) -> list[str]:
+  """Returns the ids of the prediction records of one example."""
+  if samples == 1:
+    return [example]
+  return [f'{example}#{k}' for k in range(samples)]
 
 
 def bucket_length(size: int, longest: int, buckets: int) -> int:

@@ -1,4 +1,4 @@
-"""Rare tokens: does the model write those the reference has, or just more?"""
+"""Rare tokens: does the model write those of the reference, or just more?"""
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
@@ -20,7 +20,7 @@ SHOWN_PERCENT = 10
 def rare_types(
   counts_V: np.ndarray, percent: float, special_ids: Sequence[int] = ()
 ) -> np.ndarray:
-  """The types that hold the rarest `percent` % of running training tokens.
+  """Boolean [V] of the types in the rarest `percent` % of training tokens.
 
   Types enter by ascending training count while the tokens of those inside are
   at most `percent` % of all; types that training never saw are always rare.
@@ -30,11 +30,8 @@ def rare_types(
 
   Args:
     counts_V: integers [V], tokens of each type in the training split's targets.
-    percent: in (0, 100], of running tokens (not of types).
-    special_ids: special tokens, never rare and no part of the running tokens.
-
-  Returns:
-    Boolean [V], True where rare.
+    percent: in (0, 100], of token occurrences (not of types).
+    special_ids: special tokens: never rare, and not counted.
 
   Raises:
     ConfigError: percent or a special id out of range.
@@ -62,7 +59,7 @@ def clipped_matches(generated: Iterable[int], reference: Iterable[int]) -> int:
 
 
 def _sums(percent: int) -> dict[str, str]:
-  """What a sum of `rares` is called, by what it counts."""
+  """Names the sums of `rares`, by what they count."""
   end = '' if percent == SHOWN_PERCENT else f'_{percent}'
   return {
     'matches': f'rare_matches{end}', 'rare_generated': f'rare_generated{end}',

@@ -31,7 +31,7 @@ class Inputs:
     records: one object per output, as in predictions.jsonl.
     counts_V: integers [V], tokens of each type in the training targets.
     special_ids: tokens that the metrics of rare tokens leave out.
-    classifier: of styles; None for other tasks.
+    classifier: judges styles; None for other tasks.
     dialogue: whether whole texts are compared.
     windows: whether references end anywhere, so that nothing is finished.
   """
@@ -47,11 +47,6 @@ class Inputs:
   def examples(self) -> list[Record]:
     """The first sample of each example."""
     return first_samples(self.records)
-
-  @property
-  def sampled(self) -> bool:
-    """Whether some example has several outputs."""
-    return len(self.examples) < len(self.records)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -154,8 +149,28 @@ def register(*metrics: Metric) -> Callable[[Source], Source]:
   return decorate
 
 
+def sides(records: Sequence[Record]) -> dict[str, list[str]]:
+  """Outputs and first references, by what stands before their names."""
+  return {
+    '': [record['text'] for record in records],
+    'reference_': [record['references'][0] for record in records],
+  }
+
+
+def on_both_sides(
+  records: Sequence[Record],
+  measures: Mapping[str, Callable[[Sequence[str]], Measurement]],
+) -> Found:
+  """Measures the outputs and, under reference_KEY, the first references."""
+  return {
+    f'{side}{key}': measure(texts)
+    for side, texts in sides(records).items()
+    for key, measure in measures.items()
+  }
+
+
 def mean(values: Sequence[float]) -> float | None:
-  """The mean, or None of no values; the order of them cannot change it."""
+  """The mean, or None of no values; their order cannot change it."""
   return math.fsum(values) / len(values) if values else None
 
 
@@ -174,7 +189,7 @@ def of_sums(
 def to_json(
   metric: Metric, found: Measurement, inputs: Inputs
 ) -> dict[str, Any]:
-  """Value, n, unit, definition, and what else there is."""
+  """Value, n, unit, definition, and signature and version if there are any."""
   signature = found.signature
   if not signature and metric.signature is not None:
     signature = metric.signature(inputs)

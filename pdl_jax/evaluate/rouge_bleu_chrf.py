@@ -1,7 +1,4 @@
-"""ROUGE, BLEU and chrF against the references.
-
-By the packages rouge-score and sacrebleu.
-"""
+"""ROUGE, BLEU and chrF against the references, by rouge-score and sacrebleu."""
 
 import dataclasses
 import importlib.metadata
@@ -14,7 +11,6 @@ from collections.abc import Sequence
 from sacrebleu.metrics.bleu import BLEU
 from sacrebleu.metrics.chrf import CHRF
 
-from pdl_jax.errors import DataError
 from pdl_jax.evaluate.inputs import Record
 from pdl_jax.evaluate.registry import (
   Found,
@@ -39,28 +35,27 @@ _SENTENCE_END = re.compile(r'(?<=[.!?])\s+')
 _UNSPACED = {'CJK', 'HIRAGANA', 'KATAKANA', 'THAI', 'LAO', 'KHMER', 'MYANMAR'}
 
 
-def _one_sentence_a_line(text: str) -> str:
+def _one_sentence_per_line(text: str) -> str:
   return _SENTENCE_END.sub('\n', text)
 
 
 def rouge_per_item(records: Sequence[Record]) -> dict[str, list[float]]:
-  """F-measures in [0, 1], one a record and in their order, by ROUGE type.
+  """F-measures in [0, 1], one per record, by ROUGE type.
 
   An item with several references takes its best F, for each type apart. An
   empty output scores 0; so does ROUGE-2 of a reference of a single word.
 
-  Raises:
-    DataError: records whose references hold no word that ROUGE can see.
+  Args:
+    records: each with a reference that ROUGE can see.
   """
   # Takes a second or two, which every command would wait for.
   from rouge_score import rouge_scorer
 
-  _check_words(records)
   scorer = rouge_scorer.RougeScorer(list(ROUGE_TYPES), use_stemmer=True)
   scores = [
     scorer.score_multi(
-      list(map(_one_sentence_a_line, _read(record['references']))),
-      _one_sentence_a_line(record['text']),
+      list(map(_one_sentence_per_line, _read(record['references']))),
+      _one_sentence_per_line(record['text']),
     )
     for record in records
   ]
@@ -94,12 +89,14 @@ def rouge(inputs: Inputs) -> Found:
   which they are does not depend on the outputs.
   """
   records = inputs.records
-  lost = _unseen(records)
+  is_kept = [_is_seen(record) for record in records]
   foreign = sum(
-    any(map(str.isalpha, ''.join(record['references']))) for record in lost
+    any(map(str.isalpha, ''.join(record['references'])))
+    for record, kept in zip(records, is_kept, strict=True)
+    if not kept
   )
   reason = ''
-  if len(lost) == len(records):
+  if not any(is_kept):
     reason = 'no reference has a word that ROUGE can see (a-z, 0-9)'
   if foreign:
     reason = (
@@ -108,8 +105,6 @@ def rouge(inputs: Inputs) -> Found:
     )
   if reason:
     return dict.fromkeys(ROUGE_TYPES, Measurement(None, 0, reason))
-  left_out = {id(record) for record in lost}
-  is_kept = [id(record) not in left_out for record in records]
   scores = rouge_per_item(list(itertools.compress(records, is_kept)))
   found: dict[str, list[float]] = {'rouge_outputs': list(map(int, is_kept))}
   for kind, values in scores.items():
@@ -118,19 +113,15 @@ def rouge(inputs: Inputs) -> Found:
   return found
 
 
-def _unseen(records: Sequence[Record]) -> list[Record]:
-  """Records without a reference of which ROUGE sees more than a half."""
-  return [
-    record
-    for record in records
-    if not any(map(_WORD.search, map(str.lower, _read(record['references']))))
-  ]
+def _is_seen(record: Record) -> bool:
+  """Whether a reference has words of which ROUGE sees more than half."""
+  return any(_WORD.search(text.lower()) for text in _read(record['references']))
 
 
 def _read(references: Sequence[str]) -> list[str]:
-  """Those that ROUGE does not lose the half of; where it loses it of all, none.
+  """References that ROUGE does not lose half of.
 
-  Of another script a digit or a name may be all that it sees, and would be
+  In another script a digit or a name may be all that it sees, and would be
   compared alone.
   """
   return [text for text in references if not _is_lost(text)]
@@ -154,18 +145,6 @@ def _is_lost(text: str) -> bool:
   return 0 < total <= 2 * lost
 
 
-def _check_words(records: Sequence[Record]) -> None:
-  wordless = _unseen(records)
-  if wordless:
-    raise DataError(
-      f'ROUGE keeps only the characters a-z and 0-9, and the references of '
-      f'{len(wordless)} of {len(records)} records have none or lose half of '
-      f'theirs (first: {wordless[0]["id"]!r}); it cannot score text in a '
-      'non-Latin script: use another metric for such text, and drop '
-      'references of punctuation alone'
-    )
-
-
 def _corpus(key: str, label: str, what: str) -> Metric:
   return Metric(
     key, label, 'higher', unit='examples',
@@ -181,10 +160,9 @@ def _corpus(key: str, label: str, what: str) -> Metric:
 def bleu_and_chrf(inputs: Inputs) -> dict[str, Measurement]:
   """BLEU-4 and chrF2 of a corpus, in [0, 100], by sacrebleu.
 
-  Over all records before the one division, against all references of each.
-  BLEU splits words as mteval-v13a; where most letters of the references are of
-  a script without spaces, Chinese as sacrebleu's zh, others by character. The
-  signature says which.
+  Counts are summed over all records before the one division. BLEU splits words
+  as mteval-v13a. Where most letters of the references are of a script without
+  spaces it splits Chinese as sacrebleu's zh, and others by character.
   """
   records = inputs.records
   references = [record['references'] for record in records]
@@ -212,7 +190,7 @@ def bleu_and_chrf(inputs: Inputs) -> dict[str, Measurement]:
 
 
 def _has_4_grams(scorer: BLEU, records: Sequence[Record]) -> bool:
-  """Whether any reference has; what does depends on no output."""
+  """Whether any reference has 4-grams; no output matters."""
   texts = [text for record in records for text in record['references']]
   if any(len(text.split()) >= scorer.max_ngram_order for text in texts):
     return True
@@ -226,7 +204,7 @@ def _bleu_tokenizer(texts: itertools.chain[str]) -> str:
     for character in text
     if character.isalpha()
   )
-  unspaced = {script for script in scripts if script in _UNSPACED}
+  unspaced = _UNSPACED & scripts.keys()
   if 2 * sum(scripts[script] for script in unspaced) <= scripts.total():
     return '13a'
   return 'zh' if unspaced == {'CJK'} else 'char'

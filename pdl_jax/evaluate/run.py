@@ -14,6 +14,7 @@ from pdl_jax.evaluate import likelihood
 from pdl_jax.evaluate import rouge_bleu_chrf
 from pdl_jax.evaluate import style
 from pdl_jax.evaluate import diversity
+from pdl_jax.evaluate import repetition
 from pdl_jax.evaluate import rare
 from pdl_jax.evaluate import length
 # isort: on
@@ -32,7 +33,9 @@ from pdl_jax.evaluate.registry import (
   to_json,
 )
 
-REGISTERED = (likelihood, rouge_bleu_chrf, style, diversity, rare, length)
+REGISTERED = (
+  likelihood, rouge_bleu_chrf, style, diversity, repetition, rare, length,
+)  # fmt: skip
 _DIGITS = 5
 
 
@@ -54,17 +57,11 @@ def evaluate(
 ) -> Evaluation:
   """Measures one system's predictions by all metrics, as plain JSON types.
 
-  What tells how varied texts are is measured on the outputs and, under
-  `reference_...`, on the first references. Of an example that was sampled
-  several times these metrics and the likelihoods take the first sample.
+  How varied texts are is measured on the outputs and, under `reference_...`,
+  on the first references. These metrics and the likelihoods take the first of
+  several samples of an example.
 
-  Args:
-    records: one object per output, as in predictions.jsonl.
-    counts_V: integers [V], tokens of each type in the training targets.
-    special_ids: see `Inputs`, as are the others.
-    classifier: for records with a `style`.
-    dialogue: adds how often whole texts repeat each other.
-    windows: references end anywhere, so that there is no finish rate.
+  Args: see `Inputs`.
 
   Returns:
     results: `examples` and `outputs`, the numbers of examples and of records;

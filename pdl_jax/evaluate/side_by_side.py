@@ -22,19 +22,15 @@ _T = TypeVar('_T')
 
 
 def format_table(columns: Mapping[str, Result]) -> str:
-  """One row per metric, one column per system, and the references' own.
+  """Aligned Markdown: a row per metric, a column per system and references.
 
-  Rare means the rarest 10 % of running training tokens. Distinct-n stands with
-  the number of n-grams it was taken at. A value that is absent or undefined
-  prints as 'missing'; '-' where a row has no reference value. Rows that not
-  every task has stand only where some system or the references have a value,
-  or a reason for having none.
+  Rare means the rarest 10 % of training tokens. Distinct-n stands with the
+  number of n-grams it was taken at. A value that is absent or undefined prints
+  as 'missing'; '-' where a row has no reference value. Rows that not every task
+  has stand only where there is a value, or a reason for having none.
 
   Args:
     columns: system name -> result of `evaluate`, in the order to print.
-
-  Returns:
-    An aligned Markdown table, ending in a newline.
 
   Raises:
     ConfigError: no columns.
@@ -57,11 +53,9 @@ def format_table(columns: Mapping[str, Result]) -> str:
 
 
 def format_tables(columns: Mapping[str, Result], width: int = WIDTH) -> str:
-  """`format_table` in parts, one below the other.
+  """`format_table` in parts below each other, at most `width` characters wide.
 
-  Args:
-    columns: as of `format_table`.
-    width: no part with more than one system is wider, in characters.
+  A part of one system may be wider.
   """
   # All in one first: it refuses systems that differ, wherever they end up.
   names, table = list(columns), format_table(columns)
@@ -101,11 +95,7 @@ def format_frequency_table(columns: Mapping[str, Result]) -> str:
 
 
 def format_reasons(columns: Mapping[str, Result]) -> str:
-  """Why metrics of `format_table` have no value, a line each; '' if all have.
-
-  Args:
-    columns: system name -> result of `evaluate`.
-  """
+  """Says why metrics of `format_table` have no value, a line each."""
   told = {
     f'{metric.label}: {reason}': None
     for metric in METRICS.values()
@@ -128,7 +118,7 @@ def _check_columns(columns: Mapping[str, Result]) -> None:
 
 
 def _agreed(what: str, values: Mapping[str, _T | None]) -> _T | None:
-  """The value that all systems which have one agree on; None if none has."""
+  """The value that all systems with one agree on; None if none has one."""
   present = {name: value for name, value in values.items() if value is not None}
   if len(set(present.values())) > 1:
     listed = ', '.join(f'{name} {value}' for name, value in present.items())

@@ -25,12 +25,12 @@ class StyleClassifier:
   """Tells styles apart by their n-grams; the same data gives the same one.
 
   Attributes:
-    name: of the data it learned from, for the record.
-    styles: that it knows, in alphabetic order.
-    n: texts that it learned from.
-    fingerprint: of these texts and their styles, in any order.
+    name: the data that it learned from.
+    styles: the styles that it knows, in alphabetic order.
+    n: number of texts that it learned from.
+    fingerprint: hash of these texts and their styles, in any order.
     pipeline: the features and the regression.
-    held_out_n: texts that it was tested on.
+    held_out_n: number of texts that it was tested on.
     held_out_accuracy: in [0, 1]; None until `tested`.
   """
 
@@ -46,16 +46,16 @@ class StyleClassifier:
   def fit(
     cls, texts: Sequence[str], styles: Sequence[str], *, name: str
   ) -> 'StyleClassifier':
-    """Learns from labelled texts; the order of them changes nothing.
+    """Learns from labelled texts; their order changes nothing.
 
     Word 1- to 2-grams and, within words, character 3- to 4-grams, each hashed
     to 2**18 features and weighted by tf-idf; logistic regression with an L2
     penalty (C 10), styles weighted evenly.
 
     Args:
-      texts: of all styles; none of them to be evaluated on.
-      styles: of each text.
-      name: of the data, for the record.
+      texts: texts of all styles; none of them is evaluated on.
+      styles: the style of each text.
+      name: names the data.
 
     Raises:
       DataError: another number of styles than of texts, or fewer than two.
@@ -74,17 +74,17 @@ class StyleClassifier:
     return cls(name, known, len(pairs), digest[:16], pipeline)
 
   def predict(self, texts: Sequence[str]) -> list[str]:
-    """The likeliest style of each text."""
+    """Returns the likeliest style of each text."""
     return [str(style) for style in self.pipeline.predict(list(texts))]
 
   def tested(
     self, texts: Sequence[str], styles: Sequence[str]
   ) -> 'StyleClassifier':
-    """The same classifier with its accuracy on texts it never saw.
+    """Returns the same classifier with its accuracy on texts it never saw.
 
     Args:
-      texts: of other books (groups) than it learned from.
-      styles: of each text.
+      texts: texts of other groups (books) than it learned from.
+      styles: the style of each text.
 
     Raises:
       DataError: another number of styles than of texts, or no texts.
@@ -133,17 +133,20 @@ def _pipeline() -> 'Pipeline':
   from sklearn.linear_model import LogisticRegression
   from sklearn.pipeline import make_pipeline, make_union
 
-  hashed = lambda analyzer, edges: make_pipeline(  # noqa: E731
-    HashingVectorizer(
-      analyzer=analyzer, ngram_range=edges, n_features=HASHED_FEATURES,
-      alternate_sign=False,
-    ).set_params(norm=None),  # the transformer norms, after its weights
-    TfidfTransformer(sublinear_tf=True),
-  )  # fmt: skip
+  features = [
+    make_pipeline(
+      HashingVectorizer(
+        analyzer=analyzer, ngram_range=edges, n_features=HASHED_FEATURES,
+        alternate_sign=False,
+      ).set_params(norm=None),  # the transformer norms, after its weights
+      TfidfTransformer(sublinear_tf=True),
+    )
+    for analyzer, edges in (
+      ('word', WORD_NGRAMS), ('char_wb', CHARACTER_NGRAMS)
+    )
+  ]  # fmt: skip
   return make_pipeline(
-    make_union(
-      hashed('word', WORD_NGRAMS), hashed('char_wb', CHARACTER_NGRAMS)
-    ),
+    make_union(*features),
     LogisticRegression(C=10, class_weight='balanced', max_iter=1000),
   )
 

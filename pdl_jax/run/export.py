@@ -19,15 +19,22 @@ from pdl_jax.model.lora import NO_LORA
 from pdl_jax.pretrained import peft
 from pdl_jax.pretrained.hf_write import config_values, write_json, write_model
 from pdl_jax.run import prepare, restore, summary
-from pdl_jax.run.load_model import Model, restored_model, shape, trained_model
+from pdl_jax.run.load_model import restored_model, shape, trained_model
+from pdl_jax.run.open_model import Model
 from pdl_jax.run_folder import RunFolder
+
+_ADAPTER = (
+  'This is an adapter in the format of PEFT: it needs the model that it '
+  'started from, base_model_name_or_path in adapter_config.json, which may '
+  'have to be changed to where you have that.'
+)
 
 
 def run(workdir: Path, folder: Path, adapter_alone: bool = False) -> None:
   """Writes the model that a run ended with, its tokenizer and a model card.
 
   Args:
-    workdir: of a finished run.
+    workdir: the finished run's folder.
     folder: is made; must not hold anything yet.
     adapter_alone: write what a run with adapters has trained, in PEFT's
       format, in place of the model with it added.
@@ -43,9 +50,8 @@ def run(workdir: Path, folder: Path, adapter_alone: bool = False) -> None:
   if adapter_alone:
     _write_adapter(settings, run_folder, folder)
     return
-  model = trained_model(
-    'export', settings, workdir, prepare.load_source(settings, 'train')
-  )
+  source = prepare.load_source(settings, 'train')
+  model = trained_model(settings, run_folder, settings, source)
   if jax.process_index() != 0:
     return
   with _made_beside(folder) as beside:
@@ -97,10 +103,8 @@ def _write_adapter(
       f'--adapter: the run in {run_folder.path} began from random weights, '
       'which no other tool has; without it the whole model is written'
     )
-  model = restored_model(
-    'export', settings, run_folder.path,
-    prepare.load_source(settings, 'train'),
-  )  # fmt: skip
+  source = prepare.load_source(settings, 'train')
+  model = restored_model(settings, run_folder, settings, source)
   adapters = multihost_utils.process_allgather(
     lora.adapters(model.params), tiled=True
   )
@@ -113,17 +117,10 @@ def _write_adapter(
   print(f'adapter of {base}: {folder}\n{_ADAPTER}')
 
 
-_ADAPTER = (
-  'This is an adapter in the format of PEFT: it needs the model that it '
-  'started from, base_model_name_or_path in adapter_config.json, which may '
-  'have to be changed to where you have that.'
-)
-
-
 def model_card(
   settings: Settings, folder: RunFolder, model: Model, note: str = ''
 ) -> str:
-  """README.md: what the model is, its results, and the command behind them."""
+  """Writes README.md: the model, its results, and the command behind them."""
   results = folder.read('results.json')
   environment = folder.read('env.json', {'commit': str | None})
   asked = read(settings.resolved)

@@ -1,9 +1,11 @@
 """The main job: evaluate, fine-tune, evaluate again, and say what changed."""
 
+import dataclasses
 import json
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -15,18 +17,25 @@ from jax.sharding import Mesh
 
 from pdl_jax.config import Settings
 from pdl_jax.data import pipeline
-from pdl_jax.evaluate.predict import Predictor
-from pdl_jax.evaluate.run import evaluate as measure
+from pdl_jax.evaluate.inputs import Record
+from pdl_jax.evaluate.predict import Predictor, record_ids
+from pdl_jax.evaluate.run import evaluate
 from pdl_jax.generate import DecodeSettings
 from pdl_jax.losses import LossTables, registry, sentinel
 from pdl_jax.mesh import batch_share, check_batch, make_mesh
 from pdl_jax.model.config import ModelConfig
-from pdl_jax.run import fit_head, loss_tables, prepare, summary
+from pdl_jax.run import loss_tables, prepare, summary
+from pdl_jax.run.head_report import head_size, report_head
 from pdl_jax.run.load_model import machine_bytes, shape
-from pdl_jax.run.prepare import Setup, Split
-from pdl_jax.run.restore import abstract, open_checkpoints, params_of
+from pdl_jax.run.prepare import Setup
+from pdl_jax.run.restore import (
+  abstract,
+  open_checkpoints,
+  params_of,
+  start_state,
+)
 from pdl_jax.run_folder import RunFolder, claimed, environment
-from pdl_jax.train import optimizer, state
+from pdl_jax.train import optimizer
 from pdl_jax.train.loop import Loop
 from pdl_jax.train.preemption import StopRequest
 from pdl_jax.train.state import TrainState
@@ -41,10 +50,10 @@ def run(
   stop: StopRequest,
   inspect: Callable[[Setup], None] | None = None,
 ) -> None:
-  """The whole job in a run folder; picks up where an earlier call stopped.
+  """Does the whole job in a run folder; goes on where an earlier call stopped.
 
   Args:
-    settings: of the run.
+    settings: the run's.
     workdir: its folder.
     stop: asked where it is safe to stop.
     inspect: shown what was read before anything is compiled for it; may raise.
@@ -59,46 +68,28 @@ def run(
     print(sentinel.check_backend(loss))
   mesh = mesh_for(settings)
   with claimed(workdir):
-    _run_claimed(settings, workdir, mesh, stop, inspect)
-
-
-def _run_claimed(
-  settings: Settings,
-  workdir: Path,
-  mesh: Mesh,
-  stop: StopRequest,
-  inspect: Callable[[Setup], None] | None,
-) -> None:
-  folder = RunFolder(workdir, settings)
-  if folder.finished:
-    print(f'{workdir} is finished; its table again:\n')
-    summary.print_results(folder.read('results.json', summary.SHOWN))
-    return
-  folder.write(
-    'env.json', environment(mesh.shape) | registry.source(settings.loss.name)
-  )
-  folder.write_status('starting', 0)
-  with jax.set_mesh(mesh):
-    results = _run(settings, mesh, folder, stop, inspect)
-  folder.write_text('table.md', summary.tables(results))
-  folder.write('results.json', results)
-  folder.write_status('finished', settings.train.steps)
-  summary.print_results(results)
-  print(f'\nrun folder: {workdir}')
+    folder = RunFolder(workdir, settings)
+    if folder.finished:
+      print(f'{workdir} is finished; its table again:\n')
+      summary.print_results(folder.read('results.json', summary.SHOWN))
+      return
+    env = environment(mesh.shape) | registry.source(settings.loss.name)
+    folder.write('env.json', env)
+    folder.write_status('starting', 0)
+    with jax.set_mesh(mesh):
+      results = _run(settings, mesh, folder, stop, inspect)
+    folder.write_text('table.md', summary.tables(results))
+    folder.write('results.json', results)
+    folder.write_status('finished', settings.train.steps)
+    summary.print_results(results)
+    print(f'\nrun folder: {workdir}')
 
 
 def mesh_for(settings: Settings) -> Mesh:
-  """The mesh, over which both kinds of batches must divide."""
-  mesh = make_mesh(settings.mesh)
-  check_batch(
-    mesh,
-    'train.batch_size',
-    settings.train.batch_size,
-    settings.optimizer.grad_accum_steps,
-  )
-  check_batch(
-    mesh, 'evaluate.batch_size', settings.evaluate.batch_size, 1
-  )
+  """Makes the mesh, over which both kinds of batches must divide."""
+  mesh, parts = make_mesh(settings.mesh), settings.optimizer.grad_accum_steps
+  check_batch(mesh, 'train.batch_size', settings.train.batch_size, parts)
+  check_batch(mesh, 'evaluate.batch_size', settings.evaluate.batch_size, 1)
   return mesh
 
 
@@ -117,60 +108,29 @@ def _run(
   if inspect is not None:
     inspect(ready)
   model, specials = ready.model, ready.model.tokenizer.special_ids
-  state.check_layers(settings.optimizer, model.config)
-  predictor = make_predictor(settings, mesh, ready, settings.decode)
-  chosen = prepare.drawn_examples(settings, ready)
-  watched = pipeline.sample(
-    ready.validation.examples, settings.evaluate.validation_examples
-  )
-
-  def evaluate(name: str, current: TrainState) -> list[dict[str, Any]]:
-    print(f'\n{name} fine-tuning: scoring and generating')
-    return predict(
-      folder, name, predictor, params_of(model.config, current),
-      ready.held_out, chosen, stop,
-    )
-
-  def validate(current: TrainState) -> float:
-    losses = predictor.nll(
-      params_of(model.config, current), ready.validation.examples, watched,
-      lambda: None,
-    )
-    return float(np.concatenate(losses).mean())
-
-  step_config = make_step_config(settings, model.config)
-  start = state.create(
-    model.params, model.config, settings.optimizer, step_config.optimizer, mesh
-  )
-  before = evaluate('before', start)
-  trained = _train(
-    settings, mesh, folder, stop, ready, step_config, start, validate
-  )
-  after = evaluate('after', trained)
-  options = prepare.metric_options(settings)
   counts_V = ready.frequencies.task.counts_V
+  job = Job(settings, mesh, folder, stop, ready, settings.decode)
+  start = start_state(settings, model.config, model.params, mesh)
+  stages = {'before': job.predict('before', start, ' fine-tuning')}
+  trained = job.train(start)
+  stages['after'] = job.predict('after', trained, ' fine-tuning')
   if model.config.head.learned:
     own = params_of(model.config, trained)['head']
     found = {'head': multihost_utils.process_allgather(own, tiled=True)}
-    prepare.describe_codes(folder, model, found, counts_V)
-  measured = {
-    name: measure(records, counts_V, specials, **options)
-    for name, records in {'before': before, 'after': after}.items()
-  }
-  items = {name: found.items for name, found in measured.items()}
-  folder.write_text('items.json', json.dumps(items) + '\n')
+    report_head(folder, model.config, found, model.tokenizer, counts_V)
+  measured = measure(settings, folder, stages, counts_V, specials)
   decoded = summary.decode_name(settings.decode)
   return {
     'columns': {
-      prepare.name_before(model) + decoded: measured['before'].results,
-      summary.loss_name(settings.loss) + decoded: measured['after'].results,
+      model.label + decoded: measured['before'],
+      summary.loss_name(settings.loss) + decoded: measured['after'],
     },
     'loss': summary.loss_record(
       settings.loss, ready.frequencies, ready.tables
     ),
-    'head': fit_head.head_size(model.config, model.params)._asdict(),
+    'head': head_size(model.config, model.params)._asdict(),
     'neutral_ids': list(specials),
-    'examples': summary.shown(before, after),
+    'examples': summary.shown(stages['before'], stages['after']),
     'task': settings.data.task,
     'split': f'{settings.data.name}/{settings.evaluate.split}',
     'seed': settings.seed,
@@ -182,10 +142,106 @@ def _run(
   }
 
 
+@dataclasses.dataclass
+class Job:
+  """Evaluates and trains the model of one run."""
+
+  settings: Settings
+  mesh: Mesh
+  folder: RunFolder
+  stop: StopRequest
+  ready: Setup
+  decode: DecodeSettings
+
+  @cached_property
+  def predictor(self) -> Predictor:
+    """The compiled model, which adds to the logits what `tilt` says."""
+    return make_predictor(self.settings, self.mesh, self.ready, self.decode)
+
+  def predict(
+    self, name: str, current: TrainState, said: str = ''
+  ) -> list[dict[str, Any]]:
+    """Makes prediction records, or reads those that are stored.
+
+    Batches are kept as they are finished: a call that was stopped continues.
+    """
+    print(f'\n{name}{said}: scoring and generating')
+    folder, predictor = self.folder, self.predictor
+    stored = folder.predictions(name)
+    if stored is not None:
+      return stored
+    examples = self.ready.held_out.examples
+    numbers = prepare.drawn_examples(self.settings, self.ready).tolist()
+    ids = {
+      number: record_ids(examples.record(number)['id'], self.decode.samples)
+      for number in numbers
+    }
+    kept = folder.partial_predictions(name)
+    left = [number for number in numbers if not kept.keys() >= {*ids[number]}]
+    new = predictor.predict(
+      params_of(self.ready.model.config, current), examples,
+      np.asarray(left, int),
+      lambda: self.stop.check(f'evaluating ({name})'),
+      lambda records: folder.append_predictions(name, records),
+    )  # fmt: skip
+    kept |= {record['id']: record for record in new}
+    records = [kept[x] for number in numbers for x in ids[number]]
+    folder.write_predictions(name, records)
+    done = predictor.throughput
+    if done.decode_seconds:
+      print(
+        f'{done.prefill_tokens / done.prefill_seconds:,.0f} prompt tokens/s, '
+        f'{done.decode_tokens / done.decode_seconds:,.0f} generated tokens/s, '
+        f'{done.compilations} prompt lengths compiled'
+      )
+    return records
+
+  def validate(self, current: TrainState) -> float:
+    """Measures the unweighted loss on validation data, in nats per token."""
+    examples = self.ready.validation.examples
+    numbers = pipeline.sample(
+      examples, self.settings.evaluate.validation_examples
+    )
+    params = params_of(self.ready.model.config, current)
+    losses = self.predictor.nll(params, examples, numbers, lambda: None)
+    return float(np.concatenate(losses).mean())
+
+  def train(self, start: TrainState) -> TrainState:
+    """Trains to the last step, from the newest checkpoint or from `start`."""
+    settings = self.settings
+    batches = pipeline.train_iterator(
+      self.ready.training_rows(),
+      settings.train.batch_size,
+      settings.seed,
+      *batch_share(self.mesh),
+      settings.data.buckets,
+    )
+    with open_checkpoints(settings, self.folder) as checkpoints:
+      restored = checkpoints.restore_latest(abstract(start), batches)
+      for line in filter(None, (*checkpoints.damaged, checkpoints.missing)):
+        print(line)
+      if restored is not None:
+        number, start, _ = restored
+        print(f'resumed from step {number}')
+      elif checkpoints.missing:
+        print('begins from step 0')
+      loop = Loop(
+        settings=settings.train,
+        mesh=self.mesh,
+        step=_step(settings, self.ready),
+        validate=self.validate,
+        batches=batches,
+        checkpoints=checkpoints,
+        folder=self.folder,
+        stop=self.stop,
+      )
+      return loop.run(start)
+
+
 def make_predictor(
   settings: Settings, mesh: Mesh, ready: Setup, decode: DecodeSettings
 ) -> Predictor:
-  """Scores and generates in the way that `decode` says."""
+  """Makes what scores, and generates in the way that `decode` says."""
   tokenizer, bias_V = ready.model.tokenizer, None
   if decode.tilt:
     counts_V = ready.frequencies.task.counts_V
@@ -196,60 +252,26 @@ def make_predictor(
   )  # fmt: skip
 
 
-def predict(
+def measure(
+  settings: Settings,
   folder: RunFolder,
-  name: str,
-  predictor: Predictor,
-  params: Tree,
-  split: Split,
-  numbers: np.ndarray,
-  stop: StopRequest,
-) -> list[dict[str, Any]]:
-  """Prediction records, stored ones where there are any.
-
-  Batches are kept as they are finished: a call that was stopped continues.
-  """
-  stored = folder.predictions(name)
-  if stored is not None:
-    return stored
-  examples, samples = split.examples, predictor.settings.samples
-  kept = folder.partial_predictions(name)
-  left = [
-    number
-    for number in numbers.tolist()
-    if any(x not in kept for x in record_ids(examples.record(number), samples))
-  ]
-  new = predictor.predict(
-    params, examples, np.asarray(left, int),
-    lambda: stop.check(f'evaluating ({name})'),
-    lambda records: folder.append_predictions(name, records),
-  )  # fmt: skip
-  kept |= {record['id']: record for record in new}
-  records = [
-    kept[x]
-    for number in numbers.tolist()
-    for x in record_ids(examples.record(number), samples)
-  ]
-  folder.write_predictions(name, records)
-  done = predictor.throughput
-  if done.decode_seconds:
-    print(
-      f'{done.prefill_tokens / done.prefill_seconds:,.0f} prompt tokens/s, '
-      f'{done.decode_tokens / done.decode_seconds:,.0f} generated tokens/s, '
-      f'{done.compilations} prompt lengths compiled'
-    )
-  return records
-
-
-def record_ids(record: dict[str, str], samples: int) -> list[str]:
-  """The ids of an example's prediction records."""
-  if samples == 1:
-    return [record['id']]
-  return [f'{record["id"]}#{k}' for k in range(samples)]
+  stored: Mapping[str, Sequence[Record]],
+  counts_V: np.ndarray,
+  special_ids: Sequence[int],
+) -> dict[str, dict[str, Any]]:
+  """Measures sets of predictions by name; the folder keeps their sums."""
+  options = prepare.metric_options(settings)
+  found = {
+    name: evaluate(records, counts_V, special_ids, **options)
+    for name, records in stored.items()
+  }
+  items = {name: measured.items for name, measured in found.items()}
+  folder.write_text('items.json', json.dumps(items) + '\n')
+  return {name: measured.results for name, measured in found.items()}
 
 
 def make_step_config(settings: Settings, model: ModelConfig) -> StepConfig:
-  """What the train step is compiled for."""
+  """Collects what the train step is compiled for."""
   steps = settings.train.steps
   return StepConfig(
     model=model,
@@ -262,11 +284,13 @@ def make_step_config(settings: Settings, model: ModelConfig) -> StepConfig:
 
 
 def _step(
-  config: StepConfig,
-  at_step: Callable[[LossTables, Array], LossTables] | None,
-  tables: LossTables,
+  settings: Settings, ready: Setup
 ) -> Callable[[TrainState, dict[str, Array]], tuple[TrainState, dict]]:
   """The compiled step; under a schedule its tables follow the step."""
+  config = make_step_config(settings, ready.model.config)
+  at_step = loss_tables.schedule(
+    settings.loss, ready.frequencies, ready.model.tokenizer.special_ids
+  )
 
   def one(current: TrainState, batch: dict, tables: LossTables) -> tuple:
     if at_step is not None:
@@ -274,46 +298,4 @@ def _step(
     return train_step(config, current, batch, tables)
 
   compiled = jax.jit(one, donate_argnums=0)
-  return lambda current, batch: compiled(current, batch, tables)
-
-
-def _train(
-  settings: Settings,
-  mesh: Mesh,
-  folder: RunFolder,
-  stop: StopRequest,
-  ready: Setup,
-  step_config: StepConfig,
-  start: TrainState,
-  validate: Callable[[TrainState], float],
-) -> TrainState:
-  batches = pipeline.train_iterator(
-    ready.training_rows(),
-    settings.train.batch_size,
-    settings.seed,
-    *batch_share(mesh),
-    settings.data.buckets,
-  )
-  at_step = loss_tables.schedule(
-    settings.loss, ready.frequencies, ready.model.tokenizer.special_ids
-  )
-  with open_checkpoints(settings, folder) as checkpoints:
-    restored = checkpoints.restore_latest(abstract(start), batches)
-    for line in filter(None, (*checkpoints.damaged, checkpoints.missing)):
-      print(line)
-    if restored is not None:
-      number, start, _ = restored
-      print(f'resumed from step {number}')
-    elif checkpoints.missing:
-      print('begins from step 0')
-    loop = Loop(
-      settings=settings.train,
-      mesh=mesh,
-      step=_step(step_config, at_step, ready.tables),
-      validate=validate,
-      batches=batches,
-      checkpoints=checkpoints,
-      folder=folder,
-      stop=stop,
-    )
-    return loop.run(start)
+  return lambda current, batch: compiled(current, batch, ready.tables)

@@ -1,7 +1,7 @@
 """What a run starts from: model, splits, frequencies, and the loss's tables."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from pdl_jax.data.examples import Examples, Pairs, Rows
 from pdl_jax.data.packing import Documents, Packed, Windows
 from pdl_jax.data.pipeline import Survey
 from pdl_jax.data.sources import Source
-from pdl_jax.data.tasks import TASKS, Task
+from pdl_jax.data.tasks import TASKS
 from pdl_jax.data.tokenizer import Tokenizer
 from pdl_jax.errors import ConfigError, DataError, printable
 from pdl_jax.evaluate.style import StyleClassifier
@@ -24,16 +24,15 @@ from pdl_jax.generate import DecodeSettings
 from pdl_jax.losses import LossTables, frequency
 from pdl_jax.losses.frequency import FrequencyTable
 from pdl_jax.run import fit_head, loss_tables, summary
-from pdl_jax.run.load_model import Model, load_model
+from pdl_jax.run.head_report import report_head
+from pdl_jax.run.load_model import load_model
 from pdl_jax.run.loss_tables import Frequencies
+from pdl_jax.run.open_model import Model
 from pdl_jax.run_folder import RunFolder, begun
-from pdl_jax.train.step import target_hidden
 
 # Texts that the classifier of style is trained on, and checked on.
 _STYLE_RECORDS, _STYLE_CHECKS = 20_000, 2000
-# Examples whose hidden states say which rows are near, and how many at a time.
-_READ, _READ_BATCH = 128, 8
-# What the splits were when the run began, in the run folder.
+# In the run folder: what the splits were when the run began.
 DATA = 'data.json'
 Tree = Any
 
@@ -45,7 +44,7 @@ class Split:
   Attributes:
     source: its records.
     seen: which of them are usable, and the counts of their targets.
-    examples: to be scored and generated from.
+    examples: what is scored and generated from.
   """
 
   source: Source
@@ -55,17 +54,15 @@ class Split:
 
 @dataclasses.dataclass(frozen=True)
 class Setup:
-  """Everything but the run folder and the mesh.
+  """Model, data splits, frequencies and loss tables of a run.
 
   Attributes:
-    task: what is asked of the model.
-    model: before fine-tuning.
+    model: the model before fine-tuning.
     train, validation, held_out: the splits; `evaluate.split` is held out.
     frequencies: what the weights are made from.
-    tables: of the loss.
+    tables: weights and bias of the loss.
   """
 
-  task: Task
   model: Model
   train: Split
   validation: Split
@@ -74,7 +71,7 @@ class Setup:
   tables: LossTables
 
   def training_rows(self) -> Rows:
-    """What batches are drawn from: padded pairs, or packed documents."""
+    """Returns what batches are drawn from: padded pairs or packed documents."""
     examples = self.train.examples
     if not isinstance(examples, Windows):
       return examples
@@ -84,17 +81,16 @@ class Setup:
 
 
 def prepare(settings: Settings, folder: RunFolder | None) -> Setup:
-  """Loads and counts; says on the terminal what it found.
+  """Loads model and data, counts, and prints what it found.
 
   Args:
-    settings: of the run.
+    settings: the run's.
     folder: keeps a tokenizer that is trained here, and the counts; None keeps
       nothing.
 
   Raises:
     PdlError: with one line that says what to do.
   """
-  task = TASKS[settings.data.task]
   names = dict.fromkeys(('train', 'validation', settings.evaluate.split))
   found = {name: load_source(settings, name) for name in names}
   if settings.data.name not in sources.TEXTS:
@@ -103,35 +99,53 @@ def prepare(settings: Settings, folder: RunFolder | None) -> Setup:
   for told in sources.remarks(list(found.values())):
     print(printable(told))
   model = load_model(settings, folder, found['train'])
+  tokenizer = model.tokenizer
   size = f'{_count(model.params):,} parameters'
   print(f'model      {printable(model.name)}: {size}')
-  name, ends = printable(model.tokenizer.name), model.tokenizer.ends()
-  print(f'tokenizer  {name}: {ends}')
+  print(f'tokenizer  {printable(tokenizer.name)}: {tokenizer.ends()}')
   check_context(settings, model, settings.decode)
   _check_head(settings, model)
   splits = {
-    name: open_split(settings, source, model.tokenizer)
+    name: open_split(settings, source, tokenizer)
     for name, source in found.items()
   }
+  for told in _never_read(found.values()):
+    print(told)
   if folder is not None:
     _keep_data(splits, folder)
   train = splits['train']
-  frequencies = find_frequencies(settings, folder, train, model.tokenizer)
-  model = _with_head(
-    settings, folder, model, train, frequencies.task.counts_V
-  )
+  frequencies = find_frequencies(settings, folder, train, tokenizer)
+  counts_V = frequencies.task.counts_V
+  if settings.model.output is not None:
+    moments = fit_head.measure_moments(model, train.examples)
+    model = fit_head.fit_head(
+      settings.model, model, counts_V, moments, settings.seed
+    )
+    report_head(folder, model.config, model.params, tokenizer, counts_V)
   tables = loss_tables.make_tables(
-    settings.loss, frequencies, model.tokenizer.special_ids
+    settings.loss, frequencies, tokenizer.special_ids
   )
-  _describe_loss(settings, frequencies, tables, model.tokenizer)
+  _describe_loss(settings, frequencies, tables, tokenizer)
   return Setup(
-    task, model, train, splits['validation'],
-    splits[settings.evaluate.split], frequencies, tables,
+    model, train, splits['validation'], splits[settings.evaluate.split],
+    frequencies, tables,
   )  # fmt: skip
 
 
+def _never_read(found: Iterable[Source]) -> Iterator[str]:
+  """Lines that count what the splits leave out before anything is read."""
+  splits: dict[str, list[str]] = {}
+  for source in found:
+    dropped = source.metadata.get('dropped') or {}
+    told = ', '.join(f'{count} {why}' for why, count in dropped.items())
+    splits.setdefault(told, []).append(source.split)
+  for told, names in splits.items():
+    if told:
+      yield f'not read   {told} ({", ".join(names)})'
+
+
 def _keep_data(splits: Mapping[str, Split], folder: RunFolder) -> None:
-  """Writes down what a run begins with; it goes on with the same alone.
+  """Writes down the data that a run begins with, or compares it with them.
 
   Raises:
     DataError: a split has changed since.
@@ -158,75 +172,13 @@ def _keep_data(splits: Mapping[str, Split], folder: RunFolder) -> None:
 
 
 def _check_head(settings: Settings, model: Model) -> None:
-  """Refuses losses that the head does not give what they need."""
+  """Refuses a loss that needs more than the head gives."""
   on_logits = settings.loss.spec.on_logits is not None
   if on_logits and model.config.head.kind == 'adaptive':
     raise ConfigError(
       f'loss.name {settings.loss.name} needs an output row for each type, and '
       'model.head adaptive has none; take another head, or another loss'
     )
-
-
-def _with_head(
-  settings: Settings,
-  folder: RunFolder | None,
-  model: Model,
-  train: Split,
-  counts_V: np.ndarray,
-) -> Model:
-  """The model with its head fitted to the data; says what it is."""
-  if settings.model.output is None:
-    return model
-  moments = None
-  if model.head_is_new and settings.model.head not in ('tied', 'dense'):
-    moments = _moments(model, train.examples)
-  model = fit_head.fit_head(
-    settings.model, model, counts_V, moments, settings.seed
-  )
-  describe_codes(folder, model, model.params, counts_V)
-  return model
-
-
-def name_before(model: Model) -> str:
-  """Of the model before fine-tuning, which may have a head that is new."""
-  if model.head_is_new and model.outputs_VxD is not None:
-    return f'{model.name} ({model.config.head.kind} head)'
-  return model.name
-
-
-def describe_codes(
-  folder: RunFolder | None, model: Model, params: Tree, counts_V: np.ndarray
-) -> None:
-  """Says what the output head is, and writes down what its codes hold.
-
-  Args:
-    folder: gets codes.txt, of a head with codes; None: nowhere.
-    model: whose head it is.
-    params: of it; those of learned codes written down.
-    counts_V: of the types in training targets.
-  """
-  config = model.config
-  if 'codes_MxV' in params.get('head', {}):
-    head = dataclasses.replace(config.head, learned=False)
-    config = dataclasses.replace(config, head=head)
-  print(f'head       {fit_head.describe_head(config, params, counts_V)}')
-  report = fit_head.codes_report(config, params, model.tokenizer, counts_V)
-  if folder is not None and report:
-    folder.write_text('codes.txt', report)
-
-
-def _moments(model: Model, examples: Examples) -> fit_head.Moments | None:
-  """Of hidden states on training examples; None of an untrained model."""
-  if model.outputs_VxD is None:
-    return None
-
-  read = jax.jit(partial(target_hidden, model.config))
-  numbers = pipeline.sample(examples, _READ)
-  states = np.concatenate([
-    np.asarray(read(model.params, batch), np.float64)[batch['where']]
-    for batch in pipeline.evaluation_batches(examples, numbers, _READ_BATCH)
-  ])
-  return fit_head.Moments(states.mean(0), np.cov(states, rowvar=False))
 
 
 def _describe_loss(
@@ -254,14 +206,11 @@ def load_source(settings: Settings, split: str) -> Source:
 def open_split(
   settings: Settings, source: Source, tokenizer: Tokenizer
 ) -> Split:
-  """Looks through a split, and says what it keeps."""
+  """Scans a split, and prints how many records are usable."""
   task, lengths = TASKS[settings.data.task], settings.data.lengths
   limit = settings.data.train_limit if source.split == 'train' else 0
   seen = pipeline.survey(source, task, tokenizer, lengths, limit)
   print(f'{source.split:10s} {seen.describe()}')
-  if dropped := source.metadata.get('dropped'):
-    reasons = ', '.join(f'{count} {why}' for why, count in dropped.items())
-    print(f'{"":10s} not read at all: {reasons}')
   if task.documents:
     documents = Documents(source, seen.usable, tokenizer)
     examples = Windows(documents, seen.sizes, lengths)
@@ -273,7 +222,7 @@ def open_split(
 def check_context(
   settings: Settings, model: Model, decode: DecodeSettings
 ) -> None:
-  """Refuses prompts and texts that the model was not made for."""
+  """Refuses texts that are longer than the model's context."""
   lengths = settings.data.lengths
   new = max(lengths.target, decode.max_new_tokens)
   if lengths.prompt + new - 1 > model.config.context:
@@ -290,7 +239,7 @@ def find_frequencies(
   train: Split,
   tokenizer: Tokenizer,
 ) -> Frequencies:
-  """Counted or stored, mixed, or by words; the run folder keeps the task's."""
+  """Counts types or reads a stored table; the run folder keeps the task's."""
   loss, vocab_size = settings.loss, tokenizer.vocab_size
   stored = partial(
     frequency.load,
@@ -341,7 +290,7 @@ def _keep(table: FrequencyTable, folder: RunFolder) -> None:
 
 
 def drawn_examples(settings: Settings, ready: Setup) -> np.ndarray:
-  """Numbers of the held-out examples that a run is measured on."""
+  """Draws the numbers of the held-out examples that a run is measured on."""
   options = settings.evaluate
   return pipeline.sample(
     ready.held_out.examples, options.examples, options.sample_index
@@ -349,7 +298,7 @@ def drawn_examples(settings: Settings, ready: Setup) -> np.ndarray:
 
 
 def metric_options(settings: Settings) -> dict[str, Any]:
-  """What `evaluate.run.evaluate` has to know of the task."""
+  """What `evaluate.run.evaluate` has to know about the task."""
   task = TASKS[settings.data.task]
   return {
     'classifier': style_classifier(settings),
@@ -359,7 +308,7 @@ def metric_options(settings: Settings) -> dict[str, Any]:
 
 
 def style_classifier(settings: Settings) -> StyleClassifier | None:
-  """Learned on training targets, tested on validation ones.
+  """Learns styles on training targets, and is tested on validation ones.
 
   None where the task knows no styles.
   """

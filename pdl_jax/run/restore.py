@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+from jax.sharding import Mesh
 
 from pdl_jax.config import Settings
 from pdl_jax.errors import CheckpointError, ConfigError
@@ -12,18 +13,18 @@ from pdl_jax.model import lm
 from pdl_jax.model.config import ModelConfig
 from pdl_jax.run_folder import CONFIG, RESULTS, RunFolder
 from pdl_jax.storage import files
+from pdl_jax.train import optimizer, state
 from pdl_jax.train.checkpoint import Checkpointer
-from pdl_jax.train.optimizer import merge
 from pdl_jax.train.state import TrainState
 
 Tree = Any
 
 
 def open_run(option: str, workdir: Path) -> tuple[Settings, RunFolder]:
-  """The settings of a finished run, and its folder.
+  """Reads the settings of a finished run, and opens its folder.
 
   Args:
-    option: that named it, for the errors.
+    option: what named the run, for errors.
     workdir: its folder.
 
   Raises:
@@ -56,23 +57,31 @@ def open_run(option: str, workdir: Path) -> tuple[Settings, RunFolder]:
 
 
 def open_checkpoints(settings: Settings, folder: RunFolder) -> Checkpointer:
-  """Of a run; the best is that on validation."""
+  """Opens a run's checkpoints; the best is that on validation."""
   keep = settings.train.keep_checkpoints
   return Checkpointer(folder.path, keep=keep, best='validation_nats')
+
+
+def start_state(
+  settings: Settings, model: ModelConfig, params: Tree, mesh: Mesh
+) -> TrainState:
+  """Places a run's model on the mesh, as it is before the first step."""
+  made = optimizer.make_optimizer(settings.optimizer, settings.train.steps)
+  return state.create(params, model, settings.optimizer, made, mesh)
 
 
 def restore(
   settings: Settings, folder: RunFolder, start: TrainState
 ) -> TrainState:
-  """The state at the end of a finished run.
+  """Restores the state at the end of a finished run.
 
   Args:
-    settings: of the run.
-    folder: of the run.
-    start: a state of the same shapes, on the mesh to restore to.
+    settings: the run's.
+    folder: the run's.
+    start: from `start_state`, on the mesh to restore to.
 
   Raises:
-    CheckpointError: its last step is not there, or is damaged.
+    CheckpointError: the last step is not there, or is damaged.
   """
   with open_checkpoints(settings, folder) as checkpoints:
     restored = checkpoints.restore_latest(abstract(start), None)
@@ -92,13 +101,13 @@ def restore(
 
 
 def abstract(tree: Tree) -> Tree:
-  """Shapes, dtypes and shardings alone."""
+  """Returns the shapes, dtypes and shardings of a tree of arrays."""
   return jax.tree.map(
     lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), tree
   )
 
 
 def params_of(model: ModelConfig, current: TrainState) -> Tree:
-  """The whole model's parameters, layers in one group, codes written down."""
-  params = lm.join_blocks(merge(current.trained, current.frozen))
-  return lm.fix_head(model, params)
+  """Returns all parameters, layers in one group, learned codes written down."""
+  params = optimizer.merge(current.trained, current.frozen)
+  return lm.fix_head(model, lm.join_blocks(params))

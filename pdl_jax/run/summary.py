@@ -17,38 +17,38 @@ from pdl_jax.run.loss_tables import Frequencies
 from pdl_jax.run_folder import RESULTS
 
 EXAMPLES_SHOWN = 3
-# Of results.json, what `print_results` reads.
+# Keys that name a loss where they are not at their defaults.
+_UNUSUAL = (
+  'epsilon_policy', 'unit', 'level', 'clip', 'normalize', 'unseen',
+  'label_smoothing', 'z_loss', 'reduction', 'schedule', 'schedule_start',
+  'schedule_steps', 'background_weight',
+)  # fmt: skip
+# What `print_results` reads of results.json.
 SHOWN = RESULTS | {
   'task': str, 'padding_share': float, 'examples': list[dict[str, str]],
 }  # fmt: skip
 
 
 def loss_name(loss: LossSettings) -> str:
-  """The loss with what tells it from others of the same name."""
-  parts = [loss.name]
+  """Names the loss, with what tells it from others of the same name."""
+  parts, usual = [loss.name], LossSettings()
   if loss.name == 'power_law':
     parts += [f'alpha={loss.alpha:g}', f'epsilon={loss.epsilon:g}']
   parts += [
     f'{key}={value:g}' if isinstance(value, float | int) else f'{key}={value}'
     for key, value in loss.own.items()
   ]
-  unusual = (
-    ('epsilon_policy', 'absolute'), ('unit', 'count'), ('level', 'token'),
-    ('clip', 0), ('normalize', 'corpus_mean'), ('unseen', 'min_count'),
-    ('label_smoothing', 0), ('z_loss', 0), ('reduction', 'weighted_mean'),
-    ('schedule', 'constant'), ('schedule_start', 0), ('schedule_steps', 0),
-    ('background_weight', 0),
-  )  # fmt: skip
   parts += [
     f'{key}={getattr(loss, key)}'
-    for key, usual in unusual
-    if key in loss.spec.read and getattr(loss, key) != usual
+    for key in _UNUSUAL
+    if key in loss.spec.read
+    and getattr(loss, key) != getattr(usual, key)
   ]
   return ' '.join(parts)
 
 
 def decode_name(decode: DecodeSettings) -> str:
-  """The way of decoding, with a space before it; nothing for plain greedy."""
+  """Names the way of decoding after a space; '' for plain greedy."""
   usual = DecodeSettings(method=decode.method)
   parts = [] if decode.method == 'greedy' else [decode.method]
   parts += [
@@ -60,10 +60,7 @@ def decode_name(decode: DecodeSettings) -> str:
 
 
 def padding_share(rows: Sequence[Mapping[str, Any]]) -> float:
-  """Share in [0, 1] of the positions in logged batches that hold no token.
-
-  Args: rows: of metrics.jsonl, those of validations too.
-  """
+  """Share in [0, 1] of the positions in logged batches that hold no token."""
   steps = [row for row in rows if 'positions' in row]
   positions = sum(row['positions'] for row in steps)
   return 1 - sum(row['input_tokens'] for row in steps) / positions
@@ -72,7 +69,7 @@ def padding_share(rows: Sequence[Mapping[str, Any]]) -> float:
 def loss_record(
   settings: LossSettings, frequencies: Frequencies, tables: LossTables
 ) -> dict[str, Any]:
-  """Proof of what was trained: the name alone would not be."""
+  """Proves what was trained, which the name alone would not."""
   weights, table = np.asarray(tables.weights_V), frequencies.task
   read = settings.spec.read
   loss = {k: v for k, v in dataclasses.asdict(settings).items() if k in read}
@@ -123,5 +120,7 @@ def print_results(results: dict[str, Any]) -> None:
     print(f'example {number}')
     for name in ('prompt', 'reference', 'before', 'after'):
       text = example[name].strip().replace('\n', ' | ')
-      text = textwrap.shorten(printable(text), 400) or '(nothing)'
-      print(textwrap.indent(textwrap.fill(f'{name:10s}{text}', 78), '  '))
+      text = textwrap.shorten(printable(text), 240) or '(nothing)'
+      print(textwrap.fill(
+        text, 78, initial_indent=f'  {name:10s}', subsequent_indent=' ' * 12
+      ))  # fmt: skip

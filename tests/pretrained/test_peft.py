@@ -73,8 +73,9 @@ def test_another_head_begins_with_the_adapted_rows(
   base = opened('plain')
   config, params = base.config(), base.params()
   rows_VxD = np.asarray(params['head'][lora.MATRIX])
-  model = load_model.Model('plain', config, params, None, outputs_VxD=rows_VxD)
-  monkeypatch.setattr(load_model, '_load', lambda *_: model)
+  model = load_model.Model('plain', config, params, None)
+  start = load_model.Start(config, lambda *_: model)
+  monkeypatch.setattr(load_model, '_start', lambda _: start)
   settings = small.settings(tmp_path, **{
     'model.pretrained': './plain', 'model.head': 'low_rank', 'model.rank': 4,
     'model.adapter': str(write(tmp_path / 'a', 'plain')),

@@ -5,7 +5,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pdl_jax.errors import DataError
 from pdl_jax.evaluate import rouge_bleu_chrf
 from pdl_jax.evaluate.registry import Inputs
 from pdl_jax.evaluate.rouge_bleu_chrf import ROUGE_TYPES, rouge_per_item
@@ -26,15 +25,12 @@ def pair(text, *references, name='a'):
   return make_record(name, text=text, references=list(references))
 
 
-def test_identical_output_scores_one():
+def test_identical_disjoint_and_empty_outputs():
   found = rouge([pair('a rare quokka smiled', 'a rare quokka smiled')])
-  values = {kind: metric['value'] for kind, metric in found.items()}
-  assert values == dict.fromkeys(ROUGE_TYPES, 1.0)
-
-
-def test_disjoint_and_empty_outputs_score_zero():
+  assert {metric['value'] for metric in found.values()} == {1.0}
   records = [pair('dog', 'the cat'), pair('', 'the cat', name='b')]
   assert rouge_per_item(records) == {kind: [0, 0] for kind in ROUGE_TYPES}
+  assert bleu_and_chrf(records)['chrf'].value == 0
 
 
 def test_golden_by_hand():
@@ -45,20 +41,14 @@ def test_golden_by_hand():
   assert scores['rougeL'] == [pytest.approx(6 / 7)]
 
 
-def test_rouge_l_needs_order():
+def test_order_stems_and_the_best_reference():
   scores = rouge_per_item([pair('sat cat the', 'the cat sat')])
-  assert scores['rouge1'] == [1.0]
-  assert scores['rougeL'] == [pytest.approx(1 / 3)]
-
-
-def test_stemmer_is_on():
-  found = rouge([pair('deleting tables', 'deleted table')])
-  assert found['rouge1']['value'] == 1
-
-
-def test_best_reference_counts_for_each_type_apart():
-  record = pair('the cat sat', 'sat cat the dog', 'the cat')
-  scores = rouge_per_item([record])
+  assert (scores['rouge1'], scores['rougeL']) == ([1.0], [pytest.approx(1 / 3)])
+  assert rouge_per_item([pair('deleting tables', 'deleted table')])[
+    'rouge1'
+  ] == [1]
+  # The best one counts for each type apart.
+  scores = rouge_per_item([pair('the cat sat', 'sat cat the dog', 'the cat')])
   assert scores['rouge1'] == [pytest.approx(6 / 7)]  # the first reference
   assert scores['rouge2'] == [pytest.approx(2 / 3)]  # the second
 
@@ -67,13 +57,6 @@ def test_mean_over_items_with_its_signature():
   found = rouge([pair('cat', 'cat'), pair('dog', 'cat', name='b')])['rouge1']
   assert (found['value'], found['n'], found['unit']) == (0.5, 2, 'outputs')
   assert found['signature'] == 'rouge-score==0.1.2 use_stemmer=True (Porter)'
-
-
-@pytest.mark.parametrize('reference', ['猫が座った', 'кот сидел', '...', ''])
-def test_references_that_rouge_cannot_see_are_refused(reference):
-  records = [pair('cat', 'cat'), pair('cat', reference, name='unseen')]
-  with pytest.raises(DataError, match=r"1 of 2 records.*'unseen'.*non-Latin"):
-    rouge_per_item(records)
 
 
 def test_one_readable_reference_is_enough():
@@ -105,18 +88,14 @@ def test_rouge_golden_of_the_package():
   assert scores['rougeL'] == [pytest.approx(4 / 5)]
 
 
-@pytest.mark.parametrize(
-  'text', ['A b c. D e f!', 'A b c.\n\nD e f!', 'A b c.  \n D e f!']
-)
-def test_lsum_is_taken_over_sentences(text):
+def test_lsum_is_taken_over_sentences():
   # In one piece only one of the swapped sentences is in order.
-  scores = rouge_per_item([pair(text, 'D e f! A b c.')])
-  assert scores['rougeLsum'] == [1.0]
-  assert scores['rougeL'] == [0.5]
-
-
-def test_a_number_does_not_end_a_sentence():
-  # Split at the point, the halves of both would match in any order.
+  for text in (
+    'A b c. D e f!', 'A b c.\n\nD e f!', 'A b c.  \n D e f!'
+  ):  # fmt: skip
+    scores = rouge_per_item([pair(text, 'D e f! A b c.')])
+    assert (scores['rougeLsum'], scores['rougeL']) == ([1.0], [0.5])
+  # A number does not end one: its halves would match in any order.
   scores = rouge_per_item([pair('4.2 is', 'is 4.2')])
   assert scores['rougeLsum'] == scores['rougeL'] != [1.0]
 
@@ -138,8 +117,6 @@ def test_a_digit_among_another_script_is_not_compared_alone(reference):
   for metric in rouge([same]).values():
     assert metric['value'] is None
     assert metric['definition'].startswith('undefined: ')
-  with pytest.raises(DataError, match=r'lose half of theirs'):
-    rouge_per_item([same])
   # Another reference counts, and by it alone.
   both = pair('the 2', reference, 'the cat')
   assert rouge_per_item([both])['rouge1'] == [0.5]
@@ -153,8 +130,12 @@ def test_letters_with_accents_are_still_compared(reference):
   assert found['rouge1']['value'] == 1.0
 
 
-def test_no_reference_with_a_word_says_so():
-  for metric in rouge([pair('cat', ':-)')]).values():
+def test_references_without_any_word_are_left_out_and_counted():
+  records = [pair('cat', 'cat'), pair('cat', ':-)', name='smile')]
+  found = rouge(records)['rouge1']
+  assert (found['value'], found['n']) == (1.0, 1)
+  assert 'references have no word are left out' in found['definition']
+  for metric in rouge(records[1:]).values():
     assert metric['value'] is None
     assert metric['definition'].startswith('undefined: no reference has a word')
 
@@ -171,13 +152,6 @@ def test_bleu_of_texts_too_short_for_it_is_undefined():
   assert bleu_and_chrf([short, long])['bleu'].value == 0
   # Four signs of a script without spaces are enough.
   assert bleu_and_chrf([pair('猫坐垫子', '猫坐垫子')])['bleu'].value > 99
-
-
-def test_references_without_any_word_are_left_out_and_counted():
-  records = [pair('cat', 'cat'), pair('cat', ':-)', name='smile')]
-  found = rouge(records)['rouge1']
-  assert (found['value'], found['n']) == (1.0, 1)
-  assert 'references have no word are left out' in found['definition']
 
 
 def test_bleu_and_chrf_golden_of_the_package():
@@ -204,20 +178,17 @@ def test_bleu_and_chrf_golden_of_the_package():
   assert 'nc:6|nw:0' in found['chrf'].signature
 
 
-@pytest.mark.parametrize(
-  ('texts', 'references', 'value'),
-  [
+def test_chrf_golden_of_the_package():
+  for texts, references, value in (
     (['a', 'b'], ['a', 'c'], 50),
     (['aa'], ['ab'], 25),
     (['a b c'], ['abc'], 100),
-  ],
-)
-def test_chrf_golden_of_the_package(texts, references, value):
-  records = [
-    pair(text, reference, name=str(i))
-    for i, (text, reference) in enumerate(zip(texts, references, strict=True))
-  ]
-  assert bleu_and_chrf(records)['chrf'].value == pytest.approx(value)
+  ):
+    records = [
+      pair(text, reference, name=str(i))
+      for i, (text, reference) in enumerate(zip(texts, references, strict=True))
+    ]
+    assert bleu_and_chrf(records)['chrf'].value == pytest.approx(value)
 
 
 def test_bleu_is_of_the_corpus_not_a_mean():
@@ -240,23 +211,16 @@ def test_each_item_has_its_own_number_of_references():
     assert 'nrefs:var' in found.signature
 
 
-@pytest.mark.parametrize(
-  ('text', 'tokenizer'),
-  [
+def test_bleu_and_chrf_read_every_script():
+  for text, tokenizer in (
     ('猫坐在垫子上面了', 'zh'),
     ('猫がマットにすわった', 'char'),
     ('кот сидел на коврике', '13a'),
     ('the cat 猫 sat', '13a'),
     ('...', '13a'),
-  ],
-)
-def test_bleu_and_chrf_read_every_script(text, tokenizer):
-  found = bleu_and_chrf([pair(text, text)])
-  assert f'tok:{tokenizer}|' in found['bleu'].signature
-  assert found['chrf'].value == pytest.approx(100)
-  if len(text) > 3:
-    assert found['bleu'].value == pytest.approx(100)
-
-
-def test_chrf_of_nothing():
-  assert bleu_and_chrf([pair('', 'the cat')])['chrf'].value == 0
+  ):
+    found = bleu_and_chrf([pair(text, text)])
+    assert f'tok:{tokenizer}|' in found['bleu'].signature
+    assert found['chrf'].value == pytest.approx(100)
+    if len(text) > 3:
+      assert found['bleu'].value == pytest.approx(100)

