@@ -67,7 +67,7 @@ def test_a_row_that_nobody_compared_is_left_out():
   table = wording.differences(part)
   assert table is not None
   assert [row[0].text for row in table.rows] == ['cross-entropy (baseline)']
-  assert '-: not compared' in wording.differences_legend(part)
+  assert '-: not compared.' in wording.differences_legend(part)
   assert not any('paired' in text for text in wording.remarks(part))
 
 
@@ -90,7 +90,7 @@ def test_legends_explain_what_the_table_has():
     assert said in legend
   plain = wording.results_legend(stand_in.part([stand_in.baseline()]))
   assert '↑' not in plain and '(n=1)' not in plain and 'Chosen' not in plain
-  legend = wording.differences_legend(part)
+  legend = ' '.join(wording.differences_legend(part))
   assert 'Holm over the 2 comparisons' in legend
   assert 'only seeds count: Distinct-1.' in legend
   assert 'distances to the references' in legend

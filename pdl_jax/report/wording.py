@@ -94,8 +94,8 @@ def results_legend(*parts: Part) -> str:
   return ' '.join(sentences)
 
 
-def differences_legend(part: Part) -> str:
-  """The conventions of `differences`, as one line."""
+def differences_legend(part: Part) -> tuple[str, ...]:
+  """The conventions of `differences`, a sentence or two each."""
   compared = [
     entry
     for row in part.rows
@@ -107,15 +107,14 @@ def differences_legend(part: Part) -> str:
     over = 'groups of documents alone (one seed says nothing of others)'
   sentences = [
     f'System minus baseline, with the 95 % interval over {over} in brackets '
-    'where there is one. '
-    + (
-      f'p: after Holm over the {len(compared)} comparisons of this table that '
-      'have one. '
-      if compared
-      else ''
-    )
-    + f'{NONE}: not compared.'
+    'where there is one.'
   ]
+  if compared:
+    sentences.append(
+      f'p: after Holm over the {len(compared)} comparisons with the '
+      'baseline that have one.'
+    )
+  sentences.append(f'{NONE}: not compared.')
   if any(column.better == 'reference' for column in part.columns):
     sentences.append(
       '≈: difference of the distances to the references; below 0 is closer.'
@@ -125,7 +124,7 @@ def differences_legend(part: Part) -> str:
     sentences.append(
       f'No interval over documents, only seeds count: {", ".join(across)}.'
     )
-  return ' '.join(sentences)
+  return tuple(sentences)
 
 
 def remarks(part: Part) -> tuple[str, ...]:
