@@ -14,10 +14,10 @@ from pdl_jax import preview
 from pdl_jax.errors import ConfigError, printable
 from pdl_jax.evaluate import side_by_side, table
 from pdl_jax.preview import Preview, PreviewExample, Token, visible
-from pdl_jax.report import page, tables, wording
+from pdl_jax.report import tables, wording
 from pdl_jax.run import summary
 from tests import stand_in_report as stand_in
-from tests.test_report_tables import latex_rows, rendered_cells, same
+from tests.report.test_tables import latex_rows, rendered_cells, same
 
 HOSTILE = [
   # HTML.
@@ -151,9 +151,9 @@ def test_csv(report):
 
 def test_html(report):
   usual = Tags(
-    page.to_html(stand_in.report(stand_in.part([stand_in.baseline()])), {})
+    tables.html(stand_in.report(stand_in.part([stand_in.baseline()])), {})
   )
-  text = page.to_html(report, {})
+  text = tables.html(report, {})
   assert not acts(text)
   found = Tags(text)
   assert found.tags <= usual.tags | {('h3',)}

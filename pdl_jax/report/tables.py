@@ -1,12 +1,18 @@
-"""A report as Markdown, as LaTeX, and as raw numbers.
+"""A report as Markdown, as LaTeX, as one HTML page, and as raw numbers.
 
 Equal reports give equal text: no dates, no paths, rounded numbers.
 """
 
+import itertools
 import re
+from collections.abc import Mapping
+from pathlib import Path
+
+from markupsafe import Markup
 
 from pdl_jax.errors import printable
 from pdl_jax.evaluate.table import (
+  HTML,
   Table,
   escape_latex,
   markdown_line,
@@ -14,6 +20,8 @@ from pdl_jax.evaluate.table import (
 )
 from pdl_jax.report import wording
 from pdl_jax.report.layout import Part, Report
+
+_PAGE = Path(__file__).with_name('page.html')
 
 
 def markdown(report: Report) -> str:
@@ -94,6 +102,35 @@ def latex(report: Report) -> str:
         f'{name}-difference',
       ))  # fmt: skip
   return '\n'.join(made)
+
+
+def html(report: Report, figures: Mapping[str, Mapping[str, str]]) -> str:
+  """The whole report as a page that needs no other file and no script.
+
+  Args:
+    report: its texts are plain: none of their signs acts as HTML.
+    figures: name of a part -> file name -> SVG, as `figures.draw` gives them.
+  """
+  # Numbered, so that no two figures share an id.
+  number = itertools.count(1)
+  shown = {
+    name: [_inline(svg, f'figure-{next(number)}-') for svg in of.values()]
+    for name, of in figures.items()
+  }
+  template = HTML.from_string(_PAGE.read_text('utf-8'))
+  return template.render(report=report, figures=shown, words=wording)
+
+
+def _inline(svg: str, prefix: str) -> Markup:
+  """An SVG file as an element, with ids of its own."""
+  element = re.sub(
+    '<[^>]*>',
+    lambda tag: re.sub(
+      r'(\sid="|href="#|url\(#)', rf'\g<1>{prefix}', tag.group()
+    ),
+    svg[svg.index('<svg') :],
+  )
+  return Markup(element.replace('<svg', '<svg role="img"', 1).strip())
 
 
 def csv(report: Report) -> str:

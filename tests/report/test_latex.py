@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from pdl_jax.evaluate import table
 from pdl_jax.evaluate.table import Cell, Table
+from tests.report.test_tables import latex_rows
 from tests.test_hostile import HOSTILE
-from tests.test_report_tables import latex_rows
 
 PREAMBLE = r'\documentclass[a4paper]{article}\usepackage{booktabs}'
 
