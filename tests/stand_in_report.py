@@ -1,6 +1,5 @@
 """Small reports with made-up numbers, for the tests of what is written."""
 
-from pdl_jax.report.bootstrap import Difference
 from pdl_jax.report.layout import (
   ByCount,
   Column,
@@ -13,7 +12,7 @@ from pdl_jax.report.layout import (
   Report,
   Row,
 )
-from pdl_jax.report.statistics import over_seeds
+from pdl_jax.report.statistics import Difference, over_seeds
 
 ODD = r'100 % a_b & {c} #1 $x^2$ ~\alpha \" | <b>*d*</b> `e` [f](g) "h" --i é'
 ALPHA, EPSILON = 'loss.alpha', 'loss.epsilon'
@@ -39,7 +38,7 @@ def columns():
 def entry(values=(), **fields):
   """Values from seed 0 on; None for a seed that was not measured."""
   by_seed = {seed: v for seed, v in enumerate(values) if v is not None}
-  spread = over_seeds('stand-in', list(by_seed.values())) if by_seed else None
+  spread = over_seeds(list(by_seed.values())) if by_seed else None
   return Entry(by_seed, spread, **fields)
 
 
@@ -79,15 +78,18 @@ def baseline(**fields):
 
 def table_part():
   """Every kind of cell that a table can have."""
-  far = Difference(-1.0, -1.5, -0.0001, 0.25)
-  seeds_alone = Difference(-0.0302, None, None, 0.25)
+  far = Difference(-1.0, -1.5, -0.0001)
+  twin = Difference(0.0, identical=True)
   return part([
     baseline(),
     row(
       'alpha 0.25',
-      entry((14.0, 15.0, 16.0), difference=far, adjusted_p=1.0, best=True),
       entry(
-        (0.43, 0.44, 0.45), difference=seeds_alone, adjusted_p=0.0004,
+        (14.0, 15.0, 16.0), difference=Difference(-1.0, -1.5, -0.0001, 1.0),
+        best=True,
+      ),
+      entry(
+        (0.43, 0.44, 0.45), difference=Difference(-0.0302, p=0.0004),
         best=True, alone=True,
       ),
       chosen=True,
@@ -100,7 +102,7 @@ def table_part():
       state='partly',
       note='seed 2 missing',
     ),
-    row('twin', entry((15.0, 16.0, 17.0), identical=True), (), ),
+    row('twin', entry((15.0, 16.0, 17.0), difference=twin)),
     row('alpha 1', state='diverged', note='loss above 100 at step 3'),
   ])  # fmt: skip
 

@@ -2,10 +2,17 @@
 
 import csv
 import dataclasses
-import html
 import io
+import itertools
+import math
 import re
+import string
+import textwrap
 from collections.abc import Sequence
+from typing import Any
+
+import jinja2
+from markupsafe import Markup
 
 from pdl_jax.errors import printable
 
@@ -28,11 +35,25 @@ _LATEX = str.maketrans({
   '|': r'\textbar{}',
   # Those of the project's own tables.
   '±': r'$\pm$',
+  '−': r'$-$',
   '↑': r'$\uparrow$',
   '↓': r'$\downarrow$',
   '≈': r'$\approx$',
   '∞': r'$\infty$',
 })
+# What one LaTeX table may have, so that it fits an A4 page of class article.
+MOST_COLUMNS, MOST_LINES, MOST_POINTS = 8, 44, 345
+_HEADING_LENGTH, _LABEL_LENGTH = 10, 22
+_SEPARATION = 3
+# Points that a sign of Computer Modern takes at most; any other takes 7.5.
+_POINTS = {
+  **dict.fromkeys(string.ascii_lowercase, 4.8),
+  **dict.fromkeys(string.digits, 4.3),
+  **dict.fromkeys('fijlrt()', 3.4),
+  **dict.fromkeys(" .,:;[]'", 2.9),
+  **dict.fromkeys('+-±=<>≈', 6.7),
+  **dict.fromkeys('mw', 7.5),
+}
 
 
 def one_line(text: str) -> str:
@@ -56,9 +77,39 @@ def escape_latex(text: str) -> str:
   return re.sub('-(?=-)', '-{}', one_line(text).translate(_LATEX))
 
 
-def escape_html(text: str) -> str:
-  """Plain text as HTML; lines stay lines."""
-  return html.escape(printable(text, keep='\n'))
+def _printable(value: Any) -> Any:
+  """What a template shows; it escapes it afterwards."""
+  if isinstance(value, str) and not isinstance(value, Markup):
+    return printable(value, keep='\n')
+  return value
+
+
+# Templates of HTML, in which no text acts.
+HTML = jinja2.Environment(
+  autoescape=True, finalize=_printable, undefined=jinja2.StrictUndefined,
+  trim_blocks=True, lstrip_blocks=True,
+)  # fmt: skip
+_HTML_TABLE = HTML.from_string('''\
+<div class="wide"><table class="{{ name }}">
+<thead><tr>
+{% for heading in table.headings %}
+<th scope="col">{{ heading }}</th>
+{% endfor %}
+</tr></thead>
+<tbody>
+{% for row in table.rows %}
+<tr><th scope="row">{{ row[0].text }}</th>
+{% for cell in row[1:] %}
+<td{{ ' class="best"' | safe if cell.bold }}>
+{% for piece in cell.pieces %}
+<span>{{ piece }}</span>
+{% endfor %}
+</td>
+{% endfor %}
+</tr>
+{% endfor %}
+</tbody></table></div>
+''')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -124,49 +175,77 @@ class Table:
       for line in lines
     )  # fmt: skip
 
-  def to_latex(self, caption: str, label: str) -> str:
-    r"""A table environment; needs \usepackage{booktabs} and UTF-8."""
-    rows = [
-      ' & '.join([
-        *(escape_latex(cell.text) for cell in row[: self.texts]),
-        *map(_latex_number, row[self.texts :]),
-      ]) + r' \\'
-      for row in self.rows
-    ]  # fmt: skip
-    if self.ruled:
-      rows.insert(len(rows) - self.ruled, r'\midrule')
-    numbers = len(self.headings) - self.texts
-    return '\n'.join([
-      r'\begin{table}',
-      r'\centering',
-      r'\small',
-      rf'\caption{{{escape_latex(caption)}}}',
-      rf'\label{{tab:{label}}}',
-      rf'\begin{{tabular}}{{{"l" * self.texts}{"r" * numbers}}}',
-      r'\toprule',
-      ' & '.join(map(escape_latex, self.headings)) + r' \\',
-      r'\midrule',
-      *rows,
-      r'\bottomrule',
-      r'\end{tabular}',
-      r'\end{table}',
-      '',
-    ])
+  def to_latex(self, title: str, note: str, label: str) -> str:
+    r"""Table environments; they need \usepackage{booktabs} and UTF-8.
 
-  def to_html(self, name: str) -> str:
-    """A table element of the class `name`."""
-    head = ''.join(
-      f'<th scope="col">{escape_html(text)}</th>' for text in self.headings
-    )
-    body = '\n'.join(
-      f'<tr><th scope="row">{escape_html(row[0].text)}</th>'
-      f'{"".join(map(_html_cell, row[1:]))}</tr>'
+    Each fits an A4 page of the class article: a table with too many columns, or
+    too wide or long, becomes several.
+
+    Args:
+      title: begins the caption of each.
+      note: further sentences for the caption of the first.
+      label: the first is `tab:LABEL`, the others `tab:LABEL-2` and so on.
+    """
+    head = [Cell(_wrapped(text, _HEADING_LENGTH)) for text in self.headings]
+    rows = [
+      [Cell(_wrapped(cell.text, _LABEL_LENGTH)) for cell in row[: self.texts]]
+      + list(row[self.texts :])
       for row in self.rows
-    )
-    return (
-      f'<div class="wide"><table class="{name}"><thead><tr>{head}</tr></thead>'
-      f'\n<tbody>{body}</tbody></table></div>'
-    )
+    ]
+    heights = [max(len(cell.pieces) for cell in row) for row in rows]
+    widths = [max(map(_points, of)) for of in zip(head, *rows, strict=True)]
+    parts = [
+      (some, columns)
+      for some in _blocks(heights)
+      for columns in self._columns(widths)
+    ]
+    made = []
+    for i, (some, columns) in enumerate(parts, start=1):
+      of = f' ({i} of {len(parts)})' if len(parts) > 1 else ''
+      lines = [
+        _latex_row([rows[at][j] for j in columns], self.texts) for at in some
+      ]
+      if self.ruled and some.stop == len(rows):
+        lines.insert(len(lines) - self.ruled, r'\midrule')
+      numbers = len(columns) - self.texts
+      made.append('\n'.join([
+        r'\begin{table}[htbp]',
+        r'\centering',
+        r'\footnotesize',
+        rf'\setlength{{\tabcolsep}}{{{_SEPARATION}pt}}',
+        r'\setlength{\belowcaptionskip}{4pt}',
+        rf'\caption{{{escape_latex(f"{title}{of}. {note * (i == 1)}")}}}',
+        rf'\label{{tab:{label}{f"-{i}" * (i > 1)}}}',
+        rf'\begin{{tabular}}{{{"l" * self.texts}{"r" * numbers}}}',
+        r'\toprule',
+        _latex_head([head[j] for j in columns]),
+        r'\midrule',
+        *lines,
+        r'\bottomrule',
+        r'\end{tabular}',
+        r'\end{table}',
+        '',
+      ]))
+    return '\n'.join(made)
+
+  def _columns(self, widths: Sequence[float]) -> list[list[int]]:
+    """The columns of each LaTeX table: all words, a share of the numbers."""
+    words, count = list(range(self.texts)), len(widths) - self.texts
+    shares = [words]
+    for n in range(1, count + 1):
+      ends = [self.texts + math.ceil(count * i / n) for i in range(n + 1)]
+      shares = [[*words, *range(*pair)] for pair in itertools.pairwise(ends)]
+      if all(
+        len(share) <= MOST_COLUMNS
+        and sum(widths[at] for at in share) <= MOST_POINTS
+        for share in shares
+      ):
+        break
+    return shares
+
+  def to_html(self, name: str) -> Markup:
+    """A table element of the class `name`."""
+    return Markup(_HTML_TABLE.render(table=self, name=name))
 
   def to_csv(self) -> str:
     """Fields as in RFC 4180, lines end in '\\n'; no name is a formula."""
@@ -184,15 +263,58 @@ def _markdown_number(cell: Cell) -> str:
   return f'**{cell.text}**' if cell.bold else cell.text
 
 
-def _latex_number(cell: Cell) -> str:
-  # A hyphen is shorter than a minus.
-  text = re.sub(r'-(?=\d)', '$-$', escape_latex(cell.text))
-  return rf'\textbf{{{text}}}' if cell.bold else text
+def _wrapped(text: str, length: int) -> tuple[str, ...]:
+  lines = textwrap.wrap(one_line(text), length)
+  return tuple(lines) or ('',)
 
 
-def _html_cell(cell: Cell) -> str:
-  text = ' '.join(f'<span>{escape_html(piece)}</span>' for piece in cell.pieces)
-  return f'<td>{f"<b>{text}</b>" if cell.bold else text}</td>'
+def _points(cell: Cell) -> float:
+  """What a column that has this cell takes at most, in print of 8 points."""
+  wide = 1.16 if cell.bold else 1.0
+  return 2 * _SEPARATION + wide * max(
+    sum(_POINTS.get(sign, 7.5) for sign in piece) for piece in cell.pieces
+  )
+
+
+def _blocks(heights: Sequence[int]) -> list[range]:
+  """Shares of the rows, as even as can be, whose lines fit a page each."""
+  for n in range(1, len(heights) + 1):
+    ends = [math.ceil(len(heights) * i / n) for i in range(n + 1)]
+    blocks = [range(*pair) for pair in itertools.pairwise(ends)]
+    if all(sum(heights[at] for at in block) <= MOST_LINES for block in blocks):
+      return blocks
+  return [range(at, at + 1) for at in range(len(heights))]
+
+
+def _latex_head(cells: Sequence[Cell]) -> str:
+  """Headings of several lines, which end in the same one."""
+  depth = max(len(cell.pieces) for cell in cells)
+  return _latex_row(
+    [Cell(('',) * (depth - len(c.pieces)) + c.pieces) for c in cells],
+    texts=len(cells),
+  )
+
+
+def _latex_row(cells: Sequence[Cell], texts: int) -> str:
+  """The first pieces of all cells, the second ones below them, and so on."""
+  columns = [
+    [_latex_piece(piece, cell.bold, number=at >= texts)
+     for piece in cell.pieces]
+    for at, cell in enumerate(cells)
+  ]  # fmt: skip
+  lines = [
+    ' & '.join(line)
+    for line in itertools.zip_longest(*columns, fillvalue='')
+  ]
+  return ' \\\\*\n'.join(lines) + r' \\' + '[2pt]' * (len(lines) > 1)
+
+
+def _latex_piece(text: str, bold: bool, *, number: bool) -> str:
+  if number:
+    # A hyphen is shorter than a minus.
+    text = re.sub(r'-(?=[\d∞])', '−', text)
+  text = escape_latex(text)
+  return rf'\textbf{{{text}}}' if bold else text
 
 
 def _spreadsheet(text: str) -> str:

@@ -1,16 +1,19 @@
 """Runs what an experiment declares, and keeps what the runs left behind.
 
-experiments/NAME/records.jsonl has one line a row of the table and seed;
+experiments/NAME/records.jsonl has a line for each row of a table and seed;
 definitions.json says what their metrics are.
 """
 
 import dataclasses
+import functools
+import itertools
 import json
+import math
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from pdl_jax.errors import DataError
 from pdl_jax.report import plan
@@ -30,8 +33,10 @@ from pdl_jax.sweep.axes import Cell
 from pdl_jax.sweep.local import Command, Outcome
 
 RECORDS, DEFINITIONS = 'records.jsonl', 'definitions.json'
-# Of (cells, root, command); the engine with its workers and retries.
+# (cells, root, command) -> outcome: an engine with its workers and retries.
 Sweep = Callable[[Sequence[Cell], Path, Command], Outcome]
+# What a record is matched by to a declared row.
+_KEY = ('study', 'row', 'seed', 'hash', 'predictions')
 
 
 @dataclasses.dataclass
@@ -39,6 +44,14 @@ class _Definition:
   unit: str
   definition: str
   signature: str = ''
+
+
+class _Row(NamedTuple):
+  """A row of a table at one seed, and the run that it comes from."""
+
+  key: tuple[Any, ...]  # values of _KEY
+  run: Planned
+  overrides: dict[str, Any]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,7 +62,7 @@ class Group:
     title: what they are, for people.
     root: folder that their run folders are in.
     runs: each once, in the order in which they are begun.
-    starts: whether it is what other runs start from, and no row of a table.
+    starts: whether other runs start from it, and no table has a row of it.
   """
 
   title: str
@@ -59,32 +72,8 @@ class Group:
 
   @property
   def cells(self) -> list[Cell]:
-    """Of the sweep."""
+    """The cells of the runs."""
     return [run.cell for run in self.runs]
-
-
-def recorded(
-  experiment: Experiment, records: Sequence[Record]
-) -> dict[str, float]:
-  """Runs of which nothing is missing: hash of the cell -> seconds it took.
-
-  Their folders need not be on this machine.
-  """
-  done = {
-    _who(record): record['seconds']
-    for record in records
-    if record['state'] == 'done'
-  }
-  seconds: dict[str, float] = {}
-  missing = set[str]()
-  for study, variant, seed, run in _rows(experiment):
-    who = _named(study, variant.label, seed, run, predictions_of(variant))
-    digest = run.cell.digest
-    if _who(who) in done:
-      seconds[digest] = done[_who(who)]
-    else:
-      missing.add(digest)
-  return {k: v for k, v in seconds.items() if k not in missing}
 
 
 def planned(experiment: Experiment) -> Iterator[Group]:
@@ -106,6 +95,23 @@ def planned(experiment: Experiment) -> Iterator[Group]:
         yield Group(title, root, tuple(runs.values()))
 
 
+def recorded(
+  experiment: Experiment, records: Sequence[Record]
+) -> dict[str, float]:
+  """Runs of which nothing is missing: hash of the cell -> seconds it took.
+
+  Their folders need not be on this machine.
+  """
+  done = {_key(r): r['seconds'] for r in records if r['state'] == 'done'}
+  rows = [row for study in experiment.studies for row in _rows(study)]
+  missing = {row.run.cell.digest for row in rows if row.key not in done}
+  return {
+    row.run.cell.digest: done[row.key]
+    for row in rows
+    if row.run.cell.digest not in missing
+  }
+
+
 def carry_out(experiment: Experiment, folder: Path, sweep: Sweep) -> int:
   """Makes the runs that have no records; collects after each group of them.
 
@@ -115,7 +121,7 @@ def carry_out(experiment: Experiment, folder: Path, sweep: Sweep) -> int:
     sweep: runs cells below a folder until each is done or failed.
 
   Returns:
-    how many cells failed.
+    How many cells failed.
   """
   failed, known = 0, recorded(experiment, read(folder))
   groups = [
@@ -148,69 +154,47 @@ def carry_out(experiment: Experiment, folder: Path, sweep: Sweep) -> int:
 def _decode(experiment: Experiment, root: Path) -> None:
   """Decodes finished runs in the further ways that rows ask for."""
   folders = claims.run_folders(root)
-  for _, variant, _, run in _rows(experiment):
-    at = folders.get(run.cell.digest)
-    if not variant.decode or run.root != root or at is None:
-      continue
-    if claims.finished(at) and not _is_decoded(at, variant):
-      subprocess.run(
-        [
-          sys.executable, 'launch.py', 'evaluate', str(at),
-          *(f'--decode.{key}={value}' for key, value in variant.decode.items()),
-        ],
-        check=True,
-      )  # fmt: skip
+  for study in experiment.studies:
+    for seed in study.seeds:
+      for variant, run in plan.runs(study, seed):
+        at = folders.get(run.cell.digest)
+        if not variant.decode or run.root != root or at is None:
+          continue
+        if claims.finished(at) and not _is_decoded(at, variant):
+          flags = [f'--decode.{k}={v}' for k, v in variant.decode.items()]
+          subprocess.run(
+            [sys.executable, 'launch.py', 'evaluate', str(at), *flags],
+            check=True,
+          )
 
 
 def _is_decoded(run: Path, variant: Variant) -> bool:
   path = run / 'evaluations.json'
-  name = predictions_of(variant)
-  return path.exists() and name in read_evaluations(run)
+  return path.exists() and _predictions(variant) in read_evaluations(run)
 
 
-def predictions_of(variant: Variant) -> str:
+def _predictions(variant: Variant) -> str:
   """Which predictions of its run a row is of."""
-  if not variant.decode:
-    return 'after'
   way = ','.join(f'{key}={value}' for key, value in variant.decode.items())
-  return f'after-{way}'
+  return f'after-{way}' if way else 'after'
 
 
-def _rows(
-  experiment: Experiment,
-) -> Iterator[tuple[Study, Variant, int, Planned]]:
-  for study in experiment.studies:
-    for seed in study.seeds:
-      for variant, run in plan.runs(study, seed):
-        yield study, variant, seed, run
+def _rows(study: Study) -> Iterator[_Row]:
+  for seed in study.seeds:
+    for variant, run in plan.runs(study, seed):
+      predictions = _predictions(variant)
+      key = study.name, variant.label, seed, run.cell.digest, predictions
+      yield _Row(key, run, {**study.overrides, **variant.overrides})
 
 
-class _Runs:
-  """The run folders on this machine."""
-
-  def __init__(self):
-    self._folders: dict[Path, dict[str, Path]] = {}
-    self._attempts: dict[Path, dict[str, list[claims.Attempt]]] = {}
-
-  def folder(self, run: Planned) -> Path | None:
-    if run.root not in self._folders:
-      there = run.root.exists()
-      self._folders[run.root] = claims.run_folders(run.root) if there else {}
-      self._attempts[run.root] = claims.attempts(run.root)
-    return self._folders[run.root].get(run.cell.digest)
-
-  def finished(self, run: Planned) -> bool:
-    folder = self.folder(run)
-    return folder is not None and claims.finished(folder)
-
-  def collect(
-    self, run: Planned, predictions: str
-  ) -> tuple[Record, dict[str, Any]] | None:
-    folder = self.folder(run)
-    if folder is None:
-      return None
-    tries = self._attempts[run.root].get(run.cell.digest, [])
-    return collect(folder, predictions, tries)
+def _rows_before(study: Study) -> Iterator[_Row]:
+  """The row of the model before fine-tuning, which is the same in all runs."""
+  for seed in study.seeds:
+    for _, run in plan.runs(study, seed):
+      # It has one seed, whichever run it is of.
+      first, digest = study.seeds[0], run.cell.digest
+      key = study.name, study.before, first, digest, 'before'
+      yield _Row(key, run, dict(study.overrides))
 
 
 def keep(experiment: Experiment, folder: Path) -> None:
@@ -218,57 +202,41 @@ def keep(experiment: Experiment, folder: Path) -> None:
 
   Those of runs that are not on this machine stay as they are.
   """
-  before = {_who(record): record for record in read(folder)}
-  definitions, runs = read_definitions(folder), _Runs()
-  records = []
+  known = {_key(record): record for record in read(folder)}
+  definitions, records = read_definitions(folder), []
+
+  @functools.cache
+  def folders(root: Path) -> dict[str, Path]:
+    return claims.run_folders(root) if root.exists() else {}
+
+  attempts = functools.cache(claims.attempts)
+
+  def is_there(row: _Row) -> bool:
+    at = folders(row.run.root).get(row.run.cell.digest)
+    return row.key in known or (at is not None and claims.finished(at))
+
   for study in experiment.studies:
-    rows = [
-      (_named(study, variant.label, seed, run, predictions_of(variant)), run,
-       {**study.overrides, **variant.overrides})
-      for seed in study.seeds
-      for variant, run in plan.runs(study, seed)
-    ]  # fmt: skip
-    for who, run, overrides in [*_first_before(study, before, runs), *rows]:
-      found = runs.collect(run, who['predictions'])
-      if found is not None:
+    before = filter(is_there, _rows_before(study) if study.before else ())
+    for row in itertools.chain(itertools.islice(before, 1), _rows(study)):
+      root, digest = row.run.root, row.run.cell.digest
+      at, who = folders(root).get(digest), dict(zip(_KEY, row.key, strict=True))
+      found = at and collect(
+        at, who['predictions'], attempts(root).get(digest, [])
+      )
+      if found:
         record, defined = found
-        records.append({**who, 'overrides': overrides, **record})
+        records.append({**who, 'overrides': row.overrides, **record})
         definitions |= {fingerprint(defined): defined} if defined else {}
-      elif _who(who) in before:
-        records.append(before[_who(who)])
+      elif row.key in known:
+        records.append(known[row.key])
   _write(folder / RECORDS, ''.join(json.dumps(r) + '\n' for r in records))
   used = {record.get('definitions') for record in records}
   kept = {key: definitions[key] for key in sorted(definitions) if key in used}
   _write(folder / DEFINITIONS, json.dumps(kept, indent=1) + '\n')
 
 
-def _named(
-  study: Study, row: str, seed: int, run: Planned, predictions: str
-) -> Record:
-  return {
-    'study': study.name, 'row': row, 'seed': seed, 'hash': run.cell.digest,
-    'predictions': predictions,
-  }  # fmt: skip
-
-
-def _first_before(
-  study: Study, records: Mapping[tuple[Any, ...], Record], runs: _Runs
-) -> Iterator[tuple[Record, Planned, dict[str, Any]]]:
-  """The model before fine-tuning: the same in all runs, so of the first."""
-  if not study.before:
-    return
-  for seed in study.seeds:
-    for _, run in plan.runs(study, seed):
-      # The row has one seed, whichever run it is of.
-      who = _named(study, study.before, study.seeds[0], run, 'before')
-      if _who(who) in records or runs.finished(run):
-        yield who, run, dict(study.overrides)
-        return
-
-
-def _who(record: Mapping[str, Any]) -> tuple[Any, ...]:
-  fields = ('study', 'row', 'seed', 'hash', 'predictions')
-  return tuple(record[field] for field in fields)
+def _key(record: Mapping[str, Any]) -> tuple[Any, ...]:
+  return tuple(record[field] for field in _KEY)
 
 
 def read(folder: Path) -> list[Record]:
@@ -281,20 +249,25 @@ def read(folder: Path) -> list[Record]:
   for number, record in enumerate(records, start=1):
     done = record['state'] == 'done'
     found = files.fault(record, DONE if done else NOT_DONE)
-    if not found and done:
-      found = _uneven(record)
-    if found:
+    if found := found or (done and _spoilt(record)):
       raise DataError(f'{path}:{number}: {found}; {mend}')
   return records
 
 
-def _uneven(record: Record) -> str:
-  """Which sums are not those of as many examples as there are."""
+def _spoilt(record: Record) -> str:
+  """Which numbers of a record cannot be; '' if all can."""
   examples = len(record['groups'])
+  if min(record['groups'], default=-1) < 0:
+    return f'groups are not numbers from 0 of {examples} examples'
+  for name, sums in record['items'].items():
+    if len(sums) != examples:
+      return f'items.{name} has {len(sums)} examples, groups {examples}'
   return next((
-    f'items.{name} has {len(sums)} examples, groups {examples}'
-    for name, sums in record['items'].items()
-    if len(sums) != examples
+    f'{field}.{name} is {value}, not a finite number'
+    for field in ('metrics', 'nats_by_count', 'items')
+    for name, values in record[field].items()
+    for value in (values if field == 'items' else [values])
+    if value is not None and not math.isfinite(value)
   ), '')  # fmt: skip
 
 

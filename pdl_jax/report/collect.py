@@ -1,4 +1,4 @@
-"""From run folders to the records of an experiment, one line a run."""
+"""From run folders to the records of an experiment, one line per run."""
 
 import hashlib
 import json
@@ -44,13 +44,12 @@ def collect(
 
   Args:
     run: its folder.
-    predictions: which set of them: 'before', 'after', or of another decoding.
-    attempts: of the sweep at this run.
+    predictions: 'before', 'after', or the name of another decoding.
+    attempts: those that sweeps made at this run.
 
   Returns:
-    the record, and the definitions of its metrics (of a run that failed, an
-    error and none); None for a run that is not finished, or was not decoded
-    in this way.
+    The record, and the definitions of its metrics; a run that failed has an
+    error and none. None if the run is not finished or not decoded in this way.
 
   Raises:
     DataError: a run of an earlier version, without what a report resamples.
@@ -70,6 +69,7 @@ def collect(
   items = _items(run, predictions)
   table = frequency.read(run / 'frequency.npz')
   environment = files.read_json(run / 'env.json', _ENVIRONMENT)
+  buckets = found['perplexity_by_frequency']['buckets']
   definitions = {
     key: {k: v for k, v in metric.items() if k not in ('value', 'n', 'buckets')}
     for key, metric in found.items()
@@ -77,13 +77,8 @@ def collect(
   }
   return {
     'state': 'done',
-    'commit': environment['commit'],
-    'dirty': environment['dirty'],
-    'packages': environment['packages'],
-    'devices': environment['devices'],
-    'loss': measured['loss'],
-    'split': measured['split'],
-    'steps': measured['steps'],
+    **{key: environment[key] for key in _ENVIRONMENT},
+    **{key: measured[key] for key in ('loss', 'split', 'steps')},
     'seconds': measured['seconds_this_call'],
     'skipped_steps': measured['skipped_steps'],
     'decode': measured['decode'],
@@ -99,11 +94,10 @@ def collect(
     },
     'nats_by_count': {
       bucket: _rounded(cells['nats_per_token'])
-      for bucket, cells in found['perplexity_by_frequency']['buckets'].items()
+      for bucket, cells in buckets.items()
     },
     'tokens_by_count': {
-      bucket: cells['tokens']
-      for bucket, cells in found['perplexity_by_frequency']['buckets'].items()
+      bucket: cells['tokens'] for bucket, cells in buckets.items()
     },
     'curve': _curve(run / 'metrics.jsonl'),
     'items': items['sums'],
@@ -119,7 +113,7 @@ def fingerprint(value: Any) -> str:
 def _results(
   run: Path, measured: Mapping[str, Any], predictions: str
 ) -> dict[str, Any] | None:
-  """Those of evaluate, which are newer, or of the run itself."""
+  """Results of evaluate, which are newer, or of the run itself."""
   names = ('before', 'after')
   columns = measured['columns'].values()
   if len(columns) != len(names):
@@ -137,7 +131,7 @@ def _results(
 
 
 def _head(size: Mapping[str, Any]) -> dict[str, Any]:
-  """Of the output head, whatever was predicted."""
+  """Metrics of the output head, whatever was predicted."""
   values = 100 * size['floats'] / size['dense_floats'], size['index_bits'] / 1e6
   return {
     metric.key: {

@@ -10,7 +10,7 @@ from pdl_jax.evaluate.registry import METRICS, Metric
 from pdl_jax.report.layout import Figure
 
 Overrides = Mapping[str, Any]
-# Of the output head, whatever was predicted.
+# Metrics of the output head, whatever was predicted.
 HEAD = (
   Metric(
     'head_percent', 'Floats (% of dense)', unit='floats',
@@ -32,9 +32,9 @@ class Variant:
 
   Attributes:
     label: its name.
-    overrides: of the configuration.
+    overrides: what the configuration has instead.
     decode: keys of `decode`, by which the trained model is decoded once more;
-      the row is then of these predictions.
+      the row shows these predictions.
   """
 
   label: str
@@ -44,12 +44,7 @@ class Variant:
 
 @dataclasses.dataclass(frozen=True)
 class Start:
-  """A run that is made first, and that all variants of a study start from.
-
-  Attributes:
-    config: file and mode.
-    overrides: of it.
-  """
+  """A run that is made first, and that all variants of a study start from."""
 
   config: str
   overrides: Overrides = dataclasses.field(default_factory=dict)
@@ -66,9 +61,9 @@ class Study:
     variants: rows, in order.
     baseline: label of the row that the others are compared with.
     metrics: keys of its columns, in order.
-    overrides: of all variants.
-    base: what all variants start from; None: what the config says.
-    seeds: of each variant.
+    overrides: what all variants have in common.
+    base: what all variants start from; None for what the config says.
+    seeds: each variant runs with all of them.
     before: label of a row for the model before fine-tuning; '' for none.
   """
 
@@ -101,7 +96,7 @@ class Study:
 
   @property
   def columns(self) -> tuple[Metric, ...]:
-    """Its metrics."""
+    """The metrics, looked up by key."""
     return tuple(COLUMNS[key] for key in self.metrics)
 
 

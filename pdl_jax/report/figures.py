@@ -5,19 +5,23 @@ Equal reports give equal bytes with one version of Matplotlib.
 """
 
 import io
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
 import matplotlib
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure as Picture
+from matplotlib.patches import Rectangle
 from matplotlib.typing import RcKeyType
 
 from pdl_jax.errors import ConfigError
 from pdl_jax.evaluate.table import one_line
-from pdl_jax.report import heat_map, plots
+from pdl_jax.report import marks as looks
 from pdl_jax.report.layout import (
   ByCount,
+  Column,
   Curves,
   Figure,
   Frontier,
@@ -25,8 +29,11 @@ from pdl_jax.report.layout import (
   Line,
   Part,
   Report,
+  Row,
 )
-from pdl_jax.report.wording import file_stem
+from pdl_jax.report.marks import Mark, Setting
+from pdl_jax.report.statistics import over_seeds
+from pdl_jax.report.wording import absent, file_stem, number
 
 _STYLE: dict[RcKeyType, Any] = {
   'axes.axisbelow': True,
@@ -49,37 +56,45 @@ _STYLE: dict[RcKeyType, Any] = {
 }
 _UNDATED = dict.fromkeys(('Creator', 'Date', 'Format', 'Type'))
 _KINDS = {
-  Line: 'line',
-  Frontier: 'frontier',
-  ByCount: 'by_count',
-  HeatMap: 'heat_map',
-  Curves: 'curves',
-}
+  Line: 'line', Frontier: 'frontier', ByCount: 'by_count',
+  HeatMap: 'heat_map', Curves: 'curves',
+}  # fmt: skip
+_HUMAN_LINE = {
+  'color': looks.HUMAN, 'ls': '--', 'lw': 1.2, 'label': 'human texts'
+}  # fmt: skip
+# Inches.
+_PANEL_HEIGHT, _HEIGHT, _CELL_HEIGHT = 2.3, 3.6, 0.55
+# Characters.
+_PANEL_TITLE, _X_TITLE, _Y_TITLE = 44, 80, 42
+_GREY, _PALE_GREY = '#9a9a9a', '#ececec'
+# Nats beyond which an axis of differences is logarithmic.
+_FAR = 3.0
 
 
-def draw(report: Report) -> dict[str, str]:
+def draw(report: Report) -> dict[str, dict[str, str]]:
   """Every figure for every part that has something to show in it.
 
   Args:
     report: whatever styles the user of Matplotlib has set are not heeded.
 
   Returns:
-    File name -> SVG text: `dialogue_line.svg` of the part `dialogue`. Where a
-    report has several figures of a kind, the name goes on with their settings
-    and metrics; a line's with its first metric.
+    Name of a part -> file name -> SVG text, as `dialogue_line.svg` of the part
+    `dialogue`. Where a report has several figures of a kind, the name goes on
+    with their settings and metrics; a line's with its first metric.
 
   Raises:
     ConfigError: two figures of one name, or two systems in one cell of a heat
       map.
   """
-  names = _names(report.figures)
-  drawn = {}
+  names, drawn = _names(report.figures), {}
   for part in report.parts:
+    drawn[part.name] = {}
     for name, figure in zip(names, report.figures, strict=True):
       title = f'{one_line(part.title)}: {name.replace("_", " ")}'
-      text = svg(partial(_plot, part, figure), title)
+      text = svg(partial(plot, part, figure), title)
       if text is not None:
-        drawn[_file_name(part, name)] = text
+        file = f'{file_stem(part.name)}_{file_stem(name)}.svg'
+        drawn[part.name][file] = text
   return drawn
 
 
@@ -96,26 +111,35 @@ def svg(plot: Callable[[], Picture | None], title: str) -> str | None:
     return file.getvalue()
 
 
-def _plot(part: Part, figure: Figure) -> Picture | None:
+def plot(part: Part, figure: Figure) -> Picture | None:
+  """A figure as Matplotlib objects; None where it has nothing to show."""
   match figure:
     case Line():
-      return plots.line(part, figure)
+      return _line(part, figure)
     case Frontier():
-      return plots.frontier(part, figure)
+      return _frontier(part, figure)
     case ByCount():
-      return plots.by_count(part)
+      return _by_count(part)
     case HeatMap():
-      return heat_map.draw(part, figure)
+      return _heat_map(part, figure)
     case Curves():
-      return plots.curves(part)
+      return _curves(part)
 
 
 def _names(figures: Sequence[Figure]) -> list[str]:
-  kinds = [type(figure) for figure in figures]
-  names = [
-    _KINDS[kind] if kinds.count(kind) == 1 else _long_name(figure)
-    for kind, figure in zip(kinds, figures, strict=True)
-  ]
+  """One each; with what tells it from others of its kind, if there are any."""
+  names, kinds = [], [type(figure) for figure in figures]
+  for figure in figures:
+    told = ()
+    if kinds.count(type(figure)) > 1:
+      match figure:
+        case Line():
+          told = (figure.x, *figure.metrics[:1])
+        case Frontier():
+          told = (figure.x, figure.y)
+        case HeatMap():
+          told = (figure.x, figure.y, figure.metric)
+    names.append('_'.join((_KINDS[type(figure)], *told)))
   for name in names:
     if names.count(name) > 1:
       raise ConfigError(
@@ -125,19 +149,348 @@ def _names(figures: Sequence[Figure]) -> list[str]:
   return names
 
 
-def _long_name(figure: Figure) -> str:
-  """With what tells it from others of its kind."""
-  match figure:
-    case Line():
-      told = (figure.x, *figure.metrics[:1])
-    case Frontier():
-      told = (figure.x, figure.y)
-    case HeatMap():
-      told = (figure.x, figure.y, figure.metric)
-    case _:
-      told = ()
-  return '_'.join((_KINDS[type(figure)], *told))
+def _line(part: Part, figure: Line) -> Picture | None:
+  """A panel a metric, in it a line for each choice of the other settings.
+
+  A system without a value leaves a gap in its line.
+  """
+  lines: dict[looks.Rest, list[tuple[float, Row]]] = {}
+  for row in part.rows:
+    x = looks.number_at(row, figure.x)
+    if x is not None:
+      lines.setdefault(looks.rest_of(row, figure.x), []).append((x, row))
+  lines = {
+    rest: sorted(found, key=lambda point: point[0])
+    for rest, found in lines.items()
+    if not all(row.is_baseline for _, row in found)
+  }
+  points = [point for found in lines.values() for point in found]
+  columns = [
+    column
+    for key in figure.metrics
+    for column in part.columns
+    if column.key == key and any(row.entries[key].by_seed for _, row in points)
+  ]
+  if not columns:
+    return None
+  height = _HEIGHT if len(columns) == 1 else _PANEL_HEIGHT
+  picture, axes = looks.panels(len(columns), height)
+  several = any(len(row.seeds) > 1 for _, row in points)
+  for ax, column in zip(axes, columns, strict=True):
+    for rest, (label, mark) in looks.line_styles(list(lines)).items():
+      values = [row.entries[column.key].by_seed for _, row in lines[rest]]
+      label = label or ('mean over seeds' if several else 'one seed')
+      _draw_seeds(ax, [x for x, _ in lines[rest]], values, mark, label)
+    _draw_levels(ax, part, column)
+    ax.set_title(looks.wrapped(column.label, _PANEL_TITLE))
+    ax.set_ylabel(looks.BETTER[column.better])
+    ax.set_xlabel(figure.x)
+    looks.set_x_axis(ax, sorted({x for x, _ in points}))
+  looks.add_legend(picture, axes)
+  return picture
 
 
-def _file_name(part: Part, name: str) -> str:
-  return f'{file_stem(part.name)}_{file_stem(name)}.svg'
+def _draw_seeds(
+  ax: Axes,
+  xs: Sequence[float],
+  values: Sequence[Mapping[int, float]],
+  mark: Mark,
+  label: str,
+) -> None:
+  """The mean at each x, one standard deviation around it, and every seed."""
+  dots = [(x, y) for x, of in zip(xs, values, strict=True) for y in of.values()]
+  _draw_dots(ax, [x for x, _ in dots], [y for _, y in dots], mark)
+  spreads = [over_seeds(list(of.values())) if of else None for of in values]
+  means = [math.nan if spread is None else spread.mean for spread in spreads]
+  ends = [
+    [
+      math.nan if s is None or not s.std else s.mean + sign * s.std
+      for s in spreads
+    ]
+    for sign in (-1, 1)
+  ]
+  ax.fill_between(xs, *ends, color=mark.colour, alpha=0.15, linewidth=0)
+  ax.plot(
+    xs, means, color=mark.colour, marker=mark.marker, ls=mark.dash, label=label
+  )
+
+
+def _draw_dots(
+  ax: Axes, xs: Sequence[float], ys: Sequence[float], mark: Mark
+) -> None:
+  ax.scatter(xs, ys, s=11, color=mark.colour, alpha=0.55, linewidths=0)
+
+
+def _draw_levels(ax: Axes, part: Part, column: Column) -> None:
+  """The baseline and the human texts, which have no place on the x axis."""
+  baseline = part.baseline
+  spread = baseline.entries[column.key].spread if baseline else None
+  if baseline is not None and spread is not None:
+    colour, label = looks.BASELINE, looks.label_of(baseline)
+    ax.axhline(spread.mean, label=label, color=colour, lw=1)
+    if spread.std is not None:
+      low, high = spread.mean - spread.std, spread.mean + spread.std
+      ax.axhspan(low, high, color=colour, alpha=0.08, linewidth=0)
+  if column.reference is not None:
+    ax.axhline(column.reference, **_HUMAN_LINE)
+
+
+def _frontier(part: Part, figure: Frontier) -> Picture | None:
+  """Means with standard deviations; systems of one scale joined by a line."""
+  columns = {column.key: column for column in part.columns}
+  shown = [
+    (row, mark)
+    for row, mark in zip(part.rows, looks.marks(part), strict=True)
+    if {figure.x, figure.y} <= columns.keys()
+    and row.entries[figure.x].spread
+    and row.entries[figure.y].spread
+  ]
+  if not shown:
+    return None
+  picture, [ax] = looks.panels(1, _HEIGHT)
+  _join(ax, part, [row for row, _ in shown], figure)
+  for row, mark in shown:
+    _draw_system(ax, row, figure, mark)
+  if figure.log:
+    looks.set_logarithmic(ax)
+  _draw_human(ax, columns[figure.x].reference, columns[figure.y].reference)
+  ax.set_xlabel(looks.axis_title(columns[figure.x], _X_TITLE))
+  ax.set_ylabel(looks.axis_title(columns[figure.y], _Y_TITLE))
+  looks.add_legend(picture, [ax])
+  return picture
+
+
+def _mean(row: Row, key: str) -> float:
+  spread = row.entries[key].spread
+  return math.nan if spread is None else spread.mean
+
+
+def _join(
+  ax: Axes, part: Part, rows: Sequence[Row], figure: Frontier
+) -> None:
+  """Thin lines through the systems that differ in one number alone."""
+  key = looks.scale_key(part)
+  paths: dict[looks.Rest, list[tuple[float, float, float]]] = {}
+  for row in rows:
+    at = looks.number_at(row, key)
+    if at is not None:
+      point = at, _mean(row, figure.x), _mean(row, figure.y)
+      paths.setdefault(looks.rest_of(row, key), []).append(point)
+  for path in paths.values():
+    _, xs, ys = zip(*sorted(path), strict=True)
+    ax.plot(xs, ys, color=_GREY, lw=0.8, zorder=1)
+
+
+def _draw_system(ax: Axes, row: Row, figure: Frontier, mark: Mark) -> None:
+  x, y = row.entries[figure.x], row.entries[figure.y]
+  seeds = sorted(x.by_seed.keys() & y.by_seed.keys())
+  xs, ys = [x.by_seed[s] for s in seeds], [y.by_seed[s] for s in seeds]
+  _draw_dots(ax, xs, ys, mark)
+  ax.errorbar(
+    _mean(row, figure.x), _mean(row, figure.y),
+    xerr=x.spread and x.spread.std, yerr=y.spread and y.spread.std,
+    color=mark.colour, marker=mark.marker, ls='', elinewidth=0.8,
+    label=looks.label_of(row),
+  )  # fmt: skip
+
+
+def _draw_human(ax: Axes, x: float | None, y: float | None) -> None:
+  """Lines; of texts that are far off only where to look for them.
+
+  They would leave the systems, which are to be told apart, one corner.
+  """
+  near = 0
+  for value, (low, high), draw_line, at, arrows in (
+    (x, ax.get_xlim(), ax.axvline, ((0.02, 0.06), (0.98, 0.06)), '←→'),
+    (y, ax.get_ylim(), ax.axhline, ((0.02, 0.06), (0.02, 0.94)), '↓↑'),
+  ):
+    if value is None:
+      continue
+    # The axis is at most twice as long with it.
+    if 2 * low - high <= value <= 2 * high - low:
+      near += 1
+      draw_line(value, **_HUMAN_LINE)
+      continue
+    above = bool(value > high)
+    ax.text(
+      *at[above], f'human texts {value:.3g} {arrows[above]}',
+      transform=ax.transAxes, ha='left' if at[above][0] < 0.5 else 'right',
+      va='center', color=looks.HUMAN, fontsize='small',
+    )  # fmt: skip
+  if near == 2 and x is not None and y is not None:
+    ax.plot(x, y, '*', color=looks.HUMAN, ms=11, label=_HUMAN_LINE['label'])
+
+
+def _by_count(part: Part) -> Picture | None:
+  """Differences of paired seeds where the baseline has all of the system's.
+
+  Otherwise the mean of the baseline is taken from each seed. What the tables do
+  not compare with the baseline, such as the model before fine-tuning, is left
+  out: its distance would set the scale.
+  """
+  baseline = part.baseline
+  shown = [
+    (row, mark)
+    for row, mark in zip(part.rows, looks.marks(part), strict=True)
+    if row.nats_by_count and row.compared
+  ]
+  if baseline is None or not baseline.nats_by_count or not shown:
+    return None
+  buckets = list(baseline.nats_by_count)
+  picture, [ax] = looks.panels(1, _HEIGHT)
+  for i, (row, mark) in enumerate(shown):
+    # Side by side within a bucket, so that none hides another.
+    shift = 0.6 * ((i + 0.5) / len(shown) - 0.5)
+    places = [place + shift for place in range(len(buckets))]
+    values = [
+      _minus(row.nats_by_count.get(b, {}), baseline.nats_by_count[b])
+      for b in buckets
+    ]
+    _draw_seeds(ax, places, values, mark, looks.label_of(row))
+    for place, bucket in zip(places, buckets, strict=True):
+      found = row.by_count.get(bucket)
+      ends = (found.low, found.high) if found else ()
+      if ends and all(end is not None and math.isfinite(end) for end in ends):
+        ax.vlines(place, *ends, color=mark.colour, lw=1)
+  how = 'lower is better'
+  if any(row.by_count for row, _ in shown):
+    how += '; lines: 95 % intervals'
+  if max(map(abs, ax.get_ylim())) > _FAR:
+    # One that is far off leaves the others room to be told apart.
+    how += '; logarithmic beyond ±1'
+    ax.set_yscale('symlog', linthresh=1)
+    ticks = [sign * x for x in (0.5, 1, 2, 4, 8) for sign in (-1, 1)]
+    low, high = (1.1 * end for end in ax.get_ylim())
+    ax.set_ylim(low, high)
+    ax.set_yticks([0, *(x for x in ticks if low <= x <= high)])
+    ax.yaxis.set_major_formatter('{x:g}')
+    ax.minorticks_off()
+  label = looks.label_of(baseline)
+  ax.axhline(0, color=looks.BASELINE, lw=1, label=label)
+  counted = [f'{b}\n{part.tokens_by_count[b]:,}' for b in buckets]
+  ax.set_xticks(range(len(buckets)), counted)
+  ax.set_xlabel(
+    'occurrences of the token in the training data; target tokens measured'
+  )
+  ax.set_ylabel(f'nats a token minus baseline\n({how})')
+  ax.grid(visible=False, axis='x')
+  looks.add_legend(picture, [ax])
+  return picture
+
+
+def _minus(
+  by_seed: Mapping[int, float], baseline: Mapping[int, float]
+) -> dict[int, float]:
+  mean = over_seeds(list(baseline.values())).mean
+  paired = by_seed.keys() <= baseline.keys()
+  return {
+    seed: value - (baseline[seed] if paired else mean)
+    for seed, value in by_seed.items()
+  }
+
+
+def _curves(part: Part) -> Picture | None:
+  """A line a run."""
+  shown = [
+    (row, mark)
+    for row, mark in zip(part.rows, looks.marks(part), strict=True)
+    if any(row.curves.values())
+  ]
+  if not shown:
+    return None
+  picture, [ax] = looks.panels(1, _HEIGHT)
+  heights = []
+  for row, mark in shown:
+    for points in row.curves.values():
+      steps, nats = zip(*points, strict=True) if points else ((), ())
+      ax.plot(
+        steps, nats, label=looks.label_of(row), color=mark.colour, ls=mark.dash,
+        lw=1.1, marker=mark.marker if len(points) < 3 else '',
+      )  # fmt: skip
+      heights += filter(math.isfinite, nats)
+  if heights:
+    margin = 0.05 * (max(heights) - min(heights)) or 0.5
+    ax.set_ylim(min(heights) - margin, max(heights) + margin)
+  ax.set_xlabel('step')
+  ax.set_ylabel('validation nats a token\n(lower is better)')
+  looks.add_legend(picture, [ax])
+  return picture
+
+
+def _heat_map(part: Part, figure: HeatMap) -> Picture | None:
+  """A cell for each pair of settings that occur, also where no run is."""
+  column = next((c for c in part.columns if c.key == figure.metric), None)
+  cells = _cells(part, figure)
+  if column is None:
+    return None
+  means = [
+    spread.mean
+    for row in cells.values()
+    if (spread := row.entries[column.key].spread)
+  ]
+  if not means:
+    return None
+  xs, ys = (
+    sorted({pair[i] for pair in cells}, key=looks.order) for i in range(2)
+  )
+  picture, [ax] = looks.panels(1, 1.1 + _CELL_HEIGHT * len(ys))
+  for i, x in enumerate(xs):
+    for j, y in enumerate(ys):
+      _draw_cell(ax, (i, j), cells.get((x, y)), column, means)
+  ax.set_xlim(0, len(xs))
+  ax.set_ylim(0, len(ys))
+  ax.set_xticks([i + 0.5 for i in range(len(xs))], list(map(looks.word, xs)))
+  ax.set_yticks([j + 0.5 for j in range(len(ys))], list(map(looks.word, ys)))
+  ax.set_xlabel(figure.x)
+  ax.set_ylabel(figure.y)
+  title = looks.axis_title(column, _X_TITLE)
+  if column.reference is not None:
+    title += f'\nhuman texts: {number(column.reference, column.digits)}'
+  ax.set_title(title)
+  ax.grid(visible=False)
+  ax.tick_params(length=0)
+  for side in ('left', 'bottom'):
+    ax.spines[side].set_visible(False)
+  return picture
+
+
+def _cells(part: Part, figure: HeatMap) -> dict[tuple[Setting, Setting], Row]:
+  cells: dict[tuple[Setting, Setting], Row] = {}
+  for row in part.rows:
+    if not {figure.x, figure.y} <= row.settings.keys():
+      continue
+    pair = row.settings[figure.x], row.settings[figure.y]
+    if pair in cells:
+      raise ConfigError(
+        f'heat map of {figure.x} and {figure.y} in part {part.name!r}: systems '
+        f'{cells[pair].label!r} and {row.label!r} both have {pair}; leave the '
+        'figure out, or make a part of each value of the third setting'
+      )
+    cells[pair] = row
+  return cells
+
+
+def _draw_cell(
+  ax: Axes,
+  place: tuple[int, int],
+  row: Row | None,
+  column: Column,
+  means: Sequence[float],
+) -> None:
+  """Number on colour, or what is to be said instead on grey."""
+  spread = None if row is None else row.entries[column.key].spread
+  if spread is None:
+    text = 'missing' if row is None else absent(row)
+    ground, ink, hatch = _PALE_GREY, 'black', '////'
+  else:
+    text = number(spread.mean, column.digits)
+    if spread.std is not None:
+      text += f'\n± {number(spread.std, column.digits)}'
+    low, high = min(means), max(means)
+    share = (spread.mean - low) / (high - low) if high > low else 0.5
+    ground, ink, hatch = looks.shade(share), looks.ink(share), ''
+  ax.add_patch(
+    Rectangle(place, 1, 1, facecolor=ground, hatch=hatch, edgecolor='white')
+  )
+  x, y = place
+  ax.text(x + 0.5, y + 0.5, text, color=ink, ha='center', va='center')

@@ -8,8 +8,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Literal
 
-from pdl_jax.report.bootstrap import Difference
-from pdl_jax.report.statistics import Spread
+from pdl_jax.report.statistics import Difference, Spread
 
 # done: measured on every seed; partly: on some; the others on none.
 State = Literal['done', 'partly', 'missing', 'failed', 'diverged']
@@ -46,24 +45,20 @@ class Entry:
   Attributes:
     by_seed: seed -> value; empty where nothing was measured.
     spread: of them; None where `by_seed` is empty.
-    difference: this system minus the baseline; None for the baseline, and
-      where either is missing. For better='reference' it is the difference of
-      the distances |value - reference|.
-    adjusted_p: of the difference, after Holm over all rows and columns of the
-      table that have one; None where there is no p.
-    best: whether it is the best of its column, alone or among those that
-      cannot be told from it.
+    difference: this system minus the baseline, or for better='reference' the
+      difference of the distances |value - reference|. Its p is after Holm over
+      all rows and columns of the table. None for the baseline, and where either
+      is missing.
+    best: whether it is the best of its column, alone or among those that are
+      not significantly different.
     alone: best, and no other is.
-    identical: every number of every document is the baseline's.
   """
 
   by_seed: Mapping[int, float] = dataclasses.field(default_factory=dict)
   spread: Spread | None = None
   difference: Difference | None = None
-  adjusted_p: float | None = None
   best: bool = False
   alone: bool = False
-  identical: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,19 +68,18 @@ class Row:
   Attributes:
     label: its name, e.g. 'alpha 0.25'.
     state: of its runs.
-    note: why it is not done, e.g. 'seeds 1, 2 missing', or what is to be known
-      of it, e.g. 'chosen on validation'; '' for nothing.
+    note: why it is not done, e.g. 'missing: seed 1, 2'; '' if it is.
     seeds: wanted.
     entries: by key of the column; all columns.
-    settings: dotted key -> value, of what tells the rows apart, e.g.
-      {'loss.alpha': 0.25, 'loss.epsilon': 1.0}; what figures put on their axes.
-    is_baseline: what the others are compared with.
-    chosen: picked on validation.
+    settings: dotted key -> value of what tells the rows apart; what figures put
+      on their axes.
+    is_baseline: whether the others are compared with it.
+    chosen: whether it was picked on validation.
     nats_by_count: bucket of training counts ('0', '1', '2-9', ...) -> seed ->
-      nats a token, in the order of the buckets; empty where not measured.
+      nats per token, in the order of the buckets; empty if not measured.
     by_count: bucket -> its nats per token minus the baseline's, with interval;
       empty for the baseline, and where runs kept no sums by training count.
-    curves: seed -> (step, validation nats a token) in order of steps.
+    curves: seed -> (step, validation nats per token) in order of steps.
   """
 
   label: str
@@ -99,6 +93,17 @@ class Row:
   nats_by_count: Mapping[str, Mapping[int, float]]
   by_count: Mapping[str, Difference]
   curves: Mapping[int, tuple[tuple[int, float], ...]]
+
+  @property
+  def measured_seeds(self) -> set[int]:
+    """Seeds with a value in any column."""
+    return {seed for entry in self.entries.values() for seed in entry.by_seed}
+
+  @property
+  def compared(self) -> bool:
+    """Whether it is another system than the baseline, and compared with it."""
+    found = [entry.difference for entry in self.entries.values()]
+    return any(x is not None and not x.identical for x in found)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -128,6 +133,11 @@ class Part:
   notes: tuple[str, ...]
   tokens_by_count: Mapping[str, int]
 
+  @property
+  def baseline(self) -> Row | None:
+    """The row that the others are compared with."""
+    return next((row for row in self.rows if row.is_baseline), None)
+
 
 @dataclasses.dataclass(frozen=True)
 class Line:
@@ -139,7 +149,6 @@ class Line:
 
   x: str
   metrics: tuple[str, ...]
-  log_x: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -158,7 +167,7 @@ class Frontier:
 
 @dataclasses.dataclass(frozen=True)
 class ByCount:
-  """Figure: nats a token minus the baseline's, by training count."""
+  """Figure: nats per token minus the baseline's, by training count."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -172,7 +181,7 @@ class HeatMap:
 
 @dataclasses.dataclass(frozen=True)
 class Curves:
-  """Figure: validation nats a token against step, a line a run."""
+  """Figure: validation nats per token against step, a line a run."""
 
 
 Figure = Line | Frontier | ByCount | HeatMap | Curves
@@ -180,7 +189,7 @@ Figure = Line | Frontier | ByCount | HeatMap | Curves
 
 @dataclasses.dataclass(frozen=True)
 class Report:
-  """Of an experiment.
+  """What an experiment found.
 
   Attributes:
     name: of its folder.

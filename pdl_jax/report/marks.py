@@ -200,36 +200,14 @@ def add_legend(figure: Figure, axes: Sequence[Axes]) -> None:
   )
 
 
-def set_x_axis(ax: Axes, values: Sequence[float], log: bool) -> None:
-  """Ticks at the values themselves, as many as can be read.
-
-  A logarithmic axis is linear below the smallest positive value if there are
-  smaller ones, so that 0 has a place on it.
-
-  Args:
-    ax: to be set.
-    values: increasing.
-    log: whether equal ratios are equally far apart.
-  """
-  if log and values[0] > 0:
-    ax.set_xscale('log')
-  elif log:
-    least = min((value for value in values if value > 0), default=1.0)
-    ax.set_xscale('symlog', linthresh=least)
-  to_place = ax.transScale.transform
-  places = [float(to_place((value, 1))[0]) for value in values]
-  length = places[-1] - places[0] or 1.0
-  margin = _MARGIN * length
-  from_place = ax.transScale.inverted().transform
-  ax.set_xlim(*(
-    float(from_place((place, 1))[0])
-    for place in (places[0] - margin, places[-1] + margin)
-  ))
-  kept = [0]
-  for i, place in enumerate(places):
-    if place - places[kept[-1]] >= _LEAST_TICK_DISTANCE * length:
-      kept.append(i)
-  ticks = [values[i] for i in kept]
+def set_x_axis(ax: Axes, values: Sequence[float]) -> None:
+  """Ticks at the values themselves, which increase, as many as can be read."""
+  length = values[-1] - values[0] or 1.0
+  ax.set_xlim(values[0] - _MARGIN * length, values[-1] + _MARGIN * length)
+  ticks = [values[0]]
+  for value in values:
+    if value - ticks[-1] >= _LEAST_TICK_DISTANCE * length:
+      ticks.append(value)
   ax.set_xticks(ticks, [f'{tick:g}' for tick in ticks])
   ax.minorticks_off()
 

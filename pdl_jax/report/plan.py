@@ -21,12 +21,12 @@ CODE = ('experiment.py', '__main__.py')
 
 @dataclasses.dataclass(frozen=True)
 class Planned:
-  """A run.
+  """A run that is declared.
 
   Attributes:
-    cell: of the sweep.
+    cell: what a sweep runs.
     root: folder that its run folder is in.
-    flags: of launch.py, apart from --workdir.
+    flags: those of launch.py, apart from --workdir.
   """
 
   cell: Cell
@@ -94,7 +94,7 @@ def load(folder: Path) -> Experiment:
 
 
 def root(config: str) -> Path:
-  """Where its runs go: the default folder of a config and mode."""
+  """The folder that runs of a config and mode go to."""
   file, _, mode = config.partition(':')
   return Path('runs') / '-'.join(filter(None, (Path(file).stem, mode)))
 
@@ -139,7 +139,7 @@ def _planned(name: str, shared: Overrides, own: Overrides) -> Planned:
 
 @functools.lru_cache
 def _config(config: str) -> ConfigDict:
-  """Of a file and mode; read once, for experiments of a thousand runs."""
+  """The config of a file and mode, read once for a thousand runs."""
   file, _, mode = config.partition(':')
   get_config = runpy.run_path(file)['get_config']
   return get_config(mode) if mode else get_config()

@@ -1,10 +1,12 @@
-"""What the seeds of an experiment allow to be said, and which system is best.
+"""What seeds and documents allow to be said of a difference, and who is best.
 
-Small pure functions over one number a seed or one number a system; intervals
-over documents and seeds are in `bootstrap`.
+A metric here is a function of sums over documents: nats and tokens for
+perplexity, or matches and counts for F1. A resample of documents is a row of
+counts, so that one matrix product gives the sums of all resamples.
 """
 
 import dataclasses
+import functools
 import math
 import statistics
 from collections.abc import Callable, Hashable, Mapping, Sequence
@@ -16,113 +18,244 @@ from scipy import stats
 from pdl_jax.errors import ConfigError, DataError
 
 Name = TypeVar('Name', bound=Hashable)
+# Sums [..., K] over documents -> metric [...]; NaN where it is undefined.
+Statistic = Callable[[np.ndarray], np.ndarray]
 # 'higher', 'lower', or the value to be closest to, e.g. that of the references.
 Direction = Literal['higher', 'lower'] | float
 
+# A p above it says nothing.
+LEVEL = 0.05
+RESAMPLES = 2000
 # The exact test visits 2 ** seeds sign patterns.
 MOST_SEEDS = 16
+# The share of resamples left out at each end of the 95 % interval.
+_TAIL = 0.025
+# Independent streams of random numbers under one seed.
+_DOCUMENTS, _SEEDS = range(2)
 
 
 @dataclasses.dataclass(frozen=True)
 class Spread:
-  """Mean and sample standard deviation (n - 1) over `n` seeds.
-
-  `std` is None for a single seed: its spread is unknown, not 0.
-  """
+  """Mean and sample standard deviation (n - 1); None for a single seed."""
 
   mean: float
   std: float | None
-  n: int
 
 
-def over_seeds(name: str, values_S: Sequence[float]) -> Spread:
-  """Mean and spread of one number a seed; their order changes nothing.
+@dataclasses.dataclass(frozen=True)
+class Difference:
+  """One system minus another.
 
-  Args:
-    name: of the system, for the error.
-    values_S: one finite value a seed.
-
-  Raises:
-    DataError: no value, or one that is not finite.
+  Attributes:
+    value: mean over seeds; None where it is undefined.
+    low: lower end of the 95 % interval; None where nothing can be said.
+    high: upper end. A resample in which the metric is undefined could lie
+      anywhere: it counts as -inf for `low` and as +inf here.
+    p: two-sided; None where there is none.
+    identical: every number of every document is the same.
   """
-  n = len(values_S)
-  if not n:
-    raise DataError(f'system {name!r} has no seed; nothing to average')
-  _check_finite(name, values_S)
-  std = statistics.stdev(values_S) if n > 1 else None
-  return Spread(mean=statistics.fmean(values_S), std=std, n=n)
+
+  value: float | None
+  low: float | None = None
+  high: float | None = None
+  p: float | None = None
+  identical: bool = False
+
+  @property
+  def holds_zero(self) -> bool:
+    """Whether the interval holds 0 or is unknown."""
+    if self.low is None or self.high is None:
+      return True
+    return self.low <= 0 <= self.high
 
 
-# Above it a p says nothing.
-LEVEL = 0.05
+def over_seeds(values_S: Sequence[float]) -> Spread:
+  """Mean and spread of at least one seed; their order changes no bit."""
+  std = statistics.stdev(values_S) if len(values_S) > 1 else None
+  return Spread(statistics.fmean(values_S), std)
 
 
 def half_interval(values_S: Sequence[float] | np.ndarray) -> float:
   """Half the width of the 95 % t interval of a mean over two seeds or more."""
   n = len(values_S)
-  quantile = float(stats.t.ppf(0.975, n - 1))
+  quantile = float(stats.t.ppf(1 - _TAIL, n - 1))
   return quantile * float(np.std(values_S, ddof=1)) / math.sqrt(n)
 
 
 def seed_floor(seeds: int) -> float:
-  """The smallest two-sided p that `seeds` paired seeds can give: 2 / 2^n.
+  """The smallest two-sided p that paired seeds can give: 2 / 2^n.
 
-  With all differences of one sign, only the two patterns of equal signs are as
-  extreme as what was seen. Three paired seeds cannot reach p < .25, five
-  cannot reach p < .0625; six are the first to pass .05.
+  If all differences have one sign, only the two patterns of equal signs are as
+  extreme. Five seeds cannot reach p < .0625; six are the first to pass .05.
   """
   return min(1.0, 2.0 / 2**seeds)
 
 
-def unpaired_seed_floor(seeds_a: int, seeds_b: int) -> float:
-  """The same for seeds that are no pairs: 2 / (a + b choose a), at most 1."""
-  return min(1.0, 2.0 / math.comb(seeds_a + seeds_b, seeds_a))
+def bootstrap(
+  a_SxDxK: np.ndarray,
+  b_SxDxK: np.ndarray,
+  statistic: Statistic,
+  *,
+  target: float | None = None,
+  seed: int = 0,
+  resamples: int = RESAMPLES,
+) -> Difference:
+  """The difference of a metric if other seeds and documents had been drawn.
 
+  Documents (or groups of them) and seeds are drawn with replacement, the same
+  ones for both systems. The metric of each seed comes from the sums over the
+  drawn documents; then the mean over seeds is taken. With one seed only
+  documents are drawn, and there is no p.
 
-def sign_flip_p(
-  names: tuple[str, str], a_S: Sequence[float], b_S: Sequence[float]
-) -> float:
-  """Exact two-sided permutation test over paired seeds, in [floor, 1].
+  Few seeds drawn with replacement vary less than the means of new seeds do. So
+  the part of the seeds, and that of the documents, is widened to a t interval:
+  its deviations are multiplied by sqrt(n / (n - 1)) t / z. That is 2.7 for 3
+  seeds, 1.6 for 5, and 1.03 for 60 documents. In simulations with 3 to 20
+  paired seeds the interval held the truth in .94 to .99 of the cases; without
+  the factor in .72 to .95 where all noise was of the seeds.
 
-  If the two systems do not differ, the sign of each seed's difference is a
-  fair coin: p is twice the share of the 2^n sign patterns whose mean
-  difference is at least as extreme, on the side that was seen. Never below
-  `seed_floor(n)`.
+  p has the +1 correction and never falls below `seed_floor`.
 
   Args:
-    names: of the two systems, for the errors.
-    a_S: the first system, one value a seed.
-    b_S: the second system at the same seeds, in the same order.
+    a_SxDxK: sums of the first system for each seed and document, all finite.
+    b_SxDxK: those of the second system; same seeds and documents.
+    statistic: sums [..., K] -> metric [...].
+    target: compares the distances |mean - target| instead of the means. The
+      target is taken as known without error.
+    seed: of the resampling.
+    resamples: at least 40. Memory: 8 bytes x resamples x documents.
 
-  Raises:
-    ConfigError: more than `MOST_SEEDS` seeds.
-    DataError: no seeds, different numbers of them, or a value that is not
-      finite.
+  Source: Owen, The Pigeonhole Bootstrap, Annals of Applied Statistics 1, 2007.
+  The factor is after Hesterberg, What Teachers Should Know about the Bootstrap,
+  American Statistician 69, 2015; +1: Davison and Hinkley, Bootstrap Methods,
+  1997, section 4.2.
+  """
+  if a_SxDxK.shape != b_SxDxK.shape:
+    raise DataError(
+      f'sums of shapes {a_SxDxK.shape} and {b_SxDxK.shape} (seeds, documents, '
+      'statistics) cannot be compared; both systems need the same ones'
+    )
+  S, D, _ = a_SxDxK.shape
+
+  def difference(counts_BxD: np.ndarray, shares_BxS: np.ndarray) -> np.ndarray:
+    a_B, b_B = (
+      _means(sums, counts_BxD, shares_BxS, statistic, target)
+      for sums in (a_SxDxK, b_SxDxK)
+    )
+    return difference_of(a_B, b_B)
+
+  equal_1xS = np.full((1, S), 1 / S)
+  value = difference(np.ones((1, D)), equal_1xS).item()
+  if not np.isfinite(value):
+    return Difference(None)
+  if D < 2:
+    return Difference(value)
+  counts_BxD = _draws(D, resamples, seed, _DOCUMENTS)
+  shares_BxS = equal_1xS
+  if S > 1:
+    drawn_BxS = _draws(S, resamples, seed, _SEEDS) / S
+    shares_BxS = 1 / S + _stretch(S) * (drawn_BxS - 1 / S)
+  difference_B = difference(counts_BxD, shares_BxS)
+  by_documents_B = difference(counts_BxD, equal_1xS)
+  difference_B += (_stretch(D) - 1) * (by_documents_B - value)
+  low, high = _interval(difference_B)
+  p = max(_p_value(difference_B), seed_floor(S)) if S > 1 else None
+  return Difference(value, low, high, p)
+
+
+def _means(
+  sums_SxDxK: np.ndarray,
+  counts_BxD: np.ndarray,
+  shares_BxS: np.ndarray,
+  statistic: Statistic,
+  target: float | None,
+) -> np.ndarray:
+  """[B]: mean over seeds of the metric of the drawn documents."""
+  S, D, K = sums_SxDxK.shape
+  sums_DxSK = sums_SxDxK.transpose(1, 0, 2).reshape(D, S * K)
+  sums_BxSxK = (counts_BxD @ sums_DxSK).reshape(-1, S, K)
+  # No denominator in a resample, or an overflow: undefined, handled below.
+  with np.errstate(divide='ignore', invalid='ignore', over='ignore'):
+    metric_BxS = statistic(sums_BxSxK)
+    means_B = (metric_BxS * shares_BxS).sum(axis=1)
+    return means_B if target is None else np.abs(means_B - target)
+
+
+@functools.lru_cache(maxsize=8)
+def _draws(n: int, resamples: int, seed: int, stream: int) -> np.ndarray:
+  """[B, n]: how often each of n was drawn; the same for all comparisons."""
+  rng = np.random.default_rng([seed, stream])
+  drawn_Bxn = rng.integers(n, size=(resamples, n))
+  drawn_Bxn += n * np.arange(resamples)[:, np.newaxis]
+  counts = np.bincount(drawn_Bxn.ravel(), minlength=resamples * n)
+  counts_Bxn = counts.reshape(resamples, n).astype(np.float64)
+  counts_Bxn.flags.writeable = False
+  return counts_Bxn
+
+
+def _stretch(n: int) -> float:
+  """What makes the normal interval of a mean of n resampled a t interval."""
+  factor = np.sqrt(n / (n - 1)) * stats.t.ppf(1 - _TAIL, n - 1)
+  return float(factor / stats.norm.ppf(1 - _TAIL))
+
+
+def _interval(difference_B: np.ndarray) -> tuple[float, float]:
+  """The percentile interval; NaN could lie anywhere, so it widens both ends."""
+  left_out = int(_TAIL * len(difference_B))
+  nan_B = np.isnan(difference_B)
+  from_below = np.sort(np.where(nan_B, -np.inf, difference_B))
+  from_above = np.sort(np.where(nan_B, np.inf, difference_B))
+  return float(from_below[left_out]), float(from_above[-1 - left_out])
+
+
+def _p_value(difference_B: np.ndarray) -> float:
+  """Twice the smaller share on one side of 0; 0 and NaN are on both sides."""
+  not_above = np.count_nonzero(~(difference_B > 0))
+  not_below = np.count_nonzero(~(difference_B < 0))
+  smaller = 1 + min(not_above, not_below)
+  return min(1.0, 2 * smaller / (1 + len(difference_B)))
+
+
+def seeds_alone(
+  a_S: Sequence[float], b_S: Sequence[float], target: float | None = None
+) -> Difference:
+  """A t interval over paired seeds, and the exact test of their signs.
+
+  For metrics that look across documents, such as corpus distinct-n: a document
+  drawn twice would repeat all its n-grams.
+  """
+  if target is not None:
+    a_S = [abs(value - target) for value in a_S]
+    b_S = [abs(value - target) for value in b_S]
+  differences_S = np.subtract(a_S, b_S)
+  value = float(differences_S.mean())
+  if len(differences_S) < 2:
+    return Difference(value)
+  half = half_interval(differences_S)
+  p = sign_flip_p(difference_of(np.asarray(a_S), np.asarray(b_S)))
+  return Difference(value, value - half, value + half, p)
+
+
+def sign_flip_p(differences_S: np.ndarray) -> float:
+  """Exact two-sided permutation test of two or more paired seeds.
+
+  If two systems do not differ, the sign of each seed's difference is a fair
+  coin. p is twice the share of the 2^n sign patterns whose mean is at least as
+  extreme, on the side that was seen, and so never below `seed_floor(n)`.
 
   Source: Fisher, The Design of Experiments, 1935, section 21.
   """
-  if len(a_S) != len(b_S) or not len(a_S):
-    raise DataError(
-      f'systems {names[0]!r} and {names[1]!r} have {len(a_S)} and {len(b_S)} '
-      'seeds; the paired test wants the same seeds of both, at least one'
-    )
-  if len(a_S) > MOST_SEEDS:
+  n = len(differences_S)
+  if n > MOST_SEEDS:
     raise ConfigError(
-      f'{len(a_S)} paired seeds: the exact test takes at most {MOST_SEEDS}; '
-      'read the interval of the hierarchical bootstrap instead'
+      f'{n} paired seeds: the exact test takes at most {MOST_SEEDS}; declare '
+      'fewer seeds, or a metric whose examples are resampled'
     )
-  for name, values_S in zip(names, (a_S, b_S), strict=True):
-    _check_finite(name, values_S)
-  if len(a_S) == 1:
-    # Both signs are equally extreme; SciPy wants two pairs.
-    return 1.0
   found = stats.permutation_test(
-    (difference_of(np.asarray(a_S, float), np.asarray(b_S, float)),),
+    (np.asarray(differences_S, float),),
     lambda flipped, axis: np.mean(flipped, axis=axis),
-    permutation_type='samples',
-    n_resamples=2 ** len(a_S),
-    vectorized=True,
-  )
+    permutation_type='samples', n_resamples=2**n, vectorized=True,
+  )  # fmt: skip
   return float(found.pvalue)
 
 
@@ -146,20 +279,8 @@ def holm(p_values: Mapping[Name, float]) -> dict[Name, float]:
   chance of any false claim in the table at or below .05, however the
   cells depend on each other.
 
-  Args:
-    p_values: cell -> raw p value in [0, 1], of every comparison that was made.
-
-  Returns:
-    cell -> adjusted p value, in the order given.
-
-  Raises:
-    DataError: a p value outside [0, 1], or NaN.
-
   Source: Holm, Scandinavian Journal of Statistics 6, 1979.
   """
-  for name, p in p_values.items():
-    if not 0 <= p <= 1:
-      raise DataError(f'comparison {name!r}: p value {p} is not in [0, 1]')
   adjusted, largest = dict(p_values), 0.0
   for i, name in enumerate(sorted(p_values, key=lambda name: p_values[name])):
     largest = max(largest, min(1.0, p_values[name] * (len(p_values) - i)))
@@ -167,52 +288,31 @@ def holm(p_values: Mapping[Name, float]) -> dict[Name, float]:
   return adjusted
 
 
-def distance(value: float, reference: float) -> float:
-  """How far from the reference (e.g. the human texts), >= 0."""
-  return abs(value - reference)
-
-
 def best_of(
-  values: Mapping[Name, float | None],
+  values: Mapping[Name, float],
   direction: Direction,
   digits: int,
   tied: Callable[[Name, Name], bool],
 ) -> tuple[Name, ...]:
-  """The best system, followed by all that cannot be told from it.
+  """The best system, followed by all that do not differ from it.
 
   Tied with the best is a system whose value, or distance to the target, is the
   same at the digits shown, and one for which `tied` says so.
 
   Args:
-    values: system -> its mean; None for a missing one, which never wins.
+    values: system -> its mean; at least one.
     direction: 'higher', 'lower', or the target value to be closest to.
     digits: decimals that the table shows.
-    tied: (best, other) -> True where the interval of their difference holds 0,
-      or is not known; asked only about systems that look different.
-
-  Returns:
-    Names, the best first, the others in the order given; one name only is an
-    undisputed winner. Empty where nothing was measured.
-
-  Raises:
-    ConfigError: `direction` is another word, or not a finite number.
-    DataError: a value that is not finite.
+    tied: (best, other) -> whether the difference is not significant; asked only
+      about systems that look different.
   """
-  measured = {name: v for name, v in values.items() if v is not None}
-  for name, value in measured.items():
-    if not math.isfinite(value):
-      raise DataError(
-        f'system {name!r}: its mean is {value}; show it as failed, pass None'
-      )
-  loss = {name: _loss(value, direction) for name, value in measured.items()}
-  if not loss:
-    return ()
+  loss = {name: _loss(value, direction) for name, value in values.items()}
   best = min(loss, key=lambda name: loss[name])
 
   def is_tied(name: Name) -> bool:
     return any(
       round(shown[name], digits) == round(shown[best], digits)
-      for shown in (measured, loss)
+      for shown in (values, loss)
     ) or tied(best, name)
 
   return (best, *(name for name in loss if name != best and is_tied(name)))
@@ -222,20 +322,4 @@ def _loss(value: float, direction: Direction) -> float:
   """What the best system has least of."""
   if direction == 'higher':
     return -value
-  if direction == 'lower':
-    return value
-  if isinstance(direction, str) or not math.isfinite(direction):
-    raise ConfigError(
-      f"direction {direction!r}: 'higher', 'lower' or a finite target is wanted"
-    )
-  return distance(value, direction)
-
-
-def _check_finite(name: str, values_S: Sequence[float]) -> None:
-  """Name the first seed without a finite value."""
-  for index, value in enumerate(values_S):
-    if not math.isfinite(value):
-      raise DataError(
-        f'system {name!r}: the value of seed {index + 1} of {len(values_S)} is '
-        f'{value}; show it as failed and leave it out of the comparison'
-      )
+  return value if direction == 'lower' else abs(value - direction)

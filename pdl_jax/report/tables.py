@@ -1,14 +1,27 @@
-"""A report as Markdown, as LaTeX, and as raw numbers.
+"""A report as Markdown, as LaTeX, as one HTML page, and as raw numbers.
 
 Equal reports give equal text: no dates, no paths, rounded numbers.
 """
 
+import itertools
 import re
+from collections.abc import Mapping
+from pathlib import Path
+
+from markupsafe import Markup
 
 from pdl_jax.errors import printable
-from pdl_jax.evaluate.table import Table, markdown_line, one_line
+from pdl_jax.evaluate.table import (
+  HTML,
+  Table,
+  escape_latex,
+  markdown_line,
+  one_line,
+)
 from pdl_jax.report import wording
 from pdl_jax.report.layout import Part, Report
+
+_PAGE = Path(__file__).with_name('page.html')
 
 
 def markdown(report: Report) -> str:
@@ -46,10 +59,10 @@ def markdown(report: Report) -> str:
 
 
 def latex(report: Report) -> str:
-  r"""Booktabs tables of each part, with captions.
+  r"""A guide to the tables, and booktabs tables that fit an A4 page.
 
   Labels: `tab:REPORT-PART`, and of the differences to the baseline
-  `tab:REPORT-PART-difference`.
+  `tab:REPORT-PART-difference`; further ones for tables that are split.
 
   Needs \usepackage{booktabs} and UTF-8, nothing else.
 
@@ -57,14 +70,67 @@ def latex(report: Report) -> str:
     report: its texts are plain: none of their signs acts as LaTeX.
 
   Returns:
-    Table environments, ending in a newline.
+    A paragraph and table environments, ending in a newline; '' if nothing was
+    measured.
   """
-  return '\n'.join(
-    made
-    for part in report.parts
-    if not wording.unmeasured(part)
-    for made in _environments(report, part)
+  measured = [part for part in report.parts if not wording.unmeasured(part)]
+  if not measured:
+    return ''
+  legends = {
+    part.name: wording.differences_legend(part)
+    for part in measured
+    if wording.differences(part)
+  }
+  # What all differences have in common is said here, the rest in captions.
+  common = [
+    sentence
+    for sentence in next(iter(legends.values()), ())
+    if all(sentence in legend for legend in legends.values())
+  ]
+  guide = ' '.join([wording.results_legend(*measured), *common])
+  made = [rf'\paragraph{{How to read the tables.}} {escape_latex(guide)}', '']
+  for part in measured:
+    title = one_line(part.title).rstrip('.')
+    name = re.sub(r'[^A-Za-z0-9]+', '-', f'{report.name}-{part.name}')
+    documents = wording.remarks(part)[0]
+    made.append(wording.results(part).to_latex(title, documents, name))
+    differences = wording.differences(part)
+    if differences is not None:
+      own = [text for text in legends[part.name] if text not in common]
+      made.append(differences.to_latex(
+        f'{title}: difference to the baseline', ' '.join(own),
+        f'{name}-difference',
+      ))  # fmt: skip
+  return '\n'.join(made)
+
+
+def html(report: Report, figures: Mapping[str, Mapping[str, str]]) -> str:
+  """The whole report as a page that needs no other file and no script.
+
+  Args:
+    report: its texts are plain: none of their signs acts as HTML.
+    figures: name of a part -> file name -> SVG, as `figures.draw` gives them.
+  """
+  # Numbered, so that no two figures share an id.
+  number = itertools.count(1)
+  shown = {
+    name: [_inline(svg, f'figure-{next(number)}-') for svg in of.values()]
+    for name, of in figures.items()
+  }
+  template = HTML.from_string(_PAGE.read_text('utf-8'))
+  return template.render(report=report, figures=shown, words=wording)
+
+
+def _inline(svg: str, prefix: str) -> Markup:
+  """An SVG file as an element, with ids of its own."""
+  element = re.sub(
+    '<[^>]*>',
+    lambda tag: re.sub(
+      r'(\sid="|href="#|url\(#)', rf'\g<1>{prefix}', tag.group()
+    ),
+    svg[svg.index('<svg') :],
   )
+  return Markup(element.replace('<svg', '<svg role="img"', 1).strip())
 
 
 def csv(report: Report) -> str:
@@ -99,7 +165,7 @@ def _part(part: Part) -> list[str]:
     blocks += [
       '### Difference to the baseline',
       differences.to_markdown().rstrip(),
-      markdown_line(wording.differences_legend(part)),
+      markdown_line(' '.join(wording.differences_legend(part))),
     ]
   remarks = [f'- {markdown_line(text)}' for text in wording.remarks(part)]
   return [*blocks, '### Notes', '\n'.join(remarks)]
@@ -110,22 +176,3 @@ def _fenced(text: str) -> str:
   text = printable(text, keep='\n')
   marks = '`' * max(3, 1 + max(map(len, re.findall('`+', text)), default=0))
   return f'{marks}\n{text}\n{marks}'
-
-
-def _environments(report: Report, part: Part) -> list[str]:
-  """The results, and the differences where there are any."""
-  title = f'{one_line(part.title).rstrip(".")}.'
-  label = re.sub(r'[^A-Za-z0-9]+', '-', f'{report.name}-{part.name}')
-  documents = wording.remarks(part)[0]
-  legend = wording.results_legend(part)
-  made = [
-    wording.results(part).to_latex(f'{title} {documents} {legend}', label)
-  ]
-  differences = wording.differences(part)
-  if differences is not None:
-    legend = wording.differences_legend(part)
-    made.append(differences.to_latex(
-      f'{title} Difference to the baseline. {documents} {legend}',
-      f'{label}-difference',
-    ))
-  return made

@@ -37,7 +37,10 @@ def results(part: Part) -> Table:
     )
     for row in part.rows
   ]
-  references = [Cell((_reference(column),)) for column in part.columns]
+  references = [
+    Cell((NONE if c.reference is None else number(c.reference, c.digits),))
+    for c in part.columns
+  ]
   rows.append((Cell(('References',)), *references, Cell((NONE,))))
   return Table(headings, tuple(rows), ruled=1)
 
@@ -47,8 +50,8 @@ def differences(part: Part) -> Table | None:
 
   None without other systems, or numbers of the baseline.
   """
-  baseline = _baseline(part)
-  if baseline is None or len(part.rows) < 2 or not _measured_seeds(baseline):
+  baseline = part.baseline
+  if baseline is None or len(part.rows) < 2 or not baseline.measured_seeds:
     return None
   headings = ('System', *map(_heading, part.columns))
   rows = [
@@ -57,19 +60,16 @@ def differences(part: Part) -> Table | None:
       *(_difference(row, baseline, column) for column in part.columns),
     )
     for row in part.rows
-    if row.is_baseline or row.state != 'done' or _is_compared(row)
-  ]
+    # The model before fine-tuning is not compared.
+    if row.is_baseline or row.state != 'done'
+    or any(entry.difference for entry in row.entries.values())
+  ]  # fmt: skip
   return Table(headings, tuple(rows))
-
-
-def _is_compared(row: Row) -> bool:
-  """The model before fine-tuning is not."""
-  return any(e.difference or e.identical for e in row.entries.values())
 
 
 def unmeasured(part: Part) -> str:
   """What stands in place of the tables of a part without a number; or ''."""
-  if any(_measured_seeds(row) for row in part.rows):
+  if any(row.measured_seeds for row in part.rows):
     return ''
   rows = ', '.join(f'{one_line(row.label)} ({row.state})' for row in part.rows)
   return f'No numbers yet. Declared on {one_line(part.split)}: {rows}.'
@@ -94,28 +94,27 @@ def results_legend(*parts: Part) -> str:
   return ' '.join(sentences)
 
 
-def differences_legend(part: Part) -> str:
-  """The conventions of `differences`, as one line."""
+def differences_legend(part: Part) -> tuple[str, ...]:
+  """The conventions of `differences`, a sentence or two each."""
   compared = [
     entry
     for row in part.rows
     for entry in row.entries.values()
-    if entry.adjusted_p is not None
+    if entry.difference is not None and entry.difference.p is not None
   ]
   over = 'groups of documents and seeds'
   if _paired_seeds(part) == {1}:
     over = 'groups of documents alone (one seed says nothing of others)'
   sentences = [
     f'System minus baseline, with the 95 % interval over {over} in brackets '
-    'where there is one. '
-    + (
-      f'p: after Holm over the {len(compared)} comparisons of this table that '
-      'have one. '
-      if compared
-      else ''
-    )
-    + f'{NONE}: not compared.'
+    'where there is one.'
   ]
+  if compared:
+    sentences.append(
+      f'p: after Holm over the {len(compared)} comparisons with the '
+      'baseline that have one.'
+    )
+  sentences.append(f'{NONE}: not compared.')
   if any(column.better == 'reference' for column in part.columns):
     sentences.append(
       '≈: difference of the distances to the references; below 0 is closer.'
@@ -125,7 +124,7 @@ def differences_legend(part: Part) -> str:
     sentences.append(
       f'No interval over documents, only seeds count: {", ".join(across)}.'
     )
-  return ' '.join(sentences)
+  return tuple(sentences)
 
 
 def remarks(part: Part) -> tuple[str, ...]:
@@ -169,26 +168,18 @@ def _heading(column: Column) -> str:
 
 
 def _label(row: Row) -> str:
-  roles = [
-    role
-    for role, has_it in (('baseline', row.is_baseline), ('chosen', row.chosen))
-    if has_it
-  ]
+  roles = ['baseline'] * row.is_baseline + ['chosen'] * row.chosen
   label = one_line(row.label)
   return f'{label} ({", ".join(roles)})' if roles else label
 
 
-def _measured_seeds(row: Row) -> set[int]:
-  return {seed for entry in row.entries.values() for seed in entry.by_seed}
-
-
 def _seeds(row: Row) -> str:
-  measured, wanted = len(_measured_seeds(row)), len(row.seeds)
+  measured, wanted = len(row.measured_seeds), len(row.seeds)
   return f'{wanted}' if measured == wanted else f'{measured} of {wanted}'
 
 
 def _is_short_of_seeds(row: Row, entry: Entry) -> bool:
-  return 0 < len(entry.by_seed) < len(_measured_seeds(row))
+  return 0 < len(entry.by_seed) < len(row.measured_seeds)
 
 
 def absent(row: Row) -> str:
@@ -212,32 +203,26 @@ def _result(row: Row, entry: Entry, column: Column) -> Cell:
   return Cell((text,), entry.alone)
 
 
-def _reference(column: Column) -> str:
-  if column.reference is None:
-    return NONE
-  return number(column.reference, column.digits)
-
-
 def _difference(row: Row, baseline: Row, column: Column) -> Cell:
   entry = row.entries[column.key]
   if row.is_baseline:
     return Cell((NONE,))
   if entry.spread is None:
     return Cell((absent(row),))
-  if entry.identical:
-    return Cell(('identical',))
   found = entry.difference
   if found is None:
     lost = baseline.entries[column.key].spread is None
     return Cell(('no baseline' if lost else NONE,))
+  if found.identical:
+    return Cell(('identical',))
   if found.value is None:
     return Cell(('undefined',))
   pieces = [_signed(found.value, column.digits)]
   if found.low is not None and found.high is not None:
     ends = (_signed(end, column.digits) for end in (found.low, found.high))
     pieces.append(f'[{", ".join(ends)}]')
-  if entry.adjusted_p is not None:
-    pieces.append(_p(entry.adjusted_p))
+  if found.p is not None:
+    pieces.append('p<0.001' if found.p < 0.001 else f'p={found.p:.3f}')
   return Cell(tuple(pieces))
 
 
@@ -245,25 +230,12 @@ def _signed(value: float, digits: int) -> str:
   return f'{value:+z.{digits}f}'.replace('inf', '∞')
 
 
-def _p(p: float) -> str:
-  return 'p<0.001' if p < 0.001 else f'p={p:.3f}'
-
-
-def _baseline(part: Part) -> Row | None:
-  return next((row for row in part.rows if row.is_baseline), None)
-
-
 def _paired_seeds(part: Part) -> set[int]:
   """How many seeds compared rows share with the baseline."""
-  baseline = _baseline(part)
-  if baseline is None:
-    return set()
-  seeds = _measured_seeds(baseline)
-  return {
-    len(seeds & _measured_seeds(row))
-    for row in part.rows
-    if any(entry.difference is not None for entry in row.entries.values())
-  }
+  baseline = part.baseline
+  seeds = baseline.measured_seeds if baseline else set()
+  compared = [row.measured_seeds for row in part.rows if row.compared]
+  return {len(seeds & own) for own in compared if seeds}
 
 
 def _floors(part: Part) -> list[str]:

@@ -8,7 +8,7 @@ from pathlib import Path
 from threadpoolctl import threadpool_limits
 
 from pdl_jax.errors import DataError, PdlError
-from pdl_jax.report import carry_out, compare, figures, page, plan, tables
+from pdl_jax.report import carry_out, compare, figures, plan, tables
 
 CSV = 'table.csv'
 
@@ -49,16 +49,15 @@ def files(folder: Path) -> dict[str, str]:
     'table.md': tables.markdown(report),
     'table.tex': tables.latex(report),
     CSV: tables.csv(report),
-    **drawn,
-    'report.html': page.to_html(report, drawn),
+    **{name: svg for of in drawn.values() for name, svg in of.items()},
+    'report.html': tables.html(report, drawn),
   }
 
 
 def write(folder: Path) -> list[Path]:
-  """Writes them beside the records; figures of before are removed.
+  """Writes the files beside the records, and returns what it wrote.
 
-  Returns:
-    what was written.
+  Figures that the records no longer give are removed.
   """
   # Small products: several times faster than with a thread for each core.
   with threadpool_limits(1):
@@ -77,11 +76,11 @@ def check(folder: Path) -> int:
   Files that are made but not kept (report.html) may be absent.
 
   Returns:
-    how many files are the same.
+    How many files are the same.
 
   Raises:
-    DataError: the first file that differs, is missing, or has no records any
-      more; of a run whose record is gone, its cell.
+    DataError: names the first file that differs, is missing, or follows from no
+      record any more; and the cell of a run whose record is gone.
   """
   with threadpool_limits(1):
     made = files(folder)
@@ -105,7 +104,7 @@ def check(folder: Path) -> int:
 
 
 def _figures(folder: Path) -> list[Path]:
-  """Those that are there; a measurement draws its own and looks after them."""
+  """The figures of a folder; a measurement looks after its own."""
   declared = hasattr(plan.module(folder), 'EXPERIMENT')
   return sorted(folder.glob('*.svg')) if declared else []
 
@@ -120,7 +119,7 @@ def _line(kept: str, made: str) -> str:
 
 
 def _cells(kept: str, made: str) -> str:
-  """Runs that one has and the other has not, or the first other number."""
+  """The first run that only one of them has, or the first other number."""
   old, new = (_runs(text) for text in (kept, made))
   if gone := [run for run in old if run not in new]:
     return (
