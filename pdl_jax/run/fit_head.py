@@ -100,7 +100,7 @@ def _clusters(
   places_V[order_V] = np.arange(counts_V.size)
   if rows_VxD is None:
     return {'places_V': places_V}
-  parts = np.split(order_V, (head.own, head.tail_from))
+  parts = np.split(order_V, (head.num_exact, head.tail_start))
   common, middle, rare = (rows_VxD[part] for part in parts)
   means = np.stack([middle.mean(0), rare.mean(0)])
   # A cluster has a softmax of its own, and does not see what its rows share.
@@ -227,7 +227,7 @@ def _codes(
   tiers = config.head.tiers(config.vocab_size)
   for tier, part in zip(tiers, (own, own.get('tail')), strict=False):
     codes = np.asarray(part['codes_MxV'])
-    yield order_V[tier.first : tier.end], codes, tier.codes
+    yield order_V[tier.first : tier.end], codes, tier.codebook_size
 
 
 def codes_report(
