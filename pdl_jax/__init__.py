@@ -10,14 +10,22 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
   from pdl_jax.losses.core import LossTerms, Sums, TokenLoss, TokenStats
-  from pdl_jax.losses.cross_entropy import cross_entropy
-  from pdl_jax.losses.fused.api import Axes, linear_pdl_loss, linear_token_stats
-  from pdl_jax.losses.power_law import pdl_loss, power_law_weights
+  from pdl_jax.losses.cross_entropy import cross_entropy, pdl_loss
+  from pdl_jax.losses.fused.api import (
+    Axes,
+    FusedConfig,
+    linear_pdl_loss,
+    linear_token_stats,
+  )
+  from pdl_jax.losses.heads import LinearHead
+  from pdl_jax.losses.power_law import power_law_weights
   from pdl_jax.losses.reduce import divide
   from pdl_jax.losses.sentinel import check_backend
 
 __all__ = [
   'Axes',
+  'FusedConfig',
+  'LinearHead',
   'LossTerms',
   'Sums',
   'TokenLoss',
@@ -32,9 +40,12 @@ __all__ = [
 ]
 _HOMES = {
   'core': ('LossTerms', 'Sums', 'TokenLoss', 'TokenStats'),
-  'cross_entropy': ('cross_entropy',),
-  'fused.api': ('Axes', 'linear_pdl_loss', 'linear_token_stats'),
-  'power_law': ('pdl_loss', 'power_law_weights'),
+  'cross_entropy': ('cross_entropy', 'pdl_loss'),
+  'fused.api': (
+    'Axes', 'FusedConfig', 'linear_pdl_loss', 'linear_token_stats',
+  ),
+  'heads': ('LinearHead',),
+  'power_law': ('power_law_weights',),
   'reduce': ('divide',),
   'sentinel': ('check_backend',),
 }

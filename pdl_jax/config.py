@@ -39,9 +39,8 @@ RENAMED = {
   'tail_from': 'model.vq.tail_start',
   'tail_codes': 'model.vq.tail_codebook_size',
   'tail_codebooks': 'model.vq.tail_num_codebooks',
-  'delta': 'model.complex.delta_sharing',
-  'offset': 'model.complex.phase_bias', 'start': 'model.complex.delta_init',
-  'scaled': 'model.complex.scale_scores',
+  'delta': 'model.complex.delta_sharing', 'offset': 'model.complex.phase_bias',
+  'start': 'model.complex.delta_init', 'scaled': 'model.complex.scale_scores',
   'sign': 'model.complex.position_sign',
   'general_table': 'loss.background_table',
   'general_share': 'loss.background_weight',
@@ -53,15 +52,7 @@ RENAMED = {
 
 
 def check_numbers(prefix: str, values: Mapping[str, Any]) -> None:
-  """Refuses numbers that no array of a run can hold.
-
-  Args:
-    prefix: of the keys, for the error.
-    values: a configuration or a group of it.
-
-  Raises:
-    ConfigError: naming the first one.
-  """
+  """Refuses numbers that no array of a run can hold; keys get the prefix."""
   for name, value in values.items():
     key = f'{prefix}{name}'
     if isinstance(value, Mapping):
@@ -86,23 +77,11 @@ _GROUPS = {
   'evaluate': EvaluateSettings, 'decode': DecodeSettings,
   'mesh': MeshSettings,
 }  # fmt: skip
-# What a configuration looks like, before any value is looked at.
-_SHAPE = {'seed': int, **_GROUPS} | {
-  'loss': {
-    f'{field.name}?': field.type
-    for field in dataclasses.fields(LossSettings)
-    if field.name != 'rivals'
-  },
-}
 
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-  """Everything a run is made of.
-
-  Attributes:
-    resolved: the configuration as plain Python values, for the run folder.
-  """
+  """Everything a run is made of; `resolved` is its configuration as JSON."""
 
   # Of the order of the data and of random initialisation.
   seed: int
@@ -134,13 +113,13 @@ class Settings:
     return config_hash(self.resolved)
 
   def differing(self, kept: Mapping[str, Any]) -> list[str]:
-    """What a kept configuration has otherwise that changes numbers."""
+    """Keys whose value in a kept configuration would give other numbers."""
     before, now = read(kept), read(self.resolved)
     return [
       f'{key}: {before.get(key, "not read")} there, '
       f'{now.get(key, "not read")} here'
-      for key in sorted(before.keys() | now.keys() - {'hash'})
-      if key != 'hash' and before.get(key) != now.get(key)
+      for key in sorted((before.keys() | now.keys()) - {'hash'})
+      if before.get(key) != now.get(key)
     ]
 
   @property
@@ -159,8 +138,11 @@ class Settings:
 
   @classmethod
   def from_resolved(cls, resolved: dict[str, Any]) -> 'Settings':
-    """The same from plain values, as a run folder keeps them."""
-    if found := fault(resolved, _SHAPE):
+    """The same from plain values, as a run folder keeps them.
+
+    Groups that the run does not read are checked, and then None.
+    """
+    if found := fault(resolved, {'seed': int, **_GROUPS}):
       raise ConfigError(f'config: {found}')
     check_numbers('', resolved)
     if resolved['seed'] < 0:
@@ -208,6 +190,7 @@ def keys() -> Iterator[Key]:
 
 def _keys(group: type, prefix: str, values: Mapping[str, Any]) -> Iterator[Key]:
   comment, fresh = '', True
+  types = {field.name: field.type for field in dataclasses.fields(group)}
   for line in map(str.strip, inspect.getsource(group).splitlines()):
     name = line.partition(':')[0]
     if line.startswith('# '):
@@ -215,20 +198,14 @@ def _keys(group: type, prefix: str, values: Mapping[str, Any]) -> Iterator[Key]:
       fresh = False
     elif name.isidentifier() and name in values:
       fresh = True
-      value = values[name]
-      kind = next(f.type for f in dataclasses.fields(group) if f.name == name)
-      kind = next(iter(get_args(kind)), kind)
+      kind = next(iter(get_args(types[name])), types[name])
       if isinstance(kind, type) and dataclasses.is_dataclass(kind):
-        yield from _keys(kind, f'{prefix}{name}.', value)
-      elif name == 'rivals':
-        for rival, own in value.items():
-          for key, default in own.items():
-            yield Key(f'{prefix}{rival}.{key}', default, comment)
-      elif isinstance(value, dict):
-        for key, default in value.items():
-          yield Key(f'{prefix}{name}.{key}', default, comment)
-      else:
-        yield Key(prefix + name, value, comment)
+        yield from _keys(kind, f'{prefix}{name}.', values[name])
+        continue
+      # The groups of losses stand beside the keys of `loss`.
+      found = values[name] if name == 'rivals' else {name: values[name]}
+      for key, default in flatten(found).items():
+        yield Key(prefix + key, default, comment)
 
 
 def flatten(config: Mapping[str, Any], prefix: str = '') -> dict[str, Any]:
@@ -256,9 +233,7 @@ def _defaults() -> dict[str, Any]:
 def read(config: Mapping[str, Any]) -> dict[str, Any]:
   """The keys that can change a result, flattened; missing ones by default.
 
-  Paths and cadences are left out, and so is what the chosen loss, model or
-  selection does not read. Power-Law Decay Loss at alpha 0 is cross-entropy, and
-  counts as it.
+  Power-Law Decay Loss at alpha 0 is cross-entropy, and counts as it.
   """
   flat = _defaults() | flatten(config)
   # A stored table says besides which tokens are rare when results are measured.
@@ -277,25 +252,17 @@ def _counted(flat: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def numbers(config: Mapping[str, Any]) -> dict[str, Any]:
-  """Of what `read` gives, what is not at its default.
+  """The keys of `read` that are not at their defaults.
 
-  Two configurations with equal `numbers` are one run. A key that comes later
-  changes none that leave it at its default.
+  Two configurations with equal `numbers` are one run. A new key changes none
+  that leave it at its default.
   """
-  return {
-    key: value
-    for key, value in read(config).items()
-    if key not in _defaults() or value != _defaults()[key]
-  }
+  default, none = _defaults(), object()
+  return {k: v for k, v in read(config).items() if v != default.get(k, none)}
 
 
 def unread(config: Mapping[str, Any], overrides: Iterable[str]) -> list[str]:
-  """What was asked for and changes nothing, as KEY=VALUE.
-
-  Args:
-    config: resolved.
-    overrides: dotted keys given on the command line.
-  """
+  """Overrides (dotted keys) that change nothing, as KEY=VALUE."""
   flat = flatten(config)
   ignored = _unread(flat)
   return [
@@ -324,12 +291,7 @@ def config_hash(config: Mapping[str, Any]) -> str:
 
 
 def run_id(config: Mapping[str, Any], overrides: Iterable[str]) -> str:
-  """Names a run by the overrides that change its numbers.
-
-  Args:
-    config: resolved.
-    overrides: dotted keys given on the command line.
-  """
+  """Names a run by the overrides (dotted keys) that change its numbers."""
   counted = _counted(flatten(config))
   changed = [
     f'{key.rsplit(".", 1)[-1]}={counted[key]}'

@@ -29,7 +29,7 @@ ROWS = np.repeat(PLACES, 5, axis=0)
 
 
 def head(**changes):
-  return HeadConfig('vq', **{'codes': 12, **changes})
+  return HeadConfig('vq', **{'codebook_size': 12, **changes})
 
 
 def codes(mapping, config=None, rows=ROWS):
@@ -75,7 +75,7 @@ def test_several_codebooks_come_nearer(combine):
   rows = np.random.default_rng(5).normal(size=(V, D)).astype(np.float32)
   errors = []
   for count in (1, 2, 4):
-    config = head(codes=6, codebooks=count, combine=combine)
+    config = head(codebook_size=6, num_codebooks=count, combine=combine)
     found = fit.fit(
       config, 'kmeans_output', 'rows', COUNTS, rows, rows, None, D, 0
     )
@@ -87,7 +87,7 @@ def test_several_codebooks_come_nearer(combine):
 
 
 def test_the_commonest_types_have_codes_of_their_own():
-  found = codes('random', head(own=4))[0]
+  found = codes('random', head(num_exact=4))[0]
   common = np.argsort(-COUNTS, kind='stable')[:4]
   np.testing.assert_array_equal(found[common], np.arange(4))
   assert (np.bincount(found)[:4] == 1).all()
@@ -109,7 +109,7 @@ def test_more_codes_than_different_rows_are_refused():
   with pytest.raises(
     ConfigError, match='vq.codebook_size: 13 codes are more than'
   ):
-    codes('kmeans_output', head(codes=13))
+    codes('kmeans_output', head(codebook_size=13))
 
 
 def options(kind, bias='none', rank=0, **vq):
@@ -200,7 +200,7 @@ def test_rows_are_near_that_give_near_logits():
   rows = np.zeros((V, 2))
   rows[:, 0] = np.repeat([0.0, 1.0], V // 2) + 0.01 * random.normal(size=V)
   rows[:, 1] = 10 * random.normal(size=V)
-  config = head(codes=2)
+  config = head(codebook_size=2)
   [tier] = config.tiers(V)
   found = {
     name: fit.assign(
@@ -348,7 +348,7 @@ def test_a_code_of_rows_that_no_token_has_is_reported():
   tokenizer = Tokenizer(backend, 'tiny', '</s>', '</s>', 12)
   config = ModelConfig(
     vocab_size=12, width=4, layers=1, heads=1, kv_heads=1, head_dim=4, mlp=4,
-    context=8, head=HeadConfig('vq', codes=4, codebooks=1),
+    context=8, head=HeadConfig('vq', codebook_size=4, num_codebooks=1),
   )  # fmt: skip
   codes = np.array([[0, 0, 0, 1, 1, 1, 2, 2, 2, 2, 3, 3]])
   counts_V = np.arange(12) * (np.arange(12) < 10)

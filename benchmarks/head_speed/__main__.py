@@ -30,20 +30,22 @@ HEADS = {
   'dense': HeadConfig('dense'),
   'low rank 4': HeadConfig('low_rank', 'learned', 4),
   'low rank 64': HeadConfig('low_rank', 'learned', 64),
-  'adaptive': HeadConfig('adaptive', rank=4, own=256, tail_from=8192),
-  '1 x 490': HeadConfig('vq', codes=490),
-  '1 x 1,024': HeadConfig('vq', codes=1024),
+  'adaptive': HeadConfig('adaptive', rank=4, num_exact=256, tail_start=8192),
+  '1 x 490': HeadConfig('vq', codebook_size=490),
+  '1 x 1,024': HeadConfig('vq', codebook_size=1024),
   **{
-    f'{count} x 256': HeadConfig('vq', 'learned', codes=256, codebooks=count)
+    f'{count} x 256': HeadConfig(
+      'vq', 'learned', codebook_size=256, num_codebooks=count
+    )
     for count in (8, 16, 48, 96, 192)
   },
   TAIL: HeadConfig(
-    'vq', 'learned', codes=256, codebooks=192, tail_from=8192, tail_codes=128,
-    tail_codebooks=16, tail_rank=112,
+    'vq', 'learned', codebook_size=256, num_codebooks=192, tail_start=8192,
+    tail_codebook_size=128, tail_num_codebooks=16, tail_rank=112,
   ),
   FINE: HeadConfig(
-    'vq', 'learned', codes=256, codebooks=288, tail_from=8192, tail_codes=64,
-    tail_codebooks=192,
+    'vq', 'learned', codebook_size=256, num_codebooks=288, tail_start=8192,
+    tail_codebook_size=64, tail_num_codebooks=192,
   ),
 }  # fmt: skip
 # Rows of experiments/vq_logits, study smollm2, and the heads that they train.

@@ -8,7 +8,7 @@ from jax import Array
 
 from benchmarks.loss_speed import peers
 from benchmarks.loss_speed.peers import Batch, Call
-from pdl_jax.losses.fused.api import linear_pdl_loss
+from pdl_jax.losses.fused.api import FusedConfig, linear_pdl_loss
 
 TORCH_CHUNK = 512
 LOW_MEMORY = 2**24
@@ -41,7 +41,7 @@ def _ours(weighted: bool = True, frozen: bool = False, **options: Any) -> Call:
   def value(hidden: Array, head: Array, batch: Batch) -> Array:
     return linear_pdl_loss(
       hidden, head, batch.labels_N, batch.weights_V if weighted else None,
-      where=batch.where_N, ignore_index=None, **options,
+      where=batch.where_N, ignore_index=None, config=FusedConfig(**options),
     )  # fmt: skip
 
   return peers.with_gradients(value, frozen)

@@ -19,7 +19,7 @@ from benchmarks.harness import Record
 from benchmarks.loss_speed import flops, peers
 from benchmarks.loss_speed.contenders import CONTENDERS, Contender
 from benchmarks.loss_speed.peers import Batch
-from pdl_jax.losses.fused.api import linear_pdl_loss
+from pdl_jax.losses.fused.api import FusedConfig, linear_pdl_loss
 from pdl_jax.mesh import make_mesh
 
 PACKAGES = (
@@ -201,8 +201,8 @@ def collectives(case: Record) -> list[Record]:
 
   def value(hidden: Any, head: Any, labels: Any, weights: Any) -> Any:
     return linear_pdl_loss(
-      hidden, head, labels, weights, method=case['method'], mesh=mesh,
-      ignore_index=None,
+      hidden, head, labels, weights, ignore_index=None,
+      config=FusedConfig(method=case['method'], mesh=mesh),
     )  # fmt: skip
 
   step = jax.jit(

@@ -17,6 +17,7 @@ from benchmarks.harness import Record
 from pdl_jax.data.pretrained_tokenizer import open_plain_tokenizer
 from pdl_jax.data.tokenizer import Tokenizer
 from pdl_jax.losses.fused.api import linear_token_stats
+from pdl_jax.losses.heads import LinearHead
 from pdl_jax.model import lm
 from pdl_jax.model.config import ModelConfig
 from pdl_jax.pretrained.gguf import GGUFModel, find_package_file
@@ -78,8 +79,8 @@ def _nll(model: ModelConfig, params: dict, tokens: jax.Array) -> jax.Array:
   positions = jnp.broadcast_to(jnp.arange(tokens.shape[1])[None], tokens.shape)
   hidden = lm.hidden(model, params, tokens, ones, positions)
   return linear_token_stats(
-    hidden[:, :-1], params['embed_VxD'], tokens[:, 1:], wants=(),
-    transposed=True, ignore_index=None,
+    hidden[:, :-1], LinearHead(params['embed_VxD']), tokens[:, 1:], wants=(),
+    ignore_index=None,
   ).nll  # fmt: skip
 
 

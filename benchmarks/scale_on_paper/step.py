@@ -14,8 +14,9 @@ from jax.sharding import Mesh, NamedSharding
 from pdl_jax import mesh as logical
 from pdl_jax.losses import LOSSES, Loss, LossTables
 from pdl_jax.losses.core import Sums
-from pdl_jax.losses.fused.api import MEMORY_BYTES
-from pdl_jax.losses.fused.tiles import Tiles, Tokens, compress, plan_tiles
+from pdl_jax.losses.fused.api import FusedConfig
+from pdl_jax.losses.fused.plan import Plan
+from pdl_jax.losses.fused.tiles import Tokens, compress
 from pdl_jax.losses.heads import LinearHead
 from pdl_jax.model import lm
 from pdl_jax.model.config import HeadConfig, ModelConfig
@@ -130,10 +131,8 @@ def loss_turns(
   """
   split = mesh['data'] * mesh['fsdp']
   tokens, width = rows * length // split, model.vocab_size // mesh['tensor']
-  size, block = plan_tiles(tokens, width, MEMORY_BYTES, keep=True)
-  tiles = Tiles(
-    size, block, width, model.vocab_size, None, 1.0, True, True, (), None, ()
-  )
+  plan = Plan(FusedConfig(), None, (), None, 1.0, masked=True)
+  tiles = plan.tiles(tokens, width, keep=True)
   ones = jnp.ones(tokens)
   _, steps, _ = compress(tiles, Tokens(ones[:, None], ones, ones, ones > 0))
   return [int(count) for _, _, count in steps]

@@ -43,18 +43,19 @@ def product(codebooks: int, codes: int = CODES, **tail: int) -> HeadConfig:
 
 
 FORMS = {
-  '490 codes': HeadConfig('vq', codes=490),
-  '400 codes and a bias': HeadConfig('vq', 'learned', codes=400),
+  '490 codes': HeadConfig('vq', codebook_size=490),
+  '400 codes and a bias': HeadConfig('vq', 'learned', codebook_size=400),
   **{f'{m} x 256': product(m) for m in (24, 48, 96, 192)},
   '192 x 64': product(192, 64),
   '192 x 256 for 8,192 types, 16 x 128 for the rest': product(
-    192, tail_from=8192, tail_codes=128, tail_codebooks=16
+    192, tail_start=8192, tail_codebook_size=128, tail_num_codebooks=16
   ),
   '192 x 256 for 8,192 types, 16 x 128 of rank 112 for the rest': product(
-    192, tail_from=8192, tail_codes=128, tail_codebooks=16, tail_rank=112
+    192, tail_start=8192, tail_codebook_size=128, tail_num_codebooks=16,
+    tail_rank=112,
   ),
   '192 x 256 for 8,192 types, 24 x 256 for the rest': product(
-    192, tail_from=8192, tail_codes=256, tail_codebooks=24
+    192, tail_start=8192, tail_codebook_size=256, tail_num_codebooks=24
   ),
   'low rank 4': HeadConfig('low_rank', 'learned', 4),
   'low rank 112': HeadConfig('low_rank', 'learned', 112),
@@ -164,11 +165,11 @@ def _with(head: HeadConfig) -> Any:
   config.model.head, config.model.bias = head.kind, head.bias
   config.model.rank = head.rank
   if head.kind == 'vq':
-    for key in ('codes', 'codebooks', 'tail_from', 'tail_rank'):
+    keys = ['codebook_size', 'num_codebooks', 'tail_start', 'tail_rank']
+    if head.tail_start:
+      keys += ['tail_codebook_size', 'tail_num_codebooks']
+    for key in keys:
       config.model.vq[key] = getattr(head, key)
-    if head.tail_from:
-      config.model.vq.tail_codebook_size = head.tail_codes
-      config.model.vq.tail_num_codebooks = head.tail_codebooks
   return config
 
 
@@ -176,7 +177,7 @@ def _look_ups(config: HeadConfig, vocab_size: int) -> int:
   if config.kind != 'vq':
     return 0
   return sum(
-    (tier.end - tier.first) * tier.codebooks
+    (tier.end - tier.first) * tier.num_codebooks
     for tier in config.tiers(vocab_size)
   )
 

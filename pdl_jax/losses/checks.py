@@ -1,4 +1,4 @@
-"""What every loss is given is looked at once, here, unless it is traced."""
+"""Checks of arguments, said once; traced values cannot be looked at."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -23,14 +23,7 @@ def number_of(value: Any) -> float:
 
 def check_number(name: str, value: Any) -> None:
   """Refuses anything that is not a finite number >= 0, unless traced."""
-  if isinstance(value, Tracer):
-    return
-  try:
-    # Text that reads like a number would fail later, in the arithmetic.
-    number = float('nan') if isinstance(value, str) else float(value)
-  except (TypeError, ValueError):
-    raise ConfigError(f'{name} must be a number >= 0, got {value!r}') from None
-  if not (np.isfinite(number) and number >= 0):
+  if not isinstance(value, Tracer) and not 0 <= number_of(value) < np.inf:
     raise ConfigError(f'{name} must be a finite number >= 0, got {value!r}')
 
 
@@ -111,23 +104,23 @@ def check_frequency(
   return frequency
 
 
-def neutral_types(neutral_ids: Sequence[int], size: int) -> np.ndarray:
-  """True at the neutral types."""
-  ids = np.asarray(neutral_ids)
+def special_types(special_ids: Sequence[int], size: int) -> np.ndarray:
+  """True at the special types."""
+  ids = np.asarray(special_ids)
   if ids.size and not np.issubdtype(ids.dtype, np.integer):
     raise ConfigError(
-      f'neutral_ids must be token ids, got {ids.dtype}; of a mask, give '
+      f'special_ids must be token ids, got {ids.dtype}; of a mask, give '
       'np.flatnonzero(mask)'
     )
   ids = ids.astype(int)
   outside = ids[(ids < 0) | (ids >= size)]
   if outside.size:
     raise ConfigError(
-      f'neutral_ids has {outside[0]}, outside the {size} types of frequency_V'
+      f'special_ids has {outside[0]}, outside the {size} types of frequency_V'
     )
-  neutral_V = np.zeros(size, bool)
-  neutral_V[ids] = True
-  return neutral_V
+  special_V = np.zeros(size, bool)
+  special_V[ids] = True
+  return special_V
 
 
 def read_labels(
@@ -138,9 +131,9 @@ def read_labels(
 ) -> tuple[Array, Array | None]:
   """Labels as every loss reads them, and which tokens count.
 
-  Only concrete labels can be looked at. Inside `jax.jit` one outside of
-  [0, size) makes the loss NaN, by its weight (`cross_entropy.token_weights`) or
-  by `nan_outside`, since a gather would take another type's numbers in silence.
+  Inside `jax.jit` a label outside [0, size) makes the loss NaN, by its weight
+  (`cross_entropy.token_weights`) or by `nan_outside`, since a gather would
+  silently take another type's numbers.
 
   Args:
     labels: [...], integers of any width.
@@ -152,10 +145,6 @@ def read_labels(
   Returns:
     labels of at least 32 bits, 0 where a token does not count, and the mask, of
     their shape; None if every token counts.
-
-  Raises:
-    ConfigError: for another type or shape; outside of `jax.jit` also for
-      labels out of range, with their number and one of them.
   """
   check_array('labels', labels, jnp.integer, 'integers')
   if where is not None:

@@ -33,23 +33,17 @@ def chunked_loss_sums(
   vocab_size: int,
   columns: int,
 ) -> tuple[Sums, Sums]:
-  """Sums of a loss that looks at logits.
+  """Sums of a loss that looks at logits, as `fused.api.linear_loss_sums`.
 
   Args:
-    loss: (head, hidden, labels, weight, earlier) -> LossTerms and nll, of a
-      chunk of positions; earlier is of
-        `dense_losses.earlier_targets`.
+    loss: (head, hidden, labels, weight, (labels_BxL, earlier)) -> LossTerms
+      and nll of a chunk of positions; see `dense_losses.earlier_targets`.
     head: a pytree of arrays, what the logits are made from; its gradient adds
       up in its own type.
     hidden_BxLxD: states that predict the targets of each row, in order.
-    labels_BxL, weights_V, where_BxL: see `linear.linear_pdl_loss`.
+    labels_BxL, weights_V, where_BxL: see `fused.api.linear_pdl_loss`.
     vocab_size: V, of labels and weights.
     columns: logits of a position, from which the size of a chunk follows.
-
-  Returns:
-    weighted: Sums(sum loss, sum weight); num is differentiable in hidden and
-      head.
-    plain: Sums(sum nll, n), unweighted, to be watched; no gradient.
   """
   batch, length = labels_BxL.shape
   check_floats(hidden=hidden_BxLxD)

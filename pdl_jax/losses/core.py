@@ -24,8 +24,7 @@ class LossTerms(NamedTuple):
 class Sums(NamedTuple):
   """A numerator and a denominator; add them over micro-batches and devices.
 
-  A ratio is not closed under +, these are: divide once, at the end, with
-  `reduce.divide`.
+  Divide once, at the end, with `reduce.divide`.
   """
 
   num: Array

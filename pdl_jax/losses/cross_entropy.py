@@ -1,4 +1,6 @@
-"""Cross-entropy of labels under logits, per token."""
+"""Cross-entropy of labels under logits, plain or weighted by token type."""
+
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -7,7 +9,7 @@ from jax import Array
 from jax.core import Tracer
 from jax.sharding import AxisType
 
-from pdl_jax.errors import ConfigError
+from pdl_jax.errors import ConfigError, one_of
 from pdl_jax.losses.checks import (
   check_array,
   check_floats,
@@ -18,6 +20,22 @@ from pdl_jax.losses.checks import (
 )
 from pdl_jax.losses.core import LossTerms, Sums
 from pdl_jax.losses.reduce import REDUCTIONS, divide, sums
+
+
+def is_label(logits: Array, labels: Array) -> Array:
+  """One-hot labels, of the shape of the logits [..., V].
+
+  iota == label rather than a gather: it partitions over a sharded vocabulary
+  without collecting the logits. Not in the type of the labels, which may be too
+  narrow for the vocabulary.
+  """
+  iota = jax.lax.broadcasted_iota(jnp.int32, logits.shape, labels.ndim)
+  return iota == labels[..., None]
+
+
+def label_logit(logits: Array, labels: Array) -> Array:
+  """z_y of each label, [...]."""
+  return jnp.where(is_label(logits, labels), logits, 0.0).sum(axis=-1)
 
 
 def token_nll(
@@ -46,13 +64,7 @@ def token_nll(
   if softcap is not None:
     logits = softcap * jnp.tanh(logits / softcap)
   log_z = jax.nn.logsumexp(logits, axis=-1)
-  # iota == label rather than a gather: it partitions over a sharded vocabulary
-  # without collecting the logits. Not in the type of the labels, which may be
-  # too narrow for the vocabulary.
-  vocabulary = jax.lax.broadcasted_iota(jnp.int32, logits.shape, labels.ndim)
-  chosen = vocabulary == labels[..., None]
-  label_logit = jnp.where(chosen, logits, 0.0).sum(axis=-1)
-  loss = log_z - label_logit
+  loss = log_z - label_logit(logits, labels)
   # A Python zero leaves no trace of an option in the program; a traced value
   # is always applied.
   if not is_zero(label_smoothing):
@@ -70,11 +82,7 @@ def check_options(
   reduction: str,
   denominator: Array | float | None,
 ) -> None:
-  """Refuses options out of range, and a denominator that nothing divides by.
-
-  Raises:
-    ConfigError: naming the option; traced values cannot be looked at.
-  """
+  """Refuses options out of range, and a denominator that nothing divides by."""
   for name, value, high in (
     ('label_smoothing', label_smoothing, 1.0),
     ('z_loss', z_loss, np.inf),
@@ -83,11 +91,7 @@ def check_options(
       raise ConfigError(f'{name} must be in [0, {high}), got {value}')
   if softcap is not None and not 0 < number_of(softcap) < np.inf:
     raise ConfigError(f'softcap must be > 0 or None, got {softcap}')
-  if reduction not in (*REDUCTIONS, 'none', 'sums'):
-    raise ConfigError(
-      f'reduction {reduction!r} is not one of {", ".join(REDUCTIONS)}, none, '
-      'sums'
-    )
+  one_of('reduction', reduction, (*REDUCTIONS, 'none', 'sums'))
   if denominator is not None and reduction in ('none', 'sums'):
     raise ConfigError(
       f'reduction {reduction!r} divides by nothing; leave out the denominator'
@@ -96,9 +100,10 @@ def check_options(
     check_number('denominator', denominator)
 
 
-def cross_entropy(
+def pdl_loss(
   logits: Array,
   labels: Array,
+  weights_V: Array | None,
   *,
   where: Array | None = None,
   reduction: str = 'weighted_mean',
@@ -107,29 +112,38 @@ def cross_entropy(
   z_loss: Array | float = 0.0,
   softcap: float | None = None,
   ignore_index: int | None = -100,
-) -> Array | Sums:
-  """Cross-entropy: `pdl_loss` with every weight 1; same arguments."""
-  return weighted_nll(
-    logits, labels, None, where=where, reduction=reduction,
-    denominator=denominator, label_smoothing=label_smoothing, z_loss=z_loss,
-    softcap=softcap, ignore_index=ignore_index,
-  )
+) -> Any:
+  """Power-Law Decay Loss, or any cross-entropy weighted by token type.
 
+  The gradient with respect to a logit row is w(y) * (softmax - onehot(y)) over
+  the denominator.
 
-def weighted_nll(
-  logits: Array,
-  labels: Array,
-  weights_V: Array | None,
-  *,
-  where: Array | None,
-  reduction: str,
-  denominator: Array | float | None,
-  label_smoothing: Array | float,
-  z_loss: Array | float,
-  softcap: float | None,
-  ignore_index: int | None,
-) -> Array | Sums:
-  """The one path of every loss that weighs a token by its type."""
+  Args:
+    logits: [..., V], any float dtype; computed in fp32.
+    labels: [...], integers in [0, V) wherever a token counts. Any other makes
+      value and gradient NaN inside `jax.jit`, and is an error outside.
+    weights_V: [V], from `power_law_weights`; None or ones: cross-entropy.
+    where: [...], True at tokens that count (targets), False at others; None:
+      all. Masked tokens reach neither loss nor gradient, even if their logits
+      are NaN.
+    reduction: 'weighted_mean' sum(w l) / sum(w); 'token_mean' sum(w l) / n;
+      'sum' sum(w l), the paper's; 'none' w l per token; 'sums' the pair
+      (sum(w l), sum(w)) to be added over micro-batches and divided once.
+    denominator: in place of the reduction's own, e.g. the sum of weights of
+      the whole global batch.
+    label_smoothing: in [0, 1).
+    z_loss: coefficient of (log Z)**2, >= 0.
+    softcap: soft limit of the logits, > 0, or None.
+    ignore_index: label of tokens that are masked too; None: no such label.
+
+  Returns:
+    fp32: a scalar, an array of the shape of the labels, or Sums. With
+    everything masked: 0, with zero gradients.
+
+  Raises:
+    ConfigError: for labels out of range (outside jit), arrays of the wrong
+      shape or type, an unknown reduction, or an option out of range.
+  """
   check_options(label_smoothing, z_loss, softcap, reduction, denominator)
   check_floats(logits=logits)
   check_array('labels', labels, jnp.integer, 'integers')
@@ -150,6 +164,11 @@ def weighted_nll(
   weight = token_weights(weights_V, labels, logits.shape[-1])
   terms = LossTerms(weight * nll, weight)
   return finish(terms, where, reduction, denominator)
+
+
+def cross_entropy(logits: Array, labels: Array, **options: Any) -> Any:
+  """Cross-entropy: `pdl_loss` with every weight 1, and its options."""
+  return pdl_loss(logits, labels, None, **options)
 
 
 def token_weights(weights_V: Array | None, labels: Array, size: int) -> Array:

@@ -1,7 +1,9 @@
 """Losses that look at all the logits of a token, or at more than the token.
 
-Each is multiplied by the weight of the token's type. p is the probability of
-the label y and l = -log p.
+Each takes logits_BxLxV of any float dtype, computed in fp32, labels_BxL in
+[0, V), the context, and the weight of each token's type, by which it is
+multiplied. Each raises ConfigError for a setting out of range. p is the
+probability of the label y and l = -log p.
 """
 
 from typing import NamedTuple
@@ -13,6 +15,7 @@ from jax.lax import stop_gradient
 
 from pdl_jax.losses.checks import check_number, check_range
 from pdl_jax.losses.core import LossTerms
+from pdl_jax.losses.cross_entropy import is_label, label_logit
 from pdl_jax.losses.registry import register
 
 
@@ -42,12 +45,10 @@ def earlier_targets(
   Args:
     labels_BxC: the labels of each row.
     where_BxC: True at targets; what other positions hold does not matter.
-    start: the first of the positions asked for; may be traced.
-    length: L, how many of them.
+    start, length: the L positions asked for; the first may be traced.
 
   Returns:
-    earlier_BxLxC for the positions start, ..., start + length - 1, see
-    `Context`.
+    earlier_BxLxC, see `Context`.
   """
   position_C = jnp.arange(labels_BxC.shape[1])
   before_CxC = position_C[None, :] < position_C[:, None]
@@ -76,14 +77,7 @@ def unlikelihood(
   has no gradient. Source: arXiv:1908.04319.
 
   Args:
-    logits_BxLxV: any float dtype; computed in fp32.
-    labels_BxL: in [0, V).
-    context: its head is not read.
-    weight_BxL: of each token's type.
     alpha: >= 0; 0 is cross-entropy.
-
-  Raises:
-    ConfigError: for alpha out of range.
   """
   check_number('alpha', alpha)
   logits_BxLxV = logits_BxLxV.astype(jnp.float32)
@@ -116,14 +110,7 @@ def scale_grad(
   Source: arXiv:2106.07207; the default lies within the paper's range.
 
   Args:
-    logits_BxLxV: any float dtype; computed in fp32.
-    labels_BxL: in [0, V).
-    context: its head is not read.
-    weight_BxL: of each token's type.
     gamma: in (0, 1]; 1 is cross-entropy.
-
-  Raises:
-    ConfigError: for gamma out of range.
   """
   check_range('gamma', gamma, 0, 1, closed_low=False)
   logits_BxLxV = logits_BxLxV.astype(jnp.float32)
@@ -157,12 +144,6 @@ def emo(
   l. Where D is 0 the second half vanishes: r divides by at least the 1e-10
   that the published code adds. Source: arXiv:2310.04691. The published code
   takes E from the model before fine-tuning, here it is the head of `context`.
-
-  Args:
-    logits_BxLxV: any float dtype; computed in fp32.
-    labels_BxL: in [0, V).
-    context: only its head is read.
-    weight_BxL: of each token's type.
   """
   logits_BxLxV = logits_BxLxV.astype(jnp.float32)
   log_z_BxL, nll_BxL = _nll(logits_BxLxV, labels_BxL)
@@ -189,21 +170,13 @@ def _costs(head_DxV: Array, labels_BxL: Array) -> Array:
     preferred_element_type=jnp.float32,
   )
   cost_BxLxV = jnp.maximum(1.0 - cosine_BxLxV, 0.0)
-  return jnp.where(_is_label(cost_BxLxV, labels_BxL), 0.0, cost_BxLxV)
+  return jnp.where(is_label(cost_BxLxV, labels_BxL), 0.0, cost_BxLxV)
 
 
 def _nll(logits_BxLxV: Array, labels_BxL: Array) -> tuple[Array, Array]:
   """log Z and -log p(y) of fp32 logits."""
   log_z_BxL = jax.nn.logsumexp(logits_BxLxV, axis=-1)
-  is_label_BxLxV = _is_label(logits_BxLxV, labels_BxL)
-  label_BxL = jnp.where(is_label_BxLxV, logits_BxLxV, 0.0).sum(axis=-1)
-  return log_z_BxL, log_z_BxL - label_BxL
-
-
-def _is_label(like_BxLxV: Array, labels_BxL: Array) -> Array:
-  """One-hot labels; iota == label partitions over a sharded vocabulary."""
-  iota = jax.lax.broadcasted_iota(jnp.int32, like_BxLxV.shape, labels_BxL.ndim)
-  return iota == labels_BxL[..., None]
+  return log_z_BxL, log_z_BxL - label_logit(logits_BxLxV, labels_BxL)
 
 
 def _earlier_logits(

@@ -15,15 +15,14 @@ from pathlib import Path
 
 import numpy as np
 
-from pdl_jax.errors import ConfigError, DataError
+from pdl_jax.errors import ConfigError, DataError, one_of
 
 UNITS = ('count', 'probability')
 # Lists of ids that are counted at once.
 _LISTS = 1024
 _REBUILD = (
   'leave it out (loss.frequency_table, loss.background_table) and the run '
-  'counts '
-  'its own training split'
+  'counts its own training split'
 )
 
 
@@ -32,12 +31,9 @@ class FrequencyTable:
   """Counts of token types in the target tokens of one split.
 
   Attributes:
-    counts_V: one a token type, specials and added tokens included: int64 if
-      counted, float64 if mixed (`mix`).
+    counts_V: of every type, specials too: int64 if counted, float64 if mixed.
     tokenizer: fingerprint of the tokenizer that made the ids.
-    tokenizer_name: for messages.
     data: fingerprint of the data set and split, or of a mix.
-    data_name: for messages.
     split: 'train'; a table counted on an evaluation split is refused.
   """
 
@@ -62,14 +58,8 @@ class FrequencyTable:
     return hashlib.sha256(meta + counts).hexdigest()
 
   def frequency(self, unit: str) -> np.ndarray:
-    """frequency_V as a 'count' or as a 'probability' (sums to 1), float64.
-
-    Raises:
-      ConfigError: for another unit.
-      DataError: for probabilities of an empty table.
-    """
-    if unit not in UNITS:
-      raise ConfigError(f'unit {unit!r} is not one of {", ".join(UNITS)}')
+    """frequency_V as a 'count' or as a 'probability' (sums to 1), float64."""
+    one_of('unit', unit, UNITS)
     if unit == 'count':
       return self.counts_V.astype(np.float64)
     if not self.total:
@@ -93,11 +83,7 @@ class FrequencyTable:
 def count(
   token_lists: Iterable[Iterable[int]], vocab_size: int
 ) -> np.ndarray:
-  """Counts ids into counts_V, int64; streams, some lists at a time.
-
-  Raises:
-    DataError: for an id outside [0, vocab_size).
-  """
+  """Counts ids into counts_V, int64; streams, some lists at a time."""
   counts_V, lists = np.zeros(vocab_size, np.int64), iter(token_lists)
   while group := list(islice(lists, _LISTS)):
     ids = np.fromiter(chain.from_iterable(group), np.int64)
@@ -115,12 +101,7 @@ def _check_ids(ids: np.ndarray, vocab_size: int) -> None:
 
 
 def merge(tables: Sequence[FrequencyTable]) -> FrequencyTable:
-  """The table of a split from the tables of its shards: counts add up.
-
-  Raises:
-    DataError: for tables of different tokenizers, sizes, data sets or splits.
-    ConfigError: for no table at all.
-  """
+  """The table of a split from the tables of its shards: counts add up."""
   if not tables:
     raise ConfigError('there is no frequency table to merge')
   first = tables[0]
@@ -136,48 +117,40 @@ def merge(tables: Sequence[FrequencyTable]) -> FrequencyTable:
 
 
 def mix(
-  task: FrequencyTable, general: FrequencyTable, share: float
+  task: FrequencyTable, background: FrequencyTable, weight: float
 ) -> FrequencyTable:
-  """The task's frequencies mixed with those of a general corpus.
+  """The task's frequencies mixed with those of a background corpus.
 
-      p(t)     = (1 - share) p_task(t) + share p_general(t)
+      p(t)     = (1 - weight) p_task(t) + weight p_background(t)
       count(t) = p(t) * total_task
 
   so that 'count' and an absolute epsilon keep the size that they have on the
   task. arXiv:2505.16900 counts on the task and allows such a mix.
 
   Args:
-    task: counted on the task's training split.
-    general: counted on another training split with the same tokenizer.
-    share: of the general corpus, in [0, 1].
-
-  Returns:
-    a table with float64 counts_V, whose data and data_name stand for both
-    sources and the share; at share 0 the task's own.
-
-  Raises:
-    DataError: for tables of different tokenizers or sizes, of a split that is
-      not 'train', or with nothing counted.
-    ConfigError: for a share outside [0, 1].
+    task, background: counted on training splits with one tokenizer.
+    weight: of the background, in [0, 1]; 0 gives the task's own table.
   """
-  names = f'{_source(general)} into {_source(task)}'
-  if not 0 <= share <= 1:
-    raise ConfigError(f'share {share} of mixing {names} is outside [0, 1]')
-  _check_same_tokenizer(task, general)
-  if (task.split, general.split) != ('train', 'train'):
+  names = f'{_source(background)} into {_source(task)}'
+  if not 0 <= weight <= 1:
+    raise ConfigError(f'share {weight} of mixing {names} is outside [0, 1]')
+  _check_same_tokenizer(task, background)
+  if (task.split, background.split) != ('train', 'train'):
     raise DataError(
       f'cannot mix {names}: weights may only come from train splits'
     )
-  if share == 0:
+  if weight == 0:
     return task
-  p_V = (1 - share) * task.frequency('probability')
-  p_V += share * general.frequency('probability')
-  sources = json.dumps([task.data, general.data, float(share)])
+  p_V = (1 - weight) * task.frequency('probability')
+  p_V += weight * background.frequency('probability')
+  sources = json.dumps([task.data, background.data, float(weight)])
   return dataclasses.replace(
     task,
     counts_V=p_V * task.total,
     data=hashlib.sha256(sources.encode()).hexdigest(),
-    data_name=f'{task.data_name} with {float(share)} of {general.data_name}',
+    data_name=(
+      f'{task.data_name} with {float(weight)} of {background.data_name}'
+    ),
   )
 
 
@@ -206,7 +179,7 @@ def word_level(
   weights of those words. A piece that is always a whole word has that word's
   count; a piece that is never seen, such as end of turn, has 0.
 
-  One pass; memory grows with the distinct words, not with the running ones.
+  One pass; memory grows with the distinct words, not with their occurrences.
 
   Args:
     texts: the words of each text with the ids of their pieces, from
@@ -214,12 +187,8 @@ def word_level(
     vocab_size: V of the model.
 
   Returns:
-    frequency_V, float64, in running words. How often a piece itself occurs is
-    another number, so weights from this have a 'corpus_mean' of 1 over these
-    frequencies, not over the running pieces.
-
-  Raises:
-    DataError: for an id outside [0, vocab_size).
+    frequency_V, float64, in occurrences of words. How often a piece itself
+    occurs is another number.
   """
   spellings = Counter(
     (word, tuple(ids)) for words in texts for word, ids in words
@@ -238,11 +207,7 @@ def word_level(
 
 
 def read(path: Path) -> FrequencyTable:
-  """Reads a table, of whatever tokenizer.
-
-  Raises:
-    DataError: if there is none or it is unreadable.
-  """
+  """Reads a table, of whatever tokenizer."""
   if not path.is_file():
     raise DataError(f'there is no frequency table {path}; {_REBUILD}')
   table = None
@@ -265,7 +230,7 @@ def read(path: Path) -> FrequencyTable:
 
 
 def _wrong(table: FrequencyTable) -> str:
-  """What no run would have written, in words; '' of a good table."""
+  """Says what no run would have written; '' for a good table."""
   counts_V = np.asarray(table.counts_V)
   if counts_V.ndim != 1 or counts_V.dtype.kind not in 'iuf':
     return f'counts_V has shape {counts_V.shape} of {counts_V.dtype}'
@@ -283,17 +248,11 @@ def _wrong(table: FrequencyTable) -> str:
 def load(
   path: Path, *, tokenizer: str, tokenizer_name: str, vocab_size: int
 ) -> FrequencyTable:
-  """Reads a table and checks that it fits.
-
-  Args:
-    path: what `FrequencyTable.save` wrote.
-    tokenizer: fingerprint of the tokenizer in use.
-    tokenizer_name: its name, for messages.
-    vocab_size: V of the model.
+  """Reads a table, which must fit the tokenizer (a fingerprint) and V.
 
   Raises:
-    DataError: if it is unreadable, of another tokenizer or size, or counted on
-      an evaluation split; names both sides and how to rebuild it.
+    DataError: it is unreadable, of another tokenizer or size, or counted on an
+      evaluation split; names both sides and how to rebuild it.
   """
   table, rebuild = read(path), _REBUILD
   if table.tokenizer != tokenizer or table.counts_V.shape != (vocab_size,):
@@ -311,7 +270,7 @@ def load(
 
 
 def effective_sample_size(counts_V: np.ndarray, weights_V: np.ndarray) -> float:
-  """(sum w)**2 / sum w**2 over running tokens, as a share of the tokens.
+  """(sum w)**2 / sum w**2 over token occurrences, as a share of them.
 
   1 when all weights are equal; small when few tokens carry the loss.
   """

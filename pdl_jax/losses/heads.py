@@ -8,13 +8,21 @@ import jax.numpy as jnp
 from jax import Array
 from jax.lax import stop_gradient
 
+from pdl_jax.errors import ConfigError
 from pdl_jax.losses.core import TokenStats
+from pdl_jax.losses.cross_entropy import label_logit, token_nll
 from pdl_jax.mesh import constrain
 
 
 def along(x: Array, row: Array) -> Array:
-  """A row as an array that x can be combined with along its last axis."""
+  """A row shaped so that it combines with x along its last axis."""
   return row.reshape((1,) * (x.ndim - 1) + row.shape)
+
+
+def _sum(bias_V: Array | None, other_V: Array | None) -> Array | None:
+  if bias_V is None or other_V is None:
+    return other_V if bias_V is None else bias_V
+  return bias_V + other_V
 
 
 class LinearHead(NamedTuple):
@@ -36,6 +44,10 @@ class LinearHead(NamedTuple):
   def vocab_size(self) -> int:
     """V."""
     return self.matrix_VxR.shape[0]
+
+  def with_bias(self, bias_V: Array | None) -> 'LinearHead':
+    """The same with something added to the logits of the types."""
+    return self._replace(bias_V=_sum(self.bias_V, bias_V))
 
   def project(self, hidden: Array) -> Array:
     """What the matrix is multiplied with, [..., R]."""
@@ -83,6 +95,15 @@ class CodeHead(NamedTuple):
     """V."""
     return self.codes_V.shape[0]
 
+  @property
+  def columns(self) -> int:
+    """Logits that are computed for a token."""
+    return self.matrix_KxD.shape[0]
+
+  def with_bias(self, bias_V: Array | None) -> 'CodeHead':
+    """The same with something added to the logits of the types."""
+    return self._replace(bias_V=_sum(self.bias_V, bias_V))
+
   def code_logits(self, hidden: Array) -> Array:
     """h . C, [..., K], fp32."""
     return jnp.einsum(
@@ -99,12 +120,20 @@ class CodeHead(NamedTuple):
     """The effective output matrix."""
     return self.matrix_KxD[self.codes_V]
 
-  def with_bias(self, bias_V: Array | None) -> 'CodeHead':
-    """The same with something added to the logits of the types."""
-    if bias_V is None:
-      return self
-    own = 0.0 if self.bias_V is None else self.bias_V
-    return self._replace(bias_V=own + bias_V)
+  def tables(self, temperature: float = 1.0) -> 'CodeTables':
+    """What `stats` needs besides, computed once for all tokens."""
+    return code_tables(self, temperature)
+
+  def stats(
+    self, tables: 'CodeTables', hidden: Array, labels: Array, temperature: float
+  ) -> TokenStats:
+    """`TokenStats` of tokens, each of the shape of the labels."""
+    logits = self.code_logits(hidden)
+    return code_stats(self, tables, logits, labels, temperature)
+
+  def nll(self, hidden: Array, labels: Array) -> Array:
+    """-log p of each label, in nats."""
+    return self.stats(self.tables(), hidden, labels, 1.0).nll
 
 
 class AdaptiveHead(NamedTuple):
@@ -117,19 +146,30 @@ class AdaptiveHead(NamedTuple):
     first_HxD: rows of the common types, then one of each cluster.
     clusters: low-rank heads, the rarer the types the lower the rank.
     places_V: place of each type: the common ones, then cluster by cluster.
+    bias_V: added to log p, or None.
   """
 
   first_HxD: Array
   clusters: tuple[LinearHead, ...]
   places_V: Array
+  bias_V: Array | None = None
 
   @property
   def vocab_size(self) -> int:
     """V."""
     return self.places_V.shape[0]
 
+  @property
+  def columns(self) -> int:
+    """Logits that are computed for a token."""
+    return self.vocab_size
+
+  def with_bias(self, bias_V: Array | None) -> 'AdaptiveHead':
+    """The same with something added to log p of the types."""
+    return self._replace(bias_V=_sum(self.bias_V, bias_V))
+
   def logits(self, hidden: Array) -> Array:
-    """log p of each type, [..., V], fp32."""
+    """log p of each type, plus its bias, [..., V], fp32."""
     return jnp.take(self.placed_logits(hidden), self.places_V, axis=-1)
 
   def placed_logits(self, hidden: Array) -> Array:
@@ -140,14 +180,47 @@ class AdaptiveHead(NamedTuple):
     for i, cluster in enumerate(self.clusters):
       inside = jax.nn.log_softmax(cluster.logits(hidden))
       parts.append(first[..., common + i, None] + inside)
-    return jnp.concatenate(parts, -1)
+    z = jnp.concatenate(parts, -1)
+    if self.bias_V is None:
+      return z
+    return z + along(z, self.bias_V[jnp.argsort(self.places_V)])
+
+  def rows(self) -> Array:
+    """Refuses: a row within a cluster is of no use to a loss."""
+    raise ConfigError(
+      'losses on all logits need an output row for each type, and model.head '
+      'adaptive has none'
+    )
+
+  def tables(self, temperature: float = 1.0) -> None:
+    """Nothing: `stats` needs no more."""
+    del temperature
+
+  def stats(
+    self, tables: None, hidden: Array, labels: Array, temperature: float
+  ) -> TokenStats:
+    """`TokenStats` of tokens, each of the shape of the labels."""
+    del tables
+    logits = constrain(self.placed_logits(hidden), 'batch', 'length', 'vocab')
+    return logit_stats(logits, self.places_V[labels], temperature)
+
+  def nll(self, hidden: Array, labels: Array) -> Array:
+    """-log p of each label, in nats.
+
+    A sequence at a time: its logits are as wide as the vocabulary.
+    """
+
+    def row(pair: tuple[Array, Array]) -> Array:
+      return token_nll(self.placed_logits(pair[0]), self.places_V[pair[1]])
+
+    return jax.lax.map(row, (hidden, labels))
 
 
 Head = LinearHead | CodeHead | AdaptiveHead
 
 
 class CodeTables(NamedTuple):
-  """What the types of each code come to; each [K], fp32 but for tokens_K.
+  """Sums over the types of each code, [K]; all fp32 except tokens_K.
 
   Attributes:
     size_K: number of types.
@@ -165,7 +238,7 @@ class CodeTables(NamedTuple):
 
 
 def code_tables(head: CodeHead, temperature: float = 1.0) -> CodeTables:
-  """Sums over the types of each code: of size V once, not once a token."""
+  """Sums over the types of each code: of size V once, not once per token."""
   codes_V, count = head.codes_V, head.matrix_KxD.shape[0]
   vocab = head.vocab_size
   bias_V = jnp.zeros(vocab) if head.bias_V is None else head.bias_V
@@ -200,29 +273,16 @@ def code_stats(
   labels: Array,
   temperature: float = 1.0,
 ) -> TokenStats:
-  """`TokenStats` over the V types from the logits of the K codes.
+  """`TokenStats` over the V types from the logits of the K codes, [..., K].
 
-  Args:
-    head: without the matrix being read.
-    tables: of the head at this temperature.
-    code_logits: [..., K], of `head.code_logits`.
-    labels: [...], types in [0, V).
-    temperature: T of the softmax behind log_z and expected.
-
-  Returns:
-    each of the shape of the labels. The mean and the largest logit are those
-    of all V types, ties to the first type.
+  Average and largest logit are those of all V types, ties to the first type.
   """
   code_logits = constrain_codes(code_logits)
   row = partial(along, code_logits)
   mass = code_logits / temperature + row(tables.log_mass_K)
   log_z = jax.nn.logsumexp(mass, axis=-1)
   bias_V = head.bias_V
-  codes = head.codes_V[labels]
-  # iota == code rather than a gather: it partitions over split codes.
-  iota = jax.lax.broadcasted_iota(jnp.int32, code_logits.shape, labels.ndim)
-  chosen = iota == codes[..., None]
-  label = jnp.where(chosen, code_logits, 0.0).sum(-1)
+  label = label_logit(code_logits, head.codes_V[labels])
   average = (code_logits * row(tables.size_K)).sum(-1) / head.vocab_size
   if bias_V is not None:
     label += bias_V[labels]
@@ -239,20 +299,12 @@ def code_stats(
 def logit_stats(
   logits: Array, labels: Array, temperature: float = 1.0
 ) -> TokenStats:
-  """`TokenStats` from logits [..., V] themselves, for heads without a matrix.
-
-  Args:
-    logits: fp32.
-    labels: [...], types in [0, V).
-    temperature: T of the softmax behind log_z and expected.
-  """
+  """`TokenStats` from fp32 logits [..., V] of a head without a matrix."""
   log_z = jax.nn.logsumexp(logits / temperature, axis=-1)
-  iota = jax.lax.broadcasted_iota(jnp.int32, logits.shape, labels.ndim)
-  label = jnp.where(iota == labels[..., None], logits, 0.0).sum(-1)
   fixed = stop_gradient(logits)
   q = jnp.exp(fixed / temperature - stop_gradient(log_z)[..., None])
   return TokenStats(
-    log_z, label, logits.mean(-1), (q * fixed).sum(-1),
+    log_z, label_logit(logits, labels), logits.mean(-1), (q * fixed).sum(-1),
     jnp.argmax(fixed, axis=-1).astype(jnp.int32),
   )  # fmt: skip
 

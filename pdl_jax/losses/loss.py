@@ -7,24 +7,13 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from pdl_jax.errors import ConfigError
 from pdl_jax.losses import dense_losses, token_losses
 from pdl_jax.losses.checks import check_floats, nan_outside, read_labels
 from pdl_jax.losses.chunked import chunked_loss_sums
 from pdl_jax.losses.core import LossTerms, Sums, TokenStats
 from pdl_jax.losses.cross_entropy import token_nll
 from pdl_jax.losses.fused.api import linear_loss_sums, linear_token_stats
-from pdl_jax.losses.heads import (
-  AdaptiveHead,
-  CodeHead,
-  CodeTables,
-  Head,
-  LinearHead,
-  along,
-  code_stats,
-  code_tables,
-  logit_stats,
-)
+from pdl_jax.losses.heads import Head, LinearHead
 from pdl_jax.losses.registry import LossSpec
 from pdl_jax.mesh import constrain
 
@@ -64,37 +53,27 @@ class Loss(NamedTuple):
   ) -> tuple[Sums, Sums]:
     """Weighted Sums of a head's loss, and plain ones to be watched.
 
-    The first numerator is differentiable in hidden and in the head. See
-    `linear.linear_loss_sums` for the arguments; rows are sequences of targets.
+    A linear head takes the fused path, others the chunked one. The first
+    numerator is differentiable in hidden and in the head. See
+    `fused.api.linear_loss_sums`; rows are sequences of targets.
     """
-    spec = self.spec
-    tokens = hidden_BxLxD, labels_BxL, tables.weights_V, where_BxL
-    if spec.on_logits is not None:
+    tokens = labels_BxL, tables.weights_V, where_BxL
+    biased = head.with_bias(tables.bias_V)
+    if self.spec.on_logits is not None:
       weighted, plain = chunked_loss_sums(
-        self._on_logits, head, *tokens, vocab_size=head.vocab_size,
-        columns=head.vocab_size,
-      )  # fmt: skip
-    elif isinstance(head, CodeHead):
-      head = head.with_bias(tables.bias_V)
-      tables_K = code_tables(head, self._temperature)
-      weighted, plain = chunked_loss_sums(
-        self._on_codes, (head, tables_K), *tokens, vocab_size=head.vocab_size,
-        columns=head.matrix_KxD.shape[0],
-      )  # fmt: skip
-    elif isinstance(head, AdaptiveHead):
-      weighted, plain = chunked_loss_sums(
-        self._on_wide, (head, tables.bias_V), *tokens,
+        self._of_logits, head, hidden_BxLxD, *tokens,
         vocab_size=head.vocab_size, columns=head.vocab_size,
       )  # fmt: skip
-    else:
-      bias_V = tables.bias_V
-      if head.bias_V is not None:
-        bias_V = head.bias_V if bias_V is None else head.bias_V + bias_V
+    elif isinstance(biased, LinearHead):
       weighted, plain = linear_loss_sums(
-        self._terms, head.project(hidden_BxLxD), head.matrix_VxR, labels_BxL,
-        tables.weights_V, where_BxL, transposed=True, bias_V=bias_V,
-        wants=self._wants, temperature=self._temperature,
-        softcap=head.softcap,
+        self._terms, hidden_BxLxD, biased, *tokens, wants=self._wants,
+        temperature=self._temperature,
+      )  # fmt: skip
+    else:
+      made = biased, biased.tables(self._temperature)
+      weighted, plain = chunked_loss_sums(
+        self._of_head, made, hidden_BxLxD, *tokens,
+        vocab_size=head.vocab_size, columns=biased.columns,
       )  # fmt: skip
     den = {
       'weighted_mean': weighted.den,
@@ -134,7 +113,7 @@ class Loss(NamedTuple):
     terms = self.spec.terms or token_losses.cross_entropy_terms
     return terms(stats, weight, **self.settings)
 
-  def _on_logits(
+  def _of_logits(
     self,
     head: Head,
     hidden: Array,
@@ -142,64 +121,24 @@ class Loss(NamedTuple):
     weight: Array,
     row: tuple[Array, Array],
   ) -> tuple[LossTerms, Array]:
+    """Terms and nll of a chunk of positions, from all its logits."""
     assert self.spec.on_logits is not None
-    logits = constrain(head.logits(hidden), 'batch', 'length', 'vocab')
     labels_BxC, earlier = row
-    if isinstance(head, AdaptiveHead):
-      # What a type looks like in its cluster; of use to none but emo.
-      raise ConfigError(
-        'losses on all logits need an output row for each type, and '
-        'model.head adaptive has none'
-      )
     context = dense_losses.Context(labels_BxC, earlier, head.rows().T)
+    logits = constrain(head.logits(hidden), 'batch', 'length', 'vocab')
     terms = self.spec.on_logits(
       logits, labels, context, weight, **self.settings
     )
     return terms, token_nll(jax.lax.stop_gradient(logits), labels)
 
-  def _on_wide(
-    self,
-    made: tuple[AdaptiveHead, Array | None],
-    hidden: Array,
-    labels: Array,
-    weight: Array,
-    _: tuple,
+  def _of_head(
+    self, made: Any, hidden: Array, labels: Array, weight: Array, _: Any
   ) -> tuple[LossTerms, Array]:
-    head, bias_V = made
-    logits = head.placed_logits(hidden)
-    if bias_V is not None:
-      logits += along(logits, bias_V[jnp.argsort(head.places_V)])
-    logits = constrain(logits, 'batch', 'length', 'vocab')
-    places = head.places_V[labels]
-    stats = logit_stats(logits, places, self._temperature)
+    """Terms and nll of a chunk of positions, from the head's statistics."""
+    head, tables = made
+    stats = head.stats(tables, hidden, labels, self._temperature)
     nll = stats.log_z - stats.label / self._temperature
     return self._terms(stats, weight, ()), nll
-
-  def _on_codes(
-    self,
-    made: tuple[CodeHead, CodeTables],
-    hidden: Array,
-    labels: Array,
-    weight: Array,
-    _: tuple,
-  ) -> tuple[LossTerms, Array]:
-    head, tables_K = made
-    stats = code_stats(
-      head, tables_K, head.code_logits(hidden), labels, self._temperature
-    )
-    nll = stats.log_z - stats.label / self._temperature
-    return self._terms(stats, weight, ()), nll
-
-
-def _nll_by_row(
-  head: AdaptiveHead, hidden: Array, labels: Array
-) -> Array:
-  """A sequence at a time: its logits are as wide as the vocabulary."""
-
-  def row(pair: tuple[Array, Array]) -> Array:
-    return token_nll(head.placed_logits(pair[0]), head.places_V[pair[1]])
-
-  return jax.lax.map(row, (hidden, labels))
 
 
 def head_nll(
@@ -208,18 +147,10 @@ def head_nll(
   """-log p of each label, in nats, of the shape of the labels; 0 if masked."""
   if isinstance(head, LinearHead):
     return linear_token_stats(
-      head.project(hidden), head.matrix_VxR, labels, where=where, wants=(),
-      transposed=True, bias_V=head.bias_V, softcap=head.softcap,
-      ignore_index=None,
-    ).nll  # fmt: skip
+      hidden, head, labels, where=where, wants=(), ignore_index=None
+    ).nll
   check_floats(hidden=hidden)
   safe, kept = read_labels(labels, where, head.vocab_size)
   assert kept is not None
-  hidden = jnp.where(kept[..., None], hidden, 0)
-  if isinstance(head, AdaptiveHead):
-    nll = _nll_by_row(head, hidden, safe)
-  else:
-    nll = code_stats(
-      head, code_tables(head), head.code_logits(hidden), safe
-    ).nll
+  nll = head.nll(jnp.where(kept[..., None], hidden, 0), safe)
   return jnp.where(kept, nan_outside(nll, safe, head.vocab_size), 0.0)

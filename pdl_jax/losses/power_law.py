@@ -10,23 +10,21 @@ each is an argument.
 
 import warnings
 from collections.abc import Sequence
-from typing import Literal, overload
 
 import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 from jax.core import Tracer
 
-from pdl_jax.errors import ConfigError
+from pdl_jax.errors import ConfigError, one_of
 from pdl_jax.losses.checks import (
   check_frequency,
   check_number,
-  neutral_types,
   number_of,
+  special_types,
 )
-from pdl_jax.losses.core import Sums
-from pdl_jax.losses.cross_entropy import weighted_nll
 from pdl_jax.losses.registry import register
+from pdl_jax.losses.renamed import renamed
 
 UNSEEN = ('formula', 'min_count', 'neutral')
 NORMALIZE = ('corpus_mean', 'none')
@@ -42,6 +40,7 @@ EPSILON_POLICIES = ('absolute', 'times_median')
     'unseen',
   ),
 )  # fmt: skip
+@renamed(neutral_ids='special_ids')
 def power_law_weights(
   frequency_V: Array | np.ndarray,
   *,
@@ -49,7 +48,7 @@ def power_law_weights(
   epsilon: Array | float,
   clip: float | None = None,
   normalize: str = 'corpus_mean',
-  neutral_ids: Sequence[int] = (),
+  special_ids: Sequence[int] = (),
   unseen: str = 'formula',
   epsilon_policy: str = 'absolute',
   mass_V: Array | np.ndarray | None = None,
@@ -69,31 +68,27 @@ def power_law_weights(
     clip: the largest weight, >= 1; None: no limit. Under 'corpus_mean' it is
       a ratio to the mean, which stays 1: what the heaviest types lose the
       others gain.
-    normalize: 'corpus_mean' scales the weights so that the average weight of a
-      running token of the corpus is 1, which keeps the meaning of the learning
+    normalize: 'corpus_mean' scales the weights to an average of 1 over the
+      token occurrences of the corpus, which keeps the meaning of the learning
       rate; 'none' is the paper's formula.
-    neutral_ids: types with weight exactly 1 (end of turn, padding, specials),
+    special_ids: types with weight exactly 1 (end of turn, padding, specials),
       left out of the mean.
     unseen: weight of a type with frequency 0: 'formula' applies the formula,
-      'min_count' gives it the frequency of the rarest type seen (once, in any
-      real corpus), 'neutral' weight 1. A policy "the largest weight of a
-      seen type" would be 'min_count' again, since weights fall with frequency,
-      except where a neutral type is rarer than all that are weighed.
+      'min_count' gives it the frequency of the rarest type seen, 'neutral'
+      weight 1.
     epsilon_policy: 'absolute' adds epsilon itself; 'times_median' adds epsilon
       times the median frequency of the types that are seen and not neutral
       (times 1 if there are none), which means the same in counts and in
       probabilities and on a corpus of any size.
-    mass_V: how often each type runs, over which 'corpus_mean' is taken, where
-      that is not frequency_V: for a mixed or a word-level frequency.
+    mass_V: token occurrences over which 'corpus_mean' is taken, where they are
+      not frequency_V: for a mixed or a word-level frequency.
 
   Returns:
     weights_V, fp32.
 
   Raises:
-    ConfigError: for a negative or non-finite alpha, epsilon or frequency, for
-      neutral ids outside [0, V), for epsilon 0 with unseen types under
-      'formula', and for weights that overflow. A traced alpha or epsilon cannot
-      be looked at.
+    ConfigError: for a number out of range, special ids outside [0, V), epsilon
+      0 with unseen types under 'formula', and weights that overflow.
   """
   check_number('alpha', alpha)
   check_number('epsilon', epsilon)
@@ -105,8 +100,8 @@ def power_law_weights(
     unseen = _FORMERLY[unseen]
   _check_choices(clip, normalize, unseen, epsilon_policy)
   frequency_V = check_frequency(frequency_V)
-  neutral_V = neutral_types(neutral_ids, frequency_V.size)
-  _check_unseen(frequency_V, neutral_V, epsilon, unseen)
+  special_V = special_types(special_ids, frequency_V.size)
+  _check_unseen(frequency_V, special_V, epsilon, unseen)
   seen_V = frequency_V > 0
   if mass_V is None:
     mass_V = frequency_V
@@ -115,11 +110,11 @@ def power_law_weights(
     raise ConfigError(
       f'mass_V has shape {mass_V.shape}, frequency_V {frequency_V.shape}'
     )
-  mass_V = jnp.asarray(np.where(neutral_V, 0, mass_V), jnp.float32)
+  mass_V = jnp.asarray(np.where(special_V, 0, mass_V), jnp.float32)
   base_V = frequency_V.astype(np.float64)
   smoothing = epsilon
   if epsilon_policy == 'times_median':
-    smoothing = epsilon * _median(base_V[seen_V & ~neutral_V])
+    smoothing = epsilon * _median(base_V[seen_V & ~special_V])
   if unseen != 'formula':
     rarest = base_V[seen_V].min() if seen_V.any() else 1.0
     base_V = np.where(seen_V, base_V, rarest)
@@ -134,7 +129,7 @@ def power_law_weights(
     weights_V = _scale(raw_V, mass_V, clip) * power_V
   if clip is not None:
     weights_V = jnp.minimum(weights_V, clip)
-  fixed_V = neutral_V | (~seen_V if unseen == 'neutral' else False)
+  fixed_V = special_V | (~seen_V if unseen == 'neutral' else False)
   weights_V = jnp.where(fixed_V, 1.0, weights_V)
   # Exactly one, whatever the rounding of the mean: alpha 0 is cross-entropy.
   # The difference is 0, and has the derivative of the formula.
@@ -149,7 +144,7 @@ def power_law_weights(
 
 
 def _scale(raw_V: Array, mass_V: Array, clip: float | None) -> Array:
-  """The s for which min(s * raw, clip) has mean 1 over running tokens.
+  """The s for which min(s * raw, clip) has mean 1 over token occurrences.
 
   With the k heaviest types at the clip, s is (total - clip * their mass) over
   the weighted mass of the others. Each k bounds s from below and the right one
@@ -181,22 +176,18 @@ def _check_choices(
     raise ConfigError(
       f'clip must be at least 1 (the mean weight) and finite, got {clip}'
     )
-  for name, value, allowed in (
-    ('normalize', normalize, NORMALIZE),
-    ('unseen', unseen, UNSEEN),
-    ('epsilon_policy', epsilon_policy, EPSILON_POLICIES),
-  ):
-    if value not in allowed:
-      raise ConfigError(f'{name} {value!r} is not one of {", ".join(allowed)}')
+  one_of('normalize', normalize, NORMALIZE)
+  one_of('unseen', unseen, UNSEEN)
+  one_of('epsilon_policy', epsilon_policy, EPSILON_POLICIES)
 
 
 def _check_unseen(
   frequency_V: np.ndarray,
-  neutral_V: np.ndarray,
+  special_V: np.ndarray,
   epsilon: Array | float,
   unseen: str,
 ) -> None:
-  missing = int(((frequency_V == 0) & ~neutral_V).sum())
+  missing = int(((frequency_V == 0) & ~special_V).sum())
   if isinstance(epsilon, Tracer) or unseen != 'formula':
     return
   if missing and float(epsilon) == 0:
@@ -218,88 +209,3 @@ def _check_weights(
       f'{bad} of {weights_V.size} weights overflow fp32 at alpha {alpha} and '
       f'epsilon {epsilon}; use a larger epsilon or a smaller alpha'
     )
-
-
-@overload
-def pdl_loss(
-  logits: Array,
-  labels: Array,
-  weights_V: Array,
-  *,
-  reduction: Literal['sums'],
-  where: Array | None = None,
-  denominator: None = None,
-  label_smoothing: Array | float = 0.0,
-  z_loss: Array | float = 0.0,
-  softcap: float | None = None,
-  ignore_index: int | None = -100,
-) -> Sums: ...
-
-
-@overload
-def pdl_loss(
-  logits: Array,
-  labels: Array,
-  weights_V: Array,
-  *,
-  reduction: Literal[
-    'weighted_mean', 'token_mean', 'sum', 'none'
-  ] = 'weighted_mean',
-  where: Array | None = None,
-  denominator: Array | float | None = None,
-  label_smoothing: Array | float = 0.0,
-  z_loss: Array | float = 0.0,
-  softcap: float | None = None,
-  ignore_index: int | None = -100,
-) -> Array: ...
-
-
-def pdl_loss(
-  logits: Array,
-  labels: Array,
-  weights_V: Array,
-  *,
-  where: Array | None = None,
-  reduction: str = 'weighted_mean',
-  denominator: Array | float | None = None,
-  label_smoothing: Array | float = 0.0,
-  z_loss: Array | float = 0.0,
-  softcap: float | None = None,
-  ignore_index: int | None = -100,
-) -> Array | Sums:
-  """Power-Law Decay Loss, or any cross-entropy weighted by token type.
-
-  The gradient with respect to a logit row is w(y) * (softmax - onehot(y)) over
-  the denominator.
-
-  Args:
-    logits: [..., V], any float dtype; computed in fp32.
-    labels: [...], integers in [0, V) wherever a token counts. Any other makes
-      value and gradient NaN inside `jax.jit`, and is an error outside.
-    weights_V: [V], from `power_law_weights`; all ones is cross-entropy.
-    where: [...], True at tokens that count (targets), False at others; None:
-      all. Masked tokens reach neither loss nor gradient, even if their logits
-      are NaN.
-    reduction: 'weighted_mean' sum(w l) / sum(w); 'token_mean' sum(w l) / n;
-      'sum' sum(w l), the paper's; 'none' w l per token; 'sums' the pair
-      (sum(w l), sum(w)) to be added over micro-batches and divided once.
-    denominator: in place of the reduction's own, e.g. the sum of weights of
-      the whole global batch.
-    label_smoothing: in [0, 1).
-    z_loss: coefficient of (log Z)**2, >= 0.
-    softcap: soft limit of the logits, > 0, or None.
-    ignore_index: label of tokens that are masked too; None: no such label.
-
-  Returns:
-    fp32: a scalar, an array of the shape of the labels, or Sums. With
-    everything masked: 0, with zero gradients.
-
-  Raises:
-    ConfigError: for labels out of range (outside jit), arrays of the wrong
-      shape or type, an unknown reduction, or an option out of range.
-  """
-  return weighted_nll(
-    logits, labels, weights_V, where=where, reduction=reduction,
-    denominator=denominator, label_smoothing=label_smoothing, z_loss=z_loss,
-    softcap=softcap, ignore_index=ignore_index,
-  )

@@ -3,7 +3,7 @@
 import jax.numpy as jnp
 from jax import Array
 
-from pdl_jax.errors import ConfigError
+from pdl_jax.errors import one_of
 from pdl_jax.losses.checks import check_mask
 from pdl_jax.losses.core import LossTerms, Sums
 
@@ -11,19 +11,13 @@ REDUCTIONS = ('weighted_mean', 'token_mean', 'sum')
 
 
 def denominator(weight: Array, where: Array, reduction: str) -> Array:
-  """What a reduction divides by, an fp32 scalar.
+  """What a reduction divides by, an fp32 scalar, over tokens that count.
 
-  Args:
-    weight: of each token.
-    where: True at tokens that count; its shape broadcasts to that of weight.
-    reduction: 'weighted_mean' the sum of weights, 'token_mean' the number of
-      tokens, 'sum' (the form printed in arXiv:2505.16900) zero, which `divide`
-      leaves alone.
+  The sum of weights under 'weighted_mean', the number of tokens under
+  'token_mean', and zero, which `divide` leaves alone, under 'sum' (the form
+  printed in arXiv:2505.16900).
   """
-  if reduction not in REDUCTIONS:
-    raise ConfigError(
-      f'reduction {reduction!r} is not one of {", ".join(REDUCTIONS)}'
-    )
+  one_of('reduction', reduction, REDUCTIONS)
   check_mask(where)
   if reduction == 'sum':
     return jnp.zeros((), jnp.float32)
@@ -36,15 +30,9 @@ def sums(
   where: Array | None = None,
   reduction: str = 'weighted_mean',
 ) -> Sums:
-  """Numerator and denominator of a reduction.
+  """Numerator and denominator of a reduction, fp32 scalars.
 
-  Args:
-    terms: per-token losses and weights.
-    where: True at tokens that count, the shape of the terms; None: all.
-    reduction: see `denominator`.
-
-  Returns:
-    fp32 scalars; entries where `where` is False reach neither, even as NaN.
+  What stands where `where` is False reaches neither, even as NaN.
   """
   loss = terms.loss_BxL.astype(jnp.float32)
   if where is None:

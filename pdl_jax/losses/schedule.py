@@ -3,7 +3,7 @@
 import jax.numpy as jnp
 from jax import Array
 
-from pdl_jax.errors import ConfigError
+from pdl_jax.errors import ConfigError, one_of
 from pdl_jax.losses.checks import check_number
 
 SCHEDULES = ('constant', 'warmup', 'anneal', 'cross_entropy_first')
@@ -30,15 +30,10 @@ def decay_factor(
     step: of training, an integer >= 0; may be traced.
     kind: one of SCHEDULES.
     start: step at which the change begins, >= 0.
-    steps: length of the ramp, >= 1 for 'warmup' and 'anneal'; the others do
-      not read it.
+    steps: length of the ramp, >= 1 for 'warmup' and 'anneal', else unread.
 
   Returns:
     factor in [0, 1], a scalar in fp32.
-
-  Raises:
-    ConfigError: for an unknown kind, a negative or non-finite number, or a ramp
-      of no length. A traced step cannot be looked at.
   """
   check_number('step', step)
   check_schedule(kind, start, steps)
@@ -52,15 +47,8 @@ def decay_factor(
 
 
 def check_schedule(kind: str, start: int, steps: int) -> None:
-  """Whether there is such a schedule; starts no backend.
-
-  Raises:
-    ConfigError: as in decay_factor.
-  """
-  if kind not in SCHEDULES:
-    raise ConfigError(
-      f'schedule {kind!r} is not one of {", ".join(SCHEDULES)}'
-    )
+  """Refuses a schedule that `decay_factor` does; starts no backend."""
+  one_of('schedule', kind, SCHEDULES)
   check_number('start', start)
   check_number('steps', steps)
   if kind in _RAMPS and steps < 1:

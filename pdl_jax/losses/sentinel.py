@@ -37,7 +37,7 @@ _B, _L, _D, _V = 2, 16, 32, 300
 
 
 class _Case(NamedTuple):
-  """What was compiled, and what it is by hand in fp64."""
+  """What was compiled, and its value by hand in fp64."""
 
   name: str
   found: Any
@@ -47,13 +47,12 @@ class _Case(NamedTuple):
 def check_backend(loss: Loss | None = None) -> str:
   """Compares what JAX compiles for its default device with fp64 by hand.
 
-  Importing pdl_jax sets no flag of XLA: a process of
-  your own that computes on CPUs sets, before JAX starts,
+  Importing pdl_jax sets no flag of XLA: a process of your own that computes on
+  CPUs sets, before JAX starts,
   XLA_FLAGS=--xla_cpu_experimental_ynn_fusion_type=-reduce
 
   Args:
-    loss: whose value and gradients are looked at; None: cross-entropy with a
-      weight per token type, as `linear_pdl_loss`.
+    loss: whose value and gradients are compared; None: `linear_pdl_loss`.
 
   Returns:
     one line for the terminal.
@@ -80,7 +79,7 @@ def check_backend(loss: Loss | None = None) -> str:
 
 
 def _difference(case: _Case) -> float:
-  """The largest, as a share of the largest true value."""
+  """The largest difference, as a share of the largest true value."""
   truth = np.asarray(case.truth, np.float64)
   gap = np.abs(np.asarray(case.found, np.float64) - truth).max()
   error = float(gap / max(np.abs(truth).max(), 1e-30))
@@ -232,7 +231,7 @@ def _of_tokens(
 def _stats(
   z: np.ndarray, labels: np.ndarray, temperature: float
 ) -> tuple[tuple[np.ndarray, ...], np.ndarray, np.ndarray]:
-  """What TokenStats holds, softmax(z / T) and the one-hot labels."""
+  """Fields of TokenStats, softmax(z / T) and the one-hot labels."""
   top = z.max(-1, keepdims=True)
   power = np.exp((z - top) / temperature)
   mass = power.sum(-1, keepdims=True)

@@ -19,10 +19,11 @@ class LossSettings:
   """The loss by name, and the numbers that it reads."""
 
   # power_law, cross_entropy or a rival; each reads the keys of its own name
-  # below, and of the others those that its entry in pdl_jax.losses.LOSSES
-  # lists. By type: inverse_frequency, face, class_balanced,
-  # adaptive_exponential, adaptive_chi_square, logit_adjustment. By token:
-  # focal, mile, dft, mixce, gem, unlikelihood, scale_grad, emo.
+  # below, and some of the others. By type: inverse_frequency, face,
+  # class_balanced, adaptive_exponential, adaptive_chi_square,
+  # logit_adjustment. By token: focal, mile, dft, mixce, gem, unlikelihood,
+  # scale_grad, emo. Or one that a module of your own registers, which the
+  # config file imports.
   name: str = 'power_law'
   # Decay exponent, >= 0; 0 is cross-entropy.
   alpha: float = 0.25
@@ -38,8 +39,8 @@ class LossSettings:
   level: str = 'token'
   # Largest weight as a ratio to the corpus mean; 0: no limit.
   clip: float = 0.0
-  # corpus_mean scales the weights to an average of 1 a running token, which
-  # keeps the meaning of the learning rate; none is the paper's formula.
+  # corpus_mean scales the weights to an average of 1 per token occurrence,
+  # which keeps the meaning of the learning rate; none is the paper's formula.
   normalize: str = 'corpus_mean'
   # Weight of a type never counted: formula (as the paper's), min_count,
   # neutral (1).
@@ -67,7 +68,7 @@ class LossSettings:
   z_loss: float = 0.0
   # Of one loss alone, at its published value; formulas and sources are in
   # pdl_jax/losses/ type_weights, token_losses and dense_losses. normalize:
-  # published, or corpus_mean (a running token weighs 1 on average).
+  # published, or corpus_mean (a token occurrence weighs 1 on average).
   rivals: dict[str, dict[str, Any] | None] = dataclasses.field(
     default_factory=lambda: dict(own_settings())
   )
@@ -113,13 +114,13 @@ class LossSettings:
       )
     if not 0 <= self.background_weight <= 1:
       raise ConfigError(
-        f'loss.background_weight must be in [0, 1], got '
+        'loss.background_weight must be in [0, 1], got '
         f'{self.background_weight}'
       )
     if self.background_weight and not self.background_table:
       raise ConfigError(
         f'loss.background_weight {self.background_weight} needs a '
-        f'loss.background_table'
+        'loss.background_table'
       )
     if not 0 <= self.label_smoothing < 1:
       raise ConfigError(
@@ -133,7 +134,8 @@ class LossSettings:
       raise ConfigError(
         f'loss.schedule (with schedule_start and schedule_steps): {error}'
       ) from None
-    if self.schedule != 'constant' and self.spec.weights is None:
+    known = LOSSES.get(self.name)
+    if self.schedule != 'constant' and known and known.weights is None:
       raise ConfigError(
         f'loss.schedule {self.schedule} needs a loss with a weight per type; '
         f'{self.name} has none'

@@ -1,8 +1,9 @@
 """Losses of a few numbers of each token, `TokenStats`.
 
-They run on the linear head without an array of the vocabulary's size. Each is
-multiplied by the weight of the token's type, so that it can be combined with
-any table. p is the probability of the label y and l = -log p.
+They run on the linear head without an array of the vocabulary's size. Each
+takes the statistics (at temperature 1) and the weight of the token's type, by
+which it is multiplied. Each raises ConfigError for a setting out of range. p is
+the probability of the label y and l = -log p.
 """
 
 import jax.numpy as jnp
@@ -28,14 +29,9 @@ def cross_entropy_terms(
     (1 - e) * (log Z - z_y) + e * (log Z - mean_v z_v) + c * (log Z)**2
 
   Args:
-    stats: at temperature 1.
-    weight: of each token's type.
     label_smoothing: e in [0, 1); may be traced. A Python zero leaves no trace
       in the program.
     z_loss: c >= 0, likewise.
-
-  Raises:
-    ConfigError: for an option out of range.
   """
   check_options(label_smoothing, z_loss, None, 'none', None)
   loss = stats.nll
@@ -56,12 +52,7 @@ def focal(
   The factor is part of what is differentiated.
 
   Args:
-    stats: at temperature 1.
-    weight: of each token's type.
     gamma: >= 0; 0 is cross-entropy.
-
-  Raises:
-    ConfigError: for gamma out of range.
   """
   check_number('gamma', gamma)
   # Below gamma 1 the slope of the power is infinite at p = 1, where the true
@@ -81,12 +72,7 @@ def mile(
   gives them (arXiv:2310.19531).
 
   Args:
-    stats: at temperature 1.
-    weight: of each token's type.
     gamma: >= 0; 0 is cross-entropy.
-
-  Raises:
-    ConfigError: for gamma out of range.
   """
   check_number('gamma', gamma)
   weight = weight * (1.0 + stop_gradient(stats.entropy)) ** gamma
@@ -99,10 +85,6 @@ def dft(stats: TokenStats, weight: Array) -> LossTerms:
 
   It pulls away from rare tokens. The mean is over tokens, as published: p does
   not join the weight that a weighted mean divides by.
-
-  Args:
-    stats: at temperature 1.
-    weight: of each token's type.
   """
   factor = stop_gradient(jnp.exp(-stats.nll))
   return LossTerms(weight * factor * stats.nll, weight)
@@ -118,12 +100,7 @@ def mixce(
   default is ours; the paper chooses eta by the data set.
 
   Args:
-    stats: at temperature 1.
-    weight: of each token's type.
     eta: in [0, 1]; 1 is cross-entropy, 0 is `dft`.
-
-  Raises:
-    ConfigError: for eta out of range.
   """
   check_range('eta', eta, 0, 1)
   factor = eta + (1.0 - eta) * stop_gradient(jnp.exp(-stats.nll))
@@ -142,11 +119,7 @@ def gem(
 
   Args:
     stats: at temperature T = beta.
-    weight: of each token's type.
     beta: > 0; 1 has the gradient of cross-entropy.
-
-  Raises:
-    ConfigError: for beta out of range.
   """
   check_range('beta', beta, 0, np.inf, closed_low=False, closed_high=False)
   # log Z of p drops out: the value is sum_v q_v z_v - z_y. Detached from q,

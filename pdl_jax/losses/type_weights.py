@@ -1,7 +1,15 @@
 """Losses that weigh a token by its type: rivals of Power-Law Decay Loss.
 
 Each is a table of weights, made once from the counts of the types: c_t is that
-of type t.
+of type t. All take
+
+  frequency_V: counts, >= 0.
+  special_ids: types that weigh exactly 1, the end of turn above all; they take
+    no part in a mean, maximum or median.
+  normalize: 'published', or 'corpus_mean': a token occurrence weighs 1 on
+    average, which keeps the meaning of the learning rate.
+
+return weights_V in fp32, and raise ConfigError for what is out of range.
 """
 
 import math
@@ -11,12 +19,12 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from pdl_jax.errors import ConfigError
+from pdl_jax.errors import ConfigError, one_of
 from pdl_jax.losses.checks import (
   check_frequency,
   check_number,
   check_range,
-  neutral_types,
+  special_types,
 )
 from pdl_jax.losses.power_law import power_law_weights
 from pdl_jax.losses.registry import register
@@ -28,31 +36,21 @@ SCALES = ('published', 'corpus_mean')
 def inverse_frequency_weights(
   frequency_V: np.ndarray,
   *,
-  neutral_ids: Sequence[int],
+  special_ids: Sequence[int],
   exponent: Array | float = 0.4,
 ) -> Array:
   """Inverse token frequency (ITF), w = c ** -exponent (arXiv:1811.08100).
 
-  Power-law weights with alpha = exponent and epsilon 0, scaled so that a
-  running token weighs 1 on average. A type never counted weighs as much as the
-  rarest seen.
+  Power-law weights with alpha = exponent and epsilon 0, at 'corpus_mean'. A
+  type never counted weighs as much as the rarest seen.
 
   Args:
-    frequency_V: counts, >= 0.
-    neutral_ids: types that weigh exactly 1, left out of the mean.
-    exponent: >= 0; 0 gives ones. May be traced. The default is our choice.
-
-  Returns:
-    weights_V, fp32.
-
-  Raises:
-    ConfigError: for counts, ids or an exponent out of range, or weights that
-      overflow.
+    exponent: >= 0, may be traced; 0 gives ones. The default is our choice.
   """
   check_number('exponent', exponent)
   return power_law_weights(
     frequency_V, alpha=exponent, epsilon=0.0, unseen='min_count',
-    neutral_ids=neutral_ids,
+    special_ids=special_ids,
   )
 
 
@@ -60,82 +58,54 @@ def inverse_frequency_weights(
 def face_weights(
   frequency_V: np.ndarray,
   *,
-  neutral_ids: Sequence[int],
+  special_ids: Sequence[int],
   normalize: str = 'published',
 ) -> Array:
   """Frequency-aware cross-entropy (FACE), w = 1 - c / max c, rescaled.
 
   The variant with frequencies of the truth, weighing before the loss
-  (arXiv:1902.09191). The commonest type weighs 0, one never counted most. The
-  published scale is a mean of 1 over types: running tokens then weigh far less
-  than 1 on average, and the same learning rate takes smaller steps.
-
-  Neutral types take no part in the maximum nor in the mean, so the mean over
-  all V types is 1 with them too. Types that are all equally common have
-  nothing to tell them apart, and weigh 1.
-
-  Args:
-    frequency_V: counts, >= 0.
-    neutral_ids: types that weigh exactly 1, the end of turn above all.
-    normalize: 'published', or 'corpus_mean': a running token weighs 1 on
-      average.
-
-  Returns:
-    weights_V, fp32.
-
-  Raises:
-    ConfigError: for counts, ids or an option out of range.
+  (arXiv:1902.09191). The commonest type weighs 0, one never counted most. Types
+  that are all equally common weigh 1. The published scale is a mean of 1 over
+  types: token occurrences then weigh far less than 1 on average.
   """
-  counts_V, neutral_V = _types(frequency_V, neutral_ids)
-  top = counts_V[~neutral_V].max(initial=0.0)
+  counts_V, special_V = _types(frequency_V, special_ids)
+  top = counts_V[~special_V].max(initial=0.0)
   raw_V = 1 - counts_V / top if top else np.ones_like(counts_V)
-  return _finish(_scaled(raw_V, ~neutral_V), counts_V, neutral_V, normalize)
+  return _finish(_scaled(raw_V, ~special_V), counts_V, special_V, normalize)
 
 
 @register('class_balanced')
 def class_balanced_weights(
   frequency_V: np.ndarray,
   *,
-  neutral_ids: Sequence[int],
+  special_ids: Sequence[int],
   beta: float = 0.9999,
   normalize: str = 'published',
 ) -> Array:
   """Weights by effective number, (1 - beta) / (1 - beta ** c), rescaled.
 
   Between ones (beta 0) and inverse frequency (beta -> 1). The published scale
-  is a sum of V over types (arXiv:1901.05555): running tokens, most of them of
-  common types, then weigh less than 1 on average, and the same learning rate
-  takes smaller steps. A type never counted would divide by zero; it weighs
-  what a type counted once does. Neutral types take no part in the sum, which
-  is V with them too.
+  is a mean of 1 over types (arXiv:1901.05555): token occurrences, most of them
+  of common types, then weigh less than 1 on average. A type never counted
+  weighs what a type counted once does.
 
   Args:
-    frequency_V: counts, >= 0.
-    neutral_ids: types that weigh exactly 1.
     beta: in [0, 1).
-    normalize: 'published', or 'corpus_mean': a running token weighs 1 on
-      average.
-
-  Returns:
-    weights_V, fp32.
-
-  Raises:
-    ConfigError: for counts, ids or an option out of range.
   """
   check_range('beta', beta, 0, 1, closed_high=False)
-  counts_V, neutral_V = _types(frequency_V, neutral_ids)
+  counts_V, special_V = _types(frequency_V, special_ids)
   with np.errstate(divide='ignore'):
     log_beta = np.log(float(beta))
   # The factor 1 - beta cancels in the scale.
   raw_V = -1 / np.expm1(_as_once(counts_V) * log_beta)
-  return _finish(_scaled(raw_V, ~neutral_V), counts_V, neutral_V, normalize)
+  return _finish(_scaled(raw_V, ~special_V), counts_V, special_V, normalize)
 
 
 @register('adaptive_exponential')
 def adaptive_exponential_weights(
   frequency_V: np.ndarray,
   *,
-  neutral_ids: Sequence[int],
+  special_ids: Sequence[int],
   decay: float = 1.75,
   max_weight: float = math.e,
   normalize: str = 'published',
@@ -145,34 +115,23 @@ def adaptive_exponential_weights(
     u(t) = exp(-T r),  w(t) = 1 + (max_weight - 1) u(t) / max u,  r = c / c_med
 
   c_med is the median count of the seen types, of two middle ones the smaller,
-  as in the published code. Weights lie in [1, max_weight], so that running
-  tokens weigh more than 1 on average and the same learning rate takes larger
-  steps. A type never counted weighs what the rarest seen does. The paper
-  trains with cross-entropy first, and its code sets a random part of the
-  tokens back to weight 1; neither is done here.
+  as in the published code. Weights lie in [1, max_weight], so that token
+  occurrences weigh more than 1 on average. A type never counted weighs what
+  the rarest seen does. The paper trains with cross-entropy first, and its code
+  sets a random part of the tokens back to weight 1; neither is done here.
 
   Args:
-    frequency_V: counts, >= 0.
-    neutral_ids: types that weigh exactly 1, left out of median and maximum.
     decay: T >= 0.
     max_weight: >= 1; 1 gives ones.
-    normalize: 'published', or 'corpus_mean': a running token weighs 1 on
-      average.
-
-  Returns:
-    weights_V, fp32.
-
-  Raises:
-    ConfigError: for counts, ids or an option out of range.
   """
-  return _adaptive(frequency_V, neutral_ids, 0, decay, max_weight, normalize)
+  return _adaptive(frequency_V, special_ids, 0, decay, max_weight, normalize)
 
 
 @register('adaptive_chi_square')
 def adaptive_chi_square_weights(
   frequency_V: np.ndarray,
   *,
-  neutral_ids: Sequence[int],
+  special_ids: Sequence[int],
   decay: float = 1.75,
   max_weight: float = math.e,
   normalize: str = 'published',
@@ -182,12 +141,12 @@ def adaptive_chi_square_weights(
   Heaviest at r = 2 / T: types that are very rare count as noise and weigh
   little more than 1.
   """
-  return _adaptive(frequency_V, neutral_ids, 2, decay, max_weight, normalize)
+  return _adaptive(frequency_V, special_ids, 2, decay, max_weight, normalize)
 
 
 def _adaptive(
   frequency_V: np.ndarray,
-  neutral_ids: Sequence[int],
+  special_ids: Sequence[int],
   power: int,
   decay: float,
   max_weight: float,
@@ -196,8 +155,8 @@ def _adaptive(
   """Weights of u(t) = r ** power * exp(-decay * r)."""
   check_number('decay', decay)
   check_range('max_weight', max_weight, 1, np.inf, closed_high=False)
-  counts_V, neutral_V = _types(frequency_V, neutral_ids)
-  seen_V = (counts_V > 0) & ~neutral_V
+  counts_V, special_V = _types(frequency_V, special_ids)
+  seen_V = (counts_V > 0) & ~special_V
   weights_V = np.ones_like(counts_V)
   if seen_V.any():
     seen = np.sort(counts_V[seen_V])
@@ -205,16 +164,16 @@ def _adaptive(
     # In logarithms: u underflows at large T.
     log_u_V = power * np.log(ratio_V) - decay * ratio_V
     weights_V += (max_weight - 1) * np.exp(log_u_V - log_u_V.max())
-  return _finish(weights_V, counts_V, neutral_V, normalize)
+  return _finish(weights_V, counts_V, special_V, normalize)
 
 
 def _types(
-  frequency_V: np.ndarray, neutral_ids: Sequence[int]
+  frequency_V: np.ndarray, special_ids: Sequence[int]
 ) -> tuple[np.ndarray, np.ndarray]:
-  """Counts in double precision, and True at the neutral types."""
+  """Counts in double precision, and True at the special types."""
   counts_V = check_frequency(frequency_V).astype(np.float64)
-  neutral_V = neutral_types(neutral_ids, counts_V.size)
-  return counts_V, neutral_V
+  special_V = special_types(special_ids, counts_V.size)
+  return counts_V, special_V
 
 
 def _as_once(counts_V: np.ndarray) -> np.ndarray:
@@ -234,16 +193,13 @@ def _scaled(raw_V: np.ndarray, mass_V: np.ndarray) -> np.ndarray:
 def _finish(
   weights_V: np.ndarray,
   counts_V: np.ndarray,
-  neutral_V: np.ndarray,
+  special_V: np.ndarray,
   normalize: str,
 ) -> Array:
-  if normalize not in SCALES:
-    raise ConfigError(
-      f'normalize {normalize!r} is not one of {", ".join(SCALES)}'
-    )
+  one_of('normalize', normalize, SCALES)
   if normalize == 'corpus_mean':
-    weights_V = _scaled(weights_V, np.where(neutral_V, 0.0, counts_V))
-  return jnp.asarray(np.where(neutral_V, 1.0, weights_V), jnp.float32)
+    weights_V = _scaled(weights_V, np.where(special_V, 0.0, counts_V))
+  return jnp.asarray(np.where(special_V, 1.0, weights_V), jnp.float32)
 
 
 @register('logit_adjustment', form='bias')
@@ -257,15 +213,9 @@ def logit_adjustment_bias(
   and decode with logits - bias; never both.
 
   Args:
-    frequency_V: counts, >= 0. The prior is their share; a type never counted
-      takes the place of one counted once.
+    frequency_V: counts. The prior is their share; a type never counted takes
+      the place of one counted once.
     tau: >= 0, may be traced; 0 gives zeros.
-
-  Returns:
-    bias_V, fp32, <= 0.
-
-  Raises:
-    ConfigError: for nothing counted, or counts or tau out of range.
   """
   check_number('tau', tau)
   counts_V, _ = _types(frequency_V, ())

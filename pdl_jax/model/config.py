@@ -35,18 +35,18 @@ class HeadConfig:
     kind: one of HEADS, key `head`.
     bias: added to each type's logit; it tells types of equal codes apart.
     rank: that of low_rank, of vq's residual, or of adaptive's first cluster.
-    codes: K, rows of a codebook, key `vq.codebook_size`.
-    codebooks: M, key `vq.num_codebooks`.
+    codebook_size: K, rows of a codebook, key `vq.codebook_size`.
+    num_codebooks: M, key `vq.num_codebooks`.
     combine: 'concat' for rows of width D / M end to end, 'sum' for width D.
     learned: whether the codes of a type follow training. They are the nearest
       ones to a row of its own, which exists in training alone
       (straight-through, arXiv:1711.00937).
-    own: number of the commonest types with a row of their own, key
+    num_exact: number of the commonest types with a row of their own, key
       `vq.num_exact`. With one codebook these are its first codes, of one type
       each; in an adaptive head they are in no cluster.
-    tail_from: number of commonest types that are not of the tail; 0 is no
+    tail_start: number of commonest types that are not of the tail; 0 is no
       tail. In an adaptive head the second cluster begins there.
-    tail_codes, tail_codebooks: K and M of the tail.
+    tail_codebook_size, tail_num_codebooks: K and M of the tail.
     tail_rank: R of the tail's rows and of the state's projection to them; 0
       takes the state itself.
   """
@@ -54,14 +54,14 @@ class HeadConfig:
   kind: str = 'tied'
   bias: str = 'none'
   rank: int = 0
-  codes: int = 0
-  codebooks: int = 1
+  codebook_size: int = 0
+  num_codebooks: int = 1
   combine: str = 'concat'
   learned: bool = False
-  own: int = 0
-  tail_from: int = 0
-  tail_codes: int = 0
-  tail_codebooks: int = 0
+  num_exact: int = 0
+  tail_start: int = 0
+  tail_codebook_size: int = 0
+  tail_num_codebooks: int = 0
   tail_rank: int = 0
 
   def __post_init__(self):
@@ -72,10 +72,10 @@ class HeadConfig:
       raise ConfigError(
         f'model.rank of a low_rank head must be >= 1, got {self.rank}'
       )
-    if self.kind == 'vq' and (self.codes < 1 or self.codebooks < 1):
+    if self.kind == 'vq' and (self.codebook_size < 1 or self.num_codebooks < 1):
       raise ConfigError(
         f'model.vq.codebook_size and num_codebooks must be >= 1, got '
-        f'{self.codes} and {self.codebooks}'
+        f'{self.codebook_size} and {self.num_codebooks}'
       )
 
   def check(self, vocab_size: int, width: int) -> None:
@@ -89,11 +89,12 @@ class HeadConfig:
         f'model.rank {self.rank} must be below the width of the model, {width}'
       )
     if self.kind == 'adaptive' and not (
-      0 < self.own < self.tail_from < vocab_size and 0 < self.rank < width
+      0 < self.num_exact < self.tail_start < vocab_size
+      and 0 < self.rank < width
     ):
       raise ConfigError(
-        f'model.head adaptive needs 0 < model.vq.num_exact {self.own} < '
-        f'model.vq.tail_start {self.tail_from} < {vocab_size} types, and 0 < '
+        f'model.head adaptive needs 0 < model.vq.num_exact {self.num_exact} < '
+        f'model.vq.tail_start {self.tail_start} < {vocab_size} types, and 0 < '
         f'model.rank {self.rank} < width {width}'
       )
     if self.kind == 'adaptive' and self.bias != 'none':
@@ -108,48 +109,48 @@ class HeadConfig:
       strict=False,
     ):
       types = tier.end - tier.first
-      if tier.codes > types:
+      if tier.codebook_size > types:
         raise ConfigError(
-          f'model.vq.{key} {tier.codes} are more than the {types} types that '
-          f'they are for; take at most {types}'
+          f'model.vq.{key} {tier.codebook_size} are more than the {types} '
+          f'types that they are for; take at most {types}'
         )
-    if self.combine == 'concat' and width % self.codebooks:
+    if self.combine == 'concat' and width % self.num_codebooks:
       raise ConfigError(
-        f'the width {width} does not divide into {self.codebooks} codebooks; '
-        "take a divisor, or combine 'sum'"
+        f'the width {width} does not divide into {self.num_codebooks} '
+        "codebooks; take a divisor, or combine 'sum'"
       )
 
   def _check_tiers(self, vocab_size: int, width: int) -> None:
-    alone = self.codebooks == 1 and not self.tail_from
-    most = self.codes - 1 if alone else (self.tail_from or vocab_size) - 1
-    if self.own > most:
+    alone = self.num_codebooks == 1 and not self.tail_start
+    most = self.codebook_size if alone else (self.tail_start or vocab_size)
+    most -= 1
+    if self.num_exact > most:
       raise ConfigError(
-        f'model.vq.num_exact {self.own} must be at most {most}: the other '
-        f'types need '
-        + ('a code' if alone else 'codebooks')
+        f'model.vq.num_exact {self.num_exact} must be at most {most}: the '
+        f'other types need {"a code" if alone else "codebooks"}'
       )
-    if self.own and self.learned and alone:
+    if self.num_exact and self.learned and alone:
       raise ConfigError(
         'model.vq.num_exact with one codebook whose codes are learned: there '
         'is '
         'nothing that would keep them apart; take fixed codes, or several '
         'codebooks'
       )
-    if not self.tail_from:
+    if not self.tail_start:
       if self.tail_rank:
         raise ConfigError(
           f'model.vq.tail_rank {self.tail_rank} needs a tail: set tail_start'
         )
       return
-    if self.tail_from >= vocab_size:
+    if self.tail_start >= vocab_size:
       raise ConfigError(
-        f'model.vq.tail_start {self.tail_from} leaves nothing of {vocab_size} '
+        f'model.vq.tail_start {self.tail_start} leaves nothing of {vocab_size} '
         'types'
       )
-    if self.tail_codes < 1 or self.tail_codebooks < 1:
+    if self.tail_codebook_size < 1 or self.tail_num_codebooks < 1:
       raise ConfigError(
         'model.vq.tail_codebook_size and tail_num_codebooks must be >= 1, got '
-        f'{self.tail_codes} and {self.tail_codebooks}'
+        f'{self.tail_codebook_size} and {self.tail_num_codebooks}'
       )
     if self.tail_rank >= width:
       raise ConfigError(
@@ -157,33 +158,36 @@ class HeadConfig:
         f'model, {width}'
       )
     rank = self.tail_rank or width
-    if self.combine == 'concat' and rank % self.tail_codebooks:
+    if self.combine == 'concat' and rank % self.tail_num_codebooks:
       raise ConfigError(
-        f'the width {rank} does not divide into {self.tail_codebooks} '
+        f'the width {rank} does not divide into {self.tail_num_codebooks} '
         "codebooks of the tail; take a divisor, or combine 'sum'"
       )
 
   @property
   def in_tiers(self) -> bool:
     """Whether types are in the order of their frequency."""
-    several = self.codebooks > 1 or self.tail_from > 0
-    return self.kind == 'vq' and (self.tail_from > 0 or self.own * several > 0)
+    several = self.num_codebooks > 1 or self.tail_start > 0
+    return self.kind == 'vq' and (
+      self.tail_start > 0 or self.num_exact * several > 0
+    )
 
   def tiers(self, vocab_size: int) -> tuple['Tier', ...]:
     """What composes the rows of which types, the commonest first."""
-    first = self.own if self.in_tiers else 0
-    end = self.tail_from or vocab_size
-    made = (Tier(first, end, self.codes, self.codebooks, 0),)
-    if self.tail_from:
+    first = self.num_exact if self.in_tiers else 0
+    end = self.tail_start or vocab_size
+    made = (Tier(first, end, self.codebook_size, self.num_codebooks, 0),)
+    if self.tail_start:
       tail = Tier(
-        end, vocab_size, self.tail_codes, self.tail_codebooks, self.tail_rank
-      )
+        end, vocab_size, self.tail_codebook_size, self.tail_num_codebooks,
+        self.tail_rank,
+      )  # fmt: skip
       made = (*made, tail)
     return made
 
   def code_width(self, width: int, tier: 'Tier') -> int:
     """S, of a row of a codebook of a tier, whose rows have some width."""
-    return width // tier.codebooks if self.combine == 'concat' else width
+    return width // tier.num_codebooks if self.combine == 'concat' else width
 
 
 class Tier(NamedTuple):
@@ -194,8 +198,8 @@ class Tier(NamedTuple):
 
   first: int
   end: int
-  codes: int
-  codebooks: int
+  codebook_size: int
+  num_codebooks: int
   rank: int
 
 

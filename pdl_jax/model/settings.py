@@ -208,8 +208,8 @@ class ModelSettings:
       return HeadConfig(self.head, self.bias, self.rank)
     if self.head == 'adaptive':
       return HeadConfig(
-        'adaptive', self.bias, self.rank, own=vq.num_exact,
-        tail_from=vq.tail_start,
+        'adaptive', self.bias, self.rank, num_exact=vq.num_exact,
+        tail_start=vq.tail_start,
       )  # fmt: skip
     return HeadConfig(
       'vq', self.bias, self.rank, vq.codebook_size, vq.num_codebooks,

@@ -125,7 +125,7 @@ def _clusters(
   places_V[order_V] = np.arange(counts_V.size)
   if rows_VxD is None:
     return {'places_V': places_V}
-  common, *clusters = np.split(order_V, (head.own, head.tail_from))
+  common, *clusters = np.split(order_V, (head.num_exact, head.tail_start))
   ranks = [x['right_DxR'].shape[1] for x in (own, own['tail'])]
   # A cluster has a softmax of its own, and does not see what its rows share.
   middle, rare = (

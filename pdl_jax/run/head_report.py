@@ -89,7 +89,7 @@ def _tiers(
   tiers = config.head.tiers(config.vocab_size)
   for tier, part in zip(tiers, (own, own.get('tail')), strict=False):
     codes_MxV = np.asarray(part['codes_MxV'])
-    yield order_V[tier.first : tier.end], codes_MxV, tier.codes
+    yield order_V[tier.first : tier.end], codes_MxV, tier.codebook_size
 
 
 def codes_report(

@@ -56,7 +56,7 @@ def make_loss(loss: LossSettings) -> Loss:
     made.check()
     counts_V = np.ones(2)
     if spec.weights is not None and own:
-      spec.weights(counts_V, neutral_ids=(), **own)
+      spec.weights(counts_V, special_ids=(), **own)
     if spec.bias is not None:
       spec.bias(counts_V, **own)
   except ConfigError as error:
@@ -67,15 +67,13 @@ def make_loss(loss: LossSettings) -> Loss:
 def make_tables(
   loss: LossSettings,
   frequencies: Frequencies,
-  neutral_ids: Sequence[int],
+  special_ids: Sequence[int],
   factor: Array | float = 1.0,
 ) -> LossTables:
   """Weights and bias of the configured loss.
 
   Args:
-    loss: settings.
-    frequencies: of the types.
-    neutral_ids: types that are not weighed.
+    special_ids: types that are not weighed.
     factor: of `schedule.decay_factor`: of alpha, or the power to which the
       weights of a rival are raised; may be traced.
 
@@ -87,9 +85,9 @@ def make_tables(
   weights_V, bias_V = jnp.ones(counts_V.size, jnp.float32), None
   try:
     if loss.name == 'power_law':
-      weights_V = _power_law(loss, frequencies, neutral_ids, factor)
+      weights_V = _power_law(loss, frequencies, special_ids, factor)
     elif spec.weights is not None:
-      weights_V = spec.weights(counts_V, neutral_ids=neutral_ids, **own)
+      weights_V = spec.weights(counts_V, special_ids=special_ids, **own)
       weights_V = weights_V**factor
     if spec.bias is not None:
       bias_V = spec.bias(counts_V, **own)
@@ -114,7 +112,7 @@ def _check_finite(name: str, weights_V: np.ndarray) -> None:
 def _power_law(
   loss: LossSettings,
   frequencies: Frequencies,
-  neutral_ids: Sequence[int],
+  special_ids: Sequence[int],
   factor: Array | float,
 ) -> Array:
   settings = {name: getattr(loss, name) for name in _OWN_KEYS}
@@ -128,12 +126,12 @@ def _power_law(
   same = used is task and frequencies.words_V is None
   mass_V = None if same else task.counts_V
   return power_law_weights(
-    frequency_V, neutral_ids=neutral_ids, mass_V=mass_V, **settings
+    frequency_V, special_ids=special_ids, mass_V=mass_V, **settings
   )
 
 
 def schedule(
-  loss: LossSettings, frequencies: Frequencies, neutral_ids: Sequence[int]
+  loss: LossSettings, frequencies: Frequencies, special_ids: Sequence[int]
 ) -> Callable[[LossTables, Array], LossTables] | None:
   """(tables, step) -> tables of that step; None where they never change."""
   if loss.schedule == 'constant':
@@ -144,27 +142,27 @@ def schedule(
       step, kind=loss.schedule, start=loss.schedule_start,
       steps=loss.schedule_steps,
     )  # fmt: skip
-    now = make_tables(loss, frequencies, neutral_ids, factor)
+    now = make_tables(loss, frequencies, special_ids, factor)
     return tables._replace(weights_V=now.weights_V)
 
   return at
 
 
 def tilt_bias(
-  counts_V: np.ndarray, tilt: float, neutral_ids: Sequence[int]
+  counts_V: np.ndarray, tilt: float, special_ids: Sequence[int]
 ) -> Array:
   """Post-hoc logit adjustment: what is added to the logits at decoding.
 
     bias(t) = tilt * (mean of log c over running tokens - log c_t)
 
   That of arXiv:2007.07314 up to a constant, which puts a running token at 0 on
-  average and with it the neutral ids: end of turn is neither favoured nor
+  average and with it the special ids: end of turn is neither favoured nor
   suppressed. A type never counted takes the place of one counted once.
 
   Args:
     counts_V: of each type.
     tilt: any sign; 0 gives zeros.
-    neutral_ids: types with bias 0, left out of the mean.
+    special_ids: types with bias 0, left out of the mean.
 
   Returns:
     bias_V, fp32.
@@ -172,10 +170,10 @@ def tilt_bias(
   counts_V = np.asarray(counts_V, np.float64)
   log_V = np.log(np.where(counts_V == 0, 1.0, counts_V))
   mass_V = counts_V.copy()
-  mass_V[list(neutral_ids)] = 0
+  mass_V[list(special_ids)] = 0
   mean = (mass_V * log_V).sum() / max(mass_V.sum(), 1.0)
   bias_V = tilt * (mean - log_V)
-  bias_V[list(neutral_ids)] = 0
+  bias_V[list(special_ids)] = 0
   return jnp.asarray(bias_V, jnp.float32)
 
 

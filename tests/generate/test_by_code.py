@@ -53,7 +53,7 @@ def test_types_are_drawn_with_their_probabilities(bias, temperature):
 def models(bias=True):
   """A model of codes, and the one with the same rows in a matrix."""
   config = dataclasses.replace(
-    ONE, head=HeadConfig('vq', 'learned' if bias else 'none', codes=9)
+    ONE, head=HeadConfig('vq', 'learned' if bias else 'none', codebook_size=9)
   )
   random = np.random.default_rng(4)
   vocab, width = ONE.vocab_size, ONE.width

@@ -158,7 +158,7 @@ def test_adapters_alone_train_and_have_moments():
 
 def test_what_a_head_of_codes_and_complex_attention_have_trains_too():
   config = dataclasses.replace(
-    CONFIG, lora=LORA, head=HeadConfig('vq', codes=8),
+    CONFIG, lora=LORA, head=HeadConfig('vq', codebook_size=8),
     attention=AttentionConfig('complex'),
   )
   optimizer = small.optimizer_config(trainable='lora')
@@ -296,7 +296,8 @@ def test_the_first_moment_alone_can_be_bf16():
 
 def test_codes_and_log_frequencies_are_not_rounded():
   model = dataclasses.replace(
-    CONFIG, head=HeadConfig('vq', 'unigram', codes=8), param_dtype='bfloat16'
+    CONFIG, head=HeadConfig('vq', 'unigram', codebook_size=8),
+    param_dtype='bfloat16',
   )
   config = small.optimizer_config(trainable='norms')
   params = random_params(dataclasses.replace(model, param_dtype='float32'))

@@ -13,6 +13,7 @@ import pytest
 from pdl_jax.data.pretrained_tokenizer import open_plain_tokenizer
 from pdl_jax.errors import DataError, HostError
 from pdl_jax.losses.fused.api import linear_token_stats
+from pdl_jax.losses.heads import LinearHead
 from pdl_jax.model import lm
 from pdl_jax.pretrained.gguf import GGUFModel, find_package_file
 from pdl_jax.pretrained.gguf_config import ARCHITECTURES
@@ -311,7 +312,7 @@ def test_smollm2_predicts_english():
       config, params, read, jnp.ones_like(read), jnp.arange(255)[None]
     )
     return linear_token_stats(
-      x, params['embed_VxD'], ids[:, 1:], wants=(), transposed=True
+      x, LinearHead(params['embed_VxD']), ids[:, 1:], wants=()
     ).nll.mean()
 
   # Measured 3.09, and 5.61 with query and key in the order of the file.

@@ -49,9 +49,9 @@ def test_in_out_in(tmp_path, name):
     ({'attention': AttentionConfig('alibi')}, 'attention alibi'),
     ({'head': HeadConfig('low_rank', rank=4)}, 'head low_rank'),
     ({'head': HeadConfig('dense', 'learned')}, 'head dense, bias learned'),
-    ({'head': HeadConfig('vq', codes=8, codebooks=2)}, 'head vq'),
+    ({'head': HeadConfig('vq', codebook_size=8, num_codebooks=2)}, 'head vq'),
     (
-      {'head': HeadConfig('adaptive', rank=4, own=8, tail_from=32)},
+      {'head': HeadConfig('adaptive', rank=4, num_exact=8, tail_start=32)},
       'head adaptive',
     ),
   ],

@@ -112,7 +112,7 @@ def test_losses_and_scores_see_the_soft_cap(opened):
 
 def test_a_soft_cap_without_rows_is_refused(opened):
   config = opened('gemma2').config()
-  head = HeadConfig('vq', codes=8)
+  head = HeadConfig('vq', codebook_size=8)
   with pytest.raises(ConfigError, match=r'head vq cannot .* \(3\.0\)'):
     dataclasses.replace(config, head=head)
 

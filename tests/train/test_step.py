@@ -10,7 +10,7 @@ import optax
 import pytest
 
 from pdl_jax.losses import LOSSES, Loss, LossTables
-from pdl_jax.losses.power_law import pdl_loss
+from pdl_jax.losses.cross_entropy import pdl_loss
 from pdl_jax.mesh import make_mesh, put_batch
 from pdl_jax.model import lm
 from pdl_jax.model.positions import KINDS, AttentionConfig, ComplexConfig

@@ -9,22 +9,17 @@ gives the statistics themselves, per token. All three split over a
 
 import dataclasses
 from collections.abc import Sequence
-from functools import partial
-from typing import Any, Literal, overload
+from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import Array, lax
-from jax.sharding import Mesh
 
 from pdl_jax.errors import ConfigError
 from pdl_jax.losses.checks import (
-  check_array,
   check_floats,
   is_zero,
   nan_outside,
-  number_of,
   read_labels,
 )
 from pdl_jax.losses.core import LossTerms, Sums, TokenStats
@@ -34,73 +29,39 @@ from pdl_jax.losses.cross_entropy import (
   token_weights,
 )
 from pdl_jax.losses.fused import sharded
-from pdl_jax.losses.fused.kernel import StatsFunction
-from pdl_jax.losses.fused.sharded import Axes, Inputs, Plan
-from pdl_jax.losses.fused.tiles import alike
+from pdl_jax.losses.fused.plan import (
+  MEMORY_BYTES,
+  STATS,
+  Axes,
+  FusedConfig,
+  Plan,
+  StatsFunction,
+)
+from pdl_jax.losses.fused.tiles import Matrix, Tokens, alike
+from pdl_jax.losses.heads import LinearHead
 from pdl_jax.losses.reduce import denominator as reduction_denominator
+from pdl_jax.losses.renamed import renamed
 from pdl_jax.losses.token_losses import cross_entropy_terms
 
-STATS = ('average', 'expected', 'argmax')
-METHODS = ('tokens', 'vocabulary')
-# fp32 logits alive at once. The gradient of the head is read and written once
-# a group of tokens: at V 32,768 this makes groups of about 700.
-MEMORY_BYTES = 88 * 2**20
-AXES = Axes()
+__all__ = [
+  'MEMORY_BYTES', 'STATS', 'Axes', 'FusedConfig', 'linear_loss_sums',
+  'linear_pdl_loss', 'linear_token_stats',
+]  # fmt: skip
+CONFIG = FusedConfig()
+# Arguments of version 0.1.
+_renamed = renamed(
+  head_DxV='head',
+  **{
+    field.name: f'config.{field.name}'
+    for field in dataclasses.fields(FusedConfig)
+  },
+)
 
 
-@overload
+@_renamed
 def linear_pdl_loss(
   hidden: Array,
-  head_DxV: Array,
-  labels: Array,
-  weights_V: Array | None,
-  *,
-  reduction: Literal['sums'],
-  where: Array | None = None,
-  denominator: None = None,
-  label_smoothing: Array | float = 0.0,
-  z_loss: Array | float = 0.0,
-  softcap: float | None = None,
-  bias_V: Array | None = None,
-  vocab_size: int | None = None,
-  transposed: bool = False,
-  method: str | None = None,
-  memory_bytes: int = MEMORY_BYTES,
-  mesh: Mesh | None = None,
-  axes: Axes = AXES,
-  ignore_index: int | None = -100,
-) -> Sums: ...
-
-
-@overload
-def linear_pdl_loss(
-  hidden: Array,
-  head_DxV: Array,
-  labels: Array,
-  weights_V: Array | None,
-  *,
-  reduction: Literal[
-    'weighted_mean', 'token_mean', 'sum', 'none'
-  ] = 'weighted_mean',
-  where: Array | None = None,
-  denominator: Array | float | None = None,
-  label_smoothing: Array | float = 0.0,
-  z_loss: Array | float = 0.0,
-  softcap: float | None = None,
-  bias_V: Array | None = None,
-  vocab_size: int | None = None,
-  transposed: bool = False,
-  method: str | None = None,
-  memory_bytes: int = MEMORY_BYTES,
-  mesh: Mesh | None = None,
-  axes: Axes = AXES,
-  ignore_index: int | None = -100,
-) -> Array: ...
-
-
-def linear_pdl_loss(
-  hidden: Array,
-  head_DxV: Array,
+  head: Array | LinearHead,
   labels: Array,
   weights_V: Array | None,
   *,
@@ -111,14 +72,9 @@ def linear_pdl_loss(
   z_loss: Array | float = 0.0,
   softcap: float | None = None,
   bias_V: Array | None = None,
-  vocab_size: int | None = None,
-  transposed: bool = False,
-  method: str | None = None,
-  memory_bytes: int = MEMORY_BYTES,
-  mesh: Mesh | None = None,
-  axes: Axes = AXES,
   ignore_index: int | None = -100,
-) -> Array | Sums:
+  config: FusedConfig = CONFIG,
+) -> Any:
   """`pdl_loss(hidden @ head + bias, ...)` without the logits in memory.
 
   Two algorithms, the same value to rounding. 'tokens' takes groups of tokens
@@ -129,14 +85,13 @@ def linear_pdl_loss(
 
   Inside a `jax.shard_map` of the caller's it is the loss of the tokens that the
   device holds, with a whole head. It has a derivative in reverse mode alone:
-  `jax.jvp`, `jax.jacfwd` and `jax.hessian` are refused by JAX; `pdl_loss` has
-  them.
+  JAX refuses `jax.jvp`, `jax.jacfwd` and `jax.hessian`; `pdl_loss` has them.
 
   Args:
     hidden: [..., D], fp32 or bf16. In fp16 the gradient of the logits may
       underflow under 'tokens', before a loss scale is known.
-    head_DxV: output matrix, taken in the dtype of hidden; products add up in
-      fp32.
+    head: matrix [D, V], taken in the dtype of hidden, products in fp32; or a
+      `LinearHead`, of rows [V, R] and what else it has.
     labels: [...], integers in [0, V) wherever a token counts. Any other makes
       value and gradient NaN inside `jax.jit`, and is an error outside.
     weights_V: >= 0, of each type, from `power_law_weights`; None:
@@ -147,20 +102,10 @@ def linear_pdl_loss(
       'tokens' no gradient flows into the last two.
     softcap: z becomes softcap * tanh(z / softcap), before the bias.
     bias_V: [head's V], added to the logits.
-    vocab_size: V, where the head has columns of padding at its end.
-    transposed: the head is given as [V, D], like a tied embedding, and is not
-      turned around.
-    method: 'tokens' or 'vocabulary'; None: 'vocabulary' for reduction 'none',
-      else 'tokens'.
-    memory_bytes: budget of fp32 logits alive at once, from which the sizes of
-      the tiles follow; 'tokens' takes at least 512 tokens at a time.
-    mesh: that splits the arrays; None: the one of `jax.set_mesh`, if any. The
-      number of tokens and the vocabulary need not divide over it, but a head
-      that does not is padded, which costs a copy.
-    axes: names of its axes.
     ignore_index: label of tokens that are masked too; None: no such label,
       which saves sorting the tokens where there is no `where` either. Under
       'vocabulary' its tokens are skipped only where there is a `where`.
+    config: algorithm, memory and mesh.
 
   Returns:
     fp32: a scalar, an array of the shape of the labels, or Sums.
@@ -171,50 +116,41 @@ def linear_pdl_loss(
       gradient is scaled by one cotangent for all tokens.
   """
   check_options(label_smoothing, z_loss, softcap, reduction, denominator)
-  if method is None:
-    method = 'vocabulary' if reduction == 'none' else 'tokens'
-  if method not in METHODS:
-    raise ConfigError(f'method {method!r} is not one of {", ".join(METHODS)}')
+  method = config.method or ('vocabulary' if reduction == 'none' else 'tokens')
   if method == 'tokens' and reduction == 'none':
     raise ConfigError(
       "reduction 'none' needs method 'vocabulary': under 'tokens' the gradient "
       'is made in the forward pass, before a cotangent per token is known'
     )
-  wants = () if is_zero(label_smoothing) else ('average',)
-  skips = where is not None
-  plan, labels, where = _plan(
-    hidden, head_DxV, labels, where, ignore_index, bias_V, vocab_size,
-    transposed, softcap, 1.0, memory_bytes, mesh, axes, _nll_terms, wants,
-  )  # fmt: skip
-  weight = _weight(weights_V, labels, plan.vocab_size)
   options = {'label_smoothing': label_smoothing, 'z_loss': z_loss}
   parameters = {k: v for k, v in options.items() if not is_zero(v)}
-  flat = partial(_inputs, hidden, head_DxV, bias_V, labels, where=where)
+  made = _read(
+    config, hidden, head, labels, where, ignore_index, bias_V, softcap,
+    terms=_nll_terms,
+    wants=('average',) if 'label_smoothing' in parameters else (),
+  )  # fmt: skip
+  weight = made.weight(weights_V)
   if method == 'vocabulary':
-    plan = dataclasses.replace(plan, masked=skips)
-    found = sharded.token_stats(plan, alike(flat(weight)))
-    stats = jax.tree.map(lambda x: x.reshape(labels.shape), found)
-    terms = cross_entropy_terms(
-      stats, weight, label_smoothing=label_smoothing, z_loss=z_loss
-    )
-    return finish(terms, where, reduction, denominator)
+    stats = made.stats(skips=where is not None)
+    terms = cross_entropy_terms(stats, weight, **options)
+    return finish(terms, made.where, reduction, denominator)
   if reduction == 'sums':
-    num, den, _ = sharded.summed(plan, *alike((flat(weight), parameters)))
-    return Sums(num, den)
+    return Sums(*made.sums(weight, parameters)[:2])
   # The coefficient of every token is known before the first matmul, so that
   # no second pass over the gradients is needed.
   if denominator is None:
-    everywhere = jnp.ones(labels.shape, bool) if where is None else where
+    everywhere = made.where
+    if everywhere is None:
+      everywhere = jnp.ones(weight.shape, bool)
     denominator = reduction_denominator(weight, everywhere, reduction)
   den = jnp.asarray(denominator, jnp.float32)
-  scaled = weight / jnp.where(den > 0, den, 1.0)
-  return sharded.summed(plan, *alike((flat(scaled), parameters)))[0]
+  return made.sums(weight / jnp.where(den > 0, den, 1.0), parameters)[0]
 
 
 def linear_loss_sums(
   terms: StatsFunction,
   hidden: Array,
-  head_DxV: Array,
+  head: Array | LinearHead,
   labels: Array,
   weights_V: Array | None,
   where: Array,
@@ -224,11 +160,7 @@ def linear_loss_sums(
   temperature: float = 1.0,
   softcap: float | None = None,
   bias_V: Array | None = None,
-  vocab_size: int | None = None,
-  transposed: bool = False,
-  memory_bytes: int = MEMORY_BYTES,
-  mesh: Mesh | None = None,
-  axes: Axes = AXES,
+  config: FusedConfig = CONFIG,
 ) -> tuple[Sums, Sums]:
   """Sums of any loss of `TokenStats`, by groups of tokens.
 
@@ -237,33 +169,31 @@ def linear_loss_sums(
       gradient goes through log_z, label and average. It must not close over
       traced arrays: these go into `parameters`, through which no gradient
       flows.
-    hidden, head_DxV, labels, weights_V, where: see `linear_pdl_loss`.
+    hidden, head, labels, weights_V, where: see `linear_pdl_loss`.
     parameters: a pytree of scalars for the terms.
     wants: which of `STATS` the terms read.
     temperature: T of the softmax behind log_z and expected.
-    softcap, bias_V, vocab_size, transposed, memory_bytes, mesh, axes: see
-      `linear_pdl_loss`.
+    softcap, bias_V, config: see `linear_pdl_loss`.
 
   Returns:
     weighted: Sums(sum loss, sum weight); num is differentiable.
     plain: Sums(sum nll at T, n), unweighted, to be watched; no gradient.
   """
-  plan, labels, kept = _plan(
-    hidden, head_DxV, labels, where, None, bias_V, vocab_size, transposed,
-    softcap, temperature, memory_bytes, mesh, axes, terms, _check_wants(wants),
+  made = _read(
+    config, hidden, head, labels, where, None, bias_V, softcap, temperature,
+    terms, wants,
   )  # fmt: skip
-  weight = _weight(weights_V, labels, plan.vocab_size)
-  inputs = _inputs(hidden, head_DxV, bias_V, labels, weight, kept)
-  num, den, plain = sharded.summed(plan, *alike((inputs, parameters)))
+  num, den, plain = made.sums(made.weight(weights_V), parameters)
   # A label outside of the vocabulary has a weight of NaN.
   plain = jnp.where(jnp.isnan(den), jnp.nan, plain)
   count = where.sum().astype(jnp.float32)
   return Sums(num, den), Sums(plain, count)
 
 
+@_renamed
 def linear_token_stats(
   hidden: Array,
-  head_DxV: Array,
+  head: Array | LinearHead,
   labels: Array,
   *,
   where: Array | None = None,
@@ -271,12 +201,8 @@ def linear_token_stats(
   temperature: float = 1.0,
   softcap: float | None = None,
   bias_V: Array | None = None,
-  vocab_size: int | None = None,
-  transposed: bool = False,
-  memory_bytes: int = MEMORY_BYTES,
-  mesh: Mesh | None = None,
-  axes: Axes = AXES,
   ignore_index: int | None = -100,
+  config: FusedConfig = CONFIG,
 ) -> TokenStats:
   """Log-probability, entropy and argmax of each token, by vocabulary blocks.
 
@@ -288,27 +214,21 @@ def linear_token_stats(
     average; zeros where masked. What was not asked for is NaN (argmax: -1),
     and so is everything but argmax at a label outside [0, V) inside jit.
   """
-  wants, skips = _check_wants(wants), where is not None
-  plan, labels, where = _plan(
-    hidden, head_DxV, labels, where, ignore_index, bias_V, vocab_size,
-    transposed, softcap, temperature, memory_bytes, mesh, axes, None, wants,
+  made = _read(
+    config, hidden, head, labels, where, ignore_index, bias_V, softcap,
+    temperature, wants=wants,
   )  # fmt: skip
-  plan = dataclasses.replace(plan, masked=skips)
-  weight = jnp.ones(labels.shape, jnp.float32)
-  inputs = _inputs(hidden, head_DxV, bias_V, labels, weight, where)
-  *numbers, argmax = (
-    x.reshape(labels.shape) for x in sharded.token_stats(plan, alike(inputs))
-  )
+  stats = made.stats(skips=where is not None)
+  nan = jnp.full(made.labels.shape, jnp.nan, jnp.float32)
   log_z, label, average, expected = (
-    nan_outside(x, labels, plan.vocab_size) for x in numbers
+    nan_outside(x, made.labels, made.vocab_size) for x in stats[:4]
   )
-  nan = jnp.full(labels.shape, jnp.nan, jnp.float32)
   return TokenStats(
     log_z,
     label,
     average if 'average' in wants else nan,
     expected if 'expected' in wants else nan,
-    argmax if 'argmax' in wants else jnp.full_like(argmax, -1),
+    stats.argmax if 'argmax' in wants else jnp.full_like(stats.argmax, -1),
   )
 
 
@@ -318,88 +238,101 @@ def _nll_terms(
   return cross_entropy_terms(stats, weight, **parameters)
 
 
-def _check_wants(wants: Sequence[str]) -> tuple[str, ...]:
-  unknown = [name for name in wants if name not in STATS]
-  if unknown:
-    raise ConfigError(f'wants {unknown[0]!r} is not one of {", ".join(STATS)}')
-  return tuple(wants)
+@dataclasses.dataclass
+class _Call:
+  """Arguments that fit together; labels are 0 where a token does not count."""
+
+  plan: Plan
+  matrix: Matrix
+  hidden: Array
+  labels: Array
+  where: Array | None
+  vocab_size: int
+
+  def weight(self, weights_V: Array | None) -> Array:
+    """w[y] of each token; no gradient flows into it."""
+    found = token_weights(weights_V, self.labels, self.vocab_size)
+    return lax.stop_gradient(found)
+
+  def sums(self, weight: Array, parameters: Any) -> tuple[Array, ...]:
+    """(sum loss, sum weight, sum nll), by groups of tokens."""
+    inputs = alike((self.matrix, self._tokens(weight), parameters))
+    return sharded.summed(self.plan, *inputs)
+
+  def stats(self, *, skips: bool) -> TokenStats:
+    """Statistics of the shape of the labels, by blocks of the vocabulary.
+
+    `skips` says whether tokens that do not count are worth sorting out.
+    """
+    plan = dataclasses.replace(self.plan, masked=skips)
+    weight = jnp.ones(self.labels.shape, jnp.float32)
+    inputs = alike((self.matrix, self._tokens(weight)))
+    found = sharded.token_stats(plan, *inputs)
+    return jax.tree.map(lambda x: x.reshape(self.labels.shape), found)
+
+  def _tokens(self, weight: Array) -> Tokens:
+    """Tokens in rows, and nothing behind the mask that could leak."""
+    where = self.where
+    if where is None:
+      where = jnp.ones(self.labels.shape, bool)
+    hidden = jnp.where(where[..., None], self.hidden, 0)
+    labels = self.labels.astype(jnp.int32)
+    return Tokens(
+      hidden.reshape(-1, hidden.shape[-1]), labels.reshape(-1),
+      weight.reshape(-1), where.reshape(-1),
+    )  # fmt: skip
 
 
-def _plan(
+def _read(
+  config: FusedConfig,
   hidden: Array,
-  head_DxV: Array,
+  head: Array | LinearHead,
   labels: Array,
   where: Array | None,
   ignore_index: int | None,
   bias_V: Array | None,
-  vocab_size: int | None,
-  transposed: bool,
   softcap: float | None,
-  temperature: float,
-  memory_bytes: int,
-  mesh: Mesh | None,
-  axes: Axes,
-  terms: StatsFunction | None,
-  wants: tuple[str, ...],
-) -> tuple[Plan, Array, Array | None]:
-  """Checks the arguments against each other; also `read_labels`."""
+  temperature: float = 1.0,
+  terms: StatsFunction | None = None,
+  wants: Sequence[str] = (),
+) -> _Call:
+  """Checks the arguments against each other."""
   check_options(0.0, 0.0, softcap, 'none', None)
-  check_floats(hidden=hidden, head=head_DxV, bias_V=bias_V)
-  check_array('labels', labels, jnp.integer, 'integers')
-  if len(head_DxV.shape) != 2:
+  check_floats(hidden=hidden, bias_V=bias_V)
+  if isinstance(head, LinearHead):
+    if softcap is not None and head.softcap is not None:
+      raise ConfigError(
+        f'softcap {softcap} is given besides that of the head, {head.softcap}'
+      )
+    softcap = head.softcap if softcap is None else softcap
+    hidden, matrix = head.project(hidden), head.matrix_VxR
+    bias_V = head.with_bias(bias_V).bias_V
+    config = dataclasses.replace(config, transposed=True)
+  else:
+    matrix = head
+  check_floats(head=matrix)
+  if len(matrix.shape) != 2:
     raise ConfigError(
-      f'the head has shape {head_DxV.shape}; it must be a matrix, [D, V], or '
+      f'the head has shape {matrix.shape}; it must be a matrix, [D, V], or '
       '[V, D] with transposed=True'
     )
-  width, columns = head_DxV.shape[::-1] if transposed else head_DxV.shape
-  size = columns if vocab_size is None else vocab_size
-  if hidden.shape != (*labels.shape, width):
-    turned = hidden.shape == (*labels.shape, columns)
-    advice = f', or give the head with transposed={not transposed}'
-    raise ConfigError(
-      f'hidden has shape {hidden.shape}; for labels {labels.shape} and a head '
-      f'of {head_DxV.shape} it must be {(*labels.shape, width)}'
-      f'{advice if turned else ""}'
-    )
-  if not isinstance(size, int | np.integer) or not 0 < size <= columns:
-    raise ConfigError(
-      f'vocab_size {size} must be in [1, {columns}], the columns of the head'
-    )
+  columns = matrix.shape[config.vocab_dim]
+  width = matrix.shape[1 - config.vocab_dim]
+  config, size = config.for_columns(columns)
   if bias_V is not None and bias_V.shape != (columns,):
     raise ConfigError(
       f'bias_V has shape {bias_V.shape}, the head {columns} columns'
     )
-  if not 0 < number_of(temperature) < np.inf:
-    raise ConfigError(f'temperature must be > 0, got {temperature}')
-  if not 0 < number_of(memory_bytes) < np.inf:
-    raise ConfigError(f'memory_bytes must be > 0, got {memory_bytes}')
   labels, where = read_labels(labels, where, size, ignore_index)
-  used, memory_bytes = sharded.usable_mesh(mesh), int(memory_bytes)
+  if hidden.shape != (*labels.shape, width):
+    turned = hidden.shape == (*labels.shape, columns)
+    advice = f', or give the head with transposed={not config.transposed}'
+    raise ConfigError(
+      f'hidden has shape {hidden.shape}; for labels {labels.shape} and a head '
+      f'of {matrix.shape} it must be {(*labels.shape, width)}'
+      f'{advice if turned else ""}'
+    )
   plan = Plan(
-    terms, wants, size, softcap, temperature, memory_bytes, where is not None,
-    transposed, used, sharded.present_axes(axes, used),
-  )  # fmt: skip
-  return plan, labels, where
-
-
-def _weight(weights_V: Array | None, labels: Array, size: int) -> Array:
-  return lax.stop_gradient(token_weights(weights_V, labels, size))
-
-
-def _inputs(
-  hidden: Array,
-  head_DxV: Array,
-  bias_V: Array | None,
-  labels: Array,
-  weight: Array,
-  where: Array | None,
-) -> Inputs:
-  """Tokens in rows, and nothing behind the mask that could leak."""
-  if where is None:
-    where = jnp.ones(labels.shape, bool)
-  hidden = jnp.where(where[..., None], hidden, 0)
-  labels = labels.astype(jnp.int32)
-  return Inputs(
-    hidden.reshape(-1, hidden.shape[-1]), head_DxV, bias_V,
-    labels.reshape(-1), weight.reshape(-1), where.reshape(-1),
-  )  # fmt: skip
+    config, terms, tuple(wants), softcap, temperature, where is not None
+  )
+  return _Call(plan, Matrix(matrix, bias_V), hidden, labels, where, size)

@@ -9,7 +9,6 @@
 """
 
 import dataclasses
-from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -18,21 +17,20 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from pdl_jax.losses.core import LossTerms, TokenStats
+from pdl_jax.losses.fused.plan import Tiles
 from pdl_jax.losses.fused.tiles import (
   Block,
-  Head,
+  Matrix,
+  Residuals,
   Scale,
-  Tiles,
+  Steps,
   Tokens,
   alike,
   bias_of,
   block_at,
   compress,
-  empty_kept,
   fill,
   is_label,
-  kept_stats,
-  kept_tile,
   logits_of,
   matrix_of,
   rows,
@@ -41,14 +39,14 @@ from pdl_jax.losses.fused.tiles import (
 
 
 class Gradients(NamedTuple):
-  """Of a scalar; None where nobody asked."""
+  """Gradients of a scalar; None where nobody asked."""
 
   hidden_NxD: Array | None
   matrix: Array | None
   bias_V: Array | None
 
 
-class Wanted(NamedTuple):
+class NeedsGrad(NamedTuple):
   """Which gradients are computed."""
 
   hidden: bool
@@ -56,7 +54,7 @@ class Wanted(NamedTuple):
   bias: bool
 
 
-class Slopes(NamedTuple):
+class StatCotangents(NamedTuple):
   """Derivative of the loss by each differentiable statistic, per token."""
 
   log_z: Array
@@ -66,51 +64,74 @@ class Slopes(NamedTuple):
 
 def _tile_gradient(
   tiles: Tiles,
-  wanted: Wanted,
-  head: Head,
+  needs_grad: NeedsGrad,
+  matrix: Matrix,
   block: Block,
   part: Tokens,
   softmax: Array,
-  logits: Array | None,
-  slopes: Slopes,
+  logits: Array,
+  stat_cotangents: StatCotangents,
 ) -> Gradients:
   """One tile's share of each gradient, fp32.
 
-  `softmax` comes multiplied by the slope of log Z and divided by T; `logits`
-  are needed under a soft cap alone.
+  `softmax` comes multiplied by the cotangent of log Z and divided by T;
+  `logits` are read under a soft cap alone.
   """
+  softcap = tiles.plan.softcap
   # The one-hot is taken off in fp32, before any cast.
   label = is_label(block, part.labels_N)
-  outer = softmax + jnp.where(label, slopes.label[:, None], 0.0)
-  if 'average' in tiles.wants:
-    uniform = slopes.average[:, None] / tiles.vocab_size
+  outer = softmax + jnp.where(label, stat_cotangents.label[:, None], 0.0)
+  if 'average' in tiles.plan.wants:
+    uniform = stat_cotangents.average[:, None] / tiles.vocab_size
     if block.mine is not None:
       uniform = jnp.where(block.mine[None], uniform, 0.0)
     outer = outer + uniform
   inner = outer
-  if tiles.softcap is not None:
-    assert logits is not None
+  if softcap is not None:
     # A column that is not the tile's, or has a bias of -inf, has no share.
-    capped = (logits - bias_of(tiles, head, block)) / tiles.softcap
+    capped = (logits - bias_of(tiles, matrix, block)) / softcap
     capped = jnp.where(jnp.isfinite(logits), capped, 0.0)
     inner = outer * (1.0 - jnp.square(capped))
   narrow = inner.astype(part.hidden_NxD.dtype)
-  matrix = matrix_of(tiles, head, block)
+  columns = matrix_of(tiles, matrix, block)
   if block.mine is not None:
     # What stands in padding columns is nobody's business: 0 * NaN is NaN.
     shape = (-1, 1) if tiles.transposed else (1, -1)
-    matrix = jnp.where(block.mine.reshape(shape), matrix, 0)
+    columns = jnp.where(block.mine.reshape(shape), columns, 0)
   factors = (part.hidden_NxD, narrow)
   if tiles.transposed:
     factors = (narrow, part.hidden_NxD)
   product = partial(lax.dot_general, preferred_element_type=jnp.float32)
   return Gradients(
     product(
-      narrow, matrix, (((1,), (tiles.vocab_dim,)), ((), ())),
-    ) if wanted.hidden else None,
-    product(*factors, (((0,), (0,)), ((), ()))) if wanted.matrix else None,
-    outer.sum(axis=0) if wanted.bias else None,
+      narrow, columns, (((1,), (tiles.vocab_dim,)), ((), ())),
+    ) if needs_grad.hidden else None,
+    product(*factors, (((0,), (0,)), ((), ()))) if needs_grad.matrix else None,
+    outer.sum(axis=0) if needs_grad.bias else None,
   )  # fmt: skip
+
+
+def _zeros(tiles: Tiles, needs_grad: NeedsGrad, hidden_NxD: Array) -> Gradients:
+  zeros, shape = jnp.zeros, (hidden_NxD.shape[1], tiles.width)
+  if tiles.transposed:
+    shape = shape[::-1]
+  return Gradients(
+    zeros(hidden_NxD.shape, jnp.float32) if needs_grad.hidden else None,
+    zeros(shape, jnp.float32) if needs_grad.matrix else None,
+    zeros(tiles.width, jnp.float32) if needs_grad.bias else None,
+  )
+
+
+def _sum(total: Array | None, part: Array | None) -> Array | None:
+  return None if total is None or part is None else total + part
+
+
+def _write(
+  total: Array | None, part: Array | None, start: Array | int, axis: int
+) -> Array | None:
+  if total is None or part is None:
+    return None
+  return lax.dynamic_update_slice_in_dim(total, part, start, axis)
 
 
 def _accumulate(
@@ -120,41 +141,36 @@ def _accumulate(
   if total is None or part is None:
     return None
   before = lax.dynamic_slice_in_dim(total, start, part.shape[axis], axis)
-  return lax.dynamic_update_slice_in_dim(total, before + part, start, axis)
+  return _write(total, before + part, start, axis)
 
 
-def _zeros(tiles: Tiles, wanted: Wanted, hidden_NxD: Array) -> Gradients:
-  zeros, shape = jnp.zeros, (hidden_NxD.shape[1], tiles.width)
-  if tiles.transposed:
-    shape = shape[::-1]
-  return Gradients(
-    zeros(hidden_NxD.shape, jnp.float32) if wanted.hidden else None,
-    zeros(shape, jnp.float32) if wanted.matrix else None,
-    zeros(tiles.width, jnp.float32) if wanted.bias else None,
-  )
+def _groups(
+  tiles: Tiles, moved: Tokens, steps: Steps, take: Any, carry: Any
+) -> Any:
+  """Loops over groups of rows: take(tiles, start, part, carry) -> carry."""
+  for size, first, count in steps:
+    group_tiles = dataclasses.replace(tiles, tokens=size)
 
+    def group(
+      number: Array, carry: Any, first: Array | int = first,
+      tiles: Tiles = group_tiles,
+    ) -> Any:  # fmt: skip
+      start = first + number * tiles.tokens
+      part = Tokens(*(rows(tiles, x, start) for x in moved))
+      return take(tiles, start, part, carry)
 
-StatsFunction = Callable[[TokenStats, Array, Any], LossTerms]
-"""(stats, weight, parameters) -> LossTerms, per token; differentiable."""
+    carry = lax.fori_loop(0, count, group, carry)
+  return carry
 
 
 def by_tokens(
   tiles: Tiles,
-  wanted: Wanted,
-  terms: StatsFunction,
-  head: Head,
+  needs_grad: NeedsGrad,
+  matrix: Matrix,
   tokens: Tokens,
   parameters: Any,
 ) -> tuple[tuple[Array, Array, Array], Gradients]:
   """Sums of the loss, and their gradient, a group of rows at a time.
-
-  Args:
-    tiles: sizes.
-    wanted: which gradients; with none, only the sums.
-    terms: of the loss.
-    head: this device's slice.
-    tokens: this device's rows.
-    parameters: of the terms, any pytree.
 
   Returns:
     (sum loss, sum weight, sum nll) over the rows that count, fp32, and the
@@ -162,57 +178,59 @@ def by_tokens(
   """
   moved, steps, order_N = compress(tiles, tokens)
   zero = jnp.zeros((), jnp.float32)
-  carry = ((zero, zero, zero), _zeros(tiles, wanted, moved.hidden_NxD))
-  carry = (*carry, empty_kept(tiles) if any(wanted) else ())
-  carry = alike(carry, moved)
-  for size, first, count in steps:
-    group = partial(
-      _group, dataclasses.replace(tiles, tokens=size), wanted, terms, head,
-      moved, parameters, first,
+  residuals = Residuals.empty(tiles) if any(needs_grad) else None
+  carry = (zero,) * 3, _zeros(tiles, needs_grad, moved.hidden_NxD), residuals
+
+  def take(tiles: Tiles, start: Array, part: Tokens, carry: tuple) -> tuple:
+    sums, gradients, residuals = carry
+    stats, scale, residuals = stats_of_rows(
+      tiles, matrix, part.hidden_NxD, part.labels_N, residuals
+    )
+    values, stat_cotangents = _terms_and_cotangents(
+      tiles, stats, part, parameters
+    )
+    sums = tuple(a + b.sum() for a, b in zip(sums, values, strict=True))
+    if residuals is None:
+      return sums, gradients, residuals
+    gradients = _group_gradient(
+      tiles, needs_grad, matrix, part, scale, stat_cotangents, residuals,
+      gradients, start,
     )  # fmt: skip
-    carry = lax.fori_loop(0, count, group, carry)
+    return sums, gradients, residuals
+
+  carry = _groups(tiles, moved, steps, take, alike(carry, moved))
   sums, gradients, _ = carry
   return sums, _in_order(gradients, tokens, order_N)
 
 
-def _group(
+def _group_gradient(
   tiles: Tiles,
-  wanted: Wanted,
-  terms: StatsFunction,
-  head: Head,
-  moved: Tokens,
-  parameters: Any,
-  first: Array | int,
-  number: Array,
-  carry: tuple,
-) -> tuple:
-  """Takes in one group of rows: its sums, its share of the gradients."""
-  sums, gradients, kept = carry
-  start = first + number * tiles.tokens
-  part = Tokens(*(rows(tiles, x, start) for x in moved))
-  if not any(wanted):
-    stats, _ = stats_of_rows(tiles, head, part.hidden_NxD, part.labels_N)
-    values, _ = _terms_and_slopes(tiles, terms, stats, part, parameters)
-    return _add(sums, values), gradients, kept
-  stats, scale, kept = kept_stats(
-    tiles, head, part.hidden_NxD, part.labels_N, kept
-  )
-  values, slopes = _terms_and_slopes(tiles, terms, stats, part, parameters)
-  rate = slopes.log_z / (tiles.temperature * scale.mass)
+  needs_grad: NeedsGrad,
+  matrix: Matrix,
+  part: Tokens,
+  scale: Scale,
+  stat_cotangents: StatCotangents,
+  residuals: Residuals,
+  gradients: Gradients,
+  start: Array,
+) -> Gradients:
+  """The gradients with the share of one group of rows."""
+  temperature = tiles.plan.temperature
+  rate = stat_cotangents.log_z / (temperature * scale.sum_exp)
 
   def tile(number: Array, carry: tuple) -> tuple:
     d_hidden, d_matrix, d_bias = carry
     block = block_at(tiles, number)
-    keep, tops = kept_tile(tiles, kept, number)
-    if tiles.softcap is None:
-      # The powers are relative to an older top: one factor a row mends it.
-      older = jnp.exp((tops - scale.top) / tiles.temperature)
+    keep, max_logits = residuals.read(tiles, number)
+    if tiles.plan.softcap is None:
+      # The powers are relative to an older maximum: one factor a row mends it.
+      older = jnp.exp((max_logits - scale.max_logit) / temperature)
       softmax = keep * (rate * older)[:, None]
     else:
-      z = (keep - scale.top[:, None]) / tiles.temperature
+      z = (keep - scale.max_logit[:, None]) / temperature
       softmax = rate[:, None] * jnp.exp(z)
     share = _tile_gradient(
-      tiles, wanted, head, block, part, softmax, keep, slopes
+      tiles, needs_grad, matrix, block, part, softmax, keep, stat_cotangents
     )
     return (
       _sum(d_hidden, share.hidden_NxD),
@@ -227,12 +245,7 @@ def _group(
   d_hidden, d_matrix, d_bias = lax.fori_loop(
     0, tiles.blocks, tile, (d_hidden, gradients.matrix, gradients.bias_V)
   )
-  all_hidden = _write(all_hidden, d_hidden, start, 0)
-  return _add(sums, values), Gradients(all_hidden, d_matrix, d_bias), kept
-
-
-def _add(sums: tuple, values: tuple) -> tuple:
-  return tuple(a + b.sum() for a, b in zip(sums, values, strict=True))
+  return Gradients(_write(all_hidden, d_hidden, start, 0), d_matrix, d_bias)
 
 
 def _in_order(
@@ -253,14 +266,12 @@ def _back(x: Array, tokens: Tokens, order_N: Array | None) -> Array:
   return jnp.zeros_like(x).at[order_N].set(x, unique_indices=True)
 
 
-def _terms_and_slopes(
-  tiles: Tiles,
-  terms: StatsFunction,
-  stats: TokenStats,
-  part: Tokens,
-  parameters: Any,
-) -> tuple[tuple[Array, Array, Array], Slopes]:
-  """Loss, weight and nll of each row, 0 where masked, and the slopes."""
+def _terms_and_cotangents(
+  tiles: Tiles, stats: TokenStats, part: Tokens, parameters: Any
+) -> tuple[tuple[Array, Array, Array], StatCotangents]:
+  """Loss, weight and nll of each row, 0 where masked, and the cotangents."""
+  terms = tiles.plan.terms
+  assert terms is not None
 
   def loss(log_z: Array, label: Array, average: Array) -> LossTerms:
     given = stats._replace(log_z=log_z, label=label, average=average)
@@ -270,82 +281,78 @@ def _terms_and_slopes(
     loss, stats.log_z, stats.label, stats.average
   )
   inside = part.where_N.astype(jnp.float32)
-  slopes = Slopes(*pull(LossTerms(inside, jnp.zeros_like(weight))))
-  nll = stats.log_z - stats.label / tiles.temperature
+  stat_cotangents = StatCotangents(
+    *pull(LossTerms(inside, jnp.zeros_like(weight)))
+  )
+  nll = stats.log_z - stats.label / tiles.plan.temperature
   values = (
     jnp.where(part.where_N, value, 0.0),
     jnp.where(part.where_N, weight, 0.0),
     jnp.where(part.where_N, nll, 0.0),
   )
-  return values, slopes
+  return values, stat_cotangents
 
 
 def stats_by_vocabulary(
-  tiles: Tiles, head: Head, tokens: Tokens
+  tiles: Tiles, matrix: Matrix, tokens: Tokens
 ) -> tuple[TokenStats, Scale]:
   """Statistics of every row; zeros where it does not count."""
   moved, steps, order_N = compress(tiles, tokens)
   size = moved.labels_N.size
   zeros = jnp.zeros(size, jnp.float32)
   stats = TokenStats(zeros, zeros, zeros, zeros, jnp.zeros(size, jnp.int32))
+
+  def take(tiles: Tiles, start: Array, part: Tokens, found: Any) -> Any:
+    *stats, _ = stats_of_rows(tiles, matrix, part.hidden_NxD, part.labels_N)
+    stats = jax.tree.map(lambda x: jnp.where(part.where_N, x, 0), (*stats,))
+    return jax.tree.map(
+      lambda a, b: lax.dynamic_update_slice(a, b, (start,)), found, stats
+    )
+
   found = alike((stats, Scale(zeros, zeros)), moved)
-  for size, first, count in steps:
-    part_of = dataclasses.replace(tiles, tokens=size)
-
-    def group(
-      number: Array, found: tuple[TokenStats, Scale],
-      first: Array | int = first, tiles: Tiles = part_of,
-    ) -> tuple[TokenStats, Scale]:  # fmt: skip
-      start = first + number * tiles.tokens
-      part = Tokens(*(rows(tiles, x, start) for x in moved))
-      stats = stats_of_rows(tiles, head, part.hidden_NxD, part.labels_N)
-      stats = jax.tree.map(lambda x: jnp.where(part.where_N, x, 0), stats)
-      return jax.tree.map(
-        lambda a, b: lax.dynamic_update_slice(a, b, (start,)), found, stats
-      )
-
-    found = lax.fori_loop(0, count, group, found)
+  found = _groups(tiles, moved, steps, take, found)
   return jax.tree.map(lambda x: _back(x, tokens, order_N), found)
 
 
 def gradient_by_vocabulary(
   tiles: Tiles,
-  wanted: Wanted,
-  head: Head,
+  needs_grad: NeedsGrad,
+  matrix: Matrix,
   tokens: Tokens,
   scale: Scale,
-  slopes: Slopes,
+  stat_cotangents: StatCotangents,
 ) -> Gradients:
-  """Gradient from the slope of each statistic; the logits are made again.
+  """Gradient from the cotangent of each statistic; logits are made again.
 
   Columns of the vocabulary outside: each column of the matrix's gradient is
   written once.
   """
+  temperature = tiles.plan.temperature
   moved, steps, order_N = compress(tiles, tokens)
-  top, mass, *slope = (
+  by_row = [
     x if order_N is None else fill(tiles, x[order_N])
-    for x in (jnp.where(tokens.where_N, x, 0.0) for x in (*scale, *slopes))
-  )
+    for x in (
+      jnp.where(tokens.where_N, x, 0.0) for x in (*scale, *stat_cotangents)
+    )
+  ]
 
   def columns(i: Array, gradients: Gradients) -> Gradients:
     # From the last to the first: the last tile's neighbour writes over the
     # columns that it shares with it and does not answer for.
     block = block_at(tiles, tiles.blocks - 1 - i)
 
-    def group(
-      tiles: Tiles, first: Array | int, number: Array, carry: Gradients
+    def take(
+      tiles: Tiles, start: Array, part: Tokens, carry: Gradients
     ) -> Gradients:
-      start = first + number * tiles.tokens
-      part = Tokens(*(rows(tiles, x, start) for x in moved))
-      mine = Slopes(*(rows(tiles, x, start) for x in slope))
-      logits = logits_of(tiles, head, part.hidden_NxD, block)
-      z = (logits - rows(tiles, top, start)[:, None]) / tiles.temperature
-      # At least 1 but in rows that do not count, where it is 0.
-      sum_exp = jnp.maximum(rows(tiles, mass, start), 1.0)
-      rate = mine.log_z / (tiles.temperature * sum_exp)
+      max_logit, sum_exp, *own = (rows(tiles, x, start) for x in by_row)
+      own = StatCotangents(*own)
+      logits = logits_of(tiles, matrix, part.hidden_NxD, block)
+      z = (logits - max_logit[:, None]) / temperature
+      # At least 1 except in rows that do not count, where it is 0.
+      rate = own.log_z / (temperature * jnp.maximum(sum_exp, 1.0))
       softmax = rate[:, None] * jnp.exp(z)
       share = _tile_gradient(
-        tiles, wanted, head, block, part, softmax, logits, mine
+        tiles, needs_grad, matrix, block, part, softmax, logits, own
       )
       return Gradients(
         _accumulate(carry.hidden_NxD, share.hidden_NxD, start, 0),
@@ -354,31 +361,17 @@ def gradient_by_vocabulary(
       )
 
     fresh = _zeros(
-      dataclasses.replace(tiles, width=tiles.block), wanted, moved.hidden_NxD
-    )
+      dataclasses.replace(tiles, width=tiles.block), needs_grad,
+      moved.hidden_NxD,
+    )  # fmt: skip
     carry = alike(fresh, moved)._replace(hidden_NxD=gradients.hidden_NxD)
-    for size, first, count in steps:
-      smaller = dataclasses.replace(tiles, tokens=size)
-      carry = lax.fori_loop(0, count, partial(group, smaller, first), carry)
-    d_hidden, d_matrix, d_bias = carry
+    d_hidden, d_matrix, d_bias = _groups(tiles, moved, steps, take, carry)
     return Gradients(
       d_hidden,
       _write(gradients.matrix, d_matrix, block.start, tiles.vocab_dim),
       _write(gradients.bias_V, d_bias, block.start, 0),
     )
 
-  start = alike(_zeros(tiles, wanted, moved.hidden_NxD), moved)
+  start = alike(_zeros(tiles, needs_grad, moved.hidden_NxD), moved)
   gradients = lax.fori_loop(0, tiles.blocks, columns, start)
   return _in_order(gradients, tokens, order_N)
-
-
-def _sum(total: Array | None, part: Array | None) -> Array | None:
-  return None if total is None or part is None else total + part
-
-
-def _write(
-  total: Array | None, part: Array | None, start: Array | int, axis: int
-) -> Array | None:
-  if total is None or part is None:
-    return None
-  return lax.dynamic_update_slice_in_dim(total, part, start, axis)

@@ -1,9 +1,9 @@
 """The loss of a linear head over a mesh, and its derivatives.
 
-Each device works on its share (`losses.kernel`) inside `jax.shard_map`; the
+Each device works on its share (`fused.kernel`) inside `jax.shard_map`; the
 custom derivatives are outside, so that no collective is ever differentiated.
 Over (data, fsdp, tensor): the head is gathered over fsdp once; the statistics
-of a group of tokens take a pmax and a psum of a few numbers a token over
+of a group of tokens take a pmax and a psum of a few numbers per token over
 tensor; the gradient of the hidden states takes one psum over tensor, that of
 the head one psum over data and one reduce-scatter over fsdp.
 """
@@ -11,165 +11,69 @@ the head one psum over data and one reduce-scatter over fsdp.
 import dataclasses
 import math
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import Array, lax
 from jax.custom_derivatives import SymbolicZero
-from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding
+from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from pdl_jax.losses.core import TokenStats
 from pdl_jax.losses.fused import kernel
-from pdl_jax.losses.fused.kernel import Gradients, Slopes, StatsFunction, Wanted
-from pdl_jax.losses.fused.tiles import Head, Scale, Tiles, Tokens, plan_tiles
-
-
-class Axes(NamedTuple):
-  """Mesh axes that split a loss; those that a mesh does not have are left out.
-
-  Attributes:
-    batch: split the tokens.
-    embed: one of them, which splits the width of the head too (fully sharded
-      parameters), or None.
-    vocab: splits the vocabulary, or None.
-  """
-
-  batch: tuple[str, ...] = ('data', 'fsdp')
-  embed: str | None = 'fsdp'
-  vocab: str | None = 'tensor'
-
-
-@dataclasses.dataclass(frozen=True)
-class Plan:
-  """What is fixed when a loss is compiled; see `linear.linear_pdl_loss`.
-
-  Attributes:
-    terms: of the loss; None for statistics alone.
-    wants: statistics besides log Z and the label's logit.
-    vocab_size, softcap, temperature, memory_bytes: of the loss.
-    masked: whether some tokens may not count.
-    transposed: whether the head is [V, D].
-    mesh: that splits the arrays; None: one device, or a caller who is inside
-      `jax.shard_map` already.
-    axes: that the mesh has.
-  """
-
-  terms: StatsFunction | None
-  wants: tuple[str, ...]
-  vocab_size: int
-  softcap: float | None
-  temperature: float
-  memory_bytes: int
-  masked: bool
-  transposed: bool
-  mesh: Mesh | AbstractMesh | None
-  axes: Axes
-
-  @property
-  def vocab_dim(self) -> int:
-    """The axis of the head that the vocabulary is on."""
-    return 0 if self.transposed else 1
-
-  @property
-  def explicit(self) -> bool:
-    """Whether arrays carry their sharding in their type."""
-    return self.mesh is not None and AxisType.Explicit in self.mesh.axis_types
-
-  def tiles(self, head: Head, tokens: Tokens, *, keep: bool) -> Tiles:
-    """Of one device's share."""
-    rows = tokens.labels_N.size
-    width = head.matrix.shape[self.vocab_dim]
-    size, block = plan_tiles(rows, width, self.memory_bytes, keep)
-    return Tiles(
-      tokens=size,
-      block=block,
-      width=width,
-      vocab_size=self.vocab_size,
-      softcap=self.softcap,
-      temperature=self.temperature,
-      masked=self.masked,
-      transposed=self.transposed,
-      wants=self.wants,
-      vocab_axis=self.axes.vocab,
-      all_axes=_used_names(self.mesh),
-    )
-
-
-class Inputs(NamedTuple):
-  """Flat arrays of a loss, tokens by rows: or their specs, or None."""
-
-  hidden_NxD: Any
-  matrix: Any
-  bias_V: Any
-  labels_N: Any
-  weight_N: Any
-  where_N: Any
-
-
-def usable_mesh(mesh: Mesh | None) -> Mesh | AbstractMesh | None:
-  """The mesh to split over by hand, if any: default, the one that is set."""
-  found = jax.sharding.get_abstract_mesh() if mesh is None else mesh
-  if found.empty or found.size == 1 or AxisType.Manual in found.axis_types:
-    return None
-  return found
-
-
-def _used_names(mesh: Mesh | AbstractMesh | None) -> tuple[str, ...]:
-  sizes = {} if mesh is None else mesh.shape
-  return tuple(name for name, size in sizes.items() if size > 1)
-
-
-def present_axes(axes: Axes, mesh: Mesh | AbstractMesh | None) -> Axes:
-  """The axes that a mesh has, and that split anything."""
-  names = _used_names(mesh)
-  batch = tuple(name for name in axes.batch if name in names)
-  return Axes(
-    batch,
-    axes.embed if axes.embed in batch else None,
-    axes.vocab if axes.vocab in names else None,
-  )
-
+from pdl_jax.losses.fused.kernel import Gradients, NeedsGrad, StatCotangents
+from pdl_jax.losses.fused.plan import Plan, Tiles
+from pdl_jax.losses.fused.tiles import Matrix, Scale, Tokens
 
 # --- splitting ----------------------------------------------------------------
 
 
-def _specs(plan: Plan, inputs: Inputs) -> Inputs:
-  """How the inputs are split."""
-  tokens, (_, embed, vocab) = P(plan.axes.batch), plan.axes
-  bias = None if inputs.bias_V is None else P(vocab)
-  matrix = P(vocab, embed) if plan.transposed else P(embed, vocab)
-  return Inputs(tokens, matrix, bias, tokens, tokens, tokens)
+def _is_explicit(plan: Plan) -> bool:
+  """Whether arrays carry their sharding in their type."""
+  mesh = plan.config.mesh
+  return mesh is not None and AxisType.Explicit in mesh.axis_types
 
 
-def _split(plan: Plan, inputs: Inputs) -> tuple[Plan, Inputs]:
+def _specs(plan: Plan, matrix: Matrix) -> tuple[Matrix, Tokens]:
+  """How matrix and tokens are split."""
+  batch, embed, vocab = plan.config.axes
+  bias = None if matrix.bias_V is None else P(vocab)
+  split = P(vocab, embed) if plan.config.transposed else P(embed, vocab)
+  return Matrix(split, bias), Tokens(*(P(batch),) * 4)
+
+
+def _split(
+  plan: Plan, matrix: Matrix, tokens: Tokens
+) -> tuple[Plan, Matrix, Tokens]:
   """Arrays that divide over the mesh; the padding is masked or out of reach."""
-  if plan.mesh is None:
-    return plan, inputs
-  sizes, axes = plan.mesh.shape, plan.axes
-  columns = inputs.matrix.shape[plan.vocab_dim]
-  width = inputs.matrix.shape[1 - plan.vocab_dim]
+  config = plan.config
+  if config.mesh is None:
+    return plan, matrix, tokens
+  sizes, axes, dim = config.mesh.shape, config.axes, config.vocab_dim
+  width = matrix.matrix.shape[1 - dim]
   if axes.embed is not None and width % sizes[axes.embed]:
     axes = axes._replace(embed=None)
-  tokens = -inputs.labels_N.size % math.prod(sizes[a] for a in axes.batch)
-  types = -columns % sizes[axes.vocab] if axes.vocab else 0
-  plan = dataclasses.replace(plan, axes=axes, masked=plan.masked or tokens > 0)
-  padded = Inputs(
-    _pad(inputs.hidden_NxD, 0, tokens),
-    _pad(inputs.matrix, plan.vocab_dim, types),
-    _pad(inputs.bias_V, 0, types),
-    *(_pad(x, 0, tokens) for x in inputs[3:]),
+  rows = -tokens.labels_N.size % math.prod(sizes[name] for name in axes.batch)
+  types = -matrix.matrix.shape[dim] % sizes[axes.vocab] if axes.vocab else 0
+  plan = dataclasses.replace(
+    plan, config=dataclasses.replace(config, axes=axes),
+    masked=plan.masked or rows > 0,
+  )  # fmt: skip
+  matrix = Matrix(
+    _pad(matrix.matrix, dim, types), _pad(matrix.bias_V, 0, types)
   )
-  if plan.explicit:
-    reshard = partial(_reshard, plan)
-    padded = jax.tree.map(reshard, padded, _specs(plan, padded))
-  return plan, padded
+  tokens = Tokens(*(_pad(x, 0, rows) for x in tokens))
+  if _is_explicit(plan):
+    matrix, tokens = jax.tree.map(
+      partial(_reshard, plan), (matrix, tokens), _specs(plan, matrix)
+    )
+  return plan, matrix, tokens
 
 
 def _reshard(plan: Plan, x: Array, spec: P) -> Array:
-  assert plan.mesh is not None
-  return jax.sharding.reshard(x, NamedSharding(plan.mesh, spec))
+  assert plan.config.mesh is not None
+  return jax.sharding.reshard(x, NamedSharding(plan.config.mesh, spec))
 
 
 def _pad(x: Array | None, axis: int, missing: int) -> Array | None:
@@ -180,53 +84,57 @@ def _pad(x: Array | None, axis: int, missing: int) -> Array | None:
 
 def _cut(plan: Plan, x: Array, like: Array) -> Array:
   """Undoes what `_split` did to an array."""
-  if plan.explicit:
+  whole = tuple(map(slice, like.shape))
+  if _is_explicit(plan):
     if x.shape != like.shape:
       # What does not divide over the mesh cannot be split over it.
-      x = _reshard(plan, x, P())[tuple(map(slice, like.shape))]
+      x = _reshard(plan, x, P())[whole]
     return _reshard(plan, x, jax.typeof(like).sharding.spec)
-  return x if x.shape == like.shape else x[tuple(map(slice, like.shape))]
+  return x if x.shape == like.shape else x[whole]
 
 
 def _cut_gradients(
-  plan: Plan, gradients: Gradients, inputs: Inputs
+  plan: Plan, gradients: Gradients, matrix: Matrix, tokens: Tokens
 ) -> Gradients:
+  like = tokens.hidden_NxD, *matrix
   return Gradients(*(
-    None if x is None else _cut(plan, x, like)
-    for x, like in zip(gradients, inputs[:3], strict=True)
+    None if x is None else _cut(plan, x, y)
+    for x, y in zip(gradients, like, strict=True)
   ))  # fmt: skip
 
 
 def _on_devices(plan: Plan, f: Any, in_specs: Any, out_specs: Any) -> Any:
-  if plan.mesh is None:
+  mesh = plan.config.mesh
+  if mesh is None:
     return f
   return jax.shard_map(
-    f, mesh=plan.mesh, in_specs=in_specs, out_specs=out_specs, check_vma=False
+    f, mesh=mesh, in_specs=in_specs, out_specs=out_specs, check_vma=False
   )
 
 
 # --- one device's share -------------------------------------------------------
 
 
-def _share(plan: Plan, local: Inputs) -> tuple[Head, Tokens]:
-  """The slice of the head, its width whole again, and the tokens."""
-  matrix = local.matrix.astype(local.hidden_NxD.dtype)
-  if plan.axes.embed is not None:
-    matrix = lax.all_gather(
-      matrix, plan.axes.embed, axis=1 - plan.vocab_dim, tiled=True
+def _whole_width(plan: Plan, matrix: Matrix, tokens: Tokens) -> Matrix:
+  """The slice of the head in the dtype of the states, its width whole again."""
+  rows = matrix.matrix.astype(tokens.hidden_NxD.dtype)
+  embed = plan.config.axes.embed
+  if embed is not None:
+    rows = lax.all_gather(
+      rows, embed, axis=1 - plan.config.vocab_dim, tiled=True
     )
-  return Head(matrix, local.bias_V), Tokens(local.hidden_NxD, *local[3:])
+  return Matrix(rows, matrix.bias_V)
 
 
 def _combine(plan: Plan, shares: Gradients) -> Gradients:
   """Adds up the devices' shares; each keeps the part that it holds."""
   hidden, matrix, bias = shares
-  batch, embed, vocab = plan.axes
+  batch, embed, vocab = plan.config.axes
   if hidden is not None and vocab is not None:
     hidden = lax.psum(hidden, vocab)
   if matrix is not None and embed is not None:
     matrix = lax.psum_scatter(
-      matrix, embed, scatter_dimension=1 - plan.vocab_dim, tiled=True
+      matrix, embed, scatter_dimension=1 - plan.config.vocab_dim, tiled=True
     )
   others = tuple(name for name in batch if name != embed)
   if matrix is not None and others:
@@ -236,102 +144,119 @@ def _combine(plan: Plan, shares: Gradients) -> Gradients:
   return Gradients(hidden, matrix, bias)
 
 
-def _gradient_specs(plan: Plan, wanted: Wanted, inputs: Inputs) -> Any:
-  specs = _specs(plan, inputs)
+def _gradient_specs(
+  plan: Plan, needs_grad: NeedsGrad, matrix: Matrix
+) -> Gradients:
+  of_matrix, of_tokens = _specs(plan, matrix)
+  specs: Any = of_tokens.hidden_NxD, *of_matrix
   return Gradients(*(
     spec if asked else None
-    for spec, asked in zip(specs[:3], wanted, strict=True)
+    for spec, asked in zip(specs, needs_grad, strict=True)
   ))  # fmt: skip
 
 
 def _sums_and_gradients(
-  plan: Plan, wanted: Wanted, inputs: Inputs, parameters: Any
-) -> tuple[tuple[Array, Array, Array], Gradients]:
-  plan, padded = _split(plan, inputs)
-  terms = plan.terms
-  assert terms is not None
+  plan: Plan, needs_grad: NeedsGrad, matrix: Matrix, tokens: Tokens,
+  parameters: Any,
+) -> tuple[tuple[Array, Array, Array], Gradients]:  # fmt: skip
+  plan, columns, rows = _split(plan, matrix, tokens)
+  batch = plan.config.axes.batch
 
-  def share(local: Inputs, parameters: Any) -> tuple:
-    head, tokens = _share(plan, local)
-    tiles = plan.tiles(head, tokens, keep=any(wanted))
+  def share(matrix: Matrix, tokens: Tokens, parameters: Any) -> tuple:
+    matrix = _whole_width(plan, matrix, tokens)
+    tiles = _tiles(plan, matrix, tokens, keep=any(needs_grad))
     sums, shares = kernel.by_tokens(
-      tiles, wanted, terms, head, tokens, parameters
+      tiles, needs_grad, matrix, tokens, parameters
     )
-    sums = lax.psum(sums, plan.axes.batch) if plan.axes.batch else sums
-    return sums, _combine(plan, shares)
+    return lax.psum(sums, batch) if batch else sums, _combine(plan, shares)
 
   shared = _on_devices(
-    plan, share, (_specs(plan, padded), P()),
-    ((P(), P(), P()), _gradient_specs(plan, wanted, padded)),
+    plan, share, (*_specs(plan, columns), P()),
+    ((P(), P(), P()), _gradient_specs(plan, needs_grad, columns)),
   )  # fmt: skip
-  sums, gradients = shared(padded, parameters)
-  return sums, _cut_gradients(plan, gradients, inputs)
+  sums, gradients = shared(columns, rows, parameters)
+  return sums, _cut_gradients(plan, gradients, matrix, tokens)
 
 
-def _stats_and_scale(plan: Plan, inputs: Inputs) -> tuple[TokenStats, Scale]:
-  plan, padded = _split(plan, inputs)
+def _tiles(plan: Plan, matrix: Matrix, tokens: Tokens, *, keep: bool) -> Tiles:
+  width = matrix.matrix.shape[plan.config.vocab_dim]
+  return plan.tiles(tokens.labels_N.size, width, keep=keep)
 
-  def share(local: Inputs) -> tuple[TokenStats, Scale]:
-    head, tokens = _share(plan, local)
-    tiles = plan.tiles(head, tokens, keep=False)
-    return kernel.stats_by_vocabulary(tiles, head, tokens)
+
+def _stats_and_scale(
+  plan: Plan, matrix: Matrix, tokens: Tokens
+) -> tuple[TokenStats, Scale]:
+  plan, columns, rows = _split(plan, matrix, tokens)
+
+  def share(matrix: Matrix, tokens: Tokens) -> tuple[TokenStats, Scale]:
+    matrix = _whole_width(plan, matrix, tokens)
+    tiles = _tiles(plan, matrix, tokens, keep=False)
+    return kernel.stats_by_vocabulary(tiles, matrix, tokens)
 
   shared = _on_devices(
-    plan, share, (_specs(plan, padded),), P(plan.axes.batch)
+    plan, share, _specs(plan, columns), P(plan.config.axes.batch)
   )
-  found = shared(padded)
-  return jax.tree.map(lambda x: _cut(plan, x, inputs.labels_N), found)
+  found = shared(columns, rows)
+  return jax.tree.map(lambda x: _cut(plan, x, tokens.labels_N), found)
 
 
 def _gradient_of_stats(
-  plan: Plan, wanted: Wanted, inputs: Inputs, scale: Scale, slopes: Slopes
-) -> Gradients:
-  plan, padded = _split(plan, inputs)
-  missing = padded.labels_N.size - inputs.labels_N.size
-  by_token = [jnp.pad(x, (0, missing)) for x in (*scale, *slopes)]
-  tokens_spec = P(plan.axes.batch)
-  if plan.explicit:
-    by_token = [_reshard(plan, x, tokens_spec) for x in by_token]
+  plan: Plan, needs_grad: NeedsGrad, matrix: Matrix, tokens: Tokens,
+  scale: Scale, stat_cotangents: StatCotangents,
+) -> Gradients:  # fmt: skip
+  plan, columns, rows = _split(plan, matrix, tokens)
+  missing = rows.labels_N.size - tokens.labels_N.size
+  by_token = [jnp.pad(x, (0, missing)) for x in (*scale, *stat_cotangents)]
+  spec = P(plan.config.axes.batch)
+  if _is_explicit(plan):
+    by_token = [_reshard(plan, x, spec) for x in by_token]
 
-  def share(local: Inputs, *by_token: Array) -> Gradients:
-    top, mass, *slopes = by_token
-    head, tokens = _share(plan, local)
-    tiles = plan.tiles(head, tokens, keep=False)
+  def share(matrix: Matrix, tokens: Tokens, *by_token: Array) -> Gradients:
+    max_logit, sum_exp, *rest = by_token
+    matrix = _whole_width(plan, matrix, tokens)
+    tiles = _tiles(plan, matrix, tokens, keep=False)
     shares = kernel.gradient_by_vocabulary(
-      tiles, wanted, head, tokens, Scale(top, mass), Slopes(*slopes)
-    )
+      tiles, needs_grad, matrix, tokens, Scale(max_logit, sum_exp),
+      StatCotangents(*rest),
+    )  # fmt: skip
     return _combine(plan, shares)
 
   shared = _on_devices(
-    plan, share, (_specs(plan, padded), *(tokens_spec,) * len(by_token)),
-    _gradient_specs(plan, wanted, padded),
+    plan, share, (*_specs(plan, columns), *(spec,) * len(by_token)),
+    _gradient_specs(plan, needs_grad, columns),
   )  # fmt: skip
-  return _cut_gradients(plan, shared(padded, *by_token), inputs)
+  gradients = shared(columns, rows, *by_token)
+  return _cut_gradients(plan, gradients, matrix, tokens)
 
 
 # --- derivatives --------------------------------------------------------------
 
 
 def _summed(
-  plan: Plan, inputs: Inputs, parameters: Any
+  plan: Plan, matrix: Matrix, tokens: Tokens, parameters: Any
 ) -> tuple[Array, Array, Array]:
   """(sum loss, sum weight, sum nll) over the tokens that count, fp32.
 
-  The first is differentiable in hidden, matrix and bias: its gradient is made
-  together with it.
+  The first is differentiable in hidden states, matrix and bias: its gradient
+  is made together with it.
   """
-  nothing = Wanted(hidden=False, matrix=False, bias=False)
-  return _sums_and_gradients(plan, nothing, inputs, parameters)[0]
+  nothing = NeedsGrad(hidden=False, matrix=False, bias=False)
+  return _sums_and_gradients(plan, nothing, matrix, tokens, parameters)[0]
 
 
 summed = jax.custom_vjp(_summed, nondiff_argnums=(0,))
 
 
-def _summed_forward(plan: Plan, inputs: Any, parameters: Any) -> tuple:
-  wanted = _wanted(inputs)
-  inputs, parameters = _values((inputs, parameters))
-  sums, gradients = _sums_and_gradients(plan, wanted, inputs, parameters)
-  return sums, (gradients, _dtypes(inputs), jax.tree.map(_nothing, parameters))
+def _summed_forward(
+  plan: Plan, matrix: Any, tokens: Any, parameters: Any
+) -> tuple:
+  needs_grad = _needs_grad(matrix, tokens)
+  matrix, tokens, parameters = _values((matrix, tokens, parameters))
+  sums, gradients = _sums_and_gradients(
+    plan, needs_grad, matrix, tokens, parameters
+  )
+  nothing = jax.tree.map(lambda _: None, parameters)
+  return sums, (gradients, _dtypes(matrix, tokens), nothing)
 
 
 def _summed_backward(_: Plan, residuals: tuple, cotangents: tuple) -> tuple:
@@ -340,15 +265,15 @@ def _summed_backward(_: Plan, residuals: tuple, cotangents: tuple) -> tuple:
   scaled = Gradients(None, None, None)
   if not isinstance(d_num, SymbolicZero):
     scaled = jax.tree.map(lambda x: d_num * x, gradients)
-  return _cotangent(scaled, like), nothing
+  return *_cotangents(scaled, like), nothing
 
 
 summed.defvjp(_summed_forward, _summed_backward, symbolic_zeros=True)
 
 
-def _token_stats(plan: Plan, inputs: Inputs) -> TokenStats:
-  """Of every token, [N]; differentiable in hidden, matrix and bias."""
-  return _stats_and_scale(plan, inputs)[0]
+def _token_stats(plan: Plan, matrix: Matrix, tokens: Tokens) -> TokenStats:
+  """Statistics of every token, [N]; differentiable as `summed`."""
+  return _stats_and_scale(plan, matrix, tokens)[0]
 
 
 token_stats = jax.custom_vjp(_token_stats, nondiff_argnums=(0,))
@@ -359,26 +284,28 @@ token_stats = jax.custom_vjp(_token_stats, nondiff_argnums=(0,))
 class _Static:
   """A Python value among the residuals."""
 
-  value: Wanted
+  value: NeedsGrad
 
 
-def _token_stats_forward(plan: Plan, inputs: Any) -> tuple:
-  wanted = _wanted(inputs)
-  inputs = _values(inputs)
-  stats, scale = _stats_and_scale(plan, inputs)
-  return stats, (inputs, scale, _Static(wanted))
+def _token_stats_forward(plan: Plan, matrix: Any, tokens: Any) -> tuple:
+  needs_grad = _needs_grad(matrix, tokens)
+  matrix, tokens = _values((matrix, tokens))
+  stats, scale = _stats_and_scale(plan, matrix, tokens)
+  return stats, (matrix, tokens, scale, _Static(needs_grad))
 
 
 def _token_stats_backward(
   plan: Plan, residuals: tuple, cotangents: TokenStats
 ) -> tuple:
-  inputs, scale, wanted = residuals
-  slopes = Slopes(*(
-    jnp.zeros_like(scale.top) if isinstance(x, SymbolicZero) else x
+  matrix, tokens, scale, needs_grad = residuals
+  stat_cotangents = StatCotangents(*(
+    jnp.zeros_like(scale.max_logit) if isinstance(x, SymbolicZero) else x
     for x in (cotangents.log_z, cotangents.label, cotangents.average)
   ))  # fmt: skip
-  gradients = _gradient_of_stats(plan, wanted.value, inputs, scale, slopes)
-  return (_cotangent(gradients, _dtypes(inputs)),)
+  gradients = _gradient_of_stats(
+    plan, needs_grad.value, matrix, tokens, scale, stat_cotangents
+  )
+  return _cotangents(gradients, _dtypes(matrix, tokens))
 
 
 token_stats.defvjp(
@@ -393,28 +320,25 @@ def _values(tree: Any) -> Any:
   )
 
 
-def _wanted(inputs: Any) -> Wanted:
-  """The inputs that a gradient is asked for: a frozen head costs nothing."""
-  bias = inputs.bias_V
-  return Wanted(
-    hidden=inputs.hidden_NxD.perturbed,
-    matrix=inputs.matrix.perturbed,
+def _needs_grad(matrix: Any, tokens: Any) -> NeedsGrad:
+  """The arrays whose gradient is asked for: a frozen head costs nothing."""
+  bias = matrix.bias_V
+  return NeedsGrad(
+    hidden=tokens.hidden_NxD.perturbed,
+    matrix=matrix.matrix.perturbed,
     bias=bias is not None and bias.perturbed,
   )
 
 
-def _dtypes(inputs: Inputs) -> Inputs:
+def _dtypes(matrix: Matrix, tokens: Tokens) -> Gradients:
   """Empty arrays, which carry the types to the backward pass."""
-  return jax.tree.map(lambda x: jnp.zeros(0, x.dtype), inputs)
+  like = Gradients(tokens.hidden_NxD, *matrix)
+  return jax.tree.map(lambda x: jnp.zeros(0, x.dtype), like)
 
 
-def _nothing(_: Array) -> None:
-  return None
-
-
-def _cotangent(gradients: Gradients, like: Inputs) -> Inputs:
+def _cotangents(gradients: Gradients, like: Gradients) -> tuple[Matrix, Tokens]:
   hidden, matrix, bias = (
-    None if x is None else x.astype(y.dtype)
-    for x, y in zip(gradients, like[:3], strict=True)
+    None if x is None or y is None else x.astype(y.dtype)
+    for x, y in zip(gradients, like, strict=True)
   )
-  return Inputs(hidden, matrix, bias, None, None, None)
+  return Matrix(matrix, bias), Tokens(hidden, None, None, None)

@@ -6,7 +6,6 @@ no array of size [N, V] exists. Under `jax.shard_map` a device holds a slice of
 the vocabulary, and the statistics are combined over the axis that splits it.
 """
 
-import dataclasses
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -15,81 +14,25 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from pdl_jax.losses.core import TokenStats
+from pdl_jax.losses.fused.plan import Tiles
 
-# Rows below which the matmuls of a tile starve.
-MIN_TOKENS = 512
-# Sizes are multiples of these: what hardware likes.
-_ROW, _COLUMN = 8, 128
 _LOWEST = float(jnp.finfo(jnp.float32).min)
 
 
-@dataclasses.dataclass(frozen=True)
-class Tiles:
-  """What is fixed when a loss is compiled.
+class Matrix(NamedTuple):
+  """The output matrix, [D, V] or transposed, and the bias of its columns."""
 
-  Attributes:
-    tokens: rows of a tile, a multiple of 8.
-    block: columns of a tile.
-    width: columns of this device's slice of the head.
-    vocab_size: V; columns of the whole head from V on are padding.
-    softcap: see `linear_pdl_loss`.
-    temperature: T of the softmax.
-    masked: whether some rows may not count.
-    transposed: whether the head is [V, D].
-    wants: which of 'average', 'expected', 'argmax' are computed.
-    vocab_axis: mesh axis that splits the vocabulary, or None.
-    all_axes: mesh axes over which the number of steps must agree.
-  """
-
-  tokens: int
-  block: int
-  width: int
-  vocab_size: int
-  softcap: float | None
-  temperature: float
-  masked: bool
-  transposed: bool
-  wants: tuple[str, ...]
-  vocab_axis: str | None
-  all_axes: tuple[str, ...]
-
-  @property
-  def vocab_dim(self) -> int:
-    """The axis of the head that the vocabulary is on."""
-    return 0 if self.transposed else 1
-
-  @property
-  def blocks(self) -> int:
-    """Tiles side by side that cover the slice."""
-    return -(-self.width // self.block)
-
-  @property
-  def ragged(self) -> bool:
-    """Whether some columns of some tile do not count."""
-    return (
-      self.vocab_axis is not None
-      or self.width % self.block > 0
-      or self.vocab_size < self.width
-    )
-
-
-class Head(NamedTuple):
-  """This device's slice of the output matrix, and the bias of its columns.
-
-  The matrix is [D, V], or [V, D] where `Tiles.transposed`.
-  """
-
-  matrix: Array
-  bias_V: Array | None
+  matrix: Any
+  bias_V: Any
 
 
 class Tokens(NamedTuple):
-  """Tokens to be scored, one a row; masked ones have hidden states of 0."""
+  """Tokens to be scored, one per row; masked ones have hidden states of 0."""
 
-  hidden_NxD: Array
-  labels_N: Array
-  weight_N: Array
-  where_N: Array
+  hidden_NxD: Any
+  labels_N: Any
+  weight_N: Any
+  where_N: Any
 
 
 def alike(tree: Any, like: Any = ()) -> Any:
@@ -111,38 +54,6 @@ def alike(tree: Any, like: Any = ()) -> Any:
   return jax.tree.map(cast, tree)
 
 
-def plan_tiles(
-  rows: int, width: int, memory_bytes: int, keep: bool
-) -> tuple[int, int]:
-  """Rows and columns of a tile for a budget of logits alive at once.
-
-  Sizes are chosen by the budget, then evened out so that the last tile is no
-  smaller than need be; they need not divide anything.
-
-  Args:
-    rows: N on this device.
-    width: V on this device.
-    memory_bytes: of fp32 logits; where `keep`, of all the columns of a group
-      of rows, which has at least MIN_TOKENS of them.
-    keep: whether the logits of a group of rows are kept (by_tokens).
-  """
-  budget = max(1, memory_bytes // 4)
-  tokens = budget // width if keep else 2 * MIN_TOKENS
-  tokens = _even(rows, max(MIN_TOKENS, tokens), _ROW)
-  share = budget // 16 if keep else budget // 2
-  # A power of two: sizes of vocabularies often divide by a large one.
-  most = 2 ** (max(_COLUMN, share // tokens).bit_length() - 1)
-  return tokens, min(width, _even(width, most, _COLUMN))
-
-
-def _even(total: int, most: int, multiple: int) -> int:
-  """The size of equal parts of `total`, each at most about `most`."""
-  total = max(1, total)
-  parts = -(-total // most)
-  size = -(-total // parts)
-  return -(-size // multiple) * multiple
-
-
 Steps = list[tuple[int, Array | int, Array | int]]
 """(rows of a group, first row, number of groups), one after the other."""
 
@@ -158,7 +69,7 @@ def compress(
     these rows is ever multiplied; the row that each came from, None where none
     has moved.
   """
-  if not tiles.masked:
+  if not tiles.plan.masked:
     # Exactly these rows: a last group filled up would multiply zeros.
     count, rest = divmod(tokens.labels_N.size, tiles.tokens)
     groups: Steps = [(tiles.tokens, 0, count), (rest, count * tiles.tokens, 1)]
@@ -166,10 +77,10 @@ def compress(
   order_N = jnp.argsort(~tokens.where_N, stable=True)
   quarter = tiles.tokens // 4
   quarters = -(-tokens.where_N.sum() // quarter)
-  if tiles.all_axes:
+  if tiles.plan.config.used_axes:
     # Devices wait for the slowest anyway; a common number of steps keeps their
     # collectives in step.
-    quarters = lax.pmax(quarters, tiles.all_axes)
+    quarters = lax.pmax(quarters, tiles.plan.config.used_axes)
   # Three quarters cost as much as the whole.
   wholes = (quarters + 1) // 4
   left = jnp.maximum(quarters - 4 * wholes, 0)
@@ -220,33 +131,34 @@ def block_at(tiles: Tiles, number: Array) -> Block:
   return Block(start, ids, mine)
 
 
-def matrix_of(tiles: Tiles, head: Head, block: Block) -> Array:
+def matrix_of(tiles: Tiles, matrix: Matrix, block: Block) -> Array:
   """The tile's columns of the output matrix; rows where it is transposed."""
   return lax.dynamic_slice_in_dim(
-    head.matrix, block.start, tiles.block, axis=tiles.vocab_dim
+    matrix.matrix, block.start, tiles.block, axis=tiles.vocab_dim
   )
 
 
-def bias_of(tiles: Tiles, head: Head, block: Block) -> Array:
+def bias_of(tiles: Tiles, matrix: Matrix, block: Block) -> Array:
   """The tile's bias, fp32, to be added to logits; 0 without one."""
-  if head.bias_V is None:
+  if matrix.bias_V is None:
     return jnp.zeros((), jnp.float32)
-  part = lax.dynamic_slice_in_dim(head.bias_V, block.start, tiles.block)
+  part = lax.dynamic_slice_in_dim(matrix.bias_V, block.start, tiles.block)
   return part.astype(jnp.float32)[None]
 
 
 def logits_of(
-  tiles: Tiles, head: Head, hidden_nxD: Array, block: Block
+  tiles: Tiles, matrix: Matrix, hidden_nxD: Array, block: Block
 ) -> Array:
-  """Of one tile, fp32; -inf in columns that are not the tile's."""
-  matrix = matrix_of(tiles, head, block)
+  """Logits of one tile, fp32; -inf in columns that are not the tile's."""
+  softcap = tiles.plan.softcap
   logits = lax.dot_general(
-    hidden_nxD, matrix, (((1,), (1 - tiles.vocab_dim,)), ((), ())),
+    hidden_nxD, matrix_of(tiles, matrix, block),
+    (((1,), (1 - tiles.vocab_dim,)), ((), ())),
     preferred_element_type=jnp.float32,
   )  # fmt: skip
-  if tiles.softcap is not None:
-    logits = tiles.softcap * jnp.tanh(logits / tiles.softcap)
-  logits = logits + bias_of(tiles, head, block)
+  if softcap is not None:
+    logits = softcap * jnp.tanh(logits / softcap)
+  logits = logits + bias_of(tiles, matrix, block)
   if block.mine is not None:
     logits = jnp.where(block.mine[None], logits, -jnp.inf)
   return logits
@@ -261,11 +173,11 @@ def is_label(block: Block, labels_n: Array) -> Array:
 class _Online(NamedTuple):
   """Running statistics of a group of rows, over the tiles seen so far."""
 
-  top: Array  # largest logit
-  mass: Array  # sum exp((z - top) / T)
+  max_logit: Array
+  sum_exp: Array  # sum exp((z - max_logit) / T)
   label: Array
   total: Array  # sum z
-  moment: Array  # sum z exp((z - top) / T)
+  moment: Array  # sum z exp((z - max_logit) / T)
   argmax: Array
 
 
@@ -276,118 +188,122 @@ def _start(labels_n: Array, hidden_nxD: Array) -> _Online:
   return alike(start, hidden_nxD)
 
 
-def update(
+def _update(
   tiles: Tiles, seen: _Online, logits: Array, block: Block, labels_n: Array
 ) -> tuple[_Online, Array]:
-  """Takes in one tile; also exp((z - top) / T) of its logits."""
+  """Takes in one tile; also exp((z - max_logit) / T) of its logits."""
+  wants, temperature = tiles.plan.wants, tiles.plan.temperature
   inside = logits
-  if block.mine is not None and set(tiles.wants) & {'average', 'expected'}:
+  if block.mine is not None and {'average', 'expected'} & {*wants}:
     inside = jnp.where(block.mine[None], logits, 0.0)
   largest = logits.max(axis=1)
-  top = jnp.maximum(seen.top, largest)
-  fading = jnp.exp((seen.top - top) / tiles.temperature)
-  powers = jnp.exp((logits - top[:, None]) / tiles.temperature)
+  max_logit = jnp.maximum(seen.max_logit, largest)
+  fading = jnp.exp((seen.max_logit - max_logit) / temperature)
+  powers = jnp.exp((logits - max_logit[:, None]) / temperature)
   label = jnp.where(is_label(block, labels_n), logits, 0.0).sum(axis=1)
   total, moment, argmax = seen.total, seen.moment, seen.argmax
-  if 'average' in tiles.wants:
+  if 'average' in wants:
     total = total + inside.sum(axis=1)
-  if 'expected' in tiles.wants:
+  if 'expected' in wants:
     moment = moment * fading + (inside * powers).sum(axis=1)
-  if 'argmax' in tiles.wants:
+  if 'argmax' in wants:
     best = block.ids[jnp.argmax(logits, axis=1)]
-    argmax = jnp.where(largest > seen.top, best, argmax)
+    argmax = jnp.where(largest > seen.max_logit, best, argmax)
   return _Online(
-    top, seen.mass * fading + powers.sum(axis=1), seen.label + label, total,
-    moment, argmax,
-  ), powers
+    max_logit, seen.sum_exp * fading + powers.sum(axis=1), seen.label + label,
+    total, moment, argmax,
+  ), powers  # fmt: skip
 
 
 class Scale(NamedTuple):
-  """softmax(z / T) = exp((z - top) / T) / mass, per token.
+  """softmax(z / T) = exp((z - max_logit) / T) / sum_exp, per token.
 
   Apart, because exp(z - log Z) would turn the rounding of log Z, which is that
   of a large number where logits are peaked, into an error of a whole row.
   """
 
-  top: Array
-  mass: Array
+  max_logit: Array
+  sum_exp: Array
 
 
 def _finish(tiles: Tiles, seen: _Online) -> tuple[TokenStats, Scale]:
   """Statistics over the whole vocabulary."""
-  top, mass, label, total, moment, argmax = seen
-  if tiles.vocab_axis is not None:
-    axis = tiles.vocab_axis
-    top = lax.pmax(seen.top, axis)
-    fading = jnp.exp((seen.top - top) / tiles.temperature)
-    sums = jnp.stack([mass * fading, label, total, moment * fading])
-    mass, label, total, moment = lax.psum(sums, axis)
-    if 'argmax' in tiles.wants:
-      first = jnp.where(seen.top == top, argmax, jnp.iinfo(jnp.int32).max)
+  max_logit, sum_exp, label, total, moment, argmax = seen
+  axis, temperature = tiles.vocab_axis, tiles.plan.temperature
+  if axis is not None:
+    max_logit = lax.pmax(seen.max_logit, axis)
+    fading = jnp.exp((seen.max_logit - max_logit) / temperature)
+    sums = jnp.stack([sum_exp * fading, label, total, moment * fading])
+    sum_exp, label, total, moment = lax.psum(sums, axis)
+    if 'argmax' in tiles.plan.wants:
+      is_best = seen.max_logit == max_logit
+      first = jnp.where(is_best, argmax, jnp.iinfo(jnp.int32).max)
       argmax = lax.pmin(first, axis)
-  log_z = top / tiles.temperature + jnp.log(mass)
-  average, expected = total / tiles.vocab_size, moment / mass
-  return TokenStats(log_z, label, average, expected, argmax), Scale(top, mass)
+  log_z = max_logit / temperature + jnp.log(sum_exp)
+  average, expected = total / tiles.vocab_size, moment / sum_exp
+  stats = TokenStats(log_z, label, average, expected, argmax)
+  return stats, Scale(max_logit, sum_exp)
+
+
+class Residuals(NamedTuple):
+  """What the softmax of each tile of a group of rows is made from.
+
+  A group may have fewer rows; the others are left alone.
+
+  Attributes:
+    powers: [blocks, rows, block], exp((z - max_logit) / T) under the largest
+      logit so far, or the logits where the soft cap needs them again.
+    max_logits: [blocks, rows], the largest logits so far.
+  """
+
+  powers: Array
+  max_logits: Array
+
+  @classmethod
+  def empty(cls, tiles: Tiles) -> 'Residuals':
+    """Room for a whole group of rows."""
+    shape = (tiles.blocks, tiles.tokens, tiles.block)
+    zeros = partial(jnp.zeros, dtype=jnp.float32)
+    return cls(zeros(shape), zeros(shape[:2]))
+
+  def write(
+    self, number: Array, powers: Array, max_logit: Array
+  ) -> 'Residuals':
+    """With one tile of a group of rows."""
+    write, start = lax.dynamic_update_slice, (number, 0)
+    return Residuals(
+      write(self.powers, powers[None], (*start, 0)),
+      write(self.max_logits, max_logit[None], start),
+    )
+
+  def read(self, tiles: Tiles, number: Array) -> tuple[Array, Array]:
+    """One tile of a group of rows, and the largest logits so far."""
+    size = (1, tiles.tokens, tiles.block)
+    tile = lax.dynamic_slice(self.powers, (number, 0, 0), size)
+    return tile[0], lax.dynamic_slice(
+      self.max_logits, (number, 0), size[:2]
+    )[0]
 
 
 def stats_of_rows(
-  tiles: Tiles, head: Head, hidden_nxD: Array, labels_n: Array
-) -> tuple[TokenStats, Scale]:
-  """Statistics of one group of rows; no logits are kept."""
-
-  def step(number: Array, seen: _Online) -> _Online:
-    block = block_at(tiles, number)
-    logits = logits_of(tiles, head, hidden_nxD, block)
-    return update(tiles, seen, logits, block, labels_n)[0]
-
-  seen = lax.fori_loop(0, tiles.blocks, step, _start(labels_n, hidden_nxD))
-  return _finish(tiles, seen)
-
-
-class Kept(NamedTuple):
-  """What the softmax of each tile of a group of rows is made from.
-
-  Attributes:
-    tiles: [blocks, rows, block], exp((z - top) / T) under the top known at the
-      time, or the logits where the soft cap needs them again.
-    tops: [blocks, rows].
-
-  A group may have fewer rows; the others are left alone.
-  """
-
-  tiles: Array
-  tops: Array
-
-
-def empty_kept(tiles: Tiles) -> Kept:
-  """Room for a whole group of rows."""
-  shape = (tiles.blocks, tiles.tokens, tiles.block)
-  zeros = partial(jnp.zeros, dtype=jnp.float32)
-  return Kept(zeros(shape), zeros(shape[:2]))
-
-
-def kept_tile(tiles: Tiles, kept: Kept, number: Array) -> tuple[Array, Array]:
-  """One tile of a group of rows, and the tops of these."""
-  size = (1, tiles.tokens, tiles.block)
-  tile = lax.dynamic_slice(kept.tiles, (number, 0, 0), size)
-  return tile[0], lax.dynamic_slice(kept.tops, (number, 0), size[:2])[0]
-
-
-def kept_stats(
-  tiles: Tiles, head: Head, hidden_nxD: Array, labels_n: Array, kept: Kept
-) -> tuple[TokenStats, Scale, Kept]:
-  """Statistics of one group of rows; `kept` is written over."""
+  tiles: Tiles,
+  matrix: Matrix,
+  hidden_nxD: Array,
+  labels_n: Array,
+  residuals: Residuals | None = None,
+) -> tuple[TokenStats, Scale, Residuals | None]:
+  """Statistics of one group of rows; `residuals` are written over, if any."""
 
   def step(number: Array, carry: tuple) -> tuple:
-    seen, kept = carry
+    seen, residuals = carry
     block = block_at(tiles, number)
-    logits = logits_of(tiles, head, hidden_nxD, block)
-    seen, powers = update(tiles, seen, logits, block, labels_n)
-    keep = powers if tiles.softcap is None else logits
-    written = lax.dynamic_update_slice(kept.tiles, keep[None], (number, 0, 0))
-    tops = lax.dynamic_update_slice(kept.tops, seen.top[None], (number, 0))
-    return seen, Kept(written, tops)
+    logits = logits_of(tiles, matrix, hidden_nxD, block)
+    seen, powers = _update(tiles, seen, logits, block, labels_n)
+    if residuals is not None:
+      keep = powers if tiles.plan.softcap is None else logits
+      residuals = residuals.write(number, keep, seen.max_logit)
+    return seen, residuals
 
-  carry = (_start(labels_n, hidden_nxD), kept)
-  seen, kept = lax.fori_loop(0, tiles.blocks, step, carry)
-  return *_finish(tiles, seen), kept
+  carry = (_start(labels_n, hidden_nxD), residuals)
+  seen, residuals = lax.fori_loop(0, tiles.blocks, step, carry)
+  return *_finish(tiles, seen), residuals

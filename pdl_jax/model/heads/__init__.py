@@ -48,14 +48,14 @@ def init(config: ModelConfig, key: Array) -> Params:
     made |= first
     if rest:
       made['tail'] = rest[0]
-    if c.in_tiers and c.own:
-      add('own_NxD', (None, 'embed'), (c.own, d))
+    if c.in_tiers and c.num_exact:
+      add('own_NxD', (None, 'embed'), (c.num_exact, d))
     if c.in_tiers:
       add('places_V', ('vocab',), (v,), _places)
   if c.kind == 'adaptive':
-    add('first_HxD', (None, 'embed'), (c.own + 2, d))
-    made |= _cluster(c.tail_from - c.own, d, c.rank, made_of)
-    made['tail'] = _cluster(v - c.tail_from, d, max(1, c.rank // 4), made_of)
+    add('first_HxD', (None, 'embed'), (c.num_exact + 2, d))
+    made |= _cluster(c.tail_start - c.num_exact, d, c.rank, made_of)
+    made['tail'] = _cluster(v - c.tail_start, d, max(1, c.rank // 4), made_of)
     add('places_V', ('vocab',), (v,), _places)
   if c.kind == 'low_rank' or (c.kind == 'vq' and c.rank):
     # Of a residual one factor is 0, so that it starts as nothing.
@@ -78,7 +78,7 @@ def _tier(
   """Codebooks, and codes or what they follow."""
   wide, count = tier.rank or width, tier.end - tier.first
   embed = 'embed' if c.combine == 'sum' and not tier.rank else None
-  shape = (tier.codebooks, tier.codes, c.code_width(wide, tier))
+  shape = (tier.num_codebooks, tier.codebook_size, c.code_width(wide, tier))
   made = {'codebooks_MxKxS': made_of((None, 'codes', embed), shape)}
   if tier.rank:
     scale = nn.initializers.normal(width**-0.5)
@@ -89,7 +89,7 @@ def _tier(
     axes = (types, None if tier.rank else 'embed')
     return made | {'shadow_VxD': made_of(axes, (count, wide))}
   codes = made_of(
-    (None, types), (tier.codebooks, count), _in_turn(tier.codes)
+    (None, types), (tier.num_codebooks, count), _in_turn(tier.codebook_size)
   )
   return made | {'codes_MxV': codes}
 
@@ -115,12 +115,7 @@ def _in_turn(count: int) -> Any:
 
 
 def head(config: ModelConfig, params: Params) -> Head:
-  """What the losses take.
-
-  Args:
-    config: shape of the model.
-    params: of the whole model.
-  """
+  """The head as losses take it, from the parameters of the whole model."""
   own = params.get('head', {})
   bias_V = vq.bias_of(own)
   if config.head.kind == 'vq':

@@ -44,17 +44,12 @@ def blocks(order_V: np.ndarray, codes: int) -> np.ndarray:
 def kmeans(
   rows: np.ndarray, weight: np.ndarray, codes: int, seed: int, key: str
 ) -> np.ndarray:
-  """The cluster of each row, [types].
+  """The cluster of each row, [types], of `codes` clusters.
 
   Args:
     rows: [types, width].
     weight: [types], what a row's squared distance is multiplied by.
-    codes: how many centroids.
-    seed: of the first ones.
-    key: of the configuration, that says how many.
-
-  Raises:
-    ConfigError: fewer different rows than codes.
+    key: of the configuration that says how many, for the error.
   """
   # Takes a second, which every command would wait for.
   from sklearn.cluster import MiniBatchKMeans
@@ -77,13 +72,13 @@ def kmeans(
 
 
 def root(covariance_DxD: np.ndarray) -> np.ndarray:
-  """Its symmetric root."""
+  """The symmetric root of a covariance."""
   values, vectors = np.linalg.eigh(covariance_DxD)
   return (vectors * np.sqrt(np.maximum(values, 0.0))) @ vectors.T
 
 
 def smoothed(covariance_DxD: np.ndarray) -> np.ndarray:
-  """Of full rank, however few states it was measured on."""
+  """The covariance made of full rank, however few states it came from."""
   mean = np.trace(covariance_DxD) / len(covariance_DxD)
   return covariance_DxD + _RIDGE * mean * np.eye(len(covariance_DxD))
 
@@ -109,13 +104,8 @@ def truncate(
 ) -> tuple[np.ndarray, np.ndarray]:
   """Factors (left [types, rank], right [D, rank]), rows ~ left right^T.
 
-  The best of that rank for the logits, the commoner types first.
-
-  Args:
-    rows: [types, D].
-    counts: of the types.
-    covariance_DxD: of the hidden state; None: of unit variance.
-    rank: at most D.
+  The best of that rank for the logits; commoner types count more. The
+  covariance is that of the hidden state; None: of unit variance.
   """
   inverse, near = np.eye(rows.shape[1]), rows
   if covariance_DxD is not None:
@@ -173,29 +163,24 @@ def assign(
   types come first.
 
   Args:
-    config: of the head.
-    tier: its codebooks.
     mapping: one of MAPPINGS; learned ones begin at kmeans_output.
     counts_V: of the types of the tier in training targets.
-    rows_VxD: their trained embedding; None from scratch.
+    rows_VxD: their trained embedding; None from scratch, where k-means is
+      refused.
     covariance_DxD: of what the rows are multiplied with; None: unit variance.
-    seed: of what is random.
-
-  Raises:
-    ConfigError: k-means of a model that is not trained.
   """
   vocab = counts_V.size
   common_V = np.argsort(-counts_V, kind='stable')
-  single = 0 if config.in_tiers else config.own
-  rest_V, codes = np.sort(common_V[single:]), tier.codes - single
+  single = 0 if config.in_tiers else config.num_exact
+  rest_V, codes = np.sort(common_V[single:]), tier.codebook_size - single
   random = np.random.default_rng(seed)
   weight_V = importance(counts_V[rest_V])
   key = (
     'model.vq.tail_codebook_size' if tier.first else 'model.vq.codebook_size'
   )
   made, leftover = [], None
-  for m in range(tier.codebooks):
-    code_V = np.empty(vocab, code_dtype(tier.codes))
+  for m in range(tier.num_codebooks):
+    code_V = np.empty(vocab, code_dtype(tier.codebook_size))
     code_V[common_V[:single]] = np.arange(single)
     if mapping == 'random':
       # Of equal sizes: a permutation in blocks.
@@ -238,20 +223,16 @@ def codebooks(
   """codebooks_MxKxS: means of trained rows, or random.
 
   Args:
-    config: of the head.
-    tier: its codebooks.
     start: one of STARTS.
     codes_MxV: of `assign`.
     counts_V: of the types of the tier in training targets.
-    outputs_VxD: their trained output embedding, None from scratch.
+    outputs_VxD: their trained output embedding; None from scratch, where rows
+      are refused.
     width: D.
-    seed: of random ones.
-
-  Raises:
-    ConfigError: rows of a model that is not trained.
   """
   if start == 'random':
-    shape = (tier.codebooks, tier.codes, config.code_width(width, tier))
+    size = config.code_width(width, tier)
+    shape = (tier.num_codebooks, tier.codebook_size, size)
     made = np.random.default_rng(seed).normal(0, _SCALE, shape)
     return made.astype(np.float32)
   if outputs_VxD is None:
@@ -260,9 +241,9 @@ def codebooks(
       'take random'
     )
   made, rest_VxD, weight_V = [], outputs_VxD, importance(counts_V)
-  for m in range(tier.codebooks):
+  for m in range(tier.num_codebooks):
     part = rest_VxD[:, _columns(config, tier, rest_VxD.shape[1], m)]
-    book = means(part, weight_V, codes_MxV[m], tier.codes)
+    book = means(part, weight_V, codes_MxV[m], tier.codebook_size)
     made.append(book)
     if config.combine == 'sum':
       rest_VxD = rest_VxD - book[codes_MxV[m]]
@@ -287,20 +268,15 @@ def fit(
   width: int,
   seed: int,
 ) -> dict[str, Any]:
-  """What of a vq head follows from the data and from trained rows.
+  """Entries of params['head'] that follow from the data and trained rows.
 
   Args:
-    config: of the head.
     mapping, start: of MAPPINGS and STARTS.
     counts_V: of the types in training targets.
     outputs_VxD, inputs_VxD: trained embeddings, None from scratch.
     covariance_DxD: of the hidden state that the outputs are multiplied with;
       None: of unit variance.
     width: D.
-    seed: of what is random.
-
-  Returns:
-    entries of params['head'].
   """
   order_V = np.arange(counts_V.size)
   if config.in_tiers:
@@ -316,7 +292,7 @@ def fit(
     if tier.rank and outputs is not None:
       outputs, right = truncate(outputs, counts, covariance_DxD, tier.rank)
       if config.combine == 'concat':
-        order = spread(outputs, tier.codebooks)
+        order = spread(outputs, tier.num_codebooks)
         outputs, right = outputs[:, order], right[:, order]
       # Of unit variance is what the projection makes of the hidden state.
       near, metric, part['projection_DxR'] = outputs, None, right
@@ -335,8 +311,8 @@ def fit(
     places_V = np.empty(counts_V.size, np.int32)
     places_V[order_V] = np.arange(counts_V.size)
     made['places_V'] = places_V
-  if config.in_tiers and config.own and outputs_VxD is not None:
-    made['own_NxD'] = outputs_VxD[order_V[: config.own]]
+  if config.in_tiers and config.num_exact and outputs_VxD is not None:
+    made['own_NxD'] = outputs_VxD[order_V[: config.num_exact]]
   return made
 
 

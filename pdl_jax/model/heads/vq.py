@@ -125,12 +125,7 @@ def head(config: HeadConfig, params: Params) -> LinearHead | CodeHead:
 
 
 def logits(config: HeadConfig, params: Params, hidden: Array) -> Array:
-  """[..., V] in fp32 by codes: M products with K rows, and M look-ups a type.
-
-  Args:
-    config: of the head.
-    params: with fixed codes.
-    hidden: [..., D].
+  """[..., V] in fp32 by fixed codes: M products with K rows, M look-ups a type.
   """
   lead = hidden.shape[:-1]
   hidden_NxD = hidden.reshape(-1, hidden.shape[-1])
@@ -189,17 +184,15 @@ def float_parameters(params: Params) -> int:
 
 
 def index_bits(config: HeadConfig, vocab_size: int) -> int:
-  """Bits of the codes of all types, and of their order if it parts them.
-
-  As integers of equal width.
-  """
+  """Bits of the codes of all types, and of their order if it parts them."""
   order = vocab_size * (vocab_size - 1).bit_length()
   if config.kind == 'adaptive':
     return order
   if config.kind != 'vq':
     return 0
   codes = sum(
-    (tier.end - tier.first) * tier.codebooks * (tier.codes - 1).bit_length()
+    (tier.end - tier.first) * tier.num_codebooks
+    * (tier.codebook_size - 1).bit_length()
     for tier in config.tiers(vocab_size)
   )
   return codes + order * config.in_tiers

@@ -107,7 +107,7 @@ def test_statistics_of_codes_are_those_of_the_matrix(bias, temperature):
     head, tables, head.code_logits(hidden), labels, temperature
   )
   expected = linear_token_stats(
-    hidden, head.rows(), labels, bias_V=head.bias_V, transposed=True,
+    hidden, LinearHead(head.rows(), head.bias_V), labels,
     temperature=temperature,
   )  # fmt: skip
   for name in ('log_z', 'label', 'average', 'expected'):
@@ -273,26 +273,28 @@ def test_an_adaptive_head_has_no_rows():
 HEADS = {
   'dense': HeadConfig('dense', bias='learned'),
   'low_rank': HeadConfig('low_rank', rank=4),
-  'codes': HeadConfig('vq', codes=8, bias='learned'),
-  'concat': HeadConfig('vq', codes=8, codebooks=4),
-  'sum': HeadConfig('vq', codes=8, codebooks=3, combine='sum', bias='unigram'),
-  'residual': HeadConfig('vq', codes=8, rank=2),
-  'learned': HeadConfig('vq', codes=8, codebooks=2, learned=True),
+  'codes': HeadConfig('vq', codebook_size=8, bias='learned'),
+  'concat': HeadConfig('vq', codebook_size=8, num_codebooks=4),
+  'sum': HeadConfig(
+    'vq', 'unigram', codebook_size=8, num_codebooks=3, combine='sum'
+  ),
+  'residual': HeadConfig('vq', codebook_size=8, rank=2),
+  'learned': HeadConfig('vq', codebook_size=8, num_codebooks=2, learned=True),
   'tiers': HeadConfig(
-    'vq', codes=8, codebooks=4, own=5, tail_from=30, tail_codes=8,
-    tail_codebooks=2,
+    'vq', codebook_size=8, num_codebooks=4, num_exact=5, tail_start=30,
+    tail_codebook_size=8, tail_num_codebooks=2,
   ),
   'tail of lower rank': HeadConfig(
-    'vq', 'learned', codes=8, codebooks=4, tail_from=30, tail_codes=8,
-    tail_codebooks=2, tail_rank=6,
+    'vq', 'learned', codebook_size=8, num_codebooks=4, tail_start=30,
+    tail_codebook_size=8, tail_num_codebooks=2, tail_rank=6,
   ),
   'learned tiers of lower rank': HeadConfig(
-    'vq', codes=8, codebooks=4, learned=True, own=5, tail_from=30,
-    tail_codes=8, tail_codebooks=2, tail_rank=6,
+    'vq', codebook_size=8, num_codebooks=4, learned=True, num_exact=5,
+    tail_start=30, tail_codebook_size=8, tail_num_codebooks=2, tail_rank=6,
   ),
   'learned tiers': HeadConfig(
-    'vq', codes=8, codebooks=4, learned=True, own=5, tail_from=30,
-    tail_codes=8, tail_codebooks=2,
+    'vq', codebook_size=8, num_codebooks=4, learned=True, num_exact=5,
+    tail_start=30, tail_codebook_size=8, tail_num_codebooks=2,
   ),
 }  # fmt: skip
 
@@ -436,19 +438,17 @@ def test_the_gradient_of_learned_codes_reaches_codebooks_and_shadow():
   [
     ({'kind': 'vqq'}, "head kind 'vqq' is not one of"),
     ({'bias': 'x'}, "head bias 'x' is not one of"),
-    ({'kind': 'vq'}, 'model.vq.codebook_size and num_codebooks must be >= 1, '
-                     'got '
-                     '0 and 1'),
-    ({'kind': 'vq', 'codes': 65}, 'model.vq.codebook_size 65 are more than '
-                                  'the 64'),
-    ({'kind': 'vq', 'codes': 20, 'tail_from': 16, 'tail_codes': 4,
-      'tail_codebooks': 1}, 'model.vq.codebook_size 20 are more than the 16 '
-                            'types'),
-    ({'kind': 'vq', 'codes': 8, 'tail_from': 56, 'tail_codes': 9,
-      'tail_codebooks': 1}, 'model.vq.tail_codebook_size 9 are more than the '
-                            '8 types'),
-    ({'kind': 'vq', 'codes': 8, 'codebooks': 5}, '32 does not divide into 5'),
-    ({'kind': 'adaptive', 'own': 4, 'rank': 2},
+    ({'kind': 'vq'}, 'codebook_size and num_codebooks .* got 0 and 1'),
+    ({'kind': 'vq', 'codebook_size': 65}, 'size 65 are more than the 64 types'),
+    ({'kind': 'vq', 'codebook_size': 20, 'tail_start': 16,
+      'tail_codebook_size': 4, 'tail_num_codebooks': 1},
+     'model.vq.codebook_size 20 are more than the 16 types'),
+    ({'kind': 'vq', 'codebook_size': 8, 'tail_start': 56,
+      'tail_codebook_size': 9, 'tail_num_codebooks': 1},
+     'model.vq.tail_codebook_size 9 are more than the 8 types'),
+    ({'kind': 'vq', 'codebook_size': 8, 'num_codebooks': 5},
+     '32 does not divide into 5'),
+    ({'kind': 'adaptive', 'num_exact': 4, 'rank': 2},
      'num_exact 4 < model.vq.tail_start 0 < 64'),
     ({'kind': 'low_rank'}, 'rank of a low_rank head must be >= 1'),
     ({'kind': 'low_rank', 'rank': 32}, 'rank 32 must be below the width'),
@@ -460,9 +460,9 @@ def test_bad_heads_are_refused(changes, wanted):
 
 
 def test_index_bits_and_floats():
-  config = HeadConfig('vq', codes=256, codebooks=4)
+  config = HeadConfig('vq', codebook_size=256, num_codebooks=4)
   assert vq.index_bits(config, 1000) == 1000 * 4 * 8
-  adaptive = HeadConfig('adaptive', rank=2, own=4, tail_from=9)
+  adaptive = HeadConfig('adaptive', rank=2, num_exact=4, tail_start=9)
   # The order of the types, which clusters part: 10 bits a type.
   assert vq.index_bits(adaptive, 1000) == 1000 * 10
   params = lm.init(model(HEADS['residual']), jax.random.key(0))['head']
@@ -490,7 +490,7 @@ def test_one_code_a_type_costs_what_zipf_says(mapping, count, excess):
   size = 50_000
   p = 1 / np.arange(1, size + 1)
   p /= p.sum()
-  config = HeadConfig('vq', codes=count)
+  config = HeadConfig('vq', codebook_size=count)
   [tier] = config.tiers(size)
   codes = fit.assign(config, tier, mapping, p * 1e9, None, None, 0)[0]
   mass = np.bincount(codes, p, count)

@@ -16,7 +16,7 @@ from pdl_jax.errors import HostError
 from pdl_jax.losses import LOSSES, Loss, sentinel
 from pdl_jax.run_folder import environment
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 FLAG = '--xla_cpu_experimental_ynn_fusion_type=-reduce'
 
 

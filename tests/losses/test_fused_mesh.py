@@ -12,8 +12,13 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from pdl_jax import pdl_loss
-from pdl_jax.losses.fused import tiles
-from pdl_jax.losses.fused.api import Axes, linear_pdl_loss, linear_token_stats
+from pdl_jax.losses.fused import plan
+from pdl_jax.losses.fused.api import (
+  Axes,
+  FusedConfig,
+  linear_pdl_loss,
+  linear_token_stats,
+)
 
 pytestmark = pytest.mark.usefixtures('quick_compile')
 
@@ -28,8 +33,8 @@ AUTO, EXPLICIT = AxisType.Auto, AxisType.Explicit
 def small_limits():
   """Groups of few rows, blocks of 8 columns."""
   with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(tiles, 'MIN_TOKENS', 8)
-    patch.setattr(tiles, '_COLUMN', 8)
+    patch.setattr(plan, 'MIN_TOKENS', 8)
+    patch.setattr(plan, '_COLUMN', 8)
     yield
 
 
@@ -54,9 +59,9 @@ def loss_and_gradients(method, masked, **options):
 
   def value_and_gradients(hidden, head, bias, labels, weights_V, where):
     loss = lambda hidden, head, bias: linear_pdl_loss(
-      hidden, head, labels, weights_V, bias_V=bias, method=method,
+      hidden, head, labels, weights_V, bias_V=bias,
       where=where if masked else None, label_smoothing=0.1, z_loss=1e-3,
-      memory_bytes=1, **options,
+      config=FusedConfig(method, memory_bytes=1, **options),
     )  # fmt: skip
     return jax.value_and_grad(loss, (0, 1, 2))(hidden, head, bias)
 
@@ -70,7 +75,7 @@ def stats_and_gradients(masked, **options):
     def total(hidden, head, bias):
       stats = linear_token_stats(
         hidden, head, labels, bias_V=bias, where=where if masked else None,
-        temperature=0.7, memory_bytes=1, **options,
+        temperature=0.7, config=FusedConfig(memory_bytes=1, **options),
       )  # fmt: skip
       sums = [x.sum() for x in (stats.log_z, stats.label, stats.average)]
       return sums[0] + 2 * sums[1] + 3 * sums[2], stats
@@ -177,8 +182,8 @@ def test_labels_that_are_ignored_or_out_of_range(method, kind):
   @jax.jit
   def found(hidden, head, labels):
     loss = lambda hidden, head: linear_pdl_loss(
-      hidden, head, labels, jnp.asarray(weights_V), method=method,
-      memory_bytes=1, mesh=mesh,
+      hidden, head, labels, jnp.asarray(weights_V),
+      config=FusedConfig(method, memory_bytes=1, mesh=mesh),
     )  # fmt: skip
     return jax.value_and_grad(loss, (0, 1))(hidden, head)
 
@@ -222,8 +227,8 @@ def test_inside_a_shard_map_of_the_callers(method, masked):
 
   def ours(hidden, head, bias, *rest, **options):
     return linear_pdl_loss(
-      hidden, head, *rest, bias_V=bias, method=method, memory_bytes=1,
-      **options,
+      hidden, head, *rest, bias_V=bias, **options,
+      config=FusedConfig(method, memory_bytes=1),
     )  # fmt: skip
 
   def dense(hidden, head, bias, *rest, **options):
@@ -236,7 +241,9 @@ def test_inside_a_shard_map_of_the_callers(method, masked):
 def test_statistics_inside_a_shard_map_of_the_callers():
   hidden, head, _, labels, _, where = make_inputs(40, V, EVEN)
   mesh = make_mesh((8,), AUTO, ('data',))
-  stats = functools.partial(linear_token_stats, memory_bytes=1)
+  stats = functools.partial(
+    linear_token_stats, config=FusedConfig(memory_bytes=1)
+  )
   tokens = P('data')
   everywhere = jax.jit(jax.shard_map(
     lambda hidden, head, labels, where: stats(

@@ -1,5 +1,6 @@
 """A linear head's loss without its logits: equal to the naive one, and lean."""
 
+import dataclasses
 import functools
 import math
 import re
@@ -16,13 +17,15 @@ from hypothesis import strategies as st
 from pdl_jax import pdl_loss, power_law_weights
 from pdl_jax.errors import ConfigError
 from pdl_jax.losses.core import LossTerms, Sums, TokenStats
-from pdl_jax.losses.fused import tiles
+from pdl_jax.losses.fused import plan, tiles
 from pdl_jax.losses.fused.api import (
   STATS,
+  FusedConfig,
   linear_loss_sums,
   linear_pdl_loss,
   linear_token_stats,
 )
+from pdl_jax.losses.heads import LinearHead
 
 pytestmark = pytest.mark.usefixtures('quick_compile')
 
@@ -37,8 +40,8 @@ MASKED = pytest.mark.parametrize('masked', [False, True], ids=['all', 'masked'])
 def small_limits():
   """Several groups of rows and blocks of columns from few of either."""
   with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(tiles, 'MIN_TOKENS', 8)
-    patch.setattr(tiles, '_COLUMN', 8)
+    patch.setattr(plan, 'MIN_TOKENS', 8)
+    patch.setattr(plan, '_COLUMN', 8)
     yield
 
 
@@ -88,8 +91,29 @@ def naive_loss(
   return pdl_loss(logits, labels, weights_V, where=where, **options)
 
 
-def small_loss(*arguments, **options):
-  return linear_pdl_loss(*arguments, memory_bytes=SMALL, **options)
+FIELDS = {field.name for field in dataclasses.fields(FusedConfig)}
+
+
+def flat(function, **fixed):
+  """The function with the fields of its config as arguments."""
+
+  def call(*arguments, **options):
+    own = {name: options.pop(name) for name in FIELDS & options.keys()}
+    config = FusedConfig(**{**fixed, **own})
+    return function(*arguments, **options, config=config)
+
+  return call
+
+
+any_loss, small_loss = flat(linear_pdl_loss), flat(
+  linear_pdl_loss, memory_bytes=SMALL
+)
+any_stats, small_stats = flat(linear_token_stats), flat(
+  linear_token_stats, memory_bytes=SMALL
+)
+any_sums, small_sums = flat(linear_loss_sums), flat(
+  linear_loss_sums, memory_bytes=SMALL
+)
 
 
 def close(found, expected, rtol=2e-5):
@@ -235,7 +259,7 @@ def test_value_and_gradient_of_every_tiling(
 @METHODS
 def test_value_and_gradient_of_one_tile(method):
   compare_with_naive(
-    make_case((3, 15), 37), method, loss=linear_pdl_loss, masked=False,
+    make_case((3, 15), 37), method, loss=any_loss, masked=False,
     **EVERYTHING,
   )  # fmt: skip
 
@@ -286,13 +310,32 @@ def test_a_transposed_head_is_the_same_head(masked, method):
   value, (hidden, head) = run(case.hidden, case.head_DxV.T, True)
   close((value, (hidden, head.T)), run(case.hidden, case.head_DxV, False))
 
+  def of_head(hidden, head):
+    return small_loss(
+      hidden, LinearHead(head, softcap=3.0), case.labels, case.weights_V,
+      where=where, method=method, vocab_size=37,
+    )  # fmt: skip
+
+  whole = jax.jit(jax.value_and_grad(of_head, (0, 1)))
+  same_bits(whole(case.hidden, case.head_DxV.T), (value, (hidden, head)))
+
+
+def test_arguments_of_the_first_version_work_and_warn():
+  case = make_case((21,), 37)
+  arguments = case.hidden, case.head_DxV, case.labels
+  with pytest.warns(DeprecationWarning, match='config.memory_bytes now'):
+    found = linear_token_stats(*arguments, memory_bytes=SMALL, transposed=False)
+  same_bits(found, small_stats(*arguments))
+  with pytest.warns(DeprecationWarning, match='head_DxV is called head now'):
+    linear_token_stats(case.hidden, head_DxV=case.head_DxV, labels=case.labels)
+
 
 @METHODS
 @pytest.mark.parametrize('shape', [(0,), (2, 0)])
 def test_no_token_at_all(shape, method):
   hidden, head = jnp.ones((*shape, 4)), jnp.ones((4, 5))
   labels = jnp.zeros(shape, int)
-  loss = lambda *inputs: linear_pdl_loss(*inputs, labels, None, method=method)
+  loss = lambda *inputs: any_loss(*inputs, labels, None, method=method)
   value, gradients = jax.value_and_grad(loss, (0, 1))(hidden, head)
   assert value == 0
   assert gradients[0].shape == hidden.shape
@@ -304,7 +347,7 @@ def test_method_follows_the_reduction():
   case = make_case((9,), 5)
 
   def program(**options):
-    loss = lambda hidden: linear_pdl_loss(
+    loss = lambda hidden: any_loss(
       hidden, case.head_DxV, case.labels, case.weights_V, **options
     ).sum()
     return str(jax.make_jaxpr(jax.grad(loss))(case.hidden))
@@ -390,7 +433,7 @@ def test_error_is_at_most_twice_that_of_optax(vocabulary, dtype):
   ours = [
     compile_loss(
       lambda hidden, head_DxV, labels, method=method, memory=memory: (
-        linear_pdl_loss(
+        any_loss(
           hidden, head_DxV, labels, None, method=method, memory_bytes=memory
         )
       )
@@ -429,7 +472,7 @@ def test_bfloat16_adds_up_in_float32(method):
   truth = true_loss(hidden, head_DxV, labels)
 
   def error(memory_bytes):
-    scalar = lambda hidden, head_DxV: linear_pdl_loss(
+    scalar = lambda hidden, head_DxV: any_loss(
       hidden, head_DxV, labels, None, method=method, memory_bytes=memory_bytes
     )
     value_and_gradient = jax.jit(jax.value_and_grad(scalar, (0, 1)))
@@ -558,11 +601,8 @@ def test_masked_rows_at_the_end_change_no_bit(method):
 
 
 def tiles_of(tokens, masked):
-  return tiles.Tiles(
-    tokens=tokens, block=8, width=37, vocab_size=37, softcap=None,
-    temperature=1.0, masked=masked, transposed=False, wants=(),
-    vocab_axis=None, all_axes=(),
-  )  # fmt: skip
+  made = plan.Plan(FusedConfig(vocab_size=37), None, (), None, 1.0, masked)
+  return plan.Tiles(made, tokens=tokens, block=8, width=37)
 
 
 @pytest.mark.parametrize('valid', range(0, 34))
@@ -609,12 +649,11 @@ def test_rows_that_the_loss_ever_sees(differentiate):
     jax.debug.callback(lambda: seen.append(size))
     return LossTerms(weight * stats.nll, weight)
 
-  loss = lambda hidden, where: linear_loss_sums(
+  loss = lambda hidden, where: small_sums(
     terms, hidden, case.head_DxV, case.labels, case.weights_V, where,
-    memory_bytes=SMALL,
   )[0].num  # fmt: skip
   run = jax.jit(jax.grad(loss) if differentiate else loss)
-  tokens, _ = tiles.plan_tiles(80, 13, SMALL, differentiate)
+  tokens, _ = plan.plan_tiles(80, 13, SMALL, differentiate)
   quarter = tokens // 4
   order = np.random.default_rng(0).permutation(80)
   for valid in (0, 1, 3, 8, 17, 40, 79, 80):
@@ -708,7 +747,7 @@ def test_whole_logits_are_never_there(method):
   )
   labels, weights_V = jnp.zeros(n, int), jnp.ones(columns)
   # A 1-MB budget: 128 rows are kept under 'tokens', of 32 MB in all.
-  ours = lambda hidden, head_DxV: linear_pdl_loss(
+  ours = lambda hidden, head_DxV: any_loss(
     hidden, head_DxV, labels, weights_V, method=method, memory_bytes=2**20
   )
   naive = lambda hidden, head_DxV: naive_loss(
@@ -770,9 +809,9 @@ def test_statistics_and_their_gradients(options, temperature, masked):
     return value_and_gradient(*inputs)
 
   found = of(
-    lambda hidden, head_DxV, bias_V: linear_token_stats(
+    lambda hidden, head_DxV, bias_V: small_stats(
       hidden, head_DxV, case.labels, where=where, temperature=temperature,
-      bias_V=bias_V, memory_bytes=SMALL, **options,
+      bias_V=bias_V, **options,
     )
   )  # fmt: skip
   expected = of(
@@ -787,8 +826,8 @@ def test_statistics_and_their_gradients(options, temperature, masked):
 
 def test_log_probability_and_entropy():
   case = make_case((3, 15), 37)
-  stats = linear_token_stats(
-    case.hidden, case.head_DxV, case.labels, memory_bytes=SMALL
+  stats = small_stats(
+    case.hidden, case.head_DxV, case.labels
   )
   log_p = jax.nn.log_softmax(dense_logits(case.hidden, case.head_DxV))
   nll = -jnp.take_along_axis(log_p, case.labels[..., None], axis=-1)[..., 0]
@@ -798,10 +837,9 @@ def test_log_probability_and_entropy():
 
 def test_masked_statistics_are_zero_even_of_nan():
   case = make_case((45,), 37)
-  stats = linear_token_stats(
+  stats = small_stats(
     jnp.where(case.where[:, None], case.hidden, jnp.nan), case.head_DxV,
     jnp.where(case.where, case.labels, -100), where=case.where,
-    memory_bytes=SMALL,
   )  # fmt: skip
   for x in stats:
     assert not x[~case.where].any()
@@ -812,8 +850,8 @@ def test_masked_statistics_are_zero_even_of_nan():
 def test_statistics_that_were_not_asked_for_are_missing(wanted):
   case = make_case((9,), 5)
   inputs = case.hidden, case.head_DxV, case.labels
-  some = linear_token_stats(*inputs, wants=wanted)
-  every = linear_token_stats(*inputs)
+  some = any_stats(*inputs, wants=wanted)
+  every = any_stats(*inputs)
   same_bits((some.log_z, some.label), (every.log_z, every.label))
   for name in STATS:
     found = getattr(some, name)
@@ -827,7 +865,7 @@ def test_statistics_that_were_not_asked_for_are_missing(wanted):
 
 def test_expected_has_no_gradient():
   case = make_case((9,), 5)
-  total = lambda hidden: linear_token_stats(
+  total = lambda hidden: any_stats(
     hidden, case.head_DxV, case.labels
   ).expected.sum()
   assert not jax.grad(total)(case.hidden).any()
@@ -857,11 +895,10 @@ def test_sums_of_a_loss_of_ones_own(temperature, softcap):
     return both(*case[:3], jnp.asarray(2.0))
 
   def ours(hidden, head_DxV, bias_V, gamma):
-    return linear_loss_sums(
+    return small_sums(
       focal_terms, hidden, head_DxV, case.labels, case.weights_V, case.where,
       parameters={'gamma': gamma}, wants=('average', 'expected'),
       temperature=temperature, softcap=softcap, bias_V=bias_V,
-      memory_bytes=SMALL,
     )  # fmt: skip
 
   def dense(hidden, head_DxV, bias_V, gamma):
@@ -882,7 +919,7 @@ def test_parameters_are_traced_once():
   @jax.jit
   def loss(gamma):
     traces.append(gamma)
-    return linear_loss_sums(
+    return any_sums(
       focal_terms, case.hidden, case.head_DxV, case.labels, None, case.where,
       parameters={'gamma': gamma}, wants=('average', 'expected'),
     )[0].num  # fmt: skip
@@ -896,10 +933,9 @@ def test_only_the_weighted_sum_has_a_gradient():
   case = make_case((9,), 13)
 
   def sums(hidden, gamma, weights_V):
-    return linear_loss_sums(
+    return small_sums(
       focal_terms, hidden, case.head_DxV, case.labels, weights_V, case.where,
       parameters={'gamma': gamma}, wants=('average', 'expected'),
-      memory_bytes=SMALL,
     )  # fmt: skip
 
   def others(*inputs):
@@ -924,7 +960,7 @@ def test_only_the_weighted_sum_has_a_gradient():
 
 CASE = make_case((9,), 5)
 INPUTS = {
-  'hidden': CASE.hidden, 'head_DxV': CASE.head_DxV, 'labels': CASE.labels,
+  'hidden': CASE.hidden, 'head': CASE.head_DxV, 'labels': CASE.labels,
   'weights_V': CASE.weights_V,
 }  # fmt: skip
 
@@ -975,14 +1011,14 @@ INPUTS = {
       'hidden must be floating-point numbers, got int32',
     ),
     (
-      {'head_DxV': (CASE.head_DxV * 3).astype('int8')},
+      {'head': (CASE.head_DxV * 3).astype('int8')},
       'head must be floating-point numbers, got int8',
     ),
     ({'hidden': CASE.hidden > 0}, 'hidden must be .* got bool'),
     ({'hidden': CASE.hidden.tolist()}, 'hidden must be an array .* got list'),
     ({'bias_V': jnp.ones(5, int)}, 'bias_V must be floating-point .* int32'),
-    ({'head_DxV': CASE.head_DxV.T}, r'\(9, 5\), or give .* transposed=True'),
-    ({'head_DxV': CASE.head_DxV[0]}, r'the head has shape \(5,\); it must be'),
+    ({'head': CASE.head_DxV.T}, r'\(9, 5\), or give .* transposed=True'),
+    ({'head': CASE.head_DxV[0]}, r'the head has shape \(5,\); it must be'),
     ({'labels': CASE.labels.tolist()}, 'labels must be an array .* got list'),
     ({'weights_V': [1.0] * 5}, 'weights_V must be an array .* got list'),
     ({'weights_V': -CASE.weights_V}, '5 of its 5 are negative or non-finite'),
@@ -991,6 +1027,10 @@ INPUTS = {
       '1 of its 5 are negative or non-finite',
     ),
     ({'softcap': jnp.inf}, 'softcap must be > 0 or None, got inf'),
+    (
+      {'head': LinearHead(CASE.head_DxV.T, softcap=2.0), 'softcap': 3.0},
+      'softcap 3.0 is given besides that of the head, 2.0',
+    ),
     ({'denominator': -2.0}, 'denominator must be a finite number >= 0'),
     ({'memory_bytes': 0}, 'memory_bytes must be > 0, got 0'),
     ({'memory_bytes': jnp.nan}, 'memory_bytes must be > 0, got nan'),
@@ -1001,7 +1041,7 @@ def test_refusals(changed, message):
   if 'vocab_size' in changed:
     arguments['labels'] = jnp.zeros(9, int)
   with pytest.raises(ConfigError, match=message) as refused:
-    linear_pdl_loss(**arguments)
+    any_loss(**arguments)
   assert '\n' not in str(refused.value)
 
 
@@ -1028,9 +1068,9 @@ def test_refusals_of_statistics_and_sums(changed, message):
   arguments = {**INPUTS, 'where': jnp.ones(9, bool), **changed}
   del arguments['weights_V']
   with pytest.raises(ConfigError, match=message):
-    linear_token_stats(**arguments)
+    any_stats(**arguments)
   with pytest.raises(ConfigError, match=message):
-    linear_loss_sums(focal_terms, **arguments, weights_V=None)
+    any_sums(focal_terms, **arguments, weights_V=None)
 
 
 # --- labels that are ignored or out of range ----------------------------------
@@ -1094,8 +1134,8 @@ def test_statistics_of_an_ignored_label_and_of_one_out_of_range():
   labels = case.labels.at[5].set(11).at[7].set(-100)
 
   def nll(hidden, labels):
-    stats = linear_token_stats(
-      hidden, case.head_DxV, labels, memory_bytes=SMALL
+    stats = small_stats(
+      hidden, case.head_DxV, labels
     )
     return stats.nll.sum(), stats
 
@@ -1114,10 +1154,10 @@ def test_sums_with_a_label_out_of_range_are_nan():
 
   @jax.jit
   def sums(labels):
-    return linear_loss_sums(
+    return small_sums(
       focal_terms, case.hidden, case.head_DxV, labels, None,
       case.where | True, parameters={'gamma': 2.0},
-      wants=('average', 'expected'), memory_bytes=SMALL,
+      wants=('average', 'expected'),
     )  # fmt: skip
 
   weighted, plain = sums(case.labels.at[5].set(-100))
@@ -1129,5 +1169,5 @@ def test_sums_with_a_label_out_of_range_are_nan():
 def test_masked_labels_out_of_range_are_accepted():
   where = jnp.arange(9) != 2
   labels = CASE.labels.at[2].set(-100)
-  loss = linear_pdl_loss(**{**INPUTS, 'labels': labels, 'where': where})
+  loss = any_loss(**{**INPUTS, 'labels': labels, 'where': where})
   assert jnp.isfinite(loss)

@@ -87,7 +87,7 @@ def test_clip_of_the_plain_formula():
 @pytest.mark.parametrize('normalize', ['none', 'corpus_mean'])
 def test_neutral_types_weigh_exactly_one_and_leave_the_mean_alone(normalize):
   options = {'alpha': 0.9, 'epsilon': 1.0, 'normalize': normalize}
-  found = np.asarray(power_law_weights(COUNTS, neutral_ids=(4, 0), **options))
+  found = np.asarray(power_law_weights(COUNTS, special_ids=(4, 0), **options))
   assert (found[[0, 4]] == 1).all()
   others = [1, 2, 3, 5, 6]
   expected = power_law_weights(COUNTS[others], **options)
@@ -97,7 +97,7 @@ def test_neutral_types_weigh_exactly_one_and_leave_the_mean_alone(normalize):
 @pytest.mark.parametrize('clip', [None, 1.3])
 def test_neutral_types_may_be_unseen_at_epsilon_zero(clip):
   found = power_law_weights(
-    [0, 5, 3], alpha=1.0, epsilon=0.0, neutral_ids=[0], clip=clip
+    [0, 5, 3], alpha=1.0, epsilon=0.0, special_ids=[0], clip=clip
   )
   expected = [1, 8 / 10, 8 / 6] if clip is None else [1, 4.1 / 5, 1.3]
   np.testing.assert_allclose(found, expected, rtol=1e-6)
@@ -148,7 +148,7 @@ def test_as_once_may_take_the_frequency_of_a_neutral_type():
   found = np.asarray(
     power_law_weights(
       [0, 1, 5, 9], alpha=1.0, epsilon=0.0, unseen='min_count',
-      normalize='none', neutral_ids=[1],
+      normalize='none', special_ids=[1],
     )
   )
   np.testing.assert_allclose(found, [1, 1, 1 / 5, 1 / 9], rtol=1e-6)
@@ -161,7 +161,7 @@ def test_epsilon_times_median_against_float64(epsilon):
   found = np.asarray(
     power_law_weights(
       counts, alpha=0.5, epsilon=epsilon, epsilon_policy='times_median',
-      neutral_ids=[3], normalize='none',
+      special_ids=[3], normalize='none',
     )
   )
   expected = (counts + epsilon * 5) ** -0.5
@@ -183,7 +183,7 @@ def test_epsilon_times_median_has_no_unit(counts, alpha, unseen, clip):
   def weights(frequency):
     return power_law_weights(
       frequency, alpha=alpha, epsilon=0.5, epsilon_policy='times_median',
-      unseen=unseen, clip=clip, neutral_ids=[0],
+      unseen=unseen, clip=clip, special_ids=[0],
     )
 
   of_counts = weights(counts)
@@ -191,13 +191,13 @@ def test_epsilon_times_median_has_no_unit(counts, alpha, unseen, clip):
     np.testing.assert_allclose(weights(other), of_counts, rtol=2e-5)
 
 
-@pytest.mark.parametrize('neutral_ids', [(), (2,)])
-def test_epsilon_times_the_median_of_nothing_is_epsilon(neutral_ids):
-  counts = [0, 0, 8 * len(neutral_ids)]
+@pytest.mark.parametrize('special_ids', [(), (2,)])
+def test_epsilon_times_the_median_of_nothing_is_epsilon(special_ids):
+  counts = [0, 0, 8 * len(special_ids)]
   absolute, relative = (
     power_law_weights(
       counts, alpha=0.5, epsilon=0.5, epsilon_policy=policy,
-      neutral_ids=neutral_ids, normalize='none',
+      special_ids=special_ids, normalize='none',
     )
     for policy in ('absolute', 'times_median')
   )
@@ -219,7 +219,7 @@ def test_epsilon_carries_its_unit():
     ({'alpha': float('nan')}, 'alpha .* got nan'),
     ({'alpha': 'half'}, "alpha .* got 'half'"),
     ({'alpha': '0.5'}, r"alpha .* got '0\.5'"),
-    ({'alpha': None}, 'alpha must be a number >= 0, got None'),
+    ({'alpha': None}, 'alpha must be a finite number >= 0, got None'),
     ({'epsilon': -1e-7}, 'epsilon .* got -1e-07'),
     ({'epsilon': float('inf')}, 'epsilon .* got inf'),
     ({'clip': 0.5}, r'clip must be at least 1 .* got 0\.5'),
@@ -241,9 +241,9 @@ def test_epsilon_carries_its_unit():
       },
       'epsilon 0 gives 1 of 3 token types.* infinite weight',
     ),
-    ({'neutral_ids': [2, 7]}, 'neutral_ids has 7, outside the 7 types'),
-    ({'neutral_ids': [-1]}, 'neutral_ids has -1, outside the 7 types'),
-    ({'neutral_ids': [True, False]}, 'neutral_ids must be token ids, got bool'),
+    ({'special_ids': [2, 7]}, 'special_ids has 7, outside the 7 types'),
+    ({'special_ids': [-1]}, 'special_ids has -1, outside the 7 types'),
+    ({'special_ids': [True, False]}, 'special_ids must be token ids, got bool'),
     ({'frequency_V': [1, -2.0]}, r'shape \(2,\) with 1 negative'),
     ({'frequency_V': [np.nan, np.inf]}, 'with 2 negative or non-finite'),
     ({'frequency_V': np.ones((2, 2))}, r'got shape \(2, 2\)'),
@@ -277,19 +277,19 @@ def true_weights(counts, alpha, epsilon, normalize='corpus_mean', neutral=()):
 UNSEEN = np.array([0, 1, 5, 100, 100_000, 0])
 
 
-@pytest.mark.parametrize('neutral_ids', [(), (0, 3)])
+@pytest.mark.parametrize('special_ids', [(), (0, 3)])
 @pytest.mark.parametrize('normalize', ['corpus_mean', 'none'])
 @pytest.mark.parametrize('clip', [None, 1e4])
 @pytest.mark.parametrize('alpha', [0.0, 1e-3, 0.5])
-def test_derivative_by_alpha(alpha, clip, normalize, neutral_ids):
+def test_derivative_by_alpha(alpha, clip, normalize, special_ids):
   """Also at 0, where the weights are set to exactly one."""
-  options = {'normalize': normalize, 'neutral_ids': neutral_ids}
+  options = {'normalize': normalize, 'special_ids': special_ids}
   weights = lambda alpha: power_law_weights(
     UNSEEN, alpha=alpha, epsilon=1.0, clip=clip, **options
   )
   step = 1e-5
   above, below = (
-    true_weights(UNSEEN, alpha + s, 1.0, normalize, neutral_ids)
+    true_weights(UNSEEN, alpha + s, 1.0, normalize, special_ids)
     for s in (step, -step)
   )
   expected = (above - below) / (2 * step)
@@ -303,7 +303,7 @@ def test_derivative_by_alpha(alpha, clip, normalize, neutral_ids):
 
 def test_derivative_by_the_exponent_of_a_rival_at_zero():
   weights = lambda x: type_weights.inverse_frequency_weights(
-    COUNTS, neutral_ids=(), exponent=x
+    COUNTS, special_ids=(), exponent=x
   )
   at_zero, near = (jax.jacfwd(weights)(x) for x in (0.0, 1e-4))
   assert np.abs(near).max() > 1
@@ -339,7 +339,7 @@ def test_derivative_by_an_epsilon_of_zero_with_unseen_types(normalize, clip):
 
 def test_derivatives_with_a_neutral_type_that_is_unseen_at_epsilon_zero():
   weights = lambda alpha, epsilon: power_law_weights(
-    [0, 1, 5, 100], alpha=alpha, epsilon=epsilon, neutral_ids=[0]
+    [0, 1, 5, 100], alpha=alpha, epsilon=epsilon, special_ids=[0]
   )
   for point in ((0.5, 0.0), (0.0, 0.0), (0.0, 1.0)):
     for slopes in jax.jacrev(weights, (0, 1))(*point):
@@ -364,7 +364,7 @@ def test_no_derivative_of_a_seen_type_is_nan(
   counts = np.array(counts)
   weights = lambda alpha, epsilon: power_law_weights(
     counts, alpha=alpha, epsilon=epsilon, unseen=unseen, clip=clip,
-    epsilon_policy=policy, neutral_ids=[0],
+    epsilon_policy=policy, special_ids=[0],
   )  # fmt: skip
   slopes = jax.jacrev(weights, (0, 1))(alpha, epsilon)
   assert all(np.isfinite(x)[counts > 0].all() for x in slopes)
@@ -378,7 +378,7 @@ def test_frequencies_that_are_no_numbers_are_refused_in_one_line(table):
   for refused in (
     lambda: power_law_weights(table, **valid),
     lambda: power_law_weights([1, 2], mass_V=table, **valid),
-    lambda: type_weights.face_weights(table, neutral_ids=()),
+    lambda: type_weights.face_weights(table, special_ids=()),
     lambda: type_weights.logit_adjustment_bias(table),
   ):
     with pytest.raises(ConfigError, match='one row of finite numbers') as error:
@@ -389,8 +389,8 @@ def test_frequencies_that_are_no_numbers_are_refused_in_one_line(table):
 def test_a_mask_is_no_list_of_neutral_types_on_any_path():
   face, balance = type_weights.face_weights, type_weights.class_balanced_weights
   for weights in (face, balance):
-    with pytest.raises(ConfigError, match='neutral_ids must be token ids'):
-      weights([1, 2], neutral_ids=[True, False])
+    with pytest.raises(ConfigError, match='special_ids must be token ids'):
+      weights([1, 2], special_ids=[True, False])
 
 
 @pytest.mark.parametrize('policy', ['absolute', 'times_median'])
@@ -411,3 +411,10 @@ def test_names_of_the_first_version_work_and_warn(was, unseen):
   with pytest.warns(DeprecationWarning, match=f'is called .{unseen}. now'):
     found = made(unseen=was)
   np.testing.assert_array_equal(found, made(unseen=unseen))
+
+
+def test_the_old_name_of_an_argument_works_and_warns():
+  made = partial(power_law_weights, [4, 0, 2], alpha=0.5, epsilon=1.0)
+  with pytest.warns(DeprecationWarning, match='neutral_ids is called special'):
+    found = made(neutral_ids=[1])
+  np.testing.assert_array_equal(found, made(special_ids=[1]))

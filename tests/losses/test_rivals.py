@@ -127,10 +127,10 @@ def close(found, expected, rtol=2e-5, atol=2e-6):
 @pytest.mark.parametrize('exponent', [0.0, 0.4, 1.0])
 def test_itf_is_pdl_with_epsilon_zero(exponent):
   found = type_weights.inverse_frequency_weights(
-    COUNTS, neutral_ids=NEUTRAL, exponent=exponent
+    COUNTS, special_ids=NEUTRAL, exponent=exponent
   )
   expected = power_law_weights(
-    COUNTS, alpha=exponent, epsilon=0.0, unseen='min_count', neutral_ids=NEUTRAL
+    COUNTS, alpha=exponent, epsilon=0.0, unseen='min_count', special_ids=NEUTRAL
   )
   assert np.asarray(found).tobytes() == np.asarray(expected).tobytes()
 
@@ -138,7 +138,7 @@ def test_itf_is_pdl_with_epsilon_zero(exponent):
 def test_itf_formula():
   counts = np.array([1, 4, 9, 0.0])
   found = type_weights.inverse_frequency_weights(
-    counts, neutral_ids=(), exponent=0.5
+    counts, special_ids=(), exponent=0.5
   )
   close(found, 14 / 6 * np.array([1, 1 / 2, 1 / 3, 1]))
 
@@ -153,19 +153,19 @@ def test_itf_formula():
   ],
 )
 def test_a_setting_at_its_limit_gives_ones(name, options):
-  found = TABLES[name](COUNTS, neutral_ids=NEUTRAL, **options)
+  found = TABLES[name](COUNTS, special_ids=NEUTRAL, **options)
   assert found.dtype == jnp.float32
   assert (np.asarray(found) == 1).all()
 
 
 def test_face_formula():
-  found = type_weights.face_weights(np.array([0, 1, 2, 4.0]), neutral_ids=())
+  found = type_weights.face_weights(np.array([0, 1, 2, 4.0]), special_ids=())
   close(found, np.array([1, 3 / 4, 1 / 2, 0]) * 4 / 2.25)
 
 
 def test_class_balanced_formula():
   found = type_weights.class_balanced_weights(
-    np.array([0, 1, 2, 3.0]), neutral_ids=(), beta=0.5
+    np.array([0, 1, 2, 3.0]), special_ids=(), beta=0.5
   )
   raw = np.array([1, 1, 0.5 / 0.75, 0.5 / 0.875])
   close(found, raw * 4 / raw.sum())
@@ -173,7 +173,7 @@ def test_class_balanced_formula():
 
 def test_class_balanced_goes_to_inverse_frequency():
   found = type_weights.class_balanced_weights(
-    COUNTS[2:7], neutral_ids=(), beta=1 - 1e-14
+    COUNTS[2:7], special_ids=(), beta=1 - 1e-14
   )
   raw = 1 / COUNTS[2:7]
   close(found, raw * 5 / raw.sum())
@@ -184,7 +184,7 @@ def test_class_balanced_goes_to_inverse_frequency():
 )
 def test_adaptive_formula(name, power):
   # Seen and not neutral: 1, 5, 40, 300, 7, 1; the lower median is 5.
-  found = TABLES[name](COUNTS, neutral_ids=NEUTRAL, decay=0.5)
+  found = TABLES[name](COUNTS, special_ids=NEUTRAL, decay=0.5)
   others = [0, 2, 3, 4, 5, 6]
   ratio = COUNTS[others] / 5
   u = ratio**power * np.exp(-0.5 * ratio)
@@ -194,7 +194,7 @@ def test_adaptive_formula(name, power):
 def test_chi_square_is_heaviest_at_two_over_decay():
   counts = np.array([1, 10, 20, 30, 40.0])
   found = type_weights.adaptive_chi_square_weights(
-    counts, neutral_ids=(), decay=2.0
+    counts, special_ids=(), decay=2.0
   )
   assert int(found.argmax()) == 2
   assert float(found[2]) == pytest.approx(math.e)
@@ -203,7 +203,7 @@ def test_chi_square_is_heaviest_at_two_over_decay():
 @pytest.mark.parametrize('name', TABLES)
 def test_unseen_types_weigh_what_once_seen_ones_do(name):
   counts = np.array([0, 1, 3, 30, 300.0])
-  found = TABLES[name](counts, neutral_ids=())
+  found = TABLES[name](counts, special_ids=())
   if name == 'face':
     assert found[0] > found[1]  # The formula is finite at 0.
   else:
@@ -212,7 +212,7 @@ def test_unseen_types_weigh_what_once_seen_ones_do(name):
 
 @pytest.mark.parametrize('name', TABLES)
 def test_rarer_weighs_more(name):
-  found = TABLES[name](np.array([2, 4, 8, 16.0]), neutral_ids=())
+  found = TABLES[name](np.array([2, 4, 8, 16.0]), special_ids=())
   falling = np.diff(np.asarray(found)) < 0
   assert falling.tolist() == (
     [False, True, True] if name == 'chi_square' else [True, True, True]
@@ -221,16 +221,16 @@ def test_rarer_weighs_more(name):
 
 @pytest.mark.parametrize('name', TABLES)
 def test_neutral_types_weigh_one_and_leave_the_others_alone(name):
-  found = np.asarray(TABLES[name](COUNTS, neutral_ids=NEUTRAL))
+  found = np.asarray(TABLES[name](COUNTS, special_ids=NEUTRAL))
   assert (found[list(NEUTRAL)] == 1).all()
   others = [i for i in range(8) if i not in NEUTRAL]
-  close(found[others], TABLES[name](COUNTS[others], neutral_ids=()))
+  close(found[others], TABLES[name](COUNTS[others], special_ids=()))
 
 
 @pytest.mark.parametrize('name', ['face', 'class_balanced'])
 @pytest.mark.parametrize('neutral', [(), NEUTRAL])
 def test_published_scale_is_a_mean_of_one_over_types(name, neutral):
-  found = np.asarray(TABLES[name](COUNTS, neutral_ids=neutral), np.float64)
+  found = np.asarray(TABLES[name](COUNTS, special_ids=neutral), np.float64)
   assert found.mean() == pytest.approx(1, rel=1e-6)
   running = np.average(found, weights=COUNTS)
   assert running < 0.9  # What the docstrings warn of.
@@ -239,10 +239,10 @@ def test_published_scale_is_a_mean_of_one_over_types(name, neutral):
 @pytest.mark.parametrize('name', SCALED)
 @pytest.mark.parametrize('neutral', [(), NEUTRAL])
 def test_running_tokens_weigh_one_on_average(name, neutral):
-  options = {'neutral_ids': neutral, 'normalize': 'corpus_mean'}
+  options = {'special_ids': neutral, 'normalize': 'corpus_mean'}
   found = np.asarray(TABLES[name](COUNTS, **options), np.float64)
   assert np.average(found, weights=COUNTS) == pytest.approx(1, rel=1e-6)
-  published = np.asarray(TABLES[name](COUNTS, neutral_ids=neutral))
+  published = np.asarray(TABLES[name](COUNTS, special_ids=neutral))
   others = [i for i in range(8) if i not in neutral and published[i] > 0]
   ratio = found[others] / published[others]
   close(ratio, np.full_like(ratio, ratio[0]))
@@ -263,7 +263,7 @@ def test_running_tokens_weigh_one_on_average(name, neutral):
 def test_every_weight_is_finite(name, counts, normalize):
   options = {} if name == 'itf' else {'normalize': normalize}
   for neutral in ((), (2,), (0, 1, 2, 3)):
-    found = TABLES[name](counts, neutral_ids=neutral, **options)
+    found = TABLES[name](counts, special_ids=neutral, **options)
     assert np.isfinite(found).all()
     assert (np.asarray(found) >= 0).all()
   assert (np.asarray(found) == 1).all()
@@ -271,13 +271,13 @@ def test_every_weight_is_finite(name, counts, normalize):
 
 @pytest.mark.parametrize('name', ['exponential', 'chi_square'])
 def test_a_large_decay_does_not_underflow(name):
-  found = TABLES[name](COUNTS, neutral_ids=NEUTRAL, decay=1e5)
+  found = TABLES[name](COUNTS, special_ids=NEUTRAL, decay=1e5)
   assert float(found.max()) == pytest.approx(math.e)
 
 
 def test_a_schedule_of_exponents_may_be_traced():
   weights = lambda x: type_weights.inverse_frequency_weights(
-    COUNTS, neutral_ids=(), exponent=x
+    COUNTS, special_ids=(), exponent=x
   )
   close(jax.jit(weights)(0.3), weights(0.3))
 
@@ -289,12 +289,12 @@ def test_a_schedule_of_exponents_may_be_traced():
     ({'frequency_V': np.array([1, -2.0])}, r'shape \(2,\) with 1 negative'),
     ({'frequency_V': np.array([np.nan, np.inf])}, 'with 2 negative or non-fin'),
     ({'frequency_V': np.ones((2, 2))}, r'got shape \(2, 2\)'),
-    ({'neutral_ids': [8]}, 'neutral_ids has 8, outside the 8 types'),
-    ({'neutral_ids': [-1]}, 'neutral_ids has -1, outside the 8 types'),
+    ({'special_ids': [8]}, 'special_ids has 8, outside the 8 types'),
+    ({'special_ids': [-1]}, 'special_ids has -1, outside the 8 types'),
   ],
 )
 def test_bad_tables_are_refused(name, arguments, message):
-  valid = {'frequency_V': COUNTS, 'neutral_ids': NEUTRAL}
+  valid = {'frequency_V': COUNTS, 'special_ids': NEUTRAL}
   with pytest.raises(ConfigError, match=message):
     TABLES[name](**{**valid, **arguments})
 
@@ -317,7 +317,7 @@ def test_bad_tables_are_refused(name, arguments, message):
 )
 def test_bad_settings_of_tables_are_refused(name, options, message):
   with pytest.raises(ConfigError, match=message):
-    TABLES[name](COUNTS, neutral_ids=NEUTRAL, **options)
+    TABLES[name](COUNTS, special_ids=NEUTRAL, **options)
 
 
 # -- logit adjustment ---------------------------------------------------------
@@ -802,7 +802,7 @@ def test_a_type_never_counted_is_no_commoner_than_the_rarest(rare):
   """Also in the fractional counts of a mix."""
   counts = np.array([59.0, 51.0, rare, 0.0, 0.53 if rare < 1 else 7.0])
   weights = np.asarray(
-    type_weights.class_balanced_weights(counts, neutral_ids=(), beta=0.99)
+    type_weights.class_balanced_weights(counts, special_ids=(), beta=0.99)
   )
   bias = np.asarray(type_weights.logit_adjustment_bias(counts))
   assert weights[3] == weights[2] == weights.max()

@@ -45,7 +45,7 @@ def make(table, **changes):
 
 def test_settings_reach_the_formula(table):
   counts = table.counts_V
-  options = {'alpha': 0.5, 'epsilon': 1.0, 'neutral_ids': NEUTRAL}
+  options = {'alpha': 0.5, 'epsilon': 1.0, 'special_ids': NEUTRAL}
   np.testing.assert_array_equal(
     make(table), power_law_weights(counts, unseen='min_count', **options)
   )
@@ -89,7 +89,7 @@ def test_description_has_the_numbers(table, tokenizer, normalize):
 
 
 def test_a_loss_with_an_infinite_weight_is_refused(table, monkeypatch):
-  def inverse(frequency_V, *, neutral_ids):
+  def inverse(frequency_V, *, special_ids):
     with np.errstate(divide='ignore'):
       return 1 / frequency_V
 
@@ -113,7 +113,7 @@ def test_every_loss_has_its_keys_in_the_config():
       options = [
         option.name
         for option in inspect.signature(part).parameters.values()
-        if option.kind is option.KEYWORD_ONLY and option.name != 'neutral_ids'
+        if option.kind is option.KEYWORD_ONLY and option.name != 'special_ids'
       ]
       defaults = {k: inspect.signature(part).parameters[k].default
                   for k in options}  # fmt: skip

@@ -1,0 +1,42 @@
+"""Argument names of version 0.1 that still work, with a warning."""
+
+import dataclasses
+import functools
+import inspect
+import warnings
+from collections.abc import Callable
+from typing import Any, ParamSpec, TypeVar
+
+P = ParamSpec('P')
+R = TypeVar('R')
+
+
+def renamed(**names: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
+  """Old keyword arguments keep working, with a DeprecationWarning.
+
+  Args:
+    names: OLD=NEW; or OLD='ARGUMENT.FIELD', of a dataclass that is an argument
+      with a default.
+  """
+
+  def decorate(function: Callable[P, R]) -> Callable[P, R]:
+    arguments = inspect.signature(function).parameters
+
+    @functools.wraps(function)
+    def call(*args: Any, **given: Any) -> R:
+      for old in names.keys() & given.keys():
+        warnings.warn(
+          f'{function.__name__}: {old} is called {names[old]} now',
+          DeprecationWarning, stacklevel=2,
+        )  # fmt: skip
+        new, _, field = names[old].partition('.')
+        value = given.pop(old)
+        if field:
+          group = given.get(new, arguments[new].default)
+          value = dataclasses.replace(group, **{field: value})
+        given[new] = value
+      return function(*args, **given)
+
+    return call
+
+  return decorate
