@@ -1,7 +1,7 @@
 """Errors that a user can mend: one clear line and a documented exit code.
 
-Anything else that is raised is a fault of ours or of a library: `launch.py`
-says it in a line too, as a FaultError, and writes its traceback to a file.
+Any other exception is a fault of ours or of a library. `launch.py` prints it as
+a line too, a FaultError, and writes its traceback to a file.
 """
 
 import unicodedata
@@ -51,23 +51,23 @@ class PreemptedError(PdlError):
 
 
 class FaultError(PdlError):
-  """What nobody foresaw; the line names the file that has its traceback."""
+  """Nobody foresaw it; the line names the file that has its traceback."""
 
   exit_code = 70
 
 
-# What joins letters and emoji, and acts on nothing else.
+# They join letters and emoji, and act on nothing else.
 _JOINERS = '\u200c\u200d'
 
 
 def printable(text: str, keep: str = '') -> str:
-  """Text of others without what would act on a terminal or a page.
+  """Spells out what would act on a terminal or a page, as \\x1b.
 
-  Control characters (with them the commands of terminals), line separators,
-  marks of direction, and halves of characters are spelled out, as \\x1b.
+  That is control characters, line separators, marks of direction, and halves
+  of characters, in a text that came from data, models or libraries.
 
   Args:
-    text: of data, models, file names, libraries.
+    text: any text.
     keep: characters that stay, such as a line break.
   """
   if text.isprintable():
@@ -84,7 +84,7 @@ def printable(text: str, keep: str = '') -> str:
 
 
 def reason(error: BaseException) -> str:
-  """What a library raised, in its first line that says something."""
+  """Returns the first line of an error that says something."""
   lines = (line.strip(' :') for line in str(error).splitlines())
   return next(filter(None, lines), type(error).__name__)
 

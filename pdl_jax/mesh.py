@@ -47,7 +47,7 @@ RULES: dict[str, str | tuple[str, ...] | None] = {
   'vocab': 'tensor',
   # Rows of the codebooks of a VQ-Logits head.
   'codes': 'tensor',
-  # The width of an activation: never split, its parameter's counterpart is.
+  # The width of an activation is never split; that of a parameter, embed, is.
   'activation': None,
 }
 
@@ -55,11 +55,11 @@ RULES: dict[str, str | tuple[str, ...] | None] = {
 def make_mesh(
   shape: Sequence[int], devices: Sequence[Any] | None = None
 ) -> Mesh:
-  """A (data, fsdp, tensor) mesh over all devices.
+  """Makes a (data, fsdp, tensor) mesh.
 
   Args:
-    shape: three sizes; one of them may be -1: what is left of the devices.
-    devices: default: all.
+    shape: three sizes, one of which may be -1 for all devices that are left.
+    devices: all of them if None.
 
   Raises:
     ConfigError: unless the product of the shape is the number of devices.
@@ -84,7 +84,7 @@ def make_mesh(
 
 
 def partition_spec(*names: str | None) -> PartitionSpec:
-  """The PartitionSpec of an array from the logical names of its axes.
+  """Returns the PartitionSpec of an array with these logical axes.
 
   Raises:
     ConfigError: if two axes of the array land on one mesh axis.
@@ -106,7 +106,7 @@ def constrain(x: Array, *names: str | None) -> Array:
 
 
 def shardings(mesh: Mesh | AbstractMesh, names: Any, shapes: Any) -> Any:
-  """NamedShardings of a tree of arrays.
+  """Returns the NamedShardings of a tree of arrays.
 
   Args:
     mesh: from `make_mesh`.
@@ -148,7 +148,7 @@ def check_batch(
 
 
 def batch_share(mesh: Mesh) -> tuple[int, int]:
-  """Which share of a global batch this process reads, and how many there are.
+  """Returns which share of a batch this process reads, and of how many.
 
   Processes between which only the tensor axis lies read the same share.
 
@@ -175,7 +175,7 @@ def batch_share(mesh: Mesh) -> tuple[int, int]:
 def put_batch(
   batch: Mapping[str, np.ndarray], mesh: Mesh
 ) -> dict[str, Array]:
-  """This process's share of each array to a global array over the mesh."""
+  """Makes global arrays over the mesh from this process's share of each."""
   return {
     name: jax.make_array_from_process_local_data(_rows(mesh, rows), rows)
     for name, rows in batch.items()
@@ -185,17 +185,16 @@ def put_batch(
 def put_whole_batch(
   batch: Mapping[str, np.ndarray], mesh: Mesh
 ) -> dict[str, Array]:
-  """Arrays that every process has whole to global arrays over the mesh."""
+  """Makes global arrays over the mesh from arrays that every process has."""
   return {
     name: put(rows, _rows(mesh, rows)) for name, rows in batch.items()
   }
 
 
 def put(array: np.ndarray | Array, placed: NamedSharding) -> Array:
-  """What every process has whole to a global array.
+  """Places an array that every process has whole, or that is global already.
 
-  Or what is global already. With several processes nothing that is whole is
-  sent, so that nothing is compared either.
+  With several processes nothing is sent, and so nothing is compared either.
   """
   is_global = isinstance(array, Array) and not array.is_fully_addressable
   if jax.process_count() == 1 or is_global:

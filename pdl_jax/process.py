@@ -1,8 +1,7 @@
 """Processes: which are alive, what they claim, and how they end together.
 
-Runs as a script too, by its path and with the standard library alone: it ties
-itself to the process that started it, leaves its name, and becomes the
-command.
+This file is also a script that needs the standard library alone. It ties itself
+to the process that started it, writes its name, and becomes a command:
 
   python process.py PARENT_PID FILE COMMAND...
 """
@@ -19,18 +18,18 @@ from pathlib import Path
 from typing import Any
 
 # Takes reductions from YNNPACK, which computes some of them wrong; products
-# stay with it. Values of this flag add up, whatever else is set. See sentinel.
+# stay with it. XLA adds it to other values of the flag. See losses/sentinel.py.
 XLA_FLAG = '--xla_cpu_experimental_ynn_fusion_type=-reduce'
-# Seconds: a claim that other machines read is touched so often.
+# Seconds between touches of a claim that other machines read.
 HEARTBEAT = 15.0
 _PR_SET_PDEATHSIG = 1
 _PREEMPTED = 75
 
 
 def set_xla_flags() -> None:
-  """Appends XLA_FLAG to the environment's XLA_FLAGS; before JAX starts.
+  """Appends XLA_FLAG to the environment's XLA_FLAGS, before JAX starts.
 
-  What the user has set stays, also where XLA_FLAGS names a file of flags.
+  What the user has set stays, also if XLA_FLAGS names a file of flags.
   """
   given = os.environ.get('XLA_FLAGS', '')
   if given.strip() and not given.strip().startswith('-'):
@@ -42,9 +41,9 @@ def set_xla_flags() -> None:
 
 
 def machine() -> str:
-  """One boot of one machine, and the process ids that are seen from here.
+  """Identifies this boot of this machine, and its namespace of process ids.
 
-  '' where that is not known: such a machine makes no claims, but reads them.
+  Returns '' if that is not known. Such a machine reads claims but makes none.
   """
   if not Path('/proc/self/ns/pid').is_symlink():
     return ''
@@ -53,9 +52,9 @@ def machine() -> str:
 
 
 def start_time(pid: int) -> int | None:
-  """When a process began, in ticks since the boot; None if it has ended.
+  """Returns when a process began, in ticks since boot; None if it has ended.
 
-  With the process id it is one process: ids are used again.
+  Process ids are used again, so that only both together name a process.
   """
   try:
     text = Path(f'/proc/{pid}/stat').read_text('utf-8', 'replace')
@@ -67,11 +66,14 @@ def start_time(pid: int) -> int | None:
 
 
 def claim(path: Path) -> bool:
-  """Makes a file that says whose something is; False: there is one already.
+  """Makes a file that says whose something is, unless there is one.
 
   It is a hard link to a file that is already whole, which is atomic on NFS
-  too; locks do not outlive their holder's host there, and a file made by
+  too. Locks would be lost with their holder's host there, and a file made by
   O_EXCL is empty for a moment, in which its maker may die.
+
+  Returns:
+    whether this process has made it.
 
   Raises:
     OSError: the folder cannot be written to, or knows no hard links.
@@ -97,10 +99,10 @@ def claim(path: Path) -> bool:
 
 
 def owner(path: Path) -> dict[str, Any]:
-  """Who made a claim; nothing of one that is torn.
+  """Reads who made a claim; returns {} if it is torn.
 
   Raises:
-    FileNotFoundError: nobody, or it has been given back.
+    FileNotFoundError: nobody has made it, or it has been given back.
   """
   try:
     found = json.loads(path.read_bytes())
@@ -110,14 +112,14 @@ def owner(path: Path) -> dict[str, Any]:
 
 
 def holds(path: Path, now: float, stale: float) -> bool:
-  """Whether a claim is of a process that lives.
+  """Returns whether the process that made a claim lives.
 
-  That of another machine cannot be seen: there the file's age decides.
+  A process of another machine cannot be seen: there the file's age decides.
 
   Args:
-    path: of the claim.
-    now: seconds since 1970 by the clock that the claims are dated with.
-    stale: seconds, after which a claim that nobody touches is dead.
+    path: the claim.
+    now: seconds since 1970, by the clock that dates the claims.
+    stale: seconds after which a claim that nobody touches is dead.
 
   Raises:
     FileNotFoundError: it has been given back.
@@ -129,21 +131,21 @@ def holds(path: Path, now: float, stale: float) -> bool:
 
 
 def alive(name: dict[str, Any]) -> bool:
-  """Whether this machine's process of that id and start time lives."""
+  """Returns whether this machine's process of that id and start time lives."""
   began = start_time(name.get('pid', 0))
   return began is not None and began == name.get('started')
 
 
 def clock(folder: Path) -> float:
-  """Seconds since 1970, as the file system dates what is in a folder."""
+  """Returns seconds since 1970, by the clock that dates files in a folder."""
   with tempfile.TemporaryFile(dir=folder) as file:
     return os.fstat(file.fileno()).st_mtime
 
 
 def get_when_parent_dies(number: signal.Signals) -> None:
-  """Asks the kernel to send this process a signal then, however it dies.
+  """Asks the kernel to send this process a signal when its parent dies.
 
-  If it is dead already there is none.
+  If the parent is dead already, no signal comes.
 
   Raises:
     OSError: the kernel refuses.
@@ -154,10 +156,10 @@ def get_when_parent_dies(number: signal.Signals) -> None:
 
 
 def tied(name: Path) -> list[str]:
-  """What stands before a command that is to end with this process.
+  """Returns what to put before a command that is to end with this process.
 
   Args:
-    name: file that will say which process it is.
+    name: the file that will say which process the command is.
   """
   return [
     sys.executable, '-I', '-S', __file__, str(os.getpid()), str(name),
@@ -165,16 +167,16 @@ def tied(name: Path) -> list[str]:
 
 
 def become(parent: int, file: Path, command: list[str]) -> None:
-  """Turns this process into the command; ends instead if the parent is gone.
+  """Turns this process into a command, or ends it if the parent is gone.
 
-  The command gets SIGTERM when the parent dies, however it dies. A sweeper
-  that finds the parent dead and no file knows that the command never ran:
-  the file is written before it is looked whether the parent lives.
+  The command gets SIGTERM when the parent dies, however it dies. The file is
+  written before the parent is looked for. A sweeper that finds the parent dead
+  and no file therefore knows that the command never ran.
 
   Args:
     parent: id of the process that started this one.
     file: gets id and start time of this process, which the command keeps.
-    command: its arguments; the first is looked for on the path.
+    command: a program, which is looked for on the path, and its arguments.
   """
   get_when_parent_dies(signal.SIGTERM)
   name = {'pid': os.getpid(), 'started': start_time(os.getpid())}

@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from pdl_jax import preview
 from pdl_jax.errors import ConfigError, printable
 from pdl_jax.evaluate import side_by_side, table
-from pdl_jax.preview import Preview, PreviewExample, Token, visible
+from pdl_jax.preview import show
+from pdl_jax.preview.collect import Preview, PreviewExample, Token
+from pdl_jax.preview.show import visible
 from pdl_jax.report import tables, wording
 from pdl_jax.run import summary
 from tests import stand_in_report as stand_in
@@ -215,14 +216,14 @@ def test_a_preview(colours):
   console = Console(
     file=file, width=80, color_system=colours, force_terminal=bool(colours)
   )
-  preview.print_terminal(of(HOSTILE), console)
+  show.print_terminal(of(HOSTILE), console)
   text = re.sub('\x1b\\[[0-9;]*m', '', file.getvalue())
   assert not acts(text)
-  web = preview.to_html(of(HOSTILE))
+  web = show.to_html(of(HOSTILE))
   assert not acts(web)
   found = Tags(web)
   assert all(visible(token.raw) in found.texts for token in tokens)
-  assert found.tags == Tags(preview.to_html(of(['usual']))).tags
+  assert found.tags == Tags(show.to_html(of(['usual']))).tags
 
 
 def test_an_error_is_one_line(capsys, monkeypatch):

@@ -14,13 +14,13 @@ from rich.cells import cell_len
 from rich.console import Console
 
 from configs import base
-from pdl_jax import preview
 from pdl_jax.data.tokenizer import Tokenizer
 from pdl_jax.errors import ConfigError
 from pdl_jax.evaluate import likelihood
 from pdl_jax.losses import LOSSES, LossTables
 from pdl_jax.losses.frequency import FrequencyTable
 from pdl_jax.losses.settings import LossSettings
+from pdl_jax.preview import collect, show
 from pdl_jax.run import loss_tables
 from pdl_jax.run.loss_tables import Frequencies
 
@@ -63,12 +63,12 @@ def weights_of(table, tokenizer, **changes):
 def make(table, tokenizer, texts=('the small text',), label='one', **changes):
   """A preview of which each text is a prompt and a target."""
   examples = [
-    preview.PreviewExample(label, text, [*ids, tokenizer.end_of_turn])
+    collect.PreviewExample(label, text, [*ids, tokenizer.end_of_turn])
     for text, ids in zip(texts, tokenizer.encode(texts), strict=True)
   ]
   loss = dataclasses.replace(SETTINGS, **changes)
   tables = tables_of(table, tokenizer, **changes)
-  return preview.collect(loss, tables, table, tokenizer, examples)
+  return collect.collect(loss, tables, table, tokenizer, examples)
 
 
 def with_tokens(made, raws):
@@ -87,7 +87,7 @@ def named(made):
 
 
 def texts(tokens):
-  return [preview.visible(token.raw) for token in tokens]
+  return [show.visible(token.raw) for token in tokens]
 
 
 def columns(made):
@@ -98,7 +98,7 @@ def columns(made):
 def terminal(made, **options):
   file = io.StringIO()
   options = {'width': 60, '_environ': {}, **options}
-  preview.print_terminal(made, Console(file=file, **options))
+  show.print_terminal(made, Console(file=file, **options))
   return file.getvalue()
 
 
@@ -189,7 +189,7 @@ def test_a_loss_by_probability_shows_frequencies_alone(table, tokenizer):
   assert 'cannot be shown before the model has run' in made.lines[0]
   assert len(made.lines) == 2 and not made.extremes
   assert [*columns(made)] == ['count in training', 'types', 'share of tokens']
-  page, text = preview.to_html(made), terminal(made, **COLOURS)
+  page, text = show.to_html(made), terminal(made, **COLOURS)
   assert ', mean' not in text and '<svg' not in page
   assert ', weight' not in page and 'light-dark' not in page
   counts = [f'{token.count:,}' for token in shown(made)]
@@ -209,7 +209,7 @@ def test_logit_adjustment_shows_its_bias(table, tokenizer):
   assert lowest[0].level == 4
   assert highest[0].id == 30 and highest[0].level < 0
   assert 'share of weight' not in columns(made)
-  assert 'bias in nats' in preview.to_html(made)
+  assert 'bias in nats' in show.to_html(made)
   legend = ' '.join(plain(terminal(made, width=500, **COLOURS)).split())
   assert 'from: +4 +2 +1 +0.1 near it -0.1 -1 -2 -4' in legend
 
@@ -223,7 +223,7 @@ def test_every_loss_has_a_preview(table, tokenizer, name):
   for key in spec.settings:
     assert f' {name}.{key}=' in made.title
   assert (' alpha=' in made.title) == (name == 'power_law')
-  assert f'loss {name}' in terminal(made) and name in preview.to_html(made)
+  assert f'loss {name}' in terminal(made) and name in show.to_html(made)
 
 
 def test_a_schedule_is_named(table, tokenizer):
@@ -234,7 +234,7 @@ def test_a_schedule_is_named(table, tokenizer):
 def test_weights_that_are_all_zero_are_refused(table, tokenizer):
   zeros = LossTables(np.zeros(table.counts_V.size))
   with pytest.raises(ConfigError, match='258985 counted tokens weight 0'):
-    preview.collect(SETTINGS, zeros, table, tokenizer, [])
+    collect.collect(SETTINGS, zeros, table, tokenizer, [])
 
 
 # --- the colours -------------------------------------------------------------
@@ -242,12 +242,12 @@ def test_weights_that_are_all_zero_are_refused(table, tokenizer):
 
 def test_levels_begin_where_the_legend_says():
   ratios = np.array([0, 0.1, 0.2, 0.3, 0.6, 1, 1.05, 1.5, 3, 7, 9])
-  heavier = preview._heavier(2 * ratios, 2.0, 'weight')
-  found = preview._levels(heavier, 'weight').tolist()
+  heavier = collect._heavier(2 * ratios, 2.0, 'weight')
+  found = collect._levels(heavier, 'weight').tolist()
   assert found == [-4, -4, -3, -2, -1, 0, 0, 1, 2, 3, 4]
   above = np.array([5, 3, 1.5, 0.5, 0.05, 0, -0.5, -1.5, -3, -5])
-  heavier = preview._heavier(above - 7, -7.0, 'bias')
-  found = preview._levels(heavier, 'bias').tolist()
+  heavier = collect._heavier(above - 7, -7.0, 'bias')
+  found = collect._levels(heavier, 'bias').tolist()
   assert found == [-4, -3, -2, -1, 0, 0, 1, 2, 3, 4]
 
 
@@ -262,8 +262,8 @@ def luminance(colour):
 @pytest.mark.parametrize('mode', [0, 1])
 def test_inks_read_and_strengths_are_in_order(mode):
   """WCAG 2: a contrast of 4.5 for text."""
-  ink = luminance(preview.INK[mode])
-  grounds = {k: luminance(both[mode]) for k, both in preview.GROUNDS.items()}
+  ink = luminance(show.INK[mode])
+  grounds = {k: luminance(both[mode]) for k, both in show.GROUNDS.items()}
   for ground in grounds.values():
     low, high = sorted([ink, ground])
     assert (high + 0.05) / (low + 0.05) >= 4.5
@@ -304,12 +304,12 @@ def test_bytes_of_tokens_make_the_target(table, tokenizer, text):
 
 def test_parts_of_a_character_are_shown_as_bytes(table, tokenizer):
   (ids,) = tokenizer.encode(['a €'])
-  cut = preview.PreviewExample('cut', '', ids[:-1])
+  cut = collect.PreviewExample('cut', '', ids[:-1])
   tables = tables_of(table, tokenizer)
-  made = preview.collect(SETTINGS, tables, table, tokenizer, [cut])
+  made = collect.collect(SETTINGS, tables, table, tokenizer, [cut])
   assert texts(shown(made)) == ['a', '·', '<0xE2>', '<0x82>']
   assert 'target: a <0xE2><0x82>\n' in terminal(made)
-  page = preview.to_html(made)
+  page = show.to_html(made)
   assert 'target: a &lt;0xE2&gt;&lt;0x82&gt;\n' in page and '�' not in page
 
 
@@ -328,11 +328,11 @@ def test_parts_of_a_character_are_shown_as_bytes(table, tokenizer):
   ],
 )
 def test_everything_can_be_seen(raw, text):
-  assert preview.visible(raw) == text
+  assert show.visible(raw) == text
 
 
 def test_counts_of_a_mix_are_no_whole_numbers():
-  assert list(map(preview._count, (1234.0, 2.5))) == ['1,234', '2.5']
+  assert list(map(show._count, (1234.0, 2.5))) == ['1,234', '2.5']
 
 
 # --- the page ----------------------------------------------------------------
@@ -340,7 +340,7 @@ def test_counts_of_a_mix_are_no_whole_numbers():
 
 def test_page_escapes_and_shows_every_token(table, tokenizer):
   made = make(table, tokenizer, [ODD, SCRIPTS], label='<b>"&')
-  html, tokens = preview.to_html(made), [*named(made), *shown(made)]
+  html, tokens = show.to_html(made), [*named(made), *shown(made)]
   assert Page(html).tokens == [
     (f'id {t.id}, count {t.count:,}, weight {t.value:.3g}', text)
     for t, text in zip(tokens, texts(tokens), strict=True)
@@ -352,29 +352,29 @@ def test_page_escapes_and_shows_every_token(table, tokenizer):
 
 
 def test_page_is_light_and_dark_and_needs_nothing_else(table, tokenizer):
-  html = preview.to_html(make(table, tokenizer))
+  html = show.to_html(make(table, tokenizer))
   for needs in ('http:', 'https:', '//', 'src=', 'href=', 'url(', '@import'):
     assert needs not in html
   assert 'color-scheme: light dark;' in html
-  light, dark = preview.GROUNDS[2]
+  light, dark = show.GROUNDS[2]
   assert f'background-color: light-dark({light}, {dark})' in html
   assert re.search(r'[^(]#111111', html) is None
   assert len(html) < 30_000
 
 
 def test_same_preview_same_bytes(table, tokenizer, monkeypatch):
-  one = preview.to_html(make(table, tokenizer, [ODD, SCRIPTS]))
+  one = show.to_html(make(table, tokenizer, [ODD, SCRIPTS]))
   monkeypatch.setenv('NO_COLOR', '1')
   monkeypatch.setenv('TERM', 'dumb')
   monkeypatch.setenv('COLUMNS', '20')
-  assert preview.to_html(make(table, tokenizer, [ODD, SCRIPTS])) == one
+  assert show.to_html(make(table, tokenizer, [ODD, SCRIPTS])) == one
 
 
 # --- the plot ----------------------------------------------------------------
 
 
 def svg_of(made):
-  svg = re.search('<svg.*</svg>', preview.to_html(made), re.DOTALL)
+  svg = re.search('<svg.*</svg>', show.to_html(made), re.DOTALL)
   return ElementTree.fromstring(svg[0])
 
 
@@ -472,7 +472,7 @@ the  ·small ·text <|im_end|>
 
 
 def test_plain_terminal(table, tokenizer, monkeypatch):
-  monkeypatch.setattr(preview, 'EXTREMES', 1)
+  monkeypatch.setattr(collect, 'EXTREMES', 1)
   lines = terminal(make(table, tokenizer)).splitlines()
   assert [line.rstrip() for line in lines] == GOLDEN.splitlines()
 
@@ -495,7 +495,7 @@ def test_text_cannot_steer_the_terminal(table, tokenizer):
 def test_colours_take_the_place_of_numbers(table, tokenizer):
   made = make(table, tokenizer)
   text = terminal(made, width=200, **COLOURS)
-  ground = preview.GROUNDS[made.extremes['heaviest'][0].level][0]
+  ground = show.GROUNDS[made.extremes['heaviest'][0].level][0]
   red, green, blue = (int(ground[i : i + 2], 16) for i in (1, 3, 5))
   assert f'48;2;{red};{green};{blue}m' in text
   assert plain(text).splitlines()[-1].split() == texts(shown(made))
@@ -519,7 +519,7 @@ def test_numbers_stand_below_their_tokens(table, tokenizer, width):
   """At any width, below wide characters too."""
   names = ['日本語', '·a', 'longer', '文', '<0xE6>', 'x'] * 4
   made = with_tokens(make(table, tokenizer), [n.encode() for n in names])
-  lines = preview._numbered(shown(made), 'weight', width).splitlines()
+  lines = show._numbered(shown(made), 'weight', width).splitlines()
   assert max(map(cell_len, lines)) <= width
   found = []
   for above, below in zip(lines[::2], lines[1::2], strict=True):
@@ -543,4 +543,4 @@ def test_a_long_prompt_is_cut_in_the_terminal_alone(table, tokenizer):
   made = make(table, tokenizer, ['y' * 700])
   text = terminal(made, width=1000)
   assert f'prompt: {"y" * 600}… (100 characters more)\n' in text
-  assert f'prompt: {"y" * 700}\n' in preview.to_html(made)
+  assert f'prompt: {"y" * 700}\n' in show.to_html(made)

@@ -1,4 +1,4 @@
-"""What a run would be and take, said without a chip."""
+"""Says what a run would be and take, without a chip."""
 
 import math
 
@@ -10,24 +10,24 @@ from pdl_jax.errors import ConfigError
 from pdl_jax.mesh import MESH_AXES
 from pdl_jax.run import load_model, loss_tables
 
-# Nearly twice that of the largest accelerators.
+# Nearly twice the memory of the largest accelerators.
 _MOST_BYTES = 5 * 10**11
 
 
 def describe(settings: Settings, devices: int | None) -> str:
-  """Lines of a shell's comments: the configuration, and memory by device.
+  """Writes the configuration and the memory of a device, as shell comments.
 
   Args:
     settings: of the run.
-    devices: that it will have; None: as many as the mesh names, -1 being 1.
+    devices: how many it will have. None means as many as the mesh names, where
+      -1 counts as 1.
 
   Raises:
-    PdlError: the mesh is of another number of devices, or there is no such
-      model.
+    PdlError: the mesh has another number of devices, or there is no such model.
   """
   shape = _mesh_shape(settings.mesh, devices)
   lengths = settings.data.lengths
-  # Of a document every token but the first is predicted.
+  # Every token of a document except the first is predicted.
   whole = TASKS[settings.data.task].documents
   targets = lengths.sequence if whole else lengths.target
   needed = memory.estimate(

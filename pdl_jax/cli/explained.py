@@ -1,4 +1,4 @@
-"""Whatever is raised becomes an error of one line."""
+"""Turns whatever is raised into an error of one line."""
 
 import contextlib
 from collections.abc import Iterator
@@ -18,16 +18,16 @@ def explained(
   """Turns every exception into a PdlError.
 
   Args:
-    workdir: folder of the run, which need not be there; it takes the traceback
-      of what nobody foresaw.
-    settings: of the run that is made there; its status.json takes the error.
+    workdir: the run folder, which need not be there. It takes the traceback of
+      an error that nobody foresaw.
+    settings: of the run that is made there, whose status.json takes the error.
   """
   try:
     yield
   except (SystemExit, KeyboardInterrupt):
     raise
   except BaseException as error:
-    # Panics of Rust are no Exception.
+    # A panic of Rust is no Exception.
     told = _explain(error, workdir, settings is not None)
     if workdir is not None and settings is not None:
       from pdl_jax import run_folder
@@ -41,7 +41,7 @@ def explained(
 
 
 def word(error: PdlError) -> str:
-  """How an error is announced, and called in status.json."""
+  """Returns how an error is announced, and called in status.json."""
   return 'stopped' if isinstance(error, PreemptedError) else 'error'
 
 
@@ -51,7 +51,7 @@ def _explain(
   if isinstance(error, PdlError):
     return error
   if isinstance(error, OSError):
-    # Whatever the operating system refuses: a full disk, a read-only folder.
+    # The operating system refuses: a full disk, a read-only folder.
     where = f' ({error.filename})' if error.filename else ''
     hint = ''
     if makes_run:

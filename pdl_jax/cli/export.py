@@ -3,8 +3,8 @@
   python launch.py export RUN --to=FOLDER [--adapter]
 
 RUN is a run folder; its configuration is the run's own, without --config.
-FOLDER is new, or empty. With --adapter only the adapters (LoRA) that the
-run has trained are written, in the format of PEFT.
+FOLDER is new, or empty. --adapter writes only the adapters (LoRA) that the run
+has trained, in the format of PEFT.
 """
 
 from collections.abc import Sequence

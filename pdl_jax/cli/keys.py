@@ -1,4 +1,4 @@
-"""Every key of a configuration, as `--help_config` prints it."""
+"""Prints every key of a configuration, for `--help_config`."""
 
 import textwrap
 from itertools import groupby
@@ -7,7 +7,7 @@ from pdl_jax import config
 
 
 def text() -> str:
-  """Keys with their defaults, and below each or each pair what it means."""
+  """Lists keys with their defaults, and below them what they mean."""
   lines: list[str] = []
   for meaning, keys in groupby(config.keys(), lambda key: key.meaning):
     lines += [f'{key.name} = {key.default!r}' for key in keys]

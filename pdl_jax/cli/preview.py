@@ -2,8 +2,8 @@
 
   python launch.py preview --config=configs/NAME.py[:MODE] [--config.KEY=VALUE]
 
-On the terminal, each target token in the colour of its weight; and as a page
-with a plot of weight against count, beside where the run folder would be.
+The terminal shows each target token in the colour of its weight. A page beside
+the run folder has the same, and a plot of weight against count.
 """
 
 from collections.abc import Sequence
@@ -17,10 +17,10 @@ _EXAMPLES = 5
 def main(arguments: Sequence[str]) -> int:
   """Runs the command; returns its exit code."""
   given.read('preview', arguments)
-  from pdl_jax import preview
   from pdl_jax.cluster import multihost
   from pdl_jax.data import pipeline
   from pdl_jax.data.tokenizer import spelled
+  from pdl_jax.preview import collect, show
   from pdl_jax.run import prepare
 
   given.begin()
@@ -30,7 +30,7 @@ def main(arguments: Sequence[str]) -> int:
     ready = prepare.prepare(settings, None)
     examples = ready.train.examples
     chosen = [
-      preview.PreviewExample(
+      collect.PreviewExample(
         record['id'],
         spelled(b''.join(map(ready.model.tokenizer.raw, prompt))), target,
       )
@@ -38,13 +38,13 @@ def main(arguments: Sequence[str]) -> int:
       for record in [examples.record(number)]
       for prompt, target in [examples.prompt_and_target(number)]
     ]  # fmt: skip
-    found = preview.collect(
+    found = collect.collect(
       settings.loss, ready.tables, ready.frequencies.task,
       ready.model.tokenizer, chosen,
     )  # fmt: skip
-    preview.print_terminal(found)
+    show.print_terminal(found)
     page = workdir.with_name(f'{workdir.name}.preview.html')
     page.parent.mkdir(parents=True, exist_ok=True)
-    page.write_text(preview.to_html(found), 'utf-8')
+    page.write_text(show.to_html(found), 'utf-8')
     print(f'\nthe same with the plot of weight against count: {page}')
   return 0

@@ -1,4 +1,4 @@
-"""A run, here or on a pod, or a sweep of runs: the command without a word."""
+"""Makes a run, here or on a pod, or a sweep of runs: the nameless command."""
 
 import shlex
 import sys
@@ -65,7 +65,7 @@ def _train(
   stop: 'StopRequest',
   arguments: Sequence[str],
 ) -> int:
-  """One run, on this host alone or as one of several."""
+  """Makes one run, on this host alone or as one of several."""
   from pdl_jax import run_folder
   from pdl_jax.cluster import multihost, supervisor
   from pdl_jax.cluster.preflight import Preflight
@@ -108,7 +108,7 @@ def _dry_run(
 
 
 def _in_vain(settings: 'Settings') -> str:
-  """What was asked for and changes nothing, if anything was."""
+  """Names what was asked for and changes nothing, if anything."""
   from pdl_jax.config import unread
 
   told = unread(settings.resolved, given.overrides('config'))
@@ -120,6 +120,7 @@ def _in_vain(settings: 'Settings') -> str:
 def _start_pod(pod: pods.Pod, arguments: Sequence[str]) -> int:
   """Starts the run on a pod, or says how."""
   from pdl_jax.cli.dry_run import describe
+  from pdl_jax.cluster import pod_plan
 
   given.begin()
   settings, here = given.configured()
@@ -127,11 +128,11 @@ def _start_pod(pod: pods.Pod, arguments: Sequence[str]) -> int:
   options.check_alone('--pod')
   pods.check_shipped(settings.model.pretrained)
   kept = pods.without(options.without_dry_run(arguments))
-  plan = pods.plan(pod, pods.committed(kept, folder))
+  plan = pod_plan.make(pod, pod_plan.committed(kept, folder))
   if given.DRY_RUN.value:
     if options.devices_are_told():
       print(describe(settings, options.devices()))
-    print(pods.to_shell(plan))
+    print(pod_plan.to_shell(plan))
   else:
-    pods.run(plan)
+    pod_plan.run(plan)
   return 0

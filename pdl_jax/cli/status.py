@@ -2,10 +2,10 @@
 
   python launch.py status FOLDER
 
-FOLDER is what run folders are in, such as runs/summarize. Each run is queued,
+FOLDER has run folders in it, such as runs/summarize. Each run is queued,
 running (with its step and when it was last heard of), done, failed (with its
-last error), or broken: one of its files is torn. Nothing is written, so that
-it may be asked at any time, and on any machine that sees the folder.
+last error), or broken, if one of its files is torn. Nothing is written: any
+machine that sees the folder may ask at any time.
 """
 
 from collections.abc import Sequence

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def main(arguments: Sequence[str]) -> int:
-  """Runs the cells of --sweep, or says which they are; the exit code."""
+  """Runs the cells of --sweep, or says which they are."""
   from pdl_jax.sweep import ray_engine
 
   given.begin()
@@ -60,7 +60,7 @@ def _run_axes(named: Sequence[str], program: str) -> int:
 
 
 def _run_experiment(folder: Path) -> int:
-  """Runs what an experiment declares, or says what that is; the exit code."""
+  """Runs what an experiment declares, or says what that is."""
   from pdl_jax.report import carry_out, plan
   from pdl_jax.sweep.status import format_dry_run
 
@@ -79,7 +79,7 @@ def _run_experiment(folder: Path) -> int:
 def _run_cells(
   cells: 'Sequence[Cell]', root: Path, command: 'Command'
 ) -> 'Outcome':
-  """By the engine of the flags.
+  """Runs cells by the engine of the flags.
 
   Raises:
     ConfigError: flags about hosts that contradict each other.

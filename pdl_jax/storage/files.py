@@ -1,9 +1,9 @@
-"""Files of our own, read as what anybody may have torn or altered since.
+"""Reads our own files, which anybody may have torn or altered since.
 
 A shape says what is expected: a type, `list[X]`, `dict[str, X]`, a union, a
-Literal, a dataclass (its fields, those with a default may be missing), or a
-dict of field -> shape, where 'field?' may be missing. What differs is refused
-in a line that names file, line and field.
+Literal, a dataclass, or a dict of field -> shape. A field with a default, or
+one called 'field?', may be missing. What differs is refused in a line that
+names file, line and field.
 """
 
 import dataclasses
@@ -22,12 +22,12 @@ _NAMES = {
 
 
 def read_json(path: Path, shape: Any = Any, mend: str = MEND) -> Any:
-  """A file that is one JSON value.
+  """Reads a file that is one JSON value.
 
   Args:
-    path: of it.
+    path: the file.
     shape: what it has to be.
-    mend: what to do where it is not, for the error.
+    mend: what to do if it is not, for the error.
 
   Raises:
     DataError: it is missing, unreadable, torn, or of another shape.
@@ -38,7 +38,7 @@ def read_json(path: Path, shape: Any = Any, mend: str = MEND) -> Any:
 def read_lines(
   path: Path, shape: Any = Any, mend: str = MEND, *, torn_end: bool = False
 ) -> list[Any]:
-  """A file with a JSON value a line; otherwise as `read_json`.
+  """Reads a file with one JSON value per line; otherwise like `read_json`.
 
   With torn_end a last line that a crash has torn is left out.
   """
@@ -72,7 +72,7 @@ def _parse(text: str, shape: Any, where: str, mend: str) -> Any:
 
 
 def fault(value: Any, shape: Any, at: str = '') -> str:
-  """What is wrong with a value, and where in it; '' if nothing is."""
+  """Returns what is wrong with a value, and where in it; '' if nothing is."""
   if dataclasses.is_dataclass(shape):
     shape = {
       field.name + '?' * (
@@ -120,7 +120,6 @@ def _is(value: Any, kind: type) -> bool:
 
 
 def _named(shape: Any) -> str:
-  """A shape in words."""
   if isinstance(shape, dict) or dataclasses.is_dataclass(shape):
     return 'an object'
   if get_origin(shape) is Literal:

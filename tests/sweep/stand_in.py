@@ -74,14 +74,21 @@ def wait_for(condition):
 @contextlib.contextmanager
 def meanwhile(condition, action):
   """Does something as soon as a condition is true, beside the main thread."""
+  over = threading.Event()
+
   def wait_and_act():
-    wait_for(condition)
+    while not condition():
+      if over.wait(0.01):
+        return
     action()
 
-  thread = threading.Thread(target=wait_and_act, daemon=True)
+  thread = threading.Thread(target=wait_and_act)
   thread.start()
-  yield
-  thread.join()
+  try:
+    yield
+  finally:
+    over.set()
+    thread.join()
 
 
 def results(root):

@@ -1,10 +1,11 @@
-"""A process of several that does little, or misbehaves as it is told.
+"""A process of several that joins the others as the job does.
 
-  python stand_in_host.py WHAT [FOLDER]
-
-It joins the others as the job does, and goes through steps with them.
+  python stand_in_host.py kill          process 1 kills itself in step 3
+  python stand_in_host.py work FOLDER   they share a batch, save to FOLDER, and
+                                        process 1 is told to stop in step 3
 """
 
+import itertools
 import os
 import signal
 import sys
@@ -19,32 +20,16 @@ from jax.sharding import PartitionSpec as P
 
 from pdl_jax.cluster import multihost
 from pdl_jax.cluster.multihost import Place
-from pdl_jax.errors import DataError, PdlError
+from pdl_jax.errors import PdlError
 from pdl_jax.mesh import batch_share, make_mesh, put, put_batch, put_whole_batch
 
-AT = 3  # the step in which process 1 misbehaves
 
-
-def misbehave(what, stop):
-  if what == 'kill':
-    os.kill(os.getpid(), signal.SIGKILL)
-  if what == 'freeze':
-    os.kill(os.getpid(), signal.SIGSTOP)
-  if what == 'stuck':
-    time.sleep(600)
-  if what == 'data':
-    raise DataError('record 7 has no text')
-  if what == 'bug':
-    raise ZeroDivisionError('a bug of ours')
-  if what == 'term':
-    os.kill(os.getpid(), signal.SIGTERM)
-
-
-def steps(what, stop):
-  for step in range(1, 500):
+def steps(number, stop):
+  """Steps of all until process 1 has sent itself a signal and they stop."""
+  for step in itertools.count(1):
     stop.note(f'reading the batch of step {step}')
-    if step == AT and jax.process_index() == 1:
-      misbehave(what, stop)
+    if step == 3 and jax.process_index() == 1:
+      os.kill(os.getpid(), number)
     if stop.reached(f'in step {step}'):
       print(f'all at step {step}')
     stop.check('stepping')
@@ -81,7 +66,7 @@ def save(folder):
   """A state over all devices, and the position of the data."""
   # Other tests need not wait for what these import.
   from pdl_jax.train.checkpoint import Checkpointer
-  from tests import host_state
+  from tests.cluster import host_state
 
   mesh = make_mesh((2, 1, 2))
   placed = NamedSharding(mesh, P('data', 'tensor'))
@@ -97,14 +82,12 @@ def main():
   jax.config.update('jax_num_cpu_devices', 2)
   try:
     stop = multihost.join(Place.here())
-    what = sys.argv[1]
-    if what == 'shares':
+    if sys.argv[1] == 'work':
       shares()
       tell()
-    elif what == 'save':
       save(Path(sys.argv[2]))
-    else:
-      steps(what, stop)
+      steps(signal.SIGTERM, stop)
+    steps(signal.SIGKILL, stop)
   except PdlError as error:
     word = 'stopped' if error.exit_code == 75 else 'error'
     print(f'{word}: {error}', file=sys.stderr)

@@ -2,7 +2,7 @@
 
 After a wanted change, write the golden plans again and look at their diff:
 
-  python -m tests.test_pods
+  python -m tests.cluster.test_pods
 """
 
 import os
@@ -10,7 +10,6 @@ import shlex
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -19,13 +18,14 @@ from absl import flags
 from absl.testing import flagsaver
 
 from pdl_jax import run_folder
-from pdl_jax.cluster import pods
-from pdl_jax.cluster.pods import Plan, Pod, Step, Training, to_shell
+from pdl_jax.cluster import pod_plan, pods
+from pdl_jax.cluster.pod_plan import Plan, Step, Training, to_shell
+from pdl_jax.cluster.pods import Pod
 from pdl_jax.errors import ConfigError, HostError
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parent.parent.parent
 SCRIPTS = ROOT / 'pdl_jax' / 'cluster' / 'pods'
-GOLDEN = Path(__file__).parent / 'golden' / 'pods'
+GOLDEN = ROOT / 'tests' / 'golden' / 'pods'
 COMMIT = '0123456789abcdef0123456789abcdef01234567'
 AWKWARD = '--config.data.name=a "b" $HOME it\'s `d` & é'
 PODS = {
@@ -70,7 +70,7 @@ def told(*arguments, workdir='/mnt/shared/runs/a run'):
 
 
 def plan(name, *arguments, **options):
-  return pods.plan(PODS[name], told(*arguments, **options))
+  return pod_plan.make(PODS[name], told(*arguments, **options))
 
 
 def executable(folder, name, text):
@@ -107,20 +107,18 @@ def checkout(tmp_path, monkeypatch):
   return folder
 
 
-def launch(*arguments):
+def bash(*arguments, text=None, **options):
   return subprocess.run(
-    [sys.executable, ROOT / 'launch.py', *arguments], capture_output=True,
-    encoding='utf-8', check=False, env={**os.environ, 'JAX_PLATFORMS': 'cpu'},
+    ['bash', *arguments], input=text, capture_output=True, encoding='utf-8',
+    check=False, **options,
   )  # fmt: skip
 
 
 def wait_for(words, file):
   """The text of a file, once it ends with these words."""
-  for _ in range(100):
-    if file.exists() and file.read_text('utf-8').endswith(words):
-      return file.read_text('utf-8')
+  while not (file.exists() and file.read_text('utf-8').endswith(words)):
     time.sleep(0.05)
-  raise AssertionError(f'{words!r} did not come')
+  return file.read_text('utf-8')
 
 
 @pytest.mark.parametrize('name', PODS)
@@ -138,10 +136,7 @@ def test_a_pasted_plan_runs_its_commands(name, tmp_path):
   text = ''.join(
     f"{each}() {{ printf '%s\\0' {each} \"$@\" END; }}\n" for each in programs
   )
-  done = subprocess.run(
-    ['bash'], input=text + to_shell(made), capture_output=True,
-    encoding='utf-8', check=True,
-  )  # fmt: skip
+  done = bash(text=text + to_shell(made))
   ran = [tuple(each.split('\0')) for each in done.stdout.split('\0END\0')]
   # Those of one step may come in any order.
   assert sorted(ran[:-1]) == sorted(
@@ -155,7 +150,7 @@ def test_a_pasted_plan_runs_its_commands(name, tmp_path):
 def test_no_value_is_read_as_shell(name, tmp_path, monkeypatch):
   """Neither where the plan is pasted nor by the shells of the hosts."""
   monkeypatch.chdir(tmp_path)
-  made = pods.plan(TRAPS[name], told(TRAP, workdir=tmp_path / TRAP))
+  made = pod_plan.make(TRAPS[name], told(TRAP, workdir=tmp_path / TRAP))
   commands = [
     command for step in (*made.steps, *made.later) for command in step.commands
   ]
@@ -170,10 +165,7 @@ def test_no_value_is_read_as_shell(name, tmp_path, monkeypatch):
     for each in (*programs, 'bash', 'cd', 'exec', 'tar', 'tail', 'srun')
   )
   for line in lines:
-    subprocess.run(
-      ['bash'], input=f'{nothing}{line}\n', capture_output=True,
-      encoding='utf-8', check=False,
-    )  # fmt: skip
+    bash(text=f'{nothing}{line}\n')
     assert not Path('ran').exists(), line
   assert sum(line.count('>ran') for line in lines) > len(made.steps)
 
@@ -191,7 +183,7 @@ def test_arguments_arrive_as_they_were(name, tmp_path, stubs, monkeypatch):
   executable(scripts, 'setup.sh', 'test $1 = tpu')
   executable(tmp_path / code / '.venv' / 'bin', 'python', 'printf "%s\\n" "$@"')
   executable(stubs, 'curl', 'echo 5')
-  subprocess.run(['bash', '-c', remote], cwd=tmp_path, check=False)
+  bash('-c', remote, cwd=tmp_path)
   number = {'tpu_vm': 5, 'mig': 1, 'xpk': 3}[name]
   own = [
     '--coordinator=gpu-0:8476', '--num_processes=2', '--process_id=1'
@@ -215,9 +207,7 @@ def test_a_preempted_slurm_job_is_queued_again(
   executable(stubs, 'srun', f'printf "%s\\n" "$@"; exit {code}')
   executable(stubs, 'scontrol', 'echo scontrol "$@"')
   (text,) = plan('slurm', AWKWARD).files.values()
-  done = subprocess.run(
-    ['bash'], input=text, capture_output=True, encoding='utf-8', check=False
-  )
+  done = bash(text=text)
   lines = done.stdout.splitlines()
   assert done.returncode == code
   assert AWKWARD in lines
@@ -227,20 +217,16 @@ def test_a_preempted_slurm_job_is_queued_again(
 
 def test_a_training_outlives_its_session_and_is_not_doubled(tmp_path, stubs):
   start = [
-    'bash', SCRIPTS / 'start.sh', '0', tmp_path / 'logs', 'bash', '-c',
+    SCRIPTS / 'start.sh', '0', tmp_path / 'logs', 'bash', '-c',
     'trap "echo saved; exit 75" TERM; echo begun; while :; do /bin/sleep 0.05; '
     'done',
   ]  # fmt: skip
-  first = subprocess.run(
-    start, capture_output=True, encoding='utf-8', check=False
-  )
+  first = bash(*start)
   pid = int((tmp_path / 'pdl_jax.pid').read_text('utf-8'))
   try:
     assert first.returncode == 0, first.stderr
     assert os.getsid(pid) == pid
-    second = subprocess.run(
-      start, capture_output=True, encoding='utf-8', check=False
-    )
+    second = bash(*start)
     assert second.returncode == 1
     assert second.stderr == 'host 0 trains already; stop that first\n'
   finally:
@@ -250,13 +236,13 @@ def test_a_training_outlives_its_session_and_is_not_doubled(tmp_path, stubs):
 
 
 def test_what_fails_at_once_is_seen_at_once(tmp_path, stubs):
-  start = [
-    'bash', SCRIPTS / 'start.sh', '0', tmp_path, 'bash', '-c',
+  # For as long as the program needs to end, on a busy machine too.
+  log = tmp_path / 'host-0.log'
+  executable(stubs, 'sleep', f'until test -s {log}; do :; done; /bin/sleep 1')
+  done = bash(
+    SCRIPTS / 'start.sh', '0', tmp_path, 'bash', '-c',
     'echo error: no config; exit 2',
-  ]  # fmt: skip
-  done = subprocess.run(
-    start, capture_output=True, encoding='utf-8', check=False
-  )
+  )  # fmt: skip
   assert done.returncode == 2
   assert done.stderr == 'error: no config\n'
 
@@ -269,10 +255,7 @@ def test_a_queued_resource_is_waited_for(last, code, tmp_path, stubs):
   states.write_text(f'ACCEPTED\nPROVISIONING\n{last}\nnever asked\n', 'utf-8')
   executable(stubs, 'gcloud', f'head -n 1 {states}; sed -i 1d {states}')
   executable(stubs, 'sleep', '')
-  done = subprocess.run(
-    ['bash', SCRIPTS / 'wait.sh', 'v5', 'us-west4-a'], capture_output=True,
-    encoding='utf-8', check=False, timeout=20,
-  )  # fmt: skip
+  done = bash(SCRIPTS / 'wait.sh', 'v5', 'us-west4-a')
   assert done.returncode == code
   assert states.read_text('utf-8') == 'never asked\n'
   assert [line.split()[1] for line in done.stdout.splitlines()] == [
@@ -287,7 +270,7 @@ def test_packages_are_installed_once(tmp_path, stubs):
   scripts = tmp_path / 'pdl_jax' / 'cluster' / 'pods'
   executable(scripts, 'setup.sh', (SCRIPTS / 'setup.sh').read_text('utf-8'))
   for _ in range(2):
-    subprocess.run(['bash', scripts / 'setup.sh', 'cuda12'], check=True)
+    assert bash(scripts / 'setup.sh', 'cuda12').returncode == 0
   lines = (tmp_path / 'told').read_text('utf-8').splitlines()
   assert len(lines) == 4
   assert lines[2].endswith('jax[cuda12] --requirement requirements.txt')
@@ -389,7 +372,7 @@ def test_run_folders_are_where_all_hosts_see_them(
 
 def test_only_what_is_committed_is_shipped(checkout, monkeypatch):
   (checkout / 'notes.txt').write_text('not shipped', 'utf-8')
-  made = pods.committed(['--a'], Path('/w'))
+  made = pod_plan.committed(['--a'], Path('/w'))
   assert made.arguments == ('--a',)
   subprocess.run(made.pack, check=True)
   listed = subprocess.run(
@@ -408,13 +391,13 @@ def test_only_what_is_committed_is_shipped(checkout, monkeypatch):
   assert 'notes.txt' not in listed.stdout
   (checkout / 'configs' / 'mine.py').write_text('', 'utf-8')
   with pytest.raises(ConfigError, match=r'from which configs/mine\.py differs'):
-    pods.committed([], Path('/w'))
+    pod_plan.committed([], Path('/w'))
   (checkout / 'launch.py').write_text('1', 'utf-8')
   with pytest.raises(ConfigError, match=r'launch\.py and 1 more differs'):
-    pods.committed([], Path('/w'))
+    pod_plan.committed([], Path('/w'))
   monkeypatch.chdir(checkout / 'configs')
   with pytest.raises(HostError, match='start it in that folder'):
-    pods.committed([], Path('/w'))
+    pod_plan.committed([], Path('/w'))
 
 
 def test_a_run_stops_at_the_step_that_fails(tmp_path, stubs, capfd):
@@ -426,9 +409,9 @@ def test_a_run_stops_at_the_step_that_fails(tmp_path, stubs, capfd):
   )
   file = tmp_path / 'new' / 'file'
   later = Step('To mend it', (('mend',),))
-  made = Plan(('gcloud',), {file: 'text'}, steps, (later,))
+  made = Plan({file: 'text'}, steps, (later,))
   with pytest.raises(HostError) as caught:
-    pods.run(made)
+    pod_plan.run(made)
   assert str(caught.value) == 'the step "bad" ended with exit code 3: to bad'
   printed = capfd.readouterr().out
   assert {'to one', 'to two', 'to bad'} < set(printed.splitlines())
@@ -441,45 +424,45 @@ def test_an_interrupted_run_says_how_to_clean_up(monkeypatch, capsys):
   def interrupt(_):
     raise KeyboardInterrupt
 
-  monkeypatch.setattr(pods, '_run_command', interrupt)
+  monkeypatch.setattr(pod_plan, '_run_command', interrupt)
   step = Step('create', (('true',),))
   later = Step('To delete it', (('delete', 'x'),))
   with pytest.raises(HostError, match='interrupted in the step "create"'):
-    pods.run(Plan((), {}, (step,), (later,)))
+    pod_plan.run(Plan({}, (step,), (later,)))
   assert capsys.readouterr().out.endswith('# To delete it:\n#   delete x\n')
 
 
 def test_missing_programs_are_named_with_their_source(tmp_path, monkeypatch):
   monkeypatch.setenv('PATH', str(tmp_path))
+  step = Step('submit', (('xpk', 'workload'),))
   with pytest.raises(HostError, match=r'xpk, which .* by pip install xpk'):
-    pods.run(Plan(('xpk',), {}, (), ()))
+    pod_plan.run(Plan({}, (step,), ()))
 
 
-def test_a_dry_run_prints_the_plan_and_runs_nothing(checkout, stubs):
-  executable(stubs, 'gcloud', 'touch ran')
-  done = launch(
-    '--config=configs/summarize.py:tiny', '--config.loss.alpha=0.5',
-    '--pod=v5', '--zone=us-west4-a', '--dry_run',
-  )  # fmt: skip
-  assert done.returncode == 0, done.stderr
-  assert '# 4/4 start the training\ngcloud compute tpus' in done.stdout
-  assert ' --config.loss.alpha=0.5 --workdir=/mnt/shared/runs/' in done.stdout
-  assert not (checkout / 'ran').exists()
-
-
-def test_a_failing_step_is_exit_code_4(checkout, stubs):
+def test_the_command_prints_a_plan_or_runs_it(main, checkout, stubs):
   executable(
-    stubs, 'gcloud', 'test $4 = scp || { echo ERROR: no quota; exit 1; }'
+    stubs, 'gcloud',
+    'touch ran; test $4 = scp || { echo ERROR: no quota; exit 1; }',
+  )  # fmt: skip
+  told = (
+    '--config=configs/summarize.py:tiny', '--config.loss.alpha=0.5',
+    '--pod=v5', '--zone=us-west4-a',
+  )  # fmt: skip
+  code, out, err = main(*told, '--dry_run')
+  assert (code, err) == (0, '')
+  assert '# 4/4 start the training\ngcloud compute tpus' in out
+  assert (
+    ' --config.loss.alpha=0.5 '
+    '--workdir=/mnt/shared/runs/summarize-tiny/alpha=0.5 ' in out
   )
-  done = launch(
-    '--config=configs/summarize.py:tiny', '--pod=v5', '--zone=us-west4-a'
-  )
-  assert done.returncode == 4
-  assert done.stderr == (
+  assert not (checkout / 'ran').exists()
+  code, out, err = main(*told)
+  assert code == 4
+  assert err == (
     'error: the step "unpack and install" ended with exit code 1: '
     'ERROR: no quota\n'
   )
-  assert '# To delete the machines' in done.stdout
+  assert '# To delete the machines' in out
 
 
 if __name__ == '__main__':

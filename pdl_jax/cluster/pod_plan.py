@@ -1,0 +1,303 @@
+"""The commands that start a training on a pod: made, shown and run.
+
+A template, pods/KIND.sh, is shell with these marks:
+
+  ## NAME            begins a step; "## To ..." what one may need afterwards
+  ## ... # if SHARE  leaves it out where that is empty
+  ${HOST}            repeats a command, or the step it names, for every host
+
+A line is split into words first and filled in afterwards, so that no value is
+read as shell. A word of several words, as in '--command=cd ${CODE} && ...', is
+read by a shell on the host: what is filled in there is quoted.
+"""
+
+import concurrent.futures
+import dataclasses
+import re
+import shlex
+import shutil
+import string
+import subprocess
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from pdl_jax import run_folder
+from pdl_jax.cluster import pods
+from pdl_jax.cluster.pods import Pod
+from pdl_jax.errors import ConfigError, HostError
+
+_TEMPLATES = Path(__file__).parent / 'pods'
+# Where one gets the programs.
+_SOURCES = {
+  'git': 'from https://git-scm.com',
+  'gcloud': 'with https://cloud.google.com/sdk/docs/install',
+  'kubectl': 'by gcloud components install kubectl',
+  'xpk': 'by pip install xpk',
+  'sbatch': 'on the login node of a Slurm cluster; start it there',
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Training:
+  """One run, to be started on a pod.
+
+  Attributes:
+    arguments: of launch.py, without those of the pod and --workdir.
+    workdir: the run folder, as the hosts see it.
+    commit: of the code.
+    packed: where the code is put as one file, on this machine.
+  """
+
+  arguments: tuple[str, ...]
+  workdir: Path
+  commit: str
+  packed: Path
+
+  @property
+  def code(self) -> str:
+    """The folder that the packed code makes."""
+    return self.packed.name.removesuffix('.tar.gz')
+
+  @property
+  def pack(self) -> tuple[str, ...]:
+    """The command that packs the code, and which commit it is of."""
+    return (
+      'git', 'archive', f'--prefix={self.code}/',
+      f'--add-virtual-file={self.code}/{run_folder.COMMIT}:{self.commit}',
+      f'--output={self.packed}', self.commit, *run_folder.CODE,
+    )  # fmt: skip
+
+
+def committed(arguments: Sequence[str], workdir: Path) -> Training:
+  """Describes a training with the code of the last commit."""
+  top = _git('rev-parse', '--show-toplevel')
+  if Path(top).resolve() != Path.cwd().resolve():
+    raise HostError(
+      f'--pod ships the code of the checkout {top}; start it in that folder'
+    )
+  changed = _git('status', '--porcelain', '--', *run_folder.CODE).splitlines()
+  if changed:
+    more = f' and {len(changed) - 1} more' if len(changed) > 1 else ''
+    raise ConfigError(
+      f'--pod ships the last commit, from which {changed[0][3:]}{more} '
+      'differs; commit it first'
+    )
+  commit = _git('rev-parse', 'HEAD')
+  packed = Path(tempfile.gettempdir(), f'pdl_jax-{commit[:12]}.tar.gz')
+  return Training(tuple(arguments), workdir, commit, packed)
+
+
+def _git(*arguments: str) -> str:
+  try:
+    done = subprocess.run(
+      ['git', *arguments], capture_output=True, encoding='utf-8', check=True
+    )
+  except (OSError, subprocess.CalledProcessError) as error:
+    raise HostError(
+      '--pod ships the code by git, and there is no git or no checkout in '
+      f'{Path.cwd()}'
+    ) from error
+  # Not strip(): the first letters of a status line may be blanks.
+  return done.stdout.rstrip()
+
+
+Command = tuple[str, ...]
+Values = Mapping[str, str | Command]
+
+
+class Step(NamedTuple):
+  """Commands that run at the same time, and what they do."""
+
+  name: str
+  commands: tuple[Command, ...]
+
+
+class Plan(NamedTuple):
+  """How to start a pod.
+
+  Attributes:
+    files: path -> text, written first.
+    steps: in their order; each has to succeed before the next.
+    later: what one needs afterwards, printed and not run.
+  """
+
+  files: dict[Path, str]
+  steps: tuple[Step, ...]
+  later: tuple[Step, ...]
+
+
+def make(pod: Pod, training: Training) -> Plan:
+  """Plans how to start a training on a pod; nothing is looked up or run."""
+  logs = training.workdir / 'logs'
+  values, files = _values(pod, training, logs), {}
+  if pod.kind == 'slurm':
+    script = (_TEMPLATES / 'job.sbatch').read_text('utf-8')
+    files[logs / 'job.sbatch'] = _fill(script, _quoted(values))
+  hosts = [
+    {**values, 'HOST': f'{pod.name}-{index}', 'INDEX': str(index)}
+    for index in range(max(pod.hosts, 1))
+  ]
+  text = (_TEMPLATES / f'{pod.kind}.sh').read_text('utf-8')
+  steps = tuple(_steps(text, hosts))
+  later = tuple(step for step in steps if step.name.startswith('To '))
+  first = steps[: len(steps) - len(later)]
+  return Plan(files, first, later)
+
+
+def _values(pod: Pod, training: Training, logs: Path) -> Values:
+  """Returns what templates may name; several words, or none, as a tuple."""
+  own = (*training.arguments, f'--workdir={training.workdir}')
+  again = ('python', 'launch.py', *own)
+  project, _, family = pod.image.partition('/')
+  spot = '--provisioning-model=SPOT', '--instance-termination-action=DELETE'
+  capacity = () if pod.capacity in ('', 'on-demand') else (f'--{pod.capacity}',)
+  return {
+    'NAME': pod.name,
+    'ZONE': pod.zone,
+    'ACCELERATOR': pod.accelerator,
+    'HOSTS': str(pod.hosts),
+    'FIRST': f'{pod.name}-0',
+    'IMAGE': pod.runtime,
+    'IMAGE_PROJECT': project,
+    'IMAGE_FAMILY': family,
+    'SHARE': pod.share,
+    'MOUNT': pods.MOUNT,
+    'CAPACITY': spot if capacity and pod.kind == 'mig' else capacity,
+    'CLUSTER': pod.cluster,
+    'TASKS': pod.accelerator.rpartition(':')[2],
+    'PACK': training.pack,
+    'PACKED': str(training.packed),
+    'PACKED_IN': str(training.packed.parent),
+    'ARCHIVE': training.packed.name,
+    'CODE': training.code,
+    # Where Slurm's login node unpacks the code, on the disk all nodes see.
+    'PODS': str(Path.cwd() / '.cache' / 'pods'),
+    'LOGS': str(logs),
+    'JOB_LOG': f'{logs}/slurm.log',
+    'NODE_LOG': f'{logs}/host-%n.log',
+    'TRAIN': ('.venv/bin/python', 'launch.py', *own, '--multihost'),
+    'RESUME': (*again, *pod.flags()),
+    'RESUME_HERE': (*again, *pod.flags(without=pods.OF_NEW)),
+  }
+
+
+def _steps(text: str, hosts: Sequence[Values]) -> Iterator[Step]:
+  """Reads the steps of a template; hosts are the values of each host."""
+  _, *sections = re.sub(r'\\\n *', '', text).split('\n## ')
+  for section in sections:
+    heading, *lines = section.splitlines()
+    name, _, condition = heading.partition('  # if ')
+    if condition and not hosts[0][condition]:
+      continue
+    lines = [line for line in lines if not line.startswith('#')]
+    for group in [[x] for x in hosts] if '${HOST}' in name else [hosts]:
+      commands = tuple(
+        _command(line, values)
+        for line in lines
+        for values in (group if '${HOST}' in line else group[:1])
+      )
+      yield Step(_fill(name, group[0]), commands)
+
+
+def _command(line: str, values: Values) -> Command:
+  words: list[str] = []
+  for word in shlex.split(line):
+    alone = re.fullmatch(r'\$\{(\w+)\}', word)
+    value = values[alone[1]] if alone else None
+    if isinstance(value, tuple):
+      words += value
+    else:
+      words.append(_fill(word, _quoted(values) if ' ' in word else values))
+  return tuple(words)
+
+
+def _quoted(values: Values) -> dict[str, str]:
+  return {
+    name: shlex.quote(value) if isinstance(value, str) else shlex.join(value)
+    for name, value in values.items()
+  }
+
+
+def _fill(text: str, values: Values) -> str:
+  return string.Template(text).substitute(values)
+
+
+def to_shell(plan: Plan) -> str:
+  """Writes the plan as shell to be pasted; what comes later is in comments."""
+  parts = []
+  for path, text in plan.files.items():
+    folder, file = shlex.quote(str(path.parent)), shlex.quote(str(path))
+    parts += [f'# Written first: {path}', f'mkdir -p {folder}']
+    parts += [f"cat > {file} <<'END_OF_FILE'\n{text}END_OF_FILE", '']
+  for number, step in enumerate(plan.steps, 1):
+    parts.append(f'# {number}/{len(plan.steps)} {step.name}')
+    lines = [shlex.join(command) for command in step.commands]
+    together = len(lines) > 1
+    parts += [f'{line} &' if together else line for line in lines]
+    parts += ['wait', ''] if together else ['']
+  return '\n'.join(parts) + '\n' + later_to_shell(plan)
+
+
+def later_to_shell(plan: Plan) -> str:
+  """Writes what one needs afterwards, in comments."""
+  lines: list[str] = []
+  for step in plan.later:
+    lines.append(f'# {step.name}:')
+    lines += [f'#   {shlex.join(command)}' for command in step.commands]
+  return '\n'.join(lines)
+
+
+def run(plan: Plan) -> None:
+  """Runs the steps, printing each and what it prints."""
+  for step in (*plan.steps, *plan.later):
+    for program, *_ in step.commands:
+      if program in _SOURCES and shutil.which(program) is None:
+        raise HostError(
+          f'--pod needs the program {program}, which is not on the PATH; it '
+          f'comes {_SOURCES[program]}'
+        )
+  for path, text in plan.files.items():
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text, 'utf-8')
+  try:
+    for number, step in enumerate(plan.steps, 1):
+      print(f'# {number}/{len(plan.steps)} {step.name}', flush=True)
+      _run_step(step)
+  finally:
+    # After a failure too: what was made by then costs.
+    print(later_to_shell(plan), flush=True)
+
+
+def _run_step(step: Step) -> None:
+  for command in step.commands:
+    print(shlex.join(command), flush=True)
+  try:
+    with concurrent.futures.ThreadPoolExecutor(len(step.commands)) as pool:
+      ends = list(pool.map(_run_command, step.commands))
+  except KeyboardInterrupt:
+    # The commands have had it too, from the terminal.
+    raise HostError(
+      f'interrupted in the step "{step.name}"; what was made until then stays, '
+      'and the commands above delete it'
+    ) from None
+  for code, last in ends:
+    if code:
+      raise HostError(
+        f'the step "{step.name}" ended with exit code {code}: {last}'
+      )
+
+
+def _run_command(command: Command) -> tuple[int, str]:
+  """Returns its exit code, and the last line that it printed."""
+  last = 'it printed nothing'
+  with subprocess.Popen(
+    command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+    encoding='utf-8', errors='replace',
+  ) as process:  # fmt: skip
+    assert process.stdout is not None
+    for line in process.stdout:
+      print(line, end='', flush=True)
+      last = line.strip() or last
+  return process.returncode, last

@@ -1,0 +1,1 @@
+"""Shows what a loss will do: `collect` computes, `show` prints."""
