@@ -68,7 +68,7 @@ def make_report(
 
 
 class _Table:
-  """One study as a table."""
+  """Makes one study into a part of the report."""
 
   def __init__(
     self, study: Study, records: Sequence[Record], definitions: Definitions
@@ -77,7 +77,7 @@ class _Table:
     self._labels = [variant.label for variant in study.variants]
     if study.before:
       self._labels.insert(0, study.before)
-    # Row -> seed -> record, of runs that ended in whatever way.
+    # Row -> seed -> record of every run that ended, done or not.
     self._ended: dict[str, dict[int, Record]] = {x: {} for x in self._labels}
     for record in sorted(records, key=lambda record: record['seed']):
       if record['row'] not in self._ended:

@@ -127,7 +127,7 @@ def plot(part: Part, figure: Figure) -> Picture | None:
 
 
 def _names(figures: Sequence[Figure]) -> list[str]:
-  """One each; with what tells it from others of its kind, if there are any."""
+  """A name for each figure; it has settings if several are of one kind."""
   names, kinds = [], [type(figure) for figure in figures]
   for figure in figures:
     told = ()
@@ -150,7 +150,7 @@ def _names(figures: Sequence[Figure]) -> list[str]:
 
 
 def _line(part: Part, figure: Line) -> Picture | None:
-  """A panel a metric, in it a line for each choice of the other settings.
+  """One panel per metric, with a line for each choice of other settings.
 
   A system without a value leaves a gap in its line.
   """
@@ -202,14 +202,10 @@ def _draw_seeds(
   _draw_dots(ax, [x for x, _ in dots], [y for _, y in dots], mark)
   spreads = [over_seeds(list(of.values())) if of else None for of in values]
   means = [math.nan if spread is None else spread.mean for spread in spreads]
-  ends = [
-    [
-      math.nan if s is None or not s.std else s.mean + sign * s.std
-      for s in spreads
-    ]
-    for sign in (-1, 1)
-  ]
-  ax.fill_between(xs, *ends, color=mark.colour, alpha=0.15, linewidth=0)
+  stds = [(spread and spread.std) or math.nan for spread in spreads]
+  lows = [mean - std for mean, std in zip(means, stds, strict=True)]
+  highs = [mean + std for mean, std in zip(means, stds, strict=True)]
+  ax.fill_between(xs, lows, highs, color=mark.colour, alpha=0.15, linewidth=0)
   ax.plot(
     xs, means, color=mark.colour, marker=mark.marker, ls=mark.dash, label=label
   )
@@ -295,9 +291,9 @@ def _draw_system(ax: Axes, row: Row, figure: Frontier, mark: Mark) -> None:
 
 
 def _draw_human(ax: Axes, x: float | None, y: float | None) -> None:
-  """Lines; of texts that are far off only where to look for them.
+  """Draws human texts as lines, or says where they are if they are far off.
 
-  They would leave the systems, which are to be told apart, one corner.
+  Far lines would leave one corner to the systems, which are to be compared.
   """
   near = 0
   for value, (low, high), draw_line, at, arrows in (
@@ -349,9 +345,10 @@ def _by_count(part: Part) -> Picture | None:
     _draw_seeds(ax, places, values, mark, looks.label_of(row))
     for place, bucket in zip(places, buckets, strict=True):
       found = row.by_count.get(bucket)
-      ends = (found.low, found.high) if found else ()
-      if ends and all(end is not None and math.isfinite(end) for end in ends):
-        ax.vlines(place, *ends, color=mark.colour, lw=1)
+      if found is None or found.low is None or found.high is None:
+        continue
+      if math.isfinite(found.low) and math.isfinite(found.high):
+        ax.vlines(place, found.low, found.high, color=mark.colour, lw=1)
   how = 'lower is better'
   if any(row.by_count for row, _ in shown):
     how += '; lines: 95 % intervals'
@@ -390,7 +387,7 @@ def _minus(
 
 
 def _curves(part: Part) -> Picture | None:
-  """A line a run."""
+  """One line per run."""
   shown = [
     (row, mark)
     for row, mark in zip(part.rows, looks.marks(part), strict=True)
@@ -477,7 +474,7 @@ def _draw_cell(
   column: Column,
   means: Sequence[float],
 ) -> None:
-  """Number on colour, or what is to be said instead on grey."""
+  """Writes the number on its colour, or on grey why there is none."""
   spread = None if row is None else row.entries[column.key].spread
   if spread is None:
     text = 'missing' if row is None else absent(row)

@@ -1,7 +1,7 @@
 """What a report shows, before it is written as Markdown, LaTeX, HTML or SVG.
 
-A report has parts (a task each), a part has one table: a row a system, a column
-a metric. Numbers are in the unit that is shown (percent, F x100).
+A report has parts, often one per task. A part has one table, with a row per
+system and a column per metric, in the unit that is shown (percent, F x100).
 """
 
 import dataclasses

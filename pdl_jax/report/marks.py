@@ -70,7 +70,7 @@ def scale_key(part: Part) -> str | None:
 
 
 def marks(part: Part) -> tuple[Mark, ...]:
-  """One a row: a sequential colour by the setting that takes most numbers.
+  """One per row: a sequential colour by the setting that takes most numbers.
 
   Systems alike in it differ in marker and dash; those without it have colours
   of their own. The baseline is black.
@@ -139,7 +139,7 @@ def category(i: int) -> Mark:
 
 
 def sequential(n: int) -> list[str]:
-  """From dark to light, the lightest still seen on white."""
+  """Colours from dark to light; the lightest can still be seen on white."""
   return [shade(_PALEST * i / max(n - 1, 1)) for i in range(n)]
 
 
@@ -180,7 +180,7 @@ def panels(n: int, height: float) -> tuple[Figure, list[Axes]]:
 
 
 def add_legend(figure: Figure, axes: Sequence[Axes]) -> None:
-  """Below everything, a label once; the figure grows by its height."""
+  """Adds each label once below everything; the figure grows by that height."""
   handles = {
     wrapped(label, _LABEL_WIDTH): handle
     for ax in axes

@@ -1,8 +1,8 @@
 """What the tables of a report say, before any markup.
 
-The one place that turns entries into text: what is bold, what a missing value
-is called, how many digits stand. The writers of Markdown, LaTeX and HTML only
-put these words into their own signs.
+This is the one place that turns entries into text: what is bold, what a
+missing value is called, how many digits are shown. The writers of Markdown,
+LaTeX and HTML only put these words into their own signs.
 """
 
 import re
@@ -27,7 +27,7 @@ _CONVENTIONS = (
 
 
 def results(part: Part) -> Table:
-  """A row a system: its metrics and its seeds; the references last."""
+  """One row per system, with its metrics and seeds; the references last."""
   headings = ('System', *map(_heading, part.columns), 'Seeds')
   rows = [
     (
@@ -46,9 +46,9 @@ def results(part: Part) -> Table:
 
 
 def differences(part: Part) -> Table | None:
-  """A row a system: every metric minus the baseline's.
+  """One row per system: every metric minus the baseline's.
 
-  None without other systems, or numbers of the baseline.
+  None if there is no other system, or the baseline has no numbers.
   """
   baseline = part.baseline
   if baseline is None or len(part.rows) < 2 or not baseline.measured_seeds:
@@ -68,7 +68,7 @@ def differences(part: Part) -> Table | None:
 
 
 def unmeasured(part: Part) -> str:
-  """What stands in place of the tables of a part without a number; or ''."""
+  """What replaces the tables of a part that has no number; else ''."""
   if any(row.measured_seeds for row in part.rows):
     return ''
   rows = ', '.join(f'{one_line(row.label)} ({row.state})' for row in part.rows)
@@ -185,7 +185,7 @@ def _is_short_of_seeds(row: Row, entry: Entry) -> bool:
 def absent(row: Row) -> str:
   """What a cell without a value is called.
 
-  Of runs that finished, every metric was measured: it has no value there.
+  A run that finished measured every metric: the value is undefined.
   """
   return 'undefined' if row.state in ('done', 'partly') else row.state
 
@@ -239,7 +239,7 @@ def _paired_seeds(part: Part) -> set[int]:
 
 
 def _floors(part: Part) -> list[str]:
-  """What as few seeds as these cannot show, whatever the numbers are."""
+  """What so few seeds cannot show, whatever the numbers are."""
   return [
     f'{n} paired seed{"" if n == 1 else "s"} cannot reach p below '
     f'{seed_floor(n):.3g} (2/2^{n}), even before the adjustment'
