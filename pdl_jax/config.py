@@ -1,8 +1,7 @@
 """Every key of a configuration, composed of the settings of the rooms.
 
 A field's default is the key's, and the comment above it says what it means:
-`python launch.py --help_config` prints them all. A value out of its range is
-refused where its field stands.
+`python launch.py --help_config` prints them all.
 """
 
 import dataclasses
@@ -254,8 +253,7 @@ def _counted(flat: Mapping[str, Any]) -> dict[str, Any]:
 def numbers(config: Mapping[str, Any]) -> dict[str, Any]:
   """The keys of `read` that are not at their defaults.
 
-  Two configurations with equal `numbers` are one run. A new key changes none
-  that leave it at its default.
+  Two configurations with equal `numbers` are one run.
   """
   default, none = _defaults(), object()
   return {k: v for k, v in read(config).items() if v != default.get(k, none)}

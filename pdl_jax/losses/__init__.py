@@ -3,7 +3,7 @@
 Importing this registers all that the package has. Reading order: core, reduce,
 cross_entropy, registry, power_law, schedule; type_weights, token_losses,
 dense_losses (the rivals); heads, loss; fused/api, and below it sharded,
-kernel, tiles; chunked.
+kernel, gradient, tiles, plan; chunked.
 """
 
 # In the order in which tables and --help_config show the losses.

@@ -9,139 +9,38 @@
 """
 
 import dataclasses
-from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
 from pdl_jax.losses.core import LossTerms, TokenStats
+from pdl_jax.losses.fused.gradient import (
+  Gradients,
+  NeedsGrad,
+  StatCotangents,
+  accumulate,
+  add,
+  tile_gradient,
+  write,
+  zero_gradients,
+)
 from pdl_jax.losses.fused.plan import Tiles
 from pdl_jax.losses.fused.tiles import (
-  Block,
   Matrix,
   Residuals,
   Scale,
   Steps,
   Tokens,
   alike,
-  bias_of,
   block_at,
   compress,
   fill,
-  is_label,
   logits_of,
-  matrix_of,
   rows,
   stats_of_rows,
 )
-
-
-class Gradients(NamedTuple):
-  """Gradients of a scalar; None where nobody asked."""
-
-  hidden_NxD: Array | None
-  matrix: Array | None
-  bias_V: Array | None
-
-
-class NeedsGrad(NamedTuple):
-  """Which gradients are computed."""
-
-  hidden: bool
-  matrix: bool
-  bias: bool
-
-
-class StatCotangents(NamedTuple):
-  """Derivative of the loss by each differentiable statistic, per token."""
-
-  log_z: Array
-  label: Array
-  average: Array
-
-
-def _tile_gradient(
-  tiles: Tiles,
-  needs_grad: NeedsGrad,
-  matrix: Matrix,
-  block: Block,
-  part: Tokens,
-  softmax: Array,
-  logits: Array,
-  stat_cotangents: StatCotangents,
-) -> Gradients:
-  """One tile's share of each gradient, fp32.
-
-  `softmax` comes multiplied by the cotangent of log Z and divided by T;
-  `logits` are read under a soft cap alone.
-  """
-  softcap = tiles.plan.softcap
-  # The one-hot is taken off in fp32, before any cast.
-  label = is_label(block, part.labels_N)
-  outer = softmax + jnp.where(label, stat_cotangents.label[:, None], 0.0)
-  if 'average' in tiles.plan.wants:
-    uniform = stat_cotangents.average[:, None] / tiles.vocab_size
-    if block.mine is not None:
-      uniform = jnp.where(block.mine[None], uniform, 0.0)
-    outer = outer + uniform
-  inner = outer
-  if softcap is not None:
-    # A column that is not the tile's, or has a bias of -inf, has no share.
-    capped = (logits - bias_of(tiles, matrix, block)) / softcap
-    capped = jnp.where(jnp.isfinite(logits), capped, 0.0)
-    inner = outer * (1.0 - jnp.square(capped))
-  narrow = inner.astype(part.hidden_NxD.dtype)
-  columns = matrix_of(tiles, matrix, block)
-  if block.mine is not None:
-    # What stands in padding columns is nobody's business: 0 * NaN is NaN.
-    shape = (-1, 1) if tiles.transposed else (1, -1)
-    columns = jnp.where(block.mine.reshape(shape), columns, 0)
-  factors = (part.hidden_NxD, narrow)
-  if tiles.transposed:
-    factors = (narrow, part.hidden_NxD)
-  product = partial(lax.dot_general, preferred_element_type=jnp.float32)
-  return Gradients(
-    product(
-      narrow, columns, (((1,), (tiles.vocab_dim,)), ((), ())),
-    ) if needs_grad.hidden else None,
-    product(*factors, (((0,), (0,)), ((), ()))) if needs_grad.matrix else None,
-    outer.sum(axis=0) if needs_grad.bias else None,
-  )  # fmt: skip
-
-
-def _zeros(tiles: Tiles, needs_grad: NeedsGrad, hidden_NxD: Array) -> Gradients:
-  zeros, shape = jnp.zeros, (hidden_NxD.shape[1], tiles.width)
-  if tiles.transposed:
-    shape = shape[::-1]
-  return Gradients(
-    zeros(hidden_NxD.shape, jnp.float32) if needs_grad.hidden else None,
-    zeros(shape, jnp.float32) if needs_grad.matrix else None,
-    zeros(tiles.width, jnp.float32) if needs_grad.bias else None,
-  )
-
-
-def _sum(total: Array | None, part: Array | None) -> Array | None:
-  return None if total is None or part is None else total + part
-
-
-def _write(
-  total: Array | None, part: Array | None, start: Array | int, axis: int
-) -> Array | None:
-  if total is None or part is None:
-    return None
-  return lax.dynamic_update_slice_in_dim(total, part, start, axis)
-
-
-def _accumulate(
-  total: Array | None, part: Array | None, start: Array | int, axis: int
-) -> Array | None:
-  """Adds to the columns from `start` on, in place."""
-  if total is None or part is None:
-    return None
-  before = lax.dynamic_slice_in_dim(total, start, part.shape[axis], axis)
-  return _write(total, before + part, start, axis)
 
 
 def _groups(
@@ -179,7 +78,8 @@ def by_tokens(
   moved, steps, order_N = compress(tiles, tokens)
   zero = jnp.zeros((), jnp.float32)
   residuals = Residuals.empty(tiles) if any(needs_grad) else None
-  carry = (zero,) * 3, _zeros(tiles, needs_grad, moved.hidden_NxD), residuals
+  gradients = zero_gradients(tiles, needs_grad, moved.hidden_NxD)
+  carry = (zero,) * 3, gradients, residuals
 
   def take(tiles: Tiles, start: Array, part: Tokens, carry: tuple) -> tuple:
     sums, gradients, residuals = carry
@@ -229,13 +129,13 @@ def _group_gradient(
     else:
       z = (keep - scale.max_logit[:, None]) / temperature
       softmax = rate[:, None] * jnp.exp(z)
-    share = _tile_gradient(
+    share = tile_gradient(
       tiles, needs_grad, matrix, block, part, softmax, keep, stat_cotangents
     )
     return (
-      _sum(d_hidden, share.hidden_NxD),
-      _accumulate(d_matrix, share.matrix, block.start, tiles.vocab_dim),
-      _accumulate(d_bias, share.bias_V, block.start, 0),
+      add(d_hidden, share.hidden_NxD),
+      accumulate(d_matrix, share.matrix, block.start, tiles.vocab_dim),
+      accumulate(d_bias, share.bias_V, block.start, 0),
     )
 
   d_hidden, all_hidden = None, gradients.hidden_NxD
@@ -245,7 +145,7 @@ def _group_gradient(
   d_hidden, d_matrix, d_bias = lax.fori_loop(
     0, tiles.blocks, tile, (d_hidden, gradients.matrix, gradients.bias_V)
   )
-  return Gradients(_write(all_hidden, d_hidden, start, 0), d_matrix, d_bias)
+  return Gradients(write(all_hidden, d_hidden, start, 0), d_matrix, d_bias)
 
 
 def _in_order(
@@ -351,16 +251,16 @@ def gradient_by_vocabulary(
       # At least 1 except in rows that do not count, where it is 0.
       rate = own.log_z / (temperature * jnp.maximum(sum_exp, 1.0))
       softmax = rate[:, None] * jnp.exp(z)
-      share = _tile_gradient(
+      share = tile_gradient(
         tiles, needs_grad, matrix, block, part, softmax, logits, own
       )
       return Gradients(
-        _accumulate(carry.hidden_NxD, share.hidden_NxD, start, 0),
-        _sum(carry.matrix, share.matrix),
-        _sum(carry.bias_V, share.bias_V),
+        accumulate(carry.hidden_NxD, share.hidden_NxD, start, 0),
+        add(carry.matrix, share.matrix),
+        add(carry.bias_V, share.bias_V),
       )
 
-    fresh = _zeros(
+    fresh = zero_gradients(
       dataclasses.replace(tiles, width=tiles.block), needs_grad,
       moved.hidden_NxD,
     )  # fmt: skip
@@ -368,10 +268,10 @@ def gradient_by_vocabulary(
     d_hidden, d_matrix, d_bias = _groups(tiles, moved, steps, take, carry)
     return Gradients(
       d_hidden,
-      _write(gradients.matrix, d_matrix, block.start, tiles.vocab_dim),
-      _write(gradients.bias_V, d_bias, block.start, 0),
+      write(gradients.matrix, d_matrix, block.start, tiles.vocab_dim),
+      write(gradients.bias_V, d_bias, block.start, 0),
     )
 
-  start = alike(_zeros(tiles, needs_grad, moved.hidden_NxD), moved)
+  start = alike(zero_gradients(tiles, needs_grad, moved.hidden_NxD), moved)
   gradients = lax.fori_loop(0, tiles.blocks, columns, start)
   return _in_order(gradients, tokens, order_N)

@@ -22,7 +22,11 @@ from jax.sharding import PartitionSpec as P
 
 from pdl_jax.losses.core import TokenStats
 from pdl_jax.losses.fused import kernel
-from pdl_jax.losses.fused.kernel import Gradients, NeedsGrad, StatCotangents
+from pdl_jax.losses.fused.gradient import (
+  Gradients,
+  NeedsGrad,
+  StatCotangents,
+)
 from pdl_jax.losses.fused.plan import Plan, Tiles
 from pdl_jax.losses.fused.tiles import Matrix, Scale, Tokens
 
