@@ -64,6 +64,14 @@ def test_a_table_is_split_into_some_that_fit(numbers, rows, ruled):
   assert len(set(labels)) == len(parts) and labels[0] == 'tab:x'
 
 
+def test_narrow_columns_are_at_most_eight():
+  text = Table.of(('x', *'abcdefghijkl'), [['y', *['1'] * 12]]).to_latex(
+    'Title', '', 'x'
+  )
+  parts = text.split(r'\begin{table}')[1:]
+  assert [len(latex_rows(part)[0]) for part in parts] == [7, 7]
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(not shutil.which('pdflatex'), reason='needs pdflatex')
 def test_compiled_nothing_is_too_wide_or_long(tmp_path):
