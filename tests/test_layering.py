@@ -15,6 +15,7 @@ TREE = sorted(
 )
 LAYERS = [
   {'errors', 'process'},
+  {'own_files'},
   {'storage', 'mesh'},
   {'run_folder'},
   {'losses'},

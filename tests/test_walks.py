@@ -8,6 +8,7 @@ import json
 
 import pytest
 
+from pdl_jax import own_files
 from pdl_jax.data.sources import TEXTS
 from pdl_jax.data.tasks import TASKS
 from pdl_jax.errors import ConfigError
@@ -95,13 +96,27 @@ def check(run, loss):
 
 
 def test_a_run_with_a_task_a_text_a_metric_and_a_loss_of_ones_own(
-  given, main, tmp_path
+  given, main, tmp_path, monkeypatch
 ):
   code, _, err = main(
     *given, f'--workdir={tmp_path / "run"}', '--config.loss.name=scaled'
   )
   assert code == 0, err
   check(tmp_path / 'run', 'scaled')
+  # The run knows its file: a command that gets no config file loads it again.
+  names = 'count', 'words', 'question_rate', 'scaled'
+  registries = TASKS, TEXTS, METRICS, LOSSES
+  for registry, name in zip(registries, names, strict=True):
+    del registry[name]
+  SOURCES.pop()
+  monkeypatch.setattr(own_files, '_seen', set())
+  code, told, err = main('evaluate', str(tmp_path / 'run'))
+  assert code == 0, err
+  assert 'Questions' in told
+  (tmp_path / 'own.py').unlink()
+  monkeypatch.setattr(own_files, '_seen', set())
+  code, _, err = main('evaluate', str(tmp_path / 'run'))
+  assert 'own.py; what it registers is unknown' in err
 
 
 @pytest.mark.slow

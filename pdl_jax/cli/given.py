@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
+from pdl_jax import own_files
 from pdl_jax.cluster import fault, options, pods
 from pdl_jax.errors import ConfigError
 
@@ -114,6 +115,10 @@ def read(command: str, arguments: Sequence[str]) -> list[str]:
     ConfigError: for anything in them that is not understood.
   """
   flags.FLAGS.set_gnu_getopt(True)
+  for argument in arguments:
+    if argument.startswith('--config='):
+      file = argument.removeprefix('--config=').partition(':')[0]
+      own_files.look_beside(Path(file))
   try:
     _check_names(command, arguments)
     if command == 'evaluate':

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
+from pdl_jax import own_files
 from pdl_jax.data.tokenizer import END_OF_TURN, START_OF_TURN
 from pdl_jax.errors import ConfigError, DataError
 
@@ -51,6 +52,7 @@ def register_task(
   """
 
   def register(instructions: _Decorated) -> _Decorated:
+    own_files.note(instructions)
     found = instructions()
     by_style = {'': found} if isinstance(found, str) else found
     task = Task(by_style, turns, documents)

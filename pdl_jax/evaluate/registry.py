@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from pdl_jax import own_files
 from pdl_jax.errors import ConfigError
 from pdl_jax.evaluate.inputs import Record, first_samples
 
@@ -143,6 +144,7 @@ def register(*metrics: Metric) -> Callable[[Source], Source]:
       if metric.key in METRICS:
         raise ConfigError(f'two metrics are called {metric.key!r}; rename one')
       METRICS[metric.key] = metric
+    own_files.note(source)
     SOURCES.append(source)
     return source
 

@@ -5,7 +5,6 @@ keys, loss.NAME.KEY. The names of its other arguments say of what form it is,
 see `register`.
 """
 
-import hashlib
 import inspect
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import Any, NamedTuple, TypeVar
 
 from jax import Array
 
+from pdl_jax import own_files
 from pdl_jax.errors import ConfigError
 from pdl_jax.losses.core import LossTerms, StatsLoss
 
@@ -46,6 +46,7 @@ class LossSpec(NamedTuple):
     temperature: name of the setting that is T of the softmax; '': T is 1.
     on_logits: (logits, labels, context, weight, **settings) -> LossTerms, in
       place of terms, for a loss that needs all logits of a token.
+    file: of a loss of a user's own; None of those in this library.
   """
 
   keys: tuple[str, ...] = ()
@@ -55,6 +56,7 @@ class LossSpec(NamedTuple):
   wants: tuple[str, ...] = ()
   temperature: str = ''
   on_logits: Callable[..., LossTerms] | None = None
+  file: Path | None = None
 
   @property
   def function(self) -> Callable[..., Any] | None:
@@ -83,13 +85,6 @@ class LossSpec(NamedTuple):
       *(TABLE if by_weight or self.bias is not None else ()),
       *(PLAIN if plain else ()),
     )  # fmt: skip
-
-  @property
-  def file(self) -> Path | None:
-    """The file of a loss of a user's own; None of those in this package."""
-    if self.function is None or self.function.__module__.startswith('pdl_jax.'):
-      return None
-    return Path(inspect.getfile(self.function))
 
 
 LOSSES = {'cross_entropy': LossSpec()}
@@ -121,7 +116,7 @@ def register(
   def add(function: Function) -> Function:
     found = form or _form(name, function)
     made = LossSpec(keys, wants=wants, temperature=temperature)
-    made = made._replace(**{found: function})
+    made = made._replace(**{found: function}, file=own_files.note(function))
     for key, default in made.settings.items():
       if not isinstance(default, int | float | str):
         raise ConfigError(
@@ -150,12 +145,3 @@ def _form(name: str, function: Callable[..., Any]) -> str:
       f'one of: {known}'
     )
   return _FORMS[arguments]
-
-
-def source(name: str) -> dict[str, str]:
-  """File and SHA-256 of a loss of a user's own, for env.json; {} of ours."""
-  spec = LOSSES.get(name)
-  if spec is None or spec.file is None:
-    return {}
-  digest = hashlib.sha256(spec.file.read_bytes()).hexdigest()
-  return {'own_loss': f'{spec.file.name} {digest}'}

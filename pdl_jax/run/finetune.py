@@ -15,13 +15,14 @@ from jax import Array
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
+from pdl_jax import own_files
 from pdl_jax.config import Settings
 from pdl_jax.data import pipeline
 from pdl_jax.evaluate.inputs import Record
 from pdl_jax.evaluate.predict import Predictor, record_ids
 from pdl_jax.evaluate.run import evaluate
 from pdl_jax.generate import DecodeSettings
-from pdl_jax.losses import LossTables, registry, sentinel
+from pdl_jax.losses import LossTables, sentinel
 from pdl_jax.mesh import batch_share, check_batch, make_mesh
 from pdl_jax.model.config import ModelConfig
 from pdl_jax.run import loss_tables, prepare, summary
@@ -73,8 +74,8 @@ def run(
       print(f'{workdir} is finished; its table again:\n')
       summary.print_results(folder.read('results.json', summary.SHOWN))
       return
-    env = environment(mesh.shape) | registry.source(settings.loss.name)
-    folder.write('env.json', env)
+    own = {'own_files': own_files.digests()}
+    folder.write('env.json', environment(mesh.shape) | own)
     folder.write_status('starting', 0)
     with jax.set_mesh(mesh):
       results = _run(settings, mesh, folder, stop, inspect)

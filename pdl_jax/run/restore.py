@@ -7,6 +7,7 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
+from pdl_jax import own_files
 from pdl_jax.config import Settings
 from pdl_jax.errors import CheckpointError, ConfigError
 from pdl_jax.model import lm
@@ -38,6 +39,9 @@ def open_run(option: str, workdir: Path) -> tuple[Settings, RunFolder]:
       f'{option}: the run in {workdir} has not finished; the command that '
       'began it continues it'
     )
+  if os.path.lexists(workdir / 'env.json'):
+    recorded = files.read_json(workdir / 'env.json', dict).get('own_files', {})
+    own_files.load(recorded)
   kept = files.read_json(workdir / 'config.json', CONFIG)
   told = kept.pop('hash')
   try:

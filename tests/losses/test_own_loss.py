@@ -2,9 +2,11 @@
 
 import json
 import sys
+from pathlib import Path
 
 import pytest
 
+from pdl_jax import own_files
 from pdl_jax.config import Settings, config_hash, defaults
 from pdl_jax.errors import ConfigError
 from pdl_jax.losses import LOSSES, register
@@ -53,7 +55,8 @@ def registered():
 def config_file(tmp_path, monkeypatch, registered):
   (tmp_path / 'my_loss.py').write_text(LOSS, 'utf-8')
   (tmp_path / 'mine.py').write_text(CONFIG, 'utf-8')
-  monkeypatch.syspath_prepend(tmp_path)
+  monkeypatch.setattr(sys, 'path', list(sys.path))
+  monkeypatch.setattr(own_files, '_seen', set())
   monkeypatch.delitem(sys.modules, 'my_loss', raising=False)
   return f'--config={tmp_path}/mine.py'
 
@@ -68,7 +71,7 @@ def test_it_trains_by_its_name_and_key(config_file, data_dir, tmp_path, main):
   read = lambda name: json.loads((tmp_path / 'run' / name).read_text('utf-8'))
   assert read('config.json')['loss']['mine'] == {'gamma': 2.0}
   assert read('results.json')['loss']['settings'] == {'gamma': 2.0}
-  assert read('env.json')['own_loss'].startswith('my_loss.py ')
+  assert [Path(x).name for x in read('env.json')['own_files']] == ['my_loss.py']
   # Where nothing registers it, the run is still read, and the same one.
   del LOSSES['mine']
   settings, _ = open_run('run', tmp_path / 'run')

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from pdl_jax import own_files
 from pdl_jax.data.schema import FIELDS, SPLITS
 from pdl_jax.errors import ConfigError, DataError
 
@@ -71,6 +72,7 @@ def register_text(name: str, **facts: Any) -> Callable[[Make], Make]:
   """
 
   def register(make: Make) -> Make:
+    own_files.note(make)
     text = Text(make=make, **{'dataset': name, **facts})
     # A config file may be executed twice.
     known = TEXTS.get(name, text)
