@@ -29,6 +29,37 @@ LAYERS = [
   {'report', 'cluster'},
   {'cli'},
 ]
+# What a newcomer reads first: one run, from a config to its results.
+CORE = [
+  f'{room}/{name}' if room else name
+  for room, names in {
+    '': 'config errors mesh run_folder',
+    'losses': 'core cross_entropy power_law frequency registry reduce',
+    'model': 'config lm block layers attention',
+    'data': 'jsonl external tasks tokenizer chat examples packing pipeline',
+    'train': 'state optimizer step loop checkpoint integrity preemption '
+             'progress settings',
+    'evaluate': 'predict registry settings',
+    'run': 'prepare load_model loss_tables finetune',
+  }.items()
+  for name in names.split()
+]  # fmt: skip
+# What the core stands on: looked up when a name is met, not read first.
+UNDER = [
+  'own_files', 'process', 'storage/files', 'losses/checks', 'losses/renamed',
+  'losses/schedule', 'losses/settings', 'model/decoding', 'model/fingerprint',
+  'model/lora', 'model/positions', 'model/rotary', 'model/settings',
+  'data/chat_sandbox', 'data/json_index', 'data/parts', 'data/prompt',
+  'data/schema', 'data/settings', 'train/checksum', 'train/saves',
+  'evaluate/inputs', 'run/restore', 'run/summary',
+]  # fmt: skip
+# Behind these the core finds everything else.
+DOORS = [
+  'losses', 'losses/loss', 'losses/fused/api', 'losses/heads',
+  'losses/sentinel', 'model/heads', 'data/sources', 'generate', 'evaluate',
+  'evaluate/run', 'evaluate/style', 'run/open_model', 'run/fit_head',
+  'run/head_report', 'pretrained/peft',
+]  # fmt: skip
 LEVEL = {name: i for i, names in enumerate(LAYERS) for name in names}
 MODULES = sorted((ROOT / 'pdl_jax').rglob('*.py'))
 
@@ -58,6 +89,39 @@ def test_imports_go_to_the_left(path):
       assert target == part(path) or (
         LEVEL[target] < LEVEL[part(path)]
       ), f'{path.name} imports {name}'
+
+
+def for_types(tree):
+  """Every node below `if TYPE_CHECKING`."""
+  return {
+    inner
+    for node in ast.walk(tree)
+    if isinstance(node, ast.If) and ast.unparse(node.test) == 'TYPE_CHECKING'
+    for inner in ast.walk(node)
+  }
+
+
+def modules(path):
+  """Modules of the library that a file imports when it runs."""
+  tree, known = ast.parse(path.read_text('utf-8')), set()
+  for module in MODULES:
+    name = module.relative_to(ROOT / 'pdl_jax').with_suffix('').as_posix()
+    known.add(name.removesuffix('/__init__'))
+  typing = for_types(tree)
+  for node in ast.walk(tree):
+    if not isinstance(node, ast.ImportFrom) or node in typing:
+      continue
+    room, *below = (node.module or '').split('.')
+    for alias in node.names if room == 'pdl_jax' else ():
+      longest = '/'.join([*below, alias.name])
+      yield longest if longest in known else '/'.join(below)
+
+
+@pytest.mark.parametrize('name', CORE)
+def test_the_core_imports_no_satellite(name):
+  allowed = {*CORE, *UNDER, *DOORS}
+  path = ROOT / 'pdl_jax' / f'{name}.py'
+  assert not [each for each in modules(path) if each not in allowed]
 
 
 @pytest.mark.parametrize('path', MODULES, ids=lambda p: p.stem)

@@ -13,6 +13,12 @@ from pdl_jax.model.lora import NO_LORA, LoRAConfig
 from pdl_jax.model.positions import ROPE, AttentionConfig
 from pdl_jax.model.rotary import UNSCALED, RopeScaling
 
+# How types get codes, and what the codebooks begin with; see heads/fit.py.
+MAPPINGS = (
+  'random', 'blocks', 'frequency_blocks', 'kmeans_output', 'kmeans_input',
+  'learned',
+)  # fmt: skip
+STARTS = ('rows', 'random')
 # Output heads, and the keys of `model`, or groups of them, that each reads.
 HEADS = {
   'tied': (),

@@ -31,7 +31,6 @@ from pdl_jax.model import heads, lora
 from pdl_jax.model.attention import layer_kinds, take_layers
 from pdl_jax.model.block import Block
 from pdl_jax.model.config import ModelConfig
-from pdl_jax.model.heads import vq
 from pdl_jax.model.layers import INIT, Norm
 from pdl_jax.model.positions import ROPE
 
@@ -183,7 +182,7 @@ def fix_head(config: ModelConfig, params: Params) -> Params:
   """
   if 'head' not in params:
     return params
-  fixed = vq.fix_codes(config.head, params['head'])
+  fixed = heads.fix_codes(config.head, params['head'])
   return {**params, 'head': fixed}
 
 

@@ -6,8 +6,14 @@ from typing import Any
 
 from pdl_jax.errors import ConfigError, not_negative, one_of, positive
 from pdl_jax.model import lora
-from pdl_jax.model.config import BIASES, COMBINATIONS, HEADS, HeadConfig
-from pdl_jax.model.heads.fit import MAPPINGS, STARTS
+from pdl_jax.model.config import (
+  BIASES,
+  COMBINATIONS,
+  HEADS,
+  MAPPINGS,
+  STARTS,
+  HeadConfig,
+)
 from pdl_jax.model.lora import LoRAConfig
 from pdl_jax.model.positions import (
   COMPLEX,

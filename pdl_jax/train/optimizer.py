@@ -10,7 +10,7 @@ import optax
 from pdl_jax.errors import ConfigError, one_of, positive
 from pdl_jax.model import lora
 from pdl_jax.model.config import DTYPES
-from pdl_jax.model.heads import vq
+from pdl_jax.model.heads import FIXED
 from pdl_jax.model.positions import LEARNED
 
 TRAINABLE = ('all', 'last_layers', 'norms', 'lora')
@@ -143,7 +143,7 @@ def trainable_mask(config: OptimizerConfig, params: Tree) -> Tree:
       return False
     if names[0] == 'head':
       # A head of its own begins untrained; its codes are no numbers.
-      return names[-1] not in vq.FIXED
+      return names[-1] not in FIXED
     if config.trainable == 'lora':
       return lora.is_adapter(names[-1]) or names[-1] in LEARNED
     if config.trainable == 'all':

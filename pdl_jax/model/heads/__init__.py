@@ -11,7 +11,10 @@ from pdl_jax.losses.heads import AdaptiveHead, Head, LinearHead
 from pdl_jax.model import lora
 from pdl_jax.model.config import HeadConfig, ModelConfig, Tier, code_dtype
 from pdl_jax.model.heads import vq
+from pdl_jax.model.heads.vq import FIXED, fix_codes
 from pdl_jax.model.layers import INIT
+
+__all__ = ['FIXED', 'fix_codes', 'head', 'init', 'logits']
 
 Params = dict
 

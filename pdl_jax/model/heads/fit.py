@@ -19,11 +19,6 @@ from threadpoolctl import threadpool_limits
 from pdl_jax.errors import ConfigError
 from pdl_jax.model.config import HeadConfig, Tier, code_dtype
 
-MAPPINGS = (
-  'random', 'blocks', 'frequency_blocks', 'kmeans_output', 'kmeans_input',
-  'learned',
-)  # fmt: skip
-STARTS = ('rows', 'random')
 _SCALE = 0.02
 # Of the mean variance, added to the covariance: few states give it.
 _RIDGE = 1e-2
