@@ -168,7 +168,6 @@ def _is_decoded(run: Path, variant: Variant) -> bool:
 
 
 def _predictions(variant: Variant) -> str:
-  """Names the stored predictions that a row shows."""
   way = ','.join(f'{key}={value}' for key, value in variant.decode.items())
   return f'after-{way}' if way else 'after'
 

@@ -66,8 +66,6 @@ def make_report(
 
 
 class _Table:
-  """Makes one study into a part of the report."""
-
   def __init__(
     self, study: Study, records: Sequence[Record], definitions: Definitions
   ):
@@ -161,7 +159,6 @@ class _Table:
     return all(_has_sums(record, sums) for record in self._all)
 
   def part(self) -> Part:
-    """Makes everything that the report shows of the study."""
     study, first = self._study, self._first
     compared = {
       (label, metric.key): self._compare(label, study.baseline, metric)
@@ -296,7 +293,6 @@ class _Table:
     return done.get(seed)
 
   def _pairs(self, label: str, other: str) -> Iterator[tuple[Record, Record]]:
-    """The records of two rows at each seed that both have finished."""
     for seed in sorted(self._study.seeds):
       pair = self._record(label, seed), self._record(other, seed)
       if pair[0] is not None and pair[1] is not None:

@@ -125,7 +125,6 @@ def plot(part: Part, figure: Figure) -> Picture | None:
 
 
 def _names(figures: Sequence[Figure]) -> list[str]:
-  """Names each figure, with its settings if several are of one kind."""
   names, kinds = [], [type(figure) for figure in figures]
   for figure in figures:
     told = ()

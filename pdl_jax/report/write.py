@@ -107,7 +107,6 @@ def _figures(folder: Path) -> list[Path]:
 
 
 def _line(kept: str, made: str) -> str:
-  """Describes the first line that differs."""
   numbered = enumerate(zip_longest(kept.splitlines(), made.splitlines()), 1)
   for number, (old, new) in numbered:
     if old != new:
@@ -129,7 +128,6 @@ def _cells(kept: str, made: str) -> str:
 
 
 def _runs(text: str) -> list[str]:
-  """Lists study, row and seed of each line with a value, once."""
   rows = list(csv.reader(text.splitlines()))[1:]
   return list(dict.fromkeys(
     f'study {study}, row {row!r}, seed {seed}'
