@@ -87,8 +87,8 @@ class End:
 class Journal:
   """Writes a host's standing from a thread of its own.
 
-  If the standing is missing, the whole process hangs; if it is old news, only
-  the work does.
+  If no standings come, the whole process hangs. If they repeat old news, only
+  its work does.
   """
 
   def __init__(self, folder: Path, name: str, process: int | None):

@@ -42,9 +42,9 @@ class Memory:
     inputs: a batch, and the tables of the loss; exact.
     gradients: of trained parameters; double if micro-batches are accumulated.
     activations: kept for the backward pass.
-    loss: the peak of head and loss, including the gathered head and its
+    loss: the further peak of head and loss, including the gathered head and its
       gradient.
-    layer: the peak of one layer, forward or backward.
+    layer: the further peak of one layer, forward or backward.
   """
 
   parameters: int
