@@ -35,12 +35,9 @@ ReportFiles = Callable[[Path], Mapping[str, str]]
 
 
 class Options(NamedTuple):
-  """What the command line says.
+  """What the command line says; `tiny` only checks that everything works.
 
-  Attributes:
-    tiny: whether to use small sizes, to see that everything works.
-    place: folder of records and tables.
-    only: text that a case must contain to be measured.
+  `only` is a text that a case must contain to be measured.
   """
 
   tiny: bool
@@ -60,11 +57,8 @@ def main(
 ) -> None:
   """Runs the command `python -m benchmarks.NAME`.
 
-  Args:
-    folder: the benchmark's.
-    measure: makes the records.
-    report_files: makes the files that follow from them.
-    measure_case: called by `alone`, in a process of its own.
+  `report_files` makes the files that follow from the records of `measure`.
+  `alone` calls `measure_case` in a process of its own.
   """
   parser = argparse.ArgumentParser(prog=f'python -m benchmarks.{folder.name}')
   parser.add_argument('--tiny', action='store_true', help='a small size, once')
@@ -172,9 +166,7 @@ def alone(
 ) -> list[Record]:
   """Measures each case in a process of its own, all at the same time.
 
-  Args:
-    folder: of the benchmark, whose `measure_case` is called.
-    env: variables that differ from this process's; None removes one.
+  `env` has variables that differ from this process's; None removes one.
   """
   given = {**os.environ, **(env or {})}
   children = [

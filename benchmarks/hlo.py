@@ -74,15 +74,10 @@ class Collective(NamedTuple):
 
 
 def parse(text: str, turns: Sequence[int] = ()) -> Program:
-  """Reads a program.
+  """Reads the text of a compiled HLO module.
 
-  Args:
-    text: a compiled HLO module.
-    turns: turns of the loops whose count the text does not give, in the order
-      in which they run.
-
-  Raises:
-    ValueError: there are more or fewer such loops.
+  `turns` are those of the loops whose count the text does not give, in the
+  order in which they run.
   """
   computations, entry = _computations(text)
   times: Counter[str] = Counter()
@@ -148,11 +143,7 @@ def dot_flops(program: Program) -> int:
 
 
 def type_bytes(text: str) -> int:
-  """Returns the bytes of an array or a tuple of arrays.
-
-  Raises:
-    ValueError: the size of an element is unknown.
-  """
+  """Returns the bytes of an array or a tuple of arrays."""
   total = 0
   for dtype, sizes in re.findall(r'\b([a-z]\w*)\[([\d,]*)\]', text):
     if dtype not in _BYTES:
@@ -205,11 +196,7 @@ def _trip_count(
 
 
 def _group(line: str, devices: int) -> int:
-  """Counts the devices that take part, in any of the three notations.
-
-  Raises:
-    ValueError: the notation is another one.
-  """
+  """Counts the devices that take part, in any of the three notations."""
   mesh = re.search(r"replica_groups=mesh\[([^\]]*)\].*? \{('[^}]*)\}", line)
   if mesh:
     sizes = dict(re.findall(r"'(\w+)'=(\d+)", mesh[1]))

@@ -142,9 +142,6 @@ def get_when_parent_dies(number: signal.Signals) -> None:
   """Asks the kernel to signal this process when its parent dies.
 
   If the parent is already dead, no signal comes.
-
-  Raises:
-    OSError: the kernel refuses.
   """
   libc = ctypes.CDLL(None, use_errno=True)
   if libc.prctl(_PR_SET_PDEATHSIG, number) != 0:

@@ -82,8 +82,6 @@ class Work(NamedTuple):
   """What is to be generated, and with which weights.
 
   Attributes:
-    file: the model's.
-    params: its weights, on the device.
     examples: the held-out split of the main job.
     numbers: which examples, in batches, longest prompts first.
     longest: tokens of the longest prompt of each batch.

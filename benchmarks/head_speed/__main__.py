@@ -272,9 +272,7 @@ def _title(record: Record) -> str:
 def claim(records: list[Record], trained: list[Record]) -> str:
   """Formats floats, perplexity and speed of each trained head in one row.
 
-  Args:
-    records: of this benchmark.
-    trained: of experiments/vq_logits.
+  `trained` are the records of experiments/vq_logits.
   """
   done = {
     (r['row'], r['seed']): r['metrics']

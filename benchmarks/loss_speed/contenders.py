@@ -19,7 +19,6 @@ class Contender(NamedTuple):
 
   Attributes:
     make: imports what it needs, and returns the call.
-    package: what the call needs.
     weighted: if False, every token counts as 1.
     ours: from this library, with the head trained.
   """

@@ -24,12 +24,8 @@ _CALLS = (
 def matmul_flops(closed: core.ClosedJaxpr, known: list[Any]) -> int:
   """Counts the floating-point operations of all matmuls, 2 MNK each.
 
-  Args:
-    closed: a function of the arrays.
-    known: value of each flat argument; None where it must not matter.
-
-  Raises:
-    ValueError: the turns of a loop depend on unknown values.
+  `known` has the value of each flat argument; None where it must not matter.
+  A loop whose turns depend on unknown values raises ValueError.
   """
   return _walk(closed, known)[0]
 

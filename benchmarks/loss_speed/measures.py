@@ -52,7 +52,6 @@ def draw(
   """Draws the arrays of one seed, as numpy.
 
   Args:
-    case: has N, D and V.
     scale: standard deviation of the logits.
     masked: share of the tokens that do not count, spread at random.
     dtype: of hidden states and head.

@@ -17,13 +17,8 @@ _MOST_BYTES = 5 * 10**11
 def describe(settings: Settings, devices: int | None) -> str:
   """Formats the configuration and the memory of a device, as shell comments.
 
-  Args:
-    devices: how many the run will have. None means as many as the mesh names,
-      where -1 counts as 1.
-
-  Raises:
-    PdlError: the mesh needs another number of devices, or there is no such
-      model.
+  `devices` is how many the run will have. None means as many as the mesh names,
+  where -1 counts as 1.
   """
   shape = _mesh_shape(settings.mesh, devices)
   lengths = settings.data.lengths

@@ -107,12 +107,7 @@ def flags_of(command: str) -> str:
 def read(command: str, arguments: Sequence[str]) -> list[str]:
   """Reads the flags, and returns the arguments that are not flags.
 
-  Args:
-    command: '' for a run.
-    arguments: the program's name, and what follows the command.
-
-  Raises:
-    ConfigError: anything in them is not understood.
+  `command` is '' for a run; `arguments` begin with the program's name.
   """
   flags.FLAGS.set_gnu_getopt(True)
   for argument in arguments:
@@ -142,12 +137,7 @@ def read(command: str, arguments: Sequence[str]) -> list[str]:
 def folder(command: str, what: str, arguments: Sequence[str]) -> Path:
   """Reads the flags, and the one folder that a command takes.
 
-  Args:
-    what: stands for the folder in the help.
-    arguments: the program's name, and what follows the command.
-
-  Raises:
-    ConfigError: a flag is not understood, or there is not exactly one folder.
+  `what` stands for the folder in the help.
   """
   rest = read(command, arguments)
   if len(rest) != 1:
@@ -208,11 +198,7 @@ def overrides(name: str) -> dict[str, Any]:
 
 
 def configured() -> 'tuple[Settings, Path]':
-  """Returns the settings and the run folder that the flags mean.
-
-  Raises:
-    ConfigError: no --config, no such file, or a wrong value in it.
-  """
+  """Returns the settings and the run folder that the flags mean."""
   from pdl_jax.config import Settings, run_id
   from pdl_jax.sweep import claims
 
@@ -231,11 +217,7 @@ def configured() -> 'tuple[Settings, Path]':
 
 
 def config_folder() -> Path:
-  """Returns the default folder for runs of this config file and mode.
-
-  Raises:
-    ConfigError: no --config, or no such file.
-  """
+  """Returns the default folder for runs of this config file and mode."""
   if not flags.FLAGS['config'].present:
     raise ConfigError('no --config; try --config=configs/summarize.py:tiny')
   file, _, mode = config_file().partition(':')

@@ -78,11 +78,7 @@ def _run_experiment(folder: Path) -> int:
 def _run_cells(
   cells: 'Sequence[Cell]', root: Path, command: 'Command'
 ) -> 'Outcome':
-  """Runs cells by the engine of the flags.
-
-  Raises:
-    ConfigError: flags about hosts contradict each other.
-  """
+  """Runs cells by the engine of the flags."""
   from pdl_jax.sweep import local, ray_engine
   from pdl_jax.sweep.placement import Wanted
 

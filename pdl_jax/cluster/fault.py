@@ -49,7 +49,6 @@ def words(error: BaseException) -> str:
 
 
 def _keep(error: BaseException, run: Path | None) -> str:
-  """Writes the traceback and says where."""
   from pdl_jax.cluster.multihost import Place
 
   text = ''.join(traceback.format_exception(error))

@@ -37,7 +37,6 @@ class Standing:
   Attributes:
     name: the prefix of its files.
     process: its number; None if not known yet.
-    doing: what it does, in words.
     ticks: how many things it has begun: equal on hosts that are equally far.
     quiet: seconds since the last of them.
     time: when this was written, in seconds since 1970.
@@ -129,7 +128,6 @@ def _write(path: Path, value: dict) -> None:
 
 
 def _read(folder: Path, suffix: str, kind: Any, since: float) -> list[Any]:
-  """Reads what hosts wrote since then."""
   paths = folder.glob(f'*.{suffix}')
   found = [kind(**files.read_json(path, kind)) for path in paths]
   return [one for one in found if one.time >= since - SILENCE]
@@ -206,7 +204,6 @@ def missing(
   Args:
     standings: those of the hosts that came to the run folder.
     processes: how many there should be; None if only JAX knows.
-    seconds: how long they were waited for.
     where: HOST:PORT of process 0.
   """
   came = [one.process for one in standings]

@@ -1,9 +1,8 @@
 """Estimates what a train step needs on each device, by part, from shapes alone.
 
 The bytes of the state are exact (`state.describe`). The rest is an estimate
-from the jaxpr of the step on one device's share of the arrays. The benchmark
-benchmarks/scale_on_paper compares it with compilers. No arrays or devices are
-needed.
+from the jaxpr of the step on one device's share of the arrays.
+benchmarks/scale_on_paper compares it with compilers. No devices are needed.
 """
 
 import dataclasses
@@ -87,7 +86,6 @@ def estimate(
     rows: of the global batch.
     length: tokens per row.
     targets: predicted positions per row.
-    loss: the loss that the step is compiled for.
   """
   mesh = abstract_mesh(mesh_shape)
   check_batch(mesh, 'train.batch_size', rows, config.grad_accum_steps)

@@ -42,7 +42,6 @@ class Place:
       finds them in the environment of a TPU pod, Slurm, MPI or Kubernetes.
     processes: how many there are.
     process: the number of this one.
-    join_seconds: how long to wait for the others.
     heartbeat_seconds: how long a silent one is believed to live.
   """
 

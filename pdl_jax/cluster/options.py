@@ -103,11 +103,7 @@ def places(workdir: Path) -> 'list[Place]':
 
 
 def check() -> tuple[str | None, int | None, int | None]:
-  """Returns coordinator, number of processes and number of this one, or None.
-
-  Raises:
-    ConfigError: flags contradict each other.
-  """
+  """Checks the flags; returns coordinator, number of processes, own number."""
   coordinator = _COORDINATOR.value
   count, number = _NUM_PROCESSES.value, _PROCESS_ID.value
   missing = [coordinator, count, number].count(None)

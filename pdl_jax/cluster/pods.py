@@ -25,8 +25,6 @@ _RUNTIMES = {
 
 
 class _Kind(NamedTuple):
-  """The flags that a kind of pod needs and may have."""
-
   needed: tuple[str, ...]
   optional: tuple[str, ...]
   longest_name: int
@@ -203,9 +201,7 @@ def without(arguments: Sequence[str]) -> list[str]:
 def workdir(pod: Pod, here: Path, given: bool) -> Path:
   """Returns the run folder as the hosts see it.
 
-  Args:
-    here: the run folder as it would be on this machine.
-    given: whether it comes from --workdir.
+  `here` is the run folder on this machine, `given` whether it is --workdir.
   """
   if pod.kind == 'slurm':
     return Path.cwd() / here

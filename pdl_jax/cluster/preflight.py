@@ -38,12 +38,7 @@ _MOST, _LONGEST = 3, 120  # differences that are named, and letters of each
 
 
 class Check(NamedTuple):
-  """One row of the table: what is checked.
-
-  Attributes:
-    failure: what is wrong and what to do; '' if it passed.
-    found: what was found, for the table.
-  """
+  """One row of the table; `failure` is '' if the check passed."""
 
   name: str
   failure: str
@@ -246,7 +241,6 @@ class Preflight:
     )  # fmt: skip
 
   def _weights(self, ready: Setup) -> None:
-    """Compares the weights that every host has whole."""
     name = 'weights before training'
     whole = {
       path: f'{zlib.crc32(np.asarray(leaf).tobytes()):08x}'

@@ -111,11 +111,8 @@ def recorded(
 def carry_out(experiment: Experiment, folder: Path, sweep: Sweep) -> int:
   """Makes the runs that have no records, and collects after each group.
 
-  Args:
-    sweep: runs cells below a folder until each is done or failed.
-
-  Returns:
-    The number of failed cells.
+  `sweep` runs cells below a folder until each is done or failed. Returns the
+  number of failed cells.
   """
   failed, known = 0, recorded(experiment, read(folder))
   groups = [

@@ -48,9 +48,6 @@ def collect(
   Returns:
     The record and the definitions of its metrics; for a failed run, an error
     and no definitions. None if the run is not finished or not decoded this way.
-
-  Raises:
-    DataError: the run is of an earlier version and has no sums per example.
   """
   if not claims.finished(run):
     end = attempts[-1].end if attempts else None

@@ -38,17 +38,11 @@ def make_report(
   records: Sequence[Record],
   definitions: Definitions,
 ) -> Report:
-  """Compares the records of an experiment.
+  """Compares the records of an experiment, one per row of a table and seed.
 
-  Args:
-    command: the command line that repeats the experiment.
-    experiment: a declared run without a record is shown as missing.
-    records: one per row of a table and seed.
-    definitions: fingerprint -> metric -> its definition.
-
-  Raises:
-    DataError: a record is not declared; rows of one table differ in data,
-      tokenizer or metric definitions; or a metric contradicts its sums.
+  A declared run without a record is shown as missing. Refused are undeclared
+  records, metrics that contradict their sums, and tables whose rows differ in
+  data, tokenizer or metric definitions.
   """
   declared = {study.name for study in experiment.studies}
   for record in records:

@@ -57,7 +57,7 @@ class Study:
     name: short, for file names.
     config: file and mode, as for --config.
     baseline: label of the row that the others are compared with.
-    metrics: keys of COLUMNS, in order.
+    metrics: keys of COLUMNS.
     overrides: config values that all variants share.
     base: the run that all variants start from; None leaves it to the config.
     before: label of a row for the model before fine-tuning; '' for none.

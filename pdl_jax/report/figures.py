@@ -80,9 +80,6 @@ def draw(report: Report) -> dict[str, dict[str, str]]:
     Part name -> file name -> SVG text, e.g. `dialogue_line.svg` for the part
     `dialogue`. Several figures of a kind also get their settings and metrics in
     the name; a line gets its first metric.
-
-  Raises:
-    ConfigError: two figures share a name, or two systems a heat map cell.
   """
   names, drawn = _names(report.figures), {}
   for part in report.parts:

@@ -12,11 +12,7 @@ _NOTE = '\nThis list is made by `python launch.py report {}`.\n'
 
 
 def experiments(folder: Path) -> list[Path]:
-  """Returns the experiment in a folder, or all those below it.
-
-  Raises:
-    ConfigError: there is none.
-  """
+  """Returns the experiment in a folder, or all those below it."""
   if plan.code(folder):
     return [folder]
   found = sorted(path for path in folder.glob('*') if plan.code(path))
@@ -26,12 +22,10 @@ def experiments(folder: Path) -> list[Path]:
 
 
 def write(folder: Path, *, check: bool) -> None:
-  """Writes, or with `check` compares, the list in README.md of a folder.
+  """Writes the list in README.md of a folder of experiments.
 
-  Text above the list stays. A folder of one experiment has no list.
-
-  Raises:
-    DataError: with `check`, if it differs.
+  Text above the list stays. `check` only compares, and raises DataError if the
+  list differs. A folder of one experiment has no list.
   """
   found = experiments(folder)
   if found == [folder]:

@@ -24,8 +24,8 @@ class Column:
     digits: decimals shown.
     reference: value of the human texts, if any.
     definition: in words, with the unit.
-    over_documents: whether intervals cover documents and seeds. If not, the
-      metric is not a sum over documents, and only seeds count.
+    over_documents: whether the metric is a function of sums over documents, so
+      intervals cover documents and seeds; otherwise only seeds.
   """
 
   key: str
@@ -43,7 +43,6 @@ class Entry:
 
   Attributes:
     by_seed: seed -> value; empty if nothing was measured.
-    spread: None if `by_seed` is empty.
     difference: this system minus the baseline; for better='reference', the
       difference of the distances |value - reference|. Its p is Holm-adjusted
       over all rows and columns of the table. None for the baseline, or if
@@ -111,7 +110,6 @@ class Part:
     groups: number of groups (speeches, books, services) that the documents come
       from; intervals resample these.
     split: where the documents are from, e.g. 'chitchat/test'.
-    notes: sentences shown below the table.
     tokens_by_count: bucket of training counts -> target tokens measured.
   """
 

@@ -21,12 +21,7 @@ CODE = ('experiment.py', '__main__.py')
 
 @dataclasses.dataclass(frozen=True)
 class Planned:
-  """A declared run.
-
-  Attributes:
-    root: parent of its run folder.
-    flags: arguments of launch.py except --workdir.
-  """
+  """A declared run; `root` is the parent of its run folder."""
 
   cell: Cell
   root: Path
@@ -50,14 +45,7 @@ def code(folder: Path) -> list[str]:
 
 
 def module(folder: Path) -> ModuleType:
-  """Imports the code of an experiment or a benchmark.
-
-  Args:
-    folder: experiments/NAME or benchmarks/NAME, below the current folder.
-
-  Raises:
-    ConfigError: there is none, or it is elsewhere.
-  """
+  """Imports experiments/NAME or benchmarks/NAME, below the current folder."""
   found = code(folder)
   if not found:
     known = sorted(path.parent.name for path in Path('experiments').glob(
@@ -78,11 +66,7 @@ def module(folder: Path) -> ModuleType:
 
 
 def load(folder: Path) -> Experiment:
-  """Returns the experiment that a folder declares; see `module`.
-
-  Raises:
-    ConfigError: there is no such folder, or it declares none.
-  """
+  """Returns the experiment that a folder declares; see `module`."""
   found = getattr(module(folder), 'EXPERIMENT', None)
   if not isinstance(found, Experiment):
     raise ConfigError(

@@ -118,9 +118,8 @@ def bootstrap(
   p has the +1 correction and never falls below `seed_floor`.
 
   Args:
-    a_SxDxK: sums of the first system for each seed and document, all finite.
-    b_SxDxK: those of the second system; same seeds and documents.
-    statistic: sums [..., K] -> metric [...].
+    a_SxDxK: finite sums of the first system for each seed and document; those
+      of the second are for the same seeds and documents.
     target: compares the distances |mean - target| instead of the means. The
       target is taken as known without error.
     resamples: at least 40. Memory: 8 bytes x resamples x documents.
@@ -221,7 +220,7 @@ def seeds_alone(
 ) -> Difference:
   """Computes a t interval over paired seeds and the exact sign-flip p.
 
-  This is for metrics that are no sum over documents, such as corpus distinct-n:
+  This is for metrics that are not functions of sums, such as corpus distinct-n:
   a document drawn twice would repeat all its n-grams.
   """
   if target is not None:
@@ -296,14 +295,8 @@ def best_of(
   """Returns the best system, followed by all that are tied with it.
 
   A system is tied if its value, or its distance to the target, is the same at
-  the digits shown, or if `tied` says so.
-
-  Args:
-    values: system -> its mean; at least one.
-    direction: 'higher', 'lower', or the target value to be closest to.
-    digits: decimals that the table shows.
-    tied: (best, other) -> whether the difference is not significant; asked only
-      about systems that look different.
+  the digits shown. It is also tied if `tied(best, system)` finds no significant
+  difference; that is only asked about systems that look different.
   """
   loss = {name: _loss(value, direction) for name, value in values.items()}
   best = min(loss, key=lambda name: loss[name])

@@ -95,9 +95,7 @@ def latex(report: Report) -> str:
 def html(report: Report, figures: Mapping[str, Mapping[str, str]]) -> str:
   """Writes the whole report as a page without scripts or other files.
 
-  Args:
-    report: its texts are escaped.
-    figures: part name -> file name -> SVG, as from `figures.draw`.
+  Texts of the report are escaped; `figures` are those of `figures.draw`.
   """
   # Numbered, so that figures never share an id.
   number = itertools.count(1)

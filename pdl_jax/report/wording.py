@@ -1,8 +1,7 @@
 """Words what the tables of a report say, before any markup.
 
 This is the one place that turns entries into text: what is bold, what a missing
-value is called, how many digits are shown. The writers of Markdown, LaTeX and
-HTML only add their markup.
+value is called, how many digits are shown. Writers only add their markup.
 """
 
 import re

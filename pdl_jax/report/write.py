@@ -14,12 +14,7 @@ CSV = 'table.csv'
 
 
 def files(folder: Path) -> dict[str, str]:
-  """Makes every file that the records of experiments/NAME give: name -> text.
-
-  Raises:
-    ConfigError: no such experiment.
-    DataError: records that cannot share a table.
-  """
+  """Makes every file that an experiment's records give: name -> text."""
   # A measurement rather than a sweep of runs: it makes its own table.
   own: Callable[[], dict[str, str]] | None = getattr(
     plan.module(folder), 'report_files', None
@@ -68,16 +63,11 @@ def write(folder: Path) -> list[Path]:
 
 
 def check(folder: Path) -> int:
-  """Compares the files with what the records give, byte for byte.
+  """Compares the files byte for byte with what the records give.
 
-  Files that are made but not kept (report.html) may be absent.
-
-  Returns:
-    How many files are the same.
-
-  Raises:
-    DataError: names the first file that differs, is missing or no longer
-      follows from the records, or the cell of a run whose record is gone.
+  Files that are made but not kept (report.html) may be absent. Returns how many
+  files are the same. DataError names the first file that differs, is missing or
+  no longer follows from the records, or the run whose record is gone.
   """
   with threadpool_limits(1):
     made = files(folder)

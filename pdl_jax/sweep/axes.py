@@ -47,10 +47,6 @@ def cells(
 
   Returns:
     Each run once, in the order of first points.
-
-  Raises:
-    ConfigError: an axis is unknown, empty or named twice; a key is set twice; a
-      value has the wrong type; or the configuration refuses an override.
   """
   axes = [
     _values(module, entry, base_config)
@@ -162,9 +158,6 @@ def cell(
   """Makes one run from overrides, dotted key -> value, of a base config.
 
   `given` names further keys for the folder name.
-
-  Raises:
-    ConfigError: the configuration does not take an override.
   """
   label = ' '.join(f'{k.rsplit(".", 1)[-1]}={v}' for k, v in overrides.items())
   config = base_config.copy_and_resolve_references()

@@ -103,11 +103,7 @@ class Attempt:
 
 
 def open_folder(root: Path) -> None:
-  """Makes the folder of the claims.
-
-  Raises:
-    HostError: processes cannot be inspected as on Linux.
-  """
+  """Makes the folder of the claims; refuses hosts other than Linux."""
   if not process.machine():
     raise HostError('--sweep needs Linux: it looks for processes in /proc')
   (root / 'sweep').mkdir(parents=True, exist_ok=True)

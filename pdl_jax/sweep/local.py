@@ -96,8 +96,6 @@ def supervise(
 
   Args:
     cells: in the order in which they start.
-    root: holds a run folder for each.
-    workers: runs at once.
     retries: how often a cell may fail after the first time, during this call.
       Runs that stopped after saving (exit code 75) or whose sweeper was killed
       did not fail. A bad configuration (2) is not retried.
@@ -106,10 +104,8 @@ def supervise(
       another sweeper was first.
 
   Raises:
-    ConfigError: workers or retries out of range.
     PreemptedError: after SIGTERM or Ctrl-C, which was passed to the runs. A
       second signal ends them at once.
-    HostError: not on Linux.
   """
   if workers < 1 or retries < 0:
     raise ConfigError(

@@ -48,11 +48,7 @@ class Wanted:
 
 
 def slices(ray: ModuleType, wanted: Wanted) -> list[str]:
-  """Lists the slices that can run a cell, busy or not; [''] if it needs none.
-
-  Raises:
-    HostError: too few machines, or no slice, have what a cell takes.
-  """
+  """Lists the slices that fit a cell, busy or not; [''] if it needs none."""
   groups: defaultdict[str, list[Machine]] = defaultdict(list)
   for node in ray.nodes():
     name = node['Labels'].get(_SLICE) if wanted.is_slice else ''

@@ -36,11 +36,7 @@ _LATE = 30.0  # seconds until a cell that waits says so, or tries another slice
 
 
 def parse_resources(entries: Sequence[str]) -> dict[str, float]:
-  """Returns what a cell takes of its machine: one CPU, plus 'TPU=4' and so on.
-
-  Raises:
-    ConfigError: an entry is not NAME=NUMBER, or its name is unknown to Ray.
-  """
+  """Returns a cell's share of its machine: one CPU, plus 'TPU=4' and so on."""
   wanted = {'CPU': 1.0}
   for entry in entries:
     name, _, number = entry.partition('=')
@@ -69,13 +65,6 @@ def run_on_ray(
   the same paths. A cell is restarted when the claim of its lost machine is
   stale, or at once if its process was killed on this machine. A gang that lost
   one of its other machines did not fail: it restarts once enough are there.
-
-  Args:
-    command: (cell, run folder) -> the command line that runs it.
-
-  Raises:
-    HostError: Ray is not installed, the cluster does not answer, too few of its
-      machines have the resources, or one cannot run cells at all.
   """
   ray = _connect()
   try:
@@ -115,11 +104,7 @@ def _connect() -> ModuleType:
 
 
 class Engine:
-  """Starts attempts at cells as tasks of Ray.
-
-  Raises:
-    HostError: too few machines, or no slice, have what a cell takes.
-  """
+  """Starts attempts at cells as tasks of Ray."""
 
   def __init__(
     self, ray: ModuleType, root: Path, command: Command, wanted: Wanted
