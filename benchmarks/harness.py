@@ -1,6 +1,6 @@
-"""What the benchmarks share: the command, turns, processes, records, tables.
+"""Shares among benchmarks: the command, turns, processes, records, tables.
 
-Importing it sets the project's flag of XLA: before anything is measured.
+Importing it sets the project's XLA flag before anything is measured.
 """
 
 import argparse
@@ -30,17 +30,14 @@ ROOT = Path(__file__).parent.parent
 RECORDS = 'records.jsonl'
 
 Record = dict[str, Any]
-# Folder with records -> name -> text of what follows from them.
+# Folder with records -> file name -> text that follows from them.
 ReportFiles = Callable[[Path], Mapping[str, str]]
 
 
 class Options(NamedTuple):
-  """What the command line says.
+  """What the command line says; `tiny` only checks that everything works.
 
-  Attributes:
-    tiny: small sizes, to see that everything works.
-    place: folder of records and tables.
-    only: a text that the cases to be measured have in common.
+  `only` is a text that a case must contain to be measured.
   """
 
   tiny: bool
@@ -48,7 +45,7 @@ class Options(NamedTuple):
   only: str
 
   def rounds(self, count: int) -> int:
-    """How many: one, if it is tiny."""
+    """Returns the number of rounds, which is 1 if tiny."""
     return 1 if self.tiny else count
 
 
@@ -58,13 +55,10 @@ def main(
   report_files: ReportFiles,
   measure_case: Callable[[Any], Record] | None = None,
 ) -> None:
-  """The command `python -m benchmarks.NAME`.
+  """Runs the command `python -m benchmarks.NAME`.
 
-  Args:
-    folder: of the benchmark.
-    measure: makes the records.
-    report_files: what follows from them.
-    measure_case: what `alone` calls in a process of its own.
+  `report_files` makes the files that follow from the records of `measure`.
+  `alone` calls `measure_case` in a process of its own.
   """
   parser = argparse.ArgumentParser(prog=f'python -m benchmarks.{folder.name}')
   parser.add_argument('--tiny', action='store_true', help='a small size, once')
@@ -92,10 +86,7 @@ def main(
 def keep(
   folder: Path, records: Iterable[Record], report_files: ReportFiles
 ) -> None:
-  """Writes records, environment and what follows; prints table.md.
-
-  The records replace those that are there.
-  """
+  """Replaces records, environment and report files; prints table.md."""
   lines = ''.join(json.dumps(record) + '\n' for record in records)
   (folder / RECORDS).write_text(lines, 'utf-8')
   found = environment({}, (*CODE, 'benchmarks/*.py', 'experiments/*.py'))
@@ -108,19 +99,19 @@ def keep(
 
 
 def read(folder: Path) -> list[Record]:
-  """The records in a folder."""
+  """Reads the records in a folder."""
   return read_lines(folder / RECORDS)
 
 
 def table_alone(
   folder: Path, table: Callable[[list[Record]], str]
 ) -> Callable[..., dict[str, str]]:
-  """A `report_files`, by default of `folder`, that makes table.md alone."""
+  """Makes a `report_files` with only table.md, by default of `folder`."""
   return lambda place=folder: {'table.md': table(read(place))}
 
 
 def read_cases(folder: Path) -> list[Record]:
-  """The records of the cases that have been measured; there may be none."""
+  """Reads the records of the cases measured so far, if any."""
   return read(folder) if (folder / RECORDS).exists() else []
 
 
@@ -129,9 +120,9 @@ def by_case(
   cases: Iterable[Record],
   measure: Callable[[Record], Record],
 ) -> list[Record]:
-  """Records of all cases; measured are those that have none yet.
+  """Measures the cases that have no record yet; returns all records.
 
-  Each is appended at once, so that a benchmark that was stopped continues.
+  Each record is appended at once, so a stopped benchmark can continue.
   """
   for case in cases:
     known = {case_key(record['case']) for record in read_cases(options.place)}
@@ -145,13 +136,13 @@ def by_case(
 
 
 def case_key(case: Record) -> str:
-  """Names a case; how often and what is timed in it are not part of it."""
+  """Names a case, whatever is timed in it and how often."""
   kept = {k: v for k, v in case.items() if k not in ('rounds', 'contenders')}
   return json.dumps(kept)
 
 
 def measured_on(packages: Iterable[str]) -> dict[str, Any]:
-  """For a record of one case: versions, machine, date and load."""
+  """Returns versions, machine, date and load, for the record of a case."""
   versions: dict[str, str | None] = {'python': platform.python_version()}
   for package in packages:
     try:
@@ -173,11 +164,9 @@ def measured_on(packages: Iterable[str]) -> dict[str, Any]:
 def alone(
   folder: Path, *cases: Any, env: Mapping[str, str | None] | None = None
 ) -> list[Record]:
-  """Records of cases, each measured in a process of its own, all at once.
+  """Measures each case in a process of its own, all at the same time.
 
-  Args:
-    folder: of the benchmark, whose `measure_case` is called.
-    env: variables that differ from this process's; None takes one away.
+  `env` has variables that differ from this process's; None removes one.
   """
   given = {**os.environ, **(env or {})}
   children = [
@@ -200,7 +189,7 @@ def alone(
 
 
 def in_turns(names: Sequence[str], rounds: int) -> Iterator[str]:
-  """Each name once a round, in an order that moves on by one."""
+  """Yields each name once per round, in an order that rotates by one."""
   for number in range(rounds):
     shift = number % len(names)
     yield from (*names[shift:], *names[:shift])
@@ -209,7 +198,7 @@ def in_turns(names: Sequence[str], rounds: int) -> Iterator[str]:
 def take_turns(
   calls: Mapping[str, Callable[[], Any]], rounds: int
 ) -> dict[str, list[float]]:
-  """Seconds of each call in each round."""
+  """Measures the seconds of each call in each round."""
   seconds: dict[str, list[float]] = {name: [] for name in calls}
   for name in in_turns(list(calls), rounds):
     began = time.perf_counter()
@@ -225,7 +214,7 @@ def take_turns(
 def spread(
   values: Sequence[float] | np.ndarray, digits: int = 2, to: str = ' to '
 ) -> str:
-  """Median and quartiles, as in 0.71 (0.64 to 0.77)."""
+  """Formats median and quartiles, as in 0.71 (0.64 to 0.77)."""
   low, middle, high = np.quantile(values, (0.25, 0.5, 0.75))
   return f'{middle:.{digits}f} ({low:.{digits}f}{to}{high:.{digits}f})'
 
@@ -233,11 +222,9 @@ def spread(
 def markdown(
   headings: Sequence[str], rows: Iterable[Sequence[str]], align: str = ''
 ) -> str:
-  """A table in Markdown.
+  """Formats a table in Markdown.
 
-  Args:
-    align: a letter per column, l or r; by default all but the first are
-      numbers.
+  `align` has l or r per column; by default all but the first are numbers.
   """
   align = align or 'l' + 'r' * (len(headings) - 1)
   rule = [{'l': '---', 'r': '---:'}[letter] for letter in align]
@@ -252,6 +239,6 @@ def section(
   heading: str, note: str, headings: Sequence[str],
   rows: Iterable[Sequence[str]], align: str = '',
 ) -> str:  # fmt: skip
-  """A heading, what there is to know, if anything, and a table."""
+  """Formats a heading, a note (may be '') and a table."""
   table = markdown(headings, rows, align)
   return '\n\n'.join(filter(None, (f'## {heading}', note, table)))

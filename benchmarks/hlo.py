@@ -1,8 +1,8 @@
-"""What a compiled program sends and multiplies, from its text.
+"""Counts what a compiled program sends and multiplies, from its text.
 
 The compiler's own account (`cost_analysis`) counts the body of a loop once.
-Here everything is counted as often as the loops around it turn. Programs for
-one device of many: sizes are those of a device.
+Here everything counts as often as the loops around it turn. Programs are for
+one of many devices, and so are the sizes.
 """
 
 import math
@@ -26,7 +26,7 @@ _CALLED = re.compile(
 
 
 class Instruction(NamedTuple):
-  """One line of a program: its name, type, operation, operands, and itself."""
+  """One line of a program, parsed."""
 
   name: str
   type: str
@@ -36,7 +36,7 @@ class Instruction(NamedTuple):
 
 
 class Program(NamedTuple):
-  """Computations by name, and how often each runs in a call of the program."""
+  """Computations by name, and how often each runs per call of the program."""
 
   computations: dict[str, dict[str, Instruction]]
   times: Counter[str]
@@ -46,12 +46,12 @@ class Collective(NamedTuple):
   """What one collective moves.
 
   Attributes:
-    kind: of COLLECTIVES.
+    kind: one of COLLECTIVES.
     shape: of its result, as the program writes it.
-    bytes: of the whole array on a device: what comes out of a gather, what
-      goes into a scatter.
-    group: devices that take part.
-    times: it runs.
+    bytes: of the whole array on a device: the result of a gather, the input of
+      a scatter.
+    group: number of devices that take part.
+    times: how often it runs.
   """
 
   kind: str
@@ -64,8 +64,9 @@ class Collective(NamedTuple):
   def sent(self) -> float:
     """Bytes a device sends in a step, around a ring of its group.
 
-    (g - 1) / g of the array, twice that for an all-reduce, which is a scatter
-    and a gather (Patarasuk and Yuan 2009, J. Parallel Distrib. Comput. 69(2)).
+    (g - 1) / g of the array, and twice that for an all-reduce, which is a
+    scatter and a gather (Patarasuk and Yuan 2009, J. Parallel Distrib. Comput.
+    69(2)).
     """
     share = (self.group - 1) / self.group
     factor = {'all-reduce': 2 * share, 'collective-permute': 1.0}
@@ -73,15 +74,10 @@ class Collective(NamedTuple):
 
 
 def parse(text: str, turns: Sequence[int] = ()) -> Program:
-  """Reads a program.
+  """Reads the text of a compiled HLO module.
 
-  Args:
-    text: of a compiled HLO module.
-    turns: of the loops whose turns it does not say, in the order they stand
-      in: the order in which they run.
-
-  Raises:
-    ValueError: for more or fewer such loops.
+  `turns` are those of the loops whose count the text does not give, in the
+  order in which they run.
   """
   computations, entry = _computations(text)
   times: Counter[str] = Counter()
@@ -111,11 +107,9 @@ def parse(text: str, turns: Sequence[int] = ()) -> Program:
 
 
 def collectives(program: Program, devices: int) -> list[Collective]:
-  """All of a program that run and send anything.
+  """Lists a program's collectives that run and send anything.
 
-  Args:
-    program: from `parse`.
-    devices: in all, the group where the program names none.
+  `devices` is the group size where the program names no group.
   """
   found = []
   for name, body in program.computations.items():
@@ -135,7 +129,7 @@ def collectives(program: Program, devices: int) -> list[Collective]:
 
 
 def dot_flops(program: Program) -> int:
-  """Floating-point operations of all matmuls, 2 MNK each."""
+  """Counts the floating-point operations of all matmuls, 2 MNK each."""
   total = 0
   for name, body in program.computations.items():
     for x in body.values():
@@ -149,11 +143,7 @@ def dot_flops(program: Program) -> int:
 
 
 def type_bytes(text: str) -> int:
-  """Of an array or a tuple of arrays.
-
-  Raises:
-    ValueError: for elements of an unknown size.
-  """
+  """Returns the bytes of an array or a tuple of arrays."""
   total = 0
   for dtype, sizes in re.findall(r'\b([a-z]\w*)\[([\d,]*)\]', text):
     if dtype not in _BYTES:
@@ -163,10 +153,10 @@ def type_bytes(text: str) -> int:
 
 
 def _kind(x: Instruction, body: dict[str, Instruction]) -> str:
-  """Of an operation; a scatter that is written as something else is one.
+  """Returns the kind of an operation, also of a disguised reduce-scatter.
 
-  The TPU's compiler writes it as a fusion of an all-reduce and the slice that
-  a device keeps.
+  The TPU's compiler writes a reduce-scatter as a fusion of an all-reduce and
+  the slice that a device keeps.
   """
   root = list(body.values())[-1]
   if root.kind == 'dynamic-slice' and root.operands[0] == x.name:
@@ -193,7 +183,7 @@ def _computations(text: str) -> tuple[dict, str]:
 def _trip_count(
   loop: Instruction, computations: dict[str, dict[str, Instruction]]
 ) -> int | None:
-  """Turns of a loop that counts from 0 to a constant, or None."""
+  """Returns the turns of a loop from 0 to a constant, or None."""
   if known := re.search(r'"known_trip_count":\{"n":"(\d+)"', loop.line):
     return int(known[1])
   condition = re.search(r'condition=%?([\w.-]+)', loop.line)
@@ -206,11 +196,7 @@ def _trip_count(
 
 
 def _group(line: str, devices: int) -> int:
-  """How many devices take part, of any of the three ways to write it.
-
-  Raises:
-    ValueError: for a fourth.
-  """
+  """Counts the devices that take part, in any of the three notations."""
   mesh = re.search(r"replica_groups=mesh\[([^\]]*)\].*? \{('[^}]*)\}", line)
   if mesh:
     sizes = dict(re.findall(r"'(\w+)'=(\d+)", mesh[1]))

@@ -1,4 +1,4 @@
-"""Whole training steps of one device, on random tokens."""
+"""Makes whole training steps of one device, on random tokens."""
 
 from functools import partial
 
@@ -22,7 +22,7 @@ def begin(
   options: OptimizerConfig,
   settings: Settings,
 ) -> tuple[StepConfig, TrainState]:
-  """A step with the loss and the length of these settings, and its state."""
+  """Makes a step with the loss and length of these settings, and its state."""
   steps = settings.train.steps
   config = StepConfig(
     model=model,
@@ -38,7 +38,7 @@ def begin(
 def batch(
   settings: Settings, vocab_size: int, rows: int, length: int
 ) -> dict[str, jax.Array]:
-  """Full rows: every position is a target unless the settings read fewer."""
+  """Makes full rows; every position is a target unless settings read fewer."""
   random = np.random.default_rng(0)
   shape, reads = (rows, length), np.arange(length)
   if settings.model.pretrained:

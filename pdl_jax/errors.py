@@ -1,7 +1,7 @@
-"""Errors that a user can mend: one clear line and a documented exit code.
+"""Defines errors that a user can mend: one clear line, a documented exit code.
 
-Any other exception is a fault of ours or of a library. `launch.py` prints it as
-a line too, a FaultError, and writes its traceback to a file.
+Any other exception is a fault of pdl_jax or a library. `launch.py` prints it as
+one line too, a FaultError, and writes its traceback to a file.
 """
 
 import unicodedata
@@ -9,7 +9,7 @@ from typing import Any
 
 
 class PdlError(Exception):
-  """A problem the user can mend; `launch.py` prints it and exits."""
+  """A problem that the user can mend; `launch.py` prints it and exits."""
 
   exit_code = 1
 
@@ -27,7 +27,7 @@ class DataError(PdlError):
 
 
 class HostError(PdlError):
-  """This machine cannot do it: a package, device, folder or disk."""
+  """This machine lacks something: a package, device, folder or disk space."""
 
   exit_code = 4
 
@@ -51,24 +51,20 @@ class PreemptedError(PdlError):
 
 
 class FaultError(PdlError):
-  """Nobody foresaw it; the line names the file that has its traceback."""
+  """An unforeseen error; the line names the file that has its traceback."""
 
   exit_code = 70
 
 
-# They join letters and emoji, and act on nothing else.
+# Zero-width joiners: they join letters and emoji, and are otherwise harmless.
 _JOINERS = '\u200c\u200d'
 
 
 def printable(text: str, keep: str = '') -> str:
-  """Spells out what would act on a terminal or a page, as \\x1b.
+  """Escapes what would act on a terminal or a page, as \\x1b.
 
-  That is control characters, line separators, marks of direction, and halves
-  of characters, in a text that came from data, models or libraries.
-
-  Args:
-    text: any text.
-    keep: characters that stay, such as a line break.
+  That includes control characters, line separators, direction marks and lone
+  surrogates in texts from data, models or libraries. Characters in `keep` stay.
   """
   if text.isprintable():
     return text

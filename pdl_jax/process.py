@@ -1,6 +1,6 @@
-"""Processes: which are alive, what they claim, and how they end together.
+"""Tells which processes live, makes claims, and ties processes together.
 
-This file is also a script that needs the standard library alone. It ties itself
+This file is also a script that needs only the standard library. It ties itself
 to the process that started it, writes its name, and becomes a command:
 
   python process.py PARENT_PID FILE COMMAND...
@@ -17,8 +17,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-# Takes reductions from YNNPACK, which computes some of them wrong; products
-# stay with it. XLA adds it to other values of the flag. See losses/sentinel.py.
+# Takes reductions from YNNPACK, which computes some of them wrong; it keeps
+# products. XLA adds this to other values of the flag. See losses/sentinel.py.
 XLA_FLAG = '--xla_cpu_experimental_ynn_fusion_type=-reduce'
 # Seconds between touches of a claim that other machines read.
 HEARTBEAT = 15.0
@@ -29,11 +29,11 @@ _PREEMPTED = 75
 def set_xla_flags() -> None:
   """Appends XLA_FLAG to the environment's XLA_FLAGS, before JAX starts.
 
-  What the user has set stays, also if XLA_FLAGS names a file of flags.
+  The user's flags stay, even if XLA_FLAGS names a file of flags.
   """
   given = os.environ.get('XLA_FLAGS', '')
   if given.strip() and not given.strip().startswith('-'):
-    # To append to a name would name another file.
+    # Appending to a file name would name another file.
     path = Path(given)
     given = path.read_text(encoding='utf-8') if path.is_file() else ''
   if XLA_FLAG not in given.split():
@@ -43,7 +43,7 @@ def set_xla_flags() -> None:
 def machine() -> str:
   """Identifies this boot of this machine, and its namespace of process ids.
 
-  Returns '' if that is not known. Such a machine reads claims but makes none.
+  Returns '' if that is unknown. Such a machine reads claims but makes none.
   """
   if not Path('/proc/self/ns/pid').is_symlink():
     return ''
@@ -54,7 +54,7 @@ def machine() -> str:
 def start_time(pid: int) -> int | None:
   """Returns when a process began, in ticks since boot; None if it has ended.
 
-  Process ids are used again, so that only both together name a process.
+  Process ids are reused, so only both together identify a process.
   """
   try:
     text = Path(f'/proc/{pid}/stat').read_text('utf-8', 'replace')
@@ -66,17 +66,14 @@ def start_time(pid: int) -> int | None:
 
 
 def claim(path: Path) -> bool:
-  """Makes a file that says whose something is, unless there is one.
+  """Makes a file that names an owner, unless it exists; returns whether it did.
 
-  It is a hard link to a file that is already whole, which is atomic on NFS
-  too. Locks would be lost with their holder's host there, and a file made by
+  The file is a hard link to one that is already complete, which is atomic on
+  NFS too. There, a lock would be lost with its holder's host. A file made by
   O_EXCL is empty for a moment, in which its maker may die.
 
-  Returns:
-    whether this process has made it.
-
   Raises:
-    OSError: the folder cannot be written to, or knows no hard links.
+    OSError: the folder is not writable, or does not support hard links.
   """
   owner = {
     'machine': machine(),
@@ -93,7 +90,7 @@ def claim(path: Path) -> bool:
     try:
       os.link(whole.name, path)
     except FileExistsError:
-      # An NFS client may ask twice, and hear this of its own link.
+      # An NFS client may ask twice, and be told of its own link.
       return os.fstat(whole.fileno()).st_nlink == 2
   return True
 
@@ -114,12 +111,11 @@ def owner(path: Path) -> dict[str, Any]:
 def holds(path: Path, now: float, stale: float) -> bool:
   """Returns whether the process that made a claim lives.
 
-  A process of another machine cannot be seen: there the file's age decides.
+  On another machine the process cannot be seen, so the file's age decides.
 
   Args:
-    path: the claim.
     now: seconds since 1970, by the clock that dates the claims.
-    stale: seconds after which a claim that nobody touches is dead.
+    stale: seconds after which an untouched claim is dead.
 
   Raises:
     FileNotFoundError: it has been given back.
@@ -143,12 +139,9 @@ def clock(folder: Path) -> float:
 
 
 def get_when_parent_dies(number: signal.Signals) -> None:
-  """Asks the kernel to send this process a signal when its parent dies.
+  """Asks the kernel to signal this process when its parent dies.
 
-  If the parent is dead already, no signal comes.
-
-  Raises:
-    OSError: the kernel refuses.
+  If the parent is already dead, no signal comes.
   """
   libc = ctypes.CDLL(None, use_errno=True)
   if libc.prctl(_PR_SET_PDEATHSIG, number) != 0:
@@ -156,10 +149,9 @@ def get_when_parent_dies(number: signal.Signals) -> None:
 
 
 def tied(name: Path) -> list[str]:
-  """Returns what to put before a command that is to end with this process.
+  """Returns the prefix of a command that is to end with this process.
 
-  Args:
-    name: the file that will say which process the command is.
+  The file `name` will identify the command's process.
   """
   return [
     sys.executable, '-I', '-S', __file__, str(os.getpid()), str(name),
@@ -170,13 +162,13 @@ def become(parent: int, file: Path, command: list[str]) -> None:
   """Turns this process into a command, or ends it if the parent is gone.
 
   The command gets SIGTERM when the parent dies, however it dies. The file is
-  written before the parent is looked for. A sweeper that finds the parent dead
-  and no file therefore knows that the command never ran.
+  written before the parent is checked. So if a sweeper finds the parent dead
+  and no file, the command never ran.
 
   Args:
     parent: id of the process that started this one.
     file: gets id and start time of this process, which the command keeps.
-    command: a program, which is looked for on the path, and its arguments.
+    command: a program, found on the PATH, and its arguments.
   """
   get_when_parent_dies(signal.SIGTERM)
   name = {'pid': os.getpid(), 'started': start_time(os.getpid())}

@@ -34,7 +34,7 @@ KINDS = {
 
 
 class Case(NamedTuple):
-  """What is timed: shape, settings, rows, tokens of a row, rounds."""
+  """What is timed; `length` is the tokens per row."""
 
   name: str
   model: ModelConfig
@@ -45,7 +45,7 @@ class Case(NamedTuple):
 
 
 def measure(options: harness.Options) -> list[Record]:
-  """Both models; of a tiny benchmark the small one."""
+  """Measures both models; a tiny benchmark only the small one."""
   cases = _cases()[:1] if options.tiny else _cases()
   return [_measure(case, options.rounds(case.rounds)) for case in cases]
 
@@ -96,7 +96,7 @@ def _measure(case: Case, rounds: int) -> Record:
 
 
 def _largest_square(program: str, length: int) -> list[int]:
-  """Shape of the largest array with two axes of that length."""
+  """Returns the shape of the largest array with two axes of that length."""
   shapes = {
     tuple(int(n) for n in found.split(','))
     for found in re.findall(r'\[([\d,]+)\]', program)
@@ -106,7 +106,7 @@ def _largest_square(program: str, length: int) -> list[int]:
 
 
 def table(records: list[Record]) -> str:
-  """The records as Markdown: ratios to RoPE within each round."""
+  """Formats ratios to RoPE within each round."""
   return '\n'.join(map(_section, records))
 
 

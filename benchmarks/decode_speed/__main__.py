@@ -38,11 +38,11 @@ LABELS = {
   BASELINE: 'transformers on PyTorch',
 }
 PACKAGES = ('jax', 'jaxlib', 'flax', 'numpy', 'torch', 'transformers')
-# Numbers of prompt lengths: one alone, and the default of evaluation. Both pad
-# these prompts to the same lengths (table 3): the same program, timed once.
+# Numbers of prompt lengths: a single one, and evaluation's default. Both pad
+# these prompts to the same lengths (table 3), so the one program is timed once.
 BUCKETS = (1, 4)
-# PASSIVE: idle workers of torch sleep, else they spin for a while, into what is
-# timed next; the second case shows what torch loses by sleeping.
+# PASSIVE lets idle torch workers sleep. Otherwise they spin for a while, into
+# what is timed next. The second case shows what torch loses by sleeping.
 CASES: tuple[Record, ...] = (
   {
     'prompts': 64, 'batch': 32, 'new_tokens': 40, 'rounds': 5,
@@ -60,13 +60,13 @@ TINY: Record = {
 
 
 def measure(options: harness.Options) -> list[Record]:
-  """A record of each case."""
+  """Measures each case."""
   cases = [TINY] if options.tiny else CASES
   return harness.by_case(options, cases, _alone)
 
 
 def _alone(case: Record) -> Record:
-  # A program from a cache would not show what compiling it takes.
+  # A cached program would not show what compiling takes.
   env = {
     'JAX_ENABLE_COMPILATION_CACHE': 'false',
     'OMP_WAIT_POLICY': case['wait_policy'],
@@ -82,14 +82,12 @@ class Work(NamedTuple):
   """What is to be generated, and with which weights.
 
   Attributes:
-    file: of the model.
-    params: its weights, on the device.
     examples: the held-out split of the main job.
-    numbers: which of them, in batches; longest prompts first.
+    numbers: which examples, in batches, longest prompts first.
     longest: tokens of the longest prompt of each batch.
-    prompt_tokens: of all prompts, padding not counted.
-    new_tokens: of each text.
-    stop: id that is banned, so that every text is as long.
+    prompt_tokens: of all prompts, without padding.
+    new_tokens: per text.
+    stop: id that is banned, so that all texts have the same length.
   """
 
   file: GGUFModel
@@ -102,12 +100,12 @@ class Work(NamedTuple):
   stop: int
 
   def bucketed(self, buckets: int) -> list[int]:
-    """Columns to which evaluation pads each batch."""
+    """Returns the columns to which evaluation pads each batch."""
     longest = self.examples.lengths.prompt
     return [bucket_length(size, longest, buckets) for size in self.longest]
 
   def prompts(self, lengths: list[int]) -> list[dict[str, np.ndarray]]:
-    """Each batch padded on the left to its length."""
+    """Pads each batch on the left to its length."""
     pairs = zip(self.numbers, lengths, strict=True)
     return [
       left_padded(self.examples, numbers, len(numbers), length)
@@ -127,7 +125,7 @@ Call = Callable[[], Texts]
 
 
 def measure_case(case: Record) -> Record:
-  """Times, texts and circumstances of a case."""
+  """Measures times, texts and circumstances of a case."""
   policy = {'wait_policy': os.environ.get('OMP_WAIT_POLICY')}
   started = harness.measured_on(PACKAGES) | policy
   work = prepare(case)
@@ -149,7 +147,7 @@ def measure_case(case: Record) -> Record:
 
 
 def prepare(case: Record) -> Work:
-  """Prompts of the main job, batched as its evaluation batches them."""
+  """Batches prompts of the main job as its evaluation does."""
   settings = Settings.from_config(summarize.get_config())
   data = settings.data
   file = GGUFModel(find_package_file(settings.model.pretrained))
@@ -177,7 +175,7 @@ def prepare(case: Record) -> Work:
 
 
 def make_ours(work: Work) -> Call:
-  """The two parts of `generation.generate`, as evaluation calls them."""
+  """Makes a call of `generation.generate` in two parts, as in evaluation."""
   config = work.file.config()
   settings = DecodeSettings(min_new_tokens=work.new_tokens)
   prefill = jax.jit(partial(decoding.prefill, config), static_argnames='size')
@@ -202,7 +200,7 @@ def make_ours(work: Work) -> Call:
 
 
 def make_transformers(work: Work) -> Call:
-  """`generate` of transformers with its defaults, from the same file."""
+  """Makes a call of transformers' `generate`, with defaults, for that file."""
   import torch
   from transformers import AutoModelForCausalLM, GenerationConfig
 
@@ -248,7 +246,7 @@ def _joined(batches: list[Texts]) -> Texts:
 def timed(
   calls: dict[str, Call], rounds: int
 ) -> tuple[dict[str, Record], dict[str, np.ndarray]]:
-  """Seconds of each contender, and its ids, the same in every round."""
+  """Times each contender and returns its ids, equal in every round."""
   found, texts = {}, {}
   for name, call in calls.items():
     began = time.perf_counter()
@@ -269,14 +267,14 @@ def timed(
 def agreement(
   work: Work, ours_NxT: np.ndarray, theirs_NxT: np.ndarray
 ) -> Record:
-  """How far two sets of texts are the same.
+  """Compares two sets of texts.
 
   Returns:
-    equal_ids: share of the places with the same id; after a first difference
-      texts go their own way.
-    equal_texts, texts: number of them.
-    gaps: of each text that differs, by how much our logits prefer our token
-      where the two first differ, in nats.
+    equal_ids: share of places with the same id; after a first difference, the
+      texts diverge.
+    equal_texts, texts: numbers of them.
+    gaps: for each text that differs, how far our logits prefer our token at the
+      first difference, in nats.
   """
   same_NxT = ours_NxT == theirs_NxT
   numbers, score = np.concatenate(work.numbers), _last_logits(work)
@@ -296,7 +294,7 @@ def agreement(
 
 
 def _last_logits(work: Work) -> Callable[[list[int]], np.ndarray]:
-  """A function from ids to the logits of the next one; no cache is used."""
+  """Makes a function from ids to the logits of the next one, without cache."""
   config = work.file.config()
   size = work.examples.lengths.prompt + work.new_tokens
   positions_1xL = jnp.arange(size)[None]
@@ -318,7 +316,7 @@ _spread = partial(harness.spread, to='-')
 
 
 def table(records: list[Record]) -> str:
-  """All tables, as Markdown."""
+  """Formats all tables."""
   return '\n'.join((_times(records), _texts(records), _setting(records)))
 
 
@@ -341,7 +339,6 @@ def _times(records: list[Record]) -> str:
 
 
 def _parts(record: Record, name: str) -> dict[str, np.ndarray]:
-  """Seconds of each round: of all, of reading prompts, of the loop."""
   found = record['contenders'][name]
   prefill, decode = (
     np.asarray(found[f'{part}_seconds']) for part in ('prefill', 'decode')
@@ -352,7 +349,7 @@ def _parts(record: Record, name: str) -> dict[str, np.ndarray]:
 def _cells(record: Record, name: str) -> list[str]:
   case, found = record['case'], _parts(record, name)
   base = _parts(record, BASELINE)
-  # The prefill has given the first token of each text.
+  # The prefill already gave the first token of each text.
   made = case['prompts'] * (case['new_tokens'] - 1)
   share = statistics.median(found['prefill'] / found['whole'])
   return [

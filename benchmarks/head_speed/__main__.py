@@ -59,12 +59,12 @@ FULL, TRAINED = 'full softmax', {
   'low rank 4, bias learned': 'low rank 4',
   'adaptive': 'adaptive',
 }  # fmt: skip
-# Of a training step: tokens, and rounds.
+# Tokens and rounds of a training step.
 STEP_TOKENS, STEP_ROUNDS = 512, 5
-# Of the loss: types, width, codes, tokens.
+# Types, width, codes and tokens of the loss.
 LOSS = {'V': 131_072, 'D': 512, 'K': 1024, 'N': 1024}
 LOSS_ROUNDS = 5
-# Types whose loss is compiled for its memory alone.
+# Types for which the loss is compiled only for its memory.
 MEMORY_TYPES = (16_384, 131_072, 1_048_576)
 Arrays = tuple[Any, ...]
 # Name -> function and arguments.
@@ -72,7 +72,7 @@ Calls = dict[str, tuple[Callable[..., Any], Arrays]]
 
 
 def measure(options: harness.Options) -> list[Record]:
-  """Logits, the head's share of a step, and the loss of one codebook."""
+  """Measures logits, the head's share of a step, and the one-codebook loss."""
   return [
     *(_logits(count, options.rounds(ROUNDS)) for count in STATES),
     _steps(options.rounds(STEP_ROUNDS)),
@@ -94,7 +94,7 @@ def _model(config: HeadConfig) -> ModelConfig:
 
 
 def _params(config: HeadConfig) -> dict[str, Any]:
-  """Of random codes; types in the order of their ids, were there tiers."""
+  """Fills a head with random codes; tiers get a random permutation of types."""
   random = np.random.default_rng(1)
 
   def fill(path: tuple, x: jax.Array) -> jax.Array:
@@ -112,7 +112,6 @@ def _params(config: HeadConfig) -> dict[str, Any]:
 
 
 def _logits(states: int, rounds: int) -> Record:
-  """Seconds of every round for so many hidden states."""
   hidden = _random(states, D)
   calls: Calls = {
     name: (partial(lm.head_logits, _model(config)), (_params(config), hidden))
@@ -138,7 +137,7 @@ def _logits(states: int, rounds: int) -> Record:
 
 
 def _steps(rounds: int) -> Record:
-  """Of cross-entropy, by the floats of a head and the hidden states."""
+  """Measures cross-entropy with gradients for the trained floats and states."""
   hidden = _random(1, STEP_TOKENS, D)
   random = np.random.default_rng(2)
   labels = jnp.asarray(random.integers(0, V, (1, STEP_TOKENS)), jnp.int32)
@@ -166,7 +165,6 @@ def _steps(rounds: int) -> Record:
 
 
 def _losses(rounds: int) -> Record:
-  """Seconds and bytes of value and gradient of two heads' losses."""
   calls = _loss_calls(LOSS['V'])
   return {
     'what': 'loss', **LOSS, 'cpus': os.cpu_count(),
@@ -176,7 +174,6 @@ def _losses(rounds: int) -> Record:
 
 
 def _memory() -> Record:
-  """Temporary bytes of the loss of one codebook, by the number of types."""
   found = {}
   for v in MEMORY_TYPES:
     calls = _loss_calls(v)
@@ -186,7 +183,6 @@ def _memory() -> Record:
 
 
 def _loss_calls(v: int) -> Calls:
-  """Value and gradient of two heads' losses."""
   d, k, n = (LOSS[key] for key in ('D', 'K', 'N'))
   hidden = _random(1, n, d) * d**-0.5
   random = np.random.default_rng(2)
@@ -215,14 +211,14 @@ def _temporary_bytes(calls: Calls) -> dict[str, int]:
 
 
 def _in_turn(calls: Calls, rounds: int) -> dict[str, list[float]]:
-  """Seconds of each round, after one that compiles."""
+  """Measures the seconds of each round, after one that compiles."""
   compiled = {name: partial(jax.jit(f), *x) for name, (f, x) in calls.items()}
   harness.take_turns(compiled, 1)
   return harness.take_turns(compiled, rounds)
 
 
 def table(records: list[Record]) -> str:
-  """The records as Markdown: ratios to the dense head within each round."""
+  """Formats ratios to the dense head within each round."""
   return '\n'.join(map(_section, records))
 
 
@@ -274,11 +270,9 @@ def _title(record: Record) -> str:
 
 
 def claim(records: list[Record], trained: list[Record]) -> str:
-  """Floats, perplexity and speed of each trained head in one row.
+  """Formats floats, perplexity and speed of each trained head in one row.
 
-  Args:
-    records: of this experiment.
-    trained: of experiments/vq_logits.
+  `trained` are the records of experiments/vq_logits.
   """
   done = {
     (r['row'], r['seed']): r['metrics']
@@ -319,7 +313,7 @@ def claim(records: list[Record], trained: list[Record]) -> str:
 
 
 def report_files(folder: Path = FOLDER) -> dict[str, str]:
-  """What follows from the records: name -> text."""
+  """Returns what follows from the records: name -> text."""
   records = harness.read(folder)
   trained = harness.read(harness.ROOT / 'experiments' / 'vq_logits')
   return {'table.md': table(records), 'claim.md': claim(records, trained)}

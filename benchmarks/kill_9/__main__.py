@@ -23,12 +23,12 @@ from pdl_jax.sweep import claims
 FOLDER = Path(__file__).parent
 DRILL = Path('benchmarks/kill_9/drill')
 KILLS, LONGEST = 10, 90.0
-# Of a record: when and from which files the run was made, not what came of it.
+# Fields about when and from which files a run was made, not its result.
 CIRCUMSTANCES = ('seconds', 'commit', 'dirty')
 
 
 def measure(options: harness.Options) -> list[Record]:
-  """One record, and what both sweeps left behind; tiny is killed twice."""
+  """Measures one record, and keeps both sweeps'; tiny is killed twice."""
   count = 2 if options.tiny else KILLS
   peace, killed = _place('undisturbed'), _place('killed')
   began = time.monotonic()
@@ -53,7 +53,7 @@ def measure(options: harness.Options) -> list[Record]:
 
 
 def _kill(place: Path, count: int, began: float) -> list[Record]:
-  """Sweeps until all is done, with so many kills on the way."""
+  """Sweeps until all is done, with `count` kills on the way."""
   kills = []
   sweeper, chance = _sweep(place), random.Random(0)
   for number in range(count):
@@ -76,7 +76,7 @@ def _kill(place: Path, count: int, began: float) -> list[Record]:
 
 
 def _place(name: str) -> Path:
-  """An empty folder in which launch.py works as in the project's."""
+  """Makes an empty folder in which launch.py works as in the project's."""
   place = ROOT / 'runs' / 'kill_9' / name
   shutil.rmtree(place, ignore_errors=True)
   (place / DRILL).mkdir(parents=True)
@@ -97,7 +97,7 @@ def _root(place: Path) -> Path:
 
 
 def _alive(place: Path) -> Iterator[tuple[int, int]]:
-  """Process and last saved step of each run that is under way."""
+  """Yields process and last saved step of each running run."""
   for path in (_root(place) / 'sweep').glob('*.worker'):
     worker = json.loads(path.read_text('utf-8'))
     if start_time(worker['pid']) == worker['started']:
@@ -110,7 +110,6 @@ def _saved(place: Path, digest: str) -> int:
 
 
 def _results(path: Path) -> dict[tuple[str, int], Record]:
-  """What came of each run of a sweep."""
   return {
     (record['row'], record['seed']): {
       key: value for key, value in record.items() if key not in CIRCUMSTANCES
@@ -120,7 +119,7 @@ def _results(path: Path) -> dict[tuple[str, int], Record]:
 
 
 def table(record: Record, peace: dict, killed: dict) -> str:
-  """The record as Markdown, with the results of both sweeps."""
+  """Formats the record and the results of both sweeps."""
   kills = record['kills']
   rows = [
     ('kill -9 of the sweep', sum(k['victim'] == 'sweep' for k in kills)),
@@ -147,7 +146,7 @@ def table(record: Record, peace: dict, killed: dict) -> str:
 
 
 def report_files(folder: Path = FOLDER) -> dict[str, str]:
-  """What follows from the records: name -> text."""
+  """Returns what follows from the records: name -> text."""
   (record,) = harness.read(folder)
   sweeps = (folder / 'undisturbed.jsonl', folder / 'killed.jsonl')
   return {'table.md': table(record, *map(_results, sweeps))}

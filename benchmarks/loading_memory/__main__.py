@@ -35,7 +35,7 @@ CASES = (
 
 
 def measure(options: harness.Options) -> list[Record]:
-  """A record of each process; a tiny model has one layer."""
+  """Measures each process; a tiny model has one layer."""
   records = []
   with tempfile.TemporaryDirectory() as folder:
     _write(Path(folder), 1 if options.tiny else LAYERS)
@@ -60,7 +60,7 @@ def measure(options: harness.Options) -> list[Record]:
 
 
 def _write(folder: Path, layers: int) -> None:
-  """A Llama of random numbers in bf16, in four shards."""
+  """Writes a Llama of random numbers in bf16, in four shards."""
   model = ModelConfig(
     vocab_size=16_384, width=2048, layers=layers, heads=16, kv_heads=8,
     head_dim=128, mlp=5632, context=4096,
@@ -77,7 +77,7 @@ def _write(folder: Path, layers: int) -> None:
 
 
 def anonymous_bytes() -> int:
-  """RssAnon of this process."""
+  """Returns RssAnon of this process."""
   text = Path('/proc/self/status').read_text('utf-8')
   found = re.search(r'RssAnon:\s+(\d+) kB', text)
   assert found is not None
@@ -85,14 +85,14 @@ def anonymous_bytes() -> int:
 
 
 class Peak(threading.Thread):
-  """The largest `anonymous_bytes`, looked at every few milliseconds."""
+  """Polls the largest `anonymous_bytes` every few milliseconds."""
 
   def __init__(self):
     super().__init__(daemon=True)
     self.bytes, self.over = 0, False
 
   def run(self) -> None:
-    """Looks until it is told that it is over."""
+    """Polls until `over` is set."""
     while not self.over:
       self.bytes = max(self.bytes, anonymous_bytes())
       time.sleep(0.003)
@@ -109,7 +109,7 @@ def measure_case(case: dict[str, Any]) -> Record:
   model = HFModel(Path(case['folder']))
   shapes, axes = model.shapes(), lm.logical_axes(model.config())
   places = shardings(mesh, axes, shapes)
-  # What the devices need for anything at all is there before.
+  # Allocate first what the devices need in any case.
   jax.block_until_ready(jax.device_put(1.0, mesh.local_devices[0]))
   before, peak = anonymous_bytes(), Peak()
   peak.start()
@@ -139,7 +139,7 @@ def measure_case(case: dict[str, Any]) -> Record:
 
 
 def table(records: list[Record]) -> str:
-  """The records as Markdown."""
+  """Formats the records as Markdown."""
   rows = []
   for record in records:
     kept = record['kept_bytes']

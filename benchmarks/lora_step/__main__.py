@@ -43,7 +43,7 @@ CONTENDERS: dict[str, tuple[str, dict[str, Any]]] = {
 
 
 def measure(options: harness.Options) -> list[Record]:
-  """Time and memory of each contender."""
+  """Measures time and memory of each contender."""
   settings = Settings.from_config(summarize.get_config())
   file = GGUFModel(find_package_file(settings.model.pretrained))
   rows = 1 if options.tiny else settings.train.batch_size
@@ -66,7 +66,7 @@ def _contender(
   file: GGUFModel,
   batch: dict[str, jax.Array],
 ) -> tuple[Callable[[], Any], Record]:
-  """A call that makes the next step, and what it takes."""
+  """Returns a call that makes the next step, and what it takes."""
   model = dataclasses.replace(file.config(), **fields)
   options: Any = dataclasses.replace(settings.optimizer, trainable=trainable)
   tables = LossTables(jnp.ones(model.vocab_size))
@@ -96,7 +96,7 @@ def _contender(
 
 
 def table(records: list[Record]) -> str:
-  """The records as Markdown: ratios to a step of all parameters."""
+  """Formats ratios to a step of all parameters."""
   base, first = records[0]['seconds'], records[0]
   whole = first['state_bytes'] + first['temporary_bytes']
   note = (

@@ -20,8 +20,8 @@ from benchmarks.loss_speed.contenders import (
 )
 
 FOLDER = Path(__file__).parent
-# Idle OpenMP workers of torch would spin while JAX is timed; a program from a
-# cache would not show what compiling it takes.
+# Idle OpenMP workers of torch would spin while JAX is timed. A cached program
+# would not show what compiling takes.
 ALONE = {
   'OMP_WAIT_POLICY': 'PASSIVE', 'JAX_ENABLE_COMPILATION_CACHE': 'false'
 }  # fmt: skip
@@ -31,7 +31,7 @@ EIGHT = {'JAX_NUM_CPU_DEVICES': '8', 'JAX_PLATFORMS': 'cpu', 'NPROC': '16'}
 
 
 def measure(options: harness.Options) -> list[Record]:
-  """A record of each case."""
+  """Measures each case."""
   missing = {
     contender.package for contender in CONTENDERS.values()
     if importlib.util.find_spec(contender.package) is None
@@ -59,7 +59,6 @@ def _alone(place: Path, case: Record) -> Record:
 
 
 def _size(tiny: bool) -> Record:
-  """N and D."""
   return {'tokens': 64 if tiny else 2048, 'width': 32 if tiny else 512}
 
 
@@ -69,7 +68,7 @@ def _speed_cases(tiny: bool, names: list[str]) -> Iterator[Record]:
   if tiny:
     rounds, masked = {2048: 2}, [(2048, 0.5)]
   for columns, share in [*((v, 0.0) for v in rounds), *masked]:
-    # A call takes 10 s and more there: the variants are left out.
+    # A call takes over 10 s there, so the variants are left out.
     few = columns > 200_000
     yield {
       'kind': 'speed', **_size(tiny), 'vocabulary': columns, 'masked': share,
@@ -79,7 +78,7 @@ def _speed_cases(tiny: bool, names: list[str]) -> Iterator[Record]:
 
 
 def _maskable(records: list[Record], case: Record) -> list[str]:
-  """Ours, the baseline, and the rival that was fastest with no mask."""
+  """Lists ours, the baseline, and the fastest rival without a mask."""
   unmasked = harness.case_key(case | {'masked': 0.0})
   found = next(
     r['contenders'] for r in records
@@ -115,7 +114,7 @@ def _mesh_cases(tiny: bool) -> Iterator[Record]:
 
 
 def report_files(folder: Path = FOLDER) -> dict[str, str]:
-  """What follows from the records: name -> text."""
+  """Returns what follows from the records: name -> text."""
   records = harness.read(folder)
   return {'table.md': tables.table(records), **tables.figure(records)}
 

@@ -1,4 +1,4 @@
-"""Who is compared: name -> label and how the call is made."""
+"""Lists who is compared: name -> label and how the call is made."""
 
 from collections.abc import Callable
 from functools import partial
@@ -18,11 +18,9 @@ class Contender(NamedTuple):
   """One line of the tables.
 
   Attributes:
-    label: in the tables.
     make: imports what it needs, and returns the call.
-    package: that the call needs.
-    weighted: False: every token counts 1 to it.
-    ours: of this library, with the head trained.
+    weighted: if False, every token counts as 1.
+    ours: from this library, with the head trained.
   """
 
   label: str
@@ -33,7 +31,7 @@ class Contender(NamedTuple):
 
   @property
   def torch(self) -> bool:
-    """Takes torch tensors and is not compiled."""
+    """Whether it takes torch tensors and is not compiled."""
     return self.package == 'torch'
 
 
@@ -99,10 +97,10 @@ CONTENDERS = {
   ),
 }
 BASELINE = 'optax'
-# Without variants of settings.
+# The contenders without variants of settings.
 MAIN = (
   'optax', 'tokens', 'vocabulary_low', 'tokamax', 'levanter_1024',
   'torch_class',
 )  # fmt: skip
-# Of the others those that can weigh a token, and so mask it.
+# Peers that can weight a token, and so mask it.
 RIVALS = ('tokamax', 'levanter', 'levanter_1024', 'torch_class', 'torch_token')

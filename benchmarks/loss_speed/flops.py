@@ -1,8 +1,8 @@
-"""Multiplications that a program executes, from its jaxpr.
+"""Counts the multiplications that a program executes, from its jaxpr.
 
 The compiler's own account counts the body of a loop once. Here every
-dot_general is counted as often as its loops turn; the number of turns that
-depends on data, which labels count, is worked out from the data.
+dot_general counts as often as its loops turn. Turns that depend on data (which
+labels count) are computed from the data.
 """
 
 import math
@@ -11,7 +11,7 @@ from typing import Any
 import jax
 from jax.extend import core
 
-# Larger results are not worked out: no number of turns depends on them.
+# Larger results are not computed: no number of turns depends on them.
 _MOST = 2**20
 # Primitives that run their one body once, on their own arguments.
 _CALLS = (
@@ -22,20 +22,16 @@ _CALLS = (
 
 
 def matmul_flops(closed: core.ClosedJaxpr, known: list[Any]) -> int:
-  """Floating-point operations of all matmuls, 2 MNK each.
+  """Counts the floating-point operations of all matmuls, 2 MNK each.
 
-  Args:
-    closed: of a function of the arrays.
-    known: value of each flat argument, None where it must not matter.
-
-  Raises:
-    ValueError: for a loop whose turns depend on what is not known.
+  `known` has the value of each flat argument; None where it must not matter.
+  A loop whose turns depend on unknown values raises ValueError.
   """
   return _walk(closed, known)[0]
 
 
 def _walk(closed: Any, values: list[Any]) -> tuple[int, list[Any]]:
-  """Operations of one jaxpr, and the outputs that could be worked out."""
+  """Returns the operations of one jaxpr, and outputs where computable."""
   jaxpr = getattr(closed, 'jaxpr', closed)
   consts = getattr(closed, 'consts', ())
   env = dict(zip(jaxpr.constvars, consts, strict=True))
@@ -73,7 +69,7 @@ def _equation(equation: Any, values: list[Any]) -> tuple[int, list[Any]]:
   if name in _CALLS:
     (body,) = bodies
     return _walk(body, values)
-  # Such as the addition of a scatter.
+  # Others may have a body too, such as the addition of a scatter.
   if any(_walk(body, [None] * _arguments(body))[0] for body in bodies):
     raise ValueError(f'{name} has matmuls in its body, which are not counted')
   small = all(math.prod(v.aval.shape) <= _MOST for v in equation.outvars)
@@ -88,10 +84,11 @@ def _arguments(body: Any) -> int:
 
 
 def _constants(equation: Any, body: Any) -> int:
-  """How many arguments of a scan stand before its carry.
+  """Counts the arguments of a scan before its carry, by shapes.
 
-  By shapes, since its parameters change with JAX: what is scanned or stacked
-  has an axis more outside, so the others go in and the carry alone comes out.
+  The parameters of a scan change with JAX, but shapes do not. Scanned and
+  stacked arrays have one more axis outside; constants and carry go in with
+  equal shapes, and the carry alone comes out so.
   """
   whole = lambda outside, inside: sum(  # noqa: E731
     a.aval.shape == b.aval.shape for a, b in zip(outside, inside, strict=True)
@@ -108,7 +105,7 @@ def _dot(equation: Any) -> int:
 
 
 def _while(params: dict[str, Any], values: list[Any]) -> int:
-  """A fori_loop: `lower < upper`, one more each turn."""
+  """Counts a fori_loop: `lower < upper`, one more each turn."""
   first, second = params['cond_nconsts'], params['body_nconsts']
   carry = values[first + second :]
   body = values[first : first + second] + [None] * len(carry)
@@ -128,7 +125,7 @@ def _while(params: dict[str, Any], values: list[Any]) -> int:
 
 
 def of_call(f: Any, arguments: Any) -> int:
-  """Of a call: integers, booleans and vectors are known, matrices are not."""
+  """Counts a call: integers, booleans and vectors are known, matrices not."""
   flat = jax.tree.leaves(arguments)
   known = [x if x.ndim < 2 else None for x in flat]
   return matmul_flops(jax.make_jaxpr(f)(arguments), known)

@@ -30,7 +30,7 @@ SCALES = {'flat': 0.02, 'peaked': 8.0}
 
 
 def measure(case: Record) -> Record:
-  """The record of a case."""
+  """Returns the record of a case."""
   before = harness.measured_on(PACKAGES)
   if case['kind'] == 'collectives':
     logits = case['tokens'] * case['vocabulary'] * 4
@@ -49,10 +49,9 @@ def measure(case: Record) -> Record:
 def draw(
   case: Record, scale: float, masked: float = 0.0, dtype: Any = np.float32
 ) -> Batch:
-  """Arrays of one seed, as numpy.
+  """Draws the arrays of one seed, as numpy.
 
   Args:
-    case: has N, D and V.
     scale: standard deviation of the logits.
     masked: share of the tokens that do not count, spread at random.
     dtype: of hidden states and head.
@@ -77,7 +76,7 @@ def draw(
 
 
 def speed(case: Record) -> dict[str, Record]:
-  """Time and memory of every contender."""
+  """Measures time and memory of every contender."""
   batch = draw(case, SCALES['flat'], case['masked'])
   arrays = jax.device_put(batch)
   found, calls = {}, {}
@@ -92,7 +91,7 @@ def speed(case: Record) -> dict[str, Record]:
 def _prepare(
   contender: Contender, batch: Batch, arrays: Batch
 ) -> tuple[Callable[[], Any], Record]:
-  """A call that has run once, and what is known without timing it."""
+  """Returns a call that has run once, and what is known without timing it."""
   if contender.torch:
     call = _torch_call(contender, batch)
     call()
@@ -124,7 +123,7 @@ def _torch_call(contender: Contender, batch: Batch) -> Callable[[], Any]:
 
 
 def errors(case: Record) -> dict[str, dict[str, float]]:
-  """Relative errors of the loss and its gradients, against fp64."""
+  """Measures relative errors of the loss and its gradients, against fp64."""
   batch = draw(
     case, SCALES[case['logits']], dtype=jnp.dtype(case['dtype'])
   )
@@ -159,7 +158,7 @@ def _distance(got: Any, want: np.ndarray) -> float:
 def reference(
   batch: Batch, weighted: bool, rows: int = 256
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-  """Loss and gradients by numpy in fp64, some rows at a time."""
+  """Computes loss and gradients by numpy in fp64, some rows at a time."""
   hidden, head = (np.asarray(x, np.float64) for x in batch[:2])
   weight = batch.weight_N.astype(np.float64)
   weight = weight if weighted else np.ones_like(weight)
@@ -185,9 +184,9 @@ def reference(
 
 
 def collectives(case: Record) -> list[Record]:
-  """What the loss with both gradients sends on a mesh of made-up devices.
+  """Lists what the loss with both gradients sends on a mesh of fake devices.
 
-  Compiled from shapes alone, laid out as the inputs are; nothing is run.
+  It is compiled from shapes alone, sharded like the inputs; nothing runs.
   """
   n, width, columns = case['tokens'], case['width'], case['vocabulary']
   mesh = make_mesh(case['mesh'])

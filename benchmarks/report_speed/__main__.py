@@ -31,7 +31,7 @@ CONFIG = 'configs/summarize.py:tiny'
 
 
 def declared(alphas: int, seeds: int) -> Experiment:
-  """Of so many rows, each with so many seeds."""
+  """Declares `alphas` rows with `seeds` seeds each."""
   variants = (
     Variant(f'alpha {i / 100:g}', {'loss.alpha': i / 100})
     for i in range(alphas)
@@ -46,7 +46,7 @@ def declared(alphas: int, seeds: int) -> Experiment:
 
 
 def measure(options: harness.Options) -> list[Record]:
-  """One record; a tiny benchmark has four runs."""
+  """Measures one record; a tiny benchmark has four runs."""
   experiment = declared(*((2, 2) if options.tiny else (ALPHAS, SEEDS)))
   os.chdir(ROOT)
   original = _original()
@@ -65,7 +65,7 @@ def measure(options: harness.Options) -> list[Record]:
 
 
 def _original() -> Path:
-  """A finished run of the smallest job, as users make it."""
+  """Makes a finished run of the smallest job, as users do."""
   workdir = RUNS / 'original'
   subprocess.run(
     [
@@ -78,7 +78,7 @@ def _original() -> Path:
 
 
 def _copies(experiment: Experiment, original: Path) -> int:
-  """A folder for every declared run, with numbers of its own."""
+  """Makes a folder for every declared run, with numbers of its own."""
   [study] = experiment.studies
   shutil.rmtree(plan.root(study.config), ignore_errors=True)
   texts = {
@@ -100,7 +100,7 @@ def _copies(experiment: Experiment, original: Path) -> int:
 
 
 def _shifted(texts: dict[str, Any], number: int) -> dict[str, Any]:
-  """Results and items of a run whose every target token costs more or less."""
+  """Scales the nats of a run's target tokens at random, in all its files."""
   random, found = np.random.default_rng(number), json.loads(json.dumps(texts))
   sums = found['items.json']['after']['sums']
   noise = random.normal(1, 0.05, len(sums['nats']))
@@ -112,7 +112,6 @@ def _shifted(texts: dict[str, Any], number: int) -> dict[str, Any]:
 
 
 def _round(experiment: Experiment) -> dict[str, float]:
-  """Seconds of each part."""
   out = RUNS / 'out'
   shutil.rmtree(out, ignore_errors=True)
   out.mkdir()
@@ -140,7 +139,7 @@ def _round(experiment: Experiment) -> dict[str, float]:
 
 
 def table(records: list[Record]) -> str:
-  """The one record as Markdown."""
+  """Formats the one record."""
   (record,) = records
   names = {
     'collect': 'reading the run folders into records',

@@ -21,19 +21,19 @@ from pdl_jax.cluster import memory
 FOLDER = Path(__file__).parent
 # (data, fsdp, tensor).
 MESHES = ((1, 128, 1), (2, 64, 1), (4, 32, 1), (1, 32, 4), (8, 8, 2))
-# Meshes on which the loss by all logits is compiled too.
+# Meshes on which the loss of all logits is compiled too.
 DENSE = ((4, 32, 1), (1, 32, 4))
 COMPILERS = ('tpu', 'cpu', 'shapes')
 ALONE = {
   'JAX_PLATFORMS': 'cpu', 'NPROC': '16',
   'JAX_ENABLE_COMPILATION_CACHE': 'false',
-  # No metadata server is asked which TPU this is.
+  # So no metadata server is asked which TPU this is.
   'TPU_SKIP_MDS_QUERY': '1',
 }  # fmt: skip
 
 
 def cases(compiler: str) -> Iterator[Record]:
-  """Each by its mesh, its loss and its compiler; 'shapes' compiles nothing."""
+  """Yields a case per mesh and loss; 'shapes' compiles nothing."""
   for mesh in MESHES:
     losses = ['linear']
     if compiler != 'shapes':
@@ -43,7 +43,7 @@ def cases(compiler: str) -> Iterator[Record]:
 
 
 def measure(options: harness.Options) -> list[Record]:
-  """A record of each case; of a tiny benchmark of one that compiles nothing."""
+  """Measures each case; a tiny benchmark only one that compiles nothing."""
   found = [x for name in COMPILERS for x in cases(name)]
   return harness.by_case(options, found[-1:] if options.tiny else found, _alone)
 
@@ -54,7 +54,7 @@ def _alone(case: Record) -> Record:
 
 
 def measure_case(case: Record) -> Record:
-  """Memory, collectives and FLOPs of a chip."""
+  """Measures memory, collectives and FLOPs of a chip."""
   if case['compiler'] == 'shapes':
     return {'case': case, 'memory': estimated(case['mesh'])}
   tpu = case['compiler'] == 'tpu'
@@ -95,7 +95,7 @@ def measure_case(case: Record) -> Record:
 
 
 def estimated(mesh: list[int]) -> dict[str, int]:
-  """Bytes a chip by part, from shapes alone."""
+  """Estimates bytes per chip by part, from shapes alone."""
   found = memory.estimate(
     step.MODEL, step.OPTIMIZER, mesh, step.ROWS, step.LENGTH, step.LENGTH
   )
@@ -104,7 +104,7 @@ def estimated(mesh: list[int]) -> dict[str, int]:
 
 
 def report_files(folder: Path = FOLDER) -> dict[str, str]:
-  """What follows from the records: name -> text."""
+  """Returns what follows from the records: name -> text."""
   order = [x for name in COMPILERS for x in cases(name)]
   records = sorted(harness.read(folder), key=lambda r: order.index(r['case']))
   return {'table.md': tables.table(records)}

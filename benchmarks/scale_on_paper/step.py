@@ -1,4 +1,4 @@
-"""What is compiled: the train step of a 7B model, from shapes alone."""
+"""Lowers the train step of a 7B model, from shapes alone."""
 
 import dataclasses
 import math
@@ -37,9 +37,9 @@ OPTIMIZER = OptimizerConfig(
   trainable='all', last_layers=0,
 )  # fmt: skip
 STEPS = 100_000
-# A million tokens a step; every position is a target.
+# A million tokens per step; every position is a target.
 ROWS, LENGTH = 256, 4096
-# Google names a slice by its TensorCores, two a chip: v5p-256 is 128 chips, a
+# Google names a slice by its TensorCores, two per chip: v5p-256 is 128 chips, a
 # torus of 4 x 4 x 8 (cloud.google.com/tpu/docs/v5p).
 CHIPS, TOPOLOGY = 128, 'v5p:4x4x8'
 
@@ -66,13 +66,13 @@ class DenseLoss(NamedTuple):
 
 
 class NoLoss(NamedTuple):
-  """Neither head nor vocabulary: what the step costs without them."""
+  """Uses neither head nor vocabulary, for the cost of a step without them."""
 
   def sums(
     self, head: LinearHead, hidden_BxTxD: Array, labels_BxT: Array,
     tables: LossTables, where_BxT: Array,
   ) -> tuple[Sums, Sums]:  # fmt: skip
-    """The sum of squares of the hidden states, in place of a loss."""
+    """Returns the sum of squares of the hidden states, in place of a loss."""
     total = jnp.square(hidden_BxTxD.astype(jnp.float32)).sum()
     found = Sums(total, where_BxT.sum().astype(jnp.float32))
     return found, found
@@ -88,7 +88,7 @@ LOSS: dict[str, Any] = {
 def lower(
   mesh: Mesh, loss: str, model: ModelConfig, rows: int, length: int
 ) -> jax.stages.Lowered:
-  """The real train step on a mesh, of shapes: nothing is allocated."""
+  """Lowers the real train step on a mesh, from shapes: nothing is allocated."""
   made = optimizer.make_optimizer(OPTIMIZER, STEPS)
   schedule = optimizer.make_schedule(OPTIMIZER, STEPS)
   config = StepConfig(model, made, schedule, LOSS[loss], grad_accum_steps=1)
@@ -113,7 +113,7 @@ def lower(
 
 
 def make_mesh(shape: list[int], tpu: bool) -> Mesh:
-  """Of made-up CPU devices, or of the chips of a slice that is not here."""
+  """Makes a mesh of fake CPU devices, or of a TPU slice that is not here."""
   if not tpu:
     return logical.make_mesh(shape)
   from jax.experimental import topologies
@@ -125,7 +125,7 @@ def make_mesh(shape: list[int], tpu: bool) -> Mesh:
 def loss_turns(
   mesh: dict[str, int], model: ModelConfig, rows: int, length: int
 ) -> list[int]:
-  """Turns of the loss's two loops over groups of tokens, all of them targets.
+  """Returns the turns of the loss's two loops over groups of target tokens.
 
   The program learns them from its data; here the loss's own code is asked.
   """
@@ -139,17 +139,16 @@ def loss_turns(
 
 
 def parameters(model: ModelConfig) -> int:
-  """How many."""
+  """Counts the parameters."""
   shapes = jax.eval_shape(partial(lm.init, model), jax.random.key(0))
   return sum(math.prod(x.shape) for x in jax.tree.leaves(shapes))
 
 
 def model_flops(model: ModelConfig, tokens: int, length: int) -> dict[str, int]:
-  """Of a step on paper: 6 a matrix parameter and token, and attention.
+  """Counts a step on paper: 6 per matrix parameter and token, plus attention.
 
-  Attention multiplies all L x L positions, masked or not; blocks that are
-  rematerialised run forward once more, but for their last matmul, whose output
-  nobody asks for.
+  Attention multiplies all L x L positions, masked or not. Rematerialised blocks
+  run forward once more, except for their last matmul, whose output is unused.
   """
   matrices = parameters(model) - model.vocab_size * model.width
   head = model.vocab_size * model.width
@@ -164,6 +163,6 @@ def model_flops(model: ModelConfig, tokens: int, length: int) -> dict[str, int]:
 
 
 def shape_of(model: ModelConfig) -> dict[str, Any]:
-  """Of a model, for the record."""
+  """Returns the shape of a model, for the record."""
   keys = ('vocab_size', 'width', 'layers', 'heads', 'kv_heads', 'mlp')
   return {key: dataclasses.asdict(model)[key] for key in keys}

@@ -1,4 +1,4 @@
-"""The tables, from the records alone."""
+"""Makes the tables from the records alone."""
 
 import re
 from collections.abc import Iterator
@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from benchmarks import harness
 from benchmarks.harness import Record
 
-# Of a chip of v5p: dense bf16 FLOP/s, bytes of HBM, and bytes/s that it sends
-# to all its neighbours together, half of the 1,200 GB/s of both directions
+# Of a v5p chip: dense bf16 FLOP/s, bytes of HBM, and bytes/s that it sends to
+# all its neighbours together, half of the 1,200 GB/s of both directions
 # (docs.cloud.google.com/tpu/docs/v5p).
 FLOPS, HBM, LINKS = 459e12, 95e9, 600e9
 KINDS = ('all-gather', 'all-reduce', 'reduce-scatter')
@@ -20,7 +20,7 @@ LOSSES = {'linear': 'PDL, by groups of tokens', 'dense': 'optax, all logits'}
 
 
 def table(records: list[Record]) -> str:
-  """All tables as Markdown."""
+  """Formats all tables."""
   compiled = [r for r in records if r['case']['compiler'] != 'shapes']
   return '\n'.join([
     *map(_introduction, compiled[:1]),
@@ -94,7 +94,7 @@ def _flops(records: list[Record]) -> str:
 
 
 def _shares(records: list[Record]) -> Iterator[str]:
-  """What each loss adds to the same step without head and loss."""
+  """Compares each loss with the same step without head and loss."""
   without = {_mesh(r): r for r in records if r['case']['loss'] == 'none'}
   rows = []
   for record in records:
@@ -148,7 +148,7 @@ def _largest(records: list[Record]) -> str:
 
 
 def _estimates(records: list[Record]) -> Iterator[str]:
-  """Of pdl_jax.cluster.memory, beside what was compiled."""
+  """Compares pdl_jax.cluster.memory with what was compiled."""
   found = [r for r in records if r['case']['compiler'] == 'shapes']
   if not found:
     return

@@ -28,10 +28,8 @@ class Case(NamedTuple):
   """A run, in one or two calls.
 
   Attributes:
-    name: in the table.
     processes: of the first call, and of one that continues it.
-    sent: to the last process of the first call, once it has gone past a
-      checkpoint.
+    sent: goes to the last process of the first call, after a checkpoint.
   """
 
   name: str
@@ -49,7 +47,7 @@ CASES = (
 
 
 def measure(options: harness.Options) -> list[Record]:
-  """A record of each run; of a tiny benchmark of the first two."""
+  """Measures each run; a tiny benchmark only the first two."""
   place = ROOT / 'runs' / 'several_hosts'
   shutil.rmtree(place, ignore_errors=True)
   cases = CASES[:2] if options.tiny else CASES
@@ -74,7 +72,6 @@ def _run(case: Case, workdir: Path) -> Record:
 
 
 def _call(processes: int, workdir: Path, sent: signal.Signals | None) -> Record:
-  """One call of launch.py, and what it said."""
   began = time.monotonic()
   several = [f'--processes={processes}'] if processes > 1 else []
   child = subprocess.Popen(
@@ -100,7 +97,7 @@ def _call(processes: int, workdir: Path, sent: signal.Signals | None) -> Record:
 def _send(
   sent: signal.Signals, workdir: Path, process: int, child: subprocess.Popen
 ) -> None:
-  """To one of the processes, a few steps after the first checkpoint."""
+  """Signals one of the processes a few steps after the first checkpoint."""
   metrics = workdir / 'metrics.jsonl'
   while child.poll() is None:
     time.sleep(0.05)
@@ -112,7 +109,7 @@ def _send(
 
 
 def table(records: list[Record]) -> str:
-  """The records as Markdown."""
+  """Formats the records as Markdown."""
   alone = records[0]
   headings = (
     'run', 'processes', 'exit codes', 'largest difference of a loss (nats)',
@@ -145,7 +142,6 @@ def table(records: list[Record]) -> str:
 
 
 def _largest(these: list[float], those: list[float]) -> float:
-  """Raises: ValueError, unless there are as many."""
   return max(abs(a - b) for a, b in zip(these, those, strict=True))
 
 

@@ -24,7 +24,7 @@ PAIRS = 12
 
 
 def measure(options: harness.Options) -> list[Record]:
-  """Pairs of steps, and the memory of both programs."""
+  """Measures pairs of steps, and the memory of both programs."""
   settings = Settings.from_config(summarize.get_config())
   file = GGUFModel(find_package_file(settings.model.pretrained))
   model, length = file.config(), settings.data.lengths.sequence
@@ -67,7 +67,7 @@ def measure(options: harness.Options) -> list[Record]:
 
 
 def table(records: list[Record]) -> str:
-  """The one record as Markdown."""
+  """Formats the one record."""
   (record,) = records
   low, high = record['ratio_quartiles']
   every = 4 * record['batch'] * record['length'] * record['vocabulary']

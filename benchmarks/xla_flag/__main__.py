@@ -35,22 +35,22 @@ from pdl_jax.train.step import train_step
 
 FOLDER = Path(__file__).parent
 RUNS = Path('runs') / 'xla_flag'
-# What changes neither a program nor the shape of its arguments.
+# Settings that change neither a program nor the shape of its arguments.
 _SAME = (
   'seed', 'train.', 'evaluate.', 'data.train_limit', 'decode.seed',
   'optimizer.learning_rate', 'optimizer.head_lr_multiplier',
   'optimizer.warmup_steps',
 )  # fmt: skip
-# Beyond this, as a share of the largest value, it is not rounding.
+# A larger difference, as a share of the largest value, is not rounding.
 ROUNDING = 1e-3
 # Hash -> the experiments that declare a program, and a configuration of it.
 Programs = dict[str, tuple[list[str], Mapping[str, Any]]]
-# Of running a program: with the flag and without.
+# Ways to run a program: with the flag and without.
 WAYS = ('with', 'without')
 
 
 def measure(options: harness.Options) -> list[Record]:
-  """Of this version of the compiler; the records of others stay.
+  """Measures this version of the compiler; the records of others stay.
 
   A tiny benchmark has one program, which needs no base.
   """
@@ -75,12 +75,12 @@ def measure_case(case: dict[str, str]) -> Record:
 
 
 def version() -> str:
-  """Of the compiler."""
+  """Returns the version of the compiler."""
   return metadata.version('jaxlib')
 
 
 def make_base(folder: Path) -> None:
-  """A run like that of `small.BASE`, but short."""
+  """Makes a run like that of `small.BASE`, but short."""
   short = {'train.steps': 20, 'train.checkpoint_every': 20}
   config = language_model.get_config('small')
   config.update_from_flattened_dict({
@@ -91,7 +91,7 @@ def make_base(folder: Path) -> None:
 
 
 def programs(folder: Path) -> Programs:
-  """Those that run in a folder."""
+  """Finds the programs of all experiments; `tiny` folders get one."""
   found: Programs = {}
   for experiment in index.experiments(Path('experiments')):
     declared = getattr(plan.module(experiment), 'EXPERIMENT', None)
@@ -122,7 +122,7 @@ def _configs(declared: Experiment) -> Iterator[Mapping[str, Any]]:
 
 
 def _program(flat: Mapping[str, Any]) -> str:
-  """Equal for configurations that compile the same programs."""
+  """Hashes a configuration; equal for those that compile the same programs."""
   spec = LOSSES[flat['loss.name']]
   kept = {
     key: value for key, value in flat.items()
@@ -142,9 +142,9 @@ def _program(flat: Mapping[str, Any]) -> str:
 
 
 def run_all(folder: Path, way: str) -> None:
-  """Each program, in one process."""
+  """Runs each program, in this process."""
   if way == 'without':
-    # Importing `harness` has set it; JAX has not started yet.
+    # Importing `harness` has set it, but JAX has not started yet.
     flags = os.environ['XLA_FLAGS'].replace(process.XLA_FLAG, '')
     os.environ['XLA_FLAGS'] = flags
   (folder / way).mkdir(parents=True, exist_ok=True)
@@ -165,7 +165,7 @@ def run_all(folder: Path, way: str) -> None:
 
 
 def run_once(settings: Settings) -> dict[str, np.ndarray]:
-  """What a batch and a step give, by name."""
+  """Returns what a batch and a step give, by name."""
   mesh = finetune.mesh_for(settings)
   with jax.set_mesh(mesh):
     ready = prepare.prepare(settings, None)
@@ -190,7 +190,7 @@ def run_once(settings: Settings) -> dict[str, np.ndarray]:
     }
     leaves = jax.tree.leaves(current.opt_state)
     found['moments'] = np.concatenate([
-      # Of each array as much as tells two programs apart.
+      # Enough of each array to tell two programs apart.
       np.asarray(leaf, np.float64).ravel()[:10_000] for leaf in leaves
     ])
     records = predictor.predict(
@@ -208,7 +208,7 @@ def run_once(settings: Settings) -> dict[str, np.ndarray]:
 
 
 def compared(folder: Path) -> list[Record]:
-  """A record a program that was run in both ways."""
+  """Returns a record per program that was run both ways."""
   records, declared = [], programs(folder)
   for name, (experiments, config) in declared.items():
     flat, paths = flatten(config), [
@@ -227,7 +227,7 @@ def compared(folder: Path) -> list[Record]:
         key: difference(flagged[key], plain[key])
         for key in flagged if key not in ('token_ids', 'codes')
       },
-      # Of all codes that types were given before the step; None: has none.
+      # Share of types' codes, before the step, that differ; None without codes.
       'other_codes': float((flagged['codes'] != plain['codes']).mean())
       if 'codes' in flagged else None,
       'same_tokens': np.array_equal(
@@ -238,14 +238,14 @@ def compared(folder: Path) -> list[Record]:
 
 
 def difference(one: np.ndarray, other: np.ndarray) -> float:
-  """The largest, as a share of the largest value; infinite for NaN."""
+  """Returns the largest one, as a share of the largest value; inf for NaN."""
   gap = np.abs(one.astype(np.float64) - other).max()
   share = float(gap / max(np.abs(one).max(), 1e-30))
   return share if np.isfinite(share) else float('inf')
 
 
 def table(records: list[Record]) -> str:
-  """The largest differences by version and quantity, as Markdown."""
+  """Formats the largest differences by version and quantity."""
   headings = (
     'jaxlib', 'programs', 'quantity', 'largest relative difference',
     f'beyond {ROUNDING:g}', 'of',
@@ -258,7 +258,6 @@ def table(records: list[Record]) -> str:
 
 
 def _rows(records: list[Record]) -> Iterator[tuple[str, ...]]:
-  """Of one version."""
   count = f'{len(records)} of {records[0]["of"]}'
   for key in records[0]['differences']:
     worst = max(records, key=lambda record: record['differences'][key])

@@ -1,1 +1,1 @@
-"""The commands of launch.py."""
+"""Defines the commands of launch.py."""

@@ -1,4 +1,4 @@
-"""Says what a run would be and take, without a chip."""
+"""Describes a run and the memory it needs, without an accelerator."""
 
 import math
 
@@ -15,15 +15,10 @@ _MOST_BYTES = 5 * 10**11
 
 
 def describe(settings: Settings, devices: int | None) -> str:
-  """Writes the configuration and the memory of a device, as shell comments.
+  """Formats the configuration and the memory of a device, as shell comments.
 
-  Args:
-    settings: of the run.
-    devices: how many it will have. None means as many as the mesh names, where
-      -1 counts as 1.
-
-  Raises:
-    PdlError: the mesh has another number of devices, or there is no such model.
+  `devices` is how many the run will have. None means as many as the mesh names,
+  where -1 counts as 1.
   """
   shape = _mesh_shape(settings.mesh, devices)
   lengths = settings.data.lengths

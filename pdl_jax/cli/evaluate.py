@@ -1,15 +1,15 @@
-"""Measures a finished run again, or generates in another way first.
+"""Measures a finished run again, optionally with newly generated texts.
 
   python launch.py evaluate RUN
   python launch.py evaluate RUN --decode.method=beam --decode.beams=4
   python launch.py evaluate RUN --decode.tilt=0.25 --models=before,after
 
-RUN is a run folder; its configuration is the run's own, without --config.
-Every stored set of predictions is measured, without a model. With --decode its
-model generates in that way too: KEY of --decode.KEY=VALUE is a key of
-config.decode (--help_config prints them), and what is not named has its
-default. --models says which models generate: before fine-tuning, after it
-(the default), or both. Results are in RUN/evaluations.json.
+RUN is a run folder, whose own configuration is used; --config is not needed.
+Every stored set of predictions is measured, which needs no model. With --decode
+the run's model first generates in that way too. KEY of --decode.KEY=VALUE is a
+key of config.decode (--help_config prints them); other keys have their
+defaults. --models says which models generate: before fine-tuning, after it (the
+default), or both. Results go to RUN/evaluations.json.
 """
 
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""Turns whatever is raised into an error of one line."""
+"""Turns every exception into an error of one line."""
 
 import contextlib
 from collections.abc import Iterator
@@ -18,16 +18,16 @@ def explained(
   """Turns every exception into a PdlError.
 
   Args:
-    workdir: the run folder, which need not be there. It takes the traceback of
-      an error that nobody foresaw.
-    settings: of the run that is made there, whose status.json takes the error.
+    workdir: the run folder, which need not exist. It gets the traceback of an
+      unforeseen error.
+    settings: those of the run made there, whose status.json gets the error.
   """
   try:
     yield
   except (SystemExit, KeyboardInterrupt):
     raise
   except BaseException as error:
-    # A panic of Rust is no Exception.
+    # BaseException, because a panic of Rust is no Exception.
     told = _explain(error, workdir, settings is not None)
     if workdir is not None and settings is not None:
       from pdl_jax import run_folder

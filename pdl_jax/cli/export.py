@@ -2,9 +2,9 @@
 
   python launch.py export RUN --to=FOLDER [--adapter]
 
-RUN is a run folder; its configuration is the run's own, without --config.
-FOLDER is new, or empty. --adapter writes only the adapters (LoRA) that the run
-has trained, in the format of PEFT.
+RUN is a run folder, whose own configuration is used; --config is not needed.
+FOLDER must be new or empty. --adapter writes only the trained adapters (LoRA),
+in the format of PEFT.
 """
 
 from collections.abc import Sequence

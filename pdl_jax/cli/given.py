@@ -1,4 +1,4 @@
-"""The flags of all commands, and what they mean.
+"""Defines and reads the flags of all commands.
 
 Nothing heavy is imported before the flags are read.
 """
@@ -105,14 +105,9 @@ def flags_of(command: str) -> str:
 
 
 def read(command: str, arguments: Sequence[str]) -> list[str]:
-  """Reads the flags, and returns the arguments without one.
+  """Reads the flags, and returns the arguments that are not flags.
 
-  Args:
-    command: '' for a run.
-    arguments: the program's name, and what follows the command.
-
-  Raises:
-    ConfigError: for anything in them that is not understood.
+  `command` is '' for a run; `arguments` begin with the program's name.
   """
   flags.FLAGS.set_gnu_getopt(True)
   for argument in arguments:
@@ -124,7 +119,7 @@ def read(command: str, arguments: Sequence[str]) -> list[str]:
     if command == 'evaluate':
       from pdl_jax.generate import DecodeSettings
 
-      # Looks for its keys on the command line as soon as it is defined.
+      # It looks for its keys on the command line as soon as it is defined.
       config_flags.DEFINE_config_dict(
         'decode', ConfigDict(dataclasses.asdict(DecodeSettings())).lock(),
         'How to generate; the keys of config.decode.',
@@ -142,14 +137,7 @@ def read(command: str, arguments: Sequence[str]) -> list[str]:
 def folder(command: str, what: str, arguments: Sequence[str]) -> Path:
   """Reads the flags, and the one folder that a command takes.
 
-  Args:
-    command: the command.
-    what: stands for the folder in the help.
-    arguments: the program's name, and what follows the command.
-
-  Raises:
-    ConfigError: for flags that are not understood, and unless there is one
-      folder.
+  `what` stands for the folder in the help.
   """
   rest = read(command, arguments)
   if len(rest) != 1:
@@ -180,7 +168,7 @@ def _check_names(command: str, arguments: Sequence[str]) -> None:
         f'--{name} is no flag of {command or "a run"}; '
         f'python launch.py {to} has it{more}'
       )
-    # A value that stands by itself may be a negative number.
+    # A single dash may begin a negative number that is another flag's value.
     if name not in known and not owners and argument.startswith('--'):
       known(['', argument])  # Raises, and names the nearest.
 
@@ -210,11 +198,7 @@ def overrides(name: str) -> dict[str, Any]:
 
 
 def configured() -> 'tuple[Settings, Path]':
-  """Returns the settings and the run folder that the flags mean.
-
-  Raises:
-    ConfigError: no --config, no such file, or a wrong value in it.
-  """
+  """Returns the settings and the run folder that the flags mean."""
   from pdl_jax.config import Settings, run_id
   from pdl_jax.sweep import claims
 
@@ -233,17 +217,13 @@ def configured() -> 'tuple[Settings, Path]':
 
 
 def config_folder() -> Path:
-  """Returns where runs of this config file and mode go by default.
-
-  Raises:
-    ConfigError: no --config, or no such file.
-  """
+  """Returns the default folder for runs of this config file and mode."""
   if not flags.FLAGS['config'].present:
     raise ConfigError('no --config; try --config=configs/summarize.py:tiny')
   file, _, mode = config_file().partition(':')
   if not Path(file).is_file():
     raise ConfigError(f'--config: there is no file {file} in {Path.cwd()}')
-  # Of a file that could not be read this raises what the system said.
+  # If the file could not be read, .value raises the system's error.
   if not hasattr(CONFIG.value, 'to_json'):
     raise ConfigError(
       f'--config: get_config of {file} returns a '
@@ -254,7 +234,7 @@ def config_folder() -> Path:
 
 
 def config_module() -> types.ModuleType:
-  """The config file as it was loaded: what it registers is registered once."""
+  """Returns the config file as loaded, so what it registers is not repeated."""
   return sys.modules[f'{CONFIG.name}_config']
 
 
@@ -270,7 +250,7 @@ def _one_line(error: Exception) -> str:
       return '--config: the file has no function get_config'
     from pdl_jax.config import RENAMED
 
-    # ml_collections quotes its message once a level: "'alhpa'\nDid you ...".
+    # ml_collections quotes its message once per level: "'alhpa'\nDid you ...".
     text = str(error).replace('\\n', '\n').replace('\\', '')
     key, _, hint = (part.strip(' \'"') for part in text.partition('\n'))
     if key in RENAMED:

@@ -1,4 +1,4 @@
-"""What one can do:
+"""Commands of launch.py:
 
   python launch.py --config=configs/NAME.py[:MODE] [--config.KEY=VALUE ...]
       evaluates, trains, and evaluates again; the same command continues a run
@@ -16,13 +16,12 @@
   python launch.py report experiments/NAME   tables and figures of records
   python launch.py status FOLDER             how far runs and sweeps are
 
---help after a command says more of it, and without one of runs, sweeps and
-pods. --help_config prints every key of a configuration.
+--help after a command says more about it; alone, about runs, sweeps and pods.
+--help_config prints every key of a configuration.
 
 Exit codes: 0 done, 1 cells of a sweep failed, 2 bad config, 3 data, 4
-environment or host, 5 diverged, 6 checkpoint, 70 a fault of pdl_jax, whose
-traceback is in the file that is named, 75 preempted: the same command
-continues.
+environment or host, 5 diverged, 6 checkpoint, 70 a fault of pdl_jax with its
+traceback in the named file, 75 preempted: the same command continues.
 """
 
 import difflib
@@ -52,20 +51,16 @@ COMMANDS = {
 
 
 def main(arguments: Sequence[str]) -> int:
-  """Runs the command; returns its exit code.
-
-  Args:
-    arguments: the program's name, and what follows it.
-  """
+  """Runs the command in `arguments` (sys.argv); returns its exit code."""
   process.set_xla_flags()
   # On jax 0.10.2 several CPU devices in one process can deadlock with fewer
-  # threads; it has to be set before JAX starts. One device neither needs it nor
-  # runs as fast with it.
+  # threads; set it before JAX starts. One device does not need it, and is
+  # slower with it.
   if os.environ.get('JAX_NUM_CPU_DEVICES', '1') != '1':
     os.environ.setdefault('NPROC', '16')
   for stream in (sys.stdout, sys.stderr):
     if isinstance(stream, io.TextIOWrapper):
-      # A terminal that lacks a character is no reason to stop.
+      # A character that the terminal lacks must not stop the program.
       stream.reconfigure(errors='backslashreplace')
   try:
     with explained():
@@ -108,7 +103,7 @@ def _dispatch(arguments: Sequence[str]) -> int:
 
 
 def _check_spelling(arguments: Sequence[str]) -> None:
-  """Says how commands that were flags are spelled now."""
+  """Says how commands that used to be flags are spelled now."""
   for number, argument in enumerate(arguments):
     name, equals, value = argument.lstrip('-').partition('=')
     if not argument.startswith('-') or name not in COMMANDS:

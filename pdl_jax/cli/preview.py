@@ -3,7 +3,7 @@
   python launch.py preview --config=configs/NAME.py[:MODE] [--config.KEY=VALUE]
 
 The terminal shows each target token in the colour of its weight. A page beside
-the run folder has the same, and a plot of weight against count.
+the run folder shows the same, with a plot of weight against count.
 """
 
 from collections.abc import Sequence

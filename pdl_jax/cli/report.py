@@ -4,10 +4,9 @@
   python launch.py report experiments [--check]
   python launch.py report benchmarks [--check]
 
-The others do it for all experiments or benchmarks, and write their list into
-README.md of the folder. With --check nothing is written: files that are there
-are compared with what the records say, byte for byte, and the first one that
-differs ends it with exit code 3.
+The last two cover all experiments or benchmarks, and write their list into
+README.md of the folder. --check writes nothing: it compares the files with what
+the records say, byte for byte. The first difference ends it with exit code 3.
 """
 
 import os

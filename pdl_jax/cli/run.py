@@ -30,11 +30,7 @@ docs/pods.md has the kinds of clusters and their flags.
 
 
 def main(arguments: Sequence[str]) -> int:
-  """Runs the command; returns its exit code.
-
-  Args:
-    arguments: the program's name and its flags.
-  """
+  """Runs the command; returns its exit code."""
   given.read('', arguments)
   pod = pods.pod()
   if pod is not None and given.SWEEP.value:
@@ -65,7 +61,6 @@ def _train(
   stop: 'StopRequest',
   arguments: Sequence[str],
 ) -> int:
-  """Makes one run, on this host alone or as one of several."""
   from pdl_jax import run_folder
   from pdl_jax.cluster import multihost, supervisor
   from pdl_jax.cluster.preflight import Preflight
@@ -95,7 +90,6 @@ def _train(
 def _dry_run(
   settings: 'Settings', workdir: Path, arguments: Sequence[str]
 ) -> int:
-  """Says what a run would be, what it takes, and what to type."""
   from pdl_jax.cli.dry_run import describe
 
   options.check()
@@ -108,7 +102,7 @@ def _dry_run(
 
 
 def _in_vain(settings: 'Settings') -> str:
-  """Names what was asked for and changes nothing, if anything."""
+  """Names settings that were given and change nothing, if any."""
   from pdl_jax.config import unread
 
   told = unread(settings.resolved, given.overrides('config'))
@@ -118,7 +112,6 @@ def _in_vain(settings: 'Settings') -> str:
 
 
 def _start_pod(pod: pods.Pod, arguments: Sequence[str]) -> int:
-  """Starts the run on a pod, or says how."""
   from pdl_jax.cli.dry_run import describe
   from pdl_jax.cluster import pod_plan
 

@@ -2,10 +2,10 @@
 
   python launch.py status FOLDER
 
-FOLDER has run folders in it, such as runs/summarize. Each run is queued,
-running (with its step and when it was last heard of), done, failed (with its
-last error), or broken, if one of its files is torn. Nothing is written: any
-machine that sees the folder may ask at any time.
+FOLDER contains run folders; runs/summarize is an example. Each run is queued,
+running (with its step and last heartbeat), done, failed (with its last error),
+or broken, if one of its files is torn. Nothing is written: any machine that
+sees the folder may ask at any time.
 """
 
 from collections.abc import Sequence

@@ -60,7 +60,6 @@ def _run_axes(named: Sequence[str], program: str) -> int:
 
 
 def _run_experiment(folder: Path) -> int:
-  """Runs what an experiment declares, or says what that is."""
   from pdl_jax.report import carry_out, plan
   from pdl_jax.sweep.status import format_dry_run
 
@@ -79,11 +78,7 @@ def _run_experiment(folder: Path) -> int:
 def _run_cells(
   cells: 'Sequence[Cell]', root: Path, command: 'Command'
 ) -> 'Outcome':
-  """Runs cells by the engine of the flags.
-
-  Raises:
-    ConfigError: flags about hosts that contradict each other.
-  """
+  """Runs cells by the engine of the flags."""
   from pdl_jax.sweep import local, ray_engine
   from pdl_jax.sweep.placement import Wanted
 

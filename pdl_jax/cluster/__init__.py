@@ -1,1 +1,1 @@
-"""From a laptop to a pod: several hosts, checked before and watched while."""
+"""Runs one training on several hosts: checks them first, watches them later."""

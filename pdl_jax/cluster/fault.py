@@ -1,4 +1,4 @@
-"""What nobody foresaw: one line, and the traceback in a file."""
+"""Explains unforeseen errors in one line, with the traceback in a file."""
 
 import contextlib
 import tempfile
@@ -7,17 +7,17 @@ from pathlib import Path
 
 from pdl_jax.errors import ConfigError, FaultError, HostError, PdlError
 
-# In a run folder, or in that of the hosts of a run.
+# In a run folder, or its hosts folder.
 FILE = 'traceback.txt'
-# How a program of the user's calls itself while it is executed: the config
-# file, also where its sweeps are looked for, and the code of an experiment.
+# The module names that user programs run under: the config file, also when its
+# sweeps are looked up, and the code of an experiment.
 _PROGRAMS = ('config_config', '<run_path>')
 
 
 def explain(error: BaseException, run: Path | None) -> PdlError:
-  """Makes the line for an error that is none of pdl_jax.errors.
+  """Makes the line for an error that pdl_jax.errors does not define.
 
-  The folder of the run need not be there.
+  The run folder need not exist.
   """
   if where := in_config(error):
     return ConfigError(f'{where}: {words(error)}')
@@ -31,7 +31,7 @@ def explain(error: BaseException, run: Path | None) -> PdlError:
 
 
 def in_config(error: BaseException) -> str:
-  """Returns file and line in the config file, '' if it came from elsewhere."""
+  """Returns file and line if the config file raised it, otherwise ''."""
   if isinstance(error, SyntaxError):
     return f'{error.filename or "the config file"}:{error.lineno or 1}'
   found = [
@@ -49,7 +49,6 @@ def words(error: BaseException) -> str:
 
 
 def _keep(error: BaseException, run: Path | None) -> str:
-  """Writes the traceback and says where."""
   from pdl_jax.cluster.multihost import Place
 
   text = ''.join(traceback.format_exception(error))
@@ -58,7 +57,7 @@ def _keep(error: BaseException, run: Path | None) -> str:
     kept = place.file(FILE)  # Each host has its own.
   elif run is not None and (run / 'config.json').exists():
     kept = run / FILE
-  # A full disk may be what it is about.
+  # A full disk may be the very error.
   with contextlib.suppress(OSError):
     if kept is not None:
       kept.write_text(text, 'utf-8', 'backslashreplace')

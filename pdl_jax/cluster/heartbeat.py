@@ -1,8 +1,8 @@
-"""What hosts of a run say of themselves in its folder, and whom that blames.
+"""Records what the hosts of a run do, and finds which one is to blame.
 
-  hosts/NAME.json    where it stands, once a second, by its process
-  hosts/NAME.worker  which process it is, by itself
-  hosts/NAME.end     how it ended, by its parent
+  hosts/NAME.json    what the process does, written once a second by itself
+  hosts/NAME.worker  which process it is, written by itself
+  hosts/NAME.end     how it ended, written by its parent
   hosts/NAME.stacks  where its threads were when it was found stuck
   hosts/NAME.log     what it printed
 """
@@ -21,8 +21,7 @@ from typing import Any
 from pdl_jax.errors import PreemptedError
 from pdl_jax.storage import files
 
-# Of files that hosts write: how long others may see an old one, and how far
-# their clocks may be apart.
+# Seconds by which a host's file may be old, and host clocks may differ.
 SILENCE = 15.0
 _EVERY = 1.0
 # What a host does first.
@@ -36,10 +35,9 @@ class Standing:
   """Where a host stands.
 
   Attributes:
-    name: what its files begin with.
-    process: its number; None if it is not known yet.
-    doing: what it does, in words.
-    ticks: how many things were begun: equal on hosts that are equally far.
+    name: the prefix of its files.
+    process: its number; None if not known yet.
+    ticks: how many things it has begun: equal on hosts that are equally far.
     quiet: seconds since the last of them.
     time: when this was written, in seconds since 1970.
   """
@@ -66,10 +64,10 @@ class End:
   """How a host ended.
 
   Attributes:
-    name: what its files begin with.
+    name: the prefix of its files.
     who: the host, for a sentence.
-    code: exit code for those who wait for it; None: it aborted, and what made
-      it abort is elsewhere.
+    code: exit code for its waiting parent; None if it aborted because of an
+      error elsewhere.
     words: a sentence without its subject, or its own error line.
     time: seconds since 1970.
   """
@@ -88,8 +86,8 @@ class End:
 class Journal:
   """Writes a host's standing from a thread of its own.
 
-  Its silence then says that the whole process stands still, and old news in it
-  that only its work does.
+  If no standings come, the whole process hangs. If they repeat old news, only
+  its work does.
   """
 
   def __init__(self, folder: Path, name: str, process: int | None):
@@ -118,7 +116,7 @@ class Journal:
   def _run(self) -> None:
     while True:
       time.sleep(_EVERY)
-      # A full or lost disk: the job itself says so, or falls silent here.
+      # If the disk is full or gone, the job reports it, or falls silent here.
       with contextlib.suppress(OSError):
         self.write()
 
@@ -130,25 +128,24 @@ def _write(path: Path, value: dict) -> None:
 
 
 def _read(folder: Path, suffix: str, kind: Any, since: float) -> list[Any]:
-  """Reads what hosts wrote after some time."""
   paths = folder.glob(f'*.{suffix}')
   found = [kind(**files.read_json(path, kind)) for path in paths]
   return [one for one in found if one.time >= since - SILENCE]
 
 
 def standings(folder: Path, since: float) -> list[Standing]:
-  """Reads those written after some time, in the order of their numbers."""
+  """Reads those written since then, in the order of process numbers."""
   found = _read(folder, 'json', Standing, since)
   return sorted(found, key=lambda one: (one.process is None, one.process or 0))
 
 
 def ends(folder: Path, since: float) -> list[End]:
-  """Reads those written after some time, the first end first."""
+  """Reads those written since then, the first end first."""
   return sorted(_read(folder, 'end', End, since), key=lambda one: one.time)
 
 
 def stuck(standings: Sequence[Standing], now: float) -> str:
-  """Says who is behind when nobody has got any further for too long.
+  """Says who is behind, once no host has got any further for too long.
 
   A host that waits for others has begun what they have not.
   """
@@ -172,7 +169,7 @@ def _quiet(one: Standing, now: float) -> float:
 
 
 def primary(ends: Sequence[End]) -> End | None:
-  """Finds the first end that is a reason and no consequence."""
+  """Finds the first end that is a cause, not a consequence."""
   reasons = [end for end in ends if end.code not in (None, *GOOD)]
   return min(reasons, key=lambda end: end.time, default=None)
 
@@ -185,7 +182,7 @@ def sentence(end: End) -> str:
 
 
 def silent(standings: Sequence[Standing], now: float) -> str | None:
-  """Names the hosts of which nothing is heard any more, if there are any."""
+  """Names the hosts that have fallen silent, if any."""
   lost = [one for one in standings if now - one.time > SILENCE]
   if not lost:
     return None
@@ -206,8 +203,7 @@ def missing(
 
   Args:
     standings: those of the hosts that came to the run folder.
-    processes: how many there should be; None: only JAX knows.
-    seconds: how long they were waited for.
+    processes: how many there should be; None if only JAX knows.
     where: HOST:PORT of process 0.
   """
   came = [one.process for one in standings]

@@ -1,9 +1,8 @@
-"""The most bytes that the intermediate arrays of a jaxpr have alive at once.
+"""Estimates the most bytes that intermediate arrays of a jaxpr need at once.
 
-An estimate of what a compiler's buffer assignment comes to. Equations run in
-the order they stand in. An array made and used element by element exists only
-if it is used more than once: anything else is fused into its user. Loops and
-updates of slices write in place.
+This approximates a compiler's buffer assignment. Equations run in their order.
+An elementwise result is fused into its user, so it exists only if it is used
+more than once. Loops and updates of slices write in place.
 """
 
 import math
@@ -25,9 +24,7 @@ _LOOPS = ('scan', 'while')
 def peak_bytes(closed: Any, body: bool = False) -> int:
   """Returns the most bytes alive at once, besides arguments and constants.
 
-  Args:
-    closed: a jaxpr, closed or not.
-    body: of a loop, whose carry may be written over.
+  With `body`, the jaxpr is the body of a loop, whose carry may be overwritten.
   """
   jaxpr = getattr(closed, 'jaxpr', closed)
   roots, last = _lifetimes(jaxpr, body)
@@ -43,7 +40,7 @@ def peak_bytes(closed: Any, body: bool = False) -> int:
     loop = equation.primitive.name in _LOOPS
     inside = max((peak_bytes(x, loop) for x in bodies(equation)), default=0)
     if loop:
-      # The carry is written over: one that is not read again is not kept.
+      # The carry is overwritten; a part that is not read again is not kept.
       alive -= min(sum(map(var_bytes, dying)), alive - before)
       most = max(most, before, alive + inside)
       alive = before + sum(map(var_bytes, made))
@@ -54,7 +51,7 @@ def peak_bytes(closed: Any, body: bool = False) -> int:
 
 
 def loop_peaks(closed: Any, turns: int) -> list[int]:
-  """Lists `peak_bytes` of the body of every scan of so many turns."""
+  """Lists `peak_bytes` of the body of every scan with that many turns."""
   jaxpr = getattr(closed, 'jaxpr', closed)
   found = []
   for equation in jaxpr.eqns:
@@ -84,7 +81,7 @@ def _lifetimes(
 ) -> tuple[dict[Any, set], dict[Any, int]]:
   """Finds the arrays behind each variable, and which equation reads each last.
 
-  A variable that is an array of its own stands for itself alone.
+  A variable with an array of its own stands for itself alone.
   """
   end = len(jaxpr.eqns)
   users: dict[Any, int] = {}
@@ -117,12 +114,11 @@ def _lifetimes(
 
 
 def _like(v: Any, others: list[Any]) -> Any:
-  """Returns the first of the same shape and type, or None."""
   return next((x for x in others if x.aval == v.aval), None)
 
 
 def _is_elementwise(equation: Any) -> bool:
-  """Says whether it is elementwise, or calls nothing else, as `jax.nn.silu`."""
+  """Whether it, or all it calls, is elementwise, as in `jax.nn.silu`."""
   inside = bodies(equation)
   if inside and equation.primitive.name not in _LOOPS:
     return all(

@@ -1,9 +1,8 @@
-"""What a train step takes of each device, by part, before anything exists.
+"""Estimates what a train step needs on each device, by part, from shapes alone.
 
-From shapes: the state by `state.describe`, so its bytes are exact; the rest
-from the jaxpr of the step on one device's share of the arrays, an estimate:
-benchmarks/scale_on_paper has it beside what compilers come to. Neither the
-arrays nor the devices need to be there.
+The bytes of the state are exact (`state.describe`). The rest is an estimate
+from the jaxpr of the step on one device's share of the arrays.
+benchmarks/scale_on_paper compares it with compilers. No devices are needed.
 """
 
 import dataclasses
@@ -38,13 +37,13 @@ class Memory:
 
   Attributes:
     parameters: exact.
-    moments: of the optimizer, and the counters of the state; exact.
+    moments: of the optimizer, with the counters of the state; exact.
     inputs: a batch, and the tables of the loss; exact.
-    gradients: of what trains; twice where micro-batches add up.
+    gradients: of trained parameters; double if micro-batches are accumulated.
     activations: kept for the backward pass.
-    loss: most that head and loss have alive besides, the head gathered and
-      its gradient among it.
-    layer: the same of one layer, forward or backward.
+    loss: the further peak of head and loss, including the gathered head and its
+      gradient.
+    layer: the further peak of one layer, forward or backward.
   """
 
   parameters: int
@@ -57,17 +56,17 @@ class Memory:
 
   @property
   def arguments(self) -> int:
-    """What is there between steps, and what comes in; exact."""
+    """Bytes that stay between steps, and those of the batch; exact."""
     return self.parameters + self.moments + self.inputs
 
   @property
   def temporaries(self) -> int:
-    """Most of what comes and goes: at the loss, or in the backward pass."""
+    """The peak of temporary bytes, at the loss or in the backward pass."""
     return self.activations + max(self.loss, self.gradients + self.layer)
 
   @property
   def total(self) -> int:
-    """The most at once."""
+    """The most bytes at once."""
     return self.arguments + self.temporaries
 
 
@@ -83,13 +82,10 @@ def estimate(
   """Estimates the memory of a train step.
 
   Args:
-    model: with or without remat.
-    config: what trains, and the number of micro-batches.
     mesh_shape: (data, fsdp, tensor), no -1.
     rows: of the global batch.
-    length: tokens of a row.
-    targets: positions of a row that are predicted.
-    loss: as the step is compiled for it.
+    length: tokens per row.
+    targets: predicted positions per row.
   """
   mesh = abstract_mesh(mesh_shape)
   check_batch(mesh, 'train.batch_size', rows, config.grad_accum_steps)
@@ -110,7 +106,7 @@ def estimate(
     moments=shard_bytes(whole) - parameters,
     inputs=sum(x.size * x.dtype.itemsize for x in inputs),
     gradients=trained * (1 if config.grad_accum_steps == 1 else 2),
-    # Parameters in the dtype of a matmul are split as they are themselves.
+    # Parameters cast to the dtype of a matmul are split like the originals.
     activations=activations + casts // _parts(mesh, 'embed'),
     loss=_loss_peak(share, micro, targets, loss),
     layer=_layer_peak(share, micro, length, targets),
@@ -130,7 +126,7 @@ def format_table(memory: Memory) -> str:
 
 
 def abstract_mesh(shape: Sequence[int]) -> AbstractMesh:
-  """Makes a (data, fsdp, tensor) mesh of no devices in particular."""
+  """Makes a (data, fsdp, tensor) mesh without concrete devices."""
   if min(shape) < 1:
     raise ConfigError(f'mesh {tuple(shape)} must have sizes of at least 1')
   auto = (AxisType.Auto,) * len(MESH_AXES)
@@ -153,7 +149,6 @@ class _Share(NamedTuple):
   frozen: Tree
 
   def hidden(self, trained: Tree, frozen: Tree, batch: Tree) -> Any:
-    """Returns hidden states at the targets."""
     return target_hidden(self.model, merge(trained, frozen), batch)
 
 
@@ -203,7 +198,7 @@ def _tables(vocab_size: int) -> LossTables:
 def _kept(
   share: _Share, rows: int, length: int, targets: int
 ) -> tuple[int, int]:
-  """Counts bytes kept between the passes: what rows make grow, and the rest.
+  """Counts bytes kept between the passes: those that grow with rows, the rest.
 
   The rest is parameters in the dtype of a matmul.
   """
@@ -241,7 +236,7 @@ def _loss_peak(share: _Share, rows: int, targets: int, loss: Loss) -> int:
   hidden = jax.ShapeDtypeStruct(
     (rows, targets, share.model.width), share.model.compute_dtype
   )
-  # What the gradient of the others is made of is not there yet.
+  # Intermediates of other parameters' gradients do not exist yet.
   name = 'head' if 'head' in share.trained else 'embed_VxD'
   own = {name: share.trained[name]}, {name: share.frozen[name]}
 

@@ -1,4 +1,4 @@
-"""One process of several: how it joins the others, stops and ends with them."""
+"""Makes one process of several join the others, and stop and end with them."""
 
 import dataclasses
 import faulthandler
@@ -23,12 +23,12 @@ from pdl_jax.train.preemption import StopRequest
 # How the parent tells a process that it is one of several.
 VARIABLE = 'PDL_JAX_HOST'
 _PARENT = 'PDL_JAX_PARENT'
-# What clusters call the number of a process, and how many there are.
+# What clusters call the number of a process.
 _NUMBERS = (
   'TPU_WORKER_ID', 'SLURM_PROCID', 'JOB_COMPLETION_INDEX',
   'OMPI_COMM_WORLD_RANK',
 )  # fmt: skip
-# Others end at the same error a moment later; they are to say it themselves.
+# Seconds before exit: others hit the same error a moment later and report it.
 _LAST_WORDS = 2.0
 
 
@@ -38,11 +38,10 @@ class Place:
 
   Attributes:
     folder: where hosts write files that begin with their names.
-    coordinator: HOST:PORT of process 0; None, with the next two: JAX finds
-      them in the environment of a TPU pod, of Slurm, MPI or Kubernetes.
+    coordinator: HOST:PORT of process 0. If it and the next two are None, JAX
+      finds them in the environment of a TPU pod, Slurm, MPI or Kubernetes.
     processes: how many there are.
-    process: which of them this is.
-    join_seconds: how long to wait for the others.
+    process: the number of this one.
     heartbeat_seconds: how long a silent one is believed to live.
   """
 
@@ -59,7 +58,7 @@ class Place:
     return Path(self.folder) / f'{self.name}.{suffix}'
 
   def environment(self) -> dict[str, str]:
-    """Returns the variables that the process is started with."""
+    """Returns the environment variables that the process is started with."""
     place = json.dumps(dataclasses.asdict(self))
     return {VARIABLE: place, _PARENT: str(os.getpid())}
 
@@ -71,7 +70,7 @@ class Place:
 
 
 def number_here() -> int | None:
-  """Returns this process's number as the cluster's environment has it."""
+  """Returns this process's number from the cluster's environment, if any."""
   found = [os.environ[name] for name in _NUMBERS if name in os.environ]
   return int(found[0]) if found else None
 
@@ -79,8 +78,8 @@ def number_here() -> int | None:
 class SharedStop(StopRequest):
   """A request to stop that all hosts hear at the same question.
 
-  SIGTERM on any of them is taken by JAX, which agrees with the others on the
-  next question that none has asked yet.
+  JAX takes SIGTERM on any of them and agrees with the others on the next
+  question that none has asked yet.
   """
 
   def __init__(self, journal: Journal):
@@ -89,7 +88,7 @@ class SharedStop(StopRequest):
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
   def note(self, doing: str) -> None:
-    """Tells those who look for a stuck host what is begun."""
+    """Records what begins, for those who look for a stuck host."""
     self._journal.note(doing)
 
   def reached(self, doing: str) -> bool:
@@ -108,7 +107,7 @@ def default_backend() -> str:
   try:
     return jax.default_backend()
   except (RuntimeError, AssertionError) as error:
-    # Some releases of JAX assert where a plugin of theirs is missing.
+    # Some releases of JAX assert if one of their plugins is missing.
     asked = jax.config.values['jax_platforms']
     says = str(error).strip().splitlines() or [type(error).__name__]
     raise HostError(
@@ -121,8 +120,8 @@ def default_backend() -> str:
 def join(place: Place) -> SharedStop:
   """Waits for the other processes; from here on JAX sees all devices.
 
-  Where one never comes JAX ends this process; its parent says why. Without
-  its parent it ends at once: nobody would know that it still writes.
+  If one never comes, JAX ends this process and its parent says why. Without its
+  parent it ends at once, as nobody would know that it still writes.
   """
   if sys.platform == 'linux':
     process.get_when_parent_dies(signal.SIGKILL)
@@ -160,14 +159,14 @@ def join(place: Place) -> SharedStop:
 def leave(main: Callable[[], int]) -> None:
   """Runs the command and ends this process with its exit code.
 
-  Finished, or told to stop, all hosts leave together. An error may be this
-  one's alone: it does not wait for hosts that would wait for it.
+  Finished, or told to stop, all hosts leave together. After an error, which
+  may be this host's alone, it leaves without waiting for them.
   """
   try:
     code = main()
   except BaseException:
-    # Not of what is run but around it: the interpreter's own end would wait
-    # for the others.
+    # An error outside the command: a normal interpreter exit would wait for the
+    # others.
     traceback.print_exc()
     code = 1
   sys.stdout.flush()

@@ -1,4 +1,4 @@
-"""The flags of several hosts, and the processes that they ask for."""
+"""Defines the flags for several hosts, and the processes that they ask for."""
 
 import os
 import re
@@ -46,18 +46,18 @@ _BACKEND = flags.DEFINE_enum(
 _DEVICES = flags.DEFINE_integer(
   'devices', None, 'With --dry_run: how many will be there.', lower_bound=1
 )
-# What the cells of a sweep are told too.
+# Flags that a sweep passes on to its cells.
 _OF_CELLS = ('processes', 'join_seconds', 'stuck_seconds', 'backend')
 _OF_HOSTS = (
   'multihost', 'processes', 'coordinator', 'num_processes', 'process_id',
   'backend',
 )  # fmt: skip
-# What JAX itself takes until it believes a silent process dead.
+# JAX's own default for the seconds until a silent process counts as dead.
 _HEARTBEAT = 100
 
 
 def choose_backend() -> None:
-  """Tells JAX which backend to use; to be called before it looks for one."""
+  """Tells JAX which backend to use; call it before JAX looks for one."""
   import jax
 
   from pdl_jax.cluster.multihost import Place
@@ -75,7 +75,7 @@ def choose_backend() -> None:
 
 
 def places(workdir: Path) -> 'list[Place]':
-  """Returns the processes to start; none if this one is to train itself."""
+  """Returns the processes to start; [] if this one is to train itself."""
   from pdl_jax.cluster import multihost
   from pdl_jax.cluster.multihost import Place
 
@@ -83,7 +83,7 @@ def places(workdir: Path) -> 'list[Place]':
     return []
   coordinator, count, number = check()
   if _PROCESSES.value:
-    # A rehearsal is on this machine's CPUs, whatever else it has.
+    # A rehearsal uses this machine's CPUs, whatever else it has.
     os.environ['JAX_PLATFORMS'] = 'cpu'
     coordinator, count = f'localhost:{_free_port()}', _PROCESSES.value
     named = [(str(each), each) for each in range(count)]
@@ -103,10 +103,7 @@ def places(workdir: Path) -> 'list[Place]':
 
 
 def check() -> tuple[str | None, int | None, int | None]:
-  """Returns coordinator, number of processes and number of this one, or None.
-
-  Flags that contradict each other are refused.
-  """
+  """Checks the flags; returns coordinator, number of processes, own number."""
   coordinator = _COORDINATOR.value
   count, number = _NUM_PROCESSES.value, _PROCESS_ID.value
   missing = [coordinator, count, number].count(None)
@@ -150,13 +147,13 @@ def devices_are_told() -> bool:
 def devices() -> int | None:
   """Returns how many devices a run will have; None if no flag says it.
 
-  Of several processes on CPUs each has one.
+  With several processes on CPUs, each has one device.
   """
   return _DEVICES.value or _PROCESSES.value or _NUM_PROCESSES.value
 
 
 def without(arguments: Sequence[str], names: Collection[str]) -> list[str]:
-  """Drops the flags of these names, and their values, from arguments."""
+  """Drops the flags with these names, and their values."""
   kept: list[str] = []
   rest = iter(arguments)
   for argument in rest:
@@ -164,21 +161,17 @@ def without(arguments: Sequence[str], names: Collection[str]) -> list[str]:
     if not argument.startswith('-') or name not in names:
       kept.append(argument)
     elif not equals and not name.endswith('dry_run'):
-      next(rest)  # Its value stands by itself.
+      next(rest)  # Its value is the next argument.
   return kept
 
 
 def without_dry_run(arguments: Sequence[str]) -> list[str]:
-  """Drops --dry_run, and what only it reads, from arguments."""
+  """Drops --dry_run, and what only it reads."""
   return without(arguments, ('dry_run', 'nodry_run', 'devices'))
 
 
 def of_cells(hosts: int) -> list[str]:
-  """Lists the flags that a sweep passes on to each of its cells.
-
-  Args:
-    hosts: how many machines a cell has.
-  """
+  """Lists the flags that a sweep passes on to its cells of `hosts` machines."""
   if _MULTIHOST.value or _COORDINATOR.value:
     raise ConfigError(
       '--multihost makes this one of the hosts of one run, not of a sweep; a '

@@ -1,14 +1,14 @@
-"""The commands that start a training on a pod: made, shown and run.
+"""Makes, shows and runs the commands that start a training on a pod.
 
 A template, pods/KIND.sh, is shell with these marks:
 
   ## NAME            begins a step; "## To ..." what one may need afterwards
-  ## ... # if SHARE  leaves it out where that is empty
+  ## ... # if SHARE  leaves the step out if that value is empty
   ${HOST}            repeats a command, or the step it names, for every host
 
-A line is split into words first and filled in afterwards, so that no value is
-read as shell. A word of several words, as in '--command=cd ${CODE} && ...', is
-read by a shell on the host: what is filled in there is quoted.
+A line is split into words before values are filled in, so no value is read as
+shell. A word that holds several words, as in '--command=cd ${CODE} && ...', is
+read by a shell on the host, so its values are quoted.
 """
 
 import concurrent.futures
@@ -29,7 +29,7 @@ from pdl_jax.cluster.pods import Pod
 from pdl_jax.errors import ConfigError, HostError
 
 _TEMPLATES = Path(__file__).parent / 'pods'
-# Where one gets the programs.
+# Where to get the programs.
 _SOURCES = {
   'git': 'from https://git-scm.com',
   'gcloud': 'with https://cloud.google.com/sdk/docs/install',
@@ -44,10 +44,9 @@ class Training:
   """One run, to be started on a pod.
 
   Attributes:
-    arguments: of launch.py, without those of the pod and --workdir.
+    arguments: those of launch.py except --workdir and the pod's.
     workdir: the run folder, as the hosts see it.
-    commit: of the code.
-    packed: where the code is put as one file, on this machine.
+    packed: the code as one file, on this machine.
   """
 
   arguments: tuple[str, ...]
@@ -62,7 +61,7 @@ class Training:
 
   @property
   def pack(self) -> tuple[str, ...]:
-    """The command that packs the code, and which commit it is of."""
+    """The command that packs the code, with its commit."""
     return (
       'git', 'archive', f'--prefix={self.code}/',
       f'--add-virtual-file={self.code}/{run_folder.COMMIT}:{self.commit}',
@@ -99,7 +98,7 @@ def _git(*arguments: str) -> str:
       '--pod ships the code by git, and there is no git or no checkout in '
       f'{Path.cwd()}'
     ) from error
-  # Not strip(): the first letters of a status line may be blanks.
+  # rstrip, because a status line may begin with blanks.
   return done.stdout.rstrip()
 
 
@@ -119,7 +118,7 @@ class Plan(NamedTuple):
 
   Attributes:
     files: path -> text, written first.
-    steps: in their order; each has to succeed before the next.
+    steps: in order; each has to succeed before the next.
     later: what one needs afterwards, printed and not run.
   """
 
@@ -129,7 +128,7 @@ class Plan(NamedTuple):
 
 
 def make(pod: Pod, training: Training) -> Plan:
-  """Plans how to start a training on a pod; nothing is looked up or run."""
+  """Plans how to start a training on a pod; looks up and runs nothing."""
   logs = training.workdir / 'logs'
   values, files = _values(pod, training, logs), {}
   if pod.kind == 'slurm':
@@ -184,7 +183,7 @@ def _values(pod: Pod, training: Training, logs: Path) -> Values:
 
 
 def _steps(text: str, hosts: Sequence[Values]) -> Iterator[Step]:
-  """Reads the steps of a template; hosts are the values of each host."""
+  """Reads the steps of a template, given the values of each host."""
   _, *sections = re.sub(r'\\\n *', '', text).split('\n## ')
   for section in sections:
     heading, *lines = section.splitlines()
@@ -225,7 +224,7 @@ def _fill(text: str, values: Values) -> str:
 
 
 def to_shell(plan: Plan) -> str:
-  """Writes the plan as shell to be pasted; what comes later is in comments."""
+  """Formats the plan as shell to paste; later steps become comments."""
   parts = []
   for path, text in plan.files.items():
     folder, file = shlex.quote(str(path.parent)), shlex.quote(str(path))
@@ -241,7 +240,7 @@ def to_shell(plan: Plan) -> str:
 
 
 def later_to_shell(plan: Plan) -> str:
-  """Writes what one needs afterwards, in comments."""
+  """Formats what one needs afterwards as comments."""
   lines: list[str] = []
   for step in plan.later:
     lines.append(f'# {step.name}:')
@@ -250,7 +249,7 @@ def later_to_shell(plan: Plan) -> str:
 
 
 def run(plan: Plan) -> None:
-  """Runs the steps, printing each and what it prints."""
+  """Runs the steps, printing each with its output."""
   for step in (*plan.steps, *plan.later):
     for program, *_ in step.commands:
       if program in _SOURCES and shutil.which(program) is None:
@@ -266,7 +265,7 @@ def run(plan: Plan) -> None:
       print(f'# {number}/{len(plan.steps)} {step.name}', flush=True)
       _run_step(step)
   finally:
-    # After a failure too: what was made by then costs.
+    # After a failure too, because what was made by then costs money.
     print(later_to_shell(plan), flush=True)
 
 
@@ -277,7 +276,7 @@ def _run_step(step: Step) -> None:
     with concurrent.futures.ThreadPoolExecutor(len(step.commands)) as pool:
       ends = list(pool.map(_run_command, step.commands))
   except KeyboardInterrupt:
-    # The commands have had it too, from the terminal.
+    # The terminal has interrupted the commands too.
     raise HostError(
       f'interrupted in the step "{step.name}"; what was made until then stays, '
       'and the commands above delete it'
@@ -290,7 +289,6 @@ def _run_step(step: Step) -> None:
 
 
 def _run_command(command: Command) -> tuple[int, str]:
-  """Returns its exit code, and the last line that it printed."""
   last = 'it printed nothing'
   with subprocess.Popen(
     command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,

@@ -1,7 +1,7 @@
-"""The flags of pods: machines of others that run one training together.
+"""Defines the flags of pods: rented machines that run one training together.
 
-Each kind is a template, pods/KIND.sh, which pod_plan.py fills in, and a section
-of docs/pods.md.
+Each kind has a template, pods/KIND.sh, which pod_plan.py fills in, and a
+section of docs/pods.md.
 """
 
 import dataclasses
@@ -25,8 +25,6 @@ _RUNTIMES = {
 
 
 class _Kind(NamedTuple):
-  """What a kind of pod has to be told, and may be told."""
-
   needed: tuple[str, ...]
   optional: tuple[str, ...]
   longest_name: int
@@ -78,7 +76,7 @@ flags.DEFINE_string('cluster', '', 'With --pod: of xpk.')
 
 @dataclasses.dataclass(frozen=True)
 class Pod:
-  """What the flags above say; '' and 0 are what was not said."""
+  """The values of the flags above; '' and 0 are flags not given."""
 
   kind: str
   name: str
@@ -91,7 +89,7 @@ class Pod:
   cluster: str = ''
 
   def __post_init__(self):
-    """Raises ConfigError for what is missing, unread or malformed."""
+    """Raises ConfigError for flags that are missing, unread or malformed."""
     kind, given = _KINDS[self.kind], self._given()
     if missing := [name for name in kind.needed if name not in given]:
       raise ConfigError(f'--pod_kind={self.kind} needs {_flags(missing)}')
@@ -115,7 +113,6 @@ class Pod:
       )
 
   def _check_made(self) -> None:
-    """Checks the flags that say how machines are made."""
     if not self.accelerator and (self.image or self.capacity):
       raise ConfigError(
         f'--{"image" if self.image else "capacity"} says how machines are '
@@ -204,9 +201,7 @@ def without(arguments: Sequence[str]) -> list[str]:
 def workdir(pod: Pod, here: Path, given: bool) -> Path:
   """Returns the run folder as the hosts see it.
 
-  Args:
-    here: the same as it would be on this machine.
-    given: whether --workdir says it.
+  `here` is the run folder on this machine, `given` whether it is --workdir.
   """
   if pod.kind == 'slurm':
     return Path.cwd() / here

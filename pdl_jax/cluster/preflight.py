@@ -1,7 +1,7 @@
-"""What is checked on all hosts at once before anything of size is compiled.
+"""Checks all hosts at once before anything of size is compiled.
 
-One table, PASS or FAIL; a FAIL ends every host with the same line, and what
-all can see for themselves is found by all at the same time.
+The result is one table of PASS or FAIL. A FAIL ends every host with the same
+line. What all can see for themselves, all find at the same time.
 """
 
 import json
@@ -38,13 +38,7 @@ _MOST, _LONGEST = 3, 120  # differences that are named, and letters of each
 
 
 class Check(NamedTuple):
-  """One row of the table.
-
-  Attributes:
-    name: what is checked.
-    failure: what is wrong and what to do; '': nothing.
-    found: what is so, for the table.
-  """
+  """One row of the table; `failure` is '' if the check passed."""
 
   name: str
   failure: str
@@ -69,7 +63,7 @@ def gather(value: Any) -> list[Any]:
 def differences(
   facts: Sequence[Mapping[str, Any]], hosts: Sequence[str]
 ) -> str:
-  """Says what processes have otherwise than process 0; '' if nothing."""
+  """Says where processes differ from process 0; '' if nowhere."""
   found = [
     f'{key} is {_short(own.get(key))} in process {number} (on {hosts[number]})'
     f' and {_short(facts[0].get(key))} in process 0 (on {hosts[0]})'
@@ -96,13 +90,13 @@ def code() -> dict[str, str]:
 
 
 def packages() -> dict[str, str]:
-  """Maps the name of everything installed, Python too, to its version."""
+  """Maps each installed package, and Python, to its version."""
   found = {d.metadata['Name']: d.version for d in metadata.distributions()}
   return {'python': sys.version.split()[0], **found}
 
 
 class Preflight:
-  """Collects the rows; `start` and `data` are the two calls of a run."""
+  """Collects the rows; a run calls `start`, then `data`."""
 
   def __init__(self, settings: Settings, workdir: Path):
     self._settings, self._workdir = settings, workdir
@@ -110,7 +104,7 @@ class Preflight:
     self._rows: list[Check] = []
 
   def start(self) -> None:
-    """Checks all that can be checked before data are read."""
+    """Checks everything that does not need the data."""
     self._backend()
     self._devices()
     self._same('configuration', read(self._settings.resolved))
@@ -166,7 +160,7 @@ class Preflight:
     )  # fmt: skip
 
   def _same(self, name: str, own: Mapping[str, Any]) -> None:
-    """Adds a row of something that all processes must have alike."""
+    """Adds a row for something that must be the same in all processes."""
     found = differences(gather(own), self._hosts)
     digest = zlib.crc32(json.dumps(own, sort_keys=True).encode())
     self._add(
@@ -204,7 +198,6 @@ class Preflight:
     )  # fmt: skip
 
   def _shared_folder(self) -> None:
-    """Checks that all processes see what process 0 writes."""
     path = self._workdir / 'hosts' / 'token'
     path.parent.mkdir(parents=True, exist_ok=True)
     token = secrets.token_hex(8)
@@ -248,7 +241,6 @@ class Preflight:
     )  # fmt: skip
 
   def _weights(self, ready: Setup) -> None:
-    """Compares the weights that every host has whole."""
     name = 'weights before training'
     whole = {
       path: f'{zlib.crc32(np.asarray(leaf).tobytes()):08x}'
@@ -261,7 +253,7 @@ class Preflight:
       self._add(name, False, '', 'in shards; their fingerprint is above')
 
   def _memory(self, ready: Setup) -> None:
-    """Fails only where the state alone, which is exact, has no room."""
+    """Fails only if the state alone, which is exact, does not fit."""
     row = ready.training_rows()[0]
     mesh = finetune.mesh_for(self._settings)
     needed = memory.estimate(
@@ -325,7 +317,7 @@ def table(rows: Iterable[Check]) -> str:
 
 
 def _device_bytes() -> int:
-  """Returns the memory of a device of this process, of a CPU what is free."""
+  """Returns the bytes of one local device; on CPUs, its share of free RAM."""
   stats = jax.local_devices()[0].memory_stats()
   if stats and 'bytes_limit' in stats:
     return stats['bytes_limit']

@@ -1,8 +1,8 @@
-"""Looks after the processes of a host, and says in a sentence how they ended.
+"""Supervises the processes of a host, and says in a sentence how they ended.
 
-JAX aborts a process whose peers are gone. This one starts them, survives them,
-and reads from the files of all hosts (heartbeat.py) which never came, which
-died and which is stuck; nothing waits longer than the times it is given.
+JAX aborts a process whose peers are gone. The supervisor starts the processes
+and survives them. From the files of all hosts (heartbeat.py) it reads which
+never came, died or is stuck. Nothing waits longer than its time limit.
 """
 
 import contextlib
@@ -34,20 +34,20 @@ _KNOWN = (0, 2, 3, 4, 5, 6, FaultError.exit_code, 75)
 _PEER = re.compile(
   r'[Gg]loo|coordination service|UNAVAILABLE|DEADLINE_EXCEEDED|heartbeat'
 )
-# Of the libraries below JAX: for a bug report, not for who reads a terminal.
+# Lines of those libraries for bug reports, not for readers of a terminal.
 _NOISE = re.compile(r'[IWE]\d{4} \d\d:\d\d:|\[Gloo\] |WARNING: All log ')
-# From here on a process tells how it crashed.
+# From such a line on, a process tells how it crashed.
 _CRASH = re.compile(r'Traceback \(most recent|F\d{4} \d\d:\d\d:|Fatal Python')
 _SENTENCE = re.compile(r'(error|stopped): ')
 
 
 class Output:
-  """Passes on what a child process prints, a thread for each of its pipes.
+  """Passes on what a child process prints, with one thread per pipe.
 
   The log gets all of it; the terminal, if shown, all except noise and crashes.
 
   Attributes:
-    sentence: the last line by which it said why it ends.
+    sentence: the last line that says why it ends.
     crash: lines from a crash on.
   """
 
@@ -89,7 +89,7 @@ class Host:
 
   Attributes:
     end: how it ended; None while it runs.
-    asked: when it was found stuck and asked where it is; 0: it was not.
+    asked: when it was found stuck and asked where it is; 0 if never.
   """
 
   place: Place
@@ -133,8 +133,7 @@ def supervise(hosts: list[Host], stuck_seconds: float) -> Ended:
   """Waits for the processes of this host, and prints why they ended.
 
   Args:
-    hosts: what `start` returned.
-    stuck_seconds: how long any of the things that a process notes may take.
+    stuck_seconds: how long anything that a process notes may take.
   """
   watch = _Watch(hosts, stuck_seconds)
   before = hear(watch.receive)
@@ -153,8 +152,6 @@ def supervise(hosts: list[Host], stuck_seconds: float) -> Ended:
 
 
 class _Watch:
-  """Watches the processes of one host."""
-
   def __init__(self, hosts: list[Host], stuck_seconds: float):
     self._hosts, self._stuck = hosts, stuck_seconds
     self._place = hosts[0].place
@@ -172,7 +169,7 @@ class _Watch:
   def over(self) -> bool:
     """Looks at every process once and returns whether all have ended.
 
-    Or one has, and the others have had the time to notice.
+    After a failure, it also returns True once the others had time to notice.
     """
     standings = heartbeat.standings(self._folder, self._began)
     for host in self._hosts:
@@ -183,7 +180,7 @@ class _Watch:
     return bool(late) or all(host.end for host in self._hosts)
 
   def conclude(self) -> Ended:
-    """Prints the reason, unless it is to be seen already."""
+    """Prints the reason, unless it is visible already."""
     ends = [host.end for host in self._hosts if host.end is not None]
     if all(end.code in heartbeat.GOOD for end in ends):
       return Ended(max(end.code or 0 for end in ends), '')
@@ -221,7 +218,7 @@ class _Watch:
   def _meaning(
     self, host: Host, code: int, doing: str
   ) -> tuple[int | None, str]:
-    """Returns an exit code, None of a mere consequence, and words for it."""
+    """Returns an exit code and words; the code of a consequence is None."""
     crash = ''.join(host.output.crash)
     with contextlib.suppress(FileNotFoundError):
       crash += host.place.file(fault.FILE).read_text('utf-8', 'replace')
@@ -255,7 +252,7 @@ class _Watch:
       host.asked = now
       host.child.send_signal(signal.SIGUSR1)
       if not self._found:
-        # Who does not even write its standing cannot write its stacks.
+        # A process that cannot write its standing cannot write its stacks.
         lost = heartbeat.silent(standings, now)
         self._found = lost or heartbeat.stuck(standings, now)
         more = self._files('log' if lost else 'stacks')
@@ -263,9 +260,9 @@ class _Watch:
         print(f'error: {self._found}; {limit}; {more}', file=sys.stderr)
 
   def _of_others(self, own: End) -> Ended:
-    """Finds why processes of this host were aborted by those of others."""
+    """Finds why processes elsewhere made those of this host abort."""
     deadline = time.time() + heartbeat.SILENCE
-    # Silent too, but that is a consequence.
+    # These are silent too, but as a consequence.
     ended = [host.place.name for host in self._hosts if host.end is not None]
     while True:
       now = time.time()

@@ -1,1 +1,1 @@
-"""From the records of finished runs to tables, with honest uncertainty."""
+"""Turns the records of finished runs into tables with honest uncertainty."""

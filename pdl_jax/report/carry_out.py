@@ -1,7 +1,7 @@
-"""Runs what an experiment declares, and keeps what the runs left behind.
+"""Runs what an experiment declares, and records the results.
 
-experiments/NAME/records.jsonl has a line for each row of a table and seed;
-definitions.json says what their metrics are.
+experiments/NAME/records.jsonl has a line per table row and seed;
+definitions.json defines their metrics.
 """
 
 import dataclasses
@@ -35,7 +35,7 @@ from pdl_jax.sweep.local import Command, Outcome
 RECORDS, DEFINITIONS = 'records.jsonl', 'definitions.json'
 # (cells, root, command) -> outcome: an engine with its workers and retries.
 Sweep = Callable[[Sequence[Cell], Path, Command], Outcome]
-# What a record is matched by to a declared row.
+# The fields that match a record to a declared row.
 _KEY = ('study', 'row', 'seed', 'hash', 'predictions')
 
 
@@ -47,7 +47,7 @@ class _Definition:
 
 
 class _Row(NamedTuple):
-  """A row of a table at one seed, and the run that it comes from."""
+  """A row of a table at one seed, and the run that it shows."""
 
   key: tuple[Any, ...]  # values of _KEY
   run: Planned
@@ -59,10 +59,9 @@ class Group:
   """Runs that can be made at once.
 
   Attributes:
-    title: what they are, for people.
-    root: folder that their run folders are in.
-    runs: each once, in the order in which they are begun.
-    starts: whether other runs start from it, and no table has a row of it.
+    root: parent of their run folders.
+    runs: each once, in the order in which they start.
+    starts: whether other runs start from them; no table shows such runs.
   """
 
   title: str
@@ -77,10 +76,7 @@ class Group:
 
 
 def planned(experiment: Experiment) -> Iterator[Group]:
-  """All runs, in order: every study of a seed, then the next seed.
-
-  What the runs of a study start from comes first.
-  """
+  """Yields all runs: first those that others start from, then seed by seed."""
   starts = [plan.base(study) for study in experiment.studies]
   different = {start.cell.digest: start for start in starts if start}
   for start in different.values():
@@ -98,9 +94,9 @@ def planned(experiment: Experiment) -> Iterator[Group]:
 def recorded(
   experiment: Experiment, records: Sequence[Record]
 ) -> dict[str, float]:
-  """Runs of which nothing is missing: hash of the cell -> seconds it took.
+  """Maps the cell hash of each fully recorded run to its seconds.
 
-  Their folders need not be on this machine.
+  The run folders need not be on this machine.
   """
   done = {_key(r): r['seconds'] for r in records if r['state'] == 'done'}
   rows = [row for study in experiment.studies for row in _rows(study)]
@@ -113,15 +109,10 @@ def recorded(
 
 
 def carry_out(experiment: Experiment, folder: Path, sweep: Sweep) -> int:
-  """Makes the runs that have no records; collects after each group of them.
+  """Makes the runs that have no records, and collects after each group.
 
-  Args:
-    experiment: what to run.
-    folder: of the experiment, for its records.
-    sweep: runs cells below a folder until each is done or failed.
-
-  Returns:
-    How many cells failed.
+  `sweep` runs cells below a folder until each is done or failed. Returns the
+  number of failed cells.
   """
   failed, known = 0, recorded(experiment, read(folder))
   groups = [
@@ -152,7 +143,7 @@ def carry_out(experiment: Experiment, folder: Path, sweep: Sweep) -> int:
 
 
 def _decode(experiment: Experiment, root: Path) -> None:
-  """Decodes finished runs in the further ways that rows ask for."""
+  """Decodes finished runs again where rows ask for other decoding settings."""
   folders = claims.run_folders(root)
   for study in experiment.studies:
     for seed in study.seeds:
@@ -174,7 +165,6 @@ def _is_decoded(run: Path, variant: Variant) -> bool:
 
 
 def _predictions(variant: Variant) -> str:
-  """Which predictions of its run a row is of."""
   way = ','.join(f'{key}={value}' for key, value in variant.decode.items())
   return f'after-{way}' if way else 'after'
 
@@ -188,10 +178,10 @@ def _rows(study: Study) -> Iterator[_Row]:
 
 
 def _rows_before(study: Study) -> Iterator[_Row]:
-  """The row of the model before fine-tuning, which is the same in all runs."""
+  """Yields the row of the model before fine-tuning, equal for all runs."""
   for seed in study.seeds:
     for _, run in plan.runs(study, seed):
-      # It has one seed, whichever run it is of.
+      # The row has one seed, whichever run provides it.
       first, digest = study.seeds[0], run.cell.digest
       key = study.name, study.before, first, digest, 'before'
       yield _Row(key, run, dict(study.overrides))
@@ -200,7 +190,7 @@ def _rows_before(study: Study) -> Iterator[_Row]:
 def keep(experiment: Experiment, folder: Path) -> None:
   """Writes the records of all runs that have ended.
 
-  Those of runs that are not on this machine stay as they are.
+  Records of runs that are not on this machine stay as they are.
   """
   known = {_key(record): record for record in read(folder)}
   definitions, records = read_definitions(folder), []
@@ -240,7 +230,7 @@ def _key(record: Mapping[str, Any]) -> tuple[Any, ...]:
 
 
 def read(folder: Path) -> list[Record]:
-  """The records of an experiment; none before its first run."""
+  """Reads the records of an experiment; [] before its first run."""
   path = folder / RECORDS
   if not path.exists():
     return []
@@ -255,7 +245,7 @@ def read(folder: Path) -> list[Record]:
 
 
 def _spoilt(record: Record) -> str:
-  """Which numbers of a record cannot be; '' if all can."""
+  """Names the first impossible value of a record; '' if there is none."""
   examples = len(record['groups'])
   if min(record['groups'], default=-1) < 0:
     return f'groups are not numbers from 0 of {examples} examples'
@@ -272,7 +262,7 @@ def _spoilt(record: Record) -> str:
 
 
 def read_definitions(folder: Path) -> dict[str, dict[str, Any]]:
-  """Fingerprint -> metric -> its unit, definition and signature."""
+  """Reads fingerprint -> metric -> its unit, definition and signature."""
   path = folder / DEFINITIONS
   if not path.exists():
     return {}

@@ -1,4 +1,4 @@
-"""From run folders to the records of an experiment, one line per run."""
+"""Reduces run folders to the records of an experiment, one line per run."""
 
 import hashlib
 import json
@@ -25,7 +25,7 @@ _WHO = {
   'study': str, 'row': str, 'seed': int, 'hash': str, 'predictions': str,
   'overrides': dict,
 }  # fmt: skip
-# A line of records.jsonl, by its state.
+# The fields of a line of records.jsonl, by state.
 DONE = _WHO | _ENVIRONMENT | {
   'loss': dict, 'split': str, 'steps': int, 'seconds': float,
   'skipped_steps': int, 'decode': dict, 'examples': str, 'groups': list[int],
@@ -40,19 +40,14 @@ NOT_DONE = _WHO | {'state': Literal['diverged', 'failed'], 'error': str}
 def collect(
   run: Path, predictions: str, attempts: Sequence[claims.Attempt]
 ) -> tuple[Record, dict[str, Any]] | None:
-  """What a report needs of one run, without a word of the data.
+  """Collects what a report needs from one run, without any text of the data.
 
   Args:
-    run: its folder.
     predictions: 'before', 'after', or the name of another decoding.
-    attempts: those that sweeps made at this run.
 
   Returns:
-    The record, and the definitions of its metrics; a run that failed has an
-    error and none. None if the run is not finished or not decoded in this way.
-
-  Raises:
-    DataError: a run of an earlier version, without what a report resamples.
+    The record and the definitions of its metrics; for a failed run, an error
+    and no definitions. None if the run is not finished or not decoded this way.
   """
   if not claims.finished(run):
     end = attempts[-1].end if attempts else None
@@ -105,7 +100,7 @@ def collect(
 
 
 def fingerprint(value: Any) -> str:
-  """8 hex digits of anything that is JSON."""
+  """Returns 8 hex digits of any JSON value."""
   text = json.dumps(value, sort_keys=True)
   return hashlib.sha256(text.encode()).hexdigest()[:8]
 
@@ -113,7 +108,7 @@ def fingerprint(value: Any) -> str:
 def _results(
   run: Path, measured: Mapping[str, Any], predictions: str
 ) -> dict[str, Any] | None:
-  """Results of evaluate, which are newer, or of the run itself."""
+  """Prefers results of `evaluate`, which are newer than the run's own."""
   names = ('before', 'after')
   columns = measured['columns'].values()
   if len(columns) != len(names):
@@ -126,12 +121,12 @@ def _results(
     found |= read_evaluations(run)
   chosen = found.get(predictions)
   if chosen is None or 'head' not in measured:
-    return chosen  # Runs of earlier versions do not say.
+    return chosen  # Runs of earlier versions do not record the head.
   return chosen | _head(measured['head'])
 
 
 def _head(size: Mapping[str, Any]) -> dict[str, Any]:
-  """Metrics of the output head, whatever was predicted."""
+  """Metrics of the output head, which do not depend on the predictions."""
   values = 100 * size['floats'] / size['dense_floats'], size['index_bits'] / 1e6
   return {
     metric.key: {
@@ -168,5 +163,5 @@ def _rounded(value: float | None) -> Any:
 
 
 def read_evaluations(run: Path) -> dict[str, Any]:
-  """What evaluate measured of each stored set of predictions."""
+  """Reads what `evaluate` measured for each stored set of predictions."""
   return files.read_json(run / 'evaluations.json', dict[str, MEASURED])

@@ -1,4 +1,4 @@
-"""From the records of an experiment to what its report shows."""
+"""Compares the records of an experiment, for its report."""
 
 import dataclasses
 import math
@@ -27,7 +27,7 @@ from pdl_jax.report.statistics import (
 
 # Fingerprint -> metric -> unit, definition and signature.
 Definitions = Mapping[str, Mapping[str, Mapping[str, Any]]]
-# What has to be the same in all rows of a table.
+# What all rows of a table must share.
 _SHARED = ('split', 'examples', 'groups', 'tokenizer')
 
 
@@ -38,19 +38,11 @@ def make_report(
   records: Sequence[Record],
   definitions: Definitions,
 ) -> Report:
-  """Compares what an experiment's records hold.
+  """Compares the records of an experiment, one per row of a table and seed.
 
-  Args:
-    name: of its folder.
-    command: that repeats it.
-    experiment: what was declared; a run without a record is shown as missing.
-    records: one for each row of a table and seed.
-    definitions: fingerprint -> metric -> its definition.
-
-  Raises:
-    DataError: a record that nothing declares, rows of one table with other
-      data, another tokenizer or other definitions of a metric, or a metric that
-      does not follow from the sums of its examples.
+  A declared run without a record is shown as missing. Refused are undeclared
+  records, metrics that contradict their sums, and tables whose rows differ in
+  data, tokenizer or metric definitions.
   """
   declared = {study.name for study in experiment.studies}
   for record in records:
@@ -68,8 +60,6 @@ def make_report(
 
 
 class _Table:
-  """Makes one study into a part of the report."""
-
   def __init__(
     self, study: Study, records: Sequence[Record], definitions: Definitions
   ):
@@ -97,7 +87,7 @@ class _Table:
     self._columns = {x.key: self._column(x) for x in study.columns}
 
   def _check(self, record: Record, first: Record) -> None:
-    """Refuses a record that cannot stand in one table with the first."""
+    """Refuses a record that cannot share a table with the first."""
     row = f'row {record["row"]!r} (seed {record["seed"]})'
     study = f'study {self._study.name}'
     for what in _SHARED:
@@ -135,7 +125,7 @@ class _Table:
         )
 
   def _definition(self, record: Record, metric: Metric) -> Mapping[str, Any]:
-    """Unit, definition and signature; empty where it was not measured."""
+    """Unit, definition and signature; empty if it was not measured."""
     if record['definitions'] not in self._definitions:
       raise DataError(
         f'study {self._study.name}, row {record["row"]!r}, seed '
@@ -159,11 +149,10 @@ class _Table:
     )  # fmt: skip
 
   def _resamples(self, sums: Sequence[str]) -> bool:
-    """Whether all records have these sums; those of old runs may not."""
+    """Whether all records have these sums; old ones may lack them."""
     return all(_has_sums(record, sums) for record in self._all)
 
   def part(self) -> Part:
-    """Everything that the report shows of the study."""
     study, first = self._study, self._first
     compared = {
       (label, metric.key): self._compare(label, study.baseline, metric)
@@ -233,7 +222,7 @@ class _Table:
     )  # fmt: skip
 
   def _seeds(self, label: str) -> tuple[int, ...]:
-    """Those wanted of a row; before fine-tuning there is one model."""
+    """The seeds that a row should have; before fine-tuning, only the first."""
     seeds = self._study.seeds
     return seeds[:1] if label == self._study.before else seeds
 
@@ -283,7 +272,7 @@ class _Table:
     return min(ends, key=lambda label: ends[label]) if complete else None
 
   def _values(self, label: str, metric: Metric) -> dict[int, float]:
-    """Seed -> value, scaled."""
+    """Seed -> value, in the unit shown."""
     return {
       seed: value * metric.scale
       for seed, record in self._done[label].items()
@@ -298,7 +287,6 @@ class _Table:
     return done.get(seed)
 
   def _pairs(self, label: str, other: str) -> Iterator[tuple[Record, Record]]:
-    """The records of two rows at each seed that both have finished."""
     for seed in sorted(self._study.seeds):
       pair = self._record(label, seed), self._record(other, seed)
       if pair[0] is not None and pair[1] is not None:
@@ -307,7 +295,7 @@ class _Table:
   def _compare(
     self, label: str, other: str, metric: Metric
   ) -> Difference | None:
-    """A row minus another; None where they cannot be compared."""
+    """A row minus another; None if they cannot be compared."""
     pairs = [
       pair for pair in self._pairs(label, other)
       if all(r['metrics'][metric.key] is not None for r in pair)
@@ -329,7 +317,7 @@ class _Table:
         strict=True,
       )
       found = seeds_alone(a_S, b_S, target)
-    # So few seeds cannot show anything by p: it is left out.
+    # p is left out where so few seeds could never make it significant.
     few = seed_floor(len(pairs)) > LEVEL
     return dataclasses.replace(found, p=None) if few else found
 
@@ -348,7 +336,6 @@ class _Table:
     return {k: v for k, v in found.items() if v.value is not None}
 
   def _best(self, metric: Metric) -> tuple[str, ...]:
-    """The labels of the best systems of a column."""
     column = self._columns[metric.key]
     direction = column.better
     if direction == 'reference':
@@ -360,7 +347,7 @@ class _Table:
     }
     seeds = [len(v) for k, v in values.items() if k != self._study.before]
     if direction in (None, 'none') or len(seeds) < 2 or min(seeds) < 2:
-      return ()  # No choice, or no telling chance from merit.
+      return ()  # Either no direction, or too few seeds to rule out chance.
 
     def is_tied(best: str, other: str) -> bool:
       found = self._compare(best, other, metric)
@@ -383,9 +370,9 @@ def _resampled(
 
 
 def _sums(records: Sequence[Record], metric: Metric) -> np.ndarray:
-  """[S, G, K]: the sums behind a metric of each seed and group of examples.
+  """[S, G, K]: the sums behind a metric, per seed and group of examples.
 
-  Examples of one group are no independent draws.
+  Examples of one group are not independent draws.
   """
   sums_SxKxD = [[r['items'][name] for name in metric.sums] for r in records]
   groups_D = np.asarray(records[0]['groups'])

@@ -1,4 +1,4 @@
-"""What an experiment declares: its question, its runs, its metrics."""
+"""Declares an experiment: its question, runs and metrics."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -10,7 +10,7 @@ from pdl_jax.evaluate.registry import METRICS, Metric
 from pdl_jax.report.layout import Figure
 
 Overrides = Mapping[str, Any]
-# Metrics of the output head, whatever was predicted.
+# Metrics of the output head, which do not depend on the predictions.
 HEAD = (
   Metric(
     'head_percent', 'Floats (% of dense)', unit='floats',
@@ -28,13 +28,12 @@ COLUMNS = METRICS | {metric.key: metric for metric in HEAD}
 
 @dataclasses.dataclass(frozen=True)
 class Variant:
-  """A row: what tells a system from the others.
+  """A row of a table: one system.
 
   Attributes:
-    label: its name.
-    overrides: what the configuration has instead.
-    decode: keys of `decode`, by which the trained model is decoded once more;
-      the row shows these predictions.
+    overrides: config values that differ from the study's.
+    decode: keys of `decode` for decoding the trained model again; the row then
+      shows these predictions.
   """
 
   label: str
@@ -44,7 +43,7 @@ class Variant:
 
 @dataclasses.dataclass(frozen=True)
 class Start:
-  """A run that is made first, and that all variants of a study start from."""
+  """A run that is made first, from which all variants of a study start."""
 
   config: str
   overrides: Overrides = dataclasses.field(default_factory=dict)
@@ -56,14 +55,11 @@ class Study:
 
   Attributes:
     name: short, for file names.
-    title: heading.
-    config: file and mode, as --config wants it.
-    variants: rows, in order.
+    config: file and mode, as for --config.
     baseline: label of the row that the others are compared with.
-    metrics: keys of its columns, in order.
-    overrides: what all variants have in common.
-    base: what all variants start from; None for what the config says.
-    seeds: each variant runs with all of them.
+    metrics: keys of COLUMNS.
+    overrides: config values that all variants share.
+    base: the run that all variants start from; None leaves it to the config.
     before: label of a row for the model before fine-tuning; '' for none.
   """
 
@@ -102,12 +98,9 @@ class Study:
 
 @dataclasses.dataclass(frozen=True)
 class Experiment:
-  """One question, and what answers it.
+  """One question in one sentence, and the tables and figures that answer it.
 
-  Attributes:
-    question: one sentence.
-    studies: tables, in order.
-    figures: drawn for each.
+  Each figure is drawn for each study.
   """
 
   question: str

@@ -1,6 +1,6 @@
-"""The figures of a report as SVG.
+"""Draws the figures of a report as SVG.
 
-Letters are drawn as paths: the same everywhere, whatever fonts there are.
+Text is drawn as paths, so it looks the same with any installed fonts.
 Equal reports give equal bytes with one version of Matplotlib.
 """
 
@@ -48,10 +48,10 @@ _STYLE: dict[RcKeyType, Any] = {
   'legend.frameon': False,
   'lines.linewidth': 1.4,
   'lines.markersize': 5,
-  # The ids within a file are random without it.
+  # Without a salt, ids within a file would be random.
   'svg.hashsalt': 'pdl_jax',
   'svg.fonttype': 'path',
-  # A dollar sign in a label is one.
+  # Labels may contain dollar signs.
   'text.parse_math': False,
 }
 _UNDATED = dict.fromkeys(('Creator', 'Date', 'Format', 'Type'))
@@ -67,24 +67,19 @@ _PANEL_HEIGHT, _HEIGHT, _CELL_HEIGHT = 2.3, 3.6, 0.55
 # Characters.
 _PANEL_TITLE, _X_TITLE, _Y_TITLE = 44, 80, 42
 _GREY, _PALE_GREY = '#9a9a9a', '#ececec'
-# Nats beyond which an axis of differences is logarithmic.
+# An axis of differences that reaches further, in nats, is logarithmic.
 _FAR = 3.0
 
 
 def draw(report: Report) -> dict[str, dict[str, str]]:
-  """Every figure for every part that has something to show in it.
+  """Draws every figure for every part that has something to show in it.
 
-  Args:
-    report: whatever styles the user of Matplotlib has set are not heeded.
+  The user's Matplotlib styles are ignored.
 
   Returns:
-    Name of a part -> file name -> SVG text, as `dialogue_line.svg` of the part
-    `dialogue`. Where a report has several figures of a kind, the name goes on
-    with their settings and metrics; a line's with its first metric.
-
-  Raises:
-    ConfigError: two figures of one name, or two systems in one cell of a heat
-      map.
+    Part name -> file name -> SVG text, e.g. `dialogue_line.svg` for the part
+    `dialogue`. Several figures of a kind also get their settings and metrics in
+    the name; a line gets its first metric.
   """
   names, drawn = _names(report.figures), {}
   for part in report.parts:
@@ -99,7 +94,7 @@ def draw(report: Report) -> dict[str, dict[str, str]]:
 
 
 def svg(plot: Callable[[], Picture | None], title: str) -> str | None:
-  """What `plot` draws, in the style of all figures; None if it is nothing."""
+  """Renders what `plot` draws in the common style; None if it draws nothing."""
   with matplotlib.rc_context():
     matplotlib.rcdefaults()
     matplotlib.rcParams.update(_STYLE)
@@ -112,7 +107,7 @@ def svg(plot: Callable[[], Picture | None], title: str) -> str | None:
 
 
 def plot(part: Part, figure: Figure) -> Picture | None:
-  """A figure as Matplotlib objects; None where it has nothing to show."""
+  """Makes a figure as Matplotlib objects; None if it has nothing to show."""
   match figure:
     case Line():
       return _line(part, figure)
@@ -127,7 +122,6 @@ def plot(part: Part, figure: Figure) -> Picture | None:
 
 
 def _names(figures: Sequence[Figure]) -> list[str]:
-  """A name for each figure; it has settings if several are of one kind."""
   names, kinds = [], [type(figure) for figure in figures]
   for figure in figures:
     told = ()
@@ -197,7 +191,7 @@ def _draw_seeds(
   mark: Mark,
   label: str,
 ) -> None:
-  """The mean at each x, one standard deviation around it, and every seed."""
+  """Draws the mean at each x, a band of one std, and every seed."""
   dots = [(x, y) for x, of in zip(xs, values, strict=True) for y in of.values()]
   _draw_dots(ax, [x for x, _ in dots], [y for _, y in dots], mark)
   spreads = [over_seeds(list(of.values())) if of else None for of in values]
@@ -218,7 +212,7 @@ def _draw_dots(
 
 
 def _draw_levels(ax: Axes, part: Part, column: Column) -> None:
-  """The baseline and the human texts, which have no place on the x axis."""
+  """Draws the baseline and the human texts, which have no x value."""
   baseline = part.baseline
   spread = baseline.entries[column.key].spread if baseline else None
   if baseline is not None and spread is not None:
@@ -232,7 +226,6 @@ def _draw_levels(ax: Axes, part: Part, column: Column) -> None:
 
 
 def _frontier(part: Part, figure: Frontier) -> Picture | None:
-  """Means with standard deviations; systems of one scale joined by a line."""
   columns = {column.key: column for column in part.columns}
   shown = [
     (row, mark)
@@ -264,7 +257,7 @@ def _mean(row: Row, key: str) -> float:
 def _join(
   ax: Axes, part: Part, rows: Sequence[Row], figure: Frontier
 ) -> None:
-  """Thin lines through the systems that differ in one number alone."""
+  """Draws thin lines through systems that differ only in one number."""
   key = looks.scale_key(part)
   paths: dict[looks.Rest, list[tuple[float, float, float]]] = {}
   for row in rows:
@@ -291,9 +284,9 @@ def _draw_system(ax: Axes, row: Row, figure: Frontier, mark: Mark) -> None:
 
 
 def _draw_human(ax: Axes, x: float | None, y: float | None) -> None:
-  """Draws human texts as lines, or says where they are if they are far off.
+  """Draws human texts as lines, or names their value if they are far off.
 
-  Far lines would leave one corner to the systems, which are to be compared.
+  Far lines would squeeze the systems, which are to be compared, into a corner.
   """
   near = 0
   for value, (low, high), draw_line, at, arrows in (
@@ -302,7 +295,7 @@ def _draw_human(ax: Axes, x: float | None, y: float | None) -> None:
   ):
     if value is None:
       continue
-    # The axis is at most twice as long with it.
+    # Including the value may at most double an axis.
     if 2 * low - high <= value <= 2 * high - low:
       near += 1
       draw_line(value, **_HUMAN_LINE)
@@ -318,11 +311,11 @@ def _draw_human(ax: Axes, x: float | None, y: float | None) -> None:
 
 
 def _by_count(part: Part) -> Picture | None:
-  """Differences of paired seeds where the baseline has all of the system's.
+  """Draws differences to the baseline, paired by seed where possible.
 
-  Otherwise the mean of the baseline is taken from each seed. What the tables do
-  not compare with the baseline, such as the model before fine-tuning, is left
-  out: its distance would set the scale.
+  If the baseline lacks a seed of the system, its mean is subtracted instead.
+  Rows that the tables do not compare with the baseline are left out. The model
+  before fine-tuning, for example, is so far off that it would set the scale.
   """
   baseline = part.baseline
   shown = [
@@ -353,7 +346,7 @@ def _by_count(part: Part) -> Picture | None:
   if any(row.by_count for row, _ in shown):
     how += '; lines: 95 % intervals'
   if max(map(abs, ax.get_ylim())) > _FAR:
-    # One that is far off leaves the others room to be told apart.
+    # A distant system would otherwise squeeze the others together.
     how += '; logarithmic beyond ±1'
     ax.set_yscale('symlog', linthresh=1)
     ticks = [sign * x for x in (0.5, 1, 2, 4, 8) for sign in (-1, 1)]
@@ -387,7 +380,6 @@ def _minus(
 
 
 def _curves(part: Part) -> Picture | None:
-  """One line per run."""
   shown = [
     (row, mark)
     for row, mark in zip(part.rows, looks.marks(part), strict=True)
@@ -415,7 +407,7 @@ def _curves(part: Part) -> Picture | None:
 
 
 def _heat_map(part: Part, figure: HeatMap) -> Picture | None:
-  """A cell for each pair of settings that occur, also where no run is."""
+  """Draws a cell per pair of settings that occur, also where no run exists."""
   column = next((c for c in part.columns if c.key == figure.metric), None)
   cells = _cells(part, figure)
   if column is None:

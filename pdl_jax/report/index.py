@@ -1,4 +1,4 @@
-"""The list of all experiments: question, command, answer, status."""
+"""Lists all experiments: question, answer, progress, folder."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,26 +12,20 @@ _NOTE = '\nThis list is made by `python launch.py report {}`.\n'
 
 
 def experiments(folder: Path) -> list[Path]:
-  """The experiment in a folder, or all those below it.
-
-  Raises:
-    ConfigError: there is none.
-  """
+  """Returns the experiment in a folder, or all those below it."""
   if plan.code(folder):
     return [folder]
   found = sorted(path for path in folder.glob('*') if plan.code(path))
   if not found:
-    plan.module(folder)  # Says which there are.
+    plan.module(folder)  # Raises, and names the experiments that exist.
   return found
 
 
 def write(folder: Path, *, check: bool) -> None:
-  """Writes, or compares, the list in README.md of a folder of experiments.
+  """Writes the list in README.md of a folder of experiments.
 
-  What stands above the list stays. Does nothing for the folder of one.
-
-  Raises:
-    DataError: with check, if it differs.
+  Text above the list stays. `check` only compares, and raises DataError if the
+  list differs. A folder of one experiment has no list.
   """
   found = experiments(folder)
   if found == [folder]:
@@ -63,11 +57,7 @@ def _row(experiment: Path, folder: Path) -> Iterator[str]:
 
 
 def _answer(readme: Path) -> str:
-  """The first words in bold of its README, which are its answer.
-
-  Raises:
-    ConfigError: there is none.
-  """
+  """Returns the first bold words of a README, which are its answer."""
   text = readme.read_text('utf-8', 'replace') if readme.exists() else ''
   parts = text.split('**')
   if len(parts) < 3:

@@ -1,4 +1,4 @@
-"""What a report shows, before it is written as Markdown, LaTeX, HTML or SVG.
+"""Defines what a report shows, apart from Markdown, LaTeX, HTML and SVG.
 
 A report has parts, often one per task. A part has one table, with a row per
 system and a column per metric, in the unit that is shown (percent, F x100).
@@ -19,14 +19,13 @@ class Column:
   """A metric.
 
   Attributes:
-    key: in the results of a run, e.g. 'rougeL'.
-    label: heading.
-    better: what is better; 'reference' is closest to `reference`.
-    digits: decimals that are shown.
-    reference: value of the human texts; None where there is none.
-    definition: in words, with its unit.
-    over_documents: whether differences have an interval over documents and
-      seeds; otherwise the metric looks across documents, and only seeds count.
+    key: the metric's key in the results of a run, e.g. 'rougeL'.
+    better: the good direction; 'reference' means closest to `reference`.
+    digits: decimals shown.
+    reference: value of the human texts, if any.
+    definition: in words, with the unit.
+    over_documents: whether the metric is a function of sums over documents, so
+      intervals cover documents and seeds; otherwise only seeds.
   """
 
   key: str
@@ -43,15 +42,13 @@ class Entry:
   """A metric of a system.
 
   Attributes:
-    by_seed: seed -> value; empty where nothing was measured.
-    spread: of them; None where `by_seed` is empty.
-    difference: this system minus the baseline, or for better='reference' the
-      difference of the distances |value - reference|. Its p is after Holm over
-      all rows and columns of the table. None for the baseline, and where either
-      is missing.
-    best: whether it is the best of its column, alone or among those that are
-      not significantly different.
-    alone: best, and no other is.
+    by_seed: seed -> value; empty if nothing was measured.
+    difference: this system minus the baseline; for better='reference', the
+      difference of the distances |value - reference|. Its p is Holm-adjusted
+      over all rows and columns of the table. None for the baseline, or if
+      either is missing.
+    best: best of its column, or not significantly different from the best.
+    alone: best, and no other system is.
   """
 
   by_seed: Mapping[int, float] = dataclasses.field(default_factory=dict)
@@ -66,20 +63,17 @@ class Row:
   """A system.
 
   Attributes:
-    label: its name, e.g. 'alpha 0.25'.
-    state: of its runs.
     note: why it is not done, e.g. 'missing: seed 1, 2'; '' if it is.
-    seeds: wanted.
-    entries: by key of the column; all columns.
-    settings: dotted key -> value of what tells the rows apart; what figures put
-      on their axes.
-    is_baseline: whether the others are compared with it.
+    seeds: those it should have.
+    entries: column key -> entry, for all columns.
+    settings: dotted key -> value that distinguishes rows; figures put these on
+      their axes.
     chosen: whether it was picked on validation.
     nats_by_count: bucket of training counts ('0', '1', '2-9', ...) -> seed ->
       nats per token, in the order of the buckets; empty if not measured.
-    by_count: bucket -> its nats per token minus the baseline's, with interval;
-      empty for the baseline, and where runs kept no sums by training count.
-    curves: seed -> (step, validation nats per token) in order of steps.
+    by_count: bucket -> nats per token minus the baseline's, with interval.
+      Empty for the baseline, and if runs kept no sums by training count.
+    curves: seed -> (step, validation nats per token), in order of steps.
   """
 
   label: str
@@ -101,7 +95,7 @@ class Row:
 
   @property
   def compared(self) -> bool:
-    """Whether it is another system than the baseline, and compared with it."""
+    """Whether it is compared with the baseline and differs from it."""
     found = [entry.difference for entry in self.entries.values()]
     return any(x is not None and not x.identical for x in found)
 
@@ -111,15 +105,11 @@ class Part:
   """One table and its figures.
 
   Attributes:
-    name: short, for file names: 'dialogue'.
-    title: heading.
-    columns: metrics, in order.
-    rows: systems, in order.
-    documents: evaluated with each seed.
-    groups: that they come from (speeches, books, services), at most as many;
-      intervals resample these.
-    split: which they are from, e.g. 'chitchat/test'.
-    notes: sentences that have to stand below the table.
+    name: short, for file names, e.g. 'dialogue'.
+    documents: number evaluated with each seed.
+    groups: number of groups (speeches, books, services) that the documents come
+      from; intervals resample these.
+    split: where the documents are from, e.g. 'chitchat/test'.
     tokens_by_count: bucket of training counts -> target tokens measured.
   """
 
@@ -141,10 +131,10 @@ class Part:
 
 @dataclasses.dataclass(frozen=True)
 class Line:
-  """Figure: metrics against a setting, a panel a metric.
+  """A figure of metrics against a setting, one panel per metric.
 
-  Mean over seeds, every seed as a point, a band of one sample standard
-  deviation, the baseline and the human texts as lines.
+  It shows the mean over seeds, each seed as a point, a band of one sample
+  standard deviation, and lines for the baseline and the human texts.
   """
 
   x: str
@@ -153,11 +143,9 @@ class Line:
 
 @dataclasses.dataclass(frozen=True)
 class Frontier:
-  """Figure: one metric against another, a point a system, the humans too.
+  """A figure of one metric against another, one point per system and humans.
 
-  Attributes:
-    x, y: the metrics.
-    log: whether equal ratios are equally far apart on both axes.
+  With `log`, equal ratios are equally far apart on both axes.
   """
 
   x: str
@@ -167,12 +155,12 @@ class Frontier:
 
 @dataclasses.dataclass(frozen=True)
 class ByCount:
-  """Figure: nats per token minus the baseline's, by training count."""
+  """A figure of nats per token minus the baseline's, by training count."""
 
 
 @dataclasses.dataclass(frozen=True)
 class HeatMap:
-  """Figure: a metric over two settings, numbers in the cells."""
+  """A figure of a metric over two settings, with numbers in the cells."""
 
   x: str
   y: str
@@ -181,7 +169,7 @@ class HeatMap:
 
 @dataclasses.dataclass(frozen=True)
 class Curves:
-  """Figure: validation nats per token against step, a line a run."""
+  """A figure of validation nats per token against step, one line per run."""
 
 
 Figure = Line | Frontier | ByCount | HeatMap | Curves
@@ -189,14 +177,9 @@ Figure = Line | Frontier | ByCount | HeatMap | Curves
 
 @dataclasses.dataclass(frozen=True)
 class Report:
-  """What an experiment found.
+  """What an experiment found: a question, its tables and figures.
 
-  Attributes:
-    name: of its folder.
-    question: that it asks, in one sentence.
-    command: that repeats it.
-    parts: in order.
-    figures: drawn for each part.
+  `command` repeats the experiment; each figure is drawn for each part.
   """
 
   name: str

@@ -1,4 +1,4 @@
-"""Colours, markers, legends and ticks that the figures of a report share."""
+"""Defines the colours, markers, legends and ticks that figures share."""
 
 import dataclasses
 import math
@@ -17,7 +17,7 @@ from pdl_jax.report.layout import Column, Part, Row
 # Inches; an inch is 96 pixels on a screen.
 WIDTH = 7.3
 BASELINE, HUMAN, ONLY = '#000000', '#d55e00', '#0072b2'
-# Far from the blues and greens of the scale.
+# Distinct from the blues and greens of the scale.
 _CATEGORIES = ('#cc79a7', '#56b4e9', '#7f7f7f', '#e69f00', '#8b4513')
 _SCALE, _PALEST = 'viridis', 0.84
 _MARKERS = 'o^DvPX<>'
@@ -29,7 +29,7 @@ BETTER = {
   'none': '',
 }
 _LABEL_WIDTH, _LEGEND_WIDTH, _LINE_HEIGHT = 46, 100, 0.19
-# Of the length of an axis.
+# Shares of the length of an axis.
 _MARGIN = 0.05
 _LEAST_TICK_DISTANCE = 0.08
 
@@ -47,18 +47,18 @@ class Mark:
 
 
 def number_at(row: Row, key: str | None) -> float | None:
-  """A setting of a system; None where it has none, or a word."""
+  """Returns a numeric setting of a system; None if absent or a word."""
   value = row.settings.get(key) if key is not None else None
   return None if value is None or isinstance(value, str) else float(value)
 
 
 def rest_of(row: Row, *keys: str | None) -> Rest:
-  """All settings but those."""
+  """Returns all settings except those."""
   return tuple(sorted(kv for kv in row.settings.items() if kv[0] not in keys))
 
 
 def scale_key(part: Part) -> str | None:
-  """The setting that takes most numbers, the first of equals; two at least."""
+  """Returns the setting with most different numbers; None if all have one."""
   numbers: dict[str, set[float]] = {}
   for row in part.rows:
     for key in row.settings:
@@ -70,10 +70,10 @@ def scale_key(part: Part) -> str | None:
 
 
 def marks(part: Part) -> tuple[Mark, ...]:
-  """One per row: a sequential colour by the setting that takes most numbers.
+  """Returns a mark per row, coloured by the setting with most numbers.
 
-  Systems alike in it differ in marker and dash; those without it have colours
-  of their own. The baseline is black.
+  Systems with the same number differ in marker and dash; systems without one
+  get colours of their own. The baseline is black.
   """
   key = scale_key(part)
   numbers = [
@@ -96,9 +96,9 @@ def marks(part: Part) -> tuple[Mark, ...]:
 
 
 def line_styles(rests: Sequence[Rest]) -> dict[Rest, tuple[str, Mark]]:
-  """Label and look of each line, ordered; one line alone has no label.
+  """Returns label and look of each line, ordered; a single line has no label.
 
-  Colours are sequential where the lines differ in one number.
+  Colours are sequential if the lines differ in one number.
   """
   common = set.intersection(*map(set, rests))
   ordered = sorted(rests, key=lambda rest: [(k, order(v)) for k, v in rest])
@@ -118,19 +118,19 @@ def line_styles(rests: Sequence[Rest]) -> dict[Rest, tuple[str, Mark]]:
 
 
 def order(value: Setting) -> tuple[bool, float, str]:
-  """Sorts numbers by size, then words."""
+  """A sort key: numbers by size, then words."""
   if isinstance(value, str):
     return True, 0.0, value
   return False, value, ''
 
 
 def word(value: Setting) -> str:
-  """A setting as it stands at an axis."""
+  """Formats a setting for an axis."""
   return one_line(value) if isinstance(value, str) else f'{value:g}'
 
 
 def category(i: int) -> Mark:
-  """The i-th of systems without an order; repeats after eight or so."""
+  """Returns the i-th look for systems without an order; repeats after eight."""
   return Mark(
     _CATEGORIES[i % len(_CATEGORIES)],
     _MARKERS[i % len(_MARKERS)],
@@ -139,39 +139,39 @@ def category(i: int) -> Mark:
 
 
 def sequential(n: int) -> list[str]:
-  """Colours from dark to light; the lightest can still be seen on white."""
+  """Returns n colours from dark to light, all visible on white."""
   return [shade(_PALEST * i / max(n - 1, 1)) for i in range(n)]
 
 
 def shade(share: float) -> str:
-  """The colour at a share in [0, 1] of the scale, from dark to light."""
+  """Returns the colour at a share in [0, 1] of the scale, dark to light."""
   return to_hex(matplotlib.colormaps[_SCALE](share))
 
 
 def ink(share: float) -> str:
-  """What can be read on that shade."""
+  """Returns a text colour that is readable on that shade."""
   return 'white' if share < 0.55 else 'black'
 
 
 def label_of(row: Row) -> str:
-  """The name of a system in a legend."""
+  """Names a system in a legend."""
   return one_line(row.label) + (' (baseline)' if row.is_baseline else '')
 
 
 def wrapped(text: str, width: int) -> str:
-  """In lines of at most `width` characters."""
+  """Breaks text into lines of at most `width` characters."""
   return '\n'.join(textwrap.wrap(one_line(text), width))
 
 
 def axis_title(column: Column, width: int) -> str:
-  """A metric and what is better, in lines of at most `width`."""
+  """Names a metric and its good direction, in lines of at most `width`."""
   better = BETTER[column.better]
   title = one_line(column.label) + (f', {better}' if better else '')
   return wrapped(title, width)
 
 
 def panels(n: int, height: float) -> tuple[Figure, list[Axes]]:
-  """Two side by side; `height` of a row in inches."""
+  """Makes n axes, two per row; `height` of a row in inches."""
   columns = min(n, 2)
   rows = math.ceil(n / columns)
   picture = Figure(figsize=(WIDTH, height * rows), layout='constrained')
@@ -201,7 +201,7 @@ def add_legend(figure: Figure, axes: Sequence[Axes]) -> None:
 
 
 def set_x_axis(ax: Axes, values: Sequence[float]) -> None:
-  """Ticks at the values themselves, which increase, as many as can be read."""
+  """Puts ticks at the increasing values themselves, as many as are legible."""
   length = values[-1] - values[0] or 1.0
   ax.set_xlim(values[0] - _MARGIN * length, values[-1] + _MARGIN * length)
   ticks = [values[0]]
@@ -213,11 +213,11 @@ def set_x_axis(ax: Axes, values: Sequence[float]) -> None:
 
 
 def set_logarithmic(ax: Axes) -> None:
-  """Both axes, with plain numbers at 1, 2, 5 and their tenfolds."""
+  """Makes both axes logarithmic, with plain numbers at 1, 2, 5 times 10^n."""
   ax.set_xscale('log')
   ax.set_yscale('log')
   for axis in (ax.xaxis, ax.yaxis):
     axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    # Signs are drawn as they are, so no mathematics either.
+    # Dollar signs are literal (text.parse_math), so ticks avoid mathtext.
     axis.set_major_formatter('{x:g}')
     axis.set_minor_locator(NullLocator())

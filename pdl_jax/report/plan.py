@@ -1,4 +1,4 @@
-"""The runs that an experiment declares: cells, folders, command lines."""
+"""Plans the runs that an experiment declares: cells, folders, commands."""
 
 import dataclasses
 import functools
@@ -21,13 +21,7 @@ CODE = ('experiment.py', '__main__.py')
 
 @dataclasses.dataclass(frozen=True)
 class Planned:
-  """A run that is declared.
-
-  Attributes:
-    cell: what a sweep runs.
-    root: folder that its run folder is in.
-    flags: those of launch.py, apart from --workdir.
-  """
+  """A declared run; `root` is the parent of its run folder."""
 
   cell: Cell
   root: Path
@@ -35,30 +29,23 @@ class Planned:
 
   @property
   def folder(self) -> Path:
-    """Where its run goes."""
+    """The run folder."""
     return self.root / self.cell.run_id
 
   def command(self, run: Path) -> list[str]:
-    """The command line that makes the run in a folder."""
+    """Returns the command line that makes the run in a folder."""
     return [
       sys.executable, 'launch.py', *self.flags, f'--workdir={run}'
     ]  # fmt: skip
 
 
 def code(folder: Path) -> list[str]:
-  """The file of CODE that a folder has, or none."""
+  """Returns which file of CODE a folder has, if any."""
   return [name for name in CODE if (folder / name).is_file()]
 
 
 def module(folder: Path) -> ModuleType:
-  """The code of an experiment or a benchmark.
-
-  Args:
-    folder: experiments/NAME or benchmarks/NAME, below the current folder.
-
-  Raises:
-    ConfigError: there is none, or it is elsewhere.
-  """
+  """Imports experiments/NAME or benchmarks/NAME, below the current folder."""
   found = code(folder)
   if not found:
     known = sorted(path.parent.name for path in Path('experiments').glob(
@@ -79,11 +66,7 @@ def module(folder: Path) -> ModuleType:
 
 
 def load(folder: Path) -> Experiment:
-  """The experiment that a folder declares; as `module`.
-
-  Raises:
-    ConfigError: there is no such folder, or it declares none.
-  """
+  """Returns the experiment that a folder declares; see `module`."""
   found = getattr(module(folder), 'EXPERIMENT', None)
   if not isinstance(found, Experiment):
     raise ConfigError(
@@ -94,13 +77,13 @@ def load(folder: Path) -> Experiment:
 
 
 def root(config: str) -> Path:
-  """The folder that runs of a config and mode go to."""
+  """Returns the folder for runs of a config and mode."""
   file, _, mode = config.partition(':')
   return Path('runs') / '-'.join(filter(None, (Path(file).stem, mode)))
 
 
 def base(study: Study) -> Planned | None:
-  """The run that all variants start from."""
+  """Returns the run that all variants start from, if the study has one."""
   if study.base is None:
     return None
   made = _planned(study.base.config, study.base.overrides, {})
@@ -114,7 +97,7 @@ def base(study: Study) -> Planned | None:
 
 
 def runs(study: Study, seed: int) -> Iterator[tuple[Variant, Planned]]:
-  """Each variant with the run of a seed; several may share one."""
+  """Yields each variant with its run of a seed; several may share a run."""
   shared = dict(study.overrides)
   start = base(study)
   if start is not None:
@@ -125,7 +108,7 @@ def runs(study: Study, seed: int) -> Iterator[tuple[Variant, Planned]]:
 
 
 def _planned(name: str, shared: Overrides, own: Overrides) -> Planned:
-  """A run of a config; its folder is named by its own overrides."""
+  """Plans a run of a config; only its own overrides name its folder."""
   config = _config(name).copy_and_resolve_references()
   config.update_from_flattened_dict(dict(shared))
   made = cell(config, own)
@@ -139,7 +122,7 @@ def _planned(name: str, shared: Overrides, own: Overrides) -> Planned:
 
 @functools.lru_cache
 def _config(config: str) -> ConfigDict:
-  """The config of a file and mode, read once for a thousand runs."""
+  """Reads a config, once for a thousand runs."""
   file, _, mode = config.partition(':')
   get_config = runpy.run_path(file)['get_config']
   return get_config(mode) if mode else get_config()

@@ -1,8 +1,8 @@
-"""What seeds and documents allow to be said of a difference, and who is best.
+"""Tests differences over seeds and documents, and finds the best systems.
 
 A metric here is a function of sums over documents: nats and tokens for
 perplexity, or matches and counts for F1. A resample of documents is a row of
-counts, so that one matrix product gives the sums of all resamples.
+counts, so one matrix product gives the sums of all resamples.
 """
 
 import dataclasses
@@ -20,10 +20,10 @@ from pdl_jax.errors import ConfigError, DataError
 Name = TypeVar('Name', bound=Hashable)
 # Sums [..., K] over documents -> metric [...]; NaN where it is undefined.
 Statistic = Callable[[np.ndarray], np.ndarray]
-# 'higher', 'lower', or the value to be closest to, e.g. that of the references.
+# 'higher', 'lower', or the value to be closest to, e.g. the references'.
 Direction = Literal['higher', 'lower'] | float
 
-# A p above it says nothing.
+# Significance level.
 LEVEL = 0.05
 RESAMPLES = 2000
 # The exact test visits 2 ** seeds sign patterns.
@@ -46,12 +46,13 @@ class Spread:
 class Difference:
   """One system minus another.
 
+  A resample in which the metric is undefined could lie anywhere: it counts as
+  -inf for `low` and as +inf for `high`.
+
   Attributes:
-    value: mean over seeds; None where it is undefined.
-    low: lower end of the 95 % interval; None where nothing can be said.
-    high: upper end. A resample in which the metric is undefined could lie
-      anywhere: it counts as -inf for `low` and as +inf here.
-    p: two-sided; None where there is none.
+    value: mean over seeds; None if undefined.
+    low, high: ends of the 95 % interval; None if unknown.
+    p: two-sided; None if there is none.
     identical: every number of every document is the same.
   """
 
@@ -76,7 +77,7 @@ def over_seeds(values_S: Sequence[float]) -> Spread:
 
 
 def half_interval(values_S: Sequence[float] | np.ndarray) -> float:
-  """Half the width of the 95 % t interval of a mean over two seeds or more."""
+  """Half the width of the 95 % t interval of a mean over at least two seeds."""
   n = len(values_S)
   quantile = float(stats.t.ppf(1 - _TAIL, n - 1))
   return quantile * float(np.std(values_S, ddof=1)) / math.sqrt(n)
@@ -100,7 +101,7 @@ def bootstrap(
   seed: int = 0,
   resamples: int = RESAMPLES,
 ) -> Difference:
-  """The difference of a metric if other seeds and documents had been drawn.
+  """Estimates how a metric difference varies with new seeds and documents.
 
   Documents (or groups of them) and seeds are drawn with replacement, the same
   ones for both systems. The metric of each seed comes from the sums over the
@@ -108,21 +109,19 @@ def bootstrap(
   documents are drawn, and there is no p.
 
   Few seeds drawn with replacement vary less than the means of new seeds do. So
-  the part of the seeds, and that of the documents, is widened to a t interval:
-  its deviations are multiplied by sqrt(n / (n - 1)) t / z. That is 2.7 for 3
+  the deviations due to seeds, and those due to documents, are widened to a t
+  interval: they are multiplied by sqrt(n / (n - 1)) t / z. That is 2.7 for 3
   seeds, 1.6 for 5, and 1.03 for 60 documents. In simulations with 3 to 20
-  paired seeds the interval held the truth in .94 to .99 of the cases; without
-  the factor in .72 to .95 where all noise was of the seeds.
+  paired seeds, the interval covered the truth in .94 to .99 of the cases.
+  Without the factor it was .72 to .95 when seeds were the only noise.
 
   p has the +1 correction and never falls below `seed_floor`.
 
   Args:
-    a_SxDxK: sums of the first system for each seed and document, all finite.
-    b_SxDxK: those of the second system; same seeds and documents.
-    statistic: sums [..., K] -> metric [...].
+    a_SxDxK: finite sums of the first system for each seed and document; those
+      of the second are for the same seeds and documents.
     target: compares the distances |mean - target| instead of the means. The
       target is taken as known without error.
-    seed: of the resampling.
     resamples: at least 40. Memory: 8 bytes x resamples x documents.
 
   Source: Owen, The Pigeonhole Bootstrap, Annals of Applied Statistics 1, 2007.
@@ -174,7 +173,7 @@ def _means(
   S, D, K = sums_SxDxK.shape
   sums_DxSK = sums_SxDxK.transpose(1, 0, 2).reshape(D, S * K)
   sums_BxSxK = (counts_BxD @ sums_DxSK).reshape(-1, S, K)
-  # No denominator in a resample, or an overflow: undefined, handled below.
+  # A zero denominator in a resample, or an overflow: NaN, see `_interval`.
   with np.errstate(divide='ignore', invalid='ignore', over='ignore'):
     metric_BxS = statistic(sums_BxSxK)
     means_B = (metric_BxS * shares_BxS).sum(axis=1)
@@ -194,7 +193,7 @@ def _draws(n: int, resamples: int, seed: int, stream: int) -> np.ndarray:
 
 
 def _stretch(n: int) -> float:
-  """What makes the normal interval of a mean of n resampled a t interval."""
+  """The factor from a resampled normal interval of n to a t interval."""
   factor = np.sqrt(n / (n - 1)) * stats.t.ppf(1 - _TAIL, n - 1)
   return float(factor / stats.norm.ppf(1 - _TAIL))
 
@@ -209,7 +208,7 @@ def _interval(difference_B: np.ndarray) -> tuple[float, float]:
 
 
 def _p_value(difference_B: np.ndarray) -> float:
-  """Twice the smaller share on one side of 0; 0 and NaN are on both sides."""
+  """Twice the smaller share on one side of 0; 0 and NaN count on both."""
   not_above = np.count_nonzero(~(difference_B > 0))
   not_below = np.count_nonzero(~(difference_B < 0))
   smaller = 1 + min(not_above, not_below)
@@ -219,10 +218,10 @@ def _p_value(difference_B: np.ndarray) -> float:
 def seeds_alone(
   a_S: Sequence[float], b_S: Sequence[float], target: float | None = None
 ) -> Difference:
-  """A t interval over paired seeds, and the exact test of their signs.
+  """Computes a t interval over paired seeds and the exact sign-flip p.
 
-  For metrics that look across documents, such as corpus distinct-n: a document
-  drawn twice would repeat all its n-grams.
+  This is for metrics that are not functions of sums, such as corpus distinct-n:
+  a document drawn twice would repeat all its n-grams.
   """
   if target is not None:
     a_S = [abs(value - target) for value in a_S]
@@ -241,7 +240,7 @@ def sign_flip_p(differences_S: np.ndarray) -> float:
 
   If two systems do not differ, the sign of each seed's difference is a fair
   coin. p is twice the share of the 2^n sign patterns whose mean is at least as
-  extreme, on the side that was seen, and so never below `seed_floor(n)`.
+  extreme, on the side that was seen. So it never falls below `seed_floor(n)`.
 
   Source: Fisher, The Design of Experiments, 1935, section 21.
   """
@@ -262,8 +261,8 @@ def sign_flip_p(differences_S: np.ndarray) -> float:
 def difference_of(a: np.ndarray, b: np.ndarray) -> np.ndarray:
   """a - b, any shape; exactly 0 where only the rounding of sums differs.
 
-  Two ways to add the same numbers differ in their last bits; a sign test would
-  take that for a difference. NaN for two infinities, without a warning.
+  Adding the same numbers in two ways changes the last bits, which a sign test
+  would take for a difference. Two infinities give NaN, without a warning.
   """
   with np.errstate(invalid='ignore'):
     difference = a - b
@@ -275,9 +274,8 @@ def holm(p_values: Mapping[Name, float]) -> dict[Name, float]:
   """Step-down adjustment of the p values of all compared cells.
 
   The i-th smallest of m (from 0) is multiplied by m - i, never falls below its
-  predecessor and never exceeds 1. A cell at or below .05 afterwards keeps the
-  chance of any false claim in the table at or below .05, however the
-  cells depend on each other.
+  predecessor and never exceeds 1. If cells at or below .05 are then claimed,
+  the chance of any false claim is at most .05, under any dependence.
 
   Source: Holm, Scandinavian Journal of Statistics 6, 1979.
   """
@@ -294,17 +292,11 @@ def best_of(
   digits: int,
   tied: Callable[[Name, Name], bool],
 ) -> tuple[Name, ...]:
-  """The best system, followed by all that do not differ from it.
+  """Returns the best system, followed by all that are tied with it.
 
-  Tied with the best is a system whose value, or distance to the target, is the
-  same at the digits shown, and one for which `tied` says so.
-
-  Args:
-    values: system -> its mean; at least one.
-    direction: 'higher', 'lower', or the target value to be closest to.
-    digits: decimals that the table shows.
-    tied: (best, other) -> whether the difference is not significant; asked only
-      about systems that look different.
+  A system is tied if its value, or its distance to the target, is the same at
+  the digits shown. It is also tied if `tied(best, system)` finds no significant
+  difference; that is only asked about systems that look different.
   """
   loss = {name: _loss(value, direction) for name, value in values.items()}
   best = min(loss, key=lambda name: loss[name])
@@ -319,7 +311,6 @@ def best_of(
 
 
 def _loss(value: float, direction: Direction) -> float:
-  """What the best system has least of."""
   if direction == 'higher':
     return -value
   return value if direction == 'lower' else abs(value - direction)

@@ -1,4 +1,4 @@
-"""A report as Markdown, as LaTeX, as one HTML page, and as raw numbers.
+"""Writes a report as Markdown, LaTeX, one HTML page, and raw numbers.
 
 Equal reports give equal text: no dates, no paths, rounded numbers.
 """
@@ -25,21 +25,16 @@ _PAGE = Path(__file__).with_name('page.html')
 
 
 def markdown(report: Report) -> str:
-  """The whole report, for people on a code host.
+  """Writes the whole report for code hosts, with aligned tables.
 
-  For each part two tables, a row a system: mean ± sample standard deviation of
-  each metric, then the differences to the baseline with interval and p. Below
-  them: conventions, notes, and the definition of every column.
-
-  Args:
-    report: its texts are plain: none of their signs acts as Markdown.
-
-  Returns:
-    Text that ends in a newline; tables are aligned.
+  Each part has two tables with a row per system. The first has mean ± sample
+  standard deviation of each metric; the second has the differences to the
+  baseline, with interval and p. Conventions, notes and column definitions
+  follow. Markdown signs in texts of the report are escaped.
   """
   measured = [part for part in report.parts if not wording.unmeasured(part)]
   legend = wording.results_legend(*measured) if measured else ''
-  # Most parts share most columns; one of another definition has a line too.
+  # Parts share most columns; a column with two definitions gets two lines.
   columns = dict.fromkeys(
     definition for part in measured for definition in wording.definitions(part)
   )
@@ -59,19 +54,12 @@ def markdown(report: Report) -> str:
 
 
 def latex(report: Report) -> str:
-  r"""A guide to the tables, and booktabs tables that fit an A4 page.
+  r"""Writes a guide to the tables, and booktabs tables that fit an A4 page.
 
-  Labels: `tab:REPORT-PART`, and of the differences to the baseline
-  `tab:REPORT-PART-difference`; further ones for tables that are split.
-
-  Needs \usepackage{booktabs} and UTF-8, nothing else.
-
-  Args:
-    report: its texts are plain: none of their signs acts as LaTeX.
-
-  Returns:
-    A paragraph and table environments, ending in a newline; '' if nothing was
-    measured.
+  Tables are labelled `tab:REPORT-PART`, and `tab:REPORT-PART-difference` for
+  differences to the baseline; a split table gets further labels. They need
+  \usepackage{booktabs} and UTF-8, nothing else. LaTeX signs are escaped.
+  The text is '' if nothing was measured.
   """
   measured = [part for part in report.parts if not wording.unmeasured(part)]
   if not measured:
@@ -81,7 +69,7 @@ def latex(report: Report) -> str:
     for part in measured
     if wording.differences(part)
   }
-  # What all differences have in common is said here, the rest in captions.
+  # What all legends say is said here once, the rest in captions.
   common = [
     sentence
     for sentence in next(iter(legends.values()), ())
@@ -105,13 +93,11 @@ def latex(report: Report) -> str:
 
 
 def html(report: Report, figures: Mapping[str, Mapping[str, str]]) -> str:
-  """The whole report as a page that needs no other file and no script.
+  """Writes the whole report as a page without scripts or other files.
 
-  Args:
-    report: its texts are plain: none of their signs acts as HTML.
-    figures: name of a part -> file name -> SVG, as `figures.draw` gives them.
+  Texts of the report are escaped; `figures` are those of `figures.draw`.
   """
-  # Numbered, so that no two figures share an id.
+  # Numbered, so that figures never share an id.
   number = itertools.count(1)
   shown = {
     name: [_inline(svg, f'figure-{next(number)}-') for svg in of.values()]
@@ -122,7 +108,7 @@ def html(report: Report, figures: Mapping[str, Mapping[str, str]]) -> str:
 
 
 def _inline(svg: str, prefix: str) -> Markup:
-  """An SVG file as an element, with ids of its own."""
+  """Turns an SVG file into an element with unique ids."""
   element = re.sub(
     '<[^>]*>',
     lambda tag: re.sub(
@@ -134,10 +120,10 @@ def _inline(svg: str, prefix: str) -> Markup:
 
 
 def csv(report: Report) -> str:
-  """The numbers behind the tables: part, system, seed, metric, value.
+  """Writes the numbers behind the tables: part, system, seed, metric, value.
 
-  A line for each seed that was wanted or measured, in full precision; without
-  a value where nothing was measured. Fields as in RFC 4180, lines end in '\\n'.
+  There is a line per seed wanted or measured, in full precision; the value is
+  empty if unmeasured. Fields follow RFC 4180; lines end in '\\n'.
   """
   rows = []
   for part in report.parts:
@@ -172,7 +158,7 @@ def _part(part: Part) -> list[str]:
 
 
 def _fenced(text: str) -> str:
-  """As it is, between marks that are longer than any in it."""
+  """Fences a text with marks that are longer than any in it."""
   text = printable(text, keep='\n')
   marks = '`' * max(3, 1 + max(map(len, re.findall('`+', text)), default=0))
   return f'{marks}\n{text}\n{marks}'

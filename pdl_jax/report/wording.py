@@ -1,8 +1,7 @@
-"""What the tables of a report say, before any markup.
+"""Words what the tables of a report say, before any markup.
 
-This is the one place that turns entries into text: what is bold, what a
-missing value is called, how many digits are shown. The writers of Markdown,
-LaTeX and HTML only put these words into their own signs.
+This is the one place that turns entries into text: what is bold, what a missing
+value is called, how many digits are shown. Writers only add their markup.
 """
 
 import re
@@ -68,7 +67,7 @@ def differences(part: Part) -> Table | None:
 
 
 def unmeasured(part: Part) -> str:
-  """What replaces the tables of a part that has no number; else ''."""
+  """What replaces the tables of a part without numbers; else ''."""
   if any(row.measured_seeds for row in part.rows):
     return ''
   rows = ', '.join(f'{one_line(row.label)} ({row.state})' for row in part.rows)
@@ -76,7 +75,7 @@ def unmeasured(part: Part) -> str:
 
 
 def results_legend(*parts: Part) -> str:
-  """The conventions of `results` of all of these parts, as one line."""
+  """The conventions of `results` for all of these parts, as one line."""
   used = {column.better for part in parts for column in part.columns}
   arrows = [text for better, text in _BETTER.items() if better in used]
   sentences = [_CONVENTIONS]
@@ -128,7 +127,7 @@ def differences_legend(part: Part) -> tuple[str, ...]:
 
 
 def remarks(part: Part) -> tuple[str, ...]:
-  """Sentences that stand below the tables of a part."""
+  """The sentences below the tables of a part."""
   plural = '' if part.documents == 1 else 's'
   return (
     f'{part.documents:,} document{plural} of {one_line(part.split)}, evaluated '
@@ -154,12 +153,12 @@ def definitions(part: Part) -> tuple[tuple[str, str], ...]:
 
 
 def number(value: float, digits: int) -> str:
-  """Rounded, never a negative zero."""
+  """Rounds a value for a table; never a negative zero."""
   return f'{value:z.{digits}f}'
 
 
 def file_stem(name: str) -> str:
-  """The name of a part or figure as it stands in file names."""
+  """Turns the name of a part or figure into one for files."""
   return re.sub(r'[^A-Za-z0-9_.-]+', '-', name)
 
 
@@ -183,9 +182,9 @@ def _is_short_of_seeds(row: Row, entry: Entry) -> bool:
 
 
 def absent(row: Row) -> str:
-  """What a cell without a value is called.
+  """Names a cell without a value.
 
-  A run that finished measured every metric: the value is undefined.
+  A finished run measured every metric, so its value is undefined.
   """
   return 'undefined' if row.state in ('done', 'partly') else row.state
 
@@ -231,7 +230,7 @@ def _signed(value: float, digits: int) -> str:
 
 
 def _paired_seeds(part: Part) -> set[int]:
-  """How many seeds compared rows share with the baseline."""
+  """The numbers of seeds that compared rows share with the baseline."""
   baseline = part.baseline
   seeds = baseline.measured_seeds if baseline else set()
   compared = [row.measured_seeds for row in part.rows if row.compared]
@@ -239,7 +238,7 @@ def _paired_seeds(part: Part) -> set[int]:
 
 
 def _floors(part: Part) -> list[str]:
-  """What so few seeds cannot show, whatever the numbers are."""
+  """Says what so few seeds cannot show, whatever the numbers are."""
   return [
     f'{n} paired seed{"" if n == 1 else "s"} cannot reach p below '
     f'{seed_floor(n):.3g} (2/2^{n}), even before the adjustment'

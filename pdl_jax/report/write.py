@@ -1,4 +1,4 @@
-"""The files of a report, from the records of an experiment alone."""
+"""Writes the files of a report from the records of an experiment alone."""
 
 import csv
 from collections.abc import Callable
@@ -14,16 +14,8 @@ CSV = 'table.csv'
 
 
 def files(folder: Path) -> dict[str, str]:
-  """Name -> text of every file that the records give.
-
-  Args:
-    folder: experiments/NAME.
-
-  Raises:
-    ConfigError: no such experiment.
-    DataError: records that cannot stand in one table.
-  """
-  # Not a sweep of runs but a measurement: it makes its own table.
+  """Makes every file that an experiment's records give: name -> text."""
+  # A measurement rather than a sweep of runs: it makes its own table.
   own: Callable[[], dict[str, str]] | None = getattr(
     plan.module(folder), 'report_files', None
   )
@@ -55,11 +47,11 @@ def files(folder: Path) -> dict[str, str]:
 
 
 def write(folder: Path) -> list[Path]:
-  """Writes the files beside the records, and returns what it wrote.
+  """Writes the files beside the records, and returns their paths.
 
-  Figures that the records no longer give are removed.
+  Removes figures that the records no longer give.
   """
-  # Small products: several times faster than with a thread for each core.
+  # The products are small: one thread is several times faster than many.
   with threadpool_limits(1):
     made = files(folder)
   for old in _figures(folder):
@@ -71,16 +63,11 @@ def write(folder: Path) -> list[Path]:
 
 
 def check(folder: Path) -> int:
-  """Compares what is there with what the records give, byte for byte.
+  """Compares the files byte for byte with what the records give.
 
-  Files that are made but not kept (report.html) may be absent.
-
-  Returns:
-    How many files are the same.
-
-  Raises:
-    DataError: names the first file that differs, is missing, or follows from no
-      record any more; and the cell of a run whose record is gone.
+  Files that are made but not kept (report.html) may be absent. Returns how many
+  files are the same. DataError names the first file that differs, is missing or
+  no longer follows from the records, or the run whose record is gone.
   """
   with threadpool_limits(1):
     made = files(folder)
@@ -104,13 +91,12 @@ def check(folder: Path) -> int:
 
 
 def _figures(folder: Path) -> list[Path]:
-  """The figures of a folder; a measurement looks after its own."""
+  """Lists the figures of a folder; a measurement manages its own."""
   declared = hasattr(plan.module(folder), 'EXPERIMENT')
   return sorted(folder.glob('*.svg')) if declared else []
 
 
 def _line(kept: str, made: str) -> str:
-  """The first line that differs, as it stands in the file."""
   numbered = enumerate(zip_longest(kept.splitlines(), made.splitlines()), 1)
   for number, (old, new) in numbered:
     if old != new:
@@ -119,7 +105,7 @@ def _line(kept: str, made: str) -> str:
 
 
 def _cells(kept: str, made: str) -> str:
-  """The first run that only one of them has, or the first other number."""
+  """Names the first run that only one side has, or the first other number."""
   old, new = (_runs(text) for text in (kept, made))
   if gone := [run for run in old if run not in new]:
     return (
@@ -132,7 +118,6 @@ def _cells(kept: str, made: str) -> str:
 
 
 def _runs(text: str) -> list[str]:
-  """Study, row and seed of each line with a value, once."""
   rows = list(csv.reader(text.splitlines()))[1:]
   return list(dict.fromkeys(
     f'study {study}, row {row!r}, seed {seed}'

@@ -1,1 +1,1 @@
-"""Files, read and written so that nothing is lost in silence."""
+"""Reads and checks the project's own files, so that no damage is missed."""

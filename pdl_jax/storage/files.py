@@ -1,9 +1,9 @@
-"""Reads our own files, which anybody may have torn or altered since.
+"""Reads our own files, which may have been torn or altered since.
 
 A shape says what is expected: a type, `list[X]`, `dict[str, X]`, a union, a
-Literal, a dataclass, or a dict of field -> shape. A field with a default, or
-one called 'field?', may be missing. What differs is refused in a line that
-names file, line and field.
+Literal, a dataclass, or a dict of field -> shape. Fields with a default, or
+named 'field?', may be missing. A mismatch is refused in one line with file,
+line and field.
 """
 
 import dataclasses
@@ -25,9 +25,8 @@ def read_json(path: Path, shape: Any = Any, mend: str = MEND) -> Any:
   """Reads a file that is one JSON value.
 
   Args:
-    path: the file.
-    shape: what it has to be.
-    mend: what to do if it is not, for the error.
+    shape: the expected shape.
+    mend: what to do about a mismatch, for the error.
 
   Raises:
     DataError: it is missing, unreadable, torn, or of another shape.
@@ -40,7 +39,7 @@ def read_lines(
 ) -> list[Any]:
   """Reads a file with one JSON value per line; otherwise like `read_json`.
 
-  With torn_end a last line that a crash has torn is left out.
+  With `torn_end`, a last line that a crash has torn is left out.
   """
   *lines, end = _text(path, mend).split('\n')
   lines += [end] * (end != '' and not torn_end)
@@ -102,7 +101,7 @@ def fault(value: Any, shape: Any, at: str = '') -> str:
     each = ((f'{at}.{k}'.strip('.'), v) for k, v in value.items())
     return next(filter(None, (fault(v, inner[1], k) for k, v in each)), '')
   elif origin is list and isinstance(value, list):
-    # Long lists of plain values are most of what is read.
+    # A shortcut, because most of what is read is long lists of plain values.
     plain = {int, float} if inner[0] is float else {*inner}
     if set(map(type, value)) <= plain:
       return ''

@@ -1,4 +1,4 @@
-"""Sweeps: axes become cells, and cells become finished runs.
+"""Turns the axes of a sweep into cells, and cells into finished runs.
 
 Read cell, axes, claims, child, local and status in this order, then the Ray
 engine: ray_engine, placement and gang.

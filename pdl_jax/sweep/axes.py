@@ -1,14 +1,14 @@
 """Makes cells of axes: the product of named generators, each run once.
 
-An axis is a generator beside get_config in a config file: `sweep_alpha` is
-the axis alpha. Each value that it yields is a set of overrides:
+An axis is a generator beside get_config in a config file; `sweep_alpha` is the
+axis alpha. Each value that it yields is a set of overrides:
 
   def sweep_alpha() -> Iterator[dict[str, Any]]:
     for alpha in (0.0, 0.25, 0.5):
       yield {'loss.alpha': alpha}
 
-An axis can also be a key and its values, as in `loss.alpha=0,0.25`. A short
-name like `alpha` will do for an axis, or for the only key that ends so.
+An axis can also be a key with its values, as in `loss.alpha=0,0.25`. The key
+may be shortened to its last part, or to the name of an axis that sets it.
 """
 
 import dataclasses
@@ -42,17 +42,11 @@ def cells(
   Args:
     module: the config file, with its sweep_NAME generators.
     names: axes, or KEY=VALUE,VALUE.
-    base_config: the overrides are applied to it.
     given: keys that the command line has set. No axis may set them again, and
-      they are part of the names of the folders.
+      they are part of the folder names.
 
   Returns:
-    each run once, in the order of first points.
-
-  Raises:
-    ConfigError: an axis that does not exist, is empty or named twice; a value
-      that is not of its key's type; a key set twice; an override that the
-      configuration does not take.
+    Each run once, in the order of first points.
   """
   axes = [
     _values(module, entry, base_config)
@@ -102,7 +96,7 @@ def _values(
 def _key(
   module: ModuleType, name: str, defaults: Mapping[str, Any]
 ) -> str:
-  """Finds the key that a name means, which may be that of an axis."""
+  """Finds the key that a name means; the name of an axis means its key."""
   if name in defaults:
     return name
   if name in _declared(module):
@@ -161,15 +155,9 @@ def _merge(
 def cell(
   base_config: ConfigDict, overrides: Overrides, given: Iterable[str] = ()
 ) -> Cell:
-  """Makes one run.
+  """Makes one run from overrides, dotted key -> value, of a base config.
 
-  Args:
-    base_config: the overrides are applied to it.
-    overrides: dotted key -> value.
-    given: further keys that its folder is named by.
-
-  Raises:
-    ConfigError: an override that the configuration does not take.
+  `given` names further keys for the folder name.
   """
   label = ' '.join(f'{k.rsplit(".", 1)[-1]}={v}' for k, v in overrides.items())
   config = base_config.copy_and_resolve_references()

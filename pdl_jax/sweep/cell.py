@@ -1,4 +1,4 @@
-"""A cell: what every engine and `status` know of one run of a sweep."""
+"""Defines a cell, which is one run of a sweep, for engines and `status`."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -12,12 +12,12 @@ class Cell:
   """One run of a sweep; several points of the product can be the same run.
 
   Attributes:
-    labels: one for each of its points, as in 'alpha=0.5 seed=1'.
+    labels: one per point, as in 'alpha=0.5 seed=1'.
     overrides: dotted key -> value, of the first point.
     config: resolved, as the run folder keeps it.
     run_id: the name of its folder, unless the run has one already. The hash
       is added where another run of the same root has that name.
-    digest: the hash of everything that changes numbers, by which it is known.
+    digest: the hash of all settings that change numbers; it identifies the run.
   """
 
   labels: tuple[str, ...]

@@ -1,7 +1,7 @@
 """Runs a claimed cell as a child process.
 
-The child is what a user would run: the command line of `launch.py`, in its own
-process group, with its output in log.txt of the run folder.
+The child is what a user would run, a `launch.py` command line. It has its own
+process group, and its output goes to log.txt of the run folder.
 """
 
 import dataclasses
@@ -53,7 +53,7 @@ class Child:
     return code
 
   def stop(self, signals: int) -> None:
-    """Sends SIGTERM unless it has had that many signals."""
+    """Sends SIGTERM unless the child has had that many signals."""
     if self.told < signals:
       self.told += 1
       self.popen.terminate()
@@ -74,7 +74,7 @@ def start(
     return None
   run = claims.open_run(root, cell)
   if claims.finished(run):
-    # Another sweeper has finished it after this one had looked.
+    # Another sweeper finished the cell after this one had looked.
     attempt.write_end(End(PREEMPTED, 0.0, ''))
     return None
   with (run / 'log.txt').open('ab') as log:
@@ -87,20 +87,19 @@ def spawn(
 ) -> subprocess.Popen:
   """Starts a process that gets SIGTERM when this one ends, however it ends.
 
-  The file `name` will say which process it is.
+  The file `name` will identify the process.
   """
   return subprocess.Popen(
     [*process.tied(name), *command],
     stdin=subprocess.DEVNULL, stdout=log, stderr=log,
-    # Ctrl-C reaches the sweeper alone, which passes it on once.
+    # Ctrl-C reaches only the sweeper, which passes it on once.
     process_group=0,
-    # Otherwise output could come after the error in the log.
+    # Otherwise output could follow the error in the log.
     env={**os.environ, 'PYTHONUNBUFFERED': '1'},
   )  # fmt: skip
 
 
 def _last_error(log: Path, start: int) -> str:
-  """Finds the line of a log that says what went wrong."""
   with log.open('rb') as file:
     file.seek(max(start, log.stat().st_size - _TAIL))
     text = file.read().decode(errors='replace')

@@ -1,15 +1,15 @@
 """Claims say who runs which cell, on a file system that sweepers share.
 
-  ROOT/<name>/                  the ordinary run folder of each cell, in whose
-                                config.json its hash is
+  ROOT/<name>/                  the run folder of a cell; config.json has its
+                                hash
   ROOT/sweep/<hash>.<n>.claim   who makes attempt n at a cell; touched now and
                                 then while it lasts
   ROOT/sweep/<hash>.<n>.worker  the process that became the run
   ROOT/sweep/<hash>.<n>.end     how it ended: exit code, seconds, last error
 
-Nothing is ever removed. A cell whose last attempt has ended, or whose owner is
-dead, is claimed by making attempt n + 1. Of all who try, the file system lets
-one succeed (process.claim).
+Nothing is ever removed. Once the last attempt at a cell has ended, or its owner
+is dead, attempt n + 1 claims the cell. The file system lets exactly one sweeper
+succeed (process.claim).
 """
 
 import dataclasses
@@ -33,7 +33,7 @@ STALE = 300.0
 PREEMPTED = PreemptedError.exit_code
 _PROCESS = {'pid': int, 'started': int | None}
 
-# How folders were named before names of what differs were enough.
+# Older folders all have the hash in their name.
 _NAME_WITH_HASH = re.compile(r'.*-([0-9a-f]{8})')
 
 
@@ -94,7 +94,7 @@ class Attempt:
     path = self.path('claim')
     if files.read_json(path, {'machine': str})['machine'] != process.machine():
       return now - path.stat().st_mtime < STALE
-    # In this order: a sweeper that is dead starts no more runs.
+    # In this order: a dead sweeper starts no more runs.
     return any(
       self.path(kind).exists()
       and process.alive(files.read_json(self.path(kind), _PROCESS))
@@ -103,27 +103,23 @@ class Attempt:
 
 
 def open_folder(root: Path) -> None:
-  """Makes the folder of the claims, if there is none.
-
-  Raises:
-    HostError: where processes cannot be looked at as on Linux.
-  """
+  """Makes the folder of the claims; refuses hosts other than Linux."""
   if not process.machine():
     raise HostError('--sweep needs Linux: it looks for processes in /proc')
   (root / 'sweep').mkdir(parents=True, exist_ok=True)
 
 
 def claim(root: Path, digest: str, before: Sequence[Attempt]) -> Attempt | None:
-  """Makes the next attempt at a cell, or returns None if somebody else has.
+  """Makes the next attempt at a cell; returns None if another was first.
 
-  The last attempt before has ended or is dead.
+  The last attempt before it must have ended or be dead.
   """
   attempt = following(root, digest, before)
   return attempt if process.claim(attempt.path('claim')) else None
 
 
 def following(root: Path, digest: str, before: Sequence[Attempt]) -> Attempt:
-  """Names the next attempt at a cell, which nobody need have claimed."""
+  """Names the next attempt at a cell, claimed or not."""
   number = before[-1].number + 1 if before else 1
   return Attempt(root / 'sweep', digest, number)
 
@@ -147,8 +143,8 @@ def attempts(root: Path) -> dict[str, list[Attempt]]:
 def run_folders(root: Path) -> dict[str, Path]:
   """Finds each run below a folder, by its hash.
 
-  A folder whose hash cannot be read stands under its own name. Of several
-  folders of one run a finished one counts.
+  If the hash is unreadable, the folder's name is the key. Of several folders of
+  one run, a finished one wins.
   """
   found: dict[str, Path] = {}
   for path in sorted(root.iterdir()):
@@ -159,15 +155,15 @@ def run_folders(root: Path) -> dict[str, Path]:
 
 
 def folder_of(cell: Cell, folders: Mapping[str, Path]) -> Path | None:
-  """Returns the folder of a cell among `run_folders`, also if it is torn."""
+  """Returns the folder of a cell among `run_folders`, even a torn one."""
   return folders.get(cell.digest, folders.get(cell.run_id))
 
 
 def run_hash(path: Path) -> str:
   """Returns the hash of the run in a folder, or '' if there is no run.
 
-  config.json has it. Where that is torn, the name of the folder may end with
-  it; otherwise the name stands for it.
+  It is in config.json. If that is torn, the hash at the end of the folder's
+  name counts, or else the name itself.
   """
   named = _NAME_WITH_HASH.fullmatch(path.name)
   if not os.path.lexists(path / 'config.json'):
@@ -179,9 +175,10 @@ def run_hash(path: Path) -> str:
 
 
 def default_folder(root: Path, name: str, digest: str) -> Path:
-  """Returns where a single run goes: ROOT/NAME, with its hash if need be.
+  """Returns where a single run goes: ROOT/NAME, or ROOT/NAME-HASH.
 
-  The hash is needed if another run has that name; older runs have it anyway.
+  The hash is added if another run has that name, or if an older run of this
+  configuration has it already.
   """
   plain, hashed = root / name, root / f'{name}-{digest}'
   found = run_hash(plain)
@@ -190,10 +187,9 @@ def default_folder(root: Path, name: str, digest: str) -> Path:
 
 
 def open_run(root: Path, cell: Cell) -> Path:
-  """Returns the folder of a cell, which is made if there is none.
+  """Returns the folder of a cell, and makes it if there is none.
 
-  A new folder appears with its config.json: nobody finds it without knowing
-  whose it is.
+  A new folder appears together with its config.json, so its owner is known.
   """
   found = folder_of(cell, run_folders(root))
   if found is not None:

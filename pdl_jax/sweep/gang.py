@@ -1,14 +1,14 @@
-"""One attempt at a cell, on the machines of a Ray cluster that it was given.
+"""Makes one attempt at a cell, on the Ray machines that it was given.
 
 The first machine claims the cell and looks after its run, as a sweeper there
 would. If there are others, the run is process 0 of several, and a task on each
-of them looks after another process:
+other machine looks after one more process:
 
-  ROOT/sweep/<hash>.<n>.<i>.worker      the parent of process i from 1
+  ROOT/sweep/<hash>.<n>.<i>.worker      the parent of process i, from 1
   ROOT/<name>/log.<i>.txt               what it printed
 
-The parents see to it that the processes end together (cluster/supervisor.py).
-The end of the attempt is that of process 0.
+The parents make the processes end together (cluster/supervisor.py). The attempt
+ends as process 0 does.
 """
 
 import dataclasses
@@ -25,10 +25,10 @@ from pdl_jax.sweep import child, claims, local
 from pdl_jax.sweep.cell import Cell
 from pdl_jax.sweep.claims import PREEMPTED, Attempt
 
-# Seconds for the parents to find out, once process 0 has ended, why theirs did.
+# After process 0 ends, the parents have these seconds to learn why theirs did.
 _GRACE = 30.0
 
-# Working folder and variables of the sweeper, which its tasks take over.
+# Working folder and environment of the sweeper, which its tasks adopt.
 Origin = tuple[Path, Mapping[str, str]]
 
 
@@ -49,9 +49,9 @@ def lead(
   """Claims the cell and looks after its run; Ray cancels it by Ctrl-C.
 
   Args:
-    before: attempts at the cell, none of which lasts.
-    line: the command line of the run, for one machine.
-    others: Ray's options of a task on each of the other machines.
+    before: attempts at the cell, all ended or dead.
+    line: the command line of the run on one machine.
+    others: Ray's task options for each of the other machines.
   """
   enter(*origin)
   attempt = claims.following(root, cell.digest, before)
@@ -127,7 +127,7 @@ class _Gang:
     return [*line, '--process_id=0']
 
   def end(self) -> None:
-    """Ends the others; an attempt that has lost a machine did not fail."""
+    """Ends the others; losing a machine does not count as a failed attempt."""
     if not self._following:
       return
     wait = functools.partial(

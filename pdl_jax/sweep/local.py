@@ -1,6 +1,6 @@
 """Runs cells as child processes of one machine, until each is done or failed.
 
-All engines share `supervise`: it chooses cells, tries again, and hears signals.
+All engines share `supervise`: it chooses cells, retries, and hears signals.
 """
 
 import contextlib
@@ -36,7 +36,7 @@ class Outcome:
 
 
 class Worker(Protocol):
-  """A run of a cell that has been started, wherever it is."""
+  """A run of a cell that has been started, on this machine or another."""
 
   cell: Cell
 
@@ -73,9 +73,9 @@ def run(
   fail_fast: bool,
   command: Command,
 ) -> Outcome:
-  """Runs what is not done yet, as child processes; see `supervise`.
+  """Runs unfinished cells as child processes; see `supervise`.
 
-  It must be called in the main thread, because its death ends the runs.
+  Call it in the main thread, because that thread's death ends the runs.
   """
   start = functools.partial(child.start, root, command)
   return supervise(cells, root, workers, retries, fail_fast, start)
@@ -89,27 +89,23 @@ def supervise(
   fail_fast: bool,
   start: Start,
 ) -> Outcome:
-  """Waits until every cell has results or was given up, and runs what it must.
+  """Runs cells until each has results or was given up.
 
-  Other sweepers may work on the same folder: their cells are taken over if they
-  die. It must be called in the main thread, which gets the signals.
+  Other sweepers may work on the same folder; if they die, their cells are taken
+  over. Call this in the main thread, which gets the signals.
 
   Args:
-    cells: in the order in which they are begun.
-    root: holds a run folder for each.
-    workers: runs at once.
-    retries: how often a cell may fail, after the first time, while this call
-      lasts. Runs that stopped after saving (exit code 75) or whose sweeper was
-      killed did not fail. A bad configuration (2) is not tried again.
+    cells: in the order in which they start.
+    retries: how often a cell may fail after the first time, during this call.
+      Runs that stopped after saving (exit code 75) or whose sweeper was killed
+      did not fail. A bad configuration (2) is not retried.
     fail_fast: whether the first cell given up stops the others, which save.
-    start: (cell, its attempts so far, none of which lasts) -> its run, or None
-      if another sweeper was first.
+    start: (cell, its attempts so far, all ended or dead) -> its run, or None if
+      another sweeper was first.
 
   Raises:
-    ConfigError: workers or retries out of range.
     PreemptedError: after SIGTERM or Ctrl-C, which was passed to the runs. A
       second signal ends them at once.
-    HostError: not on Linux.
   """
   if workers < 1 or retries < 0:
     raise ConfigError(
@@ -131,8 +127,6 @@ def supervise(
 
 @dataclasses.dataclass
 class _Sweeper:
-  """Looks after the runs of a sweep; see `supervise`."""
-
   pending: list[Cell]  # neither done nor given up
   root: Path
   workers: int
@@ -152,7 +146,6 @@ class _Sweeper:
     self.history = {each for each in every if each.end is not None}
 
   def run(self) -> Outcome:
-    """Looks after the runs until nothing is left to do."""
     while True:
       self._poll()
       self._look()
@@ -203,7 +196,7 @@ class _Sweeper:
         self._settle(cell, error)
       else:
         startable.append((cell, before))
-    # After all that is settled, which may have stopped the sweep.
+    # Last, because settling a cell may have stopped the sweep.
     startable.sort(key=lambda pair: self.tried[pair[0].digest])
     for cell, before in startable:
       if len(self.running) == self.workers or self._stopping:

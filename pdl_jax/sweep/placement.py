@@ -1,8 +1,8 @@
-"""Which machines of a Ray cluster a cell takes: one, or several at once.
+"""Chooses the machines of a Ray cluster that a cell takes: one or several.
 
-They are a placement group, all of it or nothing: on different machines, or for
-TPU on the hosts of one slice. The slice is named, because Ray would choose it
-by its first host alone, and the others may be lost or busy.
+They form a placement group, granted as a whole: on different machines, or for
+TPU on the hosts of one slice. The slice is named here. Ray would choose it by
+its first host alone, while the others may be lost or busy.
 """
 
 import dataclasses
@@ -20,7 +20,7 @@ Machine = Mapping[str, float]  # resource -> how much there is
 
 @dataclasses.dataclass(frozen=True)
 class Wanted:
-  """What a cell takes."""
+  """The machines that a cell takes."""
 
   resources: Mapping[str, float]  # of each machine, by Ray's names
   hosts: int = 1
@@ -35,7 +35,7 @@ class Wanted:
     return self.hosts > 1 and 'TPU' in self.resources
 
   def fits(self, machines: Sequence[Machine]) -> bool:
-    """Whether a cell can run on some of them, or is the slice that they are."""
+    """Whether a cell can run on some of them, or on all as a slice."""
     enough = [
       all(machine.get(name, 0) >= n for name, n in self.resources.items())
       for machine in machines
@@ -48,11 +48,7 @@ class Wanted:
 
 
 def slices(ray: ModuleType, wanted: Wanted) -> list[str]:
-  """Lists the slices that can run a cell, busy or not; [''] if it needs none.
-
-  Raises:
-    HostError: too few machines, or no slice, have what a cell takes.
-  """
+  """Lists the slices that fit a cell, busy or not; [''] if it needs none."""
   groups: defaultdict[str, list[Machine]] = defaultdict(list)
   for node in ray.nodes():
     name = node['Labels'].get(_SLICE) if wanted.is_slice else ''
@@ -73,7 +69,6 @@ def slices(ray: ModuleType, wanted: Wanted) -> list[str]:
 
 
 def _count(machines: Sequence[Machine], wanted: Wanted) -> str:
-  """Counts machines by what they have, as in '2 x CPU=1 TPU=4, 1 x CPU=3'."""
   counts = Counter(
     _words({name: machine.get(name, 0) for name in wanted.resources})
     for machine in machines

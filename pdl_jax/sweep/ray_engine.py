@@ -1,13 +1,12 @@
 """Runs cells on the machines of a Ray cluster.
 
-An attempt at a cell is a task on machines that are reserved for it
-(placement.py). The task claims the cell, in the folder that all machines
-share, and looks after its run (gang.py). This side says which cell is next and
-reads how each ended from the claims, so that sweepers of both engines can be
-at the same folder.
+An attempt at a cell is a task on machines reserved for it (placement.py). The
+task claims the cell, in the folder that all machines share, and looks after its
+run (gang.py). This side chooses the next cell, and learns from the claims how
+each attempt ended. So sweepers of both engines can share a folder.
 
-RAY_ADDRESS says which cluster, of which this must be a machine; without it one
-is started here, for as long as the sweep lasts.
+RAY_ADDRESS names the cluster, of which this machine must be a part. Without it,
+a cluster is started here for as long as the sweep lasts.
 """
 
 import dataclasses
@@ -30,18 +29,14 @@ from pdl_jax.sweep.claims import PREEMPTED, Attempt
 from pdl_jax.sweep.placement import Wanted
 
 _RESOURCES = ('CPU', 'GPU', 'TPU')
-# Variables of this environment that change the numbers of a run.
+# Environment variables that change the numbers of a run.
 _PASSED_ON = ('JAX_', 'XLA_', 'LIBTPU_')
 _ANSWER = 10.0  # seconds for the cluster to answer; Ray alone takes minutes
 _LATE = 30.0  # seconds until a cell that waits says so, or tries another slice
 
 
 def parse_resources(entries: Sequence[str]) -> dict[str, float]:
-  """What a cell takes of its machine: one CPU, and what 'TPU=4' and so on say.
-
-  Raises:
-    ConfigError: an entry that is not NAME=NUMBER, or a name unknown to Ray.
-  """
+  """Returns a cell's share of its machine: one CPU, plus 'TPU=4' and so on."""
   wanted = {'CPU': 1.0}
   for entry in entries:
     name, _, number = entry.partition('=')
@@ -64,21 +59,12 @@ def run_on_ray(
   command: Command,
   wanted: Wanted,
 ) -> local.Outcome:
-  """Runs what is not done yet on a cluster; the rest is as in local.supervise.
+  """Runs unfinished cells on a cluster; see local.supervise for the rest.
 
-  The machines share the working folder, the run folders and the packages,
-  each under the same path everywhere. A cell whose machine was lost is begun
-  again when its claim is stale; one whose process was killed, at once if that
-  was on this machine. A gang that lost one of its other machines did not fail:
-  it is begun again as soon as there are as many.
-
-  Args:
-    command: (cell, run folder) -> the command line that runs it.
-    wanted: machines of a cell.
-
-  Raises:
-    HostError: Ray is not installed, the cluster does not answer, too few
-      machines of it have the resources, or one cannot run cells at all.
+  The machines share the working folder, the run folders and the packages, under
+  the same paths. A cell is restarted when the claim of its lost machine is
+  stale, or at once if its process was killed on this machine. A gang that lost
+  one of its other machines did not fail: it restarts once enough are there.
   """
   ray = _connect()
   try:
@@ -89,7 +75,6 @@ def run_on_ray(
 
 
 def _connect() -> ModuleType:
-  """Connects to a cluster, or starts one here, and returns Ray."""
   try:
     import ray
     from ray.exceptions import RayError
@@ -103,7 +88,7 @@ def _connect() -> ModuleType:
     host, _, port = address.rpartition(':')
     if host and port.isdecimal() and '://' not in address:
       socket.create_connection((host, int(port)), _ANSWER).close()
-    # It forks to start its daemons: nothing may have started JAX in a sweeper.
+    # Ray forks to start its daemons, so nothing may have started JAX here.
     ray.init(
       address, include_dashboard=False, log_to_driver=False,
       logging_level=logging.ERROR,
@@ -119,11 +104,7 @@ def _connect() -> ModuleType:
 
 
 class Engine:
-  """Starts attempts at cells as tasks of Ray.
-
-  Raises:
-    HostError: too few machines, or no slice, have what a cell takes.
-  """
+  """Starts attempts at cells as tasks of Ray."""
 
   def __init__(
     self, ray: ModuleType, root: Path, command: Command, wanted: Wanted
@@ -181,7 +162,7 @@ class _Task:
   over: bool = False
 
   def poll(self) -> int | None:
-    """0 or 75 once it is over; the files tell how a run has failed."""
+    """Returns 0 or 75 once it is over; files tell how a run failed."""
     ended, _ = self.ray.wait([self.reference], timeout=0)
     if not ended:
       return None
@@ -207,14 +188,14 @@ class _Task:
     print(f'{self.cell.run_id} lost its process: {name}', flush=True)
 
   def stop(self, signals: int) -> None:
-    """Interrupts it, if it has heard fewer signals than so many."""
+    """Interrupts the task if it has heard fewer signals than that."""
     if self.told < signals:
-      # It listens before it claims; until then Ray may lose what it is told.
+      # Once it has claimed, it listens; before that Ray may lose a signal.
       self.told += self._begun
       self._cancel()
 
   def beat(self) -> None:
-    """Says that it waits for machines; those of a slice are given back."""
+    """Reports that it waits for machines, and gives those of a slice back."""
     if self._begun or self.stopped or time.monotonic() < self.asked + _LATE:
       return
     self.asked = time.monotonic()
@@ -229,5 +210,5 @@ class _Task:
 
   def _cancel(self) -> None:
     self.stopped = True
-    # Not what it has asked for itself: the processes end together.
+    # Not its own tasks: the processes of a gang end together.
     self.ray.cancel(self.reference, recursive=False)

@@ -1,4 +1,4 @@
-"""Reads from its folder how far a sweep is; nothing is written."""
+"""Reads from its folder how far a sweep is; writes nothing."""
 
 import dataclasses
 import os
@@ -23,7 +23,7 @@ STATES = ('done', 'running', 'failed', 'queued', 'broken')
 class Row:
   """The state of one cell.
 
-  A run whose sweeper was killed is queued again. A run is broken if one of its
+  If its sweeper was killed, a run is queued again. It is broken if one of its
   files is torn, altered or unreadable.
   """
 
@@ -53,7 +53,7 @@ def status(root: Path, cells: Sequence[Cell] | None = None) -> list[Row]:
   else:
     names = {cell.digest: cell.run_id for cell in cells}
   return [
-    # A torn folder stands under its name.
+    # A torn folder is keyed by its name.
     _row_or_broken(name, folders.get(digest, folders.get(name)), before, now)
     for digest, name in names.items()
     for before in [attempts.get(digest, [])]
@@ -114,7 +114,7 @@ def remaining_seconds(rows: Sequence[Row], workers: int) -> float | None:
 
 
 def format_status(rows: Sequence[Row]) -> str:
-  """Writes one line per cell, and one for all of them."""
+  """Formats one line per cell, and a summary line."""
   width = max((len(row.name) for row in rows), default=0)
   lines = [
     printable(f'{row.state:8s} {row.name:{width}s} {_note(row)}'.rstrip())
@@ -138,9 +138,8 @@ def format_dry_run(
   Args:
     groups: title ('' for none), root and cells of each sweep. A cell that is in
       several groups counts once.
-    workers: runs at once.
-    recorded: hash of a cell whose results are kept elsewhere -> seconds that
-      it took. Such cells need not be run.
+    recorded: cell hash -> seconds, for results that are kept elsewhere. Such
+      cells need not run.
   """
   lines, found, labels = [], {}, set[tuple[Path, str]]()
   for title, root, cells in groups:
