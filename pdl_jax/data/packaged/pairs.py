@@ -1,4 +1,4 @@
-"""Finds which examples are copies of others."""
+"""Finds examples that are copies of others."""
 
 import collections
 import re
@@ -8,18 +8,18 @@ from collections.abc import Callable, Iterable, Sequence
 from pdl_jax.data.packaged.texts import Example
 from pdl_jax.data.schema import SPLITS
 
-MAX_GROUPS = 3  # that may share a target; in more of them it is boilerplate
+MAX_GROUPS = 3  # that may share a target; in more it is boilerplate
 SHINGLE_WORDS = 8
-MAX_SEEN_SHINGLES = 0.5  # above that a text is the near-copy of earlier ones
+MAX_SEEN_SHINGLES = 0.5  # share above which a text is a near-copy
 
 
 def normalised(text: str) -> str:
-  """Returns lower-case words alone, by which texts are compared."""
+  """Returns the lower-case words by which texts are compared."""
   return ' '.join(re.findall(r'\w+', text.casefold()))
 
 
 def shingles_of(words: Sequence[str]) -> frozenset[int]:
-  """Returns the CRC-32 of each SHINGLE_WORDS words in a row, if any."""
+  """Returns the CRC-32 of every SHINGLE_WORDS consecutive words."""
   return frozenset(
     zlib.crc32(' '.join(words[i : i + SHINGLE_WORDS]).encode())
     for i in range(len(words) - SHINGLE_WORDS + 1)
@@ -31,15 +31,10 @@ def without_copies(
   split_of: Callable[[str], str],
   dropped: collections.Counter[str],
 ) -> list[Example]:
-  """Keeps one example of each source, of each target and of near-copies.
+  """Keeps one of each source, each target and each set of near-copies.
 
-  Train comes first and earlier ones win, so that nothing in validation or test
-  is the copy of a training example.
-
-  Args:
-    made: examples, or why one could not be made.
-    split_of: group -> split.
-    dropped: where the reasons are counted.
+  Train comes first and earlier examples win. So nothing in validation or test
+  copies a training example. `made` has examples, or reasons to count.
   """
   examples: list[Example] = []
   for each in made:

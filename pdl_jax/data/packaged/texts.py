@@ -1,4 +1,4 @@
-"""The register of packaged texts, and what their modules share."""
+"""The registry of packaged texts, and what their modules share."""
 
 import collections
 import dataclasses
@@ -21,7 +21,7 @@ class Example(NamedTuple):
   """One record."""
 
   id: str
-  group: str  # is never split over train, validation and test
+  group: str  # is in one split only
   source: str
   target: str
   style: str = ''
@@ -33,13 +33,13 @@ Make = Callable[[collections.Counter[str]], Splits]
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Text:
-  """A packaged text: what it is made from, and how."""
+  """A packaged text: its origin, and the function that makes it."""
 
-  make: Make  # makes the splits, and counts by reason what it leaves out
+  make: Make  # makes the splits; counts by reason what it leaves out
   dataset: str  # name of the prepared data set
-  version: str = '1.0.0'  # other records need another one
-  package: str  # what it is made from, as pip knows it, or words
-  # Prepared data of another one is refused; '' refuses none.
+  version: str = '1.0.0'  # changes with the records
+  package: str  # its source: a name for pip, or words
+  # Prepared data of another version is refused; '' refuses none.
   package_version: str | Callable[[], str]
   description: str = ''
   citation: str = ''
@@ -54,7 +54,7 @@ class Text:
     return inspect.getfile(self.make)
 
   def wanted_version(self) -> str:
-    """Returns the version of the package that data must be made from."""
+    """Returns the package version that data must be made from."""
     version = self.package_version
     return version if isinstance(version, str) else version()
 
@@ -63,9 +63,9 @@ TEXTS: dict[str, Text] = {}
 
 
 def register_text(name: str, **facts: Any) -> Callable[[Make], Make]:
-  """Makes a packaged text of a function; see `Text` for the facts.
+  """Registers the function that makes a packaged text.
 
-  The prepared data set has the same name unless `dataset` says otherwise.
+  The facts are fields of `Text`; `dataset` defaults to the name.
 
   Raises:
     ConfigError: a text of another file has this name.
@@ -88,7 +88,7 @@ def register_text(name: str, **facts: Any) -> Callable[[Make], Make]:
 
 
 def split_by_hash(text: str) -> str:
-  """Assigns to a split, 80/10/10, by a hash that no machine changes."""
+  """Assigns a split, 80/10/10, by a hash that is the same everywhere."""
   digest = hashlib.sha256(text.encode()).digest()
   percent = int.from_bytes(digest[:8], 'big') % 100
   return 'train' if percent < 80 else 'validation' if percent < 90 else 'test'
@@ -97,7 +97,7 @@ def split_by_hash(text: str) -> str:
 def by_split(
   examples: Iterable[Example], split_of: Callable[[str], str]
 ) -> Splits:
-  """Divides examples by their groups; their order stays."""
+  """Divides examples by their groups, in order."""
   splits: Splits = {split: [] for split in SPLITS}
   for example in examples:
     splits[split_of(example.group)].append(example)
@@ -123,7 +123,7 @@ def package_folder(package: str, version: str) -> Path:
 
 
 def read_published(file: Path, sha256: str, package: str) -> bytes:
-  """Reads a file of a package, which must be as it was published."""
+  """Reads a file of a package, and checks it against its checksum."""
   again = f'pip install --force-reinstall --no-deps {package}'
   try:
     data = file.read_bytes()
