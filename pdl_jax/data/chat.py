@@ -9,33 +9,27 @@ import jinja2
 from pdl_jax.data.chat_sandbox import Sandbox, rendered
 from pdl_jax.errors import DataError
 
-# Characters for private use, which no template looks for, mark the place of a
-# turn's text.
+# Private-use characters mark a turn's place: no template looks for them.
 _OPEN, _CLOSE = '\ue000', '\ue001'
 _MARK = re.compile(f'{_OPEN}([0-9]+){_CLOSE}')
-_LONGEST = 200  # characters of the words of others in an error
+_LONGEST = 200  # characters of a foreign message in our errors
 Turns = Sequence[tuple[str, str]]
 
 
 def mark(number: int) -> str:
-  """Makes what stands for the text of a turn."""
+  """Returns the placeholder for the text of a turn."""
   return f'{_OPEN}{number}{_CLOSE}'
 
 
 class ChatTemplate:
-  """A compiled template; it sees no clock, so that prompts stay the same.
-
-  Attributes:
-    source: the template.
-    name: where it comes from, for errors.
-  """
+  """A compiled template. It sees no clock, so prompts stay the same."""
 
   def __init__(self, source: str, tokens: Mapping[str, str], name: str):
-    """Args: tokens: by the names templates know: bos_token, eos_token."""
+    """`tokens` maps what templates call bos_token, eos_token and so on."""
     self.source, self.name, self._tokens = source, name, dict(tokens)
     try:
       self._template = Sandbox().from_string(source)
-    # Jinja passes on errors of Python's compiler, too.
+    # Jinja also passes on errors of Python's compiler.
     except Exception as error:
       raise DataError(
         f'{name}: the chat template is broken ({_reason(error)})'
@@ -43,16 +37,7 @@ class ChatTemplate:
     self._form = lru_cache(None)(self._find_form)
 
   def render(self, messages: Turns, *, opens: bool) -> str:
-    """Returns the text of (role, content) messages.
-
-    Args:
-      messages: system, user and assistant.
-      opens: whether the opening of an answer stands at the end.
-
-    Raises:
-      jinja2.TemplateError: the template refuses these roles, fails, or takes
-        too much.
-    """
+    """Returns the text of messages; `opens` adds the opening of an answer."""
     turns = [{'role': role, 'content': text} for role, text in messages]
     variables = {
       'messages': turns, 'tools': None, 'documents': None,
@@ -62,21 +47,17 @@ class ChatTemplate:
       return rendered(self._template, variables, messages)
     except jinja2.TemplateError:
       raise
-    # An expression of a stranger can raise anything.
+    # A template's expression can raise anything.
     except Exception as error:
       raise jinja2.TemplateRuntimeError(_reason(error)) from None
 
   def with_marks(self, instruction: str, roles: tuple[str, ...]) -> str | None:
-    """Makes a prompt whose contents are marks; None if roles are refused.
-
-    Where a template takes no system turn, the instruction stands before the
-    first turn.
-    """
+    """Returns a prompt with placeholders, or None if roles are refused."""
     _, text, _ = self._form(instruction, roles)
     return text
 
   def prompt(self, instruction: str, turns: Turns) -> str | None:
-    """Makes a prompt with its contents; None if the template refuses it."""
+    """Returns a prompt, or None if the template refuses several turns."""
     has_system, text, reason = self._form(
       instruction, tuple(role for role, _ in turns)
     )
@@ -95,7 +76,7 @@ class ChatTemplate:
     )
 
   def after_answer(self) -> str:
-    """Returns what stands behind the text of an answer."""
+    """Returns the text that follows an answer."""
     turns = [('user', mark(0)), ('assistant', mark(1))]
     try:
       text = self.render(turns, opens=False)
@@ -110,7 +91,7 @@ class ChatTemplate:
   def _find_form(
     self, instruction: str, roles: tuple[str, ...]
   ) -> tuple[bool, str | None, str]:
-    """Returns if it takes a system turn, the text with marks, or why not."""
+    """Returns (takes a system turn, text with placeholders, why refused)."""
     turns = [(role, mark(i)) for i, role in enumerate(roles)]
     reason = ''
     for has_system in (True, False):
@@ -135,7 +116,6 @@ def _messages(instruction: str, turns: Turns, has_system: bool) -> Turns:
 
 
 def _reason(error: Exception) -> str:
-  """Returns one line, with the kind of an error that is not Jinja's."""
   text = ' '.join(str(error).split())[:_LONGEST]
   if isinstance(error, jinja2.TemplateError):
     return text

@@ -1,9 +1,9 @@
-"""Jinja2 that a stranger's template can neither hang nor fill the memory with.
+"""Renders untrusted Jinja2 templates without hanging or filling the memory.
 
-What a template makes (characters of text, elements of lists) is charged where
-it is made, and each block that it executes costs a little. A rendering that
-spends more than its budget fails. The budget is counted, not timed, so that it
-does not depend on the machine; a clock is the last resort.
+Everything a template makes (characters, list elements) is charged to a budget,
+and so is each block that it executes. A rendering that exceeds its budget
+fails. The budget is counted, so it is the same on every machine; a clock is the
+last resort.
 """
 
 import datetime
@@ -22,11 +22,10 @@ from jinja2.runtime import Context
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.utils import Namespace
 
-# What a rendering may spend, and how much more for each character of its
-# contents; what a block costs; how much it spends between two looks at the
-# budget and the clock; and the seconds of that clock.
+# The budget of a rendering, what each character of content adds to it, the cost
+# of a block, what is spent between two checks, and the limit in seconds.
 _BUDGET, _BY_CONTENT, _BLOCK, _ADVANCE, _SECONDS = 1_000_000, 10, 10, 1000, 5
-# Each can make much of little, or is chance; no published template has them.
+# These can inflate their input, or are random; no published template uses them.
 _NO_FILTERS = {
   'batch', 'center', 'format', 'pprint', 'random', 'round', 'slice',
   'striptags', 'sum', 'urlize', 'wordwrap', 'xmlattr',
@@ -35,12 +34,12 @@ _NO_METHODS = {
   'center', 'encode', 'expandtabs', 'ljust', 'rjust', 'striptags', 'to_bytes',
   'translate', 'zfill',
 }  # fmt: skip
-# Widths of four digits, or widths that are arguments, of % and of format.
+# Formats with a width of four digits, or with a width that is an argument.
 _PERCENT = re.compile(r'%(\(.*\))?[^%a-zA-Z]*([0-9]{4}|\*)', re.DOTALL)
 _BRACES = re.compile(r':[^}]*([0-9]{4}|\{)')
 _WIDEST = 32  # columns of an indentation
-# What the clock of templates shows: with today's date, which transformers
-# gives, a run could be neither repeated nor resumed.
+# The date that templates see. With today's, as transformers gives it, a run
+# could be neither repeated nor resumed.
 DATE = datetime.datetime(2024, 7, 26)
 _HOLDERS = (
   list, tuple, dict, type({}.keys()), type({}.values()), type({}.items())
@@ -48,25 +47,21 @@ _HOLDERS = (
 
 
 class _Budget(Context):
-  """The variables of one rendering, and what it may still spend.
+  """The variables of one rendering, and what it may still spend."""
 
-  Attributes:
-    left: of the advance; the code of the template takes from it.
-    turns: (role, content) that it renders.
-  """
-
+  # Compiled templates subtract from `left`; below 0 the budget is checked.
   left, _budget, _until = _ADVANCE, 0, 0.0
-  turns: Sequence[tuple[str, str]] = ()
+  turns: Sequence[tuple[str, str]] = ()  # (role, content)
 
   def spend(self, size: float) -> None:
-    """Raises TemplateRuntimeError when too much was spent."""
+    """Charges a size; raises TemplateRuntimeError over the budget."""
     self.left -= size
     if self.left >= 0:
       return
     now = time.perf_counter()
     if not self._until:
       self._until = now + _SECONDS
-      # Templates may copy all that was said at each turn.
+      # A template may repeat the whole conversation at each turn.
       size = sum(len(text) for _, text in self.turns)
       self._budget = _BUDGET + _BY_CONTENT * size * (len(self.turns) + 10)
     self._budget += self.left - _ADVANCE
@@ -79,7 +74,7 @@ class _Budget(Context):
       raise jinja2.TemplateRuntimeError(f'it takes over {_SECONDS} seconds')
 
   def held(self, value: Any) -> Any:
-    """Returns the value, after charging all that it holds."""
+    """Charges everything that a value holds, and returns the value."""
     if isinstance(value, str):
       self.left -= len(value)
       if self.left < 0:
@@ -89,11 +84,11 @@ class _Budget(Context):
     return value
 
   def text(self, value: Any) -> str:
-    """Returns what is put out, after charging it."""
+    """Charges a value, and returns it as text."""
     return str(self.held(value))
 
   def weigh(self, *values: Any) -> int:
-    """Charges all that some values hold, as often as they hold it."""
+    """Charges everything that values hold, repetitions included."""
     total, waiting = 0, list(values)
     while waiting:
       value = waiting.pop()
@@ -111,13 +106,10 @@ _Visit = TypeVar('_Visit', bound=Callable[..., None])
 
 
 def _charging(visit: _Visit) -> _Visit:
-  """Charges the value of an expression, which is at most as large as its parts.
-
-  Names that are assigned to are no value.
-  """
+  """Charges an expression, whose value is no larger than its parts."""
 
   def charged(self: '_Code', node: nodes.Node, frame: Frame) -> None:
-    is_value = getattr(node, 'ctx', 'load') == 'load'
+    is_value = getattr(node, 'ctx', 'load') == 'load'  # no assignment target
     self.write('context.held(' if is_value else '(')
     visit(self, node, frame)
     self.write(')')
@@ -126,7 +118,7 @@ def _charging(visit: _Visit) -> _Visit:
 
 
 class _Code(CodeGenerator):
-  """Python of a template, which charges what it does."""
+  """Compiles templates to Python that charges what it does."""
 
   visit_Add = _charging(CodeGenerator.visit_Add)
   visit_Concat = _charging(CodeGenerator.visit_Concat)
@@ -150,7 +142,7 @@ class _Code(CodeGenerator):
 
 
 def _size(node: nodes.Node) -> int:
-  """Counts the characters of the template that it puts out by itself."""
+  """Counts the characters that a node itself puts out."""
   if not isinstance(node, nodes.Output):
     return 0
   texts = [data.data for data in node.find_all(nodes.TemplateData)]
@@ -159,25 +151,25 @@ def _size(node: nodes.Node) -> int:
 
 
 class _Generation(Extension):
-  """{% generation %}, which tells trainers what the model has said."""
+  """Parses {% generation %}, which marks answers for trainers."""
 
   tags = {'generation'}  # noqa: RUF012
 
   def parse(self, parser: Parser) -> nodes.Node:
-    """Passes over the tags."""
+    """Drops the tags."""
     line = next(parser.stream).lineno
     body = parser.parse_statements(('name:endgeneration',), drop_needle=True)
     return nodes.Scope(body, lineno=line)
 
 
 class _Namespace(Namespace):
-  """Whose text does not tell what it holds."""
+  """A namespace whose text does not show what it holds."""
 
   __repr__ = object.__repr__
 
 
 class Sandbox(ImmutableSandboxedEnvironment):
-  """With what transformers gives to chat templates."""
+  """The environment that transformers gives to chat templates."""
 
   code_generator_class, context_class = _Code, _Budget
   intercepted_binops = frozenset({'*', '**', '%'})
@@ -198,14 +190,14 @@ class Sandbox(ImmutableSandboxedEnvironment):
     )
 
   def is_safe_attribute(self, obj: Any, attr: str, value: Any) -> bool:
-    """Refuses what is private, and what makes much of little."""
+    """Refuses private names, and methods that inflate their input."""
     is_safe = super().is_safe_attribute(obj, attr, value)
     return is_safe and attr not in _NO_METHODS
 
   def call_binop(
     self, context: Context, operator: str, left: Any, right: Any
   ) -> Any:
-    """Charges the result, before it is made if it can be far larger."""
+    """Charges the result, in advance if it can be far larger."""
     assert isinstance(context, _Budget)
     _check_operator(context, operator, left, right)
     return context.held(self.binop_table[operator](left, right))
@@ -213,7 +205,7 @@ class Sandbox(ImmutableSandboxedEnvironment):
   def call(
     self, context: Context, called: Any, /, *args: Any, **kwargs: Any
   ) -> Any:
-    """Calls a method, a macro or a function."""
+    """Calls a method, a macro or a function, and charges the result."""
     assert isinstance(context, _Budget)
     # The sandbox wraps the method format.
     method = getattr(called, '__wrapped__', called)
@@ -227,7 +219,7 @@ def rendered(
   template: jinja2.Template, variables: dict[str, Any],
   turns: Sequence[tuple[str, str]],
 ) -> str:  # fmt: skip
-  """Renders a template; larger turns (role, content) have a larger budget."""
+  """Renders a template; the budget grows with the turns (role, content)."""
   context = template.new_context(variables)
   assert isinstance(context, _Budget)
   context.turns = turns
@@ -262,7 +254,7 @@ def _checked(
   context: _Budget, text: str, method: str, args: tuple[Any, ...],
   kwargs: Mapping[str, Any],
 ) -> tuple[Any, ...]:  # fmt: skip
-  """Returns the arguments of a method of text, and charges what it makes."""
+  """Charges a method of text in advance, and returns its arguments."""
   context.spend(len(text))
   if method == 'replace' and len(args) > 1:
     context.spend(text.count(args[0]) * len(args[1]))
@@ -312,7 +304,7 @@ def _to_json(
   indent: int | str | None = None,
   separators: tuple[str, str] | None = None, sort_keys: bool = False,
 ) -> str:  # fmt: skip
-  """Writes it as transformers does, without HTML's escapes."""
+  """Writes JSON as transformers does, without HTML's escapes."""
   _check_width(indent or 0)
   encoder = json.JSONEncoder(
     ensure_ascii=ensure_ascii, indent=indent, separators=separators,

@@ -1,4 +1,4 @@
-"""Pairs of prompt and target as arrays of one shape."""
+"""Pairs of prompt and target as arrays of fixed shape."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -13,64 +13,59 @@ from pdl_jax.data.tokenizer import Tokenizer
 from pdl_jax.errors import ConfigError, DataError
 
 Batch = dict[str, np.ndarray]
-# Characters of a text that are read per token that there is room for, and at
-# least; what stands behind them would be cut off anyway.
+# Characters read per token of room, and the least read; the rest would be cut.
 _FOR_A_TOKEN, _READ = 1024, 2**20
 
 
 @dataclasses.dataclass(frozen=True)
 class Lengths:
-  """Sizes of the arrays, in tokens.
+  """Sizes of the arrays, in tokens, chat format and end of turn included.
 
-  Attributes:
-    prompt: longest prompt P, chat format included; longer sources are cut at
-      their end and conversations at their beginning, so that the target
-      always survives.
-    target: longest target T, end of turn included; records with longer
-      targets are left out and counted.
+  Longer sources lose their end, and conversations their beginning. Records with
+  longer targets are left out and counted.
   """
 
-  prompt: int
-  target: int
+  prompt: int  # the longest prompt, P
+  target: int  # the longest target, T
 
   @property
   def sequence(self) -> int:
-    """Returns L: the last target token is predicted, and never read."""
+    """Returns L = P + T - 1: the last target token is never read."""
     return self.prompt + self.target - 1
 
 
 class Rows(Protocol):
-  """What training batches are drawn from."""
+  """The rows that training batches are drawn from."""
 
   def __len__(self) -> int: ...
 
   def __getitem__(self, index: int) -> Batch:
-    """Returns a padded or packed row; `empty_example` has the arrays."""
+    """Returns a padded or packed row; see `empty_example`."""
     ...
 
 
 class Examples(Rows, Protocol):
-  """Rows that are scored and generated from, too."""
+  """Rows that are also scored and generated from."""
 
   lengths: Lengths
 
   def record(self, index: int) -> dict[str, str]:
-    """Returns its text: id, group, source, target, perhaps style."""
+    """Returns the text: id, group, source, target and perhaps style."""
     ...
 
   def prompt_and_target(self, index: int) -> tuple[list[int], list[int]]:
-    """Returns at most P ids of the prompt and at most T of the target."""
+    """Returns at most P ids of the prompt and T of the target."""
     ...
 
 
 def empty_example(lengths: Lengths, pad: int) -> Batch:
-  """Makes an example without a token.
+  """Makes an example without tokens.
 
   Returns:
-    tokens, segments, positions: [L] int32, segment 0 is padding.
+    tokens, segments, positions: [L] int32; segment 0 is padding.
     labels: [T] int32, the target tokens.
-    reads: [T] int32, the position whose hidden state predicts each label, so
-      that the head is applied at targets only.
+    reads: [T] int32, the position whose hidden state predicts each label. So
+      the head runs at targets only.
     where: [T] bool, True at real labels.
   """
   length, target = lengths.sequence, lengths.target
@@ -87,7 +82,7 @@ def empty_example(lengths: Lengths, pad: int) -> Batch:
 def padded_example(
   prompt: list[int], target: list[int], lengths: Lengths, pad: int
 ) -> Batch:
-  """Makes an example of a prompt and its target, padded to L and T."""
+  """Makes an example, padded to L and T."""
   example = empty_example(lengths, pad)
   tokens = [*prompt, *target[:-1]]
   example['tokens'][: len(tokens)] = tokens
@@ -102,10 +97,7 @@ def padded_example(
 def encode_targets(
   texts: Sequence[str], tokenizer: Tokenizer, longest: int
 ) -> list[list[int]]:
-  """Encodes answers, each with its end of turn.
-
-  A text that is far too long is encoded in part, into more than `longest` ids.
-  """
+  """Encodes answers with their end of turn; far too long ones in part."""
   whole = [text.strip() for text in texts]
   answers = tokenizer.encode([read_of(text, longest) for text in whole])
   for index, ids in enumerate(answers):
@@ -115,15 +107,12 @@ def encode_targets(
 
 
 def read_of(text: str, tokens: int) -> str:
-  """Cuts a text, at more than so many tokens.
-
-  Encoding takes a hundred times the memory of a text.
-  """
+  """Cuts far too long texts: encoding takes 100 times their memory."""
   return text[: max(_READ, _FOR_A_TOKEN * tokens)]
 
 
 class Pairs:
-  """The usable records of a split, encoded when they are asked for."""
+  """The usable records of a split, encoded on demand."""
 
   def __init__(
     self,
@@ -150,7 +139,7 @@ class Pairs:
   def record(self, index: int) -> dict[str, str]:
     """See `Examples`."""
     record = self.source[int(self.usable[index])]
-    # As they are encoded: what is measured by its bytes must be what was read.
+    # Stripped as for encoding, so that byte counts match what the model reads.
     parts = ('source', 'target')
     return record | {part: record[part].strip() for part in parts}
 
@@ -174,9 +163,8 @@ class Pairs:
     return padded_example(*self.prompt_and_target(index), self.lengths, pad)
 
   def _prompt(self, record: dict[str, str]) -> list[int]:
-    """Encodes the system turn, turns that fit, and the answer's opening."""
     text, most = record['source'], self.lengths.prompt
-    # Every turn takes a token.
+    # A turn takes at least one token.
     turns = text.rsplit('\n', most)[-most:] if self.task.turns else [text]
     turns = [read_of(turn, most) for turn in turns]
     instruction = self.task.instruction(record)

@@ -1,4 +1,4 @@
-"""Data sets that others prepared: TFDS by name, Hugging Face folders."""
+"""Opens data sets that others prepared: TFDS by name, Hugging Face folders."""
 
 import contextlib
 import hashlib
@@ -23,7 +23,7 @@ from pdl_jax.errors import (
 if TYPE_CHECKING:
   import tensorflow_datasets as tfds
 
-# NAME, NAME/CONFIG, NAME:VERSION. Not NAMESPACE:NAME, which asks a network.
+# NAME, NAME/CONFIG, NAME:VERSION; NAMESPACE:NAME would use the network.
 _TFDS_NAME = re.compile(r'[A-Za-z]\w*(/[\w.+-]+)?(:\d+\.\d+\.\d+)?')
 
 _HUB_NAME = re.compile(r'[\w.-]+(/[\w.-]+)?')
@@ -36,10 +36,7 @@ def open_tfds(
   fields: Mapping[str, str] | None,
   splits: Mapping[str, str],
 ) -> schema.Opened:
-  """Opens a split of a TFDS data set that is prepared on this machine.
-
-  The name is NAME or NAME/CONFIG, with or without :VERSION.
-  """
+  """Opens a split of a TFDS data set that is prepared on this machine."""
   builder = _tfds_builder(name, data_dir)
   place = f', data_dir="{os.path.expanduser(data_dir)}"' if data_dir else ''
   remedy = (
@@ -70,12 +67,12 @@ def open_tfds(
 
 @contextlib.contextmanager
 def torn_files_named(place: str, remedy: str) -> Iterator[None]:
-  """Turns what TFDS raises of damaged files into one line."""
+  """Turns whatever TFDS raises for damaged files into one line."""
   try:
     yield
   except (PdlError, OSError, MemoryError):
     raise
-  # Its parsers of JSON and of protocol buffers raise what they like.
+  # Its parsers of JSON and protocol buffers raise many classes.
   except Exception as error:
     raise DataError(
       f'{place} cannot be read ({reason(error)}); {remedy}'
@@ -85,7 +82,7 @@ def torn_files_named(place: str, remedy: str) -> Iterator[None]:
 def _tfds_builder(
   name: str, data_dir: str | None
 ) -> 'tfds.core.DatasetBuilder':
-  # Takes half a second, which those who only import this module save.
+  # The import takes half a second.
   import tensorflow_datasets as tfds
 
   if not _TFDS_NAME.fullmatch(name):
@@ -107,8 +104,7 @@ def _tfds_builder(
     ) from error
   except OSError:
     raise
-  # TFDS raises what its assertions and parsers raise, for torn files and for an
-  # unknown version or configuration.
+  # Torn files and unknown versions fail in assertions and parsers of TFDS.
   except Exception as error:
     raise ConfigError(
       f'tfds:{name} cannot be opened: {reason(error)}'
@@ -137,7 +133,7 @@ def check_splits(
   split: str,
   splits: Mapping[str, str],
 ) -> None:
-  """Refuses splits that are not there, are empty, or share examples."""
+  """Refuses splits that are missing, empty, or share examples."""
   known = ', '.join(builder.info.splits)
   spans = []
   for each in schema.SPLITS:
@@ -170,16 +166,15 @@ def check_splits(
 def read_split(
   builder: 'tfds.core.DatasetBuilder', instruction: str
 ) -> schema.Records:
-  """Returns the records of a split of TFDS, or of a part of one."""
-  # Its own annotations lose the parameters.
+  """Returns the records of a TFDS split, or of a part of one."""
+  # The annotations of TFDS lose the parameters.
   read = cast(Callable[..., schema.Records], builder.as_data_source)
   return read(split=instruction)
 
 
 def _stored_fields(
   builder: 'tfds.core.DatasetBuilder',
-) -> tuple[list[str], list[str]]:
-  """Returns the names of the fields of text, and of those of integers."""
+) -> tuple[list[str], list[str]]:  # names of texts, names of integers
   import tensorflow_datasets as tfds
 
   features = builder.info.features
@@ -198,13 +193,13 @@ def _stored_fields(
 def open_hf(
   name: str, split: str, folder: str, fields: Mapping[str, str] | None
 ) -> schema.Opened:
-  """Opens a split, a subfolder, that `datasets` wrote with `save_to_disk`."""
+  """Opens a split: a subfolder that `datasets` wrote with `save_to_disk`."""
   if importlib.util.find_spec('datasets') is None:
     raise HostError(
       f'{name} needs the package datasets, which is not installed: pip install'
       ' datasets'
     )
-  # Takes a second, and is needed for these folders only.
+  # The import takes a second.
   import datasets
 
   place = os.path.join(folder, split)
@@ -221,11 +216,11 @@ def open_hf(
     # A saved format may hide columns, or give arrays of other libraries.
     dataset = datasets.Dataset.load_from_disk(place).with_format(None)
     sums = [_sha256(file['filename']) for file in dataset.cache_files]
-    # Places in a flipped file may lie outside of it: reading would crash.
+    # Offsets in a damaged file may point outside it: reading would crash.
     dataset.data.table.validate(full=True)
   except MemoryError:
     raise
-  # For torn files `datasets` raises what JSON and Arrow raise.
+  # For torn files `datasets` passes on errors of JSON and Arrow.
   except Exception as error:
     raise DataError(
       f'{place} cannot be opened ({reason(error)}); save it again with'
@@ -253,7 +248,6 @@ def open_hf(
 
 
 def _instead(name: str, folder: str) -> str:
-  """Says what there is in place of a split, and what to type."""
   hub = name.partition(':')[2]
   if not os.path.isdir(folder):
     hub = hub if _HUB_NAME.fullmatch(hub) else 'NAME'

@@ -1,4 +1,4 @@
-"""Which lines of a JSON lines file are good records, found in one pass."""
+"""Finds the good records of a JSON lines file in one pass."""
 
 import array
 import collections
@@ -15,22 +15,21 @@ import tqdm
 from pdl_jax.data import schema
 from pdl_jax.errors import DataError, printable
 
-# A file that loses more of its records than this is not what it claims to be.
+# A file that loses a larger share than this is not what it claims to be.
 MAX_BAD_SHARE = 0.01
-MAX_LINE = 64 * 2**20  # bytes; what one line may take of the memory
-# All records have them or none: without a group of its own a record would share
-# one with all others that have none.
+MAX_LINE = 64 * 2**20  # bytes of memory for one line
+# All records have them, or none: those without a group would share one.
 _NAMING = ('id', 'group')
-_NAMED = 10  # fields of a record that an error lists
+_NAMED = 10  # fields that an error lists
 _BOM = b'\xef\xbb\xbf'
-# How UTF-16 and UTF-32 begin, with a byte-order mark and without.
+# Beginnings of UTF-16 and UTF-32, with and without a byte-order mark.
 _WIDE = (
   b'\xff\xfe', b'\xfe\xff', b'\0\0\xfe\xff', b'{\0', b'\0{', b'\0\0\0{',
 )  # fmt: skip
 
 
 class BadRecordError(ValueError):
-  """A line that is not a record; it is counted under its `reason`."""
+  """A line that is not a record, counted under its `reason`."""
 
   def __init__(self, reason: str, text: str) -> None:
     super().__init__(text)
@@ -38,11 +37,7 @@ class BadRecordError(ValueError):
 
 
 def parse(line: bytes) -> dict[str, Any]:
-  """Reads one line.
-
-  Raises:
-    BadRecordError: it is not a JSON object in UTF-8, or has a key twice.
-  """
+  """Reads a line; raises BadRecordError unless it is a JSON object."""
   if b'\0' in line:
     raise BadRecordError('nul', 'has a NUL byte in it')
   try:
@@ -73,7 +68,6 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _check(record: Mapping[str, Any], fields: Mapping[str, str]) -> None:
-  """Checks the fields that are used; the others may be anything."""
   for field, stored in fields.items():
     what = f'field {stored!r}' + (f' ({field})' if field != stored else '')
     if stored not in record:
@@ -92,20 +86,15 @@ def _check(record: Mapping[str, Any], fields: Mapping[str, str]) -> None:
 
 
 class Index:
-  """What one pass over a file finds; it keeps 26 bytes a record.
-
-  Attributes:
-    digest: SHA-256 of its bytes.
-    dropped: reason -> number of lines left out.
-    found: canonical names of the fields that some good record has.
-  """
+  """The findings of one pass over a file, in 26 bytes per record."""
 
   def __init__(
     self, path: str, fields: Mapping[str, str] | None, *, skip: bool
   ) -> None:
-    self.digest = ''
+    self.digest = ''  # SHA-256 of the file
+    # Reason -> number of lines left out.
     self.dropped: collections.Counter[str] = collections.Counter()
-    self.found: set[str] = set()
+    self.found: set[str] = set()  # canonical fields that some record has
     self._path, self._skip = path, skip
     self._required = schema.resolve(fields, ())
     self._possible = schema.resolve(fields, schema.FIELDS + schema.EXTRAS)
@@ -116,13 +105,13 @@ class Index:
 
   @property
   def optional(self) -> set[str]:
-    """Canonical names of fields that a good record may lack."""
+    """Canonical names of fields that good records may lack."""
     return self.found - {*self._required, *_NAMING}
 
   def read(self, file: int) -> None:
     """Reads all lines of a file descriptor."""
     sha = hashlib.sha256()
-    blank, blanks = 0, 0  # line of the first one, and how many, so far
+    blank, blanks = 0, 0  # the first line of a run of blank ones; their count
     for number, start, line in _lines(file, self._path):
       sha.update(line)
       if number == 1 and line.startswith(_WIDE):
@@ -135,7 +124,7 @@ class Index:
       if not line.strip():
         blank, blanks = blank or number, blanks + 1
         continue
-      # Blank lines are harmless at the end of a file only.
+      # Blank lines are harmless only at the end of a file.
       if blanks:
         self._drop(blank, BadRecordError('blank_line', 'is blank'), blanks)
         blank, blanks = 0, 0
@@ -188,7 +177,6 @@ class Index:
     return np.array(self._starts)[kept_N], np.array(self._sizes)[kept_N]
 
   def _unnamed(self) -> np.ndarray:
-    """Returns which records lack a field that others have."""
     lacks_N = np.zeros(len(self._starts), bool)
     for field, has in self._has.items():
       has_N = np.frombuffer(has, bool)
@@ -202,7 +190,6 @@ class Index:
     return lacks_N
 
   def _duplicates(self, kept_N: np.ndarray) -> np.ndarray:
-    """Returns the positions of records whose id an earlier one has."""
     ids_N = np.where(kept_N, self._ids, np.uint64(0))
     repeats, befores = schema.repeats(ids_N)
     if len(repeats):
@@ -213,7 +200,7 @@ class Index:
     return repeats
 
   def _line(self, position: int) -> int:
-    """Returns the number, from 1, of the line of a record."""
+    """Returns the line number of a record, from 1."""
     left, number = self._starts[position], 1
     with open(self._path, 'rb') as file:
       while left > 0 and (chunk := file.read(min(left, 2**20))):
@@ -222,7 +209,7 @@ class Index:
 
 
 def _lines(file: int, path: str) -> Iterator[tuple[int, int, bytes]]:
-  """Yields number, start in bytes, and bytes of each line."""
+  """Yields (number, start in bytes, bytes) of each line."""
   number, start, size = 0, 0, os.fstat(file).st_size
   with (
     open(file, 'rb', closefd=False) as lines,

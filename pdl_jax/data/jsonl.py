@@ -1,4 +1,4 @@
-"""JSON lines: one object a line, read by position from a plain file."""
+"""Reads JSON lines by position: one object per line of a plain file."""
 
 import dataclasses
 import os
@@ -16,18 +16,12 @@ POLICIES = ('error', 'skip')
 
 
 class JsonLines:
-  """The good records of a file, of which only the positions are kept.
+  """The good records of a file, read by position.
 
-  One pass at the beginning checks every line and keeps 26 bytes a record, no
-  text. Safe to read from several threads, and picklable.
-
-  Attributes:
-    fields: canonical name -> stored name of the fields that are used: those
-      that were named, which every record must have, and what any record has,
-      see `schema.resolve`. Where others have a style or a source, a record
-      without one has ''.
-    digest: SHA-256 of the file's bytes, 64 hex digits.
-    dropped: reason -> number of lines left out.
+  One pass checks every line and keeps 26 bytes per record, no text. Objects can
+  be pickled, and read from several threads. `fields` are the used ones, see
+  `schema.resolve`: every record has those that were named. A missing style or
+  source reads as ''.
   """
 
   def __init__(
@@ -36,7 +30,7 @@ class JsonLines:
     fields: Mapping[str, str] | None,
     bad_records: str = 'error',
   ) -> None:
-    """Indexes the file; for `bad_records` see `sources.load`."""
+    """Indexes the file; `sources.load` explains `bad_records`."""
     schema.check_known('policy for bad records', bad_records, POLICIES)
     self.path = path
     self._file, self._version = self._open()
@@ -80,7 +74,7 @@ class JsonLines:
 
 
 def split_path(path: str, split: str) -> str:
-  """Returns the file of a split: PATH with {split} in it, or a folder's."""
+  """Returns the file of a split: PATH with {split} in it, or in a folder."""
   file = path
   if '{split}' in path:
     file = path.replace('{split}', split)
@@ -103,11 +97,7 @@ def open_jsonl(
   fields: Mapping[str, str] | None,
   bad_records: str,
 ) -> schema.Opened:
-  """Opens a split of JSON lines, or a part of one.
-
-  A path that is a file, without {split} in its name, holds all splits and is
-  divided by `hashed_split`.
-  """
+  """Opens a split of JSON lines; one file for all is divided by a hash."""
 
   def open_split(split: str) -> schema.Opened:
     return _opened(JsonLines(split_path(path, split), fields, bad_records))
@@ -132,13 +122,13 @@ def _opened(records: JsonLines) -> schema.Opened:
 
 
 def hashed_split(key: str) -> str:
-  """Assigns to a split, 90/5/5, by a hash that no machine changes."""
+  """Assigns a split, 90/5/5, by a hash that is the same everywhere."""
   percent = schema.hashed(key) % 100
   return 'train' if percent < 90 else 'validation' if percent < 95 else 'test'
 
 
 def _divided(whole: schema.Opened) -> Callable[[str], schema.Opened]:
-  """Opens the splits of a file that holds all, whose groups stay together."""
+  """Opens splits of a file that holds all of them; groups stay together."""
   records, fields = whole.records, whole.fields
   key = next((k for k in ('group', 'id') if k in fields), 'number')
   keys = range(len(records))

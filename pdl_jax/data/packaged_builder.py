@@ -1,4 +1,4 @@
-"""The one TFDS builder, which prepares any registered packaged text."""
+"""The TFDS builder that prepares every packaged text."""
 
 import collections
 import contextlib
@@ -20,16 +20,13 @@ _Rows = Iterator[tuple[str, dict[str, str]]]
 
 
 class TextBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
-  """Prepares a packaged text, which needs no download of TFDS's own."""
+  """Prepares a packaged text without a download."""
 
   text: ClassVar[Text]
 
   @functools.cached_property
   def report(self) -> tfds.core.MetadataDict:
-    """Returns what preparing stores beside the data, as metadata.json.
-
-    Empty until then, so that it never stands in for a file that is missing.
-    """
+    """Returns metadata.json; empty before, so it replaces no missing file."""
     return tfds.core.MetadataDict()
 
   def _info(self) -> tfds.core.DatasetInfo:
@@ -94,13 +91,13 @@ def builder_class(packaged: Text) -> type[TextBuilder]:
 def open_packaged(
   name: str, split: str, part: str, data_dir: str | None
 ) -> schema.Opened:
-  """Opens a split, or a part of it, which the first call prepares."""
+  """Opens a split or a part of it; the first call prepares the data."""
   if not sys.stderr.isatty():
     tfds.disable_progress_bar()
   text = TEXTS[name]
   try:
     folder = _prepared(text, os.path.expanduser(data_dir) if data_dir else None)
-  # What array_record raises, of a full disk too.
+  # Errors of array_record, also for a full disk.
   except (OSError, RuntimeError) as error:
     raise HostError(
       f'{name} cannot be prepared in the data_dir'
@@ -133,7 +130,6 @@ def open_packaged(
 
 
 def _prepared(text: Text, data_dir: str | None) -> str:
-  """Returns the folder of the data set, which is on disk afterwards."""
   place = f'{text.dataset} in {data_dir or "the data_dir of TFDS"}'
   with external.torn_files_named(place, _AGAIN):
     builder = builder_class(text)(data_dir=data_dir)
@@ -146,11 +142,11 @@ def _prepared(text: Text, data_dir: str | None) -> str:
     file=sys.stderr,
   )
   try:
-    # TFDS announces a download of unknown size, and there is none.
+    # TFDS announces a download, but there is none.
     with contextlib.redirect_stdout(io.StringIO()):
       builder.download_and_prepare(file_format='array_record')
   except (OSError, RuntimeError):
-    # Another process that started at the same time may have been first.
+    # Another process may have been faster.
     if not os.path.exists(os.path.join(folder, 'dataset_info.json')):
       raise
   return folder

@@ -1,8 +1,7 @@
 """Whole documents for language modelling: packed rows, and windows.
 
-A document is the ids of its text between a start-of-text token, for most
-tokenizers the end-of-text token again, and an end-of-text token: the first is
-what the first real token is predicted from, the second is a target.
+A document is [start of text, ids, end of text]. The first predicts the first
+real token, the last is a target. Most tokenizers have one token for both.
 """
 
 from functools import lru_cache
@@ -18,15 +17,12 @@ from pdl_jax.data.examples import (
 from pdl_jax.data.sources import Source
 from pdl_jax.data.tokenizer import Tokenizer
 
-# Encoded documents that are kept: the pieces of a row, and of a long document,
-# come from few.
-_CACHED = 256
-# Rows with room left that the next piece is tried in.
-_OPEN_ROWS = 64
+_CACHED = 256  # encoded documents; nearby pieces come from few
+_OPEN_ROWS = 64  # rows that the next piece is tried in
 
 
 class Documents:
-  """The usable documents of a split as ids, encoded when asked for."""
+  """The usable documents of a split as ids, encoded on demand."""
 
   def __init__(
     self, source: Source, usable: np.ndarray, tokenizer: Tokenizer
@@ -43,16 +39,12 @@ class Documents:
 
 
 class Windows:
-  """Every token of the documents once, after at most P tokens before it.
-
-  A target is the next T tokens of a document, and its prompt stands before it.
-  The first prompt of a document is the end of text alone.
-  """
+  """Covers every token once, in targets of T after prompts of at most P."""
 
   def __init__(
     self, documents: Documents, sizes: np.ndarray, lengths: Lengths
   ):
-    """Args: sizes: ids of each document, both end-of-text tokens included."""
+    """`sizes` counts the ids of each document, start and end included."""
     self.documents, self.lengths = documents, lengths
     self._document, self._start, _ = _cut(sizes, lengths.target)
 
@@ -90,15 +82,13 @@ class Windows:
 class Packed:
   """Rows of L tokens, each of one or more pieces of documents.
 
-  Documents are cut into pieces of at most L predictions; short pieces share a
-  row. Each piece is a segment of its own, with positions from 0: no attention
-  and no loss across documents.
+  A piece has at most L predictions. It is a segment of its own with positions
+  from 0: attention and loss never cross documents.
   """
 
   def __init__(
     self, documents: Documents, sizes: np.ndarray, lengths: Lengths
   ):
-    """Args: see `Windows`."""
     self.documents, self._length = documents, lengths.sequence
     self._document, self._start, pieces = _cut(sizes, self._length)
     self._size, self._rows = pieces, pack(pieces, self._length)
@@ -107,9 +97,9 @@ class Packed:
     return len(self._rows)
 
   def __getitem__(self, index: int) -> Batch:
-    """Makes a row, the arrays of `empty_example` with T = L."""
+    """Makes a row: the arrays of `empty_example` with T = L."""
     length = self._length
-    # L = P + T - 1 with a prompt of one token: every position is a target.
+    # With a prompt of one token, L = T: every position is a target.
     row = empty_example(
       Lengths(1, length), self.documents.tokenizer.end_of_text
     )
@@ -144,14 +134,9 @@ def _cut(
 
 
 def pack(sizes: np.ndarray, length: int) -> list[list[int]]:
-  """Says which pieces share a row: first fit, the largest first.
+  """Packs pieces of sizes in [1, length] into rows: first fit, largest first.
 
-  Args:
-    sizes: each in [1, length].
-    length: tokens of a row.
-
-  Returns:
-    the pieces of each row, by their index; every piece once.
+  Returns the indices of the pieces of each row; every piece occurs once.
   """
   rows: list[list[int]] = []
   still_open: list[tuple[int, list[int]]] = []

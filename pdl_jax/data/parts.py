@@ -1,4 +1,4 @@
-"""Opens parts of splits, such as train[:80%], in the words of TFDS."""
+"""Opens parts of splits in TFDS's notation, such as train[:80%]."""
 
 import collections
 import dataclasses
@@ -14,19 +14,19 @@ from pdl_jax.data import schema
 from pdl_jax.data.schema import Opened, Span
 from pdl_jax.errors import ConfigError, DataError
 
-# A length at which all that TFDS rounds percentages to is a whole number.
+# A length for which every percentage is a whole number.
 _NOMINAL = 10**6
 
 
 class Chosen:
-  """Records of others, chosen by their numbers."""
+  """Records of other sequences, chosen by number."""
 
   def __init__(
     self,
     pieces: Sequence[tuple[schema.Records, Sequence[int] | np.ndarray]],
     blank: Mapping[str, str],
   ):
-    """Args: blank: what stands in a record that lacks the field."""
+    """`blank` holds the text of fields that a record lacks."""
     self._pieces, self._blank = pieces, blank
     self._ends = np.cumsum([len(numbers) for _, numbers in pieces])
 
@@ -36,17 +36,14 @@ class Chosen:
   def __getitem__(self, index: int) -> Mapping[str, Any]:
     which = int(np.searchsorted(self._ends, index, side='right'))
     records, numbers = self._pieces[which]
-    number = numbers[index - int(self._ends[which])]  # counted from its end
+    number = numbers[index - int(self._ends[which])]  # negative: from the end
     return {**self._blank, **records[int(number)]}
 
 
 def open_parts(
   name: str, called: str, open_split: Callable[[str], Opened]
 ) -> Opened:
-  """Opens a split, or parts as in TFDS: 'train[:80%]', 'train[10:20]+dev'.
-
-  `open_split` opens a whole split. No record may be in two of the parts.
-  """
+  """Opens a split, or disjoint parts of splits: 'train[10:20]+dev'."""
   whole: dict[str, Opened] = {}
 
   def length(split: str) -> int:
@@ -107,7 +104,7 @@ def shared(one: Iterable[Span], other: Iterable[Span]) -> int:
 
 
 def shared_by_name(one: str, other: str) -> bool:
-  """Returns whether the names alone tell that two parts share records."""
+  """Returns whether the names alone show that two parts share records."""
   if one == other:
     return True
   bounds = ':'.join(re.findall(r'\[([^\]]*)', f'{one}+{other}')).split(':')
@@ -126,10 +123,9 @@ def shared_by_name(one: str, other: str) -> bool:
 def _ranges(
   name: str, called: str, length: Callable[[str], int]
 ) -> list[tuple[str, range]]:
-  """Finds the splits that are meant, and the numbers of their records."""
   if '[' not in called and '+' not in called:
     return [(called, range(length(called)))]
-  # Takes a second, which whole splits need not wait for.
+  # The import takes a second; whole splits do without.
   from tensorflow_datasets import core as tfds
 
   names = (piece.partition('[')[0].strip() for piece in called.split('+'))
@@ -149,7 +145,7 @@ def _ranges(
     ]  # fmt: skip
   except (ConfigError, DataError):
     raise
-  # TFDS raises either for a split that it cannot read.
+  # TFDS raises either for a split that it cannot parse.
   except (ValueError, NotImplementedError) as error:
     told = str(error).splitlines()[-1]
     raise ConfigError(

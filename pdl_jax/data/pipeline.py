@@ -23,41 +23,29 @@ from pdl_jax.data.tokenizer import Tokenizer
 from pdl_jax.errors import ConfigError, DataError
 from pdl_jax.losses import frequency
 
-# A split that loses more of its records than this is not what it claims to be.
+# A split that loses a larger share than this is not what it claims to be.
 MAX_EMPTY_SHARE = 0.01
 MAX_DOCUMENT = 2**23  # characters; the Bible has 4.4 million
 _CHUNK = 1024
-# Batches whose examples are sorted by length together.
-_WINDOW = 16
+_WINDOW = 16  # batches that are sorted by length together
 _ENDLESS = 2**40
 
 
 @dataclasses.dataclass(frozen=True)
 class Survey:
-  """What one pass over the targets of a split finds.
+  """The findings of one pass over the targets of a split."""
 
-  Attributes:
-    usable: indices of the records that are kept.
-    sizes: ids of each kept target, its end and, of a document, its beginning
-      included.
-    empty: records without a source or a target.
-    too_long: records whose target exceeds the longest target.
-    counts_V: how often each type occurs in the kept targets.
-    total: records that were looked at.
-    digest: SHA-256 of the kept records in their order: ids of targets, and
-      the texts that prompts are made from.
-  """
-
-  usable: np.ndarray
+  usable: np.ndarray  # indices of the kept records
+  # Ids per kept target, its end included, and the start of a document.
   sizes: np.ndarray
-  empty: int
-  too_long: int
-  counts_V: np.ndarray
-  total: int
-  digest: str
+  empty: int  # records without a source or a target
+  too_long: int  # records with a target over the limit
+  counts_V: np.ndarray  # occurrences of each type in kept targets
+  total: int  # records read
+  digest: str  # SHA-256 of target ids and prompt texts, in order
 
   def describe(self) -> str:
-    """Says it in one line for the terminal."""
+    """Returns one line for the terminal."""
     return (
       f'{len(self.usable)} of {self.total} records, '
       f'{int(self.counts_V.sum())} target tokens; left out: {self.empty} '
@@ -74,8 +62,8 @@ def survey(
 ) -> Survey:
   """Finds the usable records and counts their target tokens.
 
-  It streams: beside the counts, memory grows by two integers per record. It
-  stops after `limit` usable records, unless that is 0.
+  It streams: beside the counts, it keeps two integers per record. It stops
+  after `limit` usable records; 0 is no limit.
   """
   usable, sizes, empty, too_long, total = [], [], 0, 0, 0
   counts_V = np.zeros(tokenizer.vocab_size, np.int64)
@@ -111,7 +99,7 @@ def survey(
       f'{too_long} with a target over {lengths.target} tokens',
     ]
     remedy = f'at most {MAX_EMPTY_SHARE:.0%} may lack one; name other fields'
-    # While some remain, it is the empty ones that there are too many of.
+    # If some remain, there are too many empty ones.
     if not usable and too_long > empty:
       reasons.reverse()
       remedy = 'raise data.max_target'
@@ -152,7 +140,7 @@ def _is_empty(record: dict[str, str], task: Task) -> bool:
 
 
 def target_texts(source: Source, seen: Survey) -> Iterator[list[str]]:
-  """Yields the targets of the usable records, some at a time."""
+  """Yields the targets of the usable records in chunks."""
   for start in range(0, len(seen.usable), _CHUNK):
     numbers = seen.usable[start : start + _CHUNK]
     yield [source[int(i)]['target'].strip() for i in numbers]
@@ -166,22 +154,22 @@ def train_iterator(
   shares: int,
   buckets: int = 1,
 ) -> grain.DatasetIterator:
-  """Makes endless shuffled batches, the same in any number of shares.
+  """Makes endless shuffled batches, the same for any number of shares.
 
   Args:
     batch: global batch size, divisible by `shares`.
     seed: decides the order.
-    share, shares: which of so many parts of each global batch to give.
-    buckets: lengths that a batch can have. Above 1, examples of like lengths
-      meet in a batch (they are sorted in windows of 16 batches), and it is cut
-      to the shortest of so many equal steps of L that holds them.
+    share, shares: which part of each global batch to return, of how many.
+    buckets: number of lengths that a batch can have. Above 1, windows of 16
+      batches are sorted by length. Each batch is cut to the shortest multiple
+      of L / buckets that holds its examples.
 
   Returns:
-    an iterator over Batch with rows [batch / shares, ...]; its state can be
-    saved and restored, and is the number of batches taken (`position`).
+    an iterator over Batch with rows [batch / shares, ...]. Its state can be
+      saved, and is the number of batches taken (`position`).
   """
   dataset = grain.MapDataset.source(examples).seed(seed).shuffle().repeat()
-  # A step takes far longer than its batch: a short queue keeps up.
+  # A step takes far longer than making its batch, so a short queue suffices.
   options = grain.ReadOptions(num_threads=2, prefetch_buffer_size=8)
   if buckets > 1:
     sorted_batches = _Sorted(dataset, batch, seed, buckets)
@@ -199,7 +187,7 @@ def train_iterator(
 
 
 class _Sorted:
-  """Global batches of examples of like lengths, by their number."""
+  """Global batches of examples of similar length, by number."""
 
   def __init__(
     self, dataset: grain.MapDataset, batch: int, seed: int, buckets: int
@@ -210,7 +198,7 @@ class _Sorted:
 
   def __getitem__(self, number: int) -> Batch:
     window, index = divmod(int(number), _WINDOW)
-    # Reading threads want the same window: one of them makes it.
+    # Threads need the same window: one of them makes it.
     with self._lock:
       return self._window(window)[index]
 
@@ -253,7 +241,7 @@ def _stack(rows: Sequence[Batch]) -> Batch:
 def evaluation_batches(
   examples: Examples, numbers: np.ndarray, batch: int
 ) -> Iterator[Batch]:
-  """Yields numbered examples in order; empty ones fill the last batch."""
+  """Yields examples in order; empty ones fill the last batch."""
   empty = empty_example(examples.lengths, 0)
   for start in range(0, len(numbers), batch):
     rows = [examples[int(i)] for i in numbers[start : start + batch]]
@@ -265,11 +253,8 @@ def left_padded(
 ) -> Batch:
   """Makes prompts that all end in the last column, to generate from.
 
-  Rows beyond the numbers are empty; `length` is at least the longest prompt.
-
-  Returns:
-    prompts: [batch, length] int32; filled: [batch, length] bool, True at real
-    tokens.
+  `length` is at least the longest prompt. Rows beyond the numbers are empty.
+  Returns prompts, [batch, length] int32, and filled, bool, True at real tokens.
   """
   prompts = np.zeros((batch, length), np.int32)
   filled = np.zeros((batch, length), bool)
@@ -281,10 +266,7 @@ def left_padded(
 
 
 def sample(items: Sized, count: int, draw: int = 0) -> np.ndarray:
-  """Draws the numbers of `count` items, the same in every run.
-
-  No two draws 0, 1, ... of a size share an item; the last may have fewer.
-  """
+  """Draws item numbers, the same in every run; draws 0, 1, ... are disjoint."""
   if draw and draw * count >= len(items):
     raise ConfigError(
       f'evaluate.sample_index {draw}: {len(items)} examples make only '

@@ -1,4 +1,4 @@
-"""Tokenizers of others: Hugging Face folders, read and written; GGUF files."""
+"""Reads and writes tokenizers of Hugging Face folders; reads those of GGUF."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -23,9 +23,8 @@ from pdl_jax.storage.files import fault
 
 _TOKENS = ('bos_token', 'eos_token', 'unk_token', 'pad_token', 'sep_token',
            'cls_token', 'mask_token')  # fmt: skip
-# The library counts tokens in 32 bits.
-_NO_ID = 2**32
-# The plain format of `tasks`, for a model that brought no template.
+_NO_ID = 2**32  # the library counts tokens in 32 bits
+# The plain format of `tasks`, for a model without a template.
 _PLAIN = (
   '{% for message in messages %}'
   f'{turn_opens("{{ message.role }}")}{{{{ message.content | trim }}}}'
@@ -33,9 +32,8 @@ _PLAIN = (
   '{% endfor %}'
   f'{{% if add_generation_prompt %}}{turn_opens("assistant")}{{% endif %}}'
 )
-# GGUF's kinds of tokens.
-_UNKNOWN, _CONTROL, _USER = 2, 3, 4
-# Byte-level BPE by how text is cut into words: GGUF's names.
+_UNKNOWN, _CONTROL, _USER = 2, 3, 4  # GGUF's kinds of tokens
+# GGUF's names of pre-tokenizers -> `words` of `byte_level`.
 _PRE = {
   'gpt-2': 'gpt2', 'smollm': 'digits', 'qwen2': 'qwen2',
   'deepseek-r1-qwen': 'qwen2', 'llama-bpe': 'llama3', 'llama3': 'llama3',
@@ -55,11 +53,10 @@ _SHAPE = {
 
 
 def open_tokenizer(folder: Path, vocab_size: int) -> Tokenizer:
-  """Opens a folder's tokenizer, with the model's own chat template, if any.
+  """Opens a folder's tokenizer, with the model's chat template if it has one.
 
-  It reads tokenizer.json and, if they are there, tokenizer_config.json,
-  chat_template.jinja and generation_config.json. The vocabulary has a row of
-  the model per type.
+  It reads tokenizer.json and, if present, tokenizer_config.json,
+  chat_template.jinja and generation_config.json.
   """
   path = folder / 'tokenizer.json'
   if not path.exists():
@@ -84,7 +81,7 @@ def open_tokenizer(folder: Path, vocab_size: int) -> Tokenizer:
 
 
 def open_gguf_tokenizer(model: GGUFModel, vocab_size: int) -> Tokenizer:
-  """Opens a file's tokenizer, with its chat template, if it has one."""
+  """Opens a file's tokenizer, with its chat template if it has one."""
   name = model.path.name
   backend = _gguf_backend(model)
 
@@ -110,8 +107,8 @@ def _made(
   backend: Backend, name: str, tokens: dict[str, str], ends: list[str],
   template: str | None, vocab_size: int, no_end: str,
 ) -> Tokenizer:  # fmt: skip
-  """Args: ends: what the model stops at; no_end: the error without any."""
-  # The model cannot say what has no row.
+  """`ends` are what the model stops at; `no_end` is the error without any."""
+  # The model cannot produce a token without a row.
   ends = [end for end in ends if _row(backend, end) < vocab_size]
   eos = tokens.get('eos_token') or next(iter(ends), None)
   if eos is None:
@@ -135,14 +132,12 @@ def _row(backend: Backend, token: str) -> int:
 def _end_of_turn(
   chat: ChatTemplate | None, specials: list[str]
 ) -> str | None:
-  """Finds the first control token behind the text of an answer."""
   after = chat.after_answer() if chat else ''
   found = [(after.index(token), token) for token in specials if token in after]
   return min(found)[1] if found else None
 
 
 def _ends(folder: Path, backend: Backend) -> list[str]:
-  """Lists what the model itself stops at, by its configurations."""
   found: list[str] = []
   for name in ('generation_config.json', 'config.json'):
     ids = _json(folder / name).get('eos_token_id')
@@ -156,7 +151,7 @@ def _ends(folder: Path, backend: Backend) -> list[str]:
 
 
 def _known(backend: Backend, number: Any) -> list[str]:
-  """Returns the token of an id; nothing for what is no id, such as -1."""
+  """Returns the token of an id, or nothing for no id, such as -1."""
   is_number = isinstance(number, int) and not isinstance(number, bool)
   if not is_number or not 0 <= number < _NO_ID:
     return []
@@ -195,14 +190,13 @@ def _template_file(path: Path) -> str:
     text = path.read_text(encoding='utf-8')
   except (OSError, UnicodeDecodeError) as error:
     raise DataError(f'{path} cannot be read as UTF-8 ({error})') from error
-  # UTF-16 of English looks like it, with a zero behind each letter.
+  # UTF-16 of English decodes as UTF-8, with a zero after each letter.
   if '\0' in text:
     raise DataError(f'{path} is not text in UTF-8: it has zero bytes')
   return text
 
 
 def _text(token: Any, where: str) -> str | None:
-  """Reads a token that is a string, or an object with its content."""
   text = token.get('content') if isinstance(token, dict) else token
   if isinstance(text, str) or token is None:
     return text
@@ -216,7 +210,6 @@ def _json(path: Path) -> dict[str, Any]:
 
 
 def _gguf_backend(model: GGUFModel) -> Backend:
-  """Makes the tokenizer that the metadata of a file declares."""
   metadata, name = model.fields, model.path.name
   kind, pre = metadata.get(f'{_G}model'), metadata.get(f'{_G}pre', 'default')
   if kind != 'gpt2' or pre not in _PRE:
@@ -234,7 +227,7 @@ def _gguf_backend(model: GGUFModel) -> Backend:
     bpe = models.BPE(
       vocab=vocabulary, merges=merges, ignore_merges=words == 'llama3'
     )
-  # The library raises Exception itself for merges that do not fit.
+  # The library raises plain Exception for merges that do not fit.
   except Exception as error:
     raise DataError(
       f'{name}: its tokens make no tokenizer ({reason(error)})'
@@ -257,7 +250,7 @@ def _gguf_backend(model: GGUFModel) -> Backend:
 
 
 def _fault(metadata: Mapping[str, Any]) -> str:
-  """Says what is wrong with the fields of a tokenizer; '' if nothing is."""
+  """Says what is wrong with the tokenizer's fields; '' if nothing is."""
   if found := fault(metadata, _SHAPE):
     return found
   size, kinds = len(metadata[f'{_G}tokens']), len(metadata[f'{_G}token_type'])
@@ -270,10 +263,7 @@ def _fault(metadata: Mapping[str, Any]) -> str:
 
 
 def write_tokenizer(folder: Path, tokenizer: Tokenizer, is_chat: bool) -> None:
-  """Writes tokenizer.json, tokenizer_config.json and the chat template.
-
-  `is_chat` says whether the model was trained on conversations.
-  """
+  """Writes tokenizer.json, tokenizer_config.json and the chat template."""
   (folder / 'tokenizer.json').write_text(tokenizer.definition, 'utf-8')
   end = tokenizer.end_of_turn if is_chat else tokenizer.end_of_text
 
@@ -296,7 +286,7 @@ def write_tokenizer(folder: Path, tokenizer: Tokenizer, is_chat: bool) -> None:
 
 
 def token_ids(tokenizer: Tokenizer) -> dict[str, Any]:
-  """Returns what config.json and generation_config.json say of tokens."""
+  """Returns the token ids for config.json and generation_config.json."""
   found: dict[str, Any] = {
     'eos_token_id': list(tokenizer.stops),
     'pad_token_id': tokenizer.end_of_text,

@@ -1,4 +1,4 @@
-"""Encodes conversations as prompts, in the format of the model."""
+"""Encodes conversations as prompts in the format of the model."""
 
 import re
 from collections.abc import Sequence
@@ -12,10 +12,9 @@ from pdl_jax.data.tasks import TURN_CLOSES, system_turn, turn_opens
 from pdl_jax.data.tokenizer import Tokenizer
 from pdl_jax.errors import DataError
 
-# Half characters, which are in no text, stand for the first signs of control
-# tokens in contents.
+# In contents, lone surrogates replace the first characters of control tokens.
 _HIDDEN = 0xDC00
-# What control tokens take away with `lstrip` and `rstrip`.
+# The white space that control tokens with `lstrip` or `rstrip` absorb.
 _SPACES = ''.join(map(chr, (
   *range(9, 14), 32, 0x85, 0xA0, 0x1680, *range(0x2000, 0x200B), 0x2028, 0x2029,
   0x202F, 0x205F, 0x3000,
@@ -23,14 +22,14 @@ _SPACES = ''.join(map(chr, (
 
 
 class Format(Protocol):
-  """Encodes turns, of which the last one is to be answered."""
+  """Encodes turns, of which the last is to be answered."""
 
   def prompt(
     self, instruction: str, turns: Sequence[str], limit: int
   ) -> list[int]:
-    """Returns at most `limit` ids: of the last turn and older ones that fit.
+    """Returns at most `limit` ids, of the last turn and older ones that fit.
 
-    Only the last turn is cut, at its end; an older one is whole or gone.
+    Only the last turn is cut, at its end; an older one is whole or left out.
     """
     ...
 
@@ -47,7 +46,7 @@ def make_format(tokenizer: Tokenizer) -> Format:
 
 
 class PlainFormat:
-  """The format of `tasks`: pieces, each of which is encoded alone."""
+  """The format of `tasks`: pieces that are encoded one by one."""
 
   def __init__(self, tokenizer: Tokenizer):
     self._template = cache(tokenizer.encode_template)
@@ -80,10 +79,7 @@ class PlainFormat:
 
 
 class TemplateFormat:
-  """The format of a chat template: encodes the whole text that it makes.
-
-  Control tokens that stand in a content are spelled out.
-  """
+  """Encodes a chat template's text; spells out control tokens in contents."""
 
   def __init__(self, tokenizer: Tokenizer, chat: ChatTemplate):
     self._tokenizer, self._chat = tokenizer, chat
@@ -103,7 +99,7 @@ class TemplateFormat:
     best = self._single(instruction, turns[-1], limit)
     for first in range(len(turns) - 2, -1, -1):
       text = self._text(instruction, turns[first:])
-      # A template may refuse a conversation that the assistant begins.
+      # Templates may refuse a conversation that the assistant begins.
       if text is None:
         continue
       ids = _ids(self._encode(text))
@@ -113,14 +109,13 @@ class TemplateFormat:
     return best
 
   def size(self, instruction: str) -> int:
-    """Counts what a template adds to a turn that is not empty, too."""
+    """Counts the larger of what an empty and a non-empty turn need."""
     empty, text = (self._question(instruction, turn) for turn in ('', 'x'))
     pieces = self._encode(text)
     rest = len(_ids(pieces)) - len(self._of_turn(instruction, text, pieces))
     return max(rest, len(_ids(self._encode(empty))))
 
   def _single(self, instruction: str, turn: str, limit: int) -> list[int]:
-    """Encodes a question, which is cut at its end to the limit."""
     text = self._question(instruction, turn)
     pieces = self._encode(text)
     ids = _ids(pieces)
@@ -129,7 +124,7 @@ class TemplateFormat:
       return ids
     of_turn = self._of_turn(instruction, text, pieces)
     if of_turn and excess > len(of_turn):
-      # Some ids belong to both the turn and the template.
+      # Some ids belong to the turn and to the template.
       ids = _ids(self._encode(self._question(instruction, '')))
     elif of_turn:
       gone = set(of_turn[-excess:])
@@ -145,7 +140,7 @@ class TemplateFormat:
   def _of_turn(
     self, instruction: str, text: str, pieces: Sequence[tuple[int, Encoding]]
   ) -> list[int]:
-    """Finds the ids of the question's own text, by their places."""
+    """Finds the positions of the question's own ids."""
     marks = self._chat.with_marks(instruction, _roles(1)) or ''
     before, _, after = marks.partition(mark(0))
     if not (text.startswith(before) and text.endswith(after)):
@@ -165,17 +160,14 @@ class TemplateFormat:
     return self._text(instruction, [turn]) or ''
 
   def _text(self, instruction: str, turns: Sequence[str]) -> str | None:
-    """Renders the template; None if it refuses several turns.
-
-    Control tokens in contents begin with a hidden sign.
-    """
+    """Renders turns, control tokens in contents hidden; None if refused."""
     text = self._made(instruction, [
       self._controls.sub(self._hidden_token, turn) for turn in turns
     ])  # fmt: skip
     if text is None:
       return None
     found = self._controls.findall(text)
-    # A template may have more of them for some contents; contents may not.
+    # A template may add control tokens for some contents; contents may not.
     if found != self._expected(instruction, len(turns)):
       hidden = self._made(
         instruction, [turn.translate(self._hide) for turn in turns]
@@ -201,10 +193,7 @@ class TemplateFormat:
     return self._controls.findall(marks or '')
 
   def _encode(self, text: str) -> list[tuple[int, Encoding]]:
-    """Encodes the text as it is shown: its parts, and where each begins.
-
-    It has one part, unless control tokens of contents are to be spelled out.
-    """
+    """Encodes the shown text in parts, with the start of each."""
     if not any(sign in text for sign in self._hidden.values()):
       return [(0, self._tokenizer.encode_rendered(text))]
     shown = text.translate(self._show)
@@ -235,5 +224,5 @@ def _roles(count: int) -> tuple[str, ...]:
 
 
 def _role(age: int) -> str:
-  """Says who speaks so many turns before the last one, the user's."""
+  """Returns the speaker so many turns before the last one, the user."""
   return 'assistant' if age % 2 else 'user'

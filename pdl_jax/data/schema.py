@@ -1,4 +1,4 @@
-"""Canonical fields of a record, and which stored field gives each of them."""
+"""Canonical fields of a record, and the stored field behind each."""
 
 import dataclasses
 import difflib
@@ -26,7 +26,7 @@ class Records(Protocol):
 
 
 class Span(NamedTuple):
-  """Records that follow each other in a stored split."""
+  """Consecutive records of a stored split."""
 
   stored: str  # identity of the split, as JSON
   start: int
@@ -35,23 +35,22 @@ class Span(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Opened:
-  """One split as it lies on disk."""
+  """One split as it is on disk."""
 
-  records: Records  # under the stored names; UTF-8 or text
+  records: Records  # under stored names; values are UTF-8 or text
   # Canonical name -> stored name, in the order of FIELDS and EXTRAS.
   fields: Mapping[str, str]
-  identity: Sequence[Any]  # what the fingerprint is made of; JSON
-  metadata: Mapping[str, Any]  # what is known about the data set
-  place: str  # the folder or file it was found in
+  identity: Sequence[Any]  # JSON that the fingerprint is made of
+  metadata: Mapping[str, Any]
+  place: str  # its folder or file
   remedy: str  # what to do if a record cannot be read
   called: str = ''  # what the data set calls the split
-  # Where its records are, if it may share them with another split.
-  spans: tuple[Span, ...] = ()
+  spans: tuple[Span, ...] = ()  # its records, if another split may share them
   unique: bool = False  # no two records can have the same id
 
 
 def check_known(what: str, value: str, known: Collection[str]) -> None:
-  """Raises ConfigError, naming the nearest, if the value is not known."""
+  """Raises ConfigError, naming the nearest known value, if unknown."""
   if value not in known:
     nearest = difflib.get_close_matches(value, known, n=1, cutoff=0)[0]
     raise ConfigError(
@@ -63,16 +62,12 @@ def check_known(what: str, value: str, known: Collection[str]) -> None:
 def resolve(
   fields: Mapping[str, str] | None, stored: Collection[str]
 ) -> dict[str, str]:
-  """Says which stored field gives which canonical one.
+  """Maps canonical fields to stored ones.
 
-  A field that is not named is used if it is stored under its own name; the
-  source only if nothing is named, since a column of that name often says where
-  a text comes from. What is not in the result has its default: the id numbers
-  the records, the group is the id, and the source is '' (language modelling).
-
-  Args:
-    fields: canonical name -> stored name; one mapped to '' is not named.
-    stored: names of the stored fields.
+  A field that is not named, or named '', is used if it is stored under its own
+  name. The source is so only if nothing is named: a column `source` often says
+  where a text comes from. Missing fields have defaults: the id numbers the
+  records, the group is the id, and the source is '' (language modelling).
   """
   chosen = named(fields)
   for field in chosen:
@@ -84,12 +79,12 @@ def resolve(
 
 
 def named(mapping: Mapping[str, str] | None) -> dict[str, str]:
-  """Leaves out what is mapped to ''."""
+  """Drops what is mapped to ''."""
   return {key: value for key, value in (mapping or {}).items() if value}
 
 
 def renamed_splits(splits: Mapping[str, str] | None) -> dict[str, str]:
-  """Leaves out the splits that are called as we call them."""
+  """Drops the splits that have our names."""
   chosen = named(splits)
   for split in chosen:
     check_known('split', split, SPLITS)
@@ -102,10 +97,7 @@ def resolve_stored(
   texts: Collection[str],
   integers: Collection[str],
 ) -> dict[str, str]:
-  """Resolves fields that must be stored, as text or as integers.
-
-  Raises ConfigError for one that is not, or cannot be text.
-  """
+  """Like `resolve`; ConfigError if a field is not stored, or no text."""
   chosen = resolve(fields, [*texts, *integers])
   texts, integers = sorted(texts), sorted(integers)
   for field, stored in chosen.items():
@@ -120,7 +112,7 @@ def resolve_stored(
 
 
 def other_splits(found: Collection[str]) -> str:
-  """Names the splits that there are, and what to type to use them."""
+  """Names the splits that exist, and what to type to use them."""
   first = min(found)
   return (
     f'there are: {", ".join(sorted(found))}; say which is which with'
@@ -130,7 +122,7 @@ def other_splits(found: Collection[str]) -> str:
 
 
 def as_text(value: object, field: str) -> str | None:
-  """Returns a value as text, integers as id and group too; else None."""
+  """Returns text, or None if it is none; ids and groups may be integers."""
   if isinstance(value, bytes):
     return value.decode()
   is_integer = isinstance(value, numbers.Integral)
@@ -140,7 +132,7 @@ def as_text(value: object, field: str) -> str | None:
 
 
 def local_path(path: str, data_dir: str | None) -> str:
-  """Resolves ~ and a path relative to data_dir, or else the current folder."""
+  """Resolves ~, and a path relative to data_dir or the current folder."""
   return os.path.abspath(
     os.path.join(os.path.expanduser(data_dir or ''), os.path.expanduser(path))
   )
@@ -153,7 +145,7 @@ def hashed(value: object) -> int:
 
 
 def repeats(hashes_N: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-  """Finds the positions of repeated hashes, and of the ones before; not 0."""
+  """Finds the positions of repeated hashes and of the ones before; skips 0."""
   order_N = np.argsort(hashes_N, kind='stable')
   order_N = order_N[hashes_N[order_N] > 0]
   same = hashes_N[order_N[1:]] == hashes_N[order_N[:-1]]

@@ -1,4 +1,4 @@
-"""The keys below `data`: which texts, and the lengths of examples."""
+"""The settings under `data`: which texts, and the lengths of examples."""
 
 import dataclasses
 
@@ -12,42 +12,41 @@ from pdl_jax.errors import ConfigError, not_negative, one_of, positive
 class DataSettings:
   """The data set and the lengths of its examples."""
 
-  # A packaged data set (botocore, debian, chitchat, bible, sotu_time,
-  # sotu_interleaved, or one that the config file registers), tfds:NAME of the
-  # TFDS catalogue, jsonl:PATH (a folder with SPLIT.jsonl, a path with {split}
-  # in it, or one file, which is divided 90/5/5 by a hash of the groups or ids),
-  # or hf:FOLDER of the Hugging Face library datasets.
+  # A packaged data set: botocore, debian, chitchat, bible, sotu_time,
+  # sotu_interleaved, or one that the config file registers. Or tfds:NAME of the
+  # TFDS catalogue, hf:FOLDER of the Hugging Face library datasets, or
+  # jsonl:PATH: a folder with SPLIT.jsonl, a path with {split} in it, or one
+  # file, which is divided 90/5/5 by a hash of the groups or ids.
   name: str = 'botocore'
-  # Where prepared data sets live; '' is TFDS's own default,
-  # $TFDS_DATA_DIR or ~/tensorflow_datasets.
+  # The folder of prepared data sets; '' is TFDS's default, $TFDS_DATA_DIR or
+  # ~/tensorflow_datasets.
   data_dir: str = ''
-  # Where a record's parts are, for the last three: names of its fields; ''
-  # is the part's own name. Once any is named, a source of '' is none.
+  # For tfds, hf and jsonl: the stored names of a record's fields; '' is the
+  # field's own name. Once any is named, a source of '' means no source.
   fields: dict[str, str] = dataclasses.field(
     default_factory=lambda: dict.fromkeys((*FIELDS, *EXTRAS), '')
   )
-  # What train, validation and test are called there, or parts of splits in
-  # the words of TFDS: 'train[:90%]', 'train[100:200]', 'train[:50%]+extra'.
+  # The stored names of train, validation and test, or parts of splits as in
+  # TFDS: 'train[:90%]', 'train[100:200]', 'train[:50%]+extra'.
   splits: dict[str, str] = dataclasses.field(
     default_factory=lambda: {split: split for split in SPLITS}
   )
-  # Records that cannot be read: error, or skip up to 1 % of them.
+  # Records that cannot be read: error, or skip, which skips up to 1 %.
   bad_records: str = 'error'
-  # What is asked of the model, see pdl_jax/data/tasks.py: summarize,
-  # dialogue, style_transfer, language_model, or a task of the config file.
+  # The task, see pdl_jax/data/tasks.py: summarize, dialogue, style_transfer,
+  # language_model, or one that the config file registers.
   task: str = 'summarize'
   # Longest prompt in tokens, chat format included; longer sources are cut.
   max_prompt: int = 80
-  # Longest target in tokens, end of turn included; records above are left
-  # out and counted. Also the longest text generated, unless
-  # decode.max_new_tokens says otherwise. A language model trains
-  # on rows of max_prompt + max_target - 1 tokens, and is evaluated on
-  # max_target tokens after at most max_prompt.
+  # Longest target in tokens, end of turn included; records above are left out
+  # and counted. Also the longest generated text, unless decode.max_new_tokens
+  # is set. A language model trains on rows of max_prompt + max_target - 1
+  # tokens, and is evaluated on max_target tokens after at most max_prompt.
   max_target: int = 40
-  # Count and use only the first so many training records; 0: all.
+  # Use and count only the first so many training records; 0 uses all.
   train_limit: int = 0
-  # Lengths that a training batch can have; above 1, examples of like lengths
-  # share a batch, and each length is compiled once.
+  # Number of lengths that a training batch can have. Above 1, examples of
+  # similar length share a batch, and each length is compiled once.
   buckets: int = 1
 
   def __post_init__(self):

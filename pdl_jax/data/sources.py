@@ -19,7 +19,7 @@ from pdl_jax.errors import ConfigError, DataError, PdlError, reason
 # Each module registers its texts.
 for _module in pkgutil.iter_modules(packaged.__path__, f'{packaged.__name__}.'):
   importlib.import_module(_module.name)
-# Kind of a data set that is not in TEXTS -> how to write it.
+# Kinds of data sets that are not in TEXTS -> how to write them.
 KINDS = {'tfds': 'tfds:NAME', 'jsonl': 'jsonl:PATH', 'hf': 'hf:FOLDER'}
 SPLITS = schema.SPLITS
 FIELDS = schema.FIELDS
@@ -28,19 +28,15 @@ FIELDS = schema.FIELDS
 class Source:
   """One split of a data set: a sequence of records, read when indexed.
 
-  A record maps FIELDS, then the extra fields, to text. The id is split:index
-  if none is stored, the group is then the id, and a source that is not stored
-  is ''.
+  A record maps FIELDS, then the extra fields, to text. Without a stored id, it
+  is split:index; the group defaults to the id and the source to ''.
 
   Attributes:
-    name: as `load` takes it.
-    split: train, validation or test.
-    called: what the data set calls the split.
+    called: the data set's own name of the split.
     fields: canonical name -> stored name of what is stored.
-    fingerprint: 64 hex digits over what identifies the text; equal on every
-      machine.
-    metadata: how many records are kept, how many were dropped for which
-      reason, the package of a packaged one.
+    fingerprint: 64 hex digits that identify the text on every machine.
+    metadata: numbers of kept and of dropped records, by reason; the package of
+      a packaged text.
     spans: where its records are, see `same_records`.
   """
 
@@ -62,8 +58,8 @@ class Source:
 
     Raises:
       IndexError: the index is not in [-len, len).
-      DataError: the file is damaged, or the record lacks a field; so for the
-        other methods, of the fields that they read.
+      DataError: the file is damaged, or the record lacks a field. The other
+        methods raise it for the fields that they read.
     """
     index, record = self._read(index)
     texts = {field: self._text(record, index, field) for field in self.fields}
@@ -71,11 +67,11 @@ class Source:
     return {'id': id_, 'group': id_, 'source': ''} | texts
 
   def group(self, index: SupportsIndex) -> str:
-    """Returns the group of record `index`, whatever its other fields hold."""
+    """Returns the group of a record, whatever its other fields hold."""
     return self._first(index, 'group', 'id')
 
   def id(self, index: SupportsIndex) -> str:
-    """Returns the id of record `index`, whatever its other fields hold."""
+    """Returns the id of a record, whatever its other fields hold."""
     return self._first(index, 'id')
 
   def _first(self, index: SupportsIndex, *fields: str) -> str:
@@ -94,7 +90,7 @@ class Source:
       return index, self._opened.records[index]
     except (PdlError, MemoryError):
       raise
-    # array_record, Arrow and `datasets` raise errors of their own.
+    # array_record, Arrow and `datasets` have errors of their own.
     except Exception as error:
       raise DataError(
         f'{self._where(index)} of {len(self)} in {self._opened.place} cannot be'
@@ -138,24 +134,23 @@ def load(
 
   Args:
     name: a key of TEXTS, which the first call on a machine prepares;
-      'tfds:NAME', prepared before, as array_record; 'jsonl:PATH' with {split}
-      in it, of a folder of SPLIT.jsonl, or of one file that is divided by a
-      hash; 'hf:FOLDER' as `datasets` saves a DatasetDict to disk.
+      'tfds:NAME', prepared before as array_record; 'hf:FOLDER', a DatasetDict
+      that `datasets` saved; or 'jsonl:PATH'. That is a path with {split}, a
+      folder of SPLIT.jsonl, or one file that is divided by a hash.
     split: train, validation or test.
-    data_dir: where TFDS keeps its data (None is its own default, the
-      environment's TFDS_DATA_DIR or else ~/tensorflow_datasets), and where
-      relative paths start (None is the current folder).
-    fields: canonical name -> stored name, for data sets that are not in
-      TEXTS; see `schema.resolve`.
-    splits: split -> what it is called in a data set that is not in TEXTS,
-      if not the same; or a part of one, such as 'train[95%:]'.
-    bad_records: for jsonl alone: 'error' stops at the first, 'skip' leaves
-      them out, counts them in `metadata['dropped']` and stops above 1 %.
+    data_dir: where TFDS keeps its data, and where relative paths start. None is
+      $TFDS_DATA_DIR or ~/tensorflow_datasets, and the current folder.
+    fields: canonical name -> stored name, for data sets that are not in TEXTS;
+      see `schema.resolve`.
+    splits: split -> its name in a data set that is not in TEXTS, or a part of
+      one, such as 'train[95%:]'.
+    bad_records: for jsonl alone. 'error' stops at the first; 'skip' counts them
+      in `metadata['dropped']` and stops above 1 %.
 
   Raises:
     ConfigError: an argument is wrong.
-    DataError: what it is made from is missing or of another version, what was
-      prepared is damaged, or records are bad.
+    DataError: the data are missing, damaged, of another version, or have bad
+      records.
     HostError: data_dir cannot be written, or a package is missing.
   """
   schema.check_known('split', split, SPLITS)
@@ -190,7 +185,7 @@ def load(
         f' {", ".join(KINDS.values())} only; of {name} a part can be taken,'
         f' such as {split}[:10%]'
       )
-    # Takes half a second, which those who only import this module save.
+    # The import takes half a second.
     from pdl_jax.data import packaged_builder
 
     opened = packaged_builder.open_packaged(name, split, called, data_dir)
@@ -201,7 +196,7 @@ def load(
 
 
 def _check_no_path(name: str, data_dir: str | None) -> None:
-  """Says what to type for a folder or file that is named without its kind."""
+  """Says what to type for a path that is named without its kind."""
   path = schema.local_path(name, data_dir)
   if name in TEXTS or not name or not os.path.exists(path):
     return
@@ -217,9 +212,9 @@ def _check_no_path(name: str, data_dir: str | None) -> None:
 
 
 def check_ids(source: Source) -> None:
-  """Checks that no id comes twice; 8 bytes of memory for each record.
+  """Refuses ids that occur twice, since predictions are kept by id.
 
-  Predictions are kept by id. Ids that are mere numbers of records are not read.
+  It takes 8 bytes per record. Ids that only number the records are not read.
   """
   if 'id' not in source.fields:
     return
@@ -238,7 +233,7 @@ def check_ids(source: Source) -> None:
 
 
 def same_records(sources: Sequence[Source]) -> list[str]:
-  """Says which splits share records, by where these are stored."""
+  """Names splits that share records, by where these are stored."""
   return [
     _warning(one.split, one.called, other.split, other.called, f'{count} ')
     for one, other in itertools.combinations(sources, 2)
@@ -253,9 +248,9 @@ def remarks(sources: Sequence[Source]) -> list[str]:
 
 
 def same_names(name: str, splits: Mapping[str, str]) -> list[str]:
-  """Says which splits share records, as far as their names tell it."""
+  """Names splits that share records, as far as their names tell."""
   if name.partition(':')[0] not in ('jsonl', 'hf'):
-    return []  # The others refuse it when they are opened.
+    return []  # The others refuse shared records when opened.
   called = {ours: theirs or ours for ours, theirs in splits.items()}
   return [
     _warning(one, called[one], other, called[other], '')
@@ -275,10 +270,9 @@ def _warning(one: str, called: str, other: str, otherwise: str, n: str) -> str:
 
 
 def check_disjoint(sources: Sequence[Source]) -> None:
-  """Checks that no group is in two splits; 8 bytes of memory for each group.
+  """Refuses groups that are in two splits; it takes 8 bytes per group.
 
-  Groups that are mere numbers of records cannot be in two splits: such a
-  source is not read.
+  Groups that only number the records are never in two splits, and are not read.
   """
   stored = [s for s in sources if {'id', 'group'} & set(s.fields)]
   hashes = [
@@ -290,7 +284,7 @@ def check_disjoint(sources: Sequence[Source]) -> None:
     shared = np.intersect1d(one_G, other_G, assume_unique=True)
     chosen = 'train' not in (one.split, other.split) and parts.shared(
       one.spans, other.spans
-    )  # by the names of the splits, which `same_records` says
+    )  # chosen by split names; `same_records` warns
     if one.split != other.split and len(shared) and not chosen:
       group = next(g for g in _groups(one) if schema.hashed(g) == shared[0])
       raise DataError(

@@ -1,4 +1,4 @@
-"""What the model is asked to do with a record, in the format of a chat."""
+"""Tasks: what the model is asked to do with a record, as a chat."""
 
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
@@ -7,24 +7,16 @@ from pdl_jax import own_files
 from pdl_jax.data.tokenizer import END_OF_TURN, START_OF_TURN
 from pdl_jax.errors import ConfigError, DataError
 
-# A system turn, or one for each style of a record.
+# A system turn, or one per style.
 Instructions = str | Mapping[str, str]
 
 
 class Task(NamedTuple):
-  """How records become conversations, or plain documents.
+  """How records become conversations, or plain documents."""
 
-  Attributes:
-    instructions: the system turn, by the record's `style`; '' for records
-      without one.
-    turns: the source is a conversation, one turn a line, the last one to be
-      answered; otherwise it is one turn.
-    documents: there is no conversation: the target is a whole document, read
-      and predicted from its first token on.
-  """
-
-  instructions: Mapping[str, str]
-  turns: bool = False
+  instructions: Mapping[str, str]  # style -> system turn; '' is no style
+  turns: bool = False  # the source has one per line; the last is answered
+  # The target is a whole document, predicted from its first token on.
   documents: bool = False
 
   def instruction(self, record: Mapping[str, str]) -> str:
@@ -45,7 +37,7 @@ _Decorated = Callable[[], Instructions]
 def register_task(
   name: str, *, turns: bool = False, documents: bool = False
 ) -> Callable[[_Decorated], _Decorated]:
-  """Makes a task of a function that returns its instructions; see `Task`.
+  """Registers the task of a function that returns its instructions.
 
   Raises:
     ConfigError: another task has this name.
@@ -66,7 +58,7 @@ def register_task(
 
 @register_task('summarize')
 def summarize() -> Instructions:
-  """The target is the summary of the source."""
+  """The target is a summary of the source."""
   return 'Summarize the text in one sentence.'
 
 
@@ -78,7 +70,7 @@ def dialogue() -> Instructions:
 
 @register_task('style_transfer')
 def style_transfer() -> Instructions:
-  """The target says the same in the style of the record."""
+  """The target says the same in the record's style."""
   return {
     'basic': 'Rewrite the verse in Basic English.',
     'king_james': 'Rewrite the verse in the words of the King James Bible.',
@@ -92,12 +84,12 @@ def language_model() -> Instructions:
 
 
 def system_turn(instruction: str) -> str:
-  """Writes the turn that says what to do, in SmolLM2's own chat format."""
+  """Writes the system turn in SmolLM2's chat format."""
   return f'{START_OF_TURN}system\n{instruction}{END_OF_TURN}\n'
 
 
 def turn_opens(role: str) -> str:
-  """Writes what stands before the text of a turn."""
+  """Writes what precedes the text of a turn."""
   return f'{START_OF_TURN}{role}\n'
 
 

@@ -1,4 +1,4 @@
-"""Tokenizers: a pretrained model's, or one that is trained here."""
+"""Tokenizers: of a pretrained model, or trained here."""
 
 import contextlib
 import hashlib
@@ -28,36 +28,32 @@ from pdl_jax.storage.files import MEND
 END_OF_TEXT = '<|endoftext|>'
 START_OF_TURN = '<|im_start|>'
 END_OF_TURN = '<|im_end|>'
-# Byte-level BPE spells every byte as a printable character: those that are one
-# already as themselves, the others from 256 on.
+# Byte-level BPE spells bytes as printable characters: printable ones as
+# themselves, the others as characters from 256 on.
 _PRINTABLE = (*range(33, 127), *range(161, 173), *range(174, 256))
 _OTHERS = [byte for byte in range(256) if byte not in _PRINTABLE]
 _BYTES = {chr(byte): byte for byte in _PRINTABLE} | {
   chr(256 + number): byte for number, byte in enumerate(_OTHERS)
 }
-# Where Python's `surrogateescape` puts the bytes that are no UTF-8.
-_NO_TEXT = 0xDC00
-# How SentencePiece spells a byte that is in no piece, and a space.
+_NO_TEXT = 0xDC00  # `surrogateescape` adds it to bytes that are no UTF-8
+# SentencePiece's spelling of a byte that is in no piece, and of a space.
 _BYTE = re.compile('<0x([0-9A-F]{2})>')
 _SPACE = '\u2581'
-_LONGEST = 200  # characters of the library's words in an error
+_LONGEST = 200  # characters of the library's message in our errors
 
 
 class Tokenizer:
-  """Text to ids and back, with the ids that have a meaning of their own.
+  """Converts text to ids and back, and knows the special ids.
 
   Attributes:
-    name: where it comes from, for messages.
-    vocab_size: V, rows of the model; without one, all tokens.
+    vocab_size: V, rows of the model; without a model, the number of tokens.
     end_of_turn: id that ends every answer.
     end_of_text: id that ends every document.
-    stops: ids that end an answer: both, and what else its model stops at.
-    start_of_text: id that stands before every document; end of text again,
-      where a tokenizer has none.
+    stops: ids that end an answer: both of these, and others of the model.
+    start_of_text: id before every document; end of text if there is no other.
     special_ids: ids of control tokens that have a row, end of turn included.
-    specials: the texts of all control tokens, those without a row included.
-    strips: whether each takes white space before it and behind it.
-    chat: the chat template of the model; None: it has none.
+    specials: texts of all control tokens, also of those without a row.
+    strips: control token -> whether it absorbs white space (before, behind).
     definition: the whole tokenizer as JSON; `load` reads it from a file.
     fingerprint: hex SHA-256 of the definition.
   """
@@ -72,7 +68,7 @@ class Tokenizer:
     chat: ChatTemplate | None = None,
     stops: Sequence[str] = (),
   ):
-    """Args: vocab_size: rows of the model, which may have some to spare."""
+    """`vocab_size` counts the rows of the model, which may have spare ones."""
     self.chat = chat
     self._backend = backend
     self.name = name
@@ -87,7 +83,7 @@ class Tokenizer:
     controls = sorted(
       ((n, t) for n, t in added if t.special), key=lambda pair: pair[0]
     )
-    # A placeholder behind the last row is no type, but no text either.
+    # Placeholders beyond the last row are no types, but no text either.
     self.special_ids = tuple(n for n, _ in controls if n < self.vocab_size)
     self.specials = tuple(token.content for _, token in controls)
     self.strips = {t.content: (t.lstrip, t.rstrip) for _, t in controls}
@@ -95,11 +91,10 @@ class Tokenizer:
     decoder = json.loads(self.definition)['decoder']
     self._spells_bytes = 'ByteLevel' in json.dumps(decoder)
     self.fingerprint = hashlib.sha256(self.definition.encode()).hexdigest()
-    # Text must not be able to end a turn: in content, control tokens are
-    # spelled out like any other characters.
+    # Contents must not be able to end a turn: control tokens are spelled out.
     self._content = Backend.from_str(self.definition)
     self._content.encode_special_tokens = True
-    # SentencePiece's space before a text: not in the middle of one.
+    # SentencePiece adds a space before a text, but not within one.
     later = self.definition.replace(
       '"prepend_scheme":"first"', '"prepend_scheme":"never"'
     )
@@ -123,7 +118,7 @@ class Tokenizer:
 
   @classmethod
   def load(cls, path: Path, name: str) -> 'Tokenizer':
-    """Reads a definition."""
+    """Reads a definition from a file."""
     try:
       with _backend_errors('it cannot be used'):
         return cls(Backend.from_file(str(path)), name)
@@ -131,16 +126,16 @@ class Tokenizer:
       raise DataError(f'{path} is no tokenizer: {error}; {MEND}') from error
 
   def encode_template(self, text: str) -> list[int]:
-    """Encodes a piece of the chat format: control tokens are recognised."""
+    """Encodes a piece of the chat format, with its control tokens."""
     return self.encode_rendered(text).ids
 
   def encode_rendered(self, text: str) -> Encoding:
-    """Encodes a piece of the chat format, with the places of its ids."""
+    """Encodes a piece of the chat format, with offsets."""
     with _backend_errors(f'tokenizer {self.name} fails at a text'):
       return self._backend.encode(text, add_special_tokens=False)
 
   def encode(self, texts: Sequence[str]) -> list[list[int]]:
-    """Encodes contents, one list per text: control tokens are spelled out."""
+    """Encodes contents, one list per text; control tokens are spelled out."""
     with _backend_errors(f'tokenizer {self.name} fails at a text'):
       encodings = self._content.encode_batch_fast(
         list(texts), add_special_tokens=False
@@ -148,13 +143,13 @@ class Tokenizer:
     return [e.ids for e in encodings]
 
   def encode_run(self, text: str, is_first: bool) -> Encoding:
-    """Encodes a part of a text between control tokens, with places."""
+    """Encodes content between control tokens, with offsets."""
     backend = self._content if is_first else self._later
     with _backend_errors(f'tokenizer {self.name} fails at a text'):
       return backend.encode(text, add_special_tokens=False)
 
   def ends(self) -> str:
-    """Says which tokens end what, for the terminal."""
+    """Says for the terminal which tokens end what."""
     named = {number: repr(self.token(number)) for number in self.stops}
     return (
       f'{named[self.end_of_turn]} ends a turn, {named[self.end_of_text]} a '
@@ -162,7 +157,7 @@ class Tokenizer:
     )
 
   def check_rows(self, ids: Sequence[int], what: str) -> None:
-    """Raises DataError if the model has no row for an id of a text."""
+    """Raises DataError if the model has no row for an id."""
     highest = max(ids, default=0)
     if highest >= self.vocab_size:
       raise DataError(
@@ -173,7 +168,6 @@ class Tokenizer:
       )
 
   def _end(self, token: str) -> int:
-    """Returns the id of what ends a text or a turn."""
     number = self._backend.token_to_id(token)
     if number is None:
       raise DataError(f'tokenizer {self.name} has no {token} token')
@@ -196,9 +190,9 @@ class Tokenizer:
   ) -> list[list[tuple[str, list[int]]]]:
     """Encodes contents word by word: the words of each text with their ids.
 
-    A word is what the pre-tokenizer hands to the model in one piece, in its
-    exact case, without the space before it; white space alone stays as it is.
-    The ids of a text's words, one after the other, are those of `encode`.
+    A word is what the pre-tokenizer passes to the model, without the space
+    before it; white space alone stays as it is. Together the ids are those of
+    `encode`.
     """
     encodings = self._content.encode_batch(
       list(texts), add_special_tokens=False
@@ -209,13 +203,13 @@ class Tokenizer:
     ]
 
   def decode(self, ids: Sequence[int], *, keep_special: bool = False) -> str:
-    """Returns the text of ids, with special tokens only if asked for."""
+    """Returns the text of ids, by default without special tokens."""
     return self._backend.decode(
       list(ids), skip_special_tokens=not keep_special
     )
 
   def raw(self, number: int) -> bytes:
-    """Returns the bytes behind an id; for a control token, its name."""
+    """Returns the bytes of an id; for a control token, its name."""
     added = self._backend.get_added_tokens_decoder().get(number)
     if added is not None:
       return added.content.encode()
@@ -233,7 +227,7 @@ class Tokenizer:
   def token(self, number: int) -> str:
     """Returns an id as readable text, for tables; see `spelled`.
 
-    A row of the model that no token has reads like <300>.
+    A row without a token reads like <300>.
     """
     if number < self.vocab_size and self._backend.id_to_token(number) is None:
       return f'<{number}>'
@@ -241,13 +235,11 @@ class Tokenizer:
 
 
 def byte_level(model: models.BPE, words: str = 'digits') -> Backend:
-  """Makes a tokenizer of a BPE of bytes.
+  """Makes a byte-level BPE tokenizer.
 
-  Args:
-    model: its merges.
-    words: how text is cut: gpt2, as GPT-2 does; digits, the same with digits
-      one by one; qwen2 and llama3, which take digits one by one and three by
-      three.
+  `words` says how text is cut: gpt2 as GPT-2 does, digits the same with single
+  digits. qwen2 and llama3 cut as these models do, with one or up to three
+  digits.
   """
   backend = Backend(model)
   cut = {
@@ -267,7 +259,7 @@ def byte_level(model: models.BPE, words: str = 'digits') -> Backend:
 
 
 def _split(digits: str) -> pre_tokenizers.Split:
-  """Cuts clitics, words with a sign before, numbers, signs, white space."""
+  """Cuts contractions, words, numbers, punctuation and white space."""
   pattern = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|" + digits
     + r'| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+'
@@ -276,7 +268,7 @@ def _split(digits: str) -> pre_tokenizers.Split:
 
 
 def spelled(raw: bytes) -> str:
-  """Returns text of bytes; what is no character reads like <0xE2>."""
+  """Returns bytes as text; what is not UTF-8 reads like <0xE2>."""
   return ''.join(
     f'<0x{ord(sign) - _NO_TEXT:X}>'
     if '\udc80' <= sign <= '\udcff'
@@ -295,10 +287,9 @@ def read_definition(path: Path) -> Backend:
 
 @contextlib.contextmanager
 def _backend_errors(what: str) -> Iterator[None]:
-  """Turns errors of the library into one line."""
   try:
     yield
-  # It raises no narrower class, and its panics are not even an Exception.
+  # It raises no narrower class, and its panics are no Exception.
   except BaseException as error:
     is_panic = type(error).__name__ == 'PanicException'
     if not isinstance(error, Exception) and not is_panic:
@@ -308,7 +299,7 @@ def _backend_errors(what: str) -> Iterator[None]:
 
 
 def _start(backend: Backend, otherwise: int) -> int:
-  """Returns what the tokenizer itself puts before a text, if anything."""
+  """Returns what the tokenizer puts before a text, or else `otherwise`."""
   plain, whole = (
     backend.encode('a', add_special_tokens=add).ids for add in (False, True)
   )
@@ -316,7 +307,6 @@ def _start(backend: Backend, otherwise: int) -> int:
 
 
 def _words(text: str, encoding: Encoding) -> list[tuple[str, list[int]]]:
-  """Finds a text's words with their ids; see `Tokenizer.encode_words`."""
   words = []
   pieces = zip(
     encoding.word_ids, encoding.offsets, encoding.ids, strict=True
