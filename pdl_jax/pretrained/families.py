@@ -1,4 +1,4 @@
-"""A config.json as a ModelConfig, and back: one function a family."""
+"""Converts between config.json and ModelConfig: one function per family."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -13,7 +13,7 @@ ACTIVATIONS = {
   'gelu_pytorch_tanh': 'gelu_tanh', 'gelu_new': 'gelu_tanh',
 }  # fmt: skip
 FULL, SLIDING = 'full_attention', 'sliding_attention'
-# Sizes of ModelConfig, as config.json calls them; GPT-2 has names of its own.
+# Sizes of ModelConfig -> keys of config.json; GPT-2 has its own.
 SIZES = {
   'width': 'hidden_size', 'mlp': 'intermediate_size',
   'layers': 'num_hidden_layers', 'heads': 'num_attention_heads',
@@ -24,37 +24,34 @@ GPT2_SIZES = {
   'width': 'n_embd', 'layers': 'n_layer', 'heads': 'n_head',
   'context': 'n_positions',
 }  # fmt: skip
-# Something is made of each before any size is known; published are up to 126.
+# Bounds lists that are made per layer; published models have up to 126.
 _MOST_LAYERS = 10_000
 Values = dict[str, Any]
 
 
 class Family(NamedTuple):
-  """How transformers calls a family, and how its config.json is read."""
+  """The architecture of a family, and the reader of its config.json."""
 
   architecture: str
-  read: Callable[[Fields], Values]  # gives the values of ModelConfig
+  read: Callable[[Fields], Values]  # returns the values of ModelConfig
 
 
 def read_config(fields: Fields) -> ModelConfig:
-  """Reads the shape that a config.json declares."""
+  """Reads the model that a config.json declares."""
   fields.need('model_type')
   family = fields.one_of('model_type', FAMILIES, '')
   try:
     values = family.read(fields)
     fields.finish()
     return ModelConfig(**values)
-  except ConfigError as error:  # The file's, not the user's.
+  except ConfigError as error:  # The file is wrong, not the user.
     raise DataError(f'{fields.name}: {error}') from error
 
 
 def _sizes(
   fields: Fields, names: dict[str, str], tied: bool, head_dim: int | None = None
 ) -> Values:
-  """Reads the sizes, and whether the output head is the embedding.
-
-  `tied` and `head_dim` are the family's defaults.
-  """
+  """Reads the sizes; `tied` and `head_dim` are the family's defaults."""
   heads, width = (fields.count(names[key]) for key in ('heads', 'width'))
   defaults = {'kv_heads': heads, 'head_dim': head_dim or width // heads}
   is_tied = fields.flag('tie_word_embeddings', tied)
@@ -71,7 +68,7 @@ def _sizes(
 
 
 def _shape(fields: Fields, tied: bool, head_dim: int | None = None) -> Values:
-  """Reads what all but GPT-2 call alike."""
+  """Reads what all families except GPT-2 name alike."""
   sizes = _sizes(fields, SIZES, tied, head_dim)
   return sizes | {'norm_eps': fields.number('rms_norm_eps', 1e-6)}
 
@@ -82,7 +79,6 @@ def _one_rope(fields: Fields) -> Values:
 
 
 def _plain(fields: Fields, head_dim: int | None = None) -> Values:
-  """Reads what Llama, Mistral and Qwen share."""
   return {
     **_shape(fields, tied=False, head_dim=head_dim), **_one_rope(fields),
     'activation': fields.one_of('hidden_act', ACTIVATIONS, 'silu'),
@@ -130,9 +126,9 @@ def _gemma(
   fields: Fields, full_each: int, attention_cap: float | None,
   logit_cap: float | None,
 ) -> Values:  # fmt: skip
-  """Reads what Gemma 2 and 3 share; one layer of `full_each` has no window."""
+  """Reads Gemma 2 and 3; every `full_each`-th layer has no window."""
   shape = _shape(fields, tied=True, head_dim=256)
-  # Gemma's older files have both; the former is the one that counts.
+  # Older files have hidden_act too; hidden_activation counts.
   fields.ignore('hidden_act')
   fields.expect('use_bidirectional_attention', False)
   bias = fields.flag('attention_bias', False)
@@ -177,7 +173,7 @@ def _gpt2(fields: Fields) -> Values:
   fields.expect('add_cross_attention', False)
   fields.ignore('reorder_and_upcast_attn', 'n_ctx')
   sizes = _sizes(fields, GPT2_SIZES, tied=True)
-  for ours in GPT2_SIZES:  # Transformers knows both names.
+  for ours in GPT2_SIZES:  # Transformers accepts both names.
     fields.expect(SIZES[ours], sizes[ours])
   return sizes | {
     'mlp': fields.count('n_inner', 4 * sizes['width']),
@@ -191,7 +187,6 @@ def _gpt2(fields: Fields) -> Values:
 def _windows(
   fields: Fields, pattern: list[str], window: int | None
 ) -> tuple[int, ...]:
-  """Reads the window of each layer; the pattern is the family's default."""
   kinds = fields.get('layer_types', pattern)
   if not isinstance(kinds, list) or len(kinds) != len(pattern):
     raise fields.refusal('layer_types', kinds, 'one of each layer is')

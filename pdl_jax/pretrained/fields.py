@@ -1,4 +1,4 @@
-"""Values of a config.json, each of which is either mapped or refused."""
+"""Reads values of a config.json; each is mapped or refused."""
 
 import json
 import math
@@ -10,8 +10,8 @@ from typing import Any
 
 from pdl_jax.errors import DataError
 
-# Keys of training, serving, other tasks, tokenizers, generation, and of how
-# transformers computes: they change no logit here.
+# Keys that change no logit here: of training, serving, other tasks, tokenizers,
+# generation, and of how transformers computes.
 _HARMLESS = {
   'architectures', 'attention_dropout', 'attn_implementation', 'attn_pdrop',
   'auto_map', 'bad_words_ids', 'begin_suppress_tokens', 'bos_token_id',
@@ -36,7 +36,7 @@ _HARMLESS = {
 }  # fmt: skip
 _HARMLESS_STARTS = ('_', 'summary_', 'unsloth_', 'output_')
 NEEDED: Any = object()
-# Values of strangers in errors: neither long nor deep.
+# Shortens foreign values in errors.
 _SHORT = reprlib.Repr()
 _SHORT.maxstring = _SHORT.maxother = _SHORT.maxlong = 60
 _SHORT.maxlist = _SHORT.maxdict = 8
@@ -52,11 +52,7 @@ def read_object(path: Path) -> dict[str, Any]:
 
 
 def parse_object(data: bytes, name: str) -> dict[str, Any]:
-  """Reads one JSON object; `name` is that of the file, for errors.
-
-  Python's reader would take UTF-16, the last of two equal keys, NaN and
-  Infinity; nobody can say what a file means that has them.
-  """
+  """Reads one JSON object; refuses UTF-16, repeated keys, NaN, Infinity."""
   try:
     values = json.loads(
       data.decode('utf-8'), object_pairs_hook=_unique, parse_constant=_refuse
@@ -87,35 +83,31 @@ def _refuse(constant: str) -> None:
 
 
 class Fields:
-  """The keys of a config file; `finish` refuses those that nobody asked for.
-
-  Attributes:
-    name: that of the file, for errors.
-  """
+  """The keys of a config file; `finish` refuses keys that nobody read."""
 
   def __init__(
     self, values: Mapping[str, Any], name: str, advice: str = ''
   ) -> None:
-    """Args: advice: what to do about a value that is not mapped."""
+    """`name` and `advice`, on values that are not mapped, are for errors."""
     self.name, self._values, self._advice = name, values, advice
     self._asked: set[str] = set()
 
   @classmethod
   def read(cls, folder: Path) -> 'Fields':
-    """Opens config.json of a folder."""
+    """Opens the config.json of a folder."""
     path = folder / 'config.json'
     if not path.exists():
       raise DataError(f'{folder} has no config.json')
     return cls(read_object(path), str(path))
 
   def get(self, key: str, default: Any = None) -> Any:
-    """Returns a value, or the default where it is absent or null."""
+    """Returns a value, or the default if it is absent or null."""
     self._asked.add(key)
     value = self._values.get(key)
     return default if value is None else value
 
   def need(self, key: str) -> Any:
-    """Returns a value that has to be there."""
+    """Returns a value that must be there."""
     value = self.get(key)
     if value is None:
       raise DataError(f'{self.name} does not declare {key}')
@@ -128,7 +120,7 @@ class Fields:
     least: int = 1,
     most: int = 2**31 - 1,
   ) -> Any:
-    """Reads a whole number; the default where it is absent or null."""
+    """Reads an integer, or the default if it is absent or null."""
     value = self.get(key)
     if value is None:
       return self.need(key) if default is NEEDED else default
@@ -139,7 +131,7 @@ class Fields:
     return value
 
   def number(self, key: str, default: float | None = NEEDED) -> Any:
-    """Reads a number > 0; the default where it is absent or null."""
+    """Reads a number > 0, or the default if it is absent or null."""
     value = self.get(key)
     if value is None:
       return self.need(key) if default is NEEDED else default
@@ -148,29 +140,29 @@ class Fields:
     return float(value)
 
   def number_or_null(self, key: str, default: float | None) -> Any:
-    """Reads a number > 0; None where it is null, else as `number`."""
+    """Reads a number > 0; None if null, the default if absent."""
     return self.number(key, None if key in self._values else default)
 
   def count_or_null(self, key: str, default: int) -> Any:
-    """Reads a whole number; None where it is null, else as `count`."""
+    """Reads an integer; None if null, the default if absent."""
     return self.count(key, None if key in self._values else default)
 
   def flag(self, key: str, default: bool) -> bool:
-    """Reads a truth value; to Python the text "false" would be true."""
+    """Reads a truth value; the text "false", true to Python, is refused."""
     value = self.get(key, default)
     if type(value) is not bool:
       raise self.refusal(key, value, 'it is neither true nor false')
     return value
 
   def group(self, key: str) -> dict[str, Any]:
-    """Reads an object; it is empty where it is absent or null."""
+    """Reads an object, empty if it is absent or null."""
     value = self.get(key, {})
     if not isinstance(value, Mapping):
       raise self.refusal(key, value, 'it is no object')
     return dict(value)
 
   def one_of(self, key: str, allowed: Mapping[str, Any], default: str) -> Any:
-    """Reads a name, and returns what it is mapped to."""
+    """Reads a name, and returns its value in `allowed`."""
     value = self.get(key, default)
     if not isinstance(value, str) or value not in allowed:
       raise self.refusal(key, value, f'known are {", ".join(allowed)}')
@@ -183,11 +175,11 @@ class Fields:
       raise self.refusal(key, found, f'only {value} is mapped')
 
   def ignore(self, *keys: str) -> None:
-    """Passes over keys that change nothing here."""
+    """Accepts keys that change nothing here."""
     self._asked |= set(keys)
 
   def finish(self) -> None:
-    """Refuses keys that might change what the model computes."""
+    """Refuses unread keys that might change what the model computes."""
     empty = (None, False, '', [], {})
     unmapped = [
       f'{key} {_SHORT.repr(value)}'

@@ -22,12 +22,9 @@ _EMBED, _OUTPUT, _ROPE = (
 
 
 def find_package_file(package: str, option: str = 'model.pretrained') -> Path:
-  """Finds the GGUF file in an installed Python package, without importing it.
-
-  `option` is the key that named the package, for errors.
-  """
+  """Finds the GGUF file of an installed package, without importing it."""
   found = None
-  if package.isidentifier():  # What is before a dot would be imported.
+  if package.isidentifier():  # A parent before a dot would be imported.
     with contextlib.suppress(ImportError, ValueError):
       found = importlib.util.find_spec(package)
   roots = (found.submodule_search_locations or []) if found else []
@@ -44,7 +41,7 @@ def find_package_file(package: str, option: str = 'model.pretrained') -> Path:
 
 
 class _Reader(gguf.GGUFReader):
-  """Stops at the end of the file, where lengths of a damaged one go on."""
+  """Refuses lengths beyond the end of a damaged file."""
 
   def _get(self, offset: Any, dtype: Any, count: Any = 1, **more: Any) -> Any:
     found = super()._get(offset, dtype, count, **more)
@@ -54,15 +51,7 @@ class _Reader(gguf.GGUFReader):
 
 
 class GGUFModel:
-  """An opened GGUF file: its metadata, and its tensors on demand.
-
-  Attributes:
-    path: the file.
-    fields: metadata by name, as Python values.
-
-  Raises:
-    DataError: if it is no GGUF file, or only a part of one.
-  """
+  """An opened GGUF file: metadata `fields`, and tensors on demand."""
 
   def __init__(self, path: Path):
     self.path = path
@@ -93,7 +82,7 @@ class GGUFModel:
     self._tensors = {tensor.name: tensor for tensor in reader.tensors}
 
   def config(self) -> ModelConfig:
-    """Returns the shape that the metadata declares."""
+    """Returns the model that the metadata declares."""
     name, table = self.path.name, self._tensors.get(_ROPE)
     values = config_values(
       self.fields, self._shapes(), self._is_tied(),
@@ -124,21 +113,20 @@ class GGUFModel:
     return tree_of(made)
 
   def _shapes(self) -> dict[str, Shape]:
-    """Returns shapes [out, in]: GGUF counts from the other end."""
+    """Returns shapes [out, in]; GGUF reverses them."""
     return {
       name: tuple(int(size) for size in reversed(tensor.shape))
       for name, tensor in self._tensors.items()
     }
 
   def _is_tied(self) -> bool:
-    """Returns whether the output head is missing, or is the embedding."""
     if _OUTPUT not in self._tensors or _EMBED not in self._tensors:
       return True
     pair = self._tensors[_OUTPUT], self._tensors[_EMBED]
     return np.array_equal(pair[0].data, pair[1].data)
 
   def _as_saved(self, name: str, c: ModelConfig) -> np.ndarray:
-    """Undoes what llama.cpp's converter did to a tensor."""
+    """Undoes the reordering of llama.cpp's converter."""
     x, is_turned = self._read(name), '.attn_q.' in name or '.attn_k.' in name
     if self.fields['general.architecture'] != 'llama' or not is_turned:
       return x
@@ -147,7 +135,6 @@ class GGUFModel:
     return pairs.swapaxes(1, 2).reshape(x.shape)
 
   def _read(self, name: str) -> np.ndarray:
-    """Reads a tensor in fp32."""
     tensor = self._tensors[name]
     try:
       x = gguf.quants.dequantize(tensor.data, tensor.tensor_type)

@@ -1,4 +1,4 @@
-"""The metadata of a GGUF file as the values of a config.json."""
+"""Converts the metadata of a GGUF file to the values of a config.json."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -11,17 +11,17 @@ from pdl_jax.pretrained.families import SIZES
 from pdl_jax.pretrained.fields import Fields
 from pdl_jax.pretrained.layout import Shape
 
-# Mistral is a llama there, too, without its window.
+# GGUF calls Mistral a llama too, without its window.
 ARCHITECTURES = ('llama', 'qwen2', 'qwen3')
-# Sizes that have no default, as GGUF calls them.
+# Sizes without a default -> keys of GGUF.
 _SIZES = {
   'width': 'embedding_length', 'layers': 'block_count',
   'heads': 'attention.head_count', 'mlp': 'feed_forward_length',
   'context': 'context_length',
 }  # fmt: skip
-# Keys of the runtime, or what the tensors say once more.
+# Keys of the runtime, or that repeat what the tensors say.
 _IGNORED = ('vocab_size', 'rope.scaling.finetuned', 'tensor_data_layout')
-# The contexts that a table of Llama 3 may be made for.
+# Original contexts that a table of Llama 3 may be made for.
 _ORIGINALS = tuple(2**power for power in range(4, 18))
 Values = dict[str, Any]
 
@@ -30,10 +30,10 @@ def config_values(
   metadata: Mapping[str, Any], shapes: Mapping[str, Shape], is_tied: bool,
   divisors_P: np.ndarray | None, name: str,
 ) -> Values:  # fmt: skip
-  """Says in the words of a config.json what the metadata declares.
+  """Converts metadata to the values of a config.json.
 
   Shapes of tensors are [out, in]. Llama 3 divides the rotary frequencies by
-  divisors_P. The name is that of the file, for errors.
+  `divisors_P`. `name` is for errors.
   """
   kind = metadata.get('general.architecture')
   if kind not in ARCHITECTURES:
@@ -74,7 +74,7 @@ def config_values(
 
 
 def _alike(value: Any) -> Any:
-  """Returns one value where a list says the same of every layer."""
+  """Returns a list's common value; one that differs by layer stays a list."""
   is_list = isinstance(value, list) and len(set(map(str, value))) == 1
   return value[0] if is_list else value
 
@@ -112,11 +112,8 @@ def _rope(
 def _llama3(
   fields: Fields, base: float, head_dim: int, divisors_P: np.ndarray
 ) -> Values:
-  """Finds the parameters behind a table, which is all that GGUF keeps.
-
-  `low` and `high` are those of every release of Llama 3; the original context
-  is tried.
-  """
+  """Finds the parameters behind the divisors, which are all GGUF keeps."""
+  # All of Llama 3 has low 1 and high 4; the original context is tried.
   pairs, factor = head_dim // 2, float(np.max(divisors_P))
   if np.all(divisors_P == 1):
     return {}

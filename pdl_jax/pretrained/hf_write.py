@@ -26,7 +26,7 @@ from pdl_jax.pretrained.rope import write_rope
 SHARD_BYTES = 4 * 2**30
 _NAMES = {ours: theirs for theirs, ours in reversed(ACTIVATIONS.items())}
 Values = dict[str, Any]
-# What lies side by side in a tensor, of one layer.
+# The parameters that share a tensor, side by side.
 Parts = list[tuple[Slot, np.ndarray]]
 
 
@@ -55,10 +55,10 @@ def write_model(
   folder: Path, config: ModelConfig, params: dict, values: Values,
   shard_bytes: int = SHARD_BYTES,
 ) -> None:  # fmt: skip
-  """Writes config.json and the tensors, in shards of at most so many bytes.
+  """Writes config.json and the tensors, in shards of at most `shard_bytes`.
 
-  A larger tensor has a shard of its own. The parameters are on the host; the
-  values are `config_values`, and what else is to stand in config.json.
+  A larger tensor has its own shard. `params` are on the host; `values` are
+  those of `config_values` and additions.
   """
   shards: list[dict[str, Parts]] = [{}]
   total = size = 0
@@ -90,7 +90,6 @@ def write_json(path: Path, values: Values) -> None:
 
 
 def _parts(config: ModelConfig, params: dict) -> dict[str, Parts]:
-  """Returns what each tensor is made of, by its name."""
   made: dict[str, Parts] = {}
   for slot in slots(config):
     for name, x in zip(slot.names, slot.layers(params), strict=True):
@@ -115,7 +114,7 @@ def _values(kind: str, c: ModelConfig) -> Values:
   if kind == 'gpt2':
     return head | {
       **{theirs: getattr(c, ours) for ours, theirs in GPT2_SIZES.items()},
-      # llama.cpp's converter reads the older name of n_positions.
+      # llama.cpp's converter reads n_ctx, the older name.
       'n_ctx': c.context, 'n_inner': c.mlp,
       'layer_norm_epsilon': c.norm_eps,
       'activation_function': act.replace('gelu_pytorch_tanh', 'gelu_new'),

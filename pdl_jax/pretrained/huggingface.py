@@ -35,10 +35,10 @@ Index = tuple[slice, ...]
 
 @dataclasses.dataclass(frozen=True)
 class Weight:
-  """A parameter that is still in its files, a leaf of `HFModel.weights`."""
+  """A parameter that is still in its files; a leaf of `HFModel.weights`."""
 
   slot: Slot
-  views: tuple[np.ndarray, ...]  # the tensors of the slot, in our layout
+  views: tuple[np.ndarray, ...]  # the slot's tensors in our layout
 
   @property
   def shape(self) -> Shape:
@@ -48,7 +48,7 @@ class Weight:
   def read(
     self, index: Index | None = None, dtype: Any = np.float32
   ) -> np.ndarray:
-    """Reads a part, or all; nothing else is read from the disk."""
+    """Reads the indexed part, or all; only that is read from the disk."""
     index = index or (slice(None),) * len(self.shape)
     if not self.slot.is_stacked:
       return np.array(self.views[0][index], dtype)
@@ -62,13 +62,8 @@ class Weight:
 class HFModel:
   """An opened folder: config.json, and tensors that are read on demand.
 
-  Attributes:
-    path: the folder.
-    weights: the tree of parameters, as `Weight`s.
-
-  Raises:
-    DataError: naming what is missing, unknown, of a wrong shape or damaged;
-      nothing is loaded in part.
+  `weights` is a tree of `Weight`s. DataError names tensors that are missing,
+  unknown, damaged or of a wrong shape: nothing is loaded in part.
   """
 
   def __init__(self, path: Path):
@@ -77,7 +72,7 @@ class HFModel:
     self.weights = self._weights(safetensors.open_folder(path))
 
   def config(self) -> ModelConfig:
-    """Returns the shape that config.json declares."""
+    """Returns the model that config.json declares."""
     return self._config
 
   def shapes(self) -> dict:
@@ -90,10 +85,7 @@ class HFModel:
     return jax.tree.map(Weight.read, self.weights, is_leaf=_is_weight)
 
   def placed(self, shardings: Any, dtypes: Any) -> dict:
-    """Reads all to devices: each process reads the parts that it keeps.
-
-    Shardings and dtypes are trees like that of the parameters.
-    """
+    """Reads parameters to devices; a process reads only what it keeps."""
 
     def place(weight: Weight, sharding: Any, dtype: np.dtype) -> jax.Array:
       return jax.make_array_from_callback(
@@ -108,7 +100,7 @@ class HFModel:
     return made
 
   def _check_finite(self, arrays: list[jax.Array], mesh: Mesh) -> None:
-    """Checks numbers where they are: they are read once, and not copied."""
+    """Checks numbers on their devices: they are read once and not copied."""
     weights = jax.tree.leaves(self.weights, is_leaf=_is_weight)
     own = [weight.slot for weight in weights]
 
@@ -118,7 +110,7 @@ class HFModel:
         for x, slot in zip(arrays, own, strict=True)
       ]
 
-    # Whole on every process, so that all of them stop.
+    # Every process has all flags, so that all stop.
     whole = NamedSharding(mesh, PartitionSpec())
     found = jax.jit(finite, out_shardings=whole)(arrays)
     if bad := [
@@ -134,7 +126,6 @@ class HFModel:
       )
 
   def _weights(self, tensors: dict[str, np.ndarray]) -> dict:
-    """Makes the tree of parameters, with every tensor at its place."""
     found = {slot.path: slot for slot in slots(self._config)}
     need = wanted(found.values())
     tensors = add_prefix(self._config, {
@@ -156,7 +147,7 @@ class HFModel:
   def _check_head(
     self, tensors: dict[str, np.ndarray], need: Mapping[str, Shape], embed: str
   ) -> None:
-    """Refuses another output head than config.json says; drops a copy."""
+    """Refuses an output head that contradicts config.json; drops a copy."""
     if OUTPUT in need.keys() - tensors.keys():
       raise DataError(
         f'{self.path}: config.json says that the output head is not tied to '
@@ -175,7 +166,7 @@ class HFModel:
 
 
 def declared_config(path: Path) -> ModelConfig:
-  """Reads the shape from a folder's config.json; no weight is looked for."""
+  """Reads a folder's config.json, without looking for weights."""
   return read_config(Fields.read(path))
 
 

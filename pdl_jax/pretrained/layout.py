@@ -1,4 +1,4 @@
-"""Where Hugging Face files keep each parameter, and in which layout."""
+"""Maps each parameter to its place and layout in Hugging Face files."""
 
 import math
 from collections.abc import Iterable, Mapping
@@ -13,60 +13,45 @@ from pdl_jax.model import lm, lora
 from pdl_jax.model.config import ModelConfig
 from pdl_jax.pretrained.safetensors import listed
 
-# Buffers that older versions of transformers saved; nothing is in them.
+# Redundant buffers that older versions of transformers saved.
 BUFFERS = ('.rotary_emb.inv_freq', '.attn.bias', '.attn.masked_bias')
 EMBED, OUTPUT = 'embed_VxD', 'lm_head.weight'
 Shape = tuple[int, ...]
-# Of a parameter in a tree of `model.lm`, such as ('blocks', 0, 'mlp', 'up').
+# A parameter's path in the tree of `model.lm`: ('blocks', 0, 'mlp', 'up').
 Path = tuple[str | int, ...]
 
 
 class Place(NamedTuple):
-  """Where a parameter is in a tensor of a file.
+  """Where a parameter is in a tensor of a file."""
 
-  Attributes:
-    name: the tensor's; below its layer, where there is one in each.
-    inputs: how many of our axes, from the first, are its input axis; 0: it is
-      a vector.
-    turned: whether the file has [out, in].
-    part, parts: which of so many parts, side by side, of the tensor it is.
-  """
-
-  name: str
-  inputs: int = 0
-  turned: bool = False
-  part: int = 0
+  name: str  # of the tensor, without the prefix of its layer
+  inputs: int = 0  # how many of our first axes are inputs; 0: a vector
+  turned: bool = False  # whether the file has [out, in]
+  part: int = 0  # its number among the parameters side by side in the tensor
   parts: int = 1
 
 
 class Slot(NamedTuple):
-  """One of our parameters, and the tensors that hold it.
-
-  Attributes:
-    path: where it is in our tree.
-    place: where it is in each of the tensors.
-    names: names of the tensors; one per layer, if it is stacked over layers.
-    shape: our shape.
-  """
+  """One of our parameters, and the tensors that hold it."""
 
   path: Path
   place: Place
-  names: tuple[str, ...]
-  shape: Shape
+  names: tuple[str, ...]  # tensors; one per layer if it is stacked
+  shape: Shape  # ours
 
   @property
   def is_stacked(self) -> bool:
-    """Returns whether the first axis is that of layers."""
+    """Returns whether the first axis is layers."""
     return self.path[0] == 'blocks'
 
   @property
   def layer_shape(self) -> Shape:
-    """Returns the shape of what one tensor holds, in our layout."""
+    """Returns our shape of what one tensor holds."""
     return self.shape[1:] if self.is_stacked else self.shape
 
   @property
   def tensor_shape(self) -> Shape:
-    """Returns the shape of a tensor, all parts together."""
+    """Returns the shape of a tensor, with all its parts."""
     ours, (_, inputs, turned, _, parts) = self.layer_shape, self.place
     if not inputs:
       return (math.prod(ours) * parts,)
@@ -74,7 +59,7 @@ class Slot(NamedTuple):
     return flat[::-1] if turned else flat
 
   def view(self, tensor: np.ndarray) -> np.ndarray:
-    """Views a tensor in our layout; nothing is copied."""
+    """Views a tensor in our layout, without a copy."""
     tensor = tensor.T if self.place.turned else tensor
     width = tensor.shape[-1] // self.place.parts
     mine = slice(self.place.part * width, (self.place.part + 1) * width)
@@ -87,7 +72,7 @@ class Slot(NamedTuple):
     return flat.T if self.place.turned else flat
 
   def layers(self, params: dict) -> Iterable[Any]:
-    """Takes the parameter out of a tree, layer by layer."""
+    """Returns the parameter in a tree, layer by layer."""
     leaf = at(params, self.path)
     return leaf if self.is_stacked else [leaf]
 
@@ -112,12 +97,12 @@ def slots(config: ModelConfig) -> list[Slot]:
 
 
 def prefix(config: ModelConfig) -> str:
-  """Returns what tensor names begin with, except that of the output head."""
+  """Returns the prefix of all tensor names except the output head."""
   return 'transformer.' if config.learned_positions else 'model.'
 
 
 def add_prefix(config: ModelConfig, tensors: Mapping[str, Any]) -> dict:
-  """Adds the prefix where the file of a model without head lacks it."""
+  """Adds the prefix that files of a model without head lack."""
   start = prefix(config)
   if any(name.startswith(start) for name in tensors):
     return dict(tensors)
@@ -129,14 +114,14 @@ def _whole(name: str, start: str) -> str:
 
 
 def wanted(slots: Iterable[Slot]) -> dict[str, Shape]:
-  """Returns the tensors that a file has to have, with their shapes."""
+  """Returns the tensors that a file must have, with their shapes."""
   return {name: slot.tensor_shape for slot in slots for name in slot.names}
 
 
 def check(
   where: str, found: Mapping[str, Shape], wanted: Mapping[str, Shape]
 ) -> None:
-  """Refuses tensors that do not fit, all of them in one line."""
+  """Refuses tensors that do not fit, all in one line."""
   wrong = [
     f'{name} {found[name]}, not {wanted[name]}'
     for name in wanted.keys() & found.keys()
@@ -152,13 +137,12 @@ def check(
 
 
 def _places(config: ModelConfig) -> dict[str, Place]:
-  """Returns the places of all that a model may have, by our names."""
   made = _gpt2() if config.learned_positions else _llama(config.post_norms)
   return made | {'head.matrix_VxD': Place(OUTPUT, 1)}
 
 
 def _llama(post_norms: bool) -> dict[str, Place]:
-  """Places of Llama, Mistral, Qwen, Gemma: [out, in], projections alone."""
+  """Places of Llama, Mistral, Qwen, Gemma: [out, in], separate projections."""
   made = {EMBED: Place('embed_tokens.weight', 1)}
   for ours, letter in zip(lora.ATTENTION, 'qkvo', strict=True):
     name, inputs = f'self_attn.{letter}_proj', 2 if ours == 'output' else 1
@@ -181,7 +165,7 @@ def _llama(post_norms: bool) -> dict[str, Place]:
 
 
 def _gpt2() -> dict[str, Place]:
-  """Places of GPT-2: [in, out], query, key, value side by side, biases."""
+  """Places of GPT-2: [in, out]; query, key, value side by side; biases."""
   made = {
     EMBED: Place('wte.weight', 1), 'positions_LxD': Place('wpe.weight', 1)
   }  # fmt: skip
@@ -206,14 +190,14 @@ def _gpt2() -> dict[str, Place]:
 
 
 def at(tree: Any, path: Iterable[str | int]) -> Any:
-  """Returns the leaf, or what is below a path."""
+  """Returns the leaf or subtree at a path."""
   for key in path:
     tree = tree[key]
   return tree
 
 
 def tree_of(leaves: Mapping[Path, Any]) -> dict:
-  """Makes the tree that has these leaves at their paths."""
+  """Makes a tree of leaves and their paths."""
   made: dict = {}
   for path, leaf in leaves.items():
     tree = made

@@ -1,7 +1,7 @@
-"""Adapters in the format of PEFT: adapter_config.json, and one safetensors.
+"""Adapters in the format of PEFT: adapter_config.json and one safetensors file.
 
-Per layer that is adapted there are lora_A.weight, [r, in], and lora_B.weight,
-[out, r], also where the matrix of the layer is [in, out] (GPT-2).
+An adapted layer has lora_A.weight, [r, in], and lora_B.weight, [out, r], even
+where the layer's matrix is [in, out] (GPT-2).
 """
 
 import math
@@ -27,8 +27,8 @@ from pdl_jax.pretrained.safetensors import listed
 
 CONFIG, TENSORS = 'adapter_config.json', 'adapter_model.safetensors'
 _ROOT = 'base_model.model.'
-# Keys that change no function: of training, of where an adapter is put (its
-# tensors say so), of kinds of layers that are not here, of initialisations.
+# Keys that change no function: of training, of an adapter's place (its tensors
+# tell it), of layers that do not occur here, and of initialisation.
 _HARMLESS = (
   'auto_mapping', 'corda_config', 'eva_config', 'exclude_modules',
   'fan_in_fan_out', 'inference_mode', 'layers_pattern', 'loftq_config',
@@ -36,10 +36,10 @@ _HARMLESS = (
   'qalora_group_size', 'revision', 'runtime_config', 'target_modules',
   'task_type',
 )  # fmt: skip
-# Other initialisations may have changed the base weights: PEFT takes the
-# initial product out of them when it opens such an adapter, or cannot.
+# Other initialisations may have changed the base weights. PEFT subtracts the
+# initial product when it opens such an adapter, or cannot.
 _STARTS = (None, True, False, 'gaussian', 'eva', 'orthogonal')
-# With an adapter of the head PEFT saves a copy of the head itself.
+# Beside an adapter of the head, PEFT saves a copy of the head.
 _COPY = _ROOT + OUTPUT.replace('.weight', '.base_layer.weight')
 _MERGE = (
   '; merge it with PEFT (merge_and_unload) and give the whole model as '
@@ -51,29 +51,18 @@ Tensors = Mapping[str, np.ndarray]
 
 
 class Adapter(NamedTuple):
-  """What a folder holds, in the layout of `model.lm`.
-
-  Attributes:
-    path: the folder.
-    pairs: A and B of each adapted matrix, by its path; stacked over layers,
-      and 0 in those that have none.
-    rank: the rank of all pairs.
-    scale: what their products are multiplied with.
-    every_layer: whether all layers are adapted.
-    base: name or path of the model that it says it is for; '': it says nothing.
-    head_VxD: the output head that it is for, where it has a copy.
-  """
+  """An adapter in the layout of `model.lm`."""
 
   path: Path
-  pairs: dict[layout.Path, Pair]
+  pairs: dict[layout.Path, Pair]  # A and B, stacked; 0 in unadapted layers
   rank: int
-  scale: float
-  every_layer: bool
-  base: str
-  head_VxD: np.ndarray | None = None
+  scale: float  # the factor of the products
+  every_layer: bool  # whether all layers are adapted
+  base: str  # name or path of the base model, or ''
+  head_VxD: np.ndarray | None = None  # a copy of the base model's head
 
   def check_head(self, params: Params) -> None:
-    """Refuses the adapter of a model with another output head."""
+    """Refuses an adapter whose base has another output head."""
     if self.head_VxD is None:
       return
     has = params['head'][lora.MATRIX]
@@ -84,7 +73,7 @@ class Adapter(NamedTuple):
       )
 
   def check(self, asked: LoRAConfig) -> None:
-    """Refuses to be trained on as adapters of another kind."""
+    """Refuses to continue training with other LoRA settings."""
     if self.scale <= 0 or not self.every_layer:
       where = '' if self.every_layer else ', in some of the layers'
       raise ConfigError(
@@ -111,7 +100,7 @@ def read(path: Path, config: ModelConfig) -> Adapter:
   every_layer = fields.get('layers_to_transform', []) == []
   base = str(fields.get('base_model_name_or_path', ''))
   fields.finish()
-  # Older versions of PEFT had the name of the adapter in those of its tensors.
+  # Older versions of PEFT put the adapter's name into tensor names.
   tensors = {
     _ROOT + name.removeprefix(_ROOT).replace('.default.weight', '.weight'): x
     for name, x in safetensors.open_file(path / TENSORS).items()
@@ -145,16 +134,12 @@ def add(adapter: Adapter, params: Params) -> Params:
     path: (a, b * adapter.scale) for path, (a, b) in adapter.pairs.items()
   }
   unit = LoRAConfig(1, alpha=1.0, targets=lora.TARGETS)
-  # Compiled, so that a product is split as its matrix is.
+  # Compiled, so that a product is sharded like its matrix.
   return jax.jit(partial(lora.merged, unit))(_beside(params, pairs))
 
 
 def write(folder: Path, config: ModelConfig, params: Params, base: str) -> None:
-  """Writes the adapters of a model, of a family that transformers has.
-
-  The parameters hold the adapters, on the host; `base` is the name or path of
-  the model that they are for.
-  """
+  """Writes the adapters in host `params`; `base` names their base model."""
   c, made, targets = config.lora, {}, set()
   for slot in _slots(config):
     if not c.adapts(_target(slot.path)):
@@ -216,7 +201,6 @@ def _scale(fields: Fields) -> float:
 
 
 def _slots(config: ModelConfig) -> list[Slot]:
-  """Lists the linear layers that may have an adapter."""
   return [
     slot
     for slot in layout.slots(config)
@@ -229,23 +213,21 @@ def _target(path: layout.Path) -> str:
 
 
 def _halves(matrix: str) -> tuple[str, str]:
-  """Names A and B of the layer whose matrix has this name."""
   start = _ROOT + matrix.removesuffix('.weight')
   return f'{start}.lora_A.weight', f'{start}.lora_B.weight'
 
 
 def _short(matrix: str, config: ModelConfig) -> str:
-  """Returns what PEFT calls a layer in every block: its last words."""
+  """Returns PEFT's name of a layer in every block: its last words."""
   # GPT-2 has two c_proj in a block.
   words = 2 if config.learned_positions else 1
   return '.'.join(matrix.removesuffix('.weight').split('.')[-words:])
 
 
 def _sides(slot: Slot) -> tuple[Shape, Shape]:
-  """Returns our shapes of the input and the output axes."""
   shape, inputs = slot.layer_shape, slot.place.inputs
   first, second = shape[:inputs], shape[inputs:]
-  # The rows of a head are of outputs.
+  # The rows of a head are outputs.
   return (second, first) if slot.path[0] == 'head' else (first, second)
 
 
@@ -272,7 +254,6 @@ def _adapted(
 def _check(
   path: Path, tensors: Tensors, found: dict[Slot, Sequence[int]], rank: int
 ) -> None:
-  """Refuses what does not fit, or is not finite."""
   where = f'{path / TENSORS} does not fit the model'
   need: dict[str, Shape] = {}
   for slot, layers in found.items():
@@ -307,7 +288,7 @@ def _pair(
 
 
 def _beside(params: Params, pairs: Mapping[layout.Path, Pair]) -> Params:
-  made = jax.tree.map(lambda x: x, params)  # Other dicts, the same arrays.
+  made = jax.tree.map(lambda x: x, params)  # New dicts, the same arrays.
   for (*way, name), pair in pairs.items():
     names = lora.names(str(name))
     layout.at(made, way).update(zip(names, pair, strict=True))

@@ -1,4 +1,4 @@
-"""RoPE of a config.json, in the keys of transformers 4 and of 5, and back."""
+"""Reads RoPE of a config.json, in keys of transformers 4 and 5; writes it."""
 
 import math
 from collections.abc import Mapping
@@ -11,7 +11,7 @@ _KINDS = {
   'default': 'none', 'linear': 'linear', 'llama3': 'llama3', 'yarn': 'yarn'
 }  # fmt: skip
 _CONTEXT = {'factor': 'factor', 'original': 'original_max_position_embeddings'}
-# What a kind of RopeScaling has, as config.json calls it.
+# The fields of each kind of RopeScaling -> keys of config.json.
 _KEYS = {
   'none': {}, 'linear': {'factor': 'factor'},
   'llama3': _CONTEXT | {'low': 'low_freq_factor', 'high': 'high_freq_factor'},
@@ -23,10 +23,10 @@ _KEYS = {
 
 
 def read_rope(fields: Fields) -> tuple[float, RopeScaling]:
-  """Reads base and scaling of a model that has one of each.
+  """Reads base and scaling of a model with one of each.
 
-  Where several keys have them, as transformers 5 reads them: `rope_scaling`
-  before `rope_parameters`, and `rope_theta` within before that beside.
+  Precedence is that of transformers 5: `rope_scaling` before `rope_parameters`,
+  and `rope_theta` inside these before the one outside.
   """
   newer, older = fields.group('rope_parameters'), fields.group('rope_scaling')
   return _read(
@@ -37,10 +37,10 @@ def read_rope(fields: Fields) -> tuple[float, RopeScaling]:
 def read_two_ropes(
   fields: Fields, base: float, local: float
 ) -> tuple[float, RopeScaling, float]:
-  """Reads the same of layers that see all, and the base of windowed layers.
+  """Reads base and scaling of full layers, and the base of windowed layers.
 
-  `rope_scaling` is of the former, and goes before what `rope_parameters` has.
-  `base` and `local` are the family's, where the file has none.
+  `rope_scaling` is for full layers, and precedes `rope_parameters`. `base` and
+  `local` are the family's defaults.
   """
   older = fields.group('rope_scaling')
   if 'type' in older and 'rope_type' not in older:
@@ -93,7 +93,7 @@ def _read(
 
 
 def _yarn_magnitude(rope: Fields) -> float:
-  """Returns what queries and keys are multiplied with unless the file says."""
+  """Returns the default factor of queries and keys."""
   factor = rope.number('factor')
   own = rope.number('mscale', None)
   all_dims = rope.number('mscale_all_dim', None)

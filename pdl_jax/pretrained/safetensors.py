@@ -1,11 +1,10 @@
 """Maps the tensors of safetensors files, without a copy on the host.
 
-A file is 8 bytes with the size of its header, the header (JSON: dtype, shape
-and place of each tensor), and the numbers. They are mapped into memory: what
-a layout makes of a tensor is a view, and reading a part of it reads that part
-of the file alone. safetensors 0.8.0 reads slices of bfloat16 without PyTorch
-too, but by the axes of the file, which are not ours (heads apart, parts side
-by side); its whole tensors are copies: of one of 128 MB, 128 MB were held.
+A file is the size of its header in 8 bytes, the header (JSON: dtype, shape and
+place of each tensor), and the numbers. These are mapped into memory, so a
+layout's views read only their part of the file. The safetensors package 0.8.0
+slices only by the axes of the file, which are not ours (heads apart, parts side
+by side). Its whole tensors are copies: one of 128 MB took 128 MB.
 """
 
 import itertools
@@ -37,7 +36,7 @@ _MOST_NAMES = 8
 
 
 def listed(names: Iterable[str]) -> str:
-  """Lists names for an error, sorted, and how many more there are."""
+  """Lists names for an error, sorted, and counts the rest."""
   names = sorted(names)
   more = len(names) - _MOST_NAMES
   tail = f' and {more} more' if more > 0 else ''
@@ -66,7 +65,7 @@ def open_folder(folder: Path) -> dict[str, np.ndarray]:
 
 
 def open_file(path: Path) -> dict[str, np.ndarray]:
-  """Returns the tensors of a file by name, mapped into memory, read-only."""
+  """Returns the tensors of a file by name, mapped read-only into memory."""
   size = 0
   try:
     size = path.stat().st_size
@@ -99,10 +98,10 @@ def _check_places(header: Mapping[str, Any]) -> None:
 
 
 def write_file(path: Path, tensors: Mapping[str, np.ndarray]) -> None:
-  """Writes one file, whole or not at all; numbers begin at multiples of 8."""
+  """Writes one file, whole or not at all; all tensors are aligned."""
   header: dict[str, Any] = {'__metadata__': {'format': 'pt'}}
   start = 0
-  # The widest numbers first: so that all are aligned.
+  # The widest types come first, so that all are aligned.
   order = sorted(tensors, key=lambda name: (-tensors[name].itemsize, name))
   for name in order:
     x = tensors[name]
@@ -114,7 +113,7 @@ def write_file(path: Path, tensors: Mapping[str, np.ndarray]) -> None:
     start += x.nbytes
   text = json.dumps(header, separators=(',', ':')).encode()
   text += b' ' * (-len(text) % 8)
-  # The file may be the one that the tensors are mapped from.
+  # The tensors may be mapped from the old file.
   partial = path.with_name(f'{path.name}.partial')
   with partial.open('wb') as file:
     file.write(len(text).to_bytes(8, 'little') + text)
@@ -145,7 +144,6 @@ def _tensor(
 
 
 def _files(folder: Path) -> list[Path]:
-  """Finds the shards, which must all be there."""
   if (folder / _SINGLE).exists():
     return [folder / _SINGLE]
   if not (folder / _INDEX).exists():
@@ -169,7 +167,6 @@ def _files(folder: Path) -> list[Path]:
 
 
 def _weight_map(folder: Path) -> dict[str, str]:
-  """Reads which shard each tensor is in."""
   index = read_object(folder / _INDEX).get('weight_map')
   if not isinstance(index, dict) or not index:
     raise DataError(f'{folder / _INDEX} has no weight_map of tensors to shards')
