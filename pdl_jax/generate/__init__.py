@@ -1,7 +1,7 @@
 """Text generation from a cached model: greedy, sampled, or by beam search.
 
-`generate` is the whole. `model.decoding.prefill` and `extend` are its parts,
-for a caller who compiles or times them apart.
+`generate` does everything; a caller who times its parts calls
+`model.decoding.prefill` and `extend`.
 """
 
 from pdl_jax.generate.api import Generated, extend, generate, hash_ids, row_keys

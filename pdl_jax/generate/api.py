@@ -1,4 +1,4 @@
-"""From prompts to generated tokens: the public functions."""
+"""The public functions, from prompts to generated tokens."""
 
 import hashlib
 from collections.abc import Sequence
@@ -21,14 +21,13 @@ Tree = Any
 
 
 class Generated(NamedTuple):
-  """What was generated from each prompt.
+  """The tokens generated from each prompt.
 
   Attributes:
     tokens_BxT: int32; after the end of a row, the first stop id, or 0.
-    lengths_B: tokens of each row, its stop token included; 0 for a row
-      without a prompt.
-    log_probs_BxT: log p of each token under the model itself, in nats: no
-      temperature, truncation, ban or bias; 0 after the end.
+    lengths_B: tokens per row, stop token included; 0 without a prompt.
+    log_probs_BxT: log p of each token in nats, 0 after the end. It is that of
+      the model: without temperature, truncation, bans and bias.
   """
 
   tokens_BxT: Array
@@ -37,7 +36,7 @@ class Generated(NamedTuple):
 
 
 def hash_ids(ids: Sequence[str]) -> np.ndarray:
-  """Hashes each text to uint32 [B, 2], the same in every process."""
+  """Hashes texts to uint32 [B, 2], the same in every process."""
   hashes = [hashlib.sha256(name.encode()).digest()[:8] for name in ids]
   return np.frombuffer(b''.join(hashes), '<u4').astype(np.uint32).reshape(-1, 2)
 
@@ -47,13 +46,9 @@ def row_keys(
 ) -> Array:
   """Makes the key of each row from the seed, its record and its sample.
 
-  Args:
-    seed: that of the sampling.
-    hashes_Bx2: `hash_ids` of the records' ids.
-    samples_B: which sample of its record each row is, from 0.
-
-  Returns:
-    keys_B, typed; step t of a row uses fold_in(key, t).
+  `hashes_Bx2` are `hash_ids` of the records' ids; `samples_B` number the
+  samples of a record from 0. The keys are typed; step t of a row uses
+  fold_in(key, t).
   """
 
   def one(hash_2: Array, sample: Array) -> Array:
@@ -77,23 +72,21 @@ def generate(
   stop_ids: tuple[int, ...],
   bias_V: Array | None = None,
 ) -> Generated:
-  """Reads prompts and continues them, until a stop token or the limit.
+  """Reads prompts and continues them until a stop token or the limit.
 
   Args:
-    model: shape of the model.
-    params: with any groups of layers.
-    prompts_BxP: prompts padded on the left. A row without any real token
-      comes back empty.
+    model: config of the model.
+    params: its parameters, with any groups of layers.
+    prompts_BxP: prompts padded on the left; rows without a token stay empty.
     filled_BxP: True at real tokens.
-    keys_B: made by `row_keys`; needed to sample alone.
+    keys_B: keys of `row_keys`; only sampling needs them.
     settings: how tokens are chosen; static under jit.
-    max_new_tokens: T, the stop token included. `settings.max_new_tokens` is
-      for the caller, who knows the data.
-    stop_ids: each of them ends a row; without any, all rows reach the limit.
+    max_new_tokens: T, the stop token included; `settings` has one for callers.
+    stop_ids: each ends a row; without any, all rows reach the limit.
     bias_V: added to the logits before the choice (post-hoc logit adjustment).
 
   Raises:
-    ConfigError: sampling without keys; bans that could leave no token.
+    ConfigError: keys for sampling are missing, or bans could leave no token.
   """
   size = prompts_BxP.shape[1] + max_new_tokens
   hidden_BxD, cache = decoding.prefill(
@@ -119,8 +112,8 @@ def extend(
 ) -> Generated:
   """Continues prompts that `model.decoding.prefill` has read.
 
-  The cache must have P + `max_new_tokens` slots. The loop ends as soon as
-  every row has.
+  The cache must have P + `max_new_tokens` slots. The loop stops once all rows
+  have ended.
   """
   _check(settings, keys_B, max_new_tokens, stop_ids, model.vocab_size)
   start = (model, params, hidden_BxD, cache)

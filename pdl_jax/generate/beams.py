@@ -16,23 +16,17 @@ Tree = Any
 
 
 class _Texts(NamedTuple):
-  """Hypotheses: K live ones per row, or the best that is complete.
+  """Hypotheses: K live ones per row, or the best complete one."""
 
-  Attributes:
-    scores: [...], sum of log-probabilities of the tokens; of a complete one,
-      divided by the length penalty. -inf where there is none.
-    tokens, log_probs: [..., T].
-    lengths: [...], the stop token included.
-  """
-
+  # Summed log-probabilities, over the length penalty if complete; or -inf.
   scores: Array
-  tokens: Array
+  tokens: Array  # [..., T], like log_probs
   log_probs: Array
-  lengths: Array
+  lengths: Array  # [...], stop token included
 
 
 class _Carry(NamedTuple):
-  """Rows of the cache are N = B * K; `parents_N` are to be taken from it."""
+  """The cache has N = B * K rows; the next step takes `parents_N` from it."""
 
   index: Array
   cache: decoding.Cache
@@ -52,19 +46,19 @@ def beam_search(
   stop_ids: tuple[int, ...],
   bias_V: Array | None,
 ) -> tuple[Array, Array, Array]:
-  """Returns the arrays of `Generated`; arguments as of `generate.extend`.
+  """Returns the arrays of `Generated`; arguments: see `generate.extend`.
 
   A hypothesis Y of log-probability s scores s / ((5 + |Y|) / 6) ** alpha
-  (arXiv:1609.08144, eq. 14), |Y| with its stop token; s is that of the model
-  with its bias, bans not renormalised. A row has K beams. Each step keeps the
-  likeliest continuations, as many as there are beams left; one that ends with
-  a stop token is complete and takes its beam with it, so that one beam is
-  greedy decoding. Those that reach the limit are complete without a stop
-  token. The best complete hypothesis is returned, of equals the first.
+  (arXiv:1609.08144, eq. 14), where |Y| includes the stop token. s is the
+  model's with its bias; bans are not renormalised.
 
-  A row ends early once no live hypothesis can win: s <= 0 never grows, and
-  the penalty is largest at the limit T. So none can come to score above
-  s / ((5 + T) / 6) ** alpha.
+  Each step keeps the likeliest continuations, one per beam that is left of K. A
+  continuation that stops is complete and takes its beam with it, so one beam is
+  greedy decoding. At the limit all are complete. The best complete hypothesis
+  is returned; of equals, the first.
+
+  A row ends early once no live hypothesis can win. As s <= 0 never grows, none
+  can score above s / ((5 + T) / 6) ** alpha, with T the limit.
   """
   batch, beams = len(hidden_BxD), settings.beams
   prompt_slots = cache.keys[0].shape[-1] - limit
@@ -75,7 +69,6 @@ def beam_search(
     return bound_B > carry.best_B.scores
 
   def append(carry: _Carry, logits_NxV: Array) -> _Carry:
-    """Chooses the continuations of every row."""
     live = carry.live_BxK
     open_Bx1 = can_win(carry)[:, None]
     live = live._replace(scores=jnp.where(open_Bx1, live.scores, -jnp.inf))
@@ -126,7 +119,7 @@ def beam_search(
 
 
 def length_penalty(length: Array | int, alpha: float) -> Array:
-  """((5 + |Y|) / 6) ** alpha (arXiv:1609.08144, eq. 14)."""
+  """Returns ((5 + |Y|) / 6) ** alpha (arXiv:1609.08144, eq. 14)."""
   return ((5.0 + jnp.asarray(length, jnp.float32)) / 6.0) ** alpha
 
 
@@ -156,8 +149,8 @@ def _continue(
   biased = logits_NxV if bias_V is None else logits_NxV + bias_V[None]
   tokens_NxT = live.tokens.reshape(-1, limit)
   allowed = ban(biased, tokens_NxT, index, settings, stop_ids)
-  # No beam has more than K of the K best. They are sorted as logits: added to
-  # a long sum, log-probabilities that are close would round to the same.
+  # A beam has at most K of the K best. They are ranked as logits, since close
+  # log-probabilities would be equal after rounding in a long sum.
   top_NxW, tokens_NxW = jax.lax.top_k(allowed, wide)
   top_NxW -= jax.nn.logsumexp(biased, axis=1)[:, None]
   total = live.scores[:, :, None] + top_NxW.reshape(batch, beams, wide)
@@ -184,7 +177,6 @@ def _continue(
 def _better(
   best: _Texts, after: _Texts, ended_BxK: Array, alpha: float
 ) -> _Texts:
-  """Returns each row's best complete hypothesis, old or just ended."""
   penalty = length_penalty(after.lengths, alpha)
   scores_BxK = jnp.where(ended_BxK, after.scores / penalty, -jnp.inf)
   winner_B = jnp.argmax(scores_BxK, axis=1)

@@ -1,7 +1,8 @@
-"""Chooses a token in two parts: its code, and then the type in the code.
+"""Chooses a token in two steps: its code, then the type within the code.
 
-For a head of one code per type (`losses.heads.CodeHead`). The second part does
-not depend on the hidden state, so that no array has the logits of all types.
+It serves a head with one code per type (`losses.heads.CodeHead`). The second
+step does not depend on the hidden state, so no array has the logits of all
+types.
 """
 
 from collections.abc import Callable
@@ -21,7 +22,7 @@ from pdl_jax.losses.heads import (
 
 
 def suffices(settings: DecodeSettings) -> bool:
-  """Whether the choice asks for nothing that depends on single types."""
+  """Returns whether the choice needs no logits of single types."""
   truncates = (
     settings.top_k or settings.top_p < 1 or settings.min_p
     or settings.typical_p < 1
@@ -31,17 +32,11 @@ def suffices(settings: DecodeSettings) -> bool:
 
 
 class Sorted(NamedTuple):
-  """The types in the order of their codes.
+  """The types in the order of their codes."""
 
-  Attributes:
-    types_V: type at each place; equal codes in the order of the types.
-    mass_V: sum of exp(b / T) over the types of the same code up to it.
-    first_K, end_K: the places of each code, [first, end).
-  """
-
-  types_V: Array
-  mass_V: Array
-  first_K: Array
+  types_V: Array  # in order of codes, then of types
+  mass_V: Array  # sum of exp(b / T) over types of the same code up to it
+  first_K: Array  # the places of each code: [first, end)
   end_K: Array
 
 
@@ -79,7 +74,7 @@ def draw(
 ) -> Array:
   """Draws one type per row from softmax(z / T), by its key and the step alone.
 
-  Head, tables and order are of one bias and of this temperature T.
+  `head`, `tables` and `order` must have one bias and this temperature T.
   """
   rounds = head.vocab_size.bit_length()
 
@@ -111,14 +106,13 @@ def chooser(
   """Makes a function that chooses without the logits of all types.
 
   Args:
-    head: that of the model.
-    temperature: read where there are keys.
+    temperature: used only with keys.
     keys_B: a key per row; None takes the likeliest type, of equals the first.
     bias_V: added to the logits before the choice.
 
   Returns:
-    (hidden_BxD, step, tokens so far) -> types_B and their log p under the head
-    itself, in nats.
+    (hidden_BxD, step, tokens) -> types_B, log p under the unbiased head in
+      nats.
   """
   heat = 1.0 if keys_B is None else temperature
   biased = head.with_bias(bias_V)

@@ -1,4 +1,4 @@
-"""Tokens that may not come next, whatever the model says."""
+"""Bans tokens that may not come next, whatever the model says."""
 
 from collections.abc import Sequence
 
@@ -11,20 +11,19 @@ from pdl_jax.generate.settings import DecodeSettings
 def repeated(tokens_BxT: Array, index: Array, size: int, vocab: int) -> Array:
   """Finds tokens that would complete an n-gram which a row already holds.
 
-  Generated tokens alone are compared: the prompt may be repeated.
+  Only generated tokens are compared: the prompt may be repeated.
 
   Args:
     tokens_BxT: generated so far, in columns below `index`.
-    index: scalar, how many they are.
-    size: n, of the n-gram; 1 finds every token generated before.
-    vocab: V.
+    index: scalar, the number of tokens so far.
+    size: n; 1 finds every token generated before.
 
   Returns:
-    [B, V], True at the tokens that would repeat.
+    [B, V], True at tokens that would repeat.
   """
   batch, limit = tokens_BxT.shape
   known = size - 1
-  # Column j of `same`: the n-gram from j on begins like the one to be ended.
+  # Column j of `same`: the n-gram from j begins like the unfinished one.
   same_BxT = jnp.ones((batch, limit), bool)
   for offset in range(known):
     last_B = jnp.take(tokens_BxT, index - known + offset, axis=1, mode='clip')
@@ -56,7 +55,7 @@ def ban(
 
 
 def is_stop(tokens: Array, stop_ids: Sequence[int]) -> Array:
-  """True where a token ends its row."""
+  """Returns True where a token ends its row."""
   found = jnp.zeros(tokens.shape, bool)
   for stop in stop_ids:
     found |= tokens == stop

@@ -37,7 +37,7 @@ def greedy_or_sample(
   stop_ids: tuple[int, ...],
   bias_V: Array | None,
 ) -> tuple[Array, Array, Array]:
-  """Returns the arrays of `Generated`; arguments as of `generate.extend`."""
+  """Returns the arrays of `Generated`; arguments: see `generate.extend`."""
   batch, pad = len(hidden_BxD), stop_ids[0] if stop_ids else 0
   parts = decoding.part_layers(params)
   head = lm.head(model, parts)
@@ -62,7 +62,6 @@ def greedy_or_sample(
     choose = by_code.chooser(head, settings.temperature, keys_B, bias_V)
 
   def append(carry: _Carry, hidden_BxD: Array) -> _Carry:
-    """Chooses the next token of every row."""
     index, done_B = carry.index, carry.done_B
     chosen_B, log_p_B = choose(hidden_BxD, index, carry.tokens_BxT)
     chosen_B = jnp.where(done_B, pad, chosen_B)
@@ -91,13 +90,13 @@ def greedy_or_sample(
     jnp.zeros(batch, jnp.int32),
     ~cache.filled_BxS.any(axis=1),
   )
-  # The prompts have given the first state: T tokens take T - 1 steps.
+  # The prompts gave the first state, so T tokens take T - 1 steps.
   end = jax.lax.while_loop(unfinished, step, append(start, hidden_BxD))
   return end.tokens_BxT, end.lengths_B, end.log_probs_BxT
 
 
 def draw(logits_BxV: Array, keys_B: Array, index: Array) -> Array:
-  """Draws one token per row, by its own key and the step alone."""
+  """Draws one token per row, from its own key and the step alone."""
 
   def one(key: Array, logits_V: Array) -> Array:
     return jax.random.categorical(jax.random.fold_in(key, index), logits_V)
@@ -106,7 +105,7 @@ def draw(logits_BxV: Array, keys_B: Array, index: Array) -> Array:
 
 
 def first_argmax(x_BxV: Array) -> Array:
-  """Like argmax, which takes 4 times as long on CPUs; of equals the first."""
+  """Returns the first argmax, 4 times as fast as jnp.argmax on CPUs."""
   vocab = x_BxV.shape[1]
   top_BxV = x_BxV == x_BxV.max(axis=1, keepdims=True)
   places_BxV = jnp.where(top_BxV, jnp.arange(vocab)[None], vocab - 1)

@@ -1,4 +1,4 @@
-"""How text is generated, checked once."""
+"""The settings under `decode`: how text is generated."""
 
 import dataclasses
 import math
@@ -6,7 +6,7 @@ from typing import Any
 
 from pdl_jax.errors import ConfigError, one_of
 
-# What one method alone reads; the other keys are for all.
+# Keys that one method alone reads; all methods read the others.
 _READS = {
   'greedy': (),
   'sample': (
@@ -19,7 +19,7 @@ _LEAST = {
   'top_k': 0, 'beams': 1, 'no_repeat_ngram': 0, 'min_new_tokens': 0,
   'max_new_tokens': 0, 'samples': 1, 'seed': 0, 'prompt_buckets': 1,
 }  # fmt: skip
-# No range holds nan: whatever is compared with it is false.
+# NaN is in no range, since its comparisons are false.
 _RANGES = {
   'temperature': ('(0, inf)', lambda x: 0 < x < math.inf),
   'top_p': ('(0, 1]', lambda x: 0 < x <= 1),
@@ -32,37 +32,37 @@ _RANGES = {
 
 @dataclasses.dataclass(frozen=True)
 class DecodeSettings:
-  """A method of choosing tokens, and the numbers that it reads."""
+  """A method of choosing tokens, and its parameters."""
 
-  # greedy, sample or beam. Each reads some of the keys below, and the others
-  # have to stay at their defaults.
+  # greedy, sample or beam. Keys that only another method reads must stay at
+  # their defaults.
   method: str = 'greedy'
-  # sample: the temperature divides the logits. Truncations follow in this
-  # order: the top_k likeliest (0 is all), the smallest set of mass top_p, at
-  # least min_p of the likeliest one's probability, and the most typical set of
-  # mass typical_p.
+  # sample: the temperature divides the logits. Then truncations keep, in this
+  # order: the top_k likeliest (0 is all), the smallest set of mass top_p, those
+  # of at least min_p of the top probability, the most typical set of mass
+  # typical_p.
   temperature: float = 1.0
   top_k: int = 0
   top_p: float = 1.0
   min_p: float = 0.0
   typical_p: float = 1.0
-  # beam: hypotheses, and alpha of GNMT's length penalty.
+  # beam: the number of hypotheses, and alpha of GNMT's length penalty.
   beams: int = 4
   length_penalty: float = 0.6
-  # No n-gram of so many tokens comes twice in a text; 0 is off.
+  # No n-gram of so many tokens occurs twice in a text; 0 is off.
   no_repeat_ngram: int = 0
-  # The end of turn included; a max_new_tokens of 0 is the longest target.
+  # Limits include the end of turn; max_new_tokens 0 means data.max_target.
   min_new_tokens: int = 0
   max_new_tokens: int = 0
-  # sample: texts per prompt, and the seed that they are drawn with.
+  # sample: texts per prompt, and their seed.
   samples: int = 1
   seed: int = 0
-  # Post-hoc logit adjustment: log prior(t), counted on the training targets,
-  # is taken off the logits so many times. > 0 favours rare tokens, < 0 common
-  # ones, with any model. -alpha is near to the inverse of Power-Law Decay
-  # Loss, but leaves special tokens and epsilon out. Scores do not change.
+  # Post-hoc logit adjustment: so many times log prior(t), counted on training
+  # targets, is subtracted from the logits of any model. > 0 favours rare
+  # tokens, < 0 common ones. -alpha nearly inverts Power-Law Decay Loss, but
+  # ignores special tokens and epsilon. Scores do not change.
   tilt: float = 0.0
-  # Lengths to which prompts are padded; each compiles once.
+  # Number of lengths to which prompts are padded; each compiles once.
   prompt_buckets: int = 4
 
   def __post_init__(self):
@@ -100,5 +100,5 @@ class DecodeSettings:
           )
 
   def record(self, max_new_tokens: int) -> dict[str, Any]:
-    """Every setting as plain JSON values, with the limit that was used."""
+    """Returns all settings as JSON values, with the limit that was used."""
     return {**dataclasses.asdict(self), 'max_new_tokens': max_new_tokens}

@@ -1,9 +1,8 @@
-"""Which tokens may be sampled: truncations, each a mask on logits_BxV.
+"""Truncations of a distribution, each a mask on logits_BxV.
 
-A mask is True at the tokens that stay. It follows from the distribution alone:
-tokens of equal logit are kept or dropped together, and the likeliest token of
-a row (for `typical`, the most typical one) always stays. A logit of -inf is a
-token of probability 0, which is how truncations follow one another.
+A mask is True at the tokens that stay. Tokens of equal logit stay or go
+together. The likeliest token of a row (for `typical`, the most typical) always
+stays. Truncations compose: a logit of -inf is a token of probability 0.
 """
 
 import jax
@@ -14,40 +13,35 @@ from pdl_jax.generate.settings import DecodeSettings
 
 
 def top_k(logits_BxV: Array, k: int) -> Array:
-  """The k >= 1 likeliest tokens (arXiv:1805.04833), and those that tie."""
+  """Keeps the k >= 1 likeliest tokens (arXiv:1805.04833), and ties."""
   k = min(k, logits_BxV.shape[1])
   kth_B = jax.lax.top_k(logits_BxV, k)[0][:, -1]
   return logits_BxV >= kth_B[:, None]
 
 
 def top_p(logits_BxV: Array, p: float) -> Array:
-  """The smallest set of likeliest tokens of mass p (arXiv:1904.09751, eq. 2).
+  """Keeps the smallest likeliest set of mass p (arXiv:1904.09751, eq. 2).
 
-  A token stays if the tokens strictly likelier than it have less mass than p,
-  which is in (0, 1].
+  A token stays if strictly likelier tokens have less mass than p in (0, 1].
   """
   return _least_mass(logits_BxV, jax.nn.softmax(logits_BxV, axis=-1), p)
 
 
 def min_p(logits_BxV: Array, share: float) -> Array:
-  """Tokens of at least `share` of the top probability (arXiv:2407.01082).
-
-  The share is in [0, 1]; 0 keeps all.
-  """
+  """Keeps p(v) >= share * max p, share in [0, 1] (arXiv:2407.01082)."""
   below_BxV = logits_BxV - logits_BxV.max(axis=-1, keepdims=True)
   return below_BxV >= jnp.log(jnp.float32(share))
 
 
 def typical(logits_BxV: Array, p: float) -> Array:
-  """Locally typical tokens (arXiv:2202.00666, eq. 10).
+  """Keeps locally typical tokens (arXiv:2202.00666, eq. 10).
 
-  A token's distance from typical is |-log p(v) - H|, H the entropy in nats.
-  It stays if the tokens strictly closer than it have less mass than p, which is
-  in (0, 1].
+  A token's distance is |-log p(v) - H|, H the entropy in nats. It stays if
+  strictly closer tokens have less mass than p in (0, 1].
   """
   log_p_BxV = jax.nn.log_softmax(logits_BxV, axis=-1)
   p_BxV = jnp.exp(log_p_BxV)
-  # A token without probability has no share in the entropy, and is never kept.
+  # A token of probability 0 adds nothing to the entropy, and is never kept.
   finite_BxV = jnp.where(p_BxV > 0, log_p_BxV, 0.0)
   entropy_B = -(p_BxV * finite_BxV).sum(axis=-1)
   closeness_BxV = -jnp.abs(log_p_BxV + entropy_B[:, None])
@@ -57,8 +51,8 @@ def typical(logits_BxV: Array, p: float) -> Array:
 def truncate(logits_BxV: Array, settings: DecodeSettings) -> Array:
   """Divides by the temperature, then truncates: -inf where dropped.
 
-  The order is temperature, top_k, top_p, min_p, typical_p. Each works on what
-  the one before has left, renormalised.
+  The order is top_k, top_p, min_p, typical_p. Each sees what the one before
+  left, renormalised.
   """
   kept_BxV = logits_BxV / settings.temperature
 
@@ -79,8 +73,8 @@ def truncate(logits_BxV: Array, settings: DecodeSettings) -> Array:
 def _least_mass(rank_BxV: Array, p_BxV: Array, mass: float) -> Array:
   """Keeps tokens for which those of strictly higher rank have less mass.
 
-  Sorting a vocabulary takes longer than to halve the interval of the lowest
-  rank kept 32 times, as often as there are bits in a rank.
+  It bisects the lowest kept rank 32 times, once per bit, which is faster than
+  sorting a vocabulary.
   """
   order_BxV = _ordered_bits(rank_BxV)
   low_B = order_BxV.min(axis=-1)
@@ -102,7 +96,7 @@ def _least_mass(rank_BxV: Array, p_BxV: Array, mass: float) -> Array:
 
 
 def _ordered_bits(x: Array) -> Array:
-  """uint32 in the order of the floats, -inf first; both zeros are one."""
+  """Returns uint32 in the order of the floats, with both zeros equal."""
   one_zero = jnp.where(x == 0, jnp.zeros_like(x), x)
   bits = jax.lax.bitcast_convert_type(one_zero, jnp.uint32)
   sign = jnp.uint32(0x80000000)
