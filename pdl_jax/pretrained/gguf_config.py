@@ -114,13 +114,13 @@ def _llama3(
 ) -> Values:
   """Finds the parameters behind the divisors, which are all GGUF keeps."""
   # All of Llama 3 has low 1 and high 4; the original context is tried.
-  pairs, factor = head_dim // 2, float(np.max(divisors_P))
-  if np.all(divisors_P == 1):
-    return {}
+  pairs = head_dim // 2
   plain_P = frequencies(base, pairs, RopeScaling())
-  for original in _ORIGINALS:
-    if factor < 1 or divisors_P.shape != plain_P.shape:
-      break
+  fits = divisors_P.shape == plain_P.shape
+  if fits and np.all(divisors_P == 1):
+    return {}
+  factor = float(np.max(divisors_P)) if fits else 0.0
+  for original in _ORIGINALS if factor >= 1 else ():
     scaling = RopeScaling('llama3', factor, 1.0, 4.0, original)
     made_P = plain_P / frequencies(base, pairs, scaling)
     if np.allclose(made_P, divisors_P, rtol=1e-4, atol=0):

@@ -156,10 +156,11 @@ def test_a_list_that_says_the_same_of_each_layer_is_one_number(tmp_path):
 
 def test_a_table_that_is_not_llama_3s_is_refused(tmp_path):
   kind, made = tensors(CASES['llama3'])
-  made['rope_freqs.weight'] = np.float32([1, 2, 3, 4])
   keys = metadata(CASES['llama3'])
-  said = refusal(write(tmp_path / 'a.gguf', kind, keys, made))
-  assert 'a.gguf (llama): rope_freqs.weight [1.0, 2.0, 3.0, 4.0] is not' in said
+  for table in ([1.0, 2.0, 3.0, 4.0], [1.0, 1.0], []):
+    made['rope_freqs.weight'] = np.float32(table)
+    said = refusal(write(tmp_path / 'a.gguf', kind, keys, made))
+    assert f'a.gguf (llama): rope_freqs.weight {table} is not' in said
   made['rope_freqs.weight'] = np.ones(4, np.float32)
   model = write(tmp_path / 'b.gguf', kind, keys, made)
   assert model.config().rope_scaling.kind == 'none'
