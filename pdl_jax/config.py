@@ -1,6 +1,6 @@
-"""Every key of a configuration, composed of the settings of the rooms.
+"""Every key of a configuration, composed of the settings of each package.
 
-A field's default is the key's, and the comment above it says what it means:
+A field has the key's default, and the comment above it says what it means:
 `python launch.py --help_config` prints them all.
 """
 
@@ -31,7 +31,7 @@ from pdl_jax.train.settings import TrainSettings
 # Keys that change where a run is kept or what it prints, but no number.
 _SILENT = ('data.data_dir', 'train.log_every', 'train.keep_checkpoints')
 _LARGEST = float(np.finfo(np.float32).max)
-# What keys were called in version 0.1, by their last part.
+# Keys of version 0.1, by their last part, and what they are called now.
 RENAMED = {
   'codes': 'model.vq.codebook_size', 'codebooks': 'model.vq.num_codebooks',
   'compose': 'model.vq.combine', 'own': 'model.vq.num_exact',
@@ -57,7 +57,7 @@ def check_numbers(prefix: str, values: Mapping[str, Any]) -> None:
     if isinstance(value, Mapping):
       check_numbers(f'{key}.', value)
     elif isinstance(value, int):
-      # Seeds are 32 bits without a sign.
+      # Seeds are unsigned 32-bit integers.
       most = 2**32 - 1 if name == 'seed' else 2**31 - 1
       if not -(2**31) <= value <= most:
         got = value if abs(value) < 10**40 else 'one of more than 40 digits'
@@ -82,7 +82,7 @@ _GROUPS = {
 class Settings:
   """Everything a run is made of; `resolved` is its configuration as JSON."""
 
-  # Of the order of the data and of random initialisation.
+  # Seed of the order of the data and of random initialization.
   seed: int
   model: ModelSettings
   data: DataSettings
@@ -96,7 +96,7 @@ class Settings:
 
   @property
   def note(self) -> str:
-    """A line on what is done otherwise than the configuration says; or ''."""
+    """Says in a line how the run departs from its configuration; '' if not."""
     asked = OptimizerConfig(**self.resolved['optimizer']).warmup_steps
     if asked == self.optimizer.warmup_steps:
       return ''
@@ -108,11 +108,11 @@ class Settings:
 
   @property
   def hash(self) -> str:
-    """See `config_hash`."""
+    """The `config_hash` of the configuration."""
     return config_hash(self.resolved)
 
   def differing(self, kept: Mapping[str, Any]) -> list[str]:
-    """Keys whose value in a kept configuration would give other numbers."""
+    """Names keys whose value in a kept configuration gives other numbers."""
     before, now = read(kept), read(self.resolved)
     return [
       f'{key}: {before.get(key, "not read")} there, '
@@ -123,21 +123,17 @@ class Settings:
 
   @property
   def trains_adapters(self) -> bool:
-    """Whether adapters are what trains."""
+    """Whether adapters train."""
     return self.optimizer.trainable == 'lora'
 
   @classmethod
   def from_config(cls, config: ConfigDict) -> 'Settings':
-    """Checks and freezes a configuration.
-
-    Raises:
-      ConfigError: with the key and the value that is wrong.
-    """
+    """Checks and freezes a configuration; ConfigError names key and value."""
     return cls.from_resolved(json.loads(config.to_json()))
 
   @classmethod
   def from_resolved(cls, resolved: dict[str, Any]) -> 'Settings':
-    """The same from plain values, as a run folder keeps them.
+    """Does the same for plain values, as a run folder keeps them.
 
     Groups that the run does not read are checked, and then None.
     """
@@ -167,13 +163,13 @@ class Settings:
 
 
 def defaults() -> dict[str, Any]:
-  """Every key with its default, in groups; those of a loss's own in its own."""
+  """Returns every key's default, in groups; a loss's own keys are a group."""
   made = {name: dataclasses.asdict(group()) for name, group in _GROUPS.items()}
   return {'seed': 0, **made, 'loss': made['loss'] | made['loss'].pop('rivals')}
 
 
 class Key(NamedTuple):
-  """A key of a configuration: its dotted name, default, and what it means."""
+  """A key of a configuration: its dotted name, default and meaning."""
 
   name: str
   default: Any
@@ -181,7 +177,7 @@ class Key(NamedTuple):
 
 
 def keys() -> Iterator[Key]:
-  """Every key; one without a comment of its own shares the one above."""
+  """Yields every key; one without a comment shares the one above."""
   yield from _keys(Settings, '', {'seed': 0})
   for name, group in _GROUPS.items():
     yield from _keys(group, f'{name}.', dataclasses.asdict(group()))
@@ -201,14 +197,14 @@ def _keys(group: type, prefix: str, values: Mapping[str, Any]) -> Iterator[Key]:
       if isinstance(kind, type) and dataclasses.is_dataclass(kind):
         yield from _keys(kind, f'{prefix}{name}.', values[name])
         continue
-      # The groups of losses stand beside the keys of `loss`.
+      # Groups of losses stand beside the keys of `loss`.
       found = values[name] if name == 'rivals' else {name: values[name]}
       for key, default in flatten(found).items():
         yield Key(prefix + key, default, comment)
 
 
 def flatten(config: Mapping[str, Any], prefix: str = '') -> dict[str, Any]:
-  """A nested configuration as {'loss.alpha': 0.5, ...}."""
+  """Flattens a nested configuration to {'loss.alpha': 0.5, ...}."""
   flat: dict[str, Any] = {}
   for key, value in config.items():
     if isinstance(value, Mapping):
@@ -220,7 +216,7 @@ def flatten(config: Mapping[str, Any], prefix: str = '') -> dict[str, Any]:
 
 @functools.cache
 def _defaults() -> dict[str, Any]:
-  """The default of every key, except those of a loss of a user's own."""
+  """Returns the default of every key, except those of a user's own losses."""
   groups = defaults()
   loss = {
     name: value for name, value in groups['loss'].items()
@@ -230,12 +226,12 @@ def _defaults() -> dict[str, Any]:
 
 
 def read(config: Mapping[str, Any]) -> dict[str, Any]:
-  """The keys that can change a result, flattened; missing ones by default.
+  """Flattens the keys that can change a result; missing ones get defaults.
 
   Power-Law Decay Loss at alpha 0 is cross-entropy, and counts as it.
   """
   flat = _defaults() | flatten(config)
-  # A stored table says besides which tokens are rare when results are measured.
+  # A stored table also decides which tokens are rare in the results.
   if (
     flat['loss.name'] == 'power_law'
     and flat['loss.alpha'] == 0
@@ -251,16 +247,13 @@ def _counted(flat: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def numbers(config: Mapping[str, Any]) -> dict[str, Any]:
-  """The keys of `read` that are not at their defaults.
-
-  Two configurations with equal `numbers` are one run.
-  """
+  """Keeps keys of `read` without their default; equal ones are one run."""
   default, none = _defaults(), object()
   return {k: v for k, v in read(config).items() if v != default.get(k, none)}
 
 
 def unread(config: Mapping[str, Any], overrides: Iterable[str]) -> list[str]:
-  """Overrides (dotted keys) that change nothing, as KEY=VALUE."""
+  """Lists overrides (dotted keys) that change nothing, as KEY=VALUE."""
   flat = flatten(config)
   ignored = _unread(flat)
   return [
@@ -271,7 +264,7 @@ def unread(config: Mapping[str, Any], overrides: Iterable[str]) -> list[str]:
 
 
 def _unread(flat: Mapping[str, Any]) -> set[str]:
-  """Keys that the chosen loss, model and selection do not read."""
+  """Names keys that the chosen loss, model and trainable part do not read."""
   found = loss_settings.unread(flat) | model_settings.unread(flat)
   if flat['optimizer.trainable'] != 'last_layers':
     found.add('optimizer.last_layers')
@@ -283,7 +276,7 @@ def _unread(flat: Mapping[str, Any]) -> set[str]:
 
 
 def config_hash(config: Mapping[str, Any]) -> str:
-  """8 hex digits of everything that changes numbers."""
+  """Hashes everything that changes numbers to 8 hex digits."""
   text = json.dumps(numbers(config), sort_keys=True)
   return hashlib.sha256(text.encode()).hexdigest()[:8]
 

@@ -1,7 +1,7 @@
 """One table of logical axis names to mesh axes, and the checks around it.
 
 The mesh has three axes: 'data' (replicas, split batch), 'fsdp' (split batch
-and split parameters), 'tensor' (split heads, mlp, vocabulary and codes).
+and parameters), 'tensor' (split heads, mlp, vocabulary and codes).
 """
 
 import dataclasses
@@ -27,7 +27,7 @@ from pdl_jax.errors import ConfigError
 class MeshSettings:
   """Devices along each axis of the mesh."""
 
-  # Devices along each axis of the mesh; -1 is what is left.
+  # Devices along each axis of the mesh; -1 takes all that are left.
   data: int = -1
   fsdp: int = 1
   tensor: int = 1
@@ -55,14 +55,10 @@ RULES: dict[str, str | tuple[str, ...] | None] = {
 def make_mesh(
   shape: Sequence[int], devices: Sequence[Any] | None = None
 ) -> Mesh:
-  """Makes a (data, fsdp, tensor) mesh.
-
-  Args:
-    shape: three sizes, one of which may be -1 for all devices that are left.
-    devices: all of them if None.
+  """Makes a (data, fsdp, tensor) mesh; one size may be -1, for what is left.
 
   Raises:
-    ConfigError: unless the product of the shape is the number of devices.
+    ConfigError: the product of the shape is not the number of devices.
   """
   devices = jax.devices() if devices is None else devices
   count, sizes = len(devices), list(shape)
@@ -84,11 +80,7 @@ def make_mesh(
 
 
 def partition_spec(*names: str | None) -> PartitionSpec:
-  """Returns the PartitionSpec of an array with these logical axes.
-
-  Raises:
-    ConfigError: if two axes of the array land on one mesh axis.
-  """
+  """Returns the PartitionSpec of logical axes; ConfigError if two collide."""
   axes = [None if name is None else RULES[name] for name in names]
   used: list[str] = []
   for axis in axes:
@@ -109,12 +101,11 @@ def shardings(mesh: Mesh | AbstractMesh, names: Any, shapes: Any) -> Any:
   """Returns the NamedShardings of a tree of arrays.
 
   Args:
-    mesh: from `make_mesh`.
-    names: tree of logical axis names, a PartitionSpec for each array.
+    names: tree with a PartitionSpec of logical axis names for each array.
     shapes: tree of arrays or shape structs of the same structure.
 
   Raises:
-    ConfigError: naming the parameter, if an axis does not divide.
+    ConfigError: an axis does not divide; names the parameter.
   """
 
   def one(
@@ -150,10 +141,8 @@ def check_batch(
 def batch_share(mesh: Mesh) -> tuple[int, int]:
   """Returns which share of a batch this process reads, and of how many.
 
-  Processes between which only the tensor axis lies read the same share.
-
-  Raises:
-    ConfigError: the rows do not divide into shares of whole processes.
+  Processes that differ only along the tensor axis read the same share. A share
+  that ends within a process is refused.
   """
   parts = _size(mesh, RULES['batch'])
   placed = NamedSharding(mesh, partition_spec('batch'))
@@ -194,7 +183,7 @@ def put_whole_batch(
 def put(array: np.ndarray | Array, placed: NamedSharding) -> Array:
   """Places an array that every process has whole, or that is global already.
 
-  With several processes nothing is sent, and so nothing is compared either.
+  With several processes nothing is sent or compared.
   """
   is_global = isinstance(array, Array) and not array.is_fully_addressable
   if jax.process_count() == 1 or is_global:

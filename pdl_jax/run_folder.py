@@ -8,7 +8,7 @@
   predictions/    one JSON line per evaluated example; NAME.parts until whole
   items.json      sums of each evaluated example, for the report to resample
   results.json    written last: its presence means that the run finished
-  traceback.txt   of an error that nobody foresaw
+  traceback.txt   of an unexpected error
   run.N.claim     the process that works in it; a later N follows a dead one
 """
 
@@ -48,8 +48,8 @@ _JAX_SETTINGS = (
   'jax_default_matmul_precision', 'jax_default_prng_impl',
   'jax_threefry_partitionable', 'jax_numpy_dtype_promotion',
 )  # fmt: skip
-# Seconds after which a claim of another machine that nobody touches is dead:
-# less than a sweep's, which then begins the run again.
+# Seconds until another machine's untouched claim is dead. A sweep waits longer
+# before it begins the run again.
 _STALE = 120.0
 _NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.ENOSYS)
 
@@ -86,7 +86,7 @@ class _Metric:
   buckets: dict[str, _Bucket] = dataclasses.field(default_factory=dict)
 
 
-# The metrics of one set of predictions, and how many there are.
+# The metrics of one set of predictions, and the numbers of its examples.
 MEASURED = dict[str, int | _Metric]
 RESULTS = {
   'columns': dict[str, MEASURED], 'loss': dict, 'split': str, 'steps': int,
@@ -96,7 +96,7 @@ RESULTS = {
 
 
 class Configuration(Protocol):
-  """What a run folder asks of `config.Settings`."""
+  """What a run folder needs of `config.Settings`."""
 
   @property
   def resolved(self) -> dict[str, Any]:
@@ -109,7 +109,7 @@ class Configuration(Protocol):
     ...
 
   def differing(self, kept: Mapping[str, Any]) -> list[str]:
-    """Says what of a kept configuration would give other numbers."""
+    """Names keys of a kept configuration that would give other numbers."""
     ...
 
 
@@ -117,9 +117,8 @@ class Configuration(Protocol):
 def claimed(path: Path) -> Iterator[None]:
   """Makes a run folder, and keeps other processes from training in it.
 
-  A folder that was made here goes again if the run is refused before it has
-  made anything. The first of several processes of a run answers for all, and
-  one process may call this again.
+  A new folder is removed if the run is refused before it has made anything. The
+  first process of a run claims for all of them, and may call this again.
 
   Raises:
     HostError: another process works in it; nothing is touched.
@@ -146,13 +145,13 @@ def claimed(path: Path) -> Iterator[None]:
     if claim is not None:
       claim.unlink(missing_ok=True)
     if made:
-      # Whatever ended it before there was anything in it.
+      # A folder that is still empty goes, whatever ended the run.
       with contextlib.suppress(OSError):
         path.rmdir()
 
 
 def begun(path: Path) -> bool:
-  """Whether a run has made anything; its predictions come first."""
+  """Whether a run has made predictions, which come first."""
   return any((path / 'predictions').glob('*'))
 
 
@@ -181,7 +180,7 @@ def check_unclaimed(path: Path) -> None:
 
 
 def _claims(path: Path) -> list[Path]:
-  """The claims in a run folder, the newest last."""
+  """Lists the claims in a run folder, the newest last."""
   found = [x for x in path.glob('run.*.claim') if _number(x).isdecimal()]
   return sorted(found, key=lambda claim: int(_number(claim)))
 
@@ -199,7 +198,7 @@ def _is_own(claim: Path) -> bool:
 
 
 def _claim(path: Path) -> Path | None:
-  """Claims a folder; None where system or file system know no claims."""
+  """Claims a folder; None if the system or file system supports no claims."""
   if not process.machine():
     check_unclaimed(path)
     return None
@@ -217,7 +216,7 @@ def _claim(path: Path) -> Path | None:
       _say_unclaimed(path)
       return None
     try:
-      # One that was slow may have had an older number.
+      # A slow process may have claimed an older number.
       check_unclaimed(path)
     except HostError:
       claim.unlink()
@@ -236,26 +235,16 @@ def _say_unclaimed(path: Path) -> None:
 
 
 def _beat(claim: Path, over: threading.Event) -> None:
-  """Shows other machines that this process lives."""
   while not over.wait(process.HEARTBEAT):
     with contextlib.suppress(OSError):  # a lost disk: the run itself says so
       os.utime(claim)
 
 
 class RunFolder:
-  """A folder opened for one configuration; refuses that of another run.
-
-  Attributes:
-    path: the folder.
-    writes: whether this process writes to it: of several one does.
-  """
+  """A folder opened for one configuration; `writes` in one process alone."""
 
   def __init__(self, path: Path, config: Configuration):
-    """Creates the folder, or finds it as an earlier call left it.
-
-    Raises:
-      ConfigError: it belongs to a run with other numbers; names the keys.
-    """
+    """Creates or reopens the folder; ConfigError names keys of another run."""
     import jax
 
     self.path = path
@@ -277,11 +266,11 @@ class RunFolder:
     return os.path.lexists(self.path / 'results.json')
 
   def write(self, name: str, value: Any) -> None:
-    """Writes JSON; whole or not at all."""
+    """Writes JSON atomically."""
     self.write_text(name, json.dumps(value, indent=2) + '\n')
 
   def write_text(self, name: str, text: str) -> None:
-    """Writes text; whole or not at all."""
+    """Writes text atomically."""
     if self.writes:
       _write_whole(self.path / name, text)
 
@@ -302,9 +291,7 @@ class RunFolder:
   def cut_metrics(self, step: int, owed: bool = False) -> None:
     """Drops rows after a restored step, and a row torn by a crash.
 
-    Args:
-      step: the restored one.
-      owed: whether its validation is yet to be done, or done again.
+    If its validation is `owed`, an earlier row of it is dropped, too.
     """
     path = self.path / 'metrics.jsonl'
     if not path.exists():
@@ -321,7 +308,7 @@ class RunFolder:
     return files.read_lines(self.path / 'metrics.jsonl', METRICS)
 
   def write_predictions(self, name: str, records: Iterable[dict]) -> None:
-    """Writes predictions/NAME.jsonl, whole or not at all; parts go."""
+    """Writes predictions/NAME.jsonl atomically, and removes its parts."""
     self.write_text(f'predictions/{name}.jsonl', _lines(records))
     if self.writes:
       self._parts(name).unlink(missing_ok=True)
@@ -342,11 +329,11 @@ class RunFolder:
     return [*first, *sorted(names - set(first))]
 
   def append_predictions(self, name: str, records: Iterable[dict]) -> None:
-    """Keeps some records of a set that is not whole yet."""
+    """Stores some records of a set that is not whole yet."""
     self._append(f'predictions/{name}.parts', records)
 
   def partial_predictions(self, name: str) -> dict[str, dict]:
-    """Reads what was kept of a set that is not whole yet, by id."""
+    """Reads the stored records of a set that is not whole yet, by id."""
     if not self._parts(name).exists():
       return {}
     # A crash may have torn the last line.
@@ -378,9 +365,8 @@ def note_failure(
 ) -> None:
   """Writes an error into the status of this configuration's run, if begun.
 
-  Nothing is written to the folder of another or a finished run, or where
-  another process works. Where the status cannot be written, the line on the
-  terminal has to do.
+  The folder of another run, of a finished one, or one in use is left alone. If
+  the status cannot be written, the line on the terminal has to do.
   """
   status, before = workdir / 'status.json', {'step': 0}
   with contextlib.suppress(OSError, DataError, HostError):
@@ -389,15 +375,16 @@ def note_failure(
     finished = (workdir / 'results.json').exists()
     if finished or kept['hash'] != config.hash:
       return
-    # It may be what is broken.
+    # The status itself may be what is broken.
     with contextlib.suppress(DataError):
       before = files.read_json(status, STATUS)
     after = {**before, 'state': state, 'error': error, 'heartbeat': time.time()}
     _write_whole(status, json.dumps(after, indent=2) + '\n')
 
 
-# A file beside shipped code that says which commit it is of.
+# A file beside shipped code that names its commit.
 COMMIT = 'COMMIT'
+# Pathspecs, from the top of the checkout, whose changes make a run dirty.
 CODE = (
   'pdl_jax', 'configs', 'launch.py', 'requirements.txt',
   'requirements-nodeps.txt',
@@ -407,17 +394,12 @@ CODE = (
 def environment(
   mesh: Mapping[str, int], code: Iterable[str] = CODE
 ) -> dict[str, Any]:
-  """Collects what a result depends on besides the configuration.
-
-  Args:
-    mesh: size of each axis.
-    code: pathspecs, from the top of the checkout, that make it dirty.
-  """
+  """Collects what a result depends on besides the configuration."""
   import jax
 
   return {
     'commit': _git('rev-parse', 'HEAD') or _shipped(),
-    # Of the code: an experiment writes its records while it runs.
+    # Only of the code: an experiment writes its records while it runs.
     'dirty': bool(_git(
       'status', '--porcelain', '--untracked-files=no', '--',
       *(f':(top){path}' for path in code),
@@ -436,7 +418,7 @@ def environment(
 
 
 def _shipped() -> str | None:
-  """The commit of code that came to this host without a checkout."""
+  """Returns the commit of code that was shipped without a checkout."""
   path = Path(__file__).parent.parent / COMMIT
   return path.read_text('utf-8') if path.exists() else None
 

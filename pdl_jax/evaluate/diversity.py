@@ -1,8 +1,7 @@
 """How varied texts are, and how much they resemble each other.
 
-None of these metrics has a best value: read each beside the references' own.
-Words are separated by white space; case and punctuation stay. Of an example
-that was sampled several times, the first sample is measured.
+None of these metrics has a best value: compare each with the references'.
+Words are split at white space; an example's first sample is measured.
 """
 
 import importlib.metadata
@@ -33,11 +32,7 @@ _SMOOTHING = 0.1  # matches counted for an order without any
 
 
 def ngrams(text: str, n: int) -> list[NGram]:
-  """Lists the n-grams of the words of one text, in order.
-
-  Raises:
-    ConfigError: n below 1.
-  """
+  """Lists the n-grams of the words of a text, in order; n is at least 1."""
   if n < 1:
     raise ConfigError(f'n-grams need n of at least 1, got {n}')
   words = text.split()
@@ -51,10 +46,9 @@ def _corpus(texts: Sequence[str], n: int) -> tuple[Counter[NGram], int]:
 
 
 def distinct_n(texts: Sequence[str], n: int) -> Measurement:
-  """Distinct over all n-grams of a corpus, in (0, 1].
+  """Share of distinct n-grams among all n-grams of a corpus, in (0, 1].
 
-  arXiv 1510.03055 divides by the generated tokens; here it is by the n-grams
-  there are. Compare only at like n.
+  arXiv 1510.03055 divides by tokens instead. Compare only at similar totals.
   """
   counts, total = _corpus(texts, n)
   return Measurement(len(counts) / total if total else None, total)
@@ -77,11 +71,7 @@ def entropy_n(texts: Sequence[str], n: int) -> Measurement:
 def fixed_sample(
   records: Sequence[Record], limit: int = SELF_BLEU_TEXTS
 ) -> list[Record]:
-  """Chooses at most `limit` records by what they were asked, not answered.
-
-  The same examples for every system, in whatever order they come and whether
-  their ids number samples or not.
-  """
+  """Chooses at most `limit` records by hash, the same for every system."""
 
   def key(record: Record) -> tuple[int, str]:
     asked = f'{record["source"]}\0{record["references"][0]}'
@@ -93,12 +83,9 @@ def fixed_sample(
 def self_bleu_per_text(texts: Sequence[str]) -> list[float]:
   """BLEU-4 in [0, 1] of each text against all others (arXiv 1802.01886).
 
-  As sacrebleu's sentence BLEU on whitespace words: an order without a match
-  counts 0.1 matches, a text that shares no word scores 0, and orders longer
-  than the text are left out. Time grows with the words, not with the pairs.
-
-  Args:
-    texts: at least two, each with at least one word.
+  Equals sacrebleu's sentence BLEU on whitespace words. An order without a match
+  counts 0.1 matches, and orders longer than the text are left out. A text that
+  shares no word scores 0. Needs at least two texts, each with a word.
   """
   orders = range(1, _ORDERS + 1)
   counts = [Counter(g for n in orders for g in ngrams(t, n)) for t in texts]
@@ -124,11 +111,11 @@ def _bleu(
   length: int,
   reference_length: int,
 ) -> float:
-  """BLEU of one text, from the two largest counts of each n-gram in a text."""
+  """Computes BLEU of one text, given the two largest counts of each n-gram."""
   correct, total = [0] * _ORDERS, [0] * _ORDERS
   for ngram, count in own.items():
     first, second = top[ngram]
-    # The text's own count is among the two; without it the other one is left.
+    # If the text's own count is the largest, the second is that of the others.
     among_others = second if count == first else first
     correct[len(ngram) - 1] += min(count, among_others)
     total[len(ngram) - 1] += count
@@ -141,10 +128,7 @@ def _bleu(
 
 
 def self_bleu_4(texts: Sequence[str]) -> Measurement:
-  """Mean leave-one-out BLEU-4 of a set of texts, in [0, 1]; 1: all the same.
-
-  Texts without a word are left out; None for fewer than two others.
-  """
+  """Mean leave-one-out BLEU-4 in [0, 1]; None below two texts with words."""
   worded = [text for text in texts if text.split()]
   scores = self_bleu_per_text(worded) if len(worded) > 1 else []
   return Measurement(mean(scores), len(scores))
@@ -183,7 +167,7 @@ def _bleu_signature(_: Inputs) -> str:
   ),
 )  # fmt: skip
 def corpus_ngrams(inputs: Inputs) -> Found:
-  """How varied the n-grams of the whole corpus are."""
+  """Measures how varied the n-grams of the whole corpus are."""
   return on_both_sides(inputs.examples, {
     **{f'distinct_{n}': partial(distinct_n, n=n) for n in (1, 2, 3, 4)},
     'hapax_share_2': partial(hapax_share_n, n=2),
@@ -200,7 +184,7 @@ def corpus_ngrams(inputs: Inputs) -> Found:
   'have no word; it grows with the number given as n',
 ))  # fmt: skip
 def similar_texts(inputs: Inputs) -> Found:
-  """How alike the texts of a sample are."""
+  """Measures how alike the texts of a sample are."""
   sample = fixed_sample(inputs.examples)
   return on_both_sides(sample, {'self_bleu_4': self_bleu_4})
 
@@ -227,10 +211,7 @@ def similar_texts(inputs: Inputs) -> Found:
   ),
 )  # fmt: skip
 def within_prompts(inputs: Inputs) -> Found:
-  """How much the samples of one prompt differ (arXiv 2004.02990).
-
-  Each is a mean over the prompts for which it is defined.
-  """
+  """Measures how much the samples of one prompt differ (arXiv 2004.02990)."""
   sets = [
     [record['text'] for record in samples]
     for samples in samples_by_example(inputs.records)

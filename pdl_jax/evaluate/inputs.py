@@ -1,4 +1,4 @@
-"""Checks on what every metric reads: prediction records and token counts."""
+"""Checks what every metric reads: prediction records and token counts."""
 
 import operator
 import re
@@ -17,15 +17,7 @@ _FINISH_REASONS = ('stop', 'length')
 
 
 def validate_records(records: Sequence[Record]) -> None:
-  """Refuses records that no metric could be trusted on.
-
-  Args:
-    records: one object per output, as in predictions.jsonl.
-
-  Raises:
-    DataError: no records; a field missing, of the wrong type or empty; another
-      number of `reference_nll` than of `reference_ids`; an id that comes twice.
-  """
+  """Raises DataError if no metric could be trusted on these records."""
   if not records:
     raise DataError('no prediction records: there is nothing to evaluate')
   seen: set[str] = set()
@@ -42,7 +34,7 @@ def validate_records(records: Sequence[Record]) -> None:
 
 
 def _fault(record: Record) -> str:
-  """What is wrong with a record whose fields have their types; '' if none."""
+  """Names what is wrong besides types; '' if nothing is."""
   for field in _NOT_EMPTY:
     if not record[field]:
       return f'field {field!r} is empty'
@@ -62,15 +54,11 @@ _SAMPLE_ID = re.compile(r'(?P<item>.*)#(?P<number>\d+)', re.DOTALL)
 
 
 def samples_by_example(records: Sequence[Record]) -> list[list[Record]]:
-  """Groups records by example, in the order in which examples first come.
-
-  Several samples of an example (ids 'x#0', 'x#1' with the same prompt and
-  references) are ordered by their number.
-  """
+  """Groups records by example; samples ('x#0', 'x#1') are ordered by number."""
   samples: dict[tuple[str, ...], list[tuple[int, Record]]] = {}
   for record in records:
     found = _SAMPLE_ID.fullmatch(record['id'])
-    # A stored id may look like that of a sample; of one sample none is.
+    # With one sample per example, even 'x#0' is the id of an example.
     if record.get('decode', {}).get('samples') == 1:
       found = None
     name, number = record['id'], 0
@@ -93,11 +81,7 @@ def first_samples(records: Sequence[Record]) -> list[Record]:
 
 
 def check_counts(counts_V: np.ndarray) -> np.ndarray:
-  """Returns the training counts as int64 [V].
-
-  Raises:
-    DataError: not one-dimensional, empty, not integers, or negative.
-  """
+  """Returns training counts as int64 [V]; DataError if they are not counts."""
   counts_V = np.asarray(counts_V)
   if counts_V.ndim != 1 or not counts_V.size:
     raise DataError(
@@ -114,11 +98,7 @@ def check_counts(counts_V: np.ndarray) -> np.ndarray:
 
 
 def ids_array(record: Record, field: str, vocab_size: int) -> np.ndarray:
-  """Returns `record[field]` as int64 [L], every id in [0, vocab_size).
-
-  Raises:
-    DataError: an id outside the vocabulary; indexing would wrap or fail.
-  """
+  """Returns `record[field]` as int64 [L]; DataError for ids outside [0, V)."""
   ids_L = np.asarray(record[field], np.int64)
   outside_L = (ids_L < 0) | (ids_L >= vocab_size)
   if outside_L.any():
@@ -131,11 +111,7 @@ def ids_array(record: Record, field: str, vocab_size: int) -> np.ndarray:
 
 
 def special_mask(special_ids: Sequence[int], vocab_size: int) -> np.ndarray:
-  """Boolean [V], True at the special tokens that the rare metrics leave out.
-
-  Raises:
-    ConfigError: an id outside [0, vocab_size).
-  """
+  """Marks special tokens in a boolean [V]; ConfigError outside [0, V)."""
   mask_V = np.zeros(vocab_size, bool)
   for token in special_ids:
     if not 0 <= token < vocab_size:

@@ -1,4 +1,4 @@
-"""How long and how complete outputs are."""
+"""How long outputs are, and how many are finished or empty."""
 
 from pdl_jax.evaluate.registry import Found, Inputs, Metric, register
 
@@ -23,7 +23,7 @@ from pdl_jax.evaluate.registry import Found, Inputs, Metric, register
   ),
 )  # fmt: skip
 def lengths(inputs: Inputs) -> Found:
-  """Words, and which outputs are finished or empty."""
+  """Counts words, and finds finished and empty outputs."""
   records = inputs.records
   words = [len(record['text'].split()) for record in records]
   found = {

@@ -1,6 +1,6 @@
 """Unweighted likelihood of the targets: perplexity, bits per byte, by count.
 
-Whatever the training loss weighted, here every target token counts once.
+Every target token counts once here, whatever the training loss weighted.
 """
 
 import math
@@ -45,7 +45,7 @@ NATS = Metric(
 
 
 def sums_of(bucket: str) -> tuple[str, str]:
-  """Names the sums of a bucket: its nats and its target tokens."""
+  """Names the two sums of a bucket: nats and target tokens."""
   return f'nats of {bucket}', f'tokens of {bucket}'
 
 
@@ -61,13 +61,7 @@ def sums_of(bucket: str) -> tuple[str, str]:
   ),
 )  # fmt: skip
 def likelihoods(inputs: Inputs) -> Found:
-  """Nats, tokens and bytes of each target, overall and by training count.
-
-  Stop tokens fall into the bucket of their own count.
-
-  Raises:
-    DataError: a likelihood that is not finite, a token id outside [0, V).
-  """
+  """Sums nats, tokens and bytes per target, overall and by training count."""
   examples, counts_V = inputs.examples, inputs.counts_V
   nats = [_target_nats(record) for record in examples]
   found = {
@@ -96,10 +90,8 @@ def likelihoods(inputs: Inputs) -> Found:
 def by_frequency(sums: Mapping[str, Sequence[float]]) -> dict[str, Any]:
   """Perplexity of the target tokens, by how often training saw their type.
 
-  Returns:
-    `n`, `unit`, `definition` and `buckets`: for each name in BUCKETS `tokens`,
-    `nats_per_token` and `perplexity`, the last two None in an empty bucket.
-    The buckets add up to the whole.
+  The buckets add up to the whole. An empty bucket has 0 `tokens`, and None as
+  `nats_per_token` and `perplexity`.
   """
   buckets = {}
   for name in BUCKETS:

@@ -1,4 +1,4 @@
-"""A model's answers on held-out examples, stored once for every metric."""
+"""Stores a model's answers on held-out examples once, for every metric."""
 
 import time
 from collections.abc import Callable
@@ -21,20 +21,12 @@ from pdl_jax.model.config import ModelConfig
 from pdl_jax.train.step import score_step
 
 Tree = Any
-# What metrics may want to group predictions by, where an example has it.
+# Fields of an example by which metrics may group predictions.
 _KEPT = ('group', 'style')
 
 
 class Throughput(NamedTuple):
-  """What one call of `Predictor.predict` did; no padding, no compilation.
-
-  Attributes:
-    prefill_tokens: prompt tokens that were read.
-    prefill_seconds: wall time of reading them.
-    decode_tokens: tokens that were generated, stop tokens included.
-    decode_seconds: wall time of generating them.
-    compilations: prompt lengths that were compiled anew.
-  """
+  """Tokens (stop tokens too) and wall time, without padding or compilation."""
 
   prefill_tokens: int = 0
   prefill_seconds: float = 0.0
@@ -44,7 +36,7 @@ class Throughput(NamedTuple):
 
 
 class _Row(NamedTuple):
-  """A text to be generated: its place among the numbers asked for."""
+  """A text to generate; `place` is its position among the requested numbers."""
 
   place: int
   sample: int
@@ -56,15 +48,8 @@ class Predictor:
   """Scores targets and generates from prompts; compiles each length once.
 
   Args:
-    model: shape of the model.
-    mesh: splits the rows.
-    tokenizer: decodes, and gives the stop tokens.
     batch: rows at a time; divisible by the mesh's data x fsdp.
-    settings: how text is generated.
     bias_V: what `settings.tilt` adds to the logits; None at tilt 0.
-
-  Attributes:
-    throughput: what the last call of `predict` did.
   """
 
   def __init__(
@@ -95,11 +80,7 @@ class Predictor:
   ) -> list[np.ndarray]:
     """Unweighted loss of each target token in nats, one array per example.
 
-    Args:
-      params: the model's, with one group of layers.
-      examples: a split.
-      numbers: which of them.
-      check: called between batches; may raise to stop.
+    Layers of `params` are in one group; `check` may raise to stop.
     """
     losses: list[np.ndarray] = []
     for batch in evaluation_batches(examples, numbers, self._batch):
@@ -117,26 +98,21 @@ class Predictor:
     check: Callable[[], None],
     done: Callable[[list[dict[str, Any]]], None] | None = None,
   ) -> list[dict[str, Any]]:
-    """Makes prediction records: what every metric is computed from.
+    """Makes one prediction record per example and sample, ordered as `numbers`.
 
-    Prompts of like lengths are generated from together, the longest first, so
-    that a lack of memory shows at once.
+    Prompts of similar length share a batch. The longest come first, so that a
+    lack of memory shows at once.
 
     Args:
-      params: the model's, with one group of layers, on devices.
-      examples: a split.
-      numbers: which of them; those whose records are stored may be left out.
+      params: on devices, with one group of layers.
       check: called between batches; may raise to stop.
       done: called with the new records after each batch.
-
-    Returns:
-      a record per example and sample, in the order of `numbers`.
     """
     self.throughput = Throughput()
     numbers = np.asarray(numbers)
     losses = self.nll(params, examples, numbers, check)
     rows = self._rows(examples, numbers)
-    # Once for all batches: the loop wants its layers apart.
+    # Once for all batches: the decoding loop reads each layer by itself.
     parts = decoding.part_layers(params)
     records: dict[tuple[int, int], dict[str, Any]] = {}
     starts = range(0, len(rows), self._batch)
@@ -155,7 +131,6 @@ class Predictor:
     return [record for _, record in sorted(records.items())]
 
   def _rows(self, examples: Examples, numbers: np.ndarray) -> list[_Row]:
-    """What is to be generated, the longest prompts first."""
     sizes = [len(examples.prompt_and_target(n)[0]) for n in numbers.tolist()]
     rows = [
       _Row(place, sample, int(numbers[place]), size)
@@ -167,7 +142,6 @@ class Predictor:
   def _generate(
     self, params: Tree, parts: Tree, examples: Examples, rows: list[_Row]
   ) -> list[list[int]]:
-    """Generates the ids of each row's text; adds to the throughput."""
     length = bucket_length(
       rows[0].size, examples.lengths.prompt, self._settings.prompt_buckets
     )
@@ -231,7 +205,7 @@ class Predictor:
   def _timed(
     self, function: Any, *arrays: Any, **static: int
   ) -> tuple[Any, float]:
-    """Returns its result, and the seconds it took without its compilation."""
+    """Returns a result, and the seconds that it took without compilation."""
     leaves, structure = jax.tree.flatten(arrays)
     shapes = tuple((leaf.shape, leaf.sharding) for leaf in leaves)
     key = (function, structure, shapes, *static.items())
@@ -273,11 +247,11 @@ def record_ids(example: str, samples: int) -> list[str]:
 
 
 def bucket_length(size: int, longest: int, buckets: int) -> int:
-  """The shortest of `buckets` equal steps up to `longest` that holds `size`."""
+  """Rounds `size` up to one of `buckets` equal steps to `longest`."""
   step = max((size - 1) * buckets // longest + 1, 1)
   return -(-longest * step // buckets)
 
 
 def _host(x: jax.Array) -> np.ndarray:
-  """A global array, the rows of other processes too, on this host."""
+  """Gathers a global array, with the rows of other processes, on this host."""
   return np.asarray(multihost_utils.process_allgather(x, tiled=True))

@@ -20,22 +20,17 @@ SHOWN_PERCENT = 10
 def rare_types(
   counts_V: np.ndarray, percent: float, special_ids: Sequence[int] = ()
 ) -> np.ndarray:
-  """Boolean [V] of the types in the rarest `percent` % of training tokens.
+  """Marks the types in the rarest `percent` % of training tokens; boolean [V].
 
-  Types enter by ascending training count while the tokens of those inside are
-  at most `percent` % of all; types that training never saw are always rare.
-  All types of one count enter together or not at all, so that the set does not
-  depend on the order of ids. On a small corpus it can hold far fewer tokens
-  than `percent` %.
+  Types enter by ascending training count while their tokens are at most
+  `percent` % of all. Types that training never saw are always rare. Types of
+  equal count enter together, so that the order of ids does not matter. On a
+  small corpus the set can hold far fewer tokens than `percent` %.
 
   Args:
-    counts_V: integers [V], tokens of each type in the training split's targets.
+    counts_V: integers [V], tokens of each type in the training targets.
     percent: in (0, 100], of token occurrences (not of types).
-    special_ids: special tokens: never rare, and not counted.
-
-  Raises:
-    ConfigError: percent or a special id out of range.
-    DataError: bad counts, or no counted token apart from the special ones.
+    special_ids: never rare, and not counted.
   """
   if not 0 < percent <= 100:
     raise ConfigError(f'rarest {percent} % of tokens: not in (0, 100]')
@@ -49,17 +44,16 @@ def rare_types(
       f'the {special_V.sum()} special ones; which are rare is undefined'
     )
   enters = running * 100 <= percent * running[-1]
-  # Cumulative sums ascend, so that the levels which enter are the first ones.
+  # Cumulative sums ascend, so the levels that enter come first.
   return ~special_V & np.isin(counts_V, levels[enters])
 
 
 def clipped_matches(generated: Iterable[int], reference: Iterable[int]) -> int:
-  """Size of the intersection of two multisets; symmetric."""
+  """Returns the size of the intersection of two multisets."""
   return (Counter(generated) & Counter(reference)).total()
 
 
 def _sums(percent: int) -> dict[str, str]:
-  """Names the sums of `rares`, by what they count."""
   end = '' if percent == SHOWN_PERCENT else f'_{percent}'
   return {
     'matches': f'rare_matches{end}', 'rare_generated': f'rare_generated{end}',
@@ -106,14 +100,9 @@ def _metrics(percent: int) -> Iterator[Metric]:
 
 @register(*(m for percent in RARE_PERCENTS for m in _metrics(percent)))
 def rares(inputs: Inputs) -> Found:
-  """Rare tokens of outputs and targets, and how many of them match.
+  """Counts rare tokens of outputs and targets, and how many of them match.
 
-  Micro-averages: sums over the records come before the one division. Against
-  `reference_ids`, the first reference. Special tokens are left out everywhere.
-
-  Raises:
-    ConfigError: a special id out of range.
-    DataError: a token id outside [0, V).
+  Targets are `reference_ids`, the first reference. Special tokens do not count.
   """
   counts_V, special_ids = inputs.counts_V, inputs.special_ids
   special_V = special_mask(special_ids, len(counts_V))

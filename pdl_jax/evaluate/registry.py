@@ -1,8 +1,8 @@
-"""The one list of metrics: how each is measured, shown and resampled.
+"""The registry of metrics: how each is measured, shown and resampled.
 
-A metric is a function of sums over examples, or of all texts at once. A
-report resamples the sums with the same function; a metric of all texts, such
-as distinct-n, has no interval over documents.
+A metric is a function of sums over examples, or of all texts at once. Reports
+resample the sums with the same function. A metric of all texts, such as
+distinct-n, has no interval over documents.
 """
 
 import dataclasses
@@ -20,13 +20,13 @@ from pdl_jax.evaluate.inputs import Record, first_samples
 if TYPE_CHECKING:
   from pdl_jax.evaluate.style import StyleClassifier
 
-# What makes reasons recognizable among definitions.
+# Tells a reason from a definition.
 UNDEFINED = 'undefined: '
 
 
 @dataclasses.dataclass(frozen=True)
 class Inputs:
-  """What metrics read.
+  """Everything that metrics read.
 
   Attributes:
     records: one object per output, as in predictions.jsonl.
@@ -34,7 +34,7 @@ class Inputs:
     special_ids: tokens that the metrics of rare tokens leave out.
     classifier: judges styles; None for other tasks.
     dialogue: whether whole texts are compared.
-    windows: whether references end anywhere, so that nothing is finished.
+    windows: whether references end anywhere, so that no output can finish.
   """
 
   records: Sequence[Record]
@@ -55,10 +55,8 @@ class Measurement:
   """A number that was measured on `n` units; None where it is undefined.
 
   Attributes:
-    value: the number.
-    n: how many units it was measured on.
-    reason: why it is undefined, where that is not plain.
-    signature: package, version and settings, where a package computed it.
+    reason: why the value is undefined, unless that is obvious.
+    signature: package, version and settings, if a package computed it.
   """
 
   value: float | None
@@ -84,26 +82,22 @@ def f1(sums: np.ndarray) -> np.ndarray:
 
 @dataclasses.dataclass(frozen=True)
 class Metric:
-  """How a number is called, computed and shown.
+  """How a number is named, computed and shown.
 
   Attributes:
-    key: its name in results and records.
-    label: heading of its column or row.
     better: which value is better; 'reference' is closest to the references'.
-    digits: decimals shown.
     scale: factor of what is shown; 100 for percent.
     unit: what `n` counts.
     definition: formula, range and choices, in a sentence or two.
-    sums: names of the sums over examples that `value` reads; the first is a
-      numerator, the others add up to `n`. () for a metric of all texts.
-    reference_sums: the same of the references, whose value is then stored
-      under reference_KEY.
+    sums: names of the sums over examples that `value` reads. The first is the
+      numerator, the others add up to `n`. Empty for a metric of all texts.
+    reference_sums: the same for the references, stored as reference_KEY.
     value: sums [..., K] -> metric [...]; zero denominators may give NaN.
-    signature: package and settings, if the metric is one of sums.
-    rows: where a run's table shows it: always, where some value or reason is
-      known, or never.
+    signature: package and settings, for a metric of sums.
+    rows: whether a run's table shows it always, if a value or reason is known,
+      or never.
     with_n: whether the value means little without its n.
-    version: what may be compared; it changes when the number would.
+    version: changes with the numbers; only equal versions can be compared.
   """
 
   key: str
@@ -123,8 +117,8 @@ class Metric:
   version: int = 1
 
 
-# A number per output, or one per example: name -> values; or a measurement
-# under the key of its metric, which takes the place of that of the sums.
+# Name -> one number per output or per example. A Measurement under the key of
+# its metric replaces the value of the sums.
 Found = Mapping[str, Sequence[float] | Measurement]
 Source = Callable[[Inputs], Found]
 
@@ -133,10 +127,10 @@ SOURCES: list[Source] = []
 
 
 def register(*metrics: Metric) -> Callable[[Source], Source]:
-  """Adds metrics, and the function that measures them or gives their sums.
+  """Adds metrics, and the function that measures them or returns their sums.
 
   Raises:
-    ConfigError: a key that is taken.
+    ConfigError: a key is taken.
   """
 
   def decorate(source: Source) -> Source:
@@ -152,7 +146,7 @@ def register(*metrics: Metric) -> Callable[[Source], Source]:
 
 
 def sides(records: Sequence[Record]) -> dict[str, list[str]]:
-  """Outputs and first references, by what stands before their names."""
+  """Returns outputs and first references, by the prefix of their names."""
   return {
     '': [record['text'] for record in records],
     'reference_': [record['references'][0] for record in records],
@@ -172,14 +166,14 @@ def on_both_sides(
 
 
 def mean(values: Sequence[float]) -> float | None:
-  """The mean, or None of no values; their order cannot change it."""
+  """Returns the mean, or None without values; their order cannot change it."""
   return math.fsum(values) / len(values) if values else None
 
 
 def of_sums(
   metric: Metric, names: Sequence[str], sums: Mapping[str, Sequence[float]]
 ) -> Measurement:
-  """The value of a metric over all examples."""
+  """Computes a metric from its sums over all examples."""
   totals = [math.fsum(sums[name]) for name in names]
   with np.errstate(divide='ignore', invalid='ignore', over='ignore'):
     value = float(metric.value(np.asarray(totals)))
@@ -191,7 +185,7 @@ def of_sums(
 def to_json(
   metric: Metric, found: Measurement, inputs: Inputs
 ) -> dict[str, Any]:
-  """Value, n, unit, definition, and signature and version if there are any."""
+  """Returns value, n, unit and definition; signature and version if present."""
   signature = found.signature
   if not signature and metric.signature is not None:
     signature = metric.signature(inputs)

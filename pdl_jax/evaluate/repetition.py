@@ -16,21 +16,18 @@ from pdl_jax.evaluate.registry import (
 
 
 def sentence_distinct_n(text: str, n: int) -> float | None:
-  """Distinct over all n-grams of one text, in (0, 1]; None without any."""
+  """Share of distinct n-grams in one text, in (0, 1]; None if it has none."""
   found = ngrams(text, n)
   return len(set(found)) / len(found) if found else None
 
 
 def novel_n(text: str, source: str, n: int) -> tuple[int, int]:
-  """Counts the n-grams that the source has not, and all n-grams.
-
-  (0, 0) without a source.
-  """
+  """Counts n-grams that the source lacks, and all; (0, 0) without a source."""
   words = source.split()
   if not words:
     return 0, 0
   found = ngrams(text, n)
-  # Of a source as long as a book only what may be asked for is kept.
+  # A source can be as long as a book: only n-grams of the text are kept.
   asked = set(found)
   shifted = (words[i:] for i in range(n))
   known = asked.intersection(zip(*shifted, strict=False))
@@ -42,13 +39,13 @@ def _whole_texts(texts: Sequence[str]) -> Counter[str]:
 
 
 def distinct_responses(texts: Sequence[str]) -> Measurement:
-  """Share in (0, 1] of distinct whole texts, white space evened out."""
+  """Share in (0, 1] of distinct whole texts, white space normalized."""
   n = len(texts)
   return Measurement(len(_whole_texts(texts)) / n if n else None, n)
 
 
 def top_response_share(texts: Sequence[str]) -> Measurement:
-  """Share in (0, 1] of the texts that are the most common whole text."""
+  """Share in (0, 1] of the texts that equal the most common one."""
   n = len(texts)
   return Measurement(max(_whole_texts(texts).values()) / n if n else None, n)
 
@@ -78,10 +75,7 @@ def top_response_share(texts: Sequence[str]) -> Measurement:
   ),
 )  # fmt: skip
 def within_texts(inputs: Inputs) -> Found:
-  """How much each text repeats itself, and takes from its source.
-
-  Repetition is seq-rep-n of Welleck et al., arXiv 1908.04319, there on tokens.
-  """
+  """Measures repetition (seq-rep-n, arXiv 1908.04319) and novelty by words."""
   found: dict[str, list[float]] = {}
   sources = [record['source'] for record in inputs.examples]
   for side, texts in sides(inputs.examples).items():
@@ -118,7 +112,7 @@ def within_texts(inputs: Inputs) -> Found:
   ),
 )  # fmt: skip
 def responses(inputs: Inputs) -> Found:
-  """How often whole texts repeat each other, in dialogue."""
+  """Measures how often whole texts repeat each other, in dialogue."""
   if not inputs.dialogue:
     return {}
   return on_both_sides(inputs.examples, {

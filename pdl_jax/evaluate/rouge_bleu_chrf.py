@@ -27,11 +27,10 @@ ROUGE_TYPES = {
   'rougeLsum': 'union of longest common subsequences over sentences (split '
   'after . ! ? and white space, and at newlines)',
 }
-# Of lower-case text, all that ROUGE sees.
+# All that ROUGE sees of lower-case text.
 _WORD = re.compile('[a-z0-9]')
 _SENTENCE_END = re.compile(r'(?<=[.!?])\s+')
-# Scripts, as the names of their characters begin, that put no spaces between
-# words.
+# Scripts without spaces between words, by the start of their character names.
 _UNSPACED = {'CJK', 'HIRAGANA', 'KATAKANA', 'THAI', 'LAO', 'KHMER', 'MYANMAR'}
 
 
@@ -42,13 +41,11 @@ def _one_sentence_per_line(text: str) -> str:
 def rouge_per_item(records: Sequence[Record]) -> dict[str, list[float]]:
   """F-measures in [0, 1], one per record, by ROUGE type.
 
-  An item with several references takes its best F, for each type apart. An
-  empty output scores 0; so does ROUGE-2 of a reference of a single word.
-
-  Args:
-    records: each with a reference that ROUGE can see.
+  Each type takes the best F over the references of an item. An empty output
+  scores 0; so does ROUGE-2 of a one-word reference. Each record needs a
+  reference that ROUGE can see.
   """
-  # Takes a second or two, which every command would wait for.
+  # Imported here: every command would wait a second or two for it.
   from rouge_score import rouge_scorer
 
   scorer = rouge_scorer.RougeScorer(list(ROUGE_TYPES), use_stemmer=True)
@@ -82,11 +79,9 @@ def _rouge_signature(_: Inputs) -> str:
   for kind, what in ROUGE_TYPES.items()
 ))  # fmt: skip
 def rouge(inputs: Inputs) -> Found:
-  """ROUGE F of each output; undefined for a corpus in another script.
+  """Computes ROUGE F of each output; undefined for another script.
 
-  It is undefined where the references of any record are in another script. A
-  record whose references have no word in any script (a smiley) is left out:
-  which they are does not depend on the outputs.
+  Records whose references have no word in any script (a smiley) are left out.
   """
   records = inputs.records
   is_kept = [_is_seen(record) for record in records]
@@ -114,21 +109,17 @@ def rouge(inputs: Inputs) -> Found:
 
 
 def _is_seen(record: Record) -> bool:
-  """Whether a reference has words of which ROUGE sees more than half."""
+  """Whether ROUGE sees words in more than half of a reference."""
   return any(_WORD.search(text.lower()) for text in _read(record['references']))
 
 
 def _read(references: Sequence[str]) -> list[str]:
-  """References that ROUGE does not lose half of.
-
-  In another script a digit or a name may be all that it sees, and would be
-  compared alone.
-  """
+  """Drops references of which ROUGE loses half and would compare the rest."""
   return [text for text in references if not _is_lost(text)]
 
 
 def _is_lost(text: str) -> bool:
-  """Whether half of the letters and digits stand in what ROUGE cannot see."""
+  """Whether ROUGE cannot see half of the letters and digits."""
   if text.isascii():
     return False
   lost = total = 0
@@ -138,7 +129,7 @@ def _is_lost(text: str) -> bool:
     if not _WORD.search(word):
       lost += len(signs)
     else:
-      # A letter with an accent splits its word, and the rest is compared.
+      # An accented letter splits its word, and ROUGE compares the rest.
       lost += sum(
         not _WORD.match(unicodedata.normalize('NFD', sign)) for sign in signs
       )
@@ -160,9 +151,9 @@ def _corpus(key: str, label: str, what: str) -> Metric:
 def bleu_and_chrf(inputs: Inputs) -> dict[str, Measurement]:
   """BLEU-4 and chrF2 of a corpus, in [0, 100], by sacrebleu.
 
-  Counts are summed over all records before the one division. BLEU splits words
-  as mteval-v13a. Where most letters of the references are of a script without
-  spaces it splits Chinese as sacrebleu's zh, and others by character.
+  BLEU splits words as mteval-v13a. If most letters of the references are of a
+  script without spaces, it splits Chinese as sacrebleu's zh, and others by
+  character.
   """
   records = inputs.records
   references = [record['references'] for record in records]
@@ -170,7 +161,7 @@ def bleu_and_chrf(inputs: Inputs) -> dict[str, Measurement]:
   # Streams: the k-th reference of every record, None where there is none.
   streams = list(map(list, itertools.zip_longest(*references)))
   outputs = [record['text'] for record in records]
-  # force: texts may end in ' .' without having been tokenized.
+  # force: a text that ends in ' .' need not be tokenized.
   bleu, chrf = BLEU(tokenize=tokenizer, force=True), CHRF()
   found = {}
   for key, scorer in (('bleu', bleu), ('chrf', chrf)):
@@ -190,7 +181,7 @@ def bleu_and_chrf(inputs: Inputs) -> dict[str, Measurement]:
 
 
 def _has_4_grams(scorer: BLEU, records: Sequence[Record]) -> bool:
-  """Whether any reference has 4-grams; no output matters."""
+  """Whether any reference has 4-grams; outputs do not matter."""
   texts = [text for record in records for text in record['references']]
   if any(len(text.split()) >= scorer.max_ngram_order for text in texts):
     return True

@@ -1,4 +1,4 @@
-"""Every metric of one set of predictions, and the sums that they come from."""
+"""Every metric of one set of predictions, and the sums behind it."""
 
 import hashlib
 import json
@@ -40,7 +40,7 @@ _DIGITS = 5
 
 
 class Evaluation(NamedTuple):
-  """What was measured: the results, and what items.json keeps of examples."""
+  """Results of a set of predictions, and what items.json keeps of it."""
 
   results: dict[str, Any]
   items: dict[str, Any]
@@ -57,23 +57,19 @@ def evaluate(
 ) -> Evaluation:
   """Measures one system's predictions by all metrics, as plain JSON types.
 
-  How varied texts are is measured on the outputs and, under `reference_...`,
-  on the first references. These metrics and the likelihoods take the first of
-  several samples of an example.
-
-  Args: see `Inputs`.
+  Variety is measured on the outputs and, under `reference_...`, on the first
+  references. Its metrics and the likelihoods read the first sample of each
+  example. `Inputs` describes the arguments.
 
   Returns:
     results: `examples` and `outputs`, the numbers of examples and of records;
       `perplexity_by_frequency`; and for every metric
       {value, n, unit, definition[, signature]}.
     items: `examples` (8 hex digits of what was asked), `groups` (a number per
-      example: those of one group are no independent draws) and `sums` (a
-      number per example of each name).
+      example) and `sums` (name -> a number per example).
 
   Raises:
     DataError: records, counts or token ids that no metric can be trusted on.
-    ConfigError: a special id outside [0, V).
   """
   validate_records(records)
   inputs = Inputs(
@@ -103,7 +99,6 @@ def evaluate(
 def _measure(
   inputs: Inputs,
 ) -> tuple[dict[str, Measurement], dict[str, list[float]]]:
-  """What the sources give: measurements, and sums over each example."""
   found: dict[str, Measurement] = {}
   sums: dict[str, list[float]] = {}
   places = {id(record): at for at, record in enumerate(inputs.records)}
@@ -132,16 +127,16 @@ def _rounded(value: float) -> float:
 
 
 def fingerprint(examples: Sequence[Record]) -> str:
-  """8 hex digits of what was asked and the targets, in order."""
+  """Hashes sources and references, in order, to 8 hex digits."""
   whole = [(record['source'], record['references']) for record in examples]
   return hashlib.sha256(json.dumps(whole).encode()).hexdigest()[:8]
 
 
 def groups(examples: Sequence[Mapping[str, Any]]) -> list[int]:
-  """A number for the group of each example; without groups each is its own.
+  """Numbers the group of each example; without groups each is its own.
 
-  Examples of one group (a speech, a book, a conversation) are no independent
-  draws: a report resamples whole groups.
+  Examples of one group (a speech, a book, a conversation) are not independent
+  draws, so reports resample whole groups.
   """
   names = [record.get('group', record['id']) for record in examples]
   number = {name: i for i, name in enumerate(dict.fromkeys(names))}

@@ -9,15 +9,16 @@ from pdl_jax.errors import not_negative, one_of, positive
 class EvaluateSettings:
   """How much of the held-out data is scored and generated from."""
 
-  # validation while choosing settings, test for the table.
+  # Use validation while choosing settings, and test for the table.
   split: str = 'test'
-  # Scored and generated from, before and after training.
+  # Examples that are scored and generated from, before and after training.
   examples: int = 96
-  # Which draw of so many: 0, 1, ... share no example. Settings that were
-  # chosen while one was looked at are measured on another.
+  # Which draw of that many examples: draws 0, 1, ... share none. Choose
+  # settings on one draw, and measure them on another.
   sample_index: int = 0
-  # Scored at every checkpoint.
+  # Examples that are scored at every checkpoint.
   validation_examples: int = 64
+  # Global batch of scoring and generating, all devices together.
   batch_size: int = 32
 
   def __post_init__(self):

@@ -1,4 +1,4 @@
-"""The results of several sets of predictions as tables."""
+"""Tables that compare several sets of predictions."""
 
 from collections.abc import Mapping
 from typing import Any, TypeVar
@@ -22,19 +22,15 @@ _T = TypeVar('_T')
 
 
 def format_table(columns: Mapping[str, Result]) -> str:
-  """Aligned Markdown: a row per metric, a column per system and references.
+  """Formats aligned Markdown: a row per metric, a column per system.
 
-  Rare means the rarest 10 % of training tokens. Distinct-n stands with the
-  number of n-grams it was taken at. A value that is absent or undefined prints
-  as 'missing'; '-' where a row has no reference value. Rows that not every task
-  has stand only where there is a value, or a reason for having none.
-
-  Args:
-    columns: system name -> result of `evaluate`, in the order to print.
+  The last column has the references, or '-' where a row has no such value.
+  Rare means the rarest 10 % of training tokens. Distinct-n shows the number of
+  n-grams that it was taken at. An absent or undefined value is 'missing'. Rows
+  that not every task has appear only with a value, or a reason for its absence.
 
   Raises:
-    ConfigError: no columns.
-    DataError: systems whose references differ: not the same examples.
+    DataError: the systems' references differ.
   """
   _check_columns(columns)
   header = ['Metric (rare: rarest 10 %)', 'Better']
@@ -53,11 +49,8 @@ def format_table(columns: Mapping[str, Result]) -> str:
 
 
 def format_tables(columns: Mapping[str, Result], width: int = WIDTH) -> str:
-  """`format_table` in parts below each other, at most `width` characters wide.
-
-  A part of one system may be wider.
-  """
-  # All in one first: it refuses systems that differ, wherever they end up.
+  """Splits `format_table` at `width` characters; one system may be wider."""
+  # The whole table comes first: it refuses systems that differ in any part.
   names, table = list(columns), format_table(columns)
   size = len(names)
   while size > 1 and table.index('\n') > width:
@@ -68,11 +61,10 @@ def format_tables(columns: Mapping[str, Result], width: int = WIDTH) -> str:
 
 
 def format_frequency_table(columns: Mapping[str, Result]) -> str:
-  """Perplexity of the target tokens by training count, one column per system.
+  """Formats perplexity by training count, one column per system.
 
-  A bucket without target tokens prints '-', an absent or overflown value
-  'missing'. Arguments and errors as of `format_table`; systems whose buckets
-  hold different numbers of tokens are refused, too.
+  A bucket without target tokens is '-', an absent or overflowed value
+  'missing'. Buckets must hold the same number of tokens in every system.
   """
   _check_columns(columns)
   header = ['Count in training', 'Target tokens']
@@ -95,7 +87,7 @@ def format_frequency_table(columns: Mapping[str, Result]) -> str:
 
 
 def format_reasons(columns: Mapping[str, Result]) -> str:
-  """Says why metrics of `format_table` have no value, a line each."""
+  """Says why metrics of `format_table` have no value, one per line."""
   told = {
     f'{metric.label}: {reason}': None
     for metric in METRICS.values()
@@ -118,7 +110,7 @@ def _check_columns(columns: Mapping[str, Result]) -> None:
 
 
 def _agreed(what: str, values: Mapping[str, _T | None]) -> _T | None:
-  """The value that all systems with one agree on; None if none has one."""
+  """Returns the value that all systems share; None if no system has one."""
   present = {name: value for name, value in values.items() if value is not None}
   if len(set(present.values())) > 1:
     listed = ', '.join(f'{name} {value}' for name, value in present.items())

@@ -22,15 +22,11 @@ HASHED_FEATURES = 2**18
 
 @dataclasses.dataclass(frozen=True)
 class StyleClassifier:
-  """Tells styles apart by their n-grams; the same data gives the same one.
+  """Tells styles apart by their n-grams; equal data gives an equal classifier.
 
   Attributes:
-    name: the data that it learned from.
-    styles: the styles that it knows, in alphabetic order.
-    n: number of texts that it learned from.
-    fingerprint: hash of these texts and their styles, in any order.
-    pipeline: the features and the regression.
-    held_out_n: number of texts that it was tested on.
+    styles: in alphabetical order.
+    fingerprint: hash of the training texts and their styles, in any order.
     held_out_accuracy: in [0, 1]; None until `tested`.
   """
 
@@ -48,17 +44,10 @@ class StyleClassifier:
   ) -> 'StyleClassifier':
     """Learns from labelled texts; their order changes nothing.
 
-    Word 1- to 2-grams and, within words, character 3- to 4-grams, each hashed
-    to 2**18 features and weighted by tf-idf; logistic regression with an L2
-    penalty (C 10), styles weighted evenly.
-
-    Args:
-      texts: texts of all styles; none of them is evaluated on.
-      styles: the style of each text.
-      name: names the data.
-
-    Raises:
-      DataError: another number of styles than of texts, or fewer than two.
+    Features are word 1- to 2-grams and, within words, character 3- to 4-grams.
+    Each kind is hashed to 2**18 features and weighted by tf-idf. Logistic
+    regression has an L2 penalty (C 10) and weights styles evenly. None of the
+    texts may be evaluated on.
     """
     _check_pairs(texts, styles)
     known = tuple(sorted(set(styles)))
@@ -80,15 +69,7 @@ class StyleClassifier:
   def tested(
     self, texts: Sequence[str], styles: Sequence[str]
   ) -> 'StyleClassifier':
-    """Returns the same classifier with its accuracy on texts it never saw.
-
-    Args:
-      texts: texts of other groups (books) than it learned from.
-      styles: the style of each text.
-
-    Raises:
-      DataError: another number of styles than of texts, or no texts.
-    """
+    """Returns a copy with its accuracy on texts of other groups (books)."""
     _check_pairs(texts, styles)
     pairs = zip(self.predict(texts), styles, strict=True)
     return dataclasses.replace(
@@ -99,7 +80,7 @@ class StyleClassifier:
 
   @property
   def signature(self) -> str:
-    """Everything that tells this classifier from another."""
+    """Everything that distinguishes this classifier from another."""
     version = importlib.metadata.version('scikit-learn')
     accuracy = 'unmeasured'
     if self.held_out_accuracy is not None:
@@ -180,12 +161,7 @@ def _signature(inputs: Inputs) -> str:
   ),
 )  # fmt: skip
 def styles(inputs: Inputs) -> Found:
-  """Which texts have the style of the target, and keep its content.
-
-  Raises:
-    DataError: a record without a style, or one that the classifier has not
-      learned.
-  """
+  """Finds which texts have the target style, and how much content they keep."""
   classifier, records = inputs.classifier, inputs.records
   if classifier is None:
     return {}

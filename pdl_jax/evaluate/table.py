@@ -1,4 +1,4 @@
-"""The one table of the project, and what it looks like in each markup."""
+"""The one table of the project, in Markdown, LaTeX, HTML and CSV."""
 
 import csv
 import dataclasses
@@ -16,9 +16,9 @@ from markupsafe import Markup
 
 from pdl_jax.errors import printable
 
-# What acts in Markdown; an underscore does at the edge of a word.
+# Signs with a meaning in Markdown; an underscore has one at a word's edge.
 _SIGNS = re.compile(r'[\\`*\[\]<>|~$&]|(?<![^\W_])_|_(?![^\W_])')
-# At the start of a line: '# ', '- ', '+ ', '1. ' and the like.
+# Signs with a meaning at the start of a line: '# ', '- ', '+ ', '1. '.
 _STARTS = re.compile(r'^(\d*)([-+.)#])(?=[ #-]|$)')
 _LATEX = str.maketrans({
   **{sign: f'\\{sign}' for sign in '%_&#{}$'},
@@ -26,14 +26,14 @@ _LATEX = str.maketrans({
   '~': r'\textasciitilde{}',
   '`': r'\textasciigrave{}',
   '^': r'\textasciicircum{}',
-  # At the start of a row they would be arguments of the end of the one before.
+  # At the start of a row, the row end before would read them as arguments.
   '[': '{[}',
   '*': '{*}',
-  # The oldest font encoding has other signs in these places.
+  # OT1, the oldest font encoding, has other signs in these places.
   '<': r'\textless{}',
   '>': r'\textgreater{}',
   '|': r'\textbar{}',
-  # Those of the project's own tables.
+  # Signs of the project's own tables.
   '±': r'$\pm$',
   '−': r'$-$',
   '↑': r'$\uparrow$',
@@ -41,11 +41,11 @@ _LATEX = str.maketrans({
   '≈': r'$\approx$',
   '∞': r'$\infty$',
 })
-# What one LaTeX table may have, so that it fits an A4 page of class article.
+# Limits of one LaTeX table, so that it fits an A4 page of class article.
 MOST_COLUMNS, MOST_LINES, MOST_POINTS = 8, 44, 345
 _HEADING_LENGTH, _LABEL_LENGTH = 10, 22
 _SEPARATION = 3
-# Points that a sign of Computer Modern takes at most; any other takes 7.5.
+# Largest width in points of signs in Computer Modern; any other takes 7.5.
 _POINTS = {
   **dict.fromkeys(string.ascii_lowercase, 4.8),
   **dict.fromkeys(string.digits, 4.3),
@@ -57,34 +57,33 @@ _POINTS = {
 
 
 def one_line(text: str) -> str:
-  """Plain text without line breaks, which no table cell can hold."""
+  """Joins the lines of a plain text, since no table cell can hold a break."""
   return ' '.join(printable(text, keep='\n\r\t\v\f').split())
 
 
 def escape_markdown(text: str) -> str:
-  """Plain text within one line of Markdown in which no sign acts."""
+  """Escapes plain text as one line of Markdown."""
   return _SIGNS.sub(r'\\\g<0>', one_line(text))
 
 
 def markdown_line(text: str) -> str:
-  """Plain text as a line of Markdown that begins no list or heading."""
+  """Escapes plain text as a line of Markdown that begins no list or heading."""
   return _STARTS.sub(r'\1\\\2', escape_markdown(text))
 
 
 def escape_latex(text: str) -> str:
-  """Plain text as one line of LaTeX in which no sign acts."""
+  """Escapes plain text as one line of LaTeX."""
   # Two hyphens would become a dash.
   return re.sub('-(?=-)', '-{}', one_line(text).translate(_LATEX))
 
 
 def _printable(value: Any) -> Any:
-  """What a template shows; it escapes it afterwards."""
   if isinstance(value, str) and not isinstance(value, Markup):
     return printable(value, keep='\n')
   return value
 
 
-# Templates of HTML, in which no text acts.
+# HTML templates, which escape all text.
 HTML = jinja2.Environment(
   autoescape=True, finalize=_printable, undefined=jinja2.StrictUndefined,
   trim_blocks=True, lstrip_blocks=True,
@@ -117,8 +116,8 @@ class Cell:
   """A cell without markup.
 
   Attributes:
-    pieces: of its text; a line may break between them, never inside.
-    bold: an undisputed best value.
+    pieces: parts of its text; a line may break between them, never inside.
+    bold: whether it is an undisputed best value.
   """
 
   pieces: tuple[str, ...]
@@ -126,7 +125,7 @@ class Cell:
 
   @property
   def text(self) -> str:
-    """The pieces as one."""
+    """The pieces as one text."""
     return ' '.join(self.pieces)
 
 
@@ -135,10 +134,8 @@ class Table:
   """Rows of cells below headings; all texts are plain.
 
   Attributes:
-    headings: of all columns.
-    rows: as many cells each.
-    texts: how many columns, from the left, are words; the others are numbers.
-    ruled: how many rows, from the end, stand below a rule of their own.
+    texts: number of columns, from the left, with words; others have numbers.
+    ruled: number of rows, from the end, that stand below a rule of their own.
   """
 
   headings: tuple[str, ...]
@@ -150,12 +147,12 @@ class Table:
   def of(
     cls, headings: Sequence[str], rows: Sequence[Sequence[str]], texts: int = 1
   ) -> 'Table':
-    """A table of plain words, none of them bold."""
+    """Makes a table of plain words, none of them bold."""
     cells = tuple(tuple(Cell((text,)) for text in row) for row in rows)
     return cls(tuple(headings), cells, texts)
 
   def to_markdown(self) -> str:
-    """Aligned, numbers to the right; ends in a newline."""
+    """Formats aligned Markdown, numbers to the right; ends in a newline."""
     lines = [list(map(escape_markdown, self.headings))]
     lines += [
       [escape_markdown(cell.text) for cell in row[: self.texts]]
@@ -176,9 +173,9 @@ class Table:
     )  # fmt: skip
 
   def to_latex(self, title: str, note: str, label: str) -> str:
-    r"""Table environments; they need \usepackage{booktabs} and UTF-8.
+    r"""Formats table environments; they need \usepackage{booktabs} and UTF-8.
 
-    Each fits an A4 page of the class article: a table with too many columns, or
+    Each fits an A4 page of the class article. A table with too many columns, or
     too wide or long, becomes several.
 
     Args:
@@ -229,7 +226,7 @@ class Table:
     return '\n'.join(made)
 
   def _columns(self, widths: Sequence[float]) -> list[list[int]]:
-    """The columns of each LaTeX table: all words, a share of the numbers."""
+    """Puts all words and a share of the numbers into each LaTeX table."""
     words, count = list(range(self.texts)), len(widths) - self.texts
     shares = [words]
     for n in range(1, count + 1):
@@ -244,11 +241,11 @@ class Table:
     return shares
 
   def to_html(self, name: str) -> Markup:
-    """A table element of the class `name`."""
+    """Formats a table element of the class `name`."""
     return Markup(_HTML_TABLE.render(table=self, name=name))
 
   def to_csv(self) -> str:
-    """Fields as in RFC 4180, lines end in '\\n'; no name is a formula."""
+    """Formats fields as RFC 4180 with '\\n' line ends; no name is a formula."""
     file = io.StringIO()
     writer = csv.writer(file, lineterminator='\n')
     writer.writerow(self.headings)
@@ -259,7 +256,7 @@ class Table:
 
 
 def _markdown_number(cell: Cell) -> str:
-  """Numbers and words of the project's own: nothing to escape."""
+  # Numbers and words of the project's own need no escapes.
   return f'**{cell.text}**' if cell.bold else cell.text
 
 
@@ -269,7 +266,7 @@ def _wrapped(text: str, length: int) -> tuple[str, ...]:
 
 
 def _points(cell: Cell) -> float:
-  """What a column that has this cell takes at most, in print of 8 points."""
+  """Returns the largest width of a column with this cell, in 8-point print."""
   wide = 1.16 if cell.bold else 1.0
   return 2 * _SEPARATION + wide * max(
     sum(_POINTS.get(sign, 7.5) for sign in piece) for piece in cell.pieces
@@ -277,7 +274,7 @@ def _points(cell: Cell) -> float:
 
 
 def _blocks(heights: Sequence[int]) -> list[range]:
-  """Shares of the rows, as even as can be, whose lines fit a page each."""
+  """Splits rows, as evenly as possible, into blocks that fit a page each."""
   for n in range(1, len(heights) + 1):
     ends = [math.ceil(len(heights) * i / n) for i in range(n + 1)]
     blocks = [range(*pair) for pair in itertools.pairwise(ends)]
@@ -287,7 +284,7 @@ def _blocks(heights: Sequence[int]) -> list[range]:
 
 
 def _latex_head(cells: Sequence[Cell]) -> str:
-  """Headings of several lines, which end in the same one."""
+  """Formats headings of several lines, aligned at the last line."""
   depth = max(len(cell.pieces) for cell in cells)
   return _latex_row(
     [Cell(('',) * (depth - len(c.pieces)) + c.pieces) for c in cells],
@@ -296,7 +293,7 @@ def _latex_head(cells: Sequence[Cell]) -> str:
 
 
 def _latex_row(cells: Sequence[Cell], texts: int) -> str:
-  """The first pieces of all cells, the second ones below them, and so on."""
+  """Formats the first pieces of all cells, the second below them, and so on."""
   columns = [
     [_latex_piece(piece, cell.bold, number=at >= texts)
      for piece in cell.pieces]
@@ -318,6 +315,6 @@ def _latex_piece(text: str, bold: bool, *, number: bool) -> str:
 
 
 def _spreadsheet(text: str) -> str:
-  """A name that no spreadsheet takes for a formula."""
+  """Quotes a name that a spreadsheet would take for a formula."""
   text = printable(text, keep='\n')
   return f"'{text}" if text.lstrip().startswith(('=', '+', '-', '@')) else text

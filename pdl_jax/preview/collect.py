@@ -1,4 +1,4 @@
-"""What a loss will do to some training examples, before a step is spent."""
+"""Computes what a loss will do to some training examples, before any step."""
 
 import dataclasses
 import re
@@ -17,12 +17,12 @@ from pdl_jax.losses.settings import LossSettings
 # A loss weighs types, adds a bias (nats) to their logits, or does neither.
 Kind = Literal['weight', 'bias', 'none']
 
-# Heaviest and lightest types that are named.
+# How many of the heaviest and the lightest types are named.
 EXTREMES = 10
 
-# Colour tells how far a token is from the mean of a running token, by levels
-# from -4 to 4: orange is heavier, blue lighter, which colour-blind readers can
-# tell apart. Strengths begin at these factors, or at these nats of a bias.
+# Levels -4 to 4 tell how far a token is from the mean of a running token. They
+# begin at these factors, or nats of a bias. Heavier is orange and lighter blue,
+# which colour-blind readers can tell apart.
 EDGES = {'weight': (1.1, 2, 4, 8), 'bias': (0.1, 1, 2, 4)}
 
 
@@ -66,15 +66,7 @@ def collect(
   tokenizer: Tokenizer,
   examples: Sequence[PreviewExample],
 ) -> Preview:
-  """Looks up and sums whatever is to be shown.
-
-  Args:
-    tables: weights or bias of the loss.
-    table: counts of the training targets, by the same tokenizer.
-
-  Raises:
-    ConfigError: if every counted token weighs 0.
-  """
+  """Looks up what to show; ConfigError if all counted tokens weigh 0."""
   kind, counts_V = _kind(loss.name), table.counts_V
   values_V = tables.weights_V if tables.bias_V is None else tables.bias_V
   values_V = np.asarray(values_V, np.float64)
@@ -109,7 +101,7 @@ def collect(
     if kind == 'bias':
       names = ('lowest bias', 'highest bias')
     for name, sign in zip(names, (-1, 1), strict=True):
-      # Equals stand in the order of their ids.
+      # Ties stay in the order of their ids.
       order_T = np.argsort(sign * heavier_V[seen_T], kind='stable')
       extremes[name] = look_up(seen_T[order_T[:EXTREMES]].tolist())
   return Preview(
@@ -142,12 +134,11 @@ def _levels(heavier_V: np.ndarray, kind: Kind) -> np.ndarray:
 
 
 def _title(loss: LossSettings) -> str:
-  """Names the loss and the settings that it reads."""
   settings = {key: getattr(loss, key) for key in loss.spec.read}
   del settings['name']
   for key, value in loss.own.items():
     settings[f'{loss.name}.{key}'] = value
-  # A table that is not given is an empty name.
+  # A table that is not given has an empty name.
   told = [f'{key}={value}' for key, value in settings.items() if value != '']
   return ' '.join([loss.name, *told])
 
@@ -172,7 +163,6 @@ def _notes(loss: LossSettings, kind: Kind) -> Iterator[str]:
 def _spread(
   counts_V: np.ndarray, values_V: np.ndarray, mean: float, kind: Kind
 ) -> Iterator[str]:
-  """Describes the values of all types."""
   unit = ' nats' if kind == 'bias' else ''
   seen, unseen = values_V[counts_V > 0], values_V[counts_V == 0]
   low, middle, high = np.quantile(seen, [0, 0.5, 1])

@@ -1,4 +1,4 @@
-"""A preview on the terminal, and as a page that needs no other file."""
+"""Prints a preview on the terminal, or as a page that needs no other file."""
 
 import html
 import io
@@ -19,7 +19,7 @@ from pdl_jax.preview.collect import EDGES, Kind, Preview, Token
 
 # Longest prompt on the terminal, in characters; the page has all of it.
 PROMPT_SHOWN = 600
-# By level: on a light page and in the terminal, and on a dark page.
+# Colours on a light page and in the terminal, and on a dark page; by level.
 INK = ('#111111', '#f5f5f5')
 GROUNDS = {
   -4: ('#4b93d6', '#2267ae'), -3: ('#85b8e6', '#1f4f82'),
@@ -33,11 +33,11 @@ _SIGNS = {' ': '·', '\n': '↵', '\t': '⇥', '\r': '␍'}
 def print_terminal(preview: Preview, console: Console | None = None) -> None:
   """Prints a preview at the width of the terminal.
 
-  Without 256 colours (a pipe, NO_COLOR, an old terminal) the number of each
-  token stands below it.
+  Without 256 colours (a pipe, NO_COLOR, an old terminal) each token has its
+  number below it.
   """
   console = console or Console()
-  # Sixteen colours cannot tell the nine levels apart.
+  # Sixteen colours cannot show nine levels.
   many = console.color_system in ('256', 'truecolor')
   coloured = many and not console.no_color and preview.kind != 'none'
   _print(console, preview, coloured, page=False)
@@ -53,7 +53,7 @@ def to_html(preview: Preview) -> str:
   style = console.export_html(code_format='{stylesheet}', clear=False)
   for light, dark in (INK, *GROUNDS.values()):
     style = style.replace(light, f'light-dark({light}, {dark})')
-  # Rich has links where we want titles. Quotes of the text itself are escaped.
+  # Turns rich's links into titles; quotes in the text itself are escaped.
   text = console.export_html(code_format='{code}')
   text = text.replace(' href="', ' title="')
   plot = '' if preview.kind == 'none' else _plot(preview)
@@ -146,7 +146,7 @@ def _legend(kind: Kind, coloured: bool, page: bool) -> Text:
 
 
 def _numbered(tokens: Sequence[Token], kind: Kind, width: int) -> str:
-  """Writes numbers below tokens, of which as many as fit share a line."""
+  """Writes numbers below tokens, as many per line as fit."""
   rows, ended = [], True
   for token in tokens:
     text = visible(token.raw)
@@ -161,12 +161,12 @@ def _numbered(tokens: Sequence[Token], kind: Kind, width: int) -> str:
 
 
 def visible(raw: bytes) -> str:
-  """Spells a token on one line: white space as signs, the unseen escaped."""
+  """Spells a token on one line: white space as signs, unprintables escaped."""
   text = ''.join(
     _SIGNS.get(sign) or (sign if sign.isprintable() else ascii(sign)[1:-1])
     for sign in spelled(raw)
   )
-  # A mark that would sit on the character before stands on a circle.
+  # A combining mark gets a circle, or it would join the character before.
   return f'◌{text}' if unicodedata.category(text[:1] or ' ')[0] == 'M' else text
 
 
@@ -176,7 +176,6 @@ def _known(token: Token, kind: Kind) -> str:
 
 
 def _count(amount: float) -> str:
-  """Writes whole counts whole; those of a mix of tables with three digits."""
   return f'{amount:,.0f}' if amount == int(amount) else f'{amount:.3g}'
 
 
@@ -215,12 +214,12 @@ def _plot(preview: Preview) -> str:
 
 
 def _axis(values_T: np.ndarray, first: int, last: int) -> Callable:
-  """Returns the way from values to pixels, wide enough for equal values."""
+  """Returns a function from values to pixels; all values may be equal."""
   ends = values_T.min() - 0.1, values_T.max() + 0.1
   return lambda values: np.interp(values, ends, (first, last)).round(1)
 
 
-# Blue and orange are seen on white and on black.
+# Blue and orange can be seen on white and on black.
 _SVG = """\
 <svg viewBox="0 0 720 340" role="img" aria-label="{unit} against count"
  fill="currentColor" text-anchor="middle">

@@ -1,1 +1,1 @@
-"""One run: prepare, fine-tune, and what it leaves; and what follows it."""
+"""One run, from preparing to its results, and what can follow it."""

@@ -1,4 +1,4 @@
-"""A finished run as a folder that Hugging Face tools read."""
+"""Writes a finished run as a folder that Hugging Face tools read."""
 
 import contextlib
 import dataclasses
@@ -34,18 +34,14 @@ def run(workdir: Path, folder: Path, adapter_alone: bool = False) -> None:
   """Writes the model that a run ended with, its tokenizer and a model card.
 
   Args:
-    workdir: the finished run's folder.
     folder: is made; must not hold anything yet.
-    adapter_alone: write what a run with adapters has trained, in PEFT's
-      format, in place of the model with it added.
-
-  Raises:
-    PdlError: with one line that says what to do.
+    adapter_alone: write only the trained adapter, in PEFT's format, instead of
+      the model with the adapter merged.
   """
   settings, run_folder = restore.open_run('export', workdir)
   if folder.exists() and any(folder.iterdir()):
     raise ConfigError(f'--to: {folder} is not empty; name a new folder')
-  # Whether a family has this model, before any weight is read.
+  # Refuses a model that no family has, before any weight is read.
   values = config_values(dataclasses.replace(shape(settings), lora=NO_LORA))
   if adapter_alone:
     _write_adapter(settings, run_folder, folder)
@@ -61,7 +57,7 @@ def run(workdir: Path, folder: Path, adapter_alone: bool = False) -> None:
 
 @contextlib.contextmanager
 def _made_beside(folder: Path) -> Iterator[Path]:
-  """A folder that becomes the one named once it is whole, or leaves none."""
+  """Yields a folder that gets its name once whole; errors leave none."""
   folder.parent.mkdir(parents=True, exist_ok=True)
   with tempfile.TemporaryDirectory(
     dir=folder.parent, prefix=f'{folder.name}.', suffix='.partial'
@@ -120,7 +116,7 @@ def _write_adapter(
 def model_card(
   settings: Settings, folder: RunFolder, model: Model, note: str = ''
 ) -> str:
-  """Writes README.md: the model, its results, and the command behind them."""
+  """Formats README.md: the model, its results, and the command behind them."""
   results = folder.read('results.json')
   environment = folder.read('env.json', {'commit': str | None})
   asked = read(settings.resolved)

@@ -51,18 +51,12 @@ def run(
   stop: StopRequest,
   inspect: Callable[[Setup], None] | None = None,
 ) -> None:
-  """Does the whole job in a run folder; goes on where an earlier call stopped.
+  """Does the whole job in a run folder; resumes where an earlier call stopped.
 
-  Args:
-    settings: the run's.
-    workdir: its folder.
-    stop: asked where it is safe to stop.
-    inspect: shown what was read before anything is compiled for it; may raise.
-
-  Raises:
-    PdlError: with one line that says what to do; status.json has it too.
+  `stop` is asked where it is safe to stop. `inspect` gets what was read before
+  anything is compiled for it, and may raise.
   """
-  # What refuses does so before the folder is opened.
+  # Settings are refused before the folder is opened.
   loss = loss_tables.make_loss(settings.loss)
   if not os.path.lexists(workdir / 'results.json'):
     shape(settings, machine_bytes())
@@ -87,7 +81,7 @@ def run(
 
 
 def mesh_for(settings: Settings) -> Mesh:
-  """Makes the mesh, over which both kinds of batches must divide."""
+  """Makes the mesh; training and evaluation batches must divide over it."""
   mesh, parts = make_mesh(settings.mesh), settings.optimizer.grad_accum_steps
   check_batch(mesh, 'train.batch_size', settings.train.batch_size, parts)
   check_batch(mesh, 'evaluate.batch_size', settings.evaluate.batch_size, 1)
@@ -156,16 +150,13 @@ class Job:
 
   @cached_property
   def predictor(self) -> Predictor:
-    """The compiled model, which adds to the logits what `tilt` says."""
+    """The compiled model, which adds the bias of `tilt` to the logits."""
     return make_predictor(self.settings, self.mesh, self.ready, self.decode)
 
   def predict(
     self, name: str, current: TrainState, said: str = ''
   ) -> list[dict[str, Any]]:
-    """Makes prediction records, or reads those that are stored.
-
-    Batches are kept as they are finished: a call that was stopped continues.
-    """
+    """Makes prediction records, or goes on with those that are stored."""
     print(f'\n{name}{said}: scoring and generating')
     folder, predictor = self.folder, self.predictor
     stored = folder.predictions(name)
@@ -242,7 +233,7 @@ class Job:
 def make_predictor(
   settings: Settings, mesh: Mesh, ready: Setup, decode: DecodeSettings
 ) -> Predictor:
-  """Makes what scores, and generates in the way that `decode` says."""
+  """Makes a predictor that decodes as `decode` says."""
   tokenizer, bias_V = ready.model.tokenizer, None
   if decode.tilt:
     counts_V = ready.frequencies.task.counts_V
@@ -287,7 +278,7 @@ def make_step_config(settings: Settings, model: ModelConfig) -> StepConfig:
 def _step(
   settings: Settings, ready: Setup
 ) -> Callable[[TrainState, dict[str, Array]], tuple[TrainState, dict]]:
-  """The compiled step; under a schedule its tables follow the step."""
+  """Compiles the step; under a schedule its loss tables depend on the step."""
   config = make_step_config(settings, ready.model.config)
   at_step = loss_tables.schedule(
     settings.loss, ready.frequencies, ready.model.tokenizer.special_ids

@@ -1,4 +1,4 @@
-"""A new output head, fitted to the rows of the old one and to the data."""
+"""Fits a new output head to the rows of the old one and to the data."""
 
 import dataclasses
 from functools import partial
@@ -17,7 +17,7 @@ from pdl_jax.run.open_model import Model
 from pdl_jax.train.step import target_hidden
 
 Tree = Any
-# Examples whose hidden states say which rows are near, and how many at a time.
+# Examples whose hidden states are measured, and how many at a time.
 _READ, _READ_BATCH = 128, 8
 
 
@@ -29,10 +29,7 @@ class Moments(NamedTuple):
 
 
 def measure_moments(model: Model, examples: Examples) -> Moments | None:
-  """Measures them on training examples; None where no head needs them.
-
-  No untrained model does, nor a head that keeps every row as it is.
-  """
+  """Measures moments of hidden states; None if the head needs none."""
   if model.outputs_VxD is None or model.config.head.kind in ('tied', 'dense'):
     return None
   read = jax.jit(partial(target_hidden, model.config))
@@ -56,16 +53,10 @@ def fit_head(
   A head that the model was trained with stays as it is.
 
   Args:
-    options: what is asked for.
     model: from `load_model`, with the new head as it was initialized.
     counts_V: how often each type occurs in the training targets.
-    moments: of hidden states; rows are near that give near logits. None takes
-      unit variance.
-    seed: for random codes, and for k-means.
-
-  Raises:
-    ConfigError: k-means or rows of a model that was not trained; the unigram
-      distribution added to logits that hold it.
+    moments: of hidden states: rows are near if they give near logits. None
+      assumes unit variance.
   """
   if options.output is None or not model.head_is_new:
     return model
@@ -116,10 +107,7 @@ def _clusters(
   rows_VxD: np.ndarray | None,
   covariance_DxD: np.ndarray | None,
 ) -> Tree:
-  """Puts types in clusters by frequency, with the rows of a trained model.
-
-  A cluster itself begins as the mean of its rows.
-  """
+  """Clusters types by frequency; a cluster starts as the mean of its rows."""
   order_V = np.argsort(-counts_V, kind='stable')
   places_V = np.empty(counts_V.size, np.int32)
   places_V[order_V] = np.arange(counts_V.size)
@@ -127,7 +115,7 @@ def _clusters(
     return {'places_V': places_V}
   common, *clusters = np.split(order_V, (head.num_exact, head.tail_start))
   ranks = [x['right_DxR'].shape[1] for x in (own, own['tail'])]
-  # A cluster has a softmax of its own, and does not see what its rows share.
+  # A cluster's own softmax ignores what all its rows share.
   middle, rare = (
     fit.truncate(
       fit.centered(rows_VxD[types], counts_V[types]), counts_V[types],
@@ -152,12 +140,12 @@ def _bias(
   model: Model,
   moments: Moments | None,
 ) -> np.ndarray:
-  """Where the bias begins.
+  """Returns the initial bias.
 
-  From scratch at the unigram distribution. Types that share all that a trained
-  row was turned into share its mass by their frequency; where they do not, a
-  learned one begins where it was, and makes good what the rows lost of the
-  mean logit.
+  From scratch it is the log unigram distribution. Where a code is all that is
+  left of a trained row, types of one code share its mass by frequency.
+  Otherwise a learned bias keeps the trained one, and adds the mean logit that
+  the new rows lost.
   """
   log_V = np.log(np.maximum(counts_V, 1.0))
   codes, rows_VxD = own.get('codes_MxV'), model.outputs_VxD

@@ -1,4 +1,4 @@
-"""What an output head has to keep, and what its codes hold."""
+"""The size of an output head, and what its codes hold."""
 
 from collections.abc import Iterator
 from typing import Any, NamedTuple
@@ -11,17 +11,16 @@ from pdl_jax.model.heads import fit, vq
 from pdl_jax.run_folder import RunFolder
 
 Tree = Any
-# Most codebooks of a tier, codes by tokens, codes by types, types of a code.
+# Most codebooks per tier, codes by tokens, codes by types, types per code.
 _CODEBOOKS, _CODES, _FULLEST, _TYPES = 4, 40, 5, 12
 
 
 class HeadSize(NamedTuple):
-  """What an output head has to keep.
+  """What an output head has to store.
 
   Attributes:
-    kind: tied, dense, vq, low_rank or adaptive.
-    floats: numbers that logits need. Rows behind learned codes are left out:
-      they exist in training alone. A tied head counts the matrix it reads.
+    floats: numbers that logits need. Excludes rows behind learned codes, which
+      exist in training alone. A tied head counts the matrix it reads.
     dense_floats: V D, the size of a matrix of its own.
     index_bits: bits of the codes of all types, and of their order in tiers.
   """
@@ -51,14 +50,7 @@ def report_head(
   tokenizer: Tokenizer,
   counts_V: np.ndarray,
 ) -> None:
-  """Prints the size of the head, and writes what its codes hold to codes.txt.
-
-  Args:
-    folder: None writes nothing.
-    config, params: the model's.
-    tokenizer: names the types.
-    counts_V: how often each type occurs in the training targets.
-  """
+  """Prints the head's size, and writes what its codes hold to codes.txt."""
   size = head_size(config, params)
   percent = 100 * size.floats / size.dense_floats
   bits = f', {size.index_bits:,} index bits' if size.index_bits else ''
@@ -76,10 +68,7 @@ def report_head(
 def _tiers(
   config: ModelConfig, params: Tree
 ) -> Iterator[tuple[np.ndarray, np.ndarray, int]]:
-  """Types, their codes_MxV and the number of codes, tier by tier.
-
-  Codes that are still being learned are not written down, and give nothing.
-  """
+  """Yields types, codes_MxV and number of codes of each tier, once learned."""
   own = params.get('head', {})
   if 'codes_MxV' not in own:
     return
@@ -95,10 +84,7 @@ def _tiers(
 def codes_report(
   config: ModelConfig, params: Tree, tokenizer: Tokenizer, counts_V: np.ndarray
 ) -> str:
-  """Lists the codes with the most training tokens or types, of each tier.
-
-  Empty for a head without codes, or whose codes are yet to be learned.
-  """
+  """Lists each tier's codes with the most training tokens or types, if any."""
   lines = []
   for number, (types, codes_MxV, count) in enumerate(_tiers(config, params)):
     shown = codes_MxV[:_CODEBOOKS]

@@ -26,9 +26,9 @@ from pdl_jax.run import open_model, restore
 from pdl_jax.run.open_model import Model, Start
 from pdl_jax.run_folder import RunFolder
 
-# In the run folder: what a pretrained model made of fixed tokens.
+# File in the run folder with a pretrained model's logits of fixed tokens.
 FINGERPRINT = 'model.json'
-# Bytes that no machine has: a dry run may be about any other.
+# More bytes than any machine has: a dry run may be for another machine.
 _ANY_ROOM = 8 * 10**12
 
 
@@ -38,9 +38,6 @@ def load_model(
   """Reads the model that model.pretrained names, or makes one from scratch.
 
   It has the head, the attention and the adapters that are asked for.
-
-  Raises:
-    PdlError: with one line that says what to do.
   """
   options, key = settings.model, jax.random.key(settings.seed)
   model = _start(settings).model(folder, source)
@@ -64,14 +61,9 @@ def load_model(
 
 
 def shape(settings: Settings, room: int = _ANY_ROOM) -> ModelConfig:
-  """The shape of the model that `load_model` gives; reads no weight, no data.
+  """Returns the shape of `load_model`'s model without reading weights or data.
 
-  Args:
-    settings: the run's.
-    room: bytes that there are for the parameters, see `machine_bytes`.
-
-  Raises:
-    PdlError: as for `load_model`; or the parameters have no room.
+  Refuses parameters of more than `room` bytes, see `machine_bytes`.
   """
   options, found = settings.model, _start(settings).config
   _check_room(found, options.pretrained, room)
@@ -98,10 +90,7 @@ def _start(settings: Settings) -> Start:
 def trained_model(
   before: Settings, folder: RunFolder, settings: Settings, source: Source
 ) -> Model:
-  """What a finished run ended with, in fp32 on the host of every process.
-
-  Adapters are added to their matrices. See `restored_model`.
-  """
+  """Returns a finished run's model, in fp32 on every host, adapters merged."""
   model = restored_model(before, folder, settings, source)
   config, params = lm.without_adapters(model.config, model.params)
   whole = multihost_utils.process_allgather(params, tiled=True)
@@ -111,12 +100,11 @@ def trained_model(
 def restored_model(
   before: Settings, folder: RunFolder, settings: Settings, source: Source
 ) -> Model:
-  """What a finished run ended with, on the mesh.
+  """Returns a finished run's model on the mesh.
 
   Args:
     before: the run's settings.
-    folder: the run's folder.
-    settings: whose dtype, remat and mesh the model gets.
+    settings: the new ones, which set dtype, remat and mesh.
     source: training data, for a tokenizer that the run has not kept.
   """
   model = load_model(before, folder, source)
@@ -130,13 +118,13 @@ def restored_model(
 
 
 def _as_restored(settings: Settings, config: ModelConfig) -> ModelConfig:
-  """In the precision asked for; codes that were learned stay as they are."""
+  """Sets the precision asked for; learned codes stay as they are."""
   head = dataclasses.replace(config.head, learned=False)
   return dataclasses.replace(config, **settings.model.precision, head=head)
 
 
 def _with_adapter(settings: Settings, model: Model) -> Model:
-  """Reads an adapter: to be trained on, or added to the weights."""
+  """Reads an adapter, either to train it further or to merge it."""
   adapter = peft.read(Path(settings.model.adapter), model.config)
   adapter.check_head(model.params)
   base = f'made for {adapter.base}, ' if adapter.base else ''
@@ -155,7 +143,7 @@ def _with_adapter(settings: Settings, model: Model) -> Model:
 
 
 def _output_rows(model: Model) -> tuple[np.ndarray | None, np.ndarray | None]:
-  """Rows and bias of a trained head, whole on every host."""
+  """Returns rows and bias of a trained head, whole on every host."""
   if model.head_is_new:
     return None, None
   head = lm.head(model.config, model.params)
@@ -166,14 +154,12 @@ def _output_rows(model: Model) -> tuple[np.ndarray | None, np.ndarray | None]:
 
 
 def _whole(x: Any) -> np.ndarray:
-  """An array on this host, whatever processes it is split over."""
   if isinstance(x, jax.Array) and not x.is_fully_addressable:
     return np.asarray(multihost_utils.process_allgather(x, tiled=True))
   return np.asarray(x)
 
 
 def _extended(settings: Settings, has: ModelConfig, name: str) -> ModelConfig:
-  """The shape with the attention and the adapters that are asked for."""
   attention = _attention(settings.model.positions, has.attention, name)
   lora = _lora(settings, has)
   return dataclasses.replace(has, attention=attention, lora=lora)
@@ -187,7 +173,7 @@ def _lora(settings: Settings, has: ModelConfig) -> LoRAConfig:
 def _attention(
   asked: AttentionConfig | None, has: AttentionConfig, name: str
 ) -> AttentionConfig:
-  """The attention asked for, if it begins as the function that is there."""
+  """Returns the attention asked for, if it starts as the trained function."""
   if asked is None or asked == has:
     return has
   extensions = [name for name, kind in KINDS.items() if kind.extends_rope]
@@ -208,7 +194,7 @@ def _attention(
 
 
 def _unlike(one: AttentionConfig, other: AttentionConfig) -> str:
-  """Names the keys of one that differ from the other."""
+  """Names the keys of `one` that differ, with their values."""
   if one.kind != other.kind:
     return f'model.attention {one.kind}'
   mine, theirs = (dataclasses.asdict(x.complex) for x in (one, other))
@@ -242,18 +228,14 @@ def _check_room(config: ModelConfig, pretrained: str, room: int) -> None:
 
 
 def machine_bytes() -> int:
-  """Memory of all devices, or of all hosts where devices are CPUs."""
+  """Returns the memory of all devices, or of all hosts if devices are CPUs."""
   host = os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES')
   device = (jax.local_devices()[0].memory_stats() or {}).get('bytes_limit', 0)
   return max(host * jax.process_count(), device * jax.device_count())
 
 
 def _check_fingerprint(folder: RunFolder | None, model: Model) -> None:
-  """Prints what the model makes of fixed tokens, and keeps it.
-
-  Raises:
-    DataError: it is not the model that the run began with.
-  """
+  """Prints and keeps the model's fingerprint; DataError if it has changed."""
   plain = dataclasses.replace(model.config, dtype='float32', remat=False)
   found = fingerprint(plain, model.params)
   print(

@@ -25,11 +25,11 @@ _OWN_KEYS = (
 
 @dataclasses.dataclass(frozen=True)
 class Frequencies:
-  """What the weights are made from.
+  """Counts that the weights are made from.
 
   Attributes:
-    task: counts of the targets that are trained on, or of a stored table.
-    used: the same, or a mix with a general corpus.
+    task: counts of the training targets, or a stored table.
+    used: `task`, or its mix with a general corpus.
     words_V: for loss.level word: how often the words of each piece occur.
   """
 
@@ -39,11 +39,7 @@ class Frequencies:
 
 
 def make_loss(loss: LossSettings) -> Loss:
-  """The loss as the step is compiled for it.
-
-  Raises:
-    ConfigError: for a setting of its own that is out of range.
-  """
+  """Makes the loss that the step is compiled for; checks its own settings."""
   spec, own = loss.spec, loss.own
   settings: dict[str, Any] = {}
   if spec.terms is not None or spec.on_logits is not None:
@@ -52,7 +48,7 @@ def make_loss(loss: LossSettings) -> Loss:
     settings = {name: getattr(loss, name) for name in PLAIN}
   made = Loss(spec, settings, loss.reduction)
   try:
-    # Here the settings are not traced, and can be looked at.
+    # The settings can be checked here, since they are not traced.
     made.check()
     counts_V = np.ones(2)
     if spec.weights is not None and own:
@@ -70,15 +66,15 @@ def make_tables(
   special_ids: Sequence[int],
   factor: Array | float = 1.0,
 ) -> LossTables:
-  """Weights and bias of the configured loss.
+  """Makes weights and bias of the configured loss.
 
   Args:
-    special_ids: types that are not weighed.
-    factor: of `schedule.decay_factor`: of alpha, or the power to which the
-      weights of a rival are raised; may be traced.
+    special_ids: types that are not weighted.
+    factor: from `schedule.decay_factor`; may be traced. It multiplies alpha;
+      the weights of other losses are raised to this power.
 
   Raises:
-    ConfigError: for settings that give a weight that is not finite.
+    ConfigError: the settings give a weight that is not finite.
   """
   spec, own = loss.spec, loss.own
   counts_V = frequencies.used.frequency('count')
@@ -122,7 +118,7 @@ def _power_law(
   frequency_V = frequencies.words_V
   if frequency_V is None:
     frequency_V = used.frequency(loss.unit)
-  # Of a mix or of words, the mean weight is still that of a running token.
+  # For a mix or words, too, the mean weight is that of a running token.
   same = used is task and frequencies.words_V is None
   mass_V = None if same else task.counts_V
   return power_law_weights(
@@ -133,7 +129,7 @@ def _power_law(
 def schedule(
   loss: LossSettings, frequencies: Frequencies, special_ids: Sequence[int]
 ) -> Callable[[LossTables, Array], LossTables] | None:
-  """(tables, step) -> tables of that step; None where they never change."""
+  """Returns (tables, step) -> tables of that step; None if constant."""
   if loss.schedule == 'constant':
     return None
 
@@ -151,21 +147,14 @@ def schedule(
 def tilt_bias(
   counts_V: np.ndarray, tilt: float, special_ids: Sequence[int]
 ) -> Array:
-  """Post-hoc logit adjustment: what is added to the logits at decoding.
+  """Returns the fp32 bias of post-hoc logit adjustment, added in decoding.
 
     bias(t) = tilt * (mean of log c over running tokens - log c_t)
 
-  That of arXiv:2007.07314 up to a constant, which puts a running token at 0 on
-  average and with it the special ids: end of turn is neither favoured nor
-  suppressed. A type never counted takes the place of one counted once.
-
-  Args:
-    counts_V: of each type.
-    tilt: any sign; 0 gives zeros.
-    special_ids: types with bias 0, left out of the mean.
-
-  Returns:
-    bias_V, fp32.
+  This is arXiv:2007.07314 up to a constant. It gives an average running token
+  bias 0, as special ids have: end of turn is neither favoured nor suppressed.
+  The mean leaves special ids out. A type never counted counts as seen once.
+  `tilt` may have any sign.
   """
   counts_V = np.asarray(counts_V, np.float64)
   log_V = np.log(np.where(counts_V == 0, 1.0, counts_V))
@@ -180,7 +169,7 @@ def tilt_bias(
 def describe(
   weights: Array, table: FrequencyTable, tokenizer: Tokenizer
 ) -> str:
-  """What weights_V are about to do, as a few lines for the terminal."""
+  """Describes what the weights will do, in a few lines for the terminal."""
   weights_V = np.asarray(weights)
   seen = np.flatnonzero(table.counts_V)
   order = seen[np.argsort(-weights_V[seen], kind='stable')]

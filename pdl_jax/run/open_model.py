@@ -1,4 +1,4 @@
-"""What model.pretrained may name: opened, checked, and read when asked."""
+"""Opens and checks what model.pretrained names; reads weights when asked."""
 
 import dataclasses
 import os
@@ -29,7 +29,7 @@ from pdl_jax.pretrained.huggingface import HFModel, declared_config
 from pdl_jax.run_folder import RunFolder
 from pdl_jax.train import optimizer, state
 
-# Texts that the tokenizer of a model from scratch is trained on.
+# Records that the tokenizer of a model from scratch is trained on.
 _BPE_RECORDS = 4000
 _HUB_ID = re.compile(r'[\w.-]+/[\w.-]+')
 Tree = Any
@@ -40,12 +40,10 @@ class Model:
   """A model before fine-tuning, with its tokenizer.
 
   Attributes:
-    name: what tables call it.
-    config: its shape, with the head that is asked for.
+    name: its name in tables.
     params: its parameters; a new head is as it was initialized.
-    tokenizer: makes the ids that it reads.
     outputs_VxD: output rows of the trained head that a new one replaces.
-    bias_V: the bias that this head added to its logits.
+    bias_V: the bias that the trained head added to its logits.
     head_is_new: whether its head was never trained, and is to be fitted.
   """
 
@@ -66,13 +64,13 @@ class Model:
 
 
 class Start(NamedTuple):
-  """What a run starts from, named and not yet read.
+  """What a run starts from, found but not yet read.
 
   Attributes:
-    config: its shape; the vocabulary of a BPE that is yet to be trained is the
-      largest it may be.
-    model: reads or makes it; the run folder and the training data are for a
-      tokenizer of its own.
+    config: its shape. A BPE that is yet to be trained counts with its largest
+      vocabulary.
+    model: reads or makes the model. Its own tokenizer needs the run folder and
+      the training data.
   """
 
   config: ModelConfig
@@ -80,7 +78,7 @@ class Start(NamedTuple):
 
 
 def start(settings: Settings) -> Start:
-  """Finds out what model.pretrained names, if not a run."""
+  """Finds what model.pretrained names, unless it is a run."""
   pretrained = settings.model.pretrained
   if not pretrained:
     return _scratch(settings)
@@ -133,7 +131,7 @@ def _scratch(settings: Settings) -> Start:
 def _own_tokenizer(
   settings: Settings, folder: RunFolder | None, source: Source
 ) -> Tokenizer:
-  """The BPE that the run folder keeps, or a new one of the training data."""
+  """Loads the BPE of the run folder, or trains one on the training data."""
   name = f'bpe-{settings.data.name}'
   if folder is not None and (folder.path / 'tokenizer.json').exists():
     return Tokenizer.load(folder.path / 'tokenizer.json', name)
@@ -176,7 +174,7 @@ def _tokenizer_package(tokenizer: str) -> GGUFModel:
 
 
 def _gguf_file(settings: Settings, path: Path) -> Start:
-  # Of pathlib a name too long for the disk is an exception.
+  # pathlib would raise for a name that is too long for the disk.
   if not os.path.isfile(path):
     hub = ''
     if _HUB_ID.fullmatch(str(path)):
@@ -197,7 +195,7 @@ def _gguf_file(settings: Settings, path: Path) -> Start:
 
 
 def _folder(settings: Settings, path: Path) -> Start:
-  """A folder with config.json and safetensors, as Hugging Face tools write."""
+  """Opens a folder with config.json and safetensors, as Hugging Face writes."""
   # config.json is enough for the shape: the weights may be elsewhere.
   config = declared_config(path)
   config = dataclasses.replace(config, **settings.model.precision)

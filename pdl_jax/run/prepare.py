@@ -30,9 +30,9 @@ from pdl_jax.run.loss_tables import Frequencies
 from pdl_jax.run.open_model import Model
 from pdl_jax.run_folder import RunFolder, begun
 
-# Texts that the classifier of style is trained on, and checked on.
+# Texts that the style classifier is trained on, and tested on.
 _STYLE_RECORDS, _STYLE_CHECKS = 20_000, 2000
-# In the run folder: what the splits were when the run began.
+# File in the run folder with the splits as they were when the run began.
 DATA = 'data.json'
 Tree = Any
 
@@ -42,8 +42,7 @@ class Split:
   """One split of the data.
 
   Attributes:
-    source: its records.
-    seen: which of them are usable, and the counts of their targets.
+    seen: which records are usable, and the counts of their targets.
     examples: what is scored and generated from.
   """
 
@@ -54,14 +53,7 @@ class Split:
 
 @dataclasses.dataclass(frozen=True)
 class Setup:
-  """Model, data splits, frequencies and loss tables of a run.
-
-  Attributes:
-    model: the model before fine-tuning.
-    train, validation, held_out: the splits; `evaluate.split` is held out.
-    frequencies: what the weights are made from.
-    tables: weights and bias of the loss.
-  """
+  """Model, splits (`held_out` is measured), frequencies and tables of a run."""
 
   model: Model
   train: Split
@@ -81,20 +73,14 @@ class Setup:
 
 
 def prepare(settings: Settings, folder: RunFolder | None) -> Setup:
-  """Loads model and data, counts, and prints what it found.
+  """Loads model and data, counts types, and prints what it found.
 
-  Args:
-    settings: the run's.
-    folder: keeps a tokenizer that is trained here, and the counts; None keeps
-      nothing.
-
-  Raises:
-    PdlError: with one line that says what to do.
+  The folder keeps the counts, and a tokenizer that is trained here.
   """
   names = dict.fromkeys(('train', 'validation', settings.evaluate.split))
   found = {name: load_source(settings, name) for name in names}
   if settings.data.name not in sources.TEXTS:
-    # Packaged ones are split by group; tests of each assert it.
+    # Packaged data sets are split by group, as their tests assert.
     sources.check_disjoint(list(found.values()))
   for told in sources.remarks(list(found.values())):
     print(printable(told))
@@ -133,7 +119,7 @@ def prepare(settings: Settings, folder: RunFolder | None) -> Setup:
 
 
 def _never_read(found: Iterable[Source]) -> Iterator[str]:
-  """Lines that count what the splits leave out before anything is read."""
+  """Yields lines that count what splits drop before anything is read."""
   splits: dict[str, list[str]] = {}
   for source in found:
     dropped = source.metadata.get('dropped') or {}
@@ -145,11 +131,7 @@ def _never_read(found: Iterable[Source]) -> Iterator[str]:
 
 
 def _keep_data(splits: Mapping[str, Split], folder: RunFolder) -> None:
-  """Writes down the data that a run begins with, or compares it with them.
-
-  Raises:
-    DataError: a split has changed since.
-  """
+  """Records the data that a run begins with; DataError if it has changed."""
   now = {
     name: f'{len(split.seen.usable)} records ({split.seen.digest[:16]})'
     for name, split in splits.items()
@@ -172,7 +154,6 @@ def _keep_data(splits: Mapping[str, Split], folder: RunFolder) -> None:
 
 
 def _check_head(settings: Settings, model: Model) -> None:
-  """Refuses a loss that needs more than the head gives."""
   on_logits = settings.loss.spec.on_logits is not None
   if on_logits and model.config.head.kind == 'adaptive':
     raise ConfigError(
@@ -195,7 +176,7 @@ def _describe_loss(
 
 
 def load_source(settings: Settings, split: str) -> Source:
-  """One split of the configured data set."""
+  """Loads one split of the configured data set."""
   data = settings.data
   return sources.load(
     data.name, split, data.data_dir or None, fields=data.fields,
@@ -272,7 +253,7 @@ def find_frequencies(
 
 
 def _keep(table: FrequencyTable, folder: RunFolder) -> None:
-  """Saves the table; a finished run must have been measured with the same."""
+  """Saves the table; DataError if a finished run had another."""
   path = folder.path / 'frequency.npz'
   if folder.finished:
     before = frequency.read(path)
@@ -298,7 +279,7 @@ def drawn_examples(settings: Settings, ready: Setup) -> np.ndarray:
 
 
 def metric_options(settings: Settings) -> dict[str, Any]:
-  """What `evaluate.run.evaluate` has to know about the task."""
+  """Returns what `evaluate.run.evaluate` has to know about the task."""
   task = TASKS[settings.data.task]
   return {
     'classifier': style_classifier(settings),
@@ -308,10 +289,7 @@ def metric_options(settings: Settings) -> dict[str, Any]:
 
 
 def style_classifier(settings: Settings) -> StyleClassifier | None:
-  """Learns styles on training targets, and is tested on validation ones.
-
-  None where the task knows no styles.
-  """
+  """Trains on training targets, tests on validation; None without styles."""
   if not any(TASKS[settings.data.task].instructions):
     return None
   train, held_out = (load_source(settings, s) for s in ('train', 'validation'))

@@ -26,11 +26,10 @@ def open_run(option: str, workdir: Path) -> tuple[Settings, RunFolder]:
 
   Args:
     option: what named the run, for errors.
-    workdir: its folder.
 
   Raises:
-    ConfigError: there is none, it has not finished, or it is of a version of
-      pdl_jax with other keys.
+    ConfigError: there is no run, it has not finished, or another version of
+      pdl_jax with other keys made it.
   """
   if not os.path.lexists(workdir / 'config.json'):
     raise ConfigError(f'{option}: there is no run in {workdir}')
@@ -61,7 +60,7 @@ def open_run(option: str, workdir: Path) -> tuple[Settings, RunFolder]:
 
 
 def open_checkpoints(settings: Settings, folder: RunFolder) -> Checkpointer:
-  """Opens a run's checkpoints; the best is that on validation."""
+  """Opens a run's checkpoints, which keep the best step on validation."""
   keep = settings.train.keep_checkpoints
   return Checkpointer(folder.path, keep=keep, best='validation_nats')
 
@@ -77,12 +76,7 @@ def start_state(
 def restore(
   settings: Settings, folder: RunFolder, start: TrainState
 ) -> TrainState:
-  """Restores the state at the end of a finished run.
-
-  Args:
-    settings: the run's.
-    folder: the run's.
-    start: from `start_state`, on the mesh to restore to.
+  """Restores the last state of a finished run onto the mesh of `start`.
 
   Raises:
     CheckpointError: the last step is not there, or is damaged.
@@ -112,6 +106,6 @@ def abstract(tree: Tree) -> Tree:
 
 
 def params_of(model: ModelConfig, current: TrainState) -> Tree:
-  """Returns all parameters, layers in one group, learned codes written down."""
+  """Returns all parameters: layers in one group, learned codes written down."""
   params = optimizer.merge(current.trained, current.frozen)
   return lm.fix_head(model, lm.join_blocks(params))

@@ -17,20 +17,20 @@ from pdl_jax.run.loss_tables import Frequencies
 from pdl_jax.run_folder import RESULTS
 
 EXAMPLES_SHOWN = 3
-# Keys that name a loss where they are not at their defaults.
+# Keys that a loss's name includes if they are not at their defaults.
 _UNUSUAL = (
   'epsilon_policy', 'unit', 'level', 'clip', 'normalize', 'unseen',
   'label_smoothing', 'z_loss', 'reduction', 'schedule', 'schedule_start',
   'schedule_steps', 'background_weight',
 )  # fmt: skip
-# What `print_results` reads of results.json.
+# What `print_results` reads from results.json.
 SHOWN = RESULTS | {
   'task': str, 'padding_share': float, 'examples': list[dict[str, str]],
 }  # fmt: skip
 
 
 def loss_name(loss: LossSettings) -> str:
-  """Names the loss, with what tells it from others of the same name."""
+  """Names the loss, with what tells it from others of that name."""
   parts, usual = [loss.name], LossSettings()
   if loss.name == 'power_law':
     parts += [f'alpha={loss.alpha:g}', f'epsilon={loss.epsilon:g}']
@@ -60,7 +60,7 @@ def decode_name(decode: DecodeSettings) -> str:
 
 
 def padding_share(rows: Sequence[Mapping[str, Any]]) -> float:
-  """Share in [0, 1] of the positions in logged batches that hold no token."""
+  """Share in [0, 1] of positions in logged batches that hold no token."""
   steps = [row for row in rows if 'positions' in row]
   positions = sum(row['positions'] for row in steps)
   return 1 - sum(row['input_tokens'] for row in steps) / positions
@@ -69,7 +69,7 @@ def padding_share(rows: Sequence[Mapping[str, Any]]) -> float:
 def loss_record(
   settings: LossSettings, frequencies: Frequencies, tables: LossTables
 ) -> dict[str, Any]:
-  """Proves what was trained, which the name alone would not."""
+  """Records settings and checksums, which prove what was trained."""
   weights, table = np.asarray(tables.weights_V), frequencies.task
   read = settings.spec.read
   loss = {k: v for k, v in dataclasses.asdict(settings).items() if k in read}
@@ -87,7 +87,7 @@ def loss_record(
 
 
 def shown(before: list[dict], after: list[dict]) -> list[dict[str, str]]:
-  """The first few examples of the sample: not chosen by hand."""
+  """Takes the first few examples of the sample; none is chosen by hand."""
   return [
     {
       'prompt': a['source'] or a['prompt'],
@@ -100,7 +100,7 @@ def shown(before: list[dict], after: list[dict]) -> list[dict[str, str]]:
 
 
 def tables(results: dict[str, Any]) -> str:
-  """Both tables as Markdown, and why a metric has no value."""
+  """Formats both tables as Markdown, and why a metric has no value."""
   return (
     f'{side_by_side.format_table(results["columns"])}\n'
     f'{side_by_side.format_frequency_table(results["columns"])}'
@@ -109,7 +109,7 @@ def tables(results: dict[str, Any]) -> str:
 
 
 def print_results(results: dict[str, Any]) -> None:
-  """What the terminal ends with: the tables, then a few examples."""
+  """Prints the tables, then a few examples."""
   split = printable(results['split'])
   print(
     f'\n{results["task"]}, {split}, {results["steps"]} steps, '

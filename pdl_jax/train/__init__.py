@@ -1,1 +1,1 @@
-"""What one training is: state, optimizer, step, loop and checkpoints."""
+"""Training: state, optimizer, step, loop and checkpoints."""

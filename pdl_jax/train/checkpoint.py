@@ -1,9 +1,9 @@
-"""Checkpoints that know when they are damaged: Orbax, and a checksum per leaf.
+"""Checkpoints that detect damage: Orbax, and a checksum per leaf.
 
 A step is `<workdir>/checkpoints/<step>/`: the state, the data iterator's
 position and a record. The record holds shape, dtype and checksum of each leaf,
 a CRC of the position, the metrics, the caller's meta, and a CRC of itself.
-`<workdir>/saves.json` lists the steps that were saved: it says what is missing.
+`<workdir>/saves.json` lists the steps that were saved, to tell what is missing.
 """
 
 import contextlib
@@ -38,23 +38,21 @@ PyTree = Any
 
 
 class Checkpointer:
-  """Saves in the background; restores the newest step that proves intact.
+  """Saves in the background; restores the newest intact step.
 
-  Keeps the last `keep` steps and the one of the lowest `metrics[best]`. One
-  run at a time writes to a folder: the first save clears what a killed run
-  left half written. Use `with`, or `close`, to have the last save on disk.
+  Keeps the last `keep` steps and the one with the lowest `metrics[best]`. Only
+  one run may write to a folder: its first save removes what a killed run left
+  half written. Use `with`, or `close`, to have the last save on disk.
 
   Attributes:
-    directory: `<workdir>/checkpoints`.
     damaged: one line for each step that this object has set aside.
-    missing: a line if a later step was saved than the newest that is there, or
-      if that is not known.
+    missing: a line if a step later than the newest on disk was, or may have
+      been, saved.
   """
 
   def __init__(
     self, workdir: str | Path, *, keep: int = 3, best: str = 'loss'
   ) -> None:
-    """Opens or makes the folder; HostError if it cannot."""
     self.directory = Path(workdir).absolute() / 'checkpoints'
     self.damaged: list[str] = []
     self.missing = ''
@@ -84,7 +82,7 @@ class Checkpointer:
     self.close()
 
   def wait(self) -> None:
-    """Returns when the last save is on disk; HostError if it failed."""
+    """Waits until the last save is on disk; HostError if it failed."""
     self._end_save(self._manager.wait_until_finished)
 
   def close(self) -> None:
@@ -97,28 +95,28 @@ class Checkpointer:
         end()
         self._saves.end()
     except HostError:
-      # A full disk has no room even for the line that says so.
+      # A full disk has no room even for an error message.
       self._remove_unfinished()
       raise
     finally:
       self._saves.forget()
 
   def measured(self, step: int) -> bool:
-    """Whether a step's loss is known, if only to be not finite."""
+    """Whether a step's loss is known, even if it is not finite."""
     return self._saves.loss(step) is not None
 
   def measure(self, step: int, metrics: Mapping[str, Any]) -> None:
-    """Adds to the metrics of a step that was saved without them."""
+    """Adds metrics to a step that was saved without them."""
     self._saves.add(step, _plain(metrics))
     with host_errors('write', self._saves.path):
       self._saves.write()
 
   def latest_step(self) -> int | None:
-    """The newest step saved or being saved."""
+    """Returns the newest step that is saved or being saved."""
     return self._manager.latest_step()
 
   def best_step(self) -> int | None:
-    """The step of the lowest finite loss; the later one of two equals."""
+    """Returns the step with the lowest finite loss; the later one of a tie."""
     return self._saves.best(self._manager.all_steps())
 
   def save(
@@ -129,18 +127,14 @@ class Checkpointer:
     metrics: Mapping[str, Any] | None = None,
     meta: Mapping[str, Any] | None = None,
   ) -> bool:
-    """Starts to save; after it `state` may be donated, `iterator` advanced.
+    """Starts a save; then `state` may be donated, and `iterator` advanced.
+
+    Returns False, and writes nothing, if `step` is the newest already. A loop's
+    last save may fall on a periodic one.
 
     Args:
-      step: training step.
-      state: pytree of jax.Arrays on any mesh.
-      iterator: its position is saved; None for no data.
       metrics: numbers; the one named `best` ranks the step.
-      meta: what JSON holds, and NumPy's numbers and arrays; restore returns it.
-
-    Returns:
-      False if `step` is the newest already, as when a loop's last save falls
-      on a periodic one: nothing is written.
+      meta: JSON, NumPy numbers and arrays; restoring returns it.
 
     Raises:
       CheckpointError: the folder holds a later step.
@@ -178,11 +172,10 @@ class Checkpointer:
   def restore_latest(
     self, target: PyTree, iterator: grain.DatasetIterator | None
   ) -> tuple[int, PyTree, dict[str, Any]] | None:
-    """The newest intact step; damaged ones are renamed `<step>.damaged`.
+    """Restores the newest intact step; renames damaged ones `<step>.damaged`.
 
     Args:
-      target: pytree of jax.ShapeDtypeStruct (or arrays) with shardings, of any
-        mesh.
+      target: pytree of jax.ShapeDtypeStruct (or arrays), sharded on any mesh.
       iterator: moved to the position of the same step; None leaves data alone.
 
     Returns:
@@ -190,7 +183,6 @@ class Checkpointer:
 
     Raises:
       CheckpointError: all steps are damaged, or `target` is another model.
-      HostError: the folder cannot be read.
     """
     self.wait()
     for step in sorted(self._manager.all_steps(), reverse=True):
@@ -216,11 +208,7 @@ class Checkpointer:
     target: PyTree,
     iterator: grain.DatasetIterator | None = None,
   ) -> tuple[PyTree, dict[str, Any]]:
-    """(state, meta) of one step, like `restore_latest` without fall-back.
-
-    Raises:
-      CheckpointError: the step is missing, damaged or of another model.
-    """
+    """Restores (state, meta) of one step; CheckpointError if it cannot."""
     self.wait()
     steps = self._manager.all_steps()
     if step not in steps:
@@ -302,8 +290,6 @@ class Checkpointer:
 
 
 def _plain(value: Mapping[str, Any]) -> dict[str, Any]:
-  """The value as JSON gives it back, NumPy's and JAX's numbers included."""
-
   def convert(item: object) -> object:
     if isinstance(item, np.generic | np.ndarray | jax.Array):
       return item.tolist()
@@ -313,7 +299,6 @@ def _plain(value: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _gathered_crc(iterator: grain.DatasetIterator | None) -> list[int]:
-  """CRC of the iterator's position on each process."""
   if iterator is None:
     return []
   crc = np.uint32(json_crc(iterator.get_state()))

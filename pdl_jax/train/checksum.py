@@ -27,7 +27,7 @@ def _words(array: jax.Array) -> jax.Array:
 
 
 def _mix(word: jax.Array) -> jax.Array:
-  """Maps uint32 one to one, so that each bit moves all (from MurmurHash3)."""
+  """Maps uint32 one to one; each bit affects all (from MurmurHash3)."""
   word = (word ^ (word >> 16)) * jnp.uint32(0x85EBCA6B)
   word = (word ^ (word >> 13)) * jnp.uint32(0xC2B2AE35)
   return word ^ (word >> 16)
@@ -35,20 +35,17 @@ def _mix(word: jax.Array) -> jax.Array:
 
 @jax.jit
 def checksum(array: jax.Array) -> jax.Array:
-  """Sums up shape, positions and bits, where the array lies.
+  """Sums up positions and bits as a uint32 scalar, where the array lies.
 
-  sum_i mix(word_i ^ (i * odd constant)) mod 2**32, with i the index in the
-  whole array. A sum has no order, so that sharding cannot change it; `mix` is a
-  bijection, so that any change within one 32-bit word is always seen. Changes
-  of several words, exchanges among them, escape one time in 2**32. (A linear
-  sum of word * odd constant would miss 1 in 256 exchanges of 0.0 and 1.0.)
+    sum_i mix(word_i ^ (i * odd constant)) mod 2**32
 
-  Args:
-    array: any shape, sharding and dtype of 8, 16, 32 or 64 bits, bool, complex
-      or PRNG keys. No 64-bit arithmetic and no copy is made.
+  Here i is the index in the whole array. A sum has no order, so sharding cannot
+  change it. `mix` is a bijection, so any change within one 32-bit word is seen.
+  Changes of several words, such as exchanges, escape one time in 2**32. (A
+  linear sum of word * odd constant misses 1 in 256 exchanges of 0.0 and 1.0.)
 
-  Returns:
-    uint32 scalar.
+  Shape and sharding are free; dtypes are bool, complex, PRNG keys, or have 8,
+  16, 32 or 64 bits. No 64-bit arithmetic and no copy is made.
   """
   words = _words(array)
   position = jnp.zeros(words.shape, jnp.uint32)
@@ -73,23 +70,20 @@ def leaves_by_path(tree: PyTree) -> dict[str, PyTree]:
 
 
 def array_types(tree: PyTree) -> dict[str, str]:
-  """Path -> dtype and shape, as in `float32[2, 3]`, of arrays or specs."""
+  """Maps each path to dtype and shape, as in `float32[2, 3]`."""
   leaves = leaves_by_path(tree)
   return {path: f'{x.dtype}{list(x.shape)}' for path, x in leaves.items()}
 
 
 def checksums(tree: PyTree) -> dict[str, str]:
-  """Path -> checksum in hexadecimal of each array.
-
-  One array at a time: collectives of many programs in flight can deadlock on
-  several CPU devices.
-  """
+  """Maps each path to the checksum of its array, in hexadecimal."""
   leaves = leaves_by_path(tree)
+  # One at a time: collectives of many programs can deadlock on CPU devices.
   return {path: f'{int(checksum(x)):#010x}' for path, x in leaves.items()}
 
 
 def differences(saved: Mapping[str, str], now: Mapping[str, str]) -> list[str]:
-  """One line for each path at which the two differ."""
+  """Lists each path at which the two differ, one per line."""
   pairs = [
     (path, saved.get(path, 'nothing'), now.get(path, 'nothing'))
     for path in sorted(saved.keys() | now.keys())

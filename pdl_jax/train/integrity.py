@@ -1,4 +1,4 @@
-"""Is a checkpoint what was saved? Damage, another model, or a failing host."""
+"""Tells what is wrong with a checkpoint: damage, another model, or the host."""
 
 import contextlib
 import errno
@@ -23,8 +23,7 @@ from pdl_jax.train.checksum import (
 )
 
 PyTree = Any
-# What threads of Orbax and TensorStore say that go on when others have given a
-# save up.
+# Messages of Orbax and TensorStore threads that outlive a failed save.
 _LATE = (
   'Event loop is closed', 'cannot schedule new futures after shutdown',
   'cannot schedule new futures after interpreter shutdown',
@@ -36,14 +35,11 @@ class DamagedError(Exception):
 
 
 def check_position(record: Mapping[str, Any], place: Path) -> bool:
-  """Says whether Grain left a file for this process, or the record must do.
+  """Returns whether Grain's file has the position; else the record has it.
 
-  Files of another number of processes will not do. Then all processes must
-  have stood at one position, which the record has too.
-
-  Raises:
-    CheckpointError: they did not, or the record is of an older version.
-    DamagedError: the file is not the position that was saved.
+  With another number of processes the files do not fit. Then all processes must
+  have stood at the one position that the record has, or CheckpointError is
+  raised. DamagedError is raised if the file is not what was saved.
   """
   crcs = record['data_crc32']
   index, count = jax.process_index(), jax.process_count()
@@ -63,10 +59,7 @@ def check_position(record: Mapping[str, Any], place: Path) -> bool:
 
 
 def check_target(target: PyTree, saved: Mapping[str, str], place: Path) -> None:
-  """Raises CheckpointError if `target` is not what was saved.
-
-  Orbax would cast another dtype in silence, and pick shardings of its own.
-  """
+  """Raises CheckpointError if `target` differs; Orbax would just cast it."""
   lines = differences(saved, array_types(target))
   if lines:
     raise CheckpointError(
@@ -80,7 +73,7 @@ def check_target(target: PyTree, saved: Mapping[str, str], place: Path) -> None:
 
 
 def check_state(state: PyTree, record: Mapping[str, Any]) -> None:
-  """Raises DamagedError with the restored leaves that are not as saved."""
+  """Raises DamagedError if restored leaves are not as they were saved."""
   lines = differences(record['arrays'], array_types(state))
   lines += differences(record['checksums'], checksums(state))
   if lines:
@@ -100,7 +93,7 @@ def _host_reason(error: BaseException) -> str | None:
 
 
 def hush_libraries() -> None:
-  """Keeps Orbax from printing what `host_errors` says in a line."""
+  """Keeps Orbax from printing what `host_errors` says in one line."""
   for name in ('absl', 'asyncio'):
     logging.getLogger(name).addFilter(_is_untold)
   before = sys.unraisablehook
@@ -122,7 +115,7 @@ def _is_untold(record: logging.LogRecord) -> bool:
 
 @contextlib.contextmanager
 def host_errors(doing: str, path: Path) -> Iterator[None]:
-  """Turns a refusal of the operating system into HostError with the path."""
+  """Turns an error of the operating system into HostError with the path."""
   try:
     yield
   except (OSError, ValueError) as error:
@@ -146,7 +139,7 @@ def reading(path: Path) -> Iterator[None]:
     reason = _host_reason(cause) if cause else None
     if reason and reason != os.strerror(errno.ENOENT):
       raise HostError(f'cannot read {path}: {reason}') from error
-    # Garbled metadata ends in a look-up in Orbax; the target is checked before.
+    # Garbled metadata makes look-ups in Orbax fail; the target was checked.
     if isinstance(
       cause, FileNotFoundError | ValueError | LookupError | AttributeError
     ):

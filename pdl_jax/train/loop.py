@@ -26,14 +26,8 @@ class Loop:
   """Everything one training run needs besides its state.
 
   Attributes:
-    settings: how long to train, and how often to save.
-    mesh: where batches go.
     step: compiled, (state, batch) -> (state, scalars); donates the state.
     validate: unweighted loss on held-out data, in nats per target token.
-    batches: Grain iterator; its state is saved with the parameters.
-    checkpoints: where states go.
-    folder: where metrics go.
-    stop: asked after every step.
   """
 
   settings: TrainSettings
@@ -49,12 +43,11 @@ class Loop:
     """Trains from the state's step to the last one.
 
     Raises:
-      DivergedError: after `max_nonfinite_steps` bad steps in a row; nothing is
-        saved.
+      DivergedError: after `max_nonfinite_steps` bad steps in a row, unsaved.
       PreemptedError: after a signal, with the state saved.
     """
     first, total = int(state.step), self.settings.steps
-    # A signal at a step that is due left no time for its validation.
+    # A signal at a checkpoint step left no time for its validation.
     owed = (
       first > 0 and self._due(first) and not self.checkpoints.measured(first)
     )
@@ -70,7 +63,7 @@ class Loop:
         self.stop.note(f'reading the batch of step {number}')
         batch = put_batch(next(self.batches), self.mesh)
         state, scalars = self.step(state, batch)
-        # The scalars of the step before are fetched while this one runs.
+        # The previous step's scalars are fetched while this step runs.
         if pending is not None:
           self._report(number - 1, pending)
         pending = scalars

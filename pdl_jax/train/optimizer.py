@@ -15,7 +15,7 @@ from pdl_jax.model.positions import LEARNED
 
 TRAINABLE = ('all', 'last_layers', 'norms', 'lora')
 SCHEDULES = ('cosine', 'linear', 'constant')
-# No range holds nan: whatever is compared with it is false.
+# Every range refuses NaN, because comparisons with it are false.
 _RANGES = (
   ('> 0 and finite', lambda x: 0 < x < math.inf, (
     'learning_rate', 'eps', 'clip_norm', 'grad_accum_steps',
@@ -35,28 +35,29 @@ class OptimizerConfig:
 
   # Peak learning rate of AdamW, reached after the warm-up.
   learning_rate: float = 3e-4
-  # If train.steps are not more than these, a tenth of them warms up.
+  # If train.steps is not larger, a tenth of train.steps warms up.
   warmup_steps: int = 5
   # Decay after the warm-up: cosine, linear or constant. The step after the
   # last would have end_lr_ratio of the peak.
   schedule: str = 'cosine'
   end_lr_ratio: float = 0.1
+  # Decay of Adam's moments, and its epsilon.
   b1: float = 0.9
   b2: float = 0.99
   eps: float = 1e-8
-  # Type of Adam's first moment: float32 or bfloat16; the second is fp32.
+  # Type of Adam's first moment, float32 or bfloat16; the second is fp32.
   mu_dtype: str = 'float32'
-  # Decoupled decay of matrices.
+  # Decoupled weight decay of matrices.
   weight_decay: float = 0.01
   # Largest global gradient norm.
   clip_norm: float = 1.0
-  # Micro-batches of one step, under one global denominator.
+  # Micro-batches per step, under one global denominator.
   grad_accum_steps: int = 1
   # What trains: all; last_layers, the last layers and the final norm; norms;
   # or lora, adapters alone (see model.lora).
   trainable: str = 'last_layers'
   last_layers: int = 10
-  # Learning rate of a head's own parameters, as a multiple of the above:
+  # Learning rate of a head's own parameters, as a multiple of learning_rate:
   # codes that stand for many types can take, and need, a larger one.
   head_lr_multiplier: float = 1.0
 
@@ -74,8 +75,7 @@ class OptimizerConfig:
       positive('optimizer', self, 'last_layers')
 
 
-# Decay is for matrices. It would pull what attention learns of angles away
-# from RoPE.
+# No decay of vectors, or of learned angles: it would pull them from RoPE.
 _VECTORS = ('scale', 'bias_V', *LEARNED)
 
 
@@ -88,7 +88,7 @@ def make_schedule(config: OptimizerConfig, steps: int) -> optax.Schedule:
     'linear': optax.linear_schedule(peak, end, rest),
     'constant': optax.constant_schedule(peak),
   }[config.schedule]
-  # From step 1, so that no step trains at a learning rate of zero.
+  # Starts above zero: a step at learning rate zero would be lost.
   ramp = optax.linear_schedule(peak / (warmup + 1), peak, warmup)
   return optax.join_schedules([ramp, decay], [warmup]) if warmup else decay
 
@@ -128,13 +128,7 @@ def make_optimizer(
 
 
 def trainable_mask(config: OptimizerConfig, params: Tree) -> Tree:
-  """Marks the leaves that train.
-
-  Args:
-    config: the selection.
-    params: of `model.lm`. For 'last_layers' the last group of layers trains,
-      see `split_blocks`.
-  """
+  """Marks the leaves that train; 'last_layers' is the last group of layers."""
   last_group = str(len(params['blocks']) - 1)
 
   def trains(path: tuple, _: object) -> bool:
@@ -142,7 +136,7 @@ def trainable_mask(config: OptimizerConfig, params: Tree) -> Tree:
     if config.trainable == 'lora' and names[-1] == lora.MATRIX:
       return False
     if names[0] == 'head':
-      # A head of its own begins untrained; its codes are no numbers.
+      # A head of its own starts untrained; its codes are indices.
       return names[-1] not in FIXED
     if config.trainable == 'lora':
       return lora.is_adapter(names[-1]) or names[-1] in LEARNED
@@ -156,7 +150,7 @@ def trainable_mask(config: OptimizerConfig, params: Tree) -> Tree:
 
 
 def partition(params: Tree, mask: Tree) -> tuple[Tree, Tree]:
-  """Parts trained and frozen leaves; None stands where the other has one."""
+  """Splits leaves into trained and frozen; None fills the gaps of each tree."""
   trained = jax.tree.map(lambda x, keep: x if keep else None, params, mask)
   frozen = jax.tree.map(lambda x, keep: None if keep else x, params, mask)
   return trained, frozen

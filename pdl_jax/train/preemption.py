@@ -10,13 +10,10 @@ from pdl_jax.errors import PreemptedError
 
 
 def hear(receive: Callable[[int], None]) -> dict[int, Any]:
-  """Calls a function at SIGTERM, Ctrl-C, and when the terminal closes.
+  """Calls a function at SIGTERM, Ctrl-C and SIGHUP; returns the old handlers.
 
-  Under nohup a closing terminal changes nothing. Otherwise it says so twice,
-  and takes no more output: neither ends what is still to be saved.
-
-  Returns:
-    the handlers of before, by signal.
+  Under nohup a closing terminal changes nothing. Otherwise SIGHUP comes twice
+  and output fails: neither may end what is still to be saved.
   """
 
   def take(number: int, _: object) -> None:
@@ -32,7 +29,7 @@ def hear(receive: Callable[[int], None]) -> dict[int, Any]:
 
 
 def _leave_terminal() -> None:
-  """Sends output that nobody can read any more nowhere, so that none fails."""
+  """Sends output that nobody can read to nowhere, so that no write fails."""
   gone = select.poll()
   for output in (1, 2):
     gone.register(output, 0)
@@ -46,11 +43,8 @@ class StopRequest:
   """Whether SIGTERM, Ctrl-C or SIGHUP has come; a second one ends at once.
 
   `check` raises where it is safe to stop; the loop asks `reached` and saves
-  first. Of several hosts each asks as often as the others, and all are told
-  at the same question (cluster.multihost.SharedStop).
-
-  Attributes:
-    requested: whether to stop.
+  first. All hosts ask equally often, and all are told at the same question
+  (cluster.multihost.SharedStop).
   """
 
   def __init__(self):
@@ -63,10 +57,10 @@ class StopRequest:
       signal.signal(number, signal.SIG_DFL)
 
   def note(self, doing: str) -> None:
-    """Notes what is begun, for those who look after several hosts."""
+    """Notes what begins, for those who look after several hosts."""
 
   def reached(self, doing: str) -> bool:
-    """Notes what is being done, and says whether to stop."""
+    """Notes what is being done, and returns whether to stop."""
     self.note(doing)
     return self.requested
 

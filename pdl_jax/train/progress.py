@@ -1,4 +1,4 @@
-"""What a person sees while training runs: a bar, or a line per log step."""
+"""Shows training on the terminal: a bar, or one line per log step."""
 
 import sys
 import time
@@ -18,12 +18,7 @@ class Progress:
     )  # fmt: skip
 
   def update(self, row: dict[str, float], show: bool) -> None:
-    """Reports one step.
-
-    Args:
-      row: of metrics.jsonl.
-      show: whether a plain line is due; the bar always moves.
-    """
+    """Moves the bar; without one, prints the row of metrics.jsonl if `show`."""
     self._bar.update()
     text = (
       f'loss {row["loss"]:.4f}  unweighted {row["plain_loss"]:.4f}  '
@@ -47,5 +42,5 @@ class Progress:
     self._bar.refresh()
 
   def close(self) -> None:
-    """Leaves the terminal as the bar is."""
+    """Leaves the bar on the terminal."""
     self._bar.close()

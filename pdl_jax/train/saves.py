@@ -1,4 +1,4 @@
-"""The manifest of a run: which steps were saved, and how good they are."""
+"""Lists which steps of a run were saved, and how good they are."""
 
 import json
 import math
@@ -14,13 +14,9 @@ Metrics = Mapping[str, float]
 class Saves(policies.PreservationPolicy):
   """`saves.json`: each step that was saved, with its metrics.
 
-  As a policy it keeps the step of the lowest loss. It is not Orbax's BestN,
-  which reads a metrics file without a checksum when the manager starts: one
-  flipped bit in it keeps the folder from opening.
-
-  Attributes:
-    path: where the file is.
-    torn: whether the file could not be read.
+  As a policy it keeps the step with the lowest loss. Orbax's BestN is not used:
+  at start it reads a metrics file without a checksum, and one flipped bit there
+  keeps the folder from opening. `torn` says that saves.json cannot be read.
   """
 
   def __init__(self, path: Path, metric: str) -> None:
@@ -31,11 +27,11 @@ class Saves(policies.PreservationPolicy):
     self._begun: dict[int, Metrics] = {}
 
   def loss(self, step: int) -> float | None:
-    """The loss of a step, perhaps not finite; None if it is not known."""
+    """Returns a step's loss, perhaps not finite; None if unknown."""
     return {**self._saved, **self._begun}.get(step, {}).get(self._metric)
 
   def best(self, steps: Sequence[int]) -> int | None:
-    """The step of the lowest finite loss; the later one of two equals."""
+    """Returns the step with the lowest finite loss; the later one of a tie."""
     losses = {step: self.loss(step) for step in steps}
     known = [
       (loss, -step)
@@ -50,24 +46,21 @@ class Saves(policies.PreservationPolicy):
     *,
     context: policies.PreservationContext,
   ) -> Sequence[bool]:
-    """Says which steps Orbax has to keep."""
+    """Tells Orbax which steps to keep."""
     best = self.best([info.step for info in checkpoints])
     return [info.step == best for info in checkpoints]
 
   def add(self, step: int, metrics: Metrics) -> None:
-    """Adds metrics of a step, as long as the file is not written."""
+    """Adds metrics of a step without writing the file."""
     self._saved[step] = {**self._saved.get(step, {}), **metrics}
 
   def begin(self, step: int, metrics: Metrics) -> None:
-    """Notes a save that is under way.
-
-    What an earlier run saved later than it is no longer expected.
-    """
+    """Notes a save under way; later steps of earlier runs no longer count."""
     self._saved = {x: known for x, known in self._saved.items() if x < step}
     self._begun = {step: metrics}
 
   def end(self) -> None:
-    """Writes the save that was under way down."""
+    """Writes down the save that was under way."""
     if self._begun:
       self._saved |= self._begun
       self.write()
@@ -78,14 +71,14 @@ class Saves(policies.PreservationPolicy):
     self._begun = {}
 
   def write(self) -> None:
-    """Replaces the file in one piece."""
+    """Replaces the file atomically."""
     if jax.process_index() == 0:
       partial = self.path.with_suffix('.partial')
       partial.write_text(json.dumps(self._saved), encoding='utf-8')
       partial.replace(self.path)
 
   def after(self, step: int) -> list[int]:
-    """The steps that were saved after one."""
+    """Returns the steps that were saved after this one."""
     return [x for x in self._saved if x > step]
 
 

@@ -11,15 +11,16 @@ class TrainSettings:
 
   # Optimizer steps.
   steps: int = 60
-  # Global batch, all devices and micro-batches together.
+  # Global batch, over all devices and micro-batches.
   batch_size: int = 8
+  # Write metrics and status every so many steps, and at the end.
   log_every: int = 1
   # Validate and save every so many steps, and at the end.
   checkpoint_every: int = 20
-  # The last so many are kept, and the best on validation besides.
+  # Keep the last so many, and the best on validation besides.
   keep_checkpoints: int = 2
-  # Steps in a row with a loss or gradient that is not finite before the run
-  # stops (exit code 5).
+  # Stop (exit code 5) after so many steps in a row with a loss or gradient
+  # that is not finite.
   max_nonfinite_steps: int = 5
 
   def __post_init__(self):

@@ -25,8 +25,6 @@ class TrainState(NamedTuple):
   Attributes:
     step: steps taken, skipped ones included.
     trained: parameters that train; None in the place of others.
-    frozen: the others.
-    opt_state: of the trained parameters.
     skipped: steps whose loss or gradient was not finite.
     skipped_in_row: those since the last good step.
   """
@@ -40,7 +38,7 @@ class TrainState(NamedTuple):
 
 
 def check_layers(config: OptimizerConfig, model: ModelConfig) -> None:
-  """Refuses to train the last n of n layers or fewer, before data is read."""
+  """Refuses to train as many last layers as the model has, or more."""
   if config.trainable == 'last_layers' and config.last_layers >= model.layers:
     raise ConfigError(
       f'optimizer.last_layers {config.last_layers} must be below the '
@@ -57,19 +55,9 @@ def create(
 ) -> TrainState:
   """Makes the state at step 0, with every array placed on the mesh.
 
-  What does not train is in the model's `param_dtype`. What trains is in fp32,
-  whatever it was: most of Adam's steps are below what bf16 resolves.
-
-  Args:
-    params: of one group of layers, on the host or on devices.
-    model: with `param_dtype`.
-    config: says what trains.
-    optimizer: from `make_optimizer`.
-    mesh: from `make_mesh`.
-
-  Raises:
-    ConfigError: if a parameter does not divide over the mesh, or if
-      `last_layers` is not below the number of layers.
+  Frozen parameters have the model's `param_dtype`. Trained ones are in fp32:
+  most of Adam's steps are below what bf16 resolves. `params` have one group of
+  layers, on the host or on devices.
   """
   shapes = describe(params, model, config, optimizer, mesh)
   if config.trainable == 'last_layers':
@@ -91,10 +79,7 @@ def describe(
   optimizer: optax.GradientTransformation,
   mesh: Mesh | AbstractMesh,
 ) -> TrainState:
-  """Returns shapes and shardings of `create`, which takes the same arguments.
-
-  Nothing is allocated: `params` may be shapes, and the devices elsewhere.
-  """
+  """Returns shapes and shardings of `create`; allocates nothing."""
   check_layers(config, model)
 
   def grouped(params: Tree) -> Tree:
@@ -122,20 +107,13 @@ def describe(
 
 
 def dtypes_at_rest(model: ModelConfig, params: Tree, mask: Tree) -> Tree:
-  """Returns the dtype that each parameter is kept in.
-
-  Args:
-    model: with `param_dtype`.
-    params: those of `model.lm`, or their shapes.
-    mask: made by `trainable_mask`.
-  """
+  """Returns the dtype in which each parameter, or its shape, is kept."""
   frozen = jnp.dtype(model.param_dtype)
 
   def one(path: tuple, x: Any, trains: bool) -> np.dtype:
     if not jnp.issubdtype(x.dtype, jnp.floating):
       return x.dtype
-    # Other parts of a head than its matrix are small, and log frequencies
-    # must not be rounded.
+    # Other parts of a head are small, and log frequencies must not be rounded.
     small = path[0].key == 'head' and path[-1].key != MATRIX
     return np.dtype(np.float32) if trains or small else frozen
 

@@ -22,16 +22,7 @@ Tree = Any
 
 @dataclasses.dataclass(frozen=True)
 class StepConfig:
-  """What the compiled step is made for.
-
-  Attributes:
-    model: shape of the model.
-    optimizer: the optax chain.
-    schedule: its learning rate by step, to be logged.
-    loss: with its settings and reduction.
-    grad_accum_steps: number of micro-batches of one step.
-    dropout_seed: seed of the adapters' dropout.
-  """
+  """What the compiled step is made for; `schedule` is there to be logged."""
 
   model: ModelConfig
   optimizer: optax.GradientTransformation
@@ -78,10 +69,10 @@ def gradient_sums(
   tables: LossTables,
   dropout_key: Array | None = None,
 ) -> tuple[Tree, tuple[Sums, Sums]]:
-  """Sums the gradient of the weighted numerator, and Sums, over micro-batches.
+  """Sums the weighted numerator's gradient, and Sums, over micro-batches.
 
-  Nothing is divided here: the caller divides the gradient by the one
-  denominator of the global batch. Each micro-batch has dropout of its own.
+  The caller divides by the one denominator of the global batch. Each
+  micro-batch has its own dropout.
   """
 
   def numerator(
@@ -117,20 +108,15 @@ def train_step(
   """Takes one optimizer step on a global batch; pure.
 
   A loss or gradient that is not finite leaves parameters and moments as they
-  were and is counted.
+  were, and is counted. Returns the next state, and scalars to log.
 
   Args:
-    config: static.
     state: donated by the caller's jit.
     batch: arrays of `data.examples.empty_example`, with a leading batch axis.
-    tables: what the loss looks up.
-
-  Returns:
-    The next state, and scalars to be logged.
   """
   key = None
   if config.model.lora.rank and config.model.lora.dropout:
-    # It follows from the step: a run that is resumed drops the same.
+    # The key depends on the step alone, so a resumed run drops the same.
     key = jax.random.fold_in(jax.random.key(config.dropout_seed), state.step)
   gradients, (weighted, plain) = gradient_sums(
     config, state.trained, state.frozen, batch, tables, key
@@ -171,7 +157,7 @@ def train_step(
 
 
 def score_step(model: ModelConfig, params: Tree, batch: Batch) -> Array:
-  """Returns nll_BxT of targets, unweighted, in nats; 0 where masked."""
+  """Returns unweighted nll_BxT of targets in nats; 0 where masked."""
   hidden_BxTxD = target_hidden(model, params, batch)
   return head_nll(
     lm.head(model, params), hidden_BxTxD, batch['labels'], batch['where']
