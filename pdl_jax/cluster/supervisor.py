@@ -28,7 +28,7 @@ from pdl_jax.train.preemption import hear
 
 _POLL = 0.2
 _HOST = HostError.exit_code
-_STACKS = 3.0  # seconds for a stuck process to write where it is
+_STACKS = 3.0  # seconds for a stuck process to write its stacks
 _KNOWN = (0, 2, 3, 4, 5, 6, FaultError.exit_code, 75)
 # How the libraries below JAX say that another process is gone.
 _PEER = re.compile(
@@ -157,7 +157,7 @@ class _Watch:
     self._place = hosts[0].place
     self._folder = Path(self._place.folder)
     self._began, self._signals, self._failed = time.time(), 0, 0.0
-    self._found = ''  # Who is stuck.
+    self._found = ''  # a sentence that names the stuck hosts
 
   def receive(self, _: int) -> None:
     """Passes a signal on; the second one ends everything."""
