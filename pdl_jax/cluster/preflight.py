@@ -160,7 +160,6 @@ class Preflight:
     )  # fmt: skip
 
   def _same(self, name: str, own: Mapping[str, Any]) -> None:
-    """Adds a row for something that must be the same in all processes."""
     found = differences(gather(own), self._hosts)
     digest = zlib.crc32(json.dumps(own, sort_keys=True).encode())
     self._add(

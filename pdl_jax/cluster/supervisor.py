@@ -180,7 +180,6 @@ class _Watch:
     return bool(late) or all(host.end for host in self._hosts)
 
   def conclude(self) -> Ended:
-    """Prints the reason, unless it is visible already."""
     ends = [host.end for host in self._hosts if host.end is not None]
     if all(end.code in heartbeat.GOOD for end in ends):
       return Ended(max(end.code or 0 for end in ends), '')

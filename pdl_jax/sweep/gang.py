@@ -148,7 +148,6 @@ class _Gang:
     return self._ray.remote(task).options(**options).remote(*args)
 
   def _lost(self, tasks: Sequence[Any]) -> bool:
-    """Waits for tasks, and returns whether the machine of one is lost."""
     errors = self._ray.exceptions
     try:
       for each in tasks:

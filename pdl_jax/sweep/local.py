@@ -206,7 +206,6 @@ class _Sweeper:
         self.running.append(worker)
 
   def _given_up(self, before: Sequence[Attempt]) -> str:
-    """Returns the last error of a cell that has failed too often, or ''."""
     new = [each.end for each in before if each not in self.history]
     ends = [end for end in new if end is not None and end.failed]
     final = any(end.code == ConfigError.exit_code for end in ends)
