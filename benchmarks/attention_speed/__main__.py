@@ -96,7 +96,6 @@ def _measure(case: Case, rounds: int) -> Record:
 
 
 def _largest_square(program: str, length: int) -> list[int]:
-  """Returns the shape of the largest array with two axes of that length."""
   shapes = {
     tuple(int(n) for n in found.split(','))
     for found in re.findall(r'\[([\d,]+)\]', program)

@@ -223,7 +223,7 @@ def make_transformers(work: Work) -> Call:
     steps: list[float] = []
 
     def note(ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
-      """Called with the logits of each step, the first time with prefill's."""
+      """Notes the time of each step; the first logits are the prefill's."""
       steps.append(time.perf_counter())
       return scores
 

@@ -211,7 +211,6 @@ def _temporary_bytes(calls: Calls) -> dict[str, int]:
 
 
 def _in_turn(calls: Calls, rounds: int) -> dict[str, list[float]]:
-  """Measures the seconds of each round, after one that compiles."""
   compiled = {name: partial(jax.jit(f), *x) for name, (f, x) in calls.items()}
   harness.take_turns(compiled, 1)
   return harness.take_turns(compiled, rounds)

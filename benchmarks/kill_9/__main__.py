@@ -97,7 +97,6 @@ def _root(place: Path) -> Path:
 
 
 def _alive(place: Path) -> Iterator[tuple[int, int]]:
-  """Yields process and last saved step of each running run."""
   for path in (_root(place) / 'sweep').glob('*.worker'):
     worker = json.loads(path.read_text('utf-8'))
     if start_time(worker['pid']) == worker['started']:

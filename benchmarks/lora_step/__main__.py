@@ -66,7 +66,6 @@ def _contender(
   file: GGUFModel,
   batch: dict[str, jax.Array],
 ) -> tuple[Callable[[], Any], Record]:
-  """Returns a call that makes the next step, and what it takes."""
   model = dataclasses.replace(file.config(), **fields)
   options: Any = dataclasses.replace(settings.optimizer, trainable=trainable)
   tables = LossTables(jnp.ones(model.vocab_size))

@@ -65,7 +65,6 @@ def measure(options: harness.Options) -> list[Record]:
 
 
 def _original() -> Path:
-  """Makes a finished run of the smallest job, as users do."""
   workdir = RUNS / 'original'
   subprocess.run(
     [
@@ -78,7 +77,6 @@ def _original() -> Path:
 
 
 def _copies(experiment: Experiment, original: Path) -> int:
-  """Makes a folder for every declared run, with numbers of its own."""
   [study] = experiment.studies
   shutil.rmtree(plan.root(study.config), ignore_errors=True)
   texts = {

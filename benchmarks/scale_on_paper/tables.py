@@ -94,7 +94,6 @@ def _flops(records: list[Record]) -> str:
 
 
 def _shares(records: list[Record]) -> Iterator[str]:
-  """Compares each loss with the same step without head and loss."""
   without = {_mesh(r): r for r in records if r['case']['loss'] == 'none'}
   rows = []
   for record in records:
@@ -148,7 +147,6 @@ def _largest(records: list[Record]) -> str:
 
 
 def _estimates(records: list[Record]) -> Iterator[str]:
-  """Compares pdl_jax.cluster.memory with what was compiled."""
   found = [r for r in records if r['case']['compiler'] == 'shapes']
   if not found:
     return

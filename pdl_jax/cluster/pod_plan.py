@@ -183,7 +183,6 @@ def _values(pod: Pod, training: Training, logs: Path) -> Values:
 
 
 def _steps(text: str, hosts: Sequence[Values]) -> Iterator[Step]:
-  """Reads the steps of a template, given the values of each host."""
   _, *sections = re.sub(r'\\\n *', '', text).split('\n## ')
   for section in sections:
     heading, *lines = section.splitlines()

@@ -161,7 +161,6 @@ class Pod:
     return {name: x for name, x in dataclasses.asdict(self).items() if x}
 
 
-# The flag of each field.
 _FLAGS = {
   field.name: {'kind': 'pod_kind', 'name': 'pod'}.get(field.name, field.name)
   for field in dataclasses.fields(Pod)
@@ -216,4 +215,4 @@ def workdir(pod: Pod, here: Path, given: bool) -> Path:
     raise ConfigError(
       f'--workdir={here} has to be below {MOUNT}, which all hosts see'
     )
-  return Path(MOUNT) / here  # Which is `here` where that is absolute.
+  return Path(MOUNT) / here  # Equals `here` if that is absolute.

@@ -34,7 +34,7 @@ from pdl_jax.train.optimizer import make_optimizer
 from pdl_jax.train.state import describe
 
 _ROOT = Path(__file__).parent.parent.parent
-_MOST, _LONGEST = 3, 120  # differences that are named, and letters of each
+_MOST, _LONGEST = 3, 120  # differences shown, characters of each
 
 
 class Check(NamedTuple):
@@ -160,7 +160,6 @@ class Preflight:
     )  # fmt: skip
 
   def _same(self, name: str, own: Mapping[str, Any]) -> None:
-    """Adds a row for something that must be the same in all processes."""
     found = differences(gather(own), self._hosts)
     digest = zlib.crc32(json.dumps(own, sort_keys=True).encode())
     self._add(
@@ -203,7 +202,7 @@ class Preflight:
     token = secrets.token_hex(8)
     if jax.process_index() == 0:
       path.write_text(token, 'utf-8')
-    token = gather(token)[0]  # After the file is there.
+    token = gather(token)[0]  # A barrier: now the file is there.
     seen = gather(path.read_text('utf-8') if path.exists() else '')
     folders = gather(str(self._workdir.absolute()))
     who = [f'process {i} (on {host})' for i, host in enumerate(self._hosts)]

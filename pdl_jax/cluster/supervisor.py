@@ -28,7 +28,7 @@ from pdl_jax.train.preemption import hear
 
 _POLL = 0.2
 _HOST = HostError.exit_code
-_STACKS = 3.0  # seconds for a stuck process to write where it is
+_STACKS = 3.0  # seconds for a stuck process to write its stacks
 _KNOWN = (0, 2, 3, 4, 5, 6, FaultError.exit_code, 75)
 # How the libraries below JAX say that another process is gone.
 _PEER = re.compile(
@@ -157,7 +157,7 @@ class _Watch:
     self._place = hosts[0].place
     self._folder = Path(self._place.folder)
     self._began, self._signals, self._failed = time.time(), 0, 0.0
-    self._found = ''  # Who is stuck.
+    self._found = ''  # a sentence that names the stuck hosts
 
   def receive(self, _: int) -> None:
     """Passes a signal on; the second one ends everything."""
@@ -180,7 +180,6 @@ class _Watch:
     return bool(late) or all(host.end for host in self._hosts)
 
   def conclude(self) -> Ended:
-    """Prints the reason, unless it is visible already."""
     ends = [host.end for host in self._hosts if host.end is not None]
     if all(end.code in heartbeat.GOOD for end in ends):
       return Ended(max(end.code or 0 for end in ends), '')

@@ -57,7 +57,6 @@ def _row(experiment: Path, folder: Path) -> Iterator[str]:
 
 
 def _answer(readme: Path) -> str:
-  """Returns the first bold words of a README, which are its answer."""
   text = readme.read_text('utf-8', 'replace') if readme.exists() else ''
   parts = text.split('**')
   if len(parts) < 3:

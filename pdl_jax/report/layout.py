@@ -133,8 +133,8 @@ class Part:
 class Line:
   """A figure of metrics against a setting, one panel per metric.
 
-  It shows the mean over seeds, each seed as a point, a band of one sample
-  standard deviation, and lines for the baseline and the human texts.
+  It shows each seed as a point, their mean, and a band of one sample standard
+  deviation. The baseline and the human texts are lines.
   """
 
   x: str

@@ -23,7 +23,7 @@ Statistic = Callable[[np.ndarray], np.ndarray]
 # 'higher', 'lower', or the value to be closest to, e.g. the references'.
 Direction = Literal['higher', 'lower'] | float
 
-# Significance level.
+# p values above it are not significant.
 LEVEL = 0.05
 RESAMPLES = 2000
 # The exact test visits 2 ** seeds sign patterns.

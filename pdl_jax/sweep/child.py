@@ -20,7 +20,7 @@ from pdl_jax.sweep.claims import PREEMPTED, Attempt, End
 
 Command = Callable[[Cell, Path], list[str]]
 
-_TAIL = 8192  # bytes at the end of a log in which the error is looked for
+_TAIL = 8192  # bytes at the end of a log that may hold the error
 
 
 @dataclasses.dataclass
@@ -31,8 +31,8 @@ class Child:
   attempt: Attempt
   run: Path
   popen: subprocess.Popen
-  began: float  # by time.monotonic
-  logged: int  # size of the log before that
+  began: float  # time.monotonic()
+  logged: int  # bytes of the log at the start
   told: int = 0  # signals passed to it
 
   def poll(self) -> int | None:

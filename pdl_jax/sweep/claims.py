@@ -56,8 +56,8 @@ class Attempt:
   """One claim of one cell."""
 
   folder: Path  # ROOT/sweep
-  digest: str  # of the cell
-  number: int  # from 1
+  digest: str  # the hash of the cell
+  number: int  # counts from 1
 
   def path(self, kind: str) -> Path:
     """Returns the path of its claim, worker or end."""

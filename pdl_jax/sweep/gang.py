@@ -98,7 +98,7 @@ class _Gang:
     import ray
 
     self._ray: Any = ray
-    self._following: list[Any] = []  # Ray's references of the tasks
+    self._following: list[Any] = []  # Ray's references to the tasks
 
   def meet(self) -> bool:
     """Waits until the others have entered; False if one of them is lost."""
@@ -137,7 +137,7 @@ class _Gang:
     ended, late = wait()
     for each in late:
       self._ray.cancel(each)
-    wait()  # The run's machines are given back after this.
+    wait()  # After this, the run's machines are released.
     end = self.attempt.end
     if self._lost(ended) and end and end.code == HostError.exit_code:
       self.attempt.write_end(dataclasses.replace(end, code=PREEMPTED))
@@ -148,7 +148,6 @@ class _Gang:
     return self._ray.remote(task).options(**options).remote(*args)
 
   def _lost(self, tasks: Sequence[Any]) -> bool:
-    """Waits for tasks, and returns whether the machine of one is lost."""
     errors = self._ray.exceptions
     try:
       for each in tasks:

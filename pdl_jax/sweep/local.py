@@ -139,8 +139,8 @@ class _Sweeper:
     self.total, self.done = len(self.pending), 0
     self.failed: dict[str, str] = {}
     self.running: list[Worker] = []
-    self.tried = Counter[str]()  # hash of a cell -> times it was started here
-    self.next_look = self.next_beat = 0.0  # by time.monotonic
+    self.tried = Counter[str]()  # cell hash -> starts by this call
+    self.next_look = self.next_beat = 0.0  # time.monotonic()
     # Failures before this call do not count.
     every = itertools.chain(*claims.attempts(self.root).values())
     self.history = {each for each in every if each.end is not None}
@@ -171,7 +171,7 @@ class _Sweeper:
     self.running = [worker for worker, code in codes if code is None]
     ends = [code for _, code in codes if code is not None]
     if 0 in ends or (ends and self._stopping):
-      self.next_look = 0.0  # Else a run that ends at once would spin.
+      self.next_look = 0.0  # Otherwise, runs that end at once would spin.
 
   def _look(self) -> None:
     """Settles cells that are done or given up, and starts others."""
@@ -206,7 +206,6 @@ class _Sweeper:
         self.running.append(worker)
 
   def _given_up(self, before: Sequence[Attempt]) -> str:
-    """Returns the last error of a cell that has failed too often, or ''."""
     new = [each.end for each in before if each not in self.history]
     ends = [end for end in new if end is not None and end.failed]
     final = any(end.code == ConfigError.exit_code for end in ends)

@@ -15,14 +15,14 @@ from pdl_jax.errors import HostError, reason
 
 _SLICE, _WORKER = 'ray.io/tpu-slice-name', 'ray.io/tpu-worker-id'
 
-Machine = Mapping[str, float]  # resource -> how much there is
+Machine = Mapping[str, float]  # resource -> amount
 
 
 @dataclasses.dataclass(frozen=True)
 class Wanted:
   """The machines that a cell takes."""
 
-  resources: Mapping[str, float]  # of each machine, by Ray's names
+  resources: Mapping[str, float]  # Ray's name -> amount per machine
   hosts: int = 1
 
   def __str__(self) -> str:
@@ -111,7 +111,7 @@ def task_options(
       'num_gpus': gpus,
       'resources': resources,
       'scheduling_strategy': strategy(group, number),
-      'max_retries': 0,  # After a death the claim says when the cell is free.
+      'max_retries': 0,  # After a death, the claim decides when to retry.
     }
     for number in range(wanted.hosts)
   ]

@@ -32,7 +32,7 @@ _RESOURCES = ('CPU', 'GPU', 'TPU')
 # Environment variables that change the numbers of a run.
 _PASSED_ON = ('JAX_', 'XLA_', 'LIBTPU_')
 _ANSWER = 10.0  # seconds for the cluster to answer; Ray alone takes minutes
-_LATE = 30.0  # seconds until a cell that waits says so, or tries another slice
+_LATE = 30.0  # seconds until a waiting cell says so, or tries another slice
 
 
 def parse_resources(entries: Sequence[str]) -> dict[str, float]:
@@ -151,14 +151,14 @@ class _Task:
   ray: ModuleType
   cell: Cell
   run: Path
-  attempt: Attempt  # that it will claim, unless another sweeper is first
-  reference: Any  # Ray's, of the task
-  group: Any  # Ray's, of its machines
+  attempt: Attempt  # the one to claim, unless another sweeper is first
+  reference: Any  # Ray's reference to the task
+  group: Any  # Ray's placement group of its machines
   wanted: Wanted
   slice_name: str  # '' if it needs none
   asked: float = dataclasses.field(default_factory=time.monotonic)
-  told: int = 0  # signals that it has heard
-  stopped: bool = False  # told to end, for certain or not
+  told: int = 0  # signals passed on to it
+  stopped: bool = False  # asked to end, perhaps unheard
   over: bool = False
 
   def poll(self) -> int | None:
@@ -176,7 +176,7 @@ class _Task:
 
   def _explain(self, error: Exception) -> None:
     if self.stopped:
-      return  # Before it had begun.
+      return  # It was stopped before it began.
     if isinstance(error, self.ray.exceptions.RayTaskError):
       last = str(error).strip().splitlines()[-1:]
       raise HostError(

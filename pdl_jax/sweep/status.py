@@ -27,14 +27,14 @@ class Row:
   files is torn, altered or unreadable.
   """
 
-  name: str  # of its run folder
+  name: str  # the name of its run folder
   state: str  # one of STATES
-  step: int  # last one logged; 0 if it has not begun or is done
-  steps: int  # of the whole run; 0 if not known
+  step: int  # last logged; 0 if it has not begun or is done
+  steps: int  # of the whole run; 0 if unknown
   age: float | None  # seconds since it last wrote its status
   error: str  # last line of a failed cell, or what is wrong with a broken one
   attempts: int
-  seconds: float | None  # how long it took, if that is known
+  seconds: float | None  # duration, if known
 
   @property
   def left(self) -> float:
