@@ -247,7 +247,10 @@ def _counted(flat: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def numbers(config: Mapping[str, Any]) -> dict[str, Any]:
-  """Keeps keys of `read` without their default; equal ones are one run."""
+  """Returns the keys of `read` that are not at their defaults.
+
+  Two configurations with equal `numbers` are one run.
+  """
   default, none = _defaults(), object()
   return {k: v for k, v in read(config).items() if v != default.get(k, none)}
 
