@@ -104,7 +104,8 @@ def _alive(place: Path) -> Iterator[tuple[int, int]]:
 
 
 def _saved(place: Path, digest: str) -> int:
-  steps = _root(place).glob(f'*-{digest}/checkpoints/[0-9]*')
+  run = claims.run_folders(_root(place)).get(digest)
+  steps = run.glob('checkpoints/[0-9]*') if run else ()
   return max((int(s.name) for s in steps if s.name.isdigit()), default=0)
 
 

@@ -136,15 +136,18 @@ def carry_out(experiment: Experiment, folder: Path, sweep: Sweep) -> int:
     failed += len(outcome.failed)
     if outcome.left:
       break
-    _decode(experiment, group.root)
+    failed += _decode(experiment, group.root)
     keep(experiment, folder)
   print(f'python launch.py report {folder} makes tables and figures of it')
   return failed
 
 
-def _decode(experiment: Experiment, root: Path) -> None:
-  """Decodes finished runs again where rows ask for other decoding settings."""
-  folders = claims.run_folders(root)
+def _decode(experiment: Experiment, root: Path) -> int:
+  """Decodes finished runs again where rows ask for other decoding settings.
+
+  Returns how many could not be; the command has said why.
+  """
+  folders, failed = claims.run_folders(root), 0
   for study in experiment.studies:
     for seed in study.seeds:
       for variant, run in plan.runs(study, seed):
@@ -153,10 +156,11 @@ def _decode(experiment: Experiment, root: Path) -> None:
           continue
         if claims.finished(at) and not _is_decoded(at, variant):
           flags = [f'--decode.{k}={v}' for k, v in variant.decode.items()]
-          subprocess.run(
-            [sys.executable, 'launch.py', 'evaluate', str(at), *flags],
-            check=True,
+          done = subprocess.run(
+            [sys.executable, 'launch.py', 'evaluate', str(at), *flags]
           )
+          failed += done.returncode != 0
+  return failed
 
 
 def _is_decoded(run: Path, variant: Variant) -> bool:

@@ -92,11 +92,12 @@ class Loop:
       self.folder.write_status('running', number)
     self._progress.update(row, show=due)
     if values['skipped_in_row'] >= self.settings.max_nonfinite_steps:
+      latest = self.checkpoints.latest_step()
+      good = 'none was saved' if latest is None else f'step {latest}'
       raise DivergedError(
         f'step {number}: the loss or the gradient was not finite '
-        f'{values["skipped_in_row"]} steps in a row; the last good checkpoint '
-        f'is step {self.checkpoints.latest_step()}. Lower '
-        'optimizer.learning_rate or loss.alpha'
+        f'{values["skipped_in_row"]} steps in a row; the last good checkpoint: '
+        f'{good}. Lower optimizer.learning_rate or loss.alpha'
       )
 
   def _save(self, number: int, state: TrainState) -> None:
