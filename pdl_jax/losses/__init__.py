@@ -1,12 +1,11 @@
-"""The losses: per-token terms, one reduction, one registry.
+"""Losses: per-token terms, one reduction, one registry.
 
-Importing this registers all that the package has. Reading order: core, reduce,
-cross_entropy, registry, power_law, schedule; type_weights, token_losses,
-dense_losses (the rivals); heads, loss; fused/api, and below it sharded,
-kernel, gradient, tiles, plan; chunked.
+Importing this package registers the losses of the library. Reading order:
+core, reduce, cross_entropy, registry, power_law, schedule; type_weights,
+token_losses, dense_losses (rivals); heads, loss, fused/api, chunked.
 """
 
-# In the order in which tables and --help_config show the losses.
+# Tables and --help_config show the losses in this order.
 from pdl_jax.losses import power_law  # isort: skip # noqa: F401
 from pdl_jax.losses import type_weights  # isort: skip # noqa: F401
 from pdl_jax.losses import token_losses  # isort: skip # noqa: F401

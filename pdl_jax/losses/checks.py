@@ -1,4 +1,4 @@
-"""Checks of arguments, said once; traced values cannot be looked at."""
+"""Checks of arguments; traced values cannot be inspected."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -13,16 +13,16 @@ from pdl_jax.errors import ConfigError
 
 
 def number_of(value: Any) -> float:
-  """The number, or NaN, which no range holds, of anything else."""
+  """Converts to float; anything else gives NaN, which no range contains."""
   try:
-    # Text that reads like a number would fail later, in the arithmetic.
+    # Text that reads like a number would fail later, in arithmetic.
     return float('nan') if isinstance(value, str) else float(value)
   except (TypeError, ValueError):
     return float('nan')
 
 
 def check_number(name: str, value: Any) -> None:
-  """Refuses anything that is not a finite number >= 0, unless traced."""
+  """Refuses anything except a finite number >= 0, unless traced."""
   if not isinstance(value, Tracer) and not 0 <= number_of(value) < np.inf:
     raise ConfigError(f'{name} must be a finite number >= 0, got {value!r}')
 
@@ -36,7 +36,7 @@ def check_range(
   closed_low: bool = True,
   closed_high: bool = True,
 ) -> None:
-  """Refuses numbers outside an interval of the numbers >= 0, unless traced."""
+  """Refuses numbers outside an interval within [0, inf), unless traced."""
   check_number(name, value)
   if isinstance(value, Tracer):
     return
@@ -50,12 +50,12 @@ def check_range(
 
 
 def is_zero(value: Array | float) -> bool:
-  """Whether an option is off: a Python zero leaves no trace in the program."""
+  """Whether an option is off; a Python zero leaves no trace in the program."""
   return not isinstance(value, jax.Array) and value == 0
 
 
 def check_array(name: str, x: Any, kind: Any, words: str) -> None:
-  """Refuses what is no array, or one of another kind of numbers."""
+  """Refuses anything except an array of the wanted kind of numbers."""
   if not hasattr(x, 'dtype') or not hasattr(x, 'shape'):
     raise ConfigError(
       f'{name} must be an array of {words}, got {type(x).__name__}; make one '
@@ -66,14 +66,14 @@ def check_array(name: str, x: Any, kind: Any, words: str) -> None:
 
 
 def check_floats(**arrays: Array | None) -> None:
-  """Refuses integers, whose products and sums would be rounded in silence."""
+  """Refuses integers, whose products and sums would silently be rounded."""
   for name, x in arrays.items():
     if x is not None:
       check_array(name, x, jnp.floating, 'floating-point numbers')
 
 
 def check_mask(where: Array) -> None:
-  """Refuses a mask that is not True or False."""
+  """Refuses a mask that is not boolean."""
   if not hasattr(where, 'dtype') or where.dtype != bool:
     kind = getattr(where, 'dtype', type(where).__name__)
     raise ConfigError(
@@ -85,7 +85,7 @@ def check_mask(where: Array) -> None:
 def check_frequency(
   frequency_V: Array | np.ndarray, name: str = 'frequency_V'
 ) -> np.ndarray:
-  """Refuses anything that is not one row of finite numbers >= 0."""
+  """Refuses anything except one row of finite numbers >= 0."""
   if isinstance(frequency_V, Tracer):
     raise ConfigError(f'{name} cannot be traced; count outside of jax.jit')
   frequency = np.asarray(frequency_V)
@@ -105,7 +105,7 @@ def check_frequency(
 
 
 def special_types(special_ids: Sequence[int], size: int) -> np.ndarray:
-  """True at the special types."""
+  """Returns a mask that is True at the special types."""
   ids = np.asarray(special_ids)
   if ids.size and not np.issubdtype(ids.dtype, np.integer):
     raise ConfigError(
@@ -129,22 +129,21 @@ def read_labels(
   size: int,
   ignore_index: int | None = None,
 ) -> tuple[Array, Array | None]:
-  """Labels as every loss reads them, and which tokens count.
+  """Checks labels and mask, and returns both as every loss reads them.
 
-  Inside `jax.jit` a label outside [0, size) makes the loss NaN, by its weight
-  (`cross_entropy.token_weights`) or by `nan_outside`, since a gather would
-  silently take another type's numbers.
+  Inside `jax.jit` a label outside [0, size) makes the loss NaN, through
+  `cross_entropy.token_weights` or `nan_outside`. A gather would silently take
+  another type's numbers.
 
   Args:
     labels: [...], integers of any width.
-    where: True at tokens that count, of a shape that broadcasts to that of the
-      labels; None: all.
+    where: True at tokens that count; must broadcast to the labels' shape.
     size: V.
-    ignore_index: a label that does not count either; None: no such label.
+    ignore_index: label that also masks its token; None: no such label.
 
   Returns:
-    labels of at least 32 bits, 0 where a token does not count, and the mask, of
-    their shape; None if every token counts.
+    labels of at least 32 bits, 0 where masked, and the mask in their shape;
+    None if every token counts.
   """
   check_array('labels', labels, jnp.integer, 'integers')
   if where is not None:
@@ -176,10 +175,10 @@ def read_labels(
         f'first is {int(known[bad][0])}; mask them with `where`'
       )
   if labels.dtype.kind == 'u' and labels.dtype.itemsize >= 4:
-    # Else a label beyond int32 would become another one, such as ignore_index.
+    # Otherwise a label beyond int32 could wrap to another, e.g. ignore_index.
     labels = jnp.minimum(labels, np.iinfo(np.int32).max)
   if labels.dtype.itemsize < 4 or labels.dtype.kind == 'u':
-    # Too narrow for the size of a vocabulary, or for ignore_index.
+    # Narrow types cannot hold a vocabulary's size or ignore_index.
     labels = labels.astype(jnp.int32)
   if ignore_index is not None:
     kept = labels != ignore_index
@@ -191,5 +190,5 @@ def read_labels(
 
 
 def nan_outside(x: Array, labels: Array, size: int) -> Array:
-  """x, but NaN at labels outside [0, size), in its derivatives too."""
+  """Returns x, but NaN (in derivatives too) at labels outside [0, size)."""
   return x * jnp.where((labels >= 0) & (labels < size), 1.0, jnp.nan)

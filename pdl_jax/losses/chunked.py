@@ -1,9 +1,8 @@
-"""Any loss on logits, a few positions at a time.
+"""Any loss on logits, computed a few positions at a time.
 
-For losses that no statistic of a token is enough for, and for heads that are
-no matrix. Each chunk of positions has its logits computed again in the
-backward pass, so that one chunk of them is alive at a time. The compiler
-splits the arrays over the mesh.
+It serves losses that need more than `TokenStats`, and heads without a matrix.
+The backward pass recomputes the logits of each chunk, so that only one chunk
+of them is alive at a time. The compiler splits the arrays over the mesh.
 """
 
 from collections.abc import Callable
@@ -18,7 +17,7 @@ from pdl_jax.losses.core import LossTerms, Sums
 from pdl_jax.losses.cross_entropy import token_weights
 from pdl_jax.losses.dense_losses import earlier_targets
 
-# Logits alive at once, in elements a chunk; 2**24 fp32 numbers are 64 MB.
+# Elements of the logits alive at once; 2**24 fp32 numbers are 64 MiB.
 CHUNK_ELEMENTS = 2**24
 
 
@@ -33,17 +32,15 @@ def chunked_loss_sums(
   vocab_size: int,
   columns: int,
 ) -> tuple[Sums, Sums]:
-  """Sums of a loss that looks at logits, as `fused.api.linear_loss_sums`.
+  """Returns Sums of a loss on logits, as `fused.api.linear_loss_sums` does.
 
   Args:
     loss: (head, hidden, labels, weight, (labels_BxL, earlier)) -> LossTerms
       and nll of a chunk of positions; see `dense_losses.earlier_targets`.
-    head: a pytree of arrays, what the logits are made from; its gradient adds
-      up in its own type.
+    head: pytree of arrays that give the logits; its gradient adds up in its
+      own dtype.
     hidden_BxLxD: states that predict the targets of each row, in order.
-    labels_BxL, weights_V, where_BxL: see `fused.api.linear_pdl_loss`.
-    vocab_size: V, of labels and weights.
-    columns: logits of a position, from which the size of a chunk follows.
+    columns: logits per position, which determine the chunk size.
   """
   batch, length = labels_BxL.shape
   check_floats(hidden=hidden_BxLxD)
@@ -57,7 +54,7 @@ def chunked_loss_sums(
   count = -(-length // part)
 
   def split(x: Array) -> Array:
-    """[B, L, ...] to [count, B, part, ...], zeros at the end."""
+    """Splits [B, L, ...] into [count, B, part, ...], with zeros at the end."""
     room = [(0, 0), (0, count * part - length)] + [(0, 0)] * (x.ndim - 2)
     x = jnp.pad(x, room).reshape(batch, count, part, *x.shape[2:])
     return jnp.moveaxis(x, 1, 0)
@@ -79,7 +76,7 @@ def chunked_loss_sums(
   arrays = map(split, (hidden_BxLxD, labels_BxL, weight_BxL, where_BxL))
   starts = jnp.arange(count) * part
   (num, den, plain), _ = lax.scan(step, (zero,) * 3, (starts, *arrays))
-  # A label outside of the vocabulary has a weight of NaN.
+  # A label outside the vocabulary has weight NaN.
   plain = jnp.where(jnp.isnan(den), jnp.nan, plain)
   tokens = where_BxL.sum().astype(jnp.float32)
   return (

@@ -1,6 +1,6 @@
-"""What every loss returns: per-token terms, and sums that close under +.
+"""Types shared by all losses: per-token terms, statistics and sums.
 
-Shape suffixes: B batch, L length, V vocabulary, D width, N = tokens.
+Shape suffixes: B batch, L length, V vocabulary, D width, N tokens.
 """
 
 from collections.abc import Callable
@@ -10,22 +10,14 @@ from jax import Array
 
 
 class LossTerms(NamedTuple):
-  """One loss, per token, in fp32.
-
-  Attributes:
-    loss_BxL: already weighted, w * l, in nats.
-    weight_BxL: w, what a weighted mean divides by.
-  """
+  """Weighted loss w * l in nats, and its weight w, per token in fp32."""
 
   loss_BxL: Array
   weight_BxL: Array
 
 
 class Sums(NamedTuple):
-  """A numerator and a denominator; add them over micro-batches and devices.
-
-  Divide once, at the end, with `reduce.divide`.
-  """
+  """Numerator and denominator: add over devices, then divide once."""
 
   num: Array
   den: Array
@@ -35,18 +27,17 @@ class Sums(NamedTuple):
 
 
 class TokenStats(NamedTuple):
-  """What the logits z of a token say of its label y; each [...], fp32.
+  """Statistics of each token's logits z and label y; each [...], fp32.
 
-  A loss that needs no more than this never sees an array of the vocabulary's
-  size. q is softmax(z / T), with T = 1 unless the loss asks for another
-  temperature.
+  A loss of these alone needs no array of the vocabulary's size.
+  q = softmax(z / T); T is 1 unless the loss asks for another temperature.
 
   Attributes:
     log_z: log sum_v exp(z_v / T); differentiable.
     label: z_y; differentiable.
     average: mean_v z_v; differentiable.
-    expected: sum_v q_v z_v; detached, no gradient flows through it.
-    argmax: the v of the largest z_v, int32, the first of equals; detached.
+    expected: sum_v q_v z_v; detached.
+    argmax: first v with the largest z_v, int32; detached.
   """
 
   log_z: Array
@@ -57,12 +48,12 @@ class TokenStats(NamedTuple):
 
   @property
   def nll(self) -> Array:
-    """-log p(y) in nats, at T = 1."""
+    """-log p(y) in nats; needs T = 1."""
     return self.log_z - self.label
 
   @property
   def entropy(self) -> Array:
-    """Of p, in nats, at T = 1; treat as detached (stop_gradient)."""
+    """Entropy of p in nats; needs T = 1. Treat it as detached."""
     return self.log_z - self.expected
 
 
@@ -70,6 +61,6 @@ TokenLoss = Callable[[Array, Array], LossTerms]
 StatsLoss = Callable[..., LossTerms]
 """(stats, weight, **settings) -> LossTerms: a loss of `TokenStats` alone.
 
-`weight` is that of the token's type. The gradient is taken through log_z,
-label and average; what a paper detaches goes through jax.lax.stop_gradient.
+`weight` belongs to the token's type. The gradient flows through log_z, label
+and average; apply jax.lax.stop_gradient to what a paper detaches.
 """

@@ -23,18 +23,18 @@ from pdl_jax.losses.reduce import REDUCTIONS, divide, sums
 
 
 def is_label(logits: Array, labels: Array) -> Array:
-  """One-hot labels, of the shape of the logits [..., V].
+  """Returns one-hot labels in the shape of the logits, [..., V].
 
-  iota == label rather than a gather: it partitions over a sharded vocabulary
-  without collecting the logits. Not in the type of the labels, which may be too
-  narrow for the vocabulary.
+  iota == label, rather than a gather, partitions over a sharded vocabulary
+  without collecting the logits. The iota is int32, because the labels' own
+  dtype may be too narrow for the vocabulary.
   """
   iota = jax.lax.broadcasted_iota(jnp.int32, logits.shape, labels.ndim)
   return iota == labels[..., None]
 
 
 def label_logit(logits: Array, labels: Array) -> Array:
-  """z_y of each label, [...]."""
+  """Returns the logit z_y of each label, [...]."""
   return jnp.where(is_label(logits, labels), logits, 0.0).sum(axis=-1)
 
 
@@ -46,27 +46,20 @@ def token_nll(
   z_loss: Array | float = 0.0,
   softcap: float | None = None,
 ) -> Array:
-  """Unweighted loss of each label, in nats, fp32.
+  """Returns the unweighted loss of each label in nats, fp32.
 
     l = (1 - e) * (log Z - z_y) + e * (log Z - mean_v z_v) + c * (log Z)**2
 
-  Args:
-    logits: [..., V], any float dtype; computed in fp32.
-    labels: [...], integers; must be in [0, V).
-    label_smoothing: e in [0, 1) (Szegedy et al. 2016).
-    z_loss: c >= 0; 1e-4 is usual (PaLM, arXiv:2204.02311, section 5).
-    softcap: logits become softcap * tanh(logits / softcap) (Gemma 2).
-
-  Returns:
-    [...], fp32.
+  e is the label smoothing (Szegedy et al. 2016) and c the z-loss coefficient
+  (1e-4 is usual: PaLM, arXiv:2204.02311, section 5). With a soft cap, logits
+  become softcap * tanh(logits / softcap) (Gemma 2). Labels must be in [0, V).
   """
   logits = logits.astype(jnp.float32)
   if softcap is not None:
     logits = softcap * jnp.tanh(logits / softcap)
   log_z = jax.nn.logsumexp(logits, axis=-1)
   loss = log_z - label_logit(logits, labels)
-  # A Python zero leaves no trace of an option in the program; a traced value
-  # is always applied.
+  # A Python zero leaves no trace in the program; a traced value is applied.
   if not is_zero(label_smoothing):
     smooth = log_z - logits.mean(axis=-1)
     loss = (1.0 - label_smoothing) * loss + label_smoothing * smooth
@@ -82,7 +75,7 @@ def check_options(
   reduction: str,
   denominator: Array | float | None,
 ) -> None:
-  """Refuses options out of range, and a denominator that nothing divides by."""
+  """Refuses options out of range and a denominator that is not used."""
   for name, value, high in (
     ('label_smoothing', label_smoothing, 1.0),
     ('z_loss', z_loss, np.inf),
@@ -115,34 +108,33 @@ def pdl_loss(
 ) -> Any:
   """Power-Law Decay Loss, or any cross-entropy weighted by token type.
 
-  The gradient with respect to a logit row is w(y) * (softmax - onehot(y)) over
-  the denominator.
+  The gradient by a logit row is w(y) * (softmax - onehot(y)), divided by the
+  denominator.
 
   Args:
     logits: [..., V], any float dtype; computed in fp32.
-    labels: [...], integers in [0, V) wherever a token counts. Any other makes
-      value and gradient NaN inside `jax.jit`, and is an error outside.
-    weights_V: [V], from `power_law_weights`; None or ones: cross-entropy.
-    where: [...], True at tokens that count (targets), False at others; None:
-      all. Masked tokens reach neither loss nor gradient, even if their logits
-      are NaN.
+    labels: [...], integers in [0, V) wherever a token counts. Any other label
+      makes value and gradient NaN inside `jax.jit`, and is an error outside.
+    weights_V: [V], from `power_law_weights`; None gives cross-entropy.
+    where: [...], True at tokens that count (targets); None counts all. Masked
+      tokens reach neither loss nor gradient, even if their logits are NaN.
     reduction: 'weighted_mean' sum(w l) / sum(w); 'token_mean' sum(w l) / n;
-      'sum' sum(w l), the paper's; 'none' w l per token; 'sums' the pair
-      (sum(w l), sum(w)) to be added over micro-batches and divided once.
-    denominator: in place of the reduction's own, e.g. the sum of weights of
-      the whole global batch.
+      'sum' sum(w l), as in the paper; 'none' w l per token; 'sums' the pair
+      (sum(w l), sum(w)), to be added over micro-batches and divided once.
+    denominator: replaces that of the reduction, e.g. with the sum of weights
+      of the global batch.
     label_smoothing: in [0, 1).
     z_loss: coefficient of (log Z)**2, >= 0.
     softcap: soft limit of the logits, > 0, or None.
-    ignore_index: label of tokens that are masked too; None: no such label.
+    ignore_index: label that also masks its token; None: no such label.
 
   Returns:
-    fp32: a scalar, an array of the shape of the labels, or Sums. With
-    everything masked: 0, with zero gradients.
+    fp32: a scalar, an array in the labels' shape, or Sums. If every token is
+    masked, value and gradients are 0.
 
   Raises:
-    ConfigError: for labels out of range (outside jit), arrays of the wrong
-      shape or type, an unknown reduction, or an option out of range.
+    ConfigError: labels out of range (outside jit), arrays of the wrong shape
+      or type, an unknown reduction, or an option out of range.
   """
   check_options(label_smoothing, z_loss, softcap, reduction, denominator)
   check_floats(logits=logits)
@@ -154,7 +146,7 @@ def pdl_loss(
     )
   labels, where = read_labels(labels, where, logits.shape[-1], ignore_index)
   if where is not None:
-    # On the logits, not on the loss: a NaN behind a `where` on the loss would
+    # Mask the logits, not the loss: behind a mask on the loss, a NaN would
     # still reach the gradient.
     logits = jnp.where(where[..., None], logits, 0.0)
   nll = token_nll(
@@ -167,14 +159,14 @@ def pdl_loss(
 
 
 def cross_entropy(logits: Array, labels: Array, **options: Any) -> Any:
-  """Cross-entropy: `pdl_loss` with every weight 1, and its options."""
+  """Cross-entropy: `pdl_loss` with all weights 1; takes the same options."""
   return pdl_loss(logits, labels, None, **options)
 
 
 def token_weights(weights_V: Array | None, labels: Array, size: int) -> Array:
-  """w[y] per token, fp32; ones where there is no table.
+  """Returns the weight w(y) of each token, fp32; ones without a table.
 
-  NaN at a label outside [0, size), which no loss of that token survives.
+  A label outside [0, size) gives NaN, which makes the loss of its token NaN.
   """
   if weights_V is None:
     weights_V = jnp.ones(size, jnp.float32)
@@ -192,8 +184,8 @@ def token_weights(weights_V: Array | None, labels: Array, size: int) -> Array:
         f'the weight table must have finite numbers >= 0; {bad} of its {size} '
         'are negative or non-finite'
       )
-  # Whatever the compiler knows of the table, ones above all, must not change
-  # how it adds up the loss: alpha 0 is cross-entropy bit for bit.
+  # The compiler must not treat a constant table (such as ones) differently:
+  # alpha 0 is cross-entropy bit for bit.
   table_V = jax.lax.optimization_barrier(weights_V.astype(jnp.float32))
   placed = jax.typeof(labels).sharding
   explicit = AxisType.Explicit in placed.mesh.axis_types
@@ -209,7 +201,7 @@ def finish(
   reduction: str,
   denominator: Array | float | None,
 ) -> Array | Sums:
-  """Per token ('none'), Sums ('sums'), or one number."""
+  """Returns the loss per token ('none'), Sums ('sums'), or one number."""
   if reduction == 'none':
     loss, _ = terms
     return loss if where is None else jnp.where(where, loss, 0.0)

@@ -1,9 +1,9 @@
-"""Losses that look at all the logits of a token, or at more than the token.
+"""Losses that read all logits of a token, or other tokens too.
 
-Each takes logits_BxLxV of any float dtype, computed in fp32, labels_BxL in
-[0, V), the context, and the weight of each token's type, by which it is
-multiplied. Each raises ConfigError for a setting out of range. p is the
-probability of the label y and l = -log p.
+Each takes logits_BxLxV of any float dtype (computed in fp32), labels_BxL in
+[0, V), the context, and the weight of each token's type, which multiplies the
+loss. Each raises ConfigError for a setting out of range. Formulas use p, the
+probability of label y, and l = -log p.
 """
 
 from typing import NamedTuple
@@ -20,16 +20,14 @@ from pdl_jax.losses.registry import register
 
 
 class Context(NamedTuple):
-  """What a loss on logits may know beyond the logits and their labels.
+  """What a loss on logits may read besides logits and labels.
 
-  C is the length of a whole row, of which the L positions of the logits may be
-  a part.
+  C is the length of a whole row; the L positions of the logits may be a part.
 
   Attributes:
-    labels_BxC: the labels of each row.
     earlier_BxLxC: True where labels_BxC[:, c] is the first occurrence of its
-      type among the targets strictly before position l; from `earlier_targets`.
-    head_DxV: the output matrix; detached by the losses.
+      type among the targets strictly before position l; see `earlier_targets`.
+    head_DxV: output matrix; the losses detach it.
   """
 
   labels_BxC: Array
@@ -40,15 +38,10 @@ class Context(NamedTuple):
 def earlier_targets(
   labels_BxC: Array, where_BxC: Array, start: Array | int, length: int
 ) -> Array:
-  """Which labels are the distinct types of the targets so far.
+  """Marks the distinct types among earlier targets: earlier_BxLxC of `Context`.
 
-  Args:
-    labels_BxC: the labels of each row.
-    where_BxC: True at targets; what other positions hold does not matter.
-    start, length: the L positions asked for; the first may be traced.
-
-  Returns:
-    earlier_BxLxC, see `Context`.
+  `where_BxC` is True at targets; other labels are not read. `start` and
+  `length` select the L positions; `start` may be traced.
   """
   position_C = jnp.arange(labels_BxC.shape[1])
   before_CxC = position_C[None, :] < position_C[:, None]
@@ -72,12 +65,9 @@ def unlikelihood(
 ) -> LossTerms:
   """Token-level unlikelihood, l - alpha * sum_c log(1 - p(c)).
 
-  c runs over the distinct types of the earlier targets of the same row, y left
-  out. As in code published for it, 1 - p is not let below 1e-5, under which it
-  has no gradient. Source: arXiv:1908.04319.
-
-  Args:
-    alpha: >= 0; 0 is cross-entropy.
+  c runs over the distinct types of earlier targets of the row, except y. As in
+  published code, 1 - p has a floor of 1e-5, below which it has no gradient.
+  alpha >= 0; 0 is cross-entropy. Source: arXiv:1908.04319.
   """
   check_number('alpha', alpha)
   logits_BxLxV = logits_BxLxV.astype(jnp.float32)
@@ -105,19 +95,17 @@ def scale_grad(
     p~(v) = gamma p(v) / Z  if v is new to the earlier targets, else p(v) / Z
     Z     = gamma + (1 - gamma) * sum_{v not new} p(v)
 
-  That is cross-entropy with log gamma added to the logits of novel types: the
-  model must raise these to make up for it. The gradient flows through Z.
-  Source: arXiv:2106.07207; the default lies within the paper's range.
-
-  Args:
-    gamma: in (0, 1]; 1 is cross-entropy.
+  This is cross-entropy with log gamma added to the logits of novel types: the
+  model must raise them to compensate. The gradient flows through Z. gamma is in
+  (0, 1]; 1 is cross-entropy, and the default is in the paper's range
+  (arXiv:2106.07207).
   """
   check_range('gamma', gamma, 0, 1, closed_low=False)
   logits_BxLxV = logits_BxLxV.astype(jnp.float32)
   log_z_BxL, nll_BxL = _nll(logits_BxLxV, labels_BxL)
   types_BxLxC, logits_BxLxC = _earlier_logits(logits_BxLxV, context)
-  # Each type is there once, so its probabilities add up without counting any
-  # twice, and nothing of the vocabulary's size is needed.
+  # Each type occurs once in `earlier`, so no probability is added twice, and no
+  # array of the vocabulary's size is needed.
   p_BxLxC = jnp.exp(logits_BxLxC - log_z_BxL[..., None])
   known_BxL = jnp.where(context.earlier_BxLxC, p_BxLxC, 0.0).sum(axis=-1)
   is_label_BxLxC = types_BxLxC == labels_BxL[..., None]
@@ -139,11 +127,11 @@ def emo(
 
     D = 1 - <E_y, sum_v q_v E_v> = sum_v q_v (1 - <E_y, E_v>),  q = softmax(z)
 
-  E_v are the columns of the head at unit length, detached. In value it is l
-  itself; the gradient is half that of l, half that of D brought to the size of
-  l. Where D is 0 the second half vanishes: r divides by at least the 1e-10
-  that the published code adds. Source: arXiv:2310.04691. The published code
-  takes E from the model before fine-tuning, here it is the head of `context`.
+  E_v are the head's columns at unit length, detached. The published code takes
+  E from the model before fine-tuning instead. The value is l; the gradient is
+  half that of l and half that of D, scaled to the size of l. r divides by at
+  least 1e-10, which the published code adds to D: at D = 0 the second half
+  vanishes. Source: arXiv:2310.04691.
   """
   logits_BxLxV = logits_BxLxV.astype(jnp.float32)
   log_z_BxL, nll_BxL = _nll(logits_BxLxV, labels_BxL)
@@ -156,10 +144,10 @@ def emo(
 
 
 def _costs(head_DxV: Array, labels_BxL: Array) -> Array:
-  """1 - cosine of the columns of each label and each type, detached.
+  """Returns 1 - cosine of each label's and each type's column, detached.
 
-  Exactly 0 at the label and never negative, so that D of a prediction near
-  certainty is not the difference of two numbers near 1.
+  It is exactly 0 at the label and never negative. Near certainty D is then not
+  the difference of two numbers near 1.
   """
   head_DxV = stop_gradient(head_DxV).astype(jnp.float32)
   length_V = jnp.linalg.norm(head_DxV, axis=0)
@@ -174,7 +162,7 @@ def _costs(head_DxV: Array, labels_BxL: Array) -> Array:
 
 
 def _nll(logits_BxLxV: Array, labels_BxL: Array) -> tuple[Array, Array]:
-  """log Z and -log p(y) of fp32 logits."""
+  """Returns log Z and -log p(y) of fp32 logits."""
   log_z_BxL = jax.nn.logsumexp(logits_BxLxV, axis=-1)
   return log_z_BxL, log_z_BxL - label_logit(logits_BxLxV, labels_BxL)
 
@@ -182,7 +170,7 @@ def _nll(logits_BxLxV: Array, labels_BxL: Array) -> tuple[Array, Array]:
 def _earlier_logits(
   logits_BxLxV: Array, context: Context
 ) -> tuple[Array, Array]:
-  """Types and logits of the earlier targets; type 0 at all other places."""
+  """Returns types and logits of earlier targets; type 0 elsewhere."""
   labels_Bx1xC = context.labels_BxC[:, None].astype(jnp.int32)
   types_BxLxC = jnp.where(context.earlier_BxLxC, labels_Bx1xC, 0)
   return types_BxLxC, jnp.take_along_axis(logits_BxLxV, types_BxLxC, axis=-1)

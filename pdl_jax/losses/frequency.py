@@ -1,8 +1,7 @@
-"""How often each token type occurs, and proof of what was counted.
+"""Frequencies of token types, with a record of what was counted.
 
-A table belongs to one tokenizer and one split of one data set; weights made
-from another's would be silently wrong, so loading, merging and mixing check
-both.
+A table belongs to one tokenizer and one split of one data set. Weights from
+another table would be silently wrong: loading, merging and mixing check both.
 """
 
 import dataclasses
@@ -18,7 +17,7 @@ import numpy as np
 from pdl_jax.errors import ConfigError, DataError, one_of
 
 UNITS = ('count', 'probability')
-# Lists of ids that are counted at once.
+# Number of id lists counted at once.
 _LISTS = 1024
 _REBUILD = (
   'leave it out (loss.frequency_table, loss.background_table) and the run '
@@ -31,8 +30,8 @@ class FrequencyTable:
   """Counts of token types in the target tokens of one split.
 
   Attributes:
-    counts_V: of every type, specials too: int64 if counted, float64 if mixed.
-    tokenizer: fingerprint of the tokenizer that made the ids.
+    counts_V: of all types, specials too; int64 if counted, float64 if mixed.
+    tokenizer: fingerprint of the tokenizer.
     data: fingerprint of the data set and split, or of a mix.
     split: 'train'; a table counted on an evaluation split is refused.
   """
@@ -46,19 +45,19 @@ class FrequencyTable:
 
   @property
   def total(self) -> int:
-    """Tokens counted; of a mix, those of the task."""
+    """Number of counted tokens; for a mix, those of the task."""
     return round(self.counts_V.sum().item())
 
   @property
   def fingerprint(self) -> str:
-    """Hex SHA-256 of the counts and of everything that names them."""
+    """Hex SHA-256 of the counts and of the metadata."""
     meta = json.dumps(self._meta(), sort_keys=True).encode()
     kind = '<f8' if self.counts_V.dtype.kind == 'f' else '<i8'
     counts = np.ascontiguousarray(self.counts_V, kind).tobytes()
     return hashlib.sha256(meta + counts).hexdigest()
 
   def frequency(self, unit: str) -> np.ndarray:
-    """frequency_V as a 'count' or as a 'probability' (sums to 1), float64."""
+    """Returns frequency_V, float64: counts, or probabilities that sum to 1."""
     one_of('unit', unit, UNITS)
     if unit == 'count':
       return self.counts_V.astype(np.float64)
@@ -67,7 +66,7 @@ class FrequencyTable:
     return self.counts_V / self.total
 
   def save(self, path: Path) -> None:
-    """Writes the table; whole or not at all."""
+    """Writes the table atomically."""
     partial = path.with_suffix('.partial')
     with partial.open('wb') as file:
       np.savez_compressed(
@@ -83,7 +82,7 @@ class FrequencyTable:
 def count(
   token_lists: Iterable[Iterable[int]], vocab_size: int
 ) -> np.ndarray:
-  """Counts ids into counts_V, int64; streams, some lists at a time."""
+  """Counts ids into counts_V, int64; reads the lists as a stream."""
   counts_V, lists = np.zeros(vocab_size, np.int64), iter(token_lists)
   while group := list(islice(lists, _LISTS)):
     ids = np.fromiter(chain.from_iterable(group), np.int64)
@@ -101,7 +100,7 @@ def _check_ids(ids: np.ndarray, vocab_size: int) -> None:
 
 
 def merge(tables: Sequence[FrequencyTable]) -> FrequencyTable:
-  """The table of a split from the tables of its shards: counts add up."""
+  """Adds up the tables of a split's shards."""
   if not tables:
     raise ConfigError('there is no frequency table to merge')
   first = tables[0]
@@ -119,17 +118,17 @@ def merge(tables: Sequence[FrequencyTable]) -> FrequencyTable:
 def mix(
   task: FrequencyTable, background: FrequencyTable, weight: float
 ) -> FrequencyTable:
-  """The task's frequencies mixed with those of a background corpus.
+  """Mixes the task's frequencies with those of a background corpus.
 
       p(t)     = (1 - weight) p_task(t) + weight p_background(t)
       count(t) = p(t) * total_task
 
-  so that 'count' and an absolute epsilon keep the size that they have on the
-  task. arXiv:2505.16900 counts on the task and allows such a mix.
+  Counts and an absolute epsilon thus keep their size on the task.
+  arXiv:2505.16900 counts on the task and allows such a mix. Both tables must
+  come from training splits and one tokenizer.
 
   Args:
-    task, background: counted on training splits with one tokenizer.
-    weight: of the background, in [0, 1]; 0 gives the task's own table.
+    weight: share of the background, in [0, 1]; 0 returns the task's own table.
   """
   names = f'{_source(background)} into {_source(task)}'
   if not 0 <= weight <= 1:
@@ -171,24 +170,19 @@ def _check_same_tokenizer(a: FrequencyTable, b: FrequencyTable) -> None:
 def word_level(
   texts: Iterable[Iterable[tuple[str, Sequence[int]]]], vocab_size: int
 ) -> np.ndarray:
-  """How often the words occur that a piece is part of.
+  """Returns frequency_V, float64: how often the words containing a piece occur.
 
       freq(t) = exp(mean of log count(word(i)) over the occurrences i of t)
 
-  The geometric mean, because a power law of it is the geometric mean of the
+  With this geometric mean, a power law of freq(t) is the geometric mean of the
   weights of those words. A piece that is always a whole word has that word's
-  count; a piece that is never seen, such as end of turn, has 0.
+  count. A piece never seen, such as end of turn, has 0.
 
-  One pass; memory grows with the distinct words, not with their occurrences.
+  It takes one pass; memory grows with distinct words, not with occurrences.
 
   Args:
-    texts: the words of each text with the ids of their pieces, from
-      `Tokenizer.encode_words`; may be a generator over batches.
-    vocab_size: V of the model.
-
-  Returns:
-    frequency_V, float64, in occurrences of words. How often a piece itself
-    occurs is another number.
+    texts: words of each text with the ids of their pieces, from
+      `Tokenizer.encode_words`; may be a generator.
   """
   spellings = Counter(
     (word, tuple(ids)) for words in texts for word, ids in words
@@ -207,7 +201,7 @@ def word_level(
 
 
 def read(path: Path) -> FrequencyTable:
-  """Reads a table, of whatever tokenizer."""
+  """Reads a table, whatever its tokenizer."""
   if not path.is_file():
     raise DataError(f'there is no frequency table {path}; {_REBUILD}')
   table = None
@@ -218,8 +212,8 @@ def read(path: Path) -> FrequencyTable:
       )
     wrong = _wrong(table)
   except Exception as e:
-    # The file may hold anything: NumPy, zipfile, the decompressors and json
-    # raise most of what Python has, and each means that it is no table.
+    # For arbitrary files, NumPy, zipfile, decompressors and json raise almost
+    # any exception. Each means that this is not a table.
     wrong = type(e).__name__
   if table is None or wrong:
     raise DataError(
@@ -230,7 +224,7 @@ def read(path: Path) -> FrequencyTable:
 
 
 def _wrong(table: FrequencyTable) -> str:
-  """Says what no run would have written; '' for a good table."""
+  """Describes what is wrong with a table; '' if it is valid."""
   counts_V = np.asarray(table.counts_V)
   if counts_V.ndim != 1 or counts_V.dtype.kind not in 'iuf':
     return f'counts_V has shape {counts_V.shape} of {counts_V.dtype}'
@@ -251,8 +245,8 @@ def load(
   """Reads a table, which must fit the tokenizer (a fingerprint) and V.
 
   Raises:
-    DataError: it is unreadable, of another tokenizer or size, or counted on an
-      evaluation split; names both sides and how to rebuild it.
+    DataError: the table is unreadable, belongs to another tokenizer or size, or
+      was counted on an evaluation split.
   """
   table, rebuild = read(path), _REBUILD
   if table.tokenizer != tokenizer or table.counts_V.shape != (vocab_size,):
@@ -270,9 +264,9 @@ def load(
 
 
 def effective_sample_size(counts_V: np.ndarray, weights_V: np.ndarray) -> float:
-  """(sum w)**2 / sum w**2 over token occurrences, as a share of them.
+  """Returns (sum w)**2 / sum w**2 over token occurrences, as a share of them.
 
-  1 when all weights are equal; small when few tokens carry the loss.
+  It is 1 when all weights are equal, and small when few tokens carry the loss.
   """
   weighted = (counts_V * weights_V).sum()
   squared = (counts_V * np.square(weights_V)).sum()

@@ -1,4 +1,4 @@
-"""Output heads as a loss sees them: plain arrays, whatever they are made of."""
+"""Output heads as losses see them: plain arrays."""
 
 from functools import partial
 from typing import NamedTuple
@@ -15,7 +15,7 @@ from pdl_jax.mesh import constrain
 
 
 def along(x: Array, row: Array) -> Array:
-  """A row shaped so that it combines with x along its last axis."""
+  """Reshapes a row to broadcast along the last axis of x."""
   return row.reshape((1,) * (x.ndim - 1) + row.shape)
 
 
@@ -28,11 +28,8 @@ def _sum(bias_V: Array | None, other_V: Array | None) -> Array | None:
 class LinearHead(NamedTuple):
   """z_v = (h P) . W_v + b_v; with a soft cap c, c tanh((h P) . W_v / c) + b_v.
 
-  Attributes:
-    matrix_VxR: W, an output row for each type.
-    bias_V: b, or None.
-    projection_DxR: P, of a low-rank head; None: the hidden state itself.
-    softcap: c, or None.
+  W is `matrix_VxR`, with a row for each type. P is the projection of a low-rank
+  head; without one, W multiplies the hidden state itself.
   """
 
   matrix_VxR: Array
@@ -46,17 +43,17 @@ class LinearHead(NamedTuple):
     return self.matrix_VxR.shape[0]
 
   def with_bias(self, bias_V: Array | None) -> 'LinearHead':
-    """The same with something added to the logits of the types."""
+    """Returns the head with an added bias."""
     return self._replace(bias_V=_sum(self.bias_V, bias_V))
 
   def project(self, hidden: Array) -> Array:
-    """What the matrix is multiplied with, [..., R]."""
+    """Returns h P, [..., R], which the matrix multiplies."""
     if self.projection_DxR is None:
       return hidden
     return hidden @ self.projection_DxR.astype(hidden.dtype)
 
   def logits(self, hidden: Array) -> Array:
-    """[..., V], fp32."""
+    """Returns logits [..., V], fp32."""
     z = jnp.einsum(
       '...r,vr->...v', self.project(hidden),
       self.matrix_VxR.astype(hidden.dtype), preferred_element_type=jnp.float32,
@@ -66,7 +63,7 @@ class LinearHead(NamedTuple):
     return z if self.bias_V is None else z + along(z, self.bias_V)
 
   def rows(self) -> Array:
-    """The effective output matrix."""
+    """Returns the effective output matrix, [V, D]."""
     if self.projection_DxR is None:
       return self.matrix_VxR
     return self.matrix_VxR @ self.projection_DxR.T
@@ -75,15 +72,10 @@ class LinearHead(NamedTuple):
 class CodeHead(NamedTuple):
   """z_v = h . C[c(v)] + b_v: all types of a code share one row.
 
-  So p(v | h) = p(code | h) p(v | code), and the second factor does not depend
+  So p(v | h) = p(code | h) p(v | code), where the second factor does not depend
   on h: a class-based language model (Brown et al. 1992, Computational
-  Linguistics 18(4)). Everything a loss needs follows from the K logits of the
-  codes.
-
-  Attributes:
-    matrix_KxD: C, the codebook.
-    codes_V: c, int32 in [0, K), the code of each type.
-    bias_V: b, or None: types of a code tie.
+  Linguistics 18(4)). A loss needs only the K logits of the codes. The codes c
+  are int32 in [0, K). Without a bias, all types of a code tie.
   """
 
   matrix_KxD: Array
@@ -97,55 +89,56 @@ class CodeHead(NamedTuple):
 
   @property
   def columns(self) -> int:
-    """Logits that are computed for a token."""
+    """Number of logits computed per token."""
     return self.matrix_KxD.shape[0]
 
   def with_bias(self, bias_V: Array | None) -> 'CodeHead':
-    """The same with something added to the logits of the types."""
+    """Returns the head with an added bias."""
     return self._replace(bias_V=_sum(self.bias_V, bias_V))
 
   def code_logits(self, hidden: Array) -> Array:
-    """h . C, [..., K], fp32."""
+    """Returns h . C, [..., K], fp32."""
     return jnp.einsum(
       '...d,kd->...k', hidden, self.matrix_KxD.astype(hidden.dtype),
       preferred_element_type=jnp.float32,
     )  # fmt: skip
 
   def logits(self, hidden: Array) -> Array:
-    """[..., V], fp32; of use where every type has to be looked at."""
+    """Returns logits [..., V], fp32, for callers that need every type."""
     z = jnp.take(self.code_logits(hidden), self.codes_V, axis=-1)
     return z if self.bias_V is None else z + along(z, self.bias_V)
 
   def rows(self) -> Array:
-    """The effective output matrix."""
+    """Returns the effective output matrix, [V, D]."""
     return self.matrix_KxD[self.codes_V]
 
   def tables(self, temperature: float = 1.0) -> 'CodeTables':
-    """What `stats` needs besides, computed once for all tokens."""
+    """Returns what `stats` needs besides, computed once for all tokens."""
     return code_tables(self, temperature)
 
   def stats(
     self, tables: 'CodeTables', hidden: Array, labels: Array, temperature: float
   ) -> TokenStats:
-    """`TokenStats` of tokens, each of the shape of the labels."""
+    """Returns `TokenStats` in the labels' shape."""
     logits = self.code_logits(hidden)
     return code_stats(self, tables, logits, labels, temperature)
 
   def nll(self, hidden: Array, labels: Array) -> Array:
-    """-log p of each label, in nats."""
+    """Returns -log p of each label, in nats."""
     return self.stats(self.tables(), hidden, labels, 1.0).nll
 
 
 class AdaptiveHead(NamedTuple):
-  """log p by clusters of types: adaptive softmax (arXiv:1609.04309).
+  """Adaptive softmax: log p by clusters of types (arXiv:1609.04309).
 
-  log p(v) = log p(v among the common types and the clusters), and for a type
-  of a cluster log p(cluster) + log p(v | cluster), each by a head of its own.
+  The first head gives log p of the common types and of the clusters. A type of
+  a cluster has log p(cluster) + log p(v | cluster), the latter from the
+  cluster's own head.
 
   Attributes:
-    first_HxD: rows of the common types, then one of each cluster.
-    clusters: low-rank heads, the rarer the types the lower the rank.
-    places_V: place of each type: the common ones, then cluster by cluster.
+    first_HxD: rows of the common types, then one row per cluster.
+    clusters: low-rank heads; the rarer the types, the lower the rank.
+    places_V: place of each type: common types first, then cluster by cluster.
     bias_V: added to log p, or None.
   """
 
@@ -161,19 +154,19 @@ class AdaptiveHead(NamedTuple):
 
   @property
   def columns(self) -> int:
-    """Logits that are computed for a token."""
+    """Number of logits computed per token."""
     return self.vocab_size
 
   def with_bias(self, bias_V: Array | None) -> 'AdaptiveHead':
-    """The same with something added to log p of the types."""
+    """Returns the head with an added bias on log p."""
     return self._replace(bias_V=_sum(self.bias_V, bias_V))
 
   def logits(self, hidden: Array) -> Array:
-    """log p of each type, plus its bias, [..., V], fp32."""
+    """Returns log p of each type plus its bias, [..., V], fp32."""
     return jnp.take(self.placed_logits(hidden), self.places_V, axis=-1)
 
   def placed_logits(self, hidden: Array) -> Array:
-    """The same in the order of places: no look-up, whose gradient is slow."""
+    """As `logits`, in the order of places: a look-up has a slow gradient."""
     first = jax.nn.log_softmax(LinearHead(self.first_HxD).logits(hidden))
     common = first.shape[-1] - len(self.clusters)
     parts = [first[..., :common]]
@@ -186,28 +179,28 @@ class AdaptiveHead(NamedTuple):
     return z + along(z, self.bias_V[jnp.argsort(self.places_V)])
 
   def rows(self) -> Array:
-    """Refuses: a row within a cluster is of no use to a loss."""
+    """Raises ConfigError: a row within a cluster is useless to a loss."""
     raise ConfigError(
       'losses on all logits need an output row for each type, and model.head '
       'adaptive has none'
     )
 
   def tables(self, temperature: float = 1.0) -> None:
-    """Nothing: `stats` needs no more."""
+    """Returns None: `stats` needs nothing else."""
     del temperature
 
   def stats(
     self, tables: None, hidden: Array, labels: Array, temperature: float
   ) -> TokenStats:
-    """`TokenStats` of tokens, each of the shape of the labels."""
+    """Returns `TokenStats` in the labels' shape."""
     del tables
     logits = constrain(self.placed_logits(hidden), 'batch', 'length', 'vocab')
     return logit_stats(logits, self.places_V[labels], temperature)
 
   def nll(self, hidden: Array, labels: Array) -> Array:
-    """-log p of each label, in nats.
+    """Returns -log p of each label in nats, for one sequence at a time.
 
-    A sequence at a time: its logits are as wide as the vocabulary.
+    A sequence's logits are as wide as the vocabulary.
     """
 
     def row(pair: tuple[Array, Array]) -> Array:
@@ -220,14 +213,14 @@ Head = LinearHead | CodeHead | AdaptiveHead
 
 
 class CodeTables(NamedTuple):
-  """Sums over the types of each code, [K]; all fp32 except tokens_K.
+  """Sums over the types of each code, [K]; fp32 except tokens_K.
 
   Attributes:
     size_K: number of types.
-    log_mass_K: log sum_i exp(b_i / T) over the types; -inf if there is none.
-    mean_K: mean of b under exp(b / T); 0 if there is none.
-    top_K: largest b; -inf if there is none.
-    tokens_K: the first type with that b; V if there is none.
+    log_mass_K: log sum_i exp(b_i / T); -inf for an empty code.
+    mean_K: mean of b under exp(b / T); 0 for an empty code.
+    top_K: largest b; -inf for an empty code.
+    tokens_K: first type with that b; V for an empty code.
   """
 
   size_K: Array
@@ -238,7 +231,7 @@ class CodeTables(NamedTuple):
 
 
 def code_tables(head: CodeHead, temperature: float = 1.0) -> CodeTables:
-  """Sums over the types of each code: of size V once, not once per token."""
+  """Sums over the types of each code: O(V) once, not once per token."""
   codes_V, count = head.codes_V, head.matrix_KxD.shape[0]
   vocab = head.vocab_size
   bias_V = jnp.zeros(vocab) if head.bias_V is None else head.bias_V
@@ -250,7 +243,7 @@ def code_tables(head: CodeHead, temperature: float = 1.0) -> CodeTables:
   size_K = add(jnp.ones(vocab))
   top_K = jax.ops.segment_max(stop_gradient(bias_V), codes_V, count)
   full_K = size_K > 0
-  # Within a code nothing overflows; an empty one must not make a NaN.
+  # Relative to the code's top nothing overflows. Empty codes must not give NaN.
   base_K = jnp.where(full_K, top_K, 0.0)
   share_V = jnp.exp((bias_V - base_K[codes_V]) / temperature)
   mass_K = jnp.where(full_K, add(share_V), 1.0)
@@ -273,9 +266,9 @@ def code_stats(
   labels: Array,
   temperature: float = 1.0,
 ) -> TokenStats:
-  """`TokenStats` over the V types from the logits of the K codes, [..., K].
+  """Returns `TokenStats` over the V types, from the K code logits [..., K].
 
-  Average and largest logit are those of all V types, ties to the first type.
+  Average and largest logit are those of all V types; ties go to the first type.
   """
   code_logits = constrain_codes(code_logits)
   row = partial(along, code_logits)
@@ -299,7 +292,7 @@ def code_stats(
 def logit_stats(
   logits: Array, labels: Array, temperature: float = 1.0
 ) -> TokenStats:
-  """`TokenStats` from fp32 logits [..., V] of a head without a matrix."""
+  """Returns `TokenStats` from fp32 logits [..., V]."""
   log_z = jax.nn.logsumexp(logits / temperature, axis=-1)
   fixed = stop_gradient(logits)
   q = jnp.exp(fixed / temperature - stop_gradient(log_z)[..., None])
@@ -310,7 +303,7 @@ def logit_stats(
 
 
 def constrain_codes(code_logits: Array) -> Array:
-  """Splits the codes over the mesh; of a sequence of states only."""
+  """Splits code logits of sequences over the mesh; leaves others alone."""
   if code_logits.ndim != 3:
     return code_logits
   return constrain(code_logits, 'batch', 'length', 'codes')

@@ -1,4 +1,4 @@
-"""A loss with its settings, applied to any output head."""
+"""Applies a loss with its settings to any output head."""
 
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -19,25 +19,14 @@ from pdl_jax.mesh import constrain
 
 
 class LossTables(NamedTuple):
-  """What a loss knows of the types: arrays, so that a step can be given others.
-
-  Attributes:
-    weights_V: of each type; ones is cross-entropy.
-    bias_V: added to the logits, or None.
-  """
+  """Weights of the types, and a bias of the logits; arguments of each step."""
 
   weights_V: Array
   bias_V: Array | None = None
 
 
 class Loss(NamedTuple):
-  """A loss with its settings, as a step is compiled for it.
-
-  Attributes:
-    spec: from LOSSES.
-    settings: of its terms or of its part on logits, Python numbers.
-    reduction: what the sum is divided by, see `reduce.denominator`.
-  """
+  """A loss with its settings, Python numbers that a step is compiled for."""
 
   spec: LossSpec
   settings: Mapping[str, Any]
@@ -51,11 +40,10 @@ class Loss(NamedTuple):
     tables: LossTables,
     where_BxL: Array,
   ) -> tuple[Sums, Sums]:
-    """Weighted Sums of a head's loss, and plain ones to be watched.
+    """Returns weighted Sums of a head's loss, and plain ones for monitoring.
 
-    A linear head takes the fused path, others the chunked one. The first
-    numerator is differentiable in hidden and in the head. See
-    `fused.api.linear_loss_sums`; rows are sequences of targets.
+    A linear head takes the fused path, other heads the chunked one. Rows are
+    sequences of targets. See `fused.api.linear_loss_sums`.
     """
     tokens = labels_BxL, tables.weights_V, where_BxL
     biased = head.with_bias(tables.bias_V)
@@ -83,11 +71,7 @@ class Loss(NamedTuple):
     return Sums(weighted.num, den), plain
 
   def check(self) -> None:
-    """Refuses settings out of range, by evaluating the loss of two tokens.
-
-    Raises:
-      ConfigError: naming the setting.
-    """
+    """Refuses settings out of range, by evaluating the loss on two tokens."""
     ones = jnp.ones((1, 2))
     if self.spec.on_logits is None:
       self._terms(TokenStats(ones, ones, ones, ones, ones), ones, ())
@@ -121,7 +105,6 @@ class Loss(NamedTuple):
     weight: Array,
     row: tuple[Array, Array],
   ) -> tuple[LossTerms, Array]:
-    """Terms and nll of a chunk of positions, from all its logits."""
     assert self.spec.on_logits is not None
     labels_BxC, earlier = row
     context = dense_losses.Context(labels_BxC, earlier, head.rows().T)
@@ -134,7 +117,6 @@ class Loss(NamedTuple):
   def _of_head(
     self, made: Any, hidden: Array, labels: Array, weight: Array, _: Any
   ) -> tuple[LossTerms, Array]:
-    """Terms and nll of a chunk of positions, from the head's statistics."""
     head, tables = made
     stats = head.stats(tables, hidden, labels, self._temperature)
     nll = stats.log_z - stats.label / self._temperature
@@ -144,7 +126,7 @@ class Loss(NamedTuple):
 def head_nll(
   head: Head, hidden: Array, labels: Array, where: Array
 ) -> Array:
-  """-log p of each label, in nats, of the shape of the labels; 0 if masked."""
+  """Returns -log p of each label in nats, [...]; 0 where masked."""
   if isinstance(head, LinearHead):
     return linear_token_stats(
       hidden, head, labels, where=where, wants=(), ignore_index=None

@@ -1,10 +1,10 @@
-"""Power-Law Decay Loss: cross-entropy that gives rare tokens more say.
+"""Power-Law Decay Loss: cross-entropy that gives rare tokens more weight.
 
     w(t) = 1 / (freq(t) + epsilon) ** alpha
     PDL  = - sum_k w(y_k) log P(y_k | y_<k, x)
 
 Source: arXiv:2505.16900. The paper leaves open whether freq is a count or a
-probability, what an unseen type weighs and how the sum is normalised; here
+probability, what an unseen type weighs, and how the sum is normalised. Here
 each is an argument.
 """
 
@@ -28,7 +28,7 @@ from pdl_jax.losses.renamed import renamed
 
 UNSEEN = ('formula', 'min_count', 'neutral')
 NORMALIZE = ('corpus_mean', 'none')
-# Names of version 0.1, which warn.
+# Names of version 0.1 -> current names.
 _FORMERLY = {'paper': 'formula', 'as_once': 'min_count'}
 EPSILON_POLICIES = ('absolute', 'times_median')
 
@@ -53,42 +53,41 @@ def power_law_weights(
   epsilon_policy: str = 'absolute',
   mass_V: Array | np.ndarray | None = None,
 ) -> Array:
-  """Weight of each token type, w(t) = 1 / (freq(t) + epsilon) ** alpha.
+  """Returns the weight of each type, w(t) = 1 / (freq(t) + epsilon) ** alpha.
 
   Args:
-    frequency_V: how often each type occurs; counts or probabilities. An
-      absolute epsilon is in the same unit: at alpha 1 and epsilon 1e-7 an
-      unseen type weighs 1e7 times a once-seen one on counts, 11 times on the
-      probabilities of a million-token corpus.
-    alpha: decay exponent, >= 0. 0 is cross-entropy, bit for bit; 1 gives every
-      type the same total weight. May be traced: a schedule does not recompile,
+    frequency_V: counts or probabilities of the types. An absolute epsilon has
+      the same unit: at alpha 1 and epsilon 1e-7 an unseen type weighs 1e7 times
+      a once-seen one on counts, 11 times on the probabilities of a
+      million-token corpus.
+    alpha: decay exponent, >= 0. 0 is cross-entropy, bit for bit; 1 gives all
+      types the same total weight. May be traced: a schedule does not recompile,
       and the derivative at 0 is that of the formula.
     epsilon: smoothing constant, >= 0; may be traced. At a traced 0 under
       'formula' unseen types weigh inf (or `clip`), without a derivative.
-    clip: the largest weight, >= 1; None: no limit. Under 'corpus_mean' it is
-      a ratio to the mean, which stays 1: what the heaviest types lose the
-      others gain.
-    normalize: 'corpus_mean' scales the weights to an average of 1 over the
-      token occurrences of the corpus, which keeps the meaning of the learning
-      rate; 'none' is the paper's formula.
+    clip: largest weight, >= 1; None sets no limit. Under 'corpus_mean' it is a
+      ratio to the mean, which stays 1: the other types gain what the heaviest
+      lose.
+    normalize: 'corpus_mean' scales the weights to a mean of 1 over the token
+      occurrences of the corpus, which keeps the meaning of the learning rate;
+      'none' is the paper's formula.
     special_ids: types with weight exactly 1 (end of turn, padding, specials),
       left out of the mean.
-    unseen: weight of a type with frequency 0: 'formula' applies the formula,
-      'min_count' gives it the frequency of the rarest type seen, 'neutral'
-      weight 1.
+    unseen: how a type with frequency 0 is weighted: by the 'formula', with the
+      frequency of the rarest type seen ('min_count'), or with 1 ('neutral').
     epsilon_policy: 'absolute' adds epsilon itself; 'times_median' adds epsilon
-      times the median frequency of the types that are seen and not neutral
-      (times 1 if there are none), which means the same in counts and in
-      probabilities and on a corpus of any size.
-    mass_V: token occurrences over which 'corpus_mean' is taken, where they are
-      not frequency_V: for a mixed or a word-level frequency.
+      times the median frequency of seen non-special types (or times 1 without
+      any). The latter means the same in counts and in probabilities, and for
+      any corpus size.
+    mass_V: token occurrences for 'corpus_mean', if they differ from
+      frequency_V: for a mixed or a word-level frequency.
 
   Returns:
     weights_V, fp32.
 
   Raises:
-    ConfigError: for a number out of range, special ids outside [0, V), epsilon
-      0 with unseen types under 'formula', and weights that overflow.
+    ConfigError: a number out of range, special ids outside [0, V), epsilon 0
+      with unseen types under 'formula', or weights that overflow.
   """
   check_number('alpha', alpha)
   check_number('epsilon', epsilon)
@@ -119,8 +118,8 @@ def power_law_weights(
     rarest = base_V[seen_V].min() if seen_V.any() else 1.0
     base_V = np.where(seen_V, base_V, rarest)
   smoothed_V = jnp.asarray(base_V, jnp.float32) + smoothing
-  # Of frequency and epsilon 0 the weight is infinite. It is put in where no
-  # derivative runs through it, which would make a NaN of those of all types.
+  # At frequency 0 and epsilon 0 the weight is infinite. It is inserted where no
+  # derivative flows, since that would make all derivatives NaN.
   pole_V = smoothed_V == 0
   power_V = jnp.exp(-alpha * jnp.log(jnp.where(pole_V, 1.0, smoothed_V)))
   weights_V = power_V
@@ -131,8 +130,8 @@ def power_law_weights(
     weights_V = jnp.minimum(weights_V, clip)
   fixed_V = special_V | (~seen_V if unseen == 'neutral' else False)
   weights_V = jnp.where(fixed_V, 1.0, weights_V)
-  # Exactly one, whatever the rounding of the mean: alpha 0 is cross-entropy.
-  # The difference is 0, and has the derivative of the formula.
+  # At alpha 0 the weight is exactly 1, whatever the rounding of the mean. The
+  # difference is 0 and has the derivative of the formula.
   one_V = 1.0 + (weights_V - lax.stop_gradient(weights_V))
   is_zero = jnp.asarray(alpha) == 0
   weights_V = jnp.where(is_zero, one_V, weights_V)
@@ -144,14 +143,14 @@ def power_law_weights(
 
 
 def _scale(raw_V: Array, mass_V: Array, clip: float | None) -> Array:
-  """The s for which min(s * raw, clip) has mean 1 over token occurrences.
+  """Returns the s for which min(s * raw, clip) has mean 1 over occurrences.
 
   With the k heaviest types at the clip, s is (total - clip * their mass) over
-  the weighted mass of the others. Each k bounds s from below and the right one
-  attains it, so s is the largest of these.
+  the weighted mass of the others. Each k bounds s from below and the right k
+  attains the bound, so s is the largest bound.
   """
   total = mass_V.sum()
-  # An unseen type may have an infinite weight here, and 0 * inf is NaN.
+  # An unseen type may have infinite weight here, and 0 * inf is NaN.
   weighted_V = jnp.where(mass_V > 0, mass_V * raw_V, 0.0)
   if clip is None:
     scale = total / weighted_V.sum()
@@ -165,7 +164,7 @@ def _scale(raw_V: Array, mass_V: Array, clip: float | None) -> Array:
 
 
 def _median(counted: np.ndarray) -> float:
-  """The median, or 1 of nothing; a Python float leaves dtypes alone."""
+  """Returns the median, 1 for no types; a Python float leaves dtypes alone."""
   return float(np.median(counted)) if counted.size else 1.0
 
 

@@ -1,4 +1,4 @@
-"""From per-token terms to a number: the only place that divides."""
+"""Reduces per-token terms to a number; only this module divides."""
 
 import jax.numpy as jnp
 from jax import Array
@@ -11,11 +11,11 @@ REDUCTIONS = ('weighted_mean', 'token_mean', 'sum')
 
 
 def denominator(weight: Array, where: Array, reduction: str) -> Array:
-  """What a reduction divides by, an fp32 scalar, over tokens that count.
+  """Returns the denominator of a reduction over tokens that count, fp32 scalar.
 
-  The sum of weights under 'weighted_mean', the number of tokens under
-  'token_mean', and zero, which `divide` leaves alone, under 'sum' (the form
-  printed in arXiv:2505.16900).
+  It is the sum of weights ('weighted_mean'), the number of tokens
+  ('token_mean'), or zero ('sum', the form printed in arXiv:2505.16900), which
+  `divide` leaves alone.
   """
   one_of('reduction', reduction, REDUCTIONS)
   check_mask(where)
@@ -30,9 +30,9 @@ def sums(
   where: Array | None = None,
   reduction: str = 'weighted_mean',
 ) -> Sums:
-  """Numerator and denominator of a reduction, fp32 scalars.
+  """Returns numerator and denominator of a reduction, fp32 scalars.
 
-  What stands where `where` is False reaches neither, even as NaN.
+  Values where `where` is False reach neither, even NaN.
   """
   loss = terms.loss_BxL.astype(jnp.float32)
   if where is None:
@@ -42,10 +42,10 @@ def sums(
 
 
 def divide(total: Sums) -> Array:
-  """num / den; num itself where the denominator is zero.
+  """Returns num / den, or num where the denominator is zero.
 
-  A denominator of zero means that nothing was there to be averaged (num is
-  zero too) or that the reduction is a sum. Gradients stay finite either way.
+  A zero denominator means that no token counts (num is zero too) or that the
+  reduction is a sum. Gradients stay finite either way.
   """
   counted = total.den > 0
   return total.num / jnp.where(counted, total.den, 1.0)

@@ -1,7 +1,7 @@
-"""The register of losses: what one is made of, and the decorator that adds it.
+"""Registry of losses: what a loss consists of, and the decorator that adds one.
 
-A loss is one function. Its keyword-only arguments with defaults are its config
-keys, loss.NAME.KEY. The names of its other arguments say of what form it is,
+A loss is one function. Its keyword-only arguments with defaults become the
+config keys loss.NAME.KEY. The names of its other arguments determine its form,
 see `register`.
 """
 
@@ -18,13 +18,12 @@ from pdl_jax.losses.core import LossTerms, StatsLoss
 
 Function = TypeVar('Function', bound=Callable[..., Any])
 
-# Keys below `loss` that losses with a weight per type read, losses with any
-# table, and losses whose terms are those of cross-entropy.
+# Keys below `loss` that are read by losses with a weight per type (SCHEDULE),
+# with any table (TABLE), and with the terms of cross-entropy (PLAIN).
 SCHEDULE = ('schedule', 'schedule_start', 'schedule_steps')
 TABLE = ('frequency_table', 'background_table', 'background_weight')
 PLAIN = ('label_smoothing', 'z_loss')
-# Names of positional arguments, without their shapes, and the field of
-# LossSpec that such a function is.
+# Positional arguments, without shape suffixes -> field of LossSpec.
 _FORMS = {
   ('frequency',): 'weights',
   ('stats', 'weight'): 'terms',
@@ -33,20 +32,20 @@ _FORMS = {
 
 
 class LossSpec(NamedTuple):
-  """A loss the main job can train with: one function of four forms, or none.
+  """A loss that the main job can train with; at most one function is set.
 
   Attributes:
-    keys: its keys directly below `loss`, in place of loss.NAME.*.
-    weights: (frequency_V, *, special_ids, **settings) -> weights_V, finite for
-      every type: those never counted have frequency 0. A mean of 1 over token
-      occurrences keeps the meaning of the learning rate. None: ones.
+    keys: keys directly below `loss` that it reads instead of loss.NAME.*.
+    weights: (frequency_V, *, special_ids, **settings) -> weights_V, finite even
+      at frequency 0. A mean of 1 over token occurrences keeps the meaning of
+      the learning rate. None means ones.
     bias: (frequency_V, **settings) -> bias_V, added to the logits in training.
-    terms: (stats, weight, **settings) -> LossTerms; None: cross-entropy.
-    wants: which of `fused.api.STATS` the terms read.
-    temperature: name of the setting that is T of the softmax; '': T is 1.
+    terms: (stats, weight, **settings) -> LossTerms; None means cross-entropy.
+    wants: the `fused.api.STATS` that the terms read.
+    temperature: name of the setting that is T of the softmax; '' means T = 1.
     on_logits: (logits, labels, context, weight, **settings) -> LossTerms, in
       place of terms, for a loss that needs all logits of a token.
-    file: of a loss of a user's own; None of those in this library.
+    file: source of a user's own loss; None for the library's losses.
   """
 
   keys: tuple[str, ...] = ()
@@ -60,12 +59,12 @@ class LossSpec(NamedTuple):
 
   @property
   def function(self) -> Callable[..., Any] | None:
-    """The one function; cross-entropy has none."""
+    """The function of the loss; None for cross-entropy."""
     return self.weights or self.bias or self.terms or self.on_logits
 
   @property
   def settings(self) -> dict[str, Any]:
-    """Keys of its own group, with their defaults."""
+    """The keys below loss.NAME with their defaults."""
     if self.function is None or self.keys:
       return {}
     return {
@@ -76,7 +75,7 @@ class LossSpec(NamedTuple):
 
   @property
   def read(self) -> tuple[str, ...]:
-    """Every key directly below `loss` that changes a run with this loss."""
+    """The keys directly below `loss` that affect a run with this loss."""
     by_weight = self.weights is not None
     plain = self.terms is None and self.on_logits is None
     return (
@@ -98,19 +97,18 @@ def register(
   wants: tuple[str, ...] = (),
   temperature: str = '',
 ) -> Callable[[Function], Function]:
-  """Adds the function below as a loss, by the names of its arguments.
+  """Registers the decorated function as a loss; its arguments give its form.
 
     (frequency_V, *, special_ids, ...)              a weight per token type
     (stats, weight, *, ...)                         terms of `TokenStats`
     (logits, labels, context, weight, *, ...)       terms of all logits
 
   Args:
-    name: for loss.name.
-    form: 'bias' for (frequency_V, *, ...) -> what is added to the logits.
+    form: 'bias' for (frequency_V, *, ...) -> bias_V, added to the logits.
     keys, wants, temperature: see `LossSpec`.
 
   Raises:
-    ConfigError: a name that is taken, or arguments of no form.
+    ConfigError: the name is taken, or the arguments match no form.
   """
 
   def add(function: Function) -> Function:
@@ -123,7 +121,7 @@ def register(
           f'loss {name}: the default of {key} must be a number, a text, or '
           f'True or False, got {default!r}'
         )
-    # A config file that holds its loss is run again by a sweep.
+    # A sweep runs a config file again, with the loss that it defines.
     if name in LOSSES and (made.file is None or made.file != LOSSES[name].file):
       raise ConfigError(f'two losses are called {name!r}; rename one')
     LOSSES[name] = made

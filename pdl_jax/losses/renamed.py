@@ -1,4 +1,4 @@
-"""Argument names of version 0.1 that still work, with a warning."""
+"""Accepts argument names of version 0.1, with a warning."""
 
 import dataclasses
 import functools
@@ -12,11 +12,11 @@ R = TypeVar('R')
 
 
 def renamed(**names: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
-  """Old keyword arguments keep working, with a DeprecationWarning.
+  """Accepts old keyword arguments, with a DeprecationWarning.
 
   Args:
-    names: OLD=NEW; or OLD='ARGUMENT.FIELD', of a dataclass that is an argument
-      with a default.
+    names: OLD=NEW, or OLD='ARGUMENT.FIELD' for a field of a dataclass argument
+      that has a default.
   """
 
   def decorate(function: Callable[P, R]) -> Callable[P, R]:

@@ -1,4 +1,4 @@
-"""When the weights set in: a factor for alpha that follows the step."""
+"""Schedules for alpha: a factor that depends on the training step."""
 
 import jax.numpy as jnp
 from jax import Array
@@ -13,7 +13,7 @@ _RAMPS = ('warmup', 'anneal')
 def decay_factor(
   step: Array | int, *, kind: str, start: int, steps: int
 ) -> Array:
-  """Share of alpha that holds at a step: alpha(step) = alpha * factor(step).
+  """Returns factor(step) in [0, 1], fp32: alpha(step) = alpha * factor(step).
 
       ramp(step) = min(max((step - start) / steps, 0), 1)
 
@@ -22,18 +22,10 @@ def decay_factor(
       anneal               1 - ramp(step)
       cross_entropy_first  1 if step >= start else 0
 
-  A factor of 0 is exactly 0, where `power_law_weights` gives weights of exactly
-  one: 'warmup' and 'cross_entropy_first' begin as cross-entropy, 'anneal' ends
-  as it. With a traced step one compiled program serves every step.
-
-  Args:
-    step: of training, an integer >= 0; may be traced.
-    kind: one of SCHEDULES.
-    start: step at which the change begins, >= 0.
-    steps: length of the ramp, >= 1 for 'warmup' and 'anneal', else unread.
-
-  Returns:
-    factor in [0, 1], a scalar in fp32.
+  A factor of exactly 0 makes all `power_law_weights` exactly 1. So 'warmup'
+  and 'cross_entropy_first' begin as cross-entropy, and 'anneal' ends as it.
+  `step` may be traced: one compiled program serves every step. Ramps need
+  `steps` >= 1; other schedules do not read it.
   """
   check_number('step', step)
   check_schedule(kind, start, steps)
@@ -47,7 +39,7 @@ def decay_factor(
 
 
 def check_schedule(kind: str, start: int, steps: int) -> None:
-  """Refuses a schedule that `decay_factor` does; starts no backend."""
+  """Refuses what `decay_factor` refuses, without starting a JAX backend."""
   one_of('schedule', kind, SCHEDULES)
   check_number('start', start)
   check_number('steps', steps)

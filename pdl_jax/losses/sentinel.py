@@ -1,11 +1,11 @@
-"""Whether what JAX compiles here computes right: looked at before a run trains.
+"""Checks, before a run trains, that code compiled by JAX computes correctly.
 
-XLA's CPU backend gives some reductions to YNNPACK, and in jaxlib 0.10.2 and
-0.12.0.1 gets wrong numbers from it in silence, up to NaN (jax #39103,
-tensorflow #126812). `process.XLA_FLAG` takes reductions from YNNPACK; every
-process of this project sets it. Wrong kernels of accelerators are known too
-(jax #39486, #40633). So nothing is taken on trust: known patterns and the loss
-itself are compiled and compared with fp64.
+XLA's CPU backend gives some reductions to YNNPACK, which computes them wrongly
+and without an error, up to NaN, in jaxlib 0.10.2 and 0.12.0.1 (jax #39103,
+tensorflow #126812). Every process of this project sets `process.XLA_FLAG`,
+which takes reductions from YNNPACK. Accelerators have had wrong kernels too
+(jax #39486, #40633). So known patterns and the loss itself are compiled and
+compared with fp64.
 """
 
 import os
@@ -27,17 +27,17 @@ from pdl_jax.losses.heads import LinearHead
 from pdl_jax.losses.token_losses import cross_entropy_terms
 from pdl_jax.process import XLA_FLAG
 
-# Of the largest value. Inputs are short in binary, so that products of them
-# are exact in bfloat16 passes too, to which accelerators round.
+# Relative to the largest value. Inputs have few binary digits, so that their
+# products stay exact in the bfloat16 passes of accelerators.
 _TOLERANCE = {'cpu': 1e-4}
 _ROUNDED = 1e-2
-# One of the patterns gives another number at each call.
+# One of the patterns gives a different number at each call.
 _CALLS = 20
 _B, _L, _D, _V = 2, 16, 32, 300
 
 
 class _Case(NamedTuple):
-  """What was compiled, and its value by hand in fp64."""
+  """A compiled result, and its true value in fp64."""
 
   name: str
   found: Any
@@ -45,20 +45,20 @@ class _Case(NamedTuple):
 
 
 def check_backend(loss: Loss | None = None) -> str:
-  """Compares what JAX compiles for its default device with fp64 by hand.
+  """Compares results compiled for JAX's default device with NumPy in fp64.
 
-  Importing pdl_jax sets no flag of XLA: a process of your own that computes on
-  CPUs sets, before JAX starts,
+  Importing pdl_jax sets no XLA flag. Your own process that computes on CPUs
+  must set, before JAX starts,
   XLA_FLAGS=--xla_cpu_experimental_ynn_fusion_type=-reduce
 
   Args:
-    loss: whose value and gradients are compared; None: `linear_pdl_loss`.
+    loss: its value and gradients are compared; None takes `linear_pdl_loss`.
 
   Returns:
     one line for the terminal.
 
   Raises:
-    HostError: something differs beyond rounding.
+    HostError: a result differs by more than rounding.
   """
   backend = jax.default_backend()
   tolerance = _TOLERANCE.get(backend, _ROUNDED)
@@ -79,7 +79,6 @@ def check_backend(loss: Loss | None = None) -> str:
 
 
 def _difference(case: _Case) -> float:
-  """The largest difference, as a share of the largest true value."""
   truth = np.asarray(case.truth, np.float64)
   gap = np.abs(np.asarray(case.found, np.float64) - truth).max()
   error = float(gap / max(np.abs(truth).max(), 1e-30))
@@ -92,7 +91,7 @@ def _cases(loss: Loss) -> Iterator[_Case]:
 
 
 def _reductions() -> Iterator[_Case]:
-  """The patterns that XLA is known to have compiled to wrong numbers."""
+  """Yields the patterns that XLA is known to compile wrongly."""
   rows = np.arange(32_769, dtype=np.float32)
   points = np.stack([rows, 0 * rows, 0 * rows], 1)
   draw = np.random.default_rng(0)
@@ -108,7 +107,7 @@ def _reductions() -> Iterator[_Case]:
       jnp.broadcast_to(ones, (2, 1024, 1024)).sum(),
     ]
 
-  # One program, for compiling takes longer than computing.
+  # One program, because compiling takes longer than computing.
   compiled = jax.jit(patterns)
   found = [compiled(points, e, np.float32(0.75), ones) for _ in range(_CALLS)]
   truth = e.astype(np.float64)
@@ -130,7 +129,7 @@ def _reductions() -> Iterator[_Case]:
 
 
 def _loss(loss: Loss) -> Iterator[_Case]:
-  """Value, denominator and gradients of a loss on a linear head."""
+  """Yields value, denominator and gradients of a loss on a linear head."""
   draw = np.random.default_rng(1)
 
   def short(*shape: int) -> np.ndarray:
@@ -138,7 +137,7 @@ def _loss(loss: Loss) -> Iterator[_Case]:
 
   hidden_BxLxD, rows_VxD, bias_V = short(_B, _L, _D), short(_V, _D), short(_V)
   weights_V = draw.integers(1, 33, _V).astype(np.float32) / 16
-  # Some types come twice in a row of targets.
+  # Some types occur twice in a row of targets.
   labels_BxL = draw.integers(0, _V, (_B, _L)).astype(np.int32)
   labels_BxL[:, 3:6] = labels_BxL[:, :3]
   where_BxL = draw.random((_B, _L)) < 0.8
@@ -180,11 +179,11 @@ def _by_hand(
   weight: np.ndarray,
   where: np.ndarray,
 ) -> tuple[Sums, np.ndarray]:
-  """Sums of the loss, and the gradient of the first by the logits z.
+  """Returns Sums of the loss, and the gradient of the first by the logits z.
 
-  What is of the vocabulary's size is summed here, in fp64; JAX computes only
-  what the loss makes of a token's few numbers. A loss on all logits is given
-  them whole, as no training step does.
+  Sums over the vocabulary are done here in fp64; JAX computes only the terms
+  from each token's statistics. A loss on all logits gets them whole, which no
+  training step does.
   """
   spec, weight = loss.spec, weight.astype(np.float32)
   on_logits = spec.on_logits
@@ -214,7 +213,7 @@ def _by_hand(
 def _of_tokens(
   terms: Callable[..., LossTerms], *numbers: np.ndarray
 ) -> tuple[Sums, list[np.ndarray]]:
-  """Sums over tokens, and the gradient of the first by the arguments."""
+  """Returns Sums over tokens, and the first's gradient by each argument."""
 
   def total(*numbers: Array) -> tuple[Array, LossTerms]:
     found = terms(*numbers)
@@ -231,7 +230,7 @@ def _of_tokens(
 def _stats(
   z: np.ndarray, labels: np.ndarray, temperature: float
 ) -> tuple[tuple[np.ndarray, ...], np.ndarray, np.ndarray]:
-  """Fields of TokenStats, softmax(z / T) and the one-hot labels."""
+  """Returns the fields of TokenStats, softmax(z / T) and the one-hot labels."""
   top = z.max(-1, keepdims=True)
   power = np.exp((z - top) / temperature)
   mass = power.sum(-1, keepdims=True)

@@ -1,4 +1,4 @@
-"""The keys below `loss`: its name, and the numbers that it reads."""
+"""Settings below `loss`: its name and its options."""
 
 import dataclasses
 import math
@@ -16,66 +16,64 @@ from pdl_jax.losses.schedule import SCHEDULES, check_schedule
 
 @dataclasses.dataclass(frozen=True)
 class LossSettings:
-  """The loss by name, and the numbers that it reads."""
+  """The loss by name, and the options that it reads."""
 
-  # power_law, cross_entropy or a rival; each reads the keys of its own name
-  # below, and some of the others. By type: inverse_frequency, face,
-  # class_balanced, adaptive_exponential, adaptive_chi_square,
-  # logit_adjustment. By token: focal, mile, dft, mixce, gem, unlikelihood,
-  # scale_grad, emo. Or one that a module of your own registers, which the
-  # config file imports.
+  # power_law, cross_entropy or a rival. Each reads the keys loss.NAME.* and
+  # some of the others. By type: inverse_frequency, face, class_balanced,
+  # adaptive_exponential, adaptive_chi_square, logit_adjustment. By token:
+  # focal, mile, dft, mixce, gem, unlikelihood, scale_grad, emo. Or a loss that
+  # your own module registers; the config file must import that module.
   name: str = 'power_law'
   # Decay exponent, >= 0; 0 is cross-entropy.
   alpha: float = 0.25
   # Smoothing constant, >= 0, in the unit below.
   epsilon: float = 1.0
   # absolute, or times_median: epsilon is a multiple of the median frequency
-  # of the types seen, which means the same on a corpus of any size.
+  # of the types seen, so it means the same for any corpus size.
   epsilon_policy: str = 'absolute'
-  # Of freq(t) and epsilon: count or probability.
+  # Unit of freq(t) and epsilon: count or probability.
   unit: str = 'count'
-  # What is counted: token, or word: how often the words occur that a piece
-  # is part of (their geometric mean), in counts of words.
+  # What is counted: token, or word. With word, freq(t) is the geometric mean
+  # of the counts of the words that contain the piece.
   level: str = 'token'
-  # Largest weight as a ratio to the corpus mean; 0: no limit.
+  # Largest weight as a ratio to the corpus mean; 0 sets no limit.
   clip: float = 0.0
-  # corpus_mean scales the weights to an average of 1 per token occurrence,
-  # which keeps the meaning of the learning rate; none is the paper's formula.
+  # corpus_mean scales the weights to a mean of 1 over token occurrences, which
+  # keeps the meaning of the learning rate; none is the paper's formula.
   normalize: str = 'corpus_mean'
-  # Weight of a type never counted: formula (as the paper's), min_count,
-  # neutral (1).
+  # Weight of a type never counted: formula (the paper's), min_count (that of
+  # the rarest type seen) or neutral (1).
   unseen: str = 'min_count'
   # weighted_mean (sum w l / sum w), token_mean (sum w l / n), sum (paper).
   reduction: str = 'weighted_mean'
-  # A stored frequency table to use in place of counting this task's training
-  # targets; '' counts.
+  # Stored frequency table; '' counts this task's training targets.
   frequency_table: str = ''
-  # A stored table of a general corpus (the frequency.npz of another run with
-  # the same tokenizer), and its share of the frequencies, in [0, 1].
+  # Stored table of a general corpus (frequency.npz of another run with the
+  # same tokenizer), and its share of the frequencies, in [0, 1].
   background_table: str = ''
   background_weight: float = 0.0
-  # When the weights set in: constant, warmup (from cross-entropy, from step
-  # schedule_start on, over schedule_steps), anneal (to cross-entropy, the
-  # same way), cross_entropy_first (until schedule_start). A factor of alpha;
-  # the tables of rivals are raised to its power.
+  # Schedule of the weights: constant, warmup (from cross-entropy, over
+  # schedule_steps from step schedule_start), anneal (to cross-entropy, over the
+  # same steps), or cross_entropy_first (until schedule_start). It multiplies
+  # alpha; the weights of rivals are raised to its power.
   schedule: str = 'constant'
   schedule_start: int = 0
   schedule_steps: int = 0
-  # Of every loss whose terms are cross-entropy, weighted or not: mass given
-  # to all types alike, in [0, 1) (0.1 is usual), and the coefficient of
-  # (log Z)^2, >= 0 (1e-4 is usual).
+  # For losses whose terms are (weighted) cross-entropy: the mass spread evenly
+  # over all types, in [0, 1) (0.1 is usual), and the coefficient of (log Z)^2,
+  # >= 0 (1e-4 is usual).
   label_smoothing: float = 0.0
   z_loss: float = 0.0
-  # Of one loss alone, at its published value; formulas and sources are in
-  # pdl_jax/losses/ type_weights, token_losses and dense_losses. normalize:
-  # published, or corpus_mean (a token occurrence weighs 1 on average).
+  # Read by one loss alone; most defaults are published values. Formulas and
+  # sources: pdl_jax/losses/ type_weights, token_losses and dense_losses.
+  # normalize: published, or corpus_mean (mean 1 over token occurrences).
   rivals: dict[str, dict[str, Any] | None] = dataclasses.field(
     default_factory=lambda: dict(own_settings())
   )
 
   @classmethod
   def from_config(cls, config: dict[str, Any]) -> 'LossSettings':
-    """Parts the group of this loss from the keys above it; no other stays."""
+    """Keeps the group of the chosen loss and drops those of the others."""
     groups = {k: v for k, v in config.items() if isinstance(v, dict)}
     flat = {k: v for k, v in config.items() if k not in groups}
     name = flat['name']
@@ -85,7 +83,7 @@ class LossSettings:
 
   @property
   def spec(self) -> LossSpec:
-    """The loss; cross-entropy if a finished run had one that is not known."""
+    """The registered loss; cross-entropy if this one is not registered here."""
     return LOSSES.get(self.name, LossSpec())
 
   @property
@@ -128,7 +126,7 @@ class LossSettings:
       )
     check_number('loss.z_loss', self.z_loss)
     try:
-      # Not the factor itself: a sweeper must not start JAX.
+      # Does not compute the factor, because a sweeper must not start JAX.
       check_schedule(self.schedule, self.schedule_start, self.schedule_steps)
     except ConfigError as error:
       raise ConfigError(
@@ -151,10 +149,10 @@ class LossSettings:
 
 
 def own_settings() -> dict[str, dict[str, Any]]:
-  """The groups of keys of losses that have some, and of all of a user's own.
+  """Returns the key groups of losses that have settings, or are a user's own.
 
   Raises:
-    ConfigError: a loss that is called as a key is.
+    ConfigError: a loss has the name of a key.
   """
   fields = {field.name for field in dataclasses.fields(LossSettings)}
   if taken := fields & LOSSES.keys():
@@ -167,16 +165,16 @@ def own_settings() -> dict[str, dict[str, Any]]:
 
 
 def is_counted_whole(name: str) -> bool:
-  """Whether every key of a loss is part of a run's hash, defaults too.
+  """Whether all keys of a loss enter a run's hash, defaults included.
 
-  Those of a user's own are: its defaults may change, and the run folder may be
-  read where nothing registers it.
+  This holds for a user's own loss: its defaults may change, and its run folder
+  may be read where the loss is not registered.
   """
   return name not in LOSSES or LOSSES[name].file is not None
 
 
 def unread(flat: Mapping[str, Any]) -> set[str]:
-  """Dotted keys below `loss` that the chosen loss does not read."""
+  """Returns the dotted keys below `loss` that the chosen loss does not read."""
   name = flat['loss.name']
 
   def is_read(key: str) -> bool:

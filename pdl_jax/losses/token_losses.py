@@ -1,9 +1,9 @@
-"""Losses of a few numbers of each token, `TokenStats`.
+"""Losses of a few statistics per token, `TokenStats`.
 
-They run on the linear head without an array of the vocabulary's size. Each
-takes the statistics (at temperature 1) and the weight of the token's type, by
-which it is multiplied. Each raises ConfigError for a setting out of range. p is
-the probability of the label y and l = -log p.
+On a linear head they need no array of the vocabulary's size. Each takes the
+statistics (at temperature 1) and the weight of the token's type, which
+multiplies the loss. Each raises ConfigError for a setting out of range.
+Formulas use p, the probability of label y, and l = -log p.
 """
 
 import jax.numpy as jnp
@@ -28,10 +28,7 @@ def cross_entropy_terms(
 
     (1 - e) * (log Z - z_y) + e * (log Z - mean_v z_v) + c * (log Z)**2
 
-  Args:
-    label_smoothing: e in [0, 1); may be traced. A Python zero leaves no trace
-      in the program.
-    z_loss: c >= 0, likewise.
+  Both options may be traced. A Python zero leaves no trace in the program.
   """
   check_options(label_smoothing, z_loss, None, 'none', None)
   loss = stats.nll
@@ -49,14 +46,11 @@ def focal(
 ) -> LossTerms:
   """Focal loss, (1 - p) ** gamma * l (arXiv:1708.02002).
 
-  The factor is part of what is differentiated.
-
-  Args:
-    gamma: >= 0; 0 is cross-entropy.
+  The gradient flows through the factor too. gamma >= 0; 0 is cross-entropy.
   """
   check_number('gamma', gamma)
-  # Below gamma 1 the slope of the power is infinite at p = 1, where the true
-  # gradient is 0; rounding can also leave l a little below 0.
+  # For gamma < 1 the power has infinite slope at p = 1, where the true gradient
+  # is 0. Rounding can also leave l slightly below 0.
   missing = jnp.maximum(-jnp.expm1(-stats.nll), jnp.finfo(jnp.float32).tiny)
   return LossTerms(weight * missing**gamma * stats.nll, weight)
 
@@ -65,14 +59,11 @@ def focal(
 def mile(
   stats: TokenStats, weight: Array, *, gamma: Array | float = 1.0
 ) -> LossTerms:
-  """MiLe, (1 + H) ** gamma * l, H the entropy of the prediction in nats.
+  """MiLe, (1 + H) ** gamma * l, with H the entropy of the prediction in nats.
 
-  The factor is detached and joins the weight of the token, so that a weighted
-  mean over the whole batch gives the factors the mean of 1 that the paper
-  gives them (arXiv:2310.19531).
-
-  Args:
-    gamma: >= 0; 0 is cross-entropy.
+  The detached factor joins the token's weight. A weighted mean over the whole
+  batch thus gives the factors mean 1, as in the paper (arXiv:2310.19531).
+  gamma >= 0; 0 is cross-entropy.
   """
   check_number('gamma', gamma)
   weight = weight * (1.0 + stop_gradient(stats.entropy)) ** gamma
@@ -83,8 +74,8 @@ def mile(
 def dft(stats: TokenStats, weight: Array) -> LossTerms:
   """Dynamic fine-tuning, p * l with p detached (arXiv:2508.05629).
 
-  It pulls away from rare tokens. The mean is over tokens, as published: p does
-  not join the weight that a weighted mean divides by.
+  It pulls the model away from rare tokens. As published, the mean is over
+  tokens: p does not join the weight that a weighted mean divides by.
   """
   factor = stop_gradient(jnp.exp(-stats.nll))
   return LossTerms(weight * factor * stats.nll, weight)
@@ -96,11 +87,9 @@ def mixce(
 ) -> LossTerms:
   """MixCE, (eta + (1 - eta) * p) * l with p detached (arXiv:2305.16958).
 
-  Forward cross-entropy mixed with an approximation of the reverse one. The
-  default is ours; the paper chooses eta by the data set.
-
-  Args:
-    eta: in [0, 1]; 1 is cross-entropy, 0 is `dft`.
+  It mixes cross-entropy with an approximation of reverse cross-entropy. eta is
+  in [0, 1]: 1 is cross-entropy, 0 is `dft`. The default is ours; the paper
+  chooses eta per data set.
   """
   check_range('eta', eta, 0, 1)
   factor = eta + (1.0 - eta) * stop_gradient(jnp.exp(-stats.nll))
@@ -113,17 +102,13 @@ def gem(
 ) -> LossTerms:
   """GEM, sum_v q_v (log p_v - log p_y), q = softmax(z / beta) detached.
 
-  The gradient with respect to the logits is q - onehot(y): that of
-  cross-entropy, with a sharper distribution for beta < 1. The value may be
-  negative. Source: arXiv:2408.16673, with a linear h.
-
-  Args:
-    stats: at temperature T = beta.
-    beta: > 0; 1 has the gradient of cross-entropy.
+  The gradient by the logits is q - onehot(y): that of cross-entropy, sharper
+  for beta < 1. The value may be negative. beta > 0; `stats` are at T = beta.
+  Source: arXiv:2408.16673, with a linear h.
   """
   check_range('beta', beta, 0, np.inf, closed_low=False, closed_high=False)
-  # log Z of p drops out: the value is sum_v q_v z_v - z_y. Detached from q,
-  # its gradient is that of beta * log Z of q.
+  # log Z of p cancels: the value is sum_v q_v z_v - z_y. With q detached, the
+  # first term has the gradient of beta * log Z of q.
   value = stop_gradient(stats.expected - stats.label)
   slope = beta * stats.log_z - stats.label
   return LossTerms(weight * (value + (slope - stop_gradient(slope))), weight)

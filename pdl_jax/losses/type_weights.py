@@ -1,15 +1,13 @@
-"""Losses that weigh a token by its type: rivals of Power-Law Decay Loss.
+"""Losses with a weight per token type: rivals of Power-Law Decay Loss.
 
-Each is a table of weights, made once from the counts of the types: c_t is that
-of type t. All take
+Each makes a weight table from the counts c_t of the types. All return
+weights_V in fp32, raise ConfigError for arguments out of range, and take:
 
   frequency_V: counts, >= 0.
-  special_ids: types that weigh exactly 1, the end of turn above all; they take
-    no part in a mean, maximum or median.
-  normalize: 'published', or 'corpus_mean': a token occurrence weighs 1 on
-    average, which keeps the meaning of the learning rate.
-
-return weights_V in fp32, and raise ConfigError for what is out of range.
+  special_ids: types with weight exactly 1, above all the end of turn; means,
+    maxima and medians leave them out.
+  normalize: 'published', or 'corpus_mean': a mean of 1 over token occurrences,
+    which keeps the meaning of the learning rate.
 """
 
 import math
@@ -41,11 +39,9 @@ def inverse_frequency_weights(
 ) -> Array:
   """Inverse token frequency (ITF), w = c ** -exponent (arXiv:1811.08100).
 
-  Power-law weights with alpha = exponent and epsilon 0, at 'corpus_mean'. A
-  type never counted weighs as much as the rarest seen.
-
-  Args:
-    exponent: >= 0, may be traced; 0 gives ones. The default is our choice.
+  These are power-law weights with alpha = exponent and epsilon 0, at
+  'corpus_mean'. A type never counted weighs as much as the rarest one seen.
+  exponent >= 0 may be traced; 0 gives ones. The default is our choice.
   """
   check_number('exponent', exponent)
   return power_law_weights(
@@ -63,10 +59,10 @@ def face_weights(
 ) -> Array:
   """Frequency-aware cross-entropy (FACE), w = 1 - c / max c, rescaled.
 
-  The variant with frequencies of the truth, weighing before the loss
-  (arXiv:1902.09191). The commonest type weighs 0, one never counted most. Types
-  that are all equally common weigh 1. The published scale is a mean of 1 over
-  types: token occurrences then weigh far less than 1 on average.
+  This is the variant with ground-truth frequencies and pre-weighting
+  (arXiv:1902.09191). The commonest type weighs 0, one never counted the most;
+  equally common types all weigh 1. The published scale is a mean of 1 over
+  types, so token occurrences weigh far less than 1 on average.
   """
   counts_V, special_V = _types(frequency_V, special_ids)
   top = counts_V[~special_V].max(initial=0.0)
@@ -84,19 +80,15 @@ def class_balanced_weights(
 ) -> Array:
   """Weights by effective number, (1 - beta) / (1 - beta ** c), rescaled.
 
-  Between ones (beta 0) and inverse frequency (beta -> 1). The published scale
-  is a mean of 1 over types (arXiv:1901.05555): token occurrences, most of them
-  of common types, then weigh less than 1 on average. A type never counted
-  weighs what a type counted once does.
-
-  Args:
-    beta: in [0, 1).
+  beta is in [0, 1): 0 gives ones, beta -> 1 inverse frequency. The published
+  scale is a mean of 1 over types, so token occurrences weigh less than 1 on
+  average (arXiv:1901.05555). A type never counted weighs as one counted once.
   """
   check_range('beta', beta, 0, 1, closed_high=False)
   counts_V, special_V = _types(frequency_V, special_ids)
   with np.errstate(divide='ignore'):
     log_beta = np.log(float(beta))
-  # The factor 1 - beta cancels in the scale.
+  # Rescaling cancels the factor 1 - beta.
   raw_V = -1 / np.expm1(_as_once(counts_V) * log_beta)
   return _finish(_scaled(raw_V, ~special_V), counts_V, special_V, normalize)
 
@@ -110,15 +102,15 @@ def adaptive_exponential_weights(
   max_weight: float = math.e,
   normalize: str = 'published',
 ) -> Array:
-  """Token-level adaptive training, the rarer the heavier (arXiv:2010.04380).
+  """Token-level adaptive training, heavier for rarer types (arXiv:2010.04380).
 
     u(t) = exp(-T r),  w(t) = 1 + (max_weight - 1) u(t) / max u,  r = c / c_med
 
-  c_med is the median count of the seen types, of two middle ones the smaller,
-  as in the published code. Weights lie in [1, max_weight], so that token
-  occurrences weigh more than 1 on average. A type never counted weighs what
-  the rarest seen does. The paper trains with cross-entropy first, and its code
-  sets a random part of the tokens back to weight 1; neither is done here.
+  c_med is the median count of the seen types: of two middle ones the smaller,
+  as in the published code. Weights lie in [1, max_weight], so token occurrences
+  weigh more than 1 on average. A type never counted weighs as much as the
+  rarest seen. Two steps are left out: the paper's first phase with
+  cross-entropy, and its code's random resetting of some tokens to weight 1.
 
   Args:
     decay: T >= 0.
@@ -136,10 +128,10 @@ def adaptive_chi_square_weights(
   max_weight: float = math.e,
   normalize: str = 'published',
 ) -> Array:
-  """As `adaptive_exponential_weights`, u(t) = r ** 2 * exp(-T r).
+  """As `adaptive_exponential_weights`, with u(t) = r ** 2 * exp(-T r).
 
-  Heaviest at r = 2 / T: types that are very rare count as noise and weigh
-  little more than 1.
+  Weights peak at r = 2 / T. Very rare types count as noise and weigh little
+  more than 1.
   """
   return _adaptive(frequency_V, special_ids, 2, decay, max_weight, normalize)
 
@@ -152,7 +144,7 @@ def _adaptive(
   max_weight: float,
   normalize: str,
 ) -> Array:
-  """Weights of u(t) = r ** power * exp(-decay * r)."""
+  """Returns weights for u(t) = r ** power * exp(-decay * r)."""
   check_number('decay', decay)
   check_range('max_weight', max_weight, 1, np.inf, closed_high=False)
   counts_V, special_V = _types(frequency_V, special_ids)
@@ -161,7 +153,7 @@ def _adaptive(
   if seen_V.any():
     seen = np.sort(counts_V[seen_V])
     ratio_V = np.where(seen_V, counts_V, seen[0]) / seen[(seen.size - 1) // 2]
-    # In logarithms: u underflows at large T.
+    # Computed in logarithms, because u underflows at large T.
     log_u_V = power * np.log(ratio_V) - decay * ratio_V
     weights_V += (max_weight - 1) * np.exp(log_u_V - log_u_V.max())
   return _finish(weights_V, counts_V, special_V, normalize)
@@ -170,20 +162,20 @@ def _adaptive(
 def _types(
   frequency_V: np.ndarray, special_ids: Sequence[int]
 ) -> tuple[np.ndarray, np.ndarray]:
-  """Counts in double precision, and True at the special types."""
+  """Returns counts in double precision, and the mask of special types."""
   counts_V = check_frequency(frequency_V).astype(np.float64)
   special_V = special_types(special_ids, counts_V.size)
   return counts_V, special_V
 
 
 def _as_once(counts_V: np.ndarray) -> np.ndarray:
-  """Types never counted as if once, or as the rarest where a mix has rarer."""
+  """Counts unseen types once, or like the rarest where a mix has rarer ones."""
   rarest = counts_V[counts_V > 0].min(initial=1.0)
   return np.where(counts_V == 0, rarest, counts_V)
 
 
 def _scaled(raw_V: np.ndarray, mass_V: np.ndarray) -> np.ndarray:
-  """The weights scaled to a mean of 1 over `mass_V`; ones if they are zero."""
+  """Scales to mean 1 over `mass_V`; returns ones if all weights are zero."""
   total = (mass_V * raw_V).sum()
   if total == 0:
     return np.ones_like(raw_V)
@@ -206,16 +198,13 @@ def _finish(
 def logit_adjustment_bias(
   frequency_V: np.ndarray, *, tau: Array | float = 1.0
 ) -> Array:
-  """Bias of the logits, tau * log prior(t), for logit adjustment.
+  """Logit adjustment: the bias tau * log prior(t) of the logits.
 
-  Either train with cross-entropy on logits + bias (arXiv:2007.07314; tau 1 is
-  balanced softmax, arXiv:2007.10740) and decode without it, or train without
-  and decode with logits - bias; never both.
-
-  Args:
-    frequency_V: counts. The prior is their share; a type never counted takes
-      the place of one counted once.
-    tau: >= 0, may be traced; 0 gives zeros.
+  Either train with cross-entropy on logits + bias and decode without it, or
+  train without it and decode with logits - bias; never both (arXiv:2007.07314).
+  The prior is the share of counts; a type never counted is treated as counted
+  once. tau >= 0 may be traced; 0 gives zeros, 1 is balanced softmax
+  (arXiv:2007.10740).
   """
   check_number('tau', tau)
   counts_V, _ = _types(frequency_V, ())
