@@ -1,1 +1,4 @@
-"""The loss of a linear head without the logits of all tokens."""
+"""Loss of a linear head without the logits of all tokens.
+
+Reading order: api, sharded, kernel, gradient, tiles, plan.
+"""

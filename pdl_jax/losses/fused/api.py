@@ -1,10 +1,9 @@
 """Weighted cross-entropy of a linear head, without the [N, V] logits.
 
-`linear_pdl_loss` is the loss of `pdl_loss(hidden @ head, ...)`; a head of any
-vocabulary costs the memory of a few tiles. `linear_loss_sums` does the same
-for every loss that is a function of `TokenStats`, and `linear_token_stats`
-gives the statistics themselves, per token. All three split over a
-(data, fsdp, tensor) mesh by hand, with `jax.shard_map`.
+`linear_pdl_loss` computes `pdl_loss(hidden @ head, ...)` in the memory of a
+few tiles, for any vocabulary. `linear_loss_sums` does so for any loss of
+`TokenStats`, and `linear_token_stats` returns these statistics per token. All
+three split over a (data, fsdp, tensor) mesh with `jax.shard_map`.
 """
 
 import dataclasses
@@ -77,43 +76,43 @@ def linear_pdl_loss(
 ) -> Any:
   """`pdl_loss(hidden @ head + bias, ...)` without the logits in memory.
 
-  Two algorithms, the same value to rounding. 'tokens' takes groups of tokens
-  and computes the gradient in the forward pass: 6NDV floating-point
+  Two algorithms give the same value up to rounding. 'tokens' takes groups of
+  tokens and computes the gradient in the forward pass, in 6NDV floating-point
   operations. 'vocabulary' takes blocks of the vocabulary and computes the
-  logits twice: 8NDV, but less memory and a value per token. Groups of tokens
-  that are masked are skipped, matmuls and all.
+  logits twice, in 8NDV; it needs less memory and gives a value per token.
+  Groups of masked tokens are skipped, matmuls included.
 
-  Inside a `jax.shard_map` of the caller's it is the loss of the tokens that the
-  device holds, with a whole head. It has a derivative in reverse mode alone:
-  JAX refuses `jax.jvp`, `jax.jacfwd` and `jax.hessian`; `pdl_loss` has them.
+  Inside a caller's `jax.shard_map`, it is the loss of the device's tokens, with
+  a whole head. Only reverse mode works: JAX refuses `jax.jvp`, `jax.jacfwd` and
+  `jax.hessian`, which `pdl_loss` supports.
 
   Args:
-    hidden: [..., D], fp32 or bf16. In fp16 the gradient of the logits may
-      underflow under 'tokens', before a loss scale is known.
-    head: matrix [D, V], taken in the dtype of hidden, products in fp32; or a
-      `LinearHead`, of rows [V, R] and what else it has.
-    labels: [...], integers in [0, V) wherever a token counts. Any other makes
-      value and gradient NaN inside `jax.jit`, and is an error outside.
-    weights_V: >= 0, of each type, from `power_law_weights`; None:
-      cross-entropy. No gradient flows into it.
-    where: [...], True at tokens that count; what the others hold, NaN too,
-      reaches neither loss nor gradient. None: all.
+    hidden: [..., D], fp32 or bf16. Under 'tokens' in fp16 the gradient of the
+      logits may underflow, since no loss scale is known yet.
+    head: matrix [D, V], cast to the dtype of hidden, with products in fp32; or
+      a `LinearHead` with rows [V, R].
+    labels: [...], integers in [0, V) wherever a token counts. Any other label
+      makes value and gradient NaN inside `jax.jit`, and is an error outside.
+    weights_V: >= 0, from `power_law_weights`; None gives cross-entropy. No
+      gradient flows into it.
+    where: [...], True at tokens that count; None counts all. Masked values,
+      even NaN, reach neither loss nor gradient.
     reduction, denominator, label_smoothing, z_loss: see `pdl_loss`; under
       'tokens' no gradient flows into the last two.
     softcap: z becomes softcap * tanh(z / softcap), before the bias.
     bias_V: [head's V], added to the logits.
-    ignore_index: label of tokens that are masked too; None: no such label,
-      which saves sorting the tokens where there is no `where` either. Under
-      'vocabulary' its tokens are skipped only where there is a `where`.
+    ignore_index: label that also masks its token; None, without `where`, saves
+      sorting the tokens. Under 'vocabulary' such tokens are skipped only if
+      `where` is given.
     config: algorithm, memory and mesh.
 
   Returns:
-    fp32: a scalar, an array of the shape of the labels, or Sums.
+    fp32: a scalar, an array in the labels' shape, or Sums.
 
   Raises:
-    ConfigError: for shapes that do not fit, labels out of range (outside jit),
-      an option out of range, or reduction 'none' under 'tokens', whose
-      gradient is scaled by one cotangent for all tokens.
+    ConfigError: shapes that do not fit, labels out of range (outside jit), an
+      option out of range, or reduction 'none' under 'tokens', whose gradient
+      is scaled by one cotangent for all tokens.
   """
   check_options(label_smoothing, z_loss, softcap, reduction, denominator)
   method = config.method or ('vocabulary' if reduction == 'none' else 'tokens')
@@ -136,8 +135,8 @@ def linear_pdl_loss(
     return finish(terms, made.where, reduction, denominator)
   if reduction == 'sums':
     return Sums(*made.sums(weight, parameters)[:2])
-  # The coefficient of every token is known before the first matmul, so that
-  # no second pass over the gradients is needed.
+  # Each token's coefficient is known before the first matmul, which saves a
+  # second pass over the gradients.
   if denominator is None:
     everywhere = made.where
     if everywhere is None:
@@ -162,29 +161,28 @@ def linear_loss_sums(
   bias_V: Array | None = None,
   config: FusedConfig = CONFIG,
 ) -> tuple[Sums, Sums]:
-  """Sums of any loss of `TokenStats`, by groups of tokens.
+  """Returns Sums of any loss of `TokenStats`, by groups of tokens.
 
   Args:
     terms: (stats, weight, parameters) -> loss and weight of each token. The
-      gradient goes through log_z, label and average. It must not close over
-      traced arrays: these go into `parameters`, through which no gradient
-      flows.
+      gradient flows through log_z, label and average. Traced arrays go into
+      `parameters`; `terms` must not close over them.
     hidden, head, labels, weights_V, where: see `linear_pdl_loss`.
-    parameters: a pytree of scalars for the terms.
-    wants: which of `STATS` the terms read.
+    parameters: pytree of scalars for the terms; it gets no gradient.
+    wants: the `STATS` that the terms read.
     temperature: T of the softmax behind log_z and expected.
     softcap, bias_V, config: see `linear_pdl_loss`.
 
   Returns:
     weighted: Sums(sum loss, sum weight); num is differentiable.
-    plain: Sums(sum nll at T, n), unweighted, to be watched; no gradient.
+    plain: unweighted Sums(sum nll at T, n) for monitoring; no gradient.
   """
   made = _read(
     config, hidden, head, labels, where, None, bias_V, softcap, temperature,
     terms, wants,
   )  # fmt: skip
   num, den, plain = made.sums(made.weight(weights_V), parameters)
-  # A label outside of the vocabulary has a weight of NaN.
+  # A label outside the vocabulary has weight NaN.
   plain = jnp.where(jnp.isnan(den), jnp.nan, plain)
   count = where.sum().astype(jnp.float32)
   return Sums(num, den), Sums(plain, count)
@@ -204,15 +202,15 @@ def linear_token_stats(
   ignore_index: int | None = -100,
   config: FusedConfig = CONFIG,
 ) -> TokenStats:
-  """Log-probability, entropy and argmax of each token, by vocabulary blocks.
+  """Returns log-probability, entropy and argmax per token, by V blocks.
 
-  Args: see `linear_pdl_loss`; `wants` says which of `STATS` are computed.
+  Args: see `linear_pdl_loss`; `wants` names the `STATS` to compute.
 
   Returns:
-    TokenStats of the shape of the labels: `nll` is -log p of the label,
-    `entropy` that of the distribution. Differentiable in log_z, label and
-    average; zeros where masked. What was not asked for is NaN (argmax: -1),
-    and so is everything but argmax at a label outside [0, V) inside jit.
+    TokenStats in the labels' shape, with `nll` and `entropy` in nats. They are
+    differentiable in log_z, label and average, and 0 where masked. Statistics
+    not in `wants` are NaN (argmax: -1). Inside jit, a label outside [0, V)
+    gives NaN except in argmax.
   """
   made = _read(
     config, hidden, head, labels, where, ignore_index, bias_V, softcap,
@@ -240,7 +238,7 @@ def _nll_terms(
 
 @dataclasses.dataclass
 class _Call:
-  """Arguments that fit together; labels are 0 where a token does not count."""
+  """Checked arguments; labels are 0 where a token does not count."""
 
   plan: Plan
   matrix: Matrix
@@ -250,19 +248,18 @@ class _Call:
   vocab_size: int
 
   def weight(self, weights_V: Array | None) -> Array:
-    """w[y] of each token; no gradient flows into it."""
     found = token_weights(weights_V, self.labels, self.vocab_size)
     return lax.stop_gradient(found)
 
   def sums(self, weight: Array, parameters: Any) -> tuple[Array, ...]:
-    """(sum loss, sum weight, sum nll), by groups of tokens."""
+    """Returns (sum loss, sum weight, sum nll), by groups of tokens."""
     inputs = alike((self.matrix, self._tokens(weight), parameters))
     return sharded.summed(self.plan, *inputs)
 
   def stats(self, *, skips: bool) -> TokenStats:
-    """Statistics of the shape of the labels, by blocks of the vocabulary.
+    """Returns statistics in the labels' shape, by blocks of the vocabulary.
 
-    `skips` says whether tokens that do not count are worth sorting out.
+    `skips` says whether it pays to sort out masked tokens.
     """
     plan = dataclasses.replace(self.plan, masked=skips)
     weight = jnp.ones(self.labels.shape, jnp.float32)
@@ -271,7 +268,7 @@ class _Call:
     return jax.tree.map(lambda x: x.reshape(self.labels.shape), found)
 
   def _tokens(self, weight: Array) -> Tokens:
-    """Tokens in rows, and nothing behind the mask that could leak."""
+    """Puts tokens in rows and zeros masked hidden states, so that none leaks."""
     where = self.where
     if where is None:
       where = jnp.ones(self.labels.shape, bool)

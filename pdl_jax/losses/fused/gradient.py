@@ -1,4 +1,4 @@
-"""The gradients that a tile of logits gives, and how they add up."""
+"""Gradients from a tile of logits, and their accumulation."""
 
 from functools import partial
 from typing import NamedTuple
@@ -18,7 +18,7 @@ from pdl_jax.losses.fused.tiles import (
 
 
 class Gradients(NamedTuple):
-  """Gradients of a scalar; None where nobody asked."""
+  """Gradients of a scalar; None where not needed."""
 
   hidden_NxD: Array | None
   matrix: Array | None
@@ -34,7 +34,7 @@ class NeedsGrad(NamedTuple):
 
 
 class StatCotangents(NamedTuple):
-  """Derivative of the loss by each differentiable statistic, per token."""
+  """Derivatives of the loss by the differentiable statistics, per token."""
 
   log_z: Array
   label: Array
@@ -51,13 +51,13 @@ def tile_gradient(
   logits: Array,
   stat_cotangents: StatCotangents,
 ) -> Gradients:
-  """One tile's share of each gradient, fp32.
+  """Returns one tile's share of each gradient, fp32.
 
-  `softmax` comes multiplied by the cotangent of log Z and divided by T;
-  `logits` are read under a soft cap alone.
+  `softmax` comes multiplied by the cotangent of log Z and divided by T.
+  `logits` are read only under a soft cap.
   """
   softcap = tiles.plan.softcap
-  # The one-hot is taken off in fp32, before any cast.
+  # The one-hot is subtracted in fp32, before any cast.
   label = is_label(block, part.labels_N)
   outer = softmax + jnp.where(label, stat_cotangents.label[:, None], 0.0)
   if 'average' in tiles.plan.wants:
@@ -67,14 +67,14 @@ def tile_gradient(
     outer = outer + uniform
   inner = outer
   if softcap is not None:
-    # A column that is not the tile's, or has a bias of -inf, has no share.
+    # Columns of other tiles, or with bias -inf, have no share.
     capped = (logits - bias_of(tiles, matrix, block)) / softcap
     capped = jnp.where(jnp.isfinite(logits), capped, 0.0)
     inner = outer * (1.0 - jnp.square(capped))
   narrow = inner.astype(part.hidden_NxD.dtype)
   columns = matrix_of(tiles, matrix, block)
   if block.mine is not None:
-    # What stands in padding columns is nobody's business: 0 * NaN is NaN.
+    # Padding columns may hold NaN, and 0 * NaN is NaN.
     shape = (-1, 1) if tiles.transposed else (1, -1)
     columns = jnp.where(block.mine.reshape(shape), columns, 0)
   factors = (part.hidden_NxD, narrow)
@@ -93,7 +93,7 @@ def tile_gradient(
 def zero_gradients(
   tiles: Tiles, needs_grad: NeedsGrad, hidden_NxD: Array
 ) -> Gradients:
-  """Where gradients add up, fp32."""
+  """Returns fp32 zeros in which gradients add up."""
   zeros, shape = jnp.zeros, (hidden_NxD.shape[1], tiles.width)
   if tiles.transposed:
     shape = shape[::-1]
@@ -105,14 +105,14 @@ def zero_gradients(
 
 
 def add(total: Array | None, part: Array | None) -> Array | None:
-  """Adds, unless nobody asked."""
+  """Adds two gradients; None if not needed."""
   return None if total is None or part is None else total + part
 
 
 def write(
   total: Array | None, part: Array | None, start: Array | int, axis: int
 ) -> Array | None:
-  """Puts a part where it begins along an axis, unless nobody asked."""
+  """Writes a part at `start` along an axis; None if not needed."""
   if total is None or part is None:
     return None
   return lax.dynamic_update_slice_in_dim(total, part, start, axis)
@@ -121,7 +121,7 @@ def write(
 def accumulate(
   total: Array | None, part: Array | None, start: Array | int, axis: int
 ) -> Array | None:
-  """Adds to the columns from `start` on, in place."""
+  """Adds a part at `start` along an axis, in place; None if not needed."""
   if total is None or part is None:
     return None
   before = lax.dynamic_slice_in_dim(total, start, part.shape[axis], axis)

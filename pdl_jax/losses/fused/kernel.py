@@ -1,11 +1,11 @@
-"""The two algorithms of a linear head's loss, on one device.
+"""The two algorithms for a linear head's loss, on one device.
 
-  by_tokens      rows outside: the softmax of one group of rows is kept, and
-                 the gradient follows in the same call, 6NDV floating-point
-                 operations in all. Legal where the coefficient of a token is
-                 known once its own logits are.
-  by_vocabulary  columns outside in the backward pass: the logits are made
-                 again, 8NDV, and nothing larger than a tile is ever kept.
+by_tokens      loops over groups of rows: keeps the softmax of one group and
+               computes its gradient in the same call, in 6NDV floating-point
+               operations. A token's coefficient must be known once its own
+               logits are.
+by_vocabulary  loops over columns in the backward pass: recomputes the logits,
+               8NDV in all, and keeps nothing larger than a tile.
 """
 
 import dataclasses
@@ -69,11 +69,11 @@ def by_tokens(
   tokens: Tokens,
   parameters: Any,
 ) -> tuple[tuple[Array, Array, Array], Gradients]:
-  """Sums of the loss, and their gradient, a group of rows at a time.
+  """Returns sums of the loss, and their gradient, one group of rows at a time.
 
   Returns:
-    (sum loss, sum weight, sum nll) over the rows that count, fp32, and the
-    gradients of the first, fp32: this device's share of each.
+    (sum loss, sum weight, sum nll) over the rows that count, and the gradients
+    of the first; both are this device's share, in fp32.
   """
   moved, steps, order_N = compress(tiles, tokens)
   zero = jnp.zeros((), jnp.float32)
@@ -114,7 +114,6 @@ def _group_gradient(
   gradients: Gradients,
   start: Array,
 ) -> Gradients:
-  """The gradients with the share of one group of rows."""
   temperature = tiles.plan.temperature
   rate = stat_cotangents.log_z / (temperature * scale.sum_exp)
 
@@ -123,7 +122,7 @@ def _group_gradient(
     block = block_at(tiles, number)
     keep, max_logits = residuals.read(tiles, number)
     if tiles.plan.softcap is None:
-      # The powers are relative to an older maximum: one factor a row mends it.
+      # The powers are relative to an older maximum; rescale each row.
       older = jnp.exp((max_logits - scale.max_logit) / temperature)
       softmax = keep * (rate * older)[:, None]
     else:
@@ -151,7 +150,7 @@ def _group_gradient(
 def _in_order(
   gradients: Gradients, tokens: Tokens, order_N: Array | None
 ) -> Gradients:
-  """The gradient of the hidden states in the order that these came in."""
+  """Returns the gradients with hidden states in their original order."""
   if gradients.hidden_NxD is None:
     return gradients
   hidden = _back(gradients.hidden_NxD, tokens, order_N)
@@ -169,7 +168,7 @@ def _back(x: Array, tokens: Tokens, order_N: Array | None) -> Array:
 def _terms_and_cotangents(
   tiles: Tiles, stats: TokenStats, part: Tokens, parameters: Any
 ) -> tuple[tuple[Array, Array, Array], StatCotangents]:
-  """Loss, weight and nll of each row, 0 where masked, and the cotangents."""
+  """Returns loss, weight and nll of each row (0 if masked), and cotangents."""
   terms = tiles.plan.terms
   assert terms is not None
 
@@ -196,7 +195,7 @@ def _terms_and_cotangents(
 def stats_by_vocabulary(
   tiles: Tiles, matrix: Matrix, tokens: Tokens
 ) -> tuple[TokenStats, Scale]:
-  """Statistics of every row; zeros where it does not count."""
+  """Returns statistics of every row; zeros where it does not count."""
   moved, steps, order_N = compress(tiles, tokens)
   size = moved.labels_N.size
   zeros = jnp.zeros(size, jnp.float32)
@@ -222,9 +221,9 @@ def gradient_by_vocabulary(
   scale: Scale,
   stat_cotangents: StatCotangents,
 ) -> Gradients:
-  """Gradient from the cotangent of each statistic; logits are made again.
+  """Returns the gradient from the statistics' cotangents; recomputes logits.
 
-  Columns of the vocabulary outside: each column of the matrix's gradient is
+  Columns are the outer loop, so that each column of the matrix's gradient is
   written once.
   """
   temperature = tiles.plan.temperature
@@ -237,8 +236,8 @@ def gradient_by_vocabulary(
   ]
 
   def columns(i: Array, gradients: Gradients) -> Gradients:
-    # From the last to the first: the last tile's neighbour writes over the
-    # columns that it shares with it and does not answer for.
+    # From last to first: the last tile overlaps its neighbour, which then
+    # overwrites the shared columns. Only the neighbour answers for these.
     block = block_at(tiles, tiles.blocks - 1 - i)
 
     def take(
@@ -248,7 +247,7 @@ def gradient_by_vocabulary(
       own = StatCotangents(*own)
       logits = logits_of(tiles, matrix, part.hidden_NxD, block)
       z = (logits - max_logit[:, None]) / temperature
-      # At least 1 except in rows that do not count, where it is 0.
+      # sum_exp is at least 1, except in masked rows, where it is 0.
       rate = own.log_z / (temperature * jnp.maximum(sum_exp, 1.0))
       softmax = rate[:, None] * jnp.exp(z)
       share = tile_gradient(

@@ -1,4 +1,4 @@
-"""What is fixed when the loss of a linear head is compiled."""
+"""Static configuration of a linear head's loss."""
 
 import dataclasses
 from collections.abc import Callable
@@ -15,12 +15,12 @@ from pdl_jax.losses.core import LossTerms, TokenStats
 
 STATS = ('average', 'expected', 'argmax')
 METHODS = ('tokens', 'vocabulary')
-# fp32 logits alive at once. The gradient of the head is read and written once
-# a group of tokens: at V 32,768 this makes groups of about 700.
+# Budget of fp32 logits alive at once. Each group of tokens reads and writes the
+# gradient of the head once; at V 32,768 groups have about 700 tokens.
 MEMORY_BYTES = 88 * 2**20
-# Rows below which the matmuls of a tile starve.
+# With fewer rows the matmuls of a tile are inefficient.
 MIN_TOKENS = 512
-# Sizes are multiples of these: what hardware likes.
+# Sizes are multiples of these, which suits the hardware.
 _ROW, _COLUMN = 8, 128
 
 StatsFunction = Callable[[TokenStats, Array, Any], LossTerms]
@@ -28,13 +28,12 @@ StatsFunction = Callable[[TokenStats, Array, Any], LossTerms]
 
 
 class Axes(NamedTuple):
-  """Mesh axes that split a loss; those that a mesh does not have are left out.
+  """Mesh axes that split a loss; axes missing in the mesh are left out.
 
   Attributes:
-    batch: split the tokens.
-    embed: one of them, which splits the width of the head too (fully sharded
-      parameters), or None.
-    vocab: splits the vocabulary, or None.
+    batch: axes that split the tokens.
+    embed: batch axis that also splits the head's width (fully sharded), or None.
+    vocab: axis that splits the vocabulary, or None.
   """
 
   batch: tuple[str, ...] = ('data', 'fsdp')
@@ -50,16 +49,16 @@ class FusedConfig:
   """How the loss of a linear head is computed.
 
   Attributes:
-    method: 'tokens' or 'vocabulary'; None: 'vocabulary' for reduction 'none',
-      else 'tokens'.
-    memory_bytes: budget of fp32 logits alive at once, from which the sizes of
-      the tiles follow; 'tokens' takes at least 512 tokens at a time.
-    vocab_size: V, where the head has columns of padding at its end.
-    transposed: the head is given as [V, D], like a tied embedding, and is not
-      turned around. A `LinearHead` always is.
-    mesh: splits the arrays; None: the one of `jax.set_mesh`, if any. Sizes
-      need not divide evenly, but a head that does not is padded by a copy.
-    axes: names of its axes.
+    method: 'tokens' or 'vocabulary'; None takes 'vocabulary' for reduction
+      'none', else 'tokens'.
+    memory_bytes: budget of fp32 logits alive at once, which determines the
+      tile sizes; 'tokens' takes at least 512 tokens at a time.
+    vocab_size: V, if the head ends in columns of padding.
+    transposed: the head is [V, D], like a tied embedding, and stays so. A
+      `LinearHead` always is.
+    mesh: splits the arrays; None takes that of `jax.set_mesh`, if any. Sizes
+      need not divide evenly, but an uneven head is padded by a copy.
+    axes: names of the mesh axes.
   """
 
   method: str | None = None
@@ -79,20 +78,20 @@ class FusedConfig:
 
   @property
   def vocab_dim(self) -> int:
-    """The axis of the head that the vocabulary is on."""
+    """The vocabulary axis of the head."""
     return 0 if self.transposed else 1
 
   @property
   def used_axes(self) -> tuple[str, ...]:
-    """Names of the mesh axes that split anything."""
+    """Names of the mesh axes larger than 1."""
     sizes = {} if self.mesh is None else self.mesh.shape
     return tuple(name for name, size in sizes.items() if size > 1)
 
   def for_columns(self, columns: int) -> tuple['FusedConfig', int]:
-    """With the vocabulary, the mesh and the axes that there are; and V.
+    """Returns the config with vocabulary, mesh and axes filled in, and V.
 
     Raises:
-      ConfigError: a vocabulary that the columns of the head do not hold.
+      ConfigError: the vocabulary does not fit the columns of the head.
     """
     size = columns if self.vocab_size is None else self.vocab_size
     if not isinstance(size, int | np.integer) or not 0 < size <= columns:
@@ -101,7 +100,7 @@ class FusedConfig:
       )
     mesh = jax.sharding.get_abstract_mesh() if self.mesh is None else self.mesh
     if mesh.empty or mesh.size == 1 or AxisType.Manual in mesh.axis_types:
-      # One device, or a caller who is inside `jax.shard_map` already.
+      # One device, or the caller is already inside `jax.shard_map`.
       mesh = None
     made = dataclasses.replace(
       self, method=None, vocab_size=size, mesh=mesh,
@@ -121,7 +120,7 @@ class FusedConfig:
 class Plan:
   """A loss, and how it is computed."""
 
-  config: FusedConfig  # of `FusedConfig.for_columns`
+  config: FusedConfig  # from `FusedConfig.for_columns`
   terms: StatsFunction | None  # None for statistics alone
   wants: tuple[str, ...]  # statistics besides log Z and the label's logit
   softcap: float | None
@@ -138,14 +137,14 @@ class Plan:
       raise ConfigError(f'temperature must be > 0, got {self.temperature}')
 
   def tiles(self, rows: int, width: int, *, keep: bool) -> 'Tiles':
-    """Tiles of one device's share: N rows and V columns of the head."""
+    """Returns tiles for one device: N rows and V columns of the head."""
     tokens, block = plan_tiles(rows, width, self.config.memory_bytes, keep)
     return Tiles(self, tokens, block, width)
 
 
 @dataclasses.dataclass(frozen=True)
 class Tiles:
-  """A plan, and the sizes of tiles."""
+  """A plan with its tile sizes."""
 
   plan: Plan
   tokens: int  # rows of a tile, a multiple of 8
@@ -154,7 +153,7 @@ class Tiles:
 
   @property
   def vocab_size(self) -> int:
-    """V; columns of the whole head from V on are padding."""
+    """V; later columns of the whole head are padding."""
     return self.plan.config.vocab_size or self.width
 
   @property
@@ -164,7 +163,7 @@ class Tiles:
 
   @property
   def vocab_dim(self) -> int:
-    """The axis of the head that the vocabulary is on."""
+    """The vocabulary axis of the head."""
     return self.plan.config.vocab_dim
 
   @property
@@ -174,12 +173,12 @@ class Tiles:
 
   @property
   def blocks(self) -> int:
-    """Tiles side by side that cover the slice."""
+    """Number of tiles side by side that cover the slice."""
     return -(-self.width // self.block)
 
   @property
   def ragged(self) -> bool:
-    """Whether some columns of some tile do not count."""
+    """Whether some tile has columns that do not count."""
     return (
       self.vocab_axis is not None
       or self.width % self.block > 0
@@ -190,24 +189,23 @@ class Tiles:
 def plan_tiles(
   rows: int, width: int, memory_bytes: int, keep: bool
 ) -> tuple[int, int]:
-  """Rows and columns of a tile for a budget of logits alive at once.
+  """Returns rows and columns of a tile for a budget of logits alive at once.
 
-  Sizes are evened out, so that the last tile is no smaller than need be; they
-  need not divide anything. Where the logits of a group of rows are kept
-  (by_tokens), the budget is that of all its columns, and a group has at least
-  MIN_TOKENS rows.
+  Sizes are evened out to keep the last tile large; they need not divide
+  anything. If the logits of a group of rows are kept (by_tokens), the budget
+  covers all its columns. Such a group has at least MIN_TOKENS rows.
   """
   budget = max(1, int(memory_bytes) // 4)
   tokens = budget // width if keep else 2 * MIN_TOKENS
   tokens = _even(rows, max(MIN_TOKENS, tokens), _ROW)
   share = budget // 16 if keep else budget // 2
-  # A power of two: sizes of vocabularies often divide by a large one.
+  # A power of two, because one often divides the size of a vocabulary.
   most = 2 ** (max(_COLUMN, share // tokens).bit_length() - 1)
   return tokens, min(width, _even(width, most, _COLUMN))
 
 
 def _even(total: int, most: int, multiple: int) -> int:
-  """The size of equal parts of `total`, each at most about `most`."""
+  """Returns the size of equal parts of `total`, each at most about `most`."""
   total = max(1, total)
   size = -(-total // -(-total // most))
   return -(-size // multiple) * multiple

@@ -1,11 +1,13 @@
-"""The loss of a linear head over a mesh, and its derivatives.
+"""Loss of a linear head over a mesh, and its derivatives.
 
-Each device works on its share (`fused.kernel`) inside `jax.shard_map`; the
-custom derivatives are outside, so that no collective is ever differentiated.
-Over (data, fsdp, tensor): the head is gathered over fsdp once; the statistics
-of a group of tokens take a pmax and a psum of a few numbers per token over
-tensor; the gradient of the hidden states takes one psum over tensor, that of
-the head one psum over data and one reduce-scatter over fsdp.
+Each device computes its share (`fused.kernel`) inside `jax.shard_map`. The
+custom derivatives are outside, so that no collective is differentiated. On a
+(data, fsdp, tensor) mesh:
+
+  head                   gathered once over fsdp
+  statistics             a pmax and a psum over tensor, few numbers per token
+  gradient of hidden     one psum over tensor
+  gradient of the head   one psum over data, one reduce-scatter over fsdp
 """
 
 import dataclasses
@@ -34,13 +36,12 @@ from pdl_jax.losses.fused.tiles import Matrix, Scale, Tokens
 
 
 def _is_explicit(plan: Plan) -> bool:
-  """Whether arrays carry their sharding in their type."""
+  """Whether the types of arrays carry their sharding."""
   mesh = plan.config.mesh
   return mesh is not None and AxisType.Explicit in mesh.axis_types
 
 
 def _specs(plan: Plan, matrix: Matrix) -> tuple[Matrix, Tokens]:
-  """How matrix and tokens are split."""
   batch, embed, vocab = plan.config.axes
   bias = None if matrix.bias_V is None else P(vocab)
   split = P(vocab, embed) if plan.config.transposed else P(embed, vocab)
@@ -50,7 +51,7 @@ def _specs(plan: Plan, matrix: Matrix) -> tuple[Matrix, Tokens]:
 def _split(
   plan: Plan, matrix: Matrix, tokens: Tokens
 ) -> tuple[Plan, Matrix, Tokens]:
-  """Arrays that divide over the mesh; the padding is masked or out of reach."""
+  """Pads arrays to divide over the mesh; padding is masked or out of reach."""
   config = plan.config
   if config.mesh is None:
     return plan, matrix, tokens
@@ -87,11 +88,11 @@ def _pad(x: Array | None, axis: int, missing: int) -> Array | None:
 
 
 def _cut(plan: Plan, x: Array, like: Array) -> Array:
-  """Undoes what `_split` did to an array."""
+  """Undoes the padding and resharding of `_split`."""
   whole = tuple(map(slice, like.shape))
   if _is_explicit(plan):
     if x.shape != like.shape:
-      # What does not divide over the mesh cannot be split over it.
+      # Uneven sizes cannot be split over the mesh.
       x = _reshard(plan, x, P())[whole]
     return _reshard(plan, x, jax.typeof(like).sharding.spec)
   return x if x.shape == like.shape else x[whole]
@@ -120,7 +121,7 @@ def _on_devices(plan: Plan, f: Any, in_specs: Any, out_specs: Any) -> Any:
 
 
 def _whole_width(plan: Plan, matrix: Matrix, tokens: Tokens) -> Matrix:
-  """The slice of the head in the dtype of the states, its width whole again."""
+  """Casts the head's slice to the states' dtype and gathers its full width."""
   rows = matrix.matrix.astype(tokens.hidden_NxD.dtype)
   embed = plan.config.axes.embed
   if embed is not None:
@@ -131,7 +132,7 @@ def _whole_width(plan: Plan, matrix: Matrix, tokens: Tokens) -> Matrix:
 
 
 def _combine(plan: Plan, shares: Gradients) -> Gradients:
-  """Adds up the devices' shares; each keeps the part that it holds."""
+  """Adds up the devices' shares; each device keeps the part that it holds."""
   hidden, matrix, bias = shares
   batch, embed, vocab = plan.config.axes
   if hidden is not None and vocab is not None:
@@ -239,10 +240,10 @@ def _gradient_of_stats(
 def _summed(
   plan: Plan, matrix: Matrix, tokens: Tokens, parameters: Any
 ) -> tuple[Array, Array, Array]:
-  """(sum loss, sum weight, sum nll) over the tokens that count, fp32.
+  """Returns (sum loss, sum weight, sum nll) over tokens that count, fp32.
 
-  The first is differentiable in hidden states, matrix and bias: its gradient
-  is made together with it.
+  The first is differentiable in hidden states, matrix and bias; its gradient
+  is computed with it.
   """
   nothing = NeedsGrad(hidden=False, matrix=False, bias=False)
   return _sums_and_gradients(plan, nothing, matrix, tokens, parameters)[0]
@@ -276,7 +277,7 @@ summed.defvjp(_summed_forward, _summed_backward, symbolic_zeros=True)
 
 
 def _token_stats(plan: Plan, matrix: Matrix, tokens: Tokens) -> TokenStats:
-  """Statistics of every token, [N]; differentiable as `summed`."""
+  """Returns statistics of every token, [N]; differentiable like `summed`."""
   return _stats_and_scale(plan, matrix, tokens)[0]
 
 
@@ -318,14 +319,14 @@ token_stats.defvjp(
 
 
 def _values(tree: Any) -> Any:
-  """The arrays of what a forward rule is given."""
+  """Unwraps the arrays that a forward rule receives."""
   return jax.tree.map(
     lambda x: x.value, tree, is_leaf=lambda x: hasattr(x, 'perturbed')
   )
 
 
 def _needs_grad(matrix: Any, tokens: Any) -> NeedsGrad:
-  """The arrays whose gradient is asked for: a frozen head costs nothing."""
+  """Reads which gradients are asked for: a frozen head costs nothing."""
   bias = matrix.bias_V
   return NeedsGrad(
     hidden=tokens.hidden_NxD.perturbed,
@@ -335,7 +336,7 @@ def _needs_grad(matrix: Any, tokens: Any) -> NeedsGrad:
 
 
 def _dtypes(matrix: Matrix, tokens: Tokens) -> Gradients:
-  """Empty arrays, which carry the types to the backward pass."""
+  """Returns empty arrays, which carry the dtypes to the backward pass."""
   like = Gradients(tokens.hidden_NxD, *matrix)
   return jax.tree.map(lambda x: jnp.zeros(0, x.dtype), like)
 

@@ -1,9 +1,9 @@
 """Tiles of a linear head's logits, and their statistics, on one device.
 
-A tile is `Tiles.tokens` rows by `Tiles.block` columns of the vocabulary. The
-statistics of a group of rows are taken tile by tile, with an online logsumexp:
-no array of size [N, V] exists. Under `jax.shard_map` a device holds a slice of
-the vocabulary, and the statistics are combined over the axis that splits it.
+A tile is `Tiles.tokens` rows by `Tiles.block` columns of the vocabulary. An
+online logsumexp takes the statistics of a group of rows tile by tile, without
+an [N, V] array. Under `jax.shard_map` a device holds a slice of the
+vocabulary; statistics are combined over the axis that splits it.
 """
 
 from functools import partial
@@ -20,14 +20,14 @@ _LOWEST = float(jnp.finfo(jnp.float32).min)
 
 
 class Matrix(NamedTuple):
-  """The output matrix, [D, V] or transposed, and the bias of its columns."""
+  """Output matrix, [D, V] or transposed, and the bias of its columns."""
 
   matrix: Any
   bias_V: Any
 
 
 class Tokens(NamedTuple):
-  """Tokens to be scored, one per row; masked ones have hidden states of 0."""
+  """Tokens to score, one per row; masked hidden states are 0."""
 
   hidden_NxD: Any
   labels_N: Any
@@ -36,10 +36,10 @@ class Tokens(NamedTuple):
 
 
 def alike(tree: Any, like: Any = ()) -> Any:
-  """Arrays that vary over the same axes of a caller's `jax.shard_map`.
+  """Makes all arrays vary over the same axes of a caller's `jax.shard_map`.
 
-  Those axes are of all of them and of `like`. JAX asks it of the carry of a
-  loop; elsewhere no array varies over any axis, and nothing is done.
+  These are the axes of the tree and of `like`. JAX requires it of a loop's
+  carry. Outside such a `shard_map` nothing changes.
   """
 
   def axes(x: Any) -> frozenset[str]:
@@ -55,22 +55,21 @@ def alike(tree: Any, like: Any = ()) -> Any:
 
 
 Steps = list[tuple[int, Array | int, Array | int]]
-"""(rows of a group, first row, number of groups), one after the other."""
+"""(rows per group, first row, number of groups) of consecutive steps."""
 
 
 def compress(
   tiles: Tiles, tokens: Tokens
 ) -> tuple[Tokens, Steps, Array | None]:
-  """Rows that count first.
+  """Moves the rows that count to the front.
 
   Returns:
-    the tokens, where masked filled up to whole groups; the groups that have
-    any that counts, whole ones and then smaller ones, so that little more than
-    these rows is ever multiplied; the row that each came from, None where none
-    has moved.
+    the tokens, filled up to whole groups if masked; the groups with rows that
+    count, whole ones and then smaller ones, to multiply few other rows; the
+    original index of each row, None if none has moved.
   """
   if not tiles.plan.masked:
-    # Exactly these rows: a last group filled up would multiply zeros.
+    # Exactly these rows: filling up the last group would multiply zeros.
     count, rest = divmod(tokens.labels_N.size, tiles.tokens)
     groups: Steps = [(tiles.tokens, 0, count), (rest, count * tiles.tokens, 1)]
     return tokens, [(n, i, k) for n, i, k in groups if n and k], None
@@ -78,10 +77,10 @@ def compress(
   quarter = tiles.tokens // 4
   quarters = -(-tokens.where_N.sum() // quarter)
   if tiles.plan.config.used_axes:
-    # Devices wait for the slowest anyway; a common number of steps keeps their
-    # collectives in step.
+    # A common number of steps keeps the collectives in step. Devices wait for
+    # the slowest anyway.
     quarters = lax.pmax(quarters, tiles.plan.config.used_axes)
-  # Three quarters cost as much as the whole.
+  # Three quarters of a group cost as much as a whole one.
   wholes = (quarters + 1) // 4
   left = jnp.maximum(quarters - 4 * wholes, 0)
   steps: Steps = [
@@ -92,24 +91,24 @@ def compress(
 
 
 def fill(tiles: Tiles, x: Array) -> Array:
-  """Zeros at the end, up to whole groups of rows."""
+  """Pads with zeros up to whole groups of rows."""
   groups = max(1, -(-x.shape[0] // tiles.tokens))
   missing = groups * tiles.tokens - x.shape[0]
   return jnp.pad(x, [(0, missing)] + [(0, 0)] * (x.ndim - 1))
 
 
 def rows(tiles: Tiles, x: Array, start: Array | int) -> Array:
-  """The rows of one group."""
+  """Returns the rows of one group."""
   return lax.dynamic_slice_in_dim(x, start, tiles.tokens)
 
 
 class Block(NamedTuple):
-  """One tile's place in the vocabulary.
+  """Place of a tile in the vocabulary.
 
   Attributes:
     start: first column in the slice; the last tile is moved left to fit.
     ids: type of each column, in the whole vocabulary.
-    mine: columns that this tile answers for; None: all.
+    mine: columns that this tile answers for; None means all.
   """
 
   start: Array
@@ -118,7 +117,7 @@ class Block(NamedTuple):
 
 
 def block_at(tiles: Tiles, number: Array) -> Block:
-  """The place of a tile, numbered from the left."""
+  """Returns the place of a tile, numbered from the left."""
   wanted = number * tiles.block
   start = jnp.minimum(wanted, tiles.width - tiles.block)
   columns = start + lax.iota(jnp.int32, tiles.block)
@@ -132,14 +131,14 @@ def block_at(tiles: Tiles, number: Array) -> Block:
 
 
 def matrix_of(tiles: Tiles, matrix: Matrix, block: Block) -> Array:
-  """The tile's columns of the output matrix; rows where it is transposed."""
+  """Returns the tile's columns of the output matrix; rows if transposed."""
   return lax.dynamic_slice_in_dim(
     matrix.matrix, block.start, tiles.block, axis=tiles.vocab_dim
   )
 
 
 def bias_of(tiles: Tiles, matrix: Matrix, block: Block) -> Array:
-  """The tile's bias, fp32, to be added to logits; 0 without one."""
+  """Returns the tile's bias, fp32, to add to logits; 0 without a bias."""
   if matrix.bias_V is None:
     return jnp.zeros((), jnp.float32)
   part = lax.dynamic_slice_in_dim(matrix.bias_V, block.start, tiles.block)
@@ -149,7 +148,7 @@ def bias_of(tiles: Tiles, matrix: Matrix, block: Block) -> Array:
 def logits_of(
   tiles: Tiles, matrix: Matrix, hidden_nxD: Array, block: Block
 ) -> Array:
-  """Logits of one tile, fp32; -inf in columns that are not the tile's."""
+  """Returns fp32 logits of a tile; -inf in columns that are not the tile's."""
   softcap = tiles.plan.softcap
   logits = lax.dot_general(
     hidden_nxD, matrix_of(tiles, matrix, block),
@@ -165,7 +164,7 @@ def logits_of(
 
 
 def is_label(block: Block, labels_n: Array) -> Array:
-  """One-hot labels of the tile; iota == label needs no gather."""
+  """Returns one-hot labels of the tile; iota == label needs no gather."""
   hit = block.ids[None] == labels_n[:, None]
   return hit if block.mine is None else hit & block.mine[None]
 
@@ -191,7 +190,7 @@ def _start(labels_n: Array, hidden_nxD: Array) -> _Online:
 def _update(
   tiles: Tiles, seen: _Online, logits: Array, block: Block, labels_n: Array
 ) -> tuple[_Online, Array]:
-  """Takes in one tile; also exp((z - max_logit) / T) of its logits."""
+  """Adds one tile; also returns exp((z - max_logit) / T) of its logits."""
   wants, temperature = tiles.plan.wants, tiles.plan.temperature
   inside = logits
   if block.mine is not None and {'average', 'expected'} & {*wants}:
@@ -218,8 +217,8 @@ def _update(
 class Scale(NamedTuple):
   """softmax(z / T) = exp((z - max_logit) / T) / sum_exp, per token.
 
-  Apart, because exp(z - log Z) would turn the rounding of log Z, which is that
-  of a large number where logits are peaked, into an error of a whole row.
+  Both are kept, because exp(z - log Z) would spread the rounding of a large
+  log Z, as peaked logits have it, over the whole row.
   """
 
   max_logit: Array
@@ -227,7 +226,6 @@ class Scale(NamedTuple):
 
 
 def _finish(tiles: Tiles, seen: _Online) -> tuple[TokenStats, Scale]:
-  """Statistics over the whole vocabulary."""
   max_logit, sum_exp, label, total, moment, argmax = seen
   axis, temperature = tiles.vocab_axis, tiles.plan.temperature
   if axis is not None:
@@ -246,13 +244,11 @@ def _finish(tiles: Tiles, seen: _Online) -> tuple[TokenStats, Scale]:
 
 
 class Residuals(NamedTuple):
-  """What the softmax of each tile of a group of rows is made from.
-
-  A group may have fewer rows; the others are left alone.
+  """What gives the softmax of each tile in a group of rows.
 
   Attributes:
-    powers: [blocks, rows, block], exp((z - max_logit) / T) under the largest
-      logit so far, or the logits where the soft cap needs them again.
+    powers: [blocks, rows, block], exp((z - max_logit) / T) with the largest
+      logit so far; or the logits, which a soft cap needs again.
     max_logits: [blocks, rows], the largest logits so far.
   """
 
@@ -261,7 +257,7 @@ class Residuals(NamedTuple):
 
   @classmethod
   def empty(cls, tiles: Tiles) -> 'Residuals':
-    """Room for a whole group of rows."""
+    """Returns room for a whole group of rows."""
     shape = (tiles.blocks, tiles.tokens, tiles.block)
     zeros = partial(jnp.zeros, dtype=jnp.float32)
     return cls(zeros(shape), zeros(shape[:2]))
@@ -269,7 +265,7 @@ class Residuals(NamedTuple):
   def write(
     self, number: Array, powers: Array, max_logit: Array
   ) -> 'Residuals':
-    """With one tile of a group of rows."""
+    """Stores one tile of a group of rows."""
     write, start = lax.dynamic_update_slice, (number, 0)
     return Residuals(
       write(self.powers, powers[None], (*start, 0)),
@@ -277,7 +273,7 @@ class Residuals(NamedTuple):
     )
 
   def read(self, tiles: Tiles, number: Array) -> tuple[Array, Array]:
-    """One tile of a group of rows, and the largest logits so far."""
+    """Returns one tile of a group of rows, and its largest logits so far."""
     size = (1, tiles.tokens, tiles.block)
     tile = lax.dynamic_slice(self.powers, (number, 0, 0), size)
     return tile[0], lax.dynamic_slice(
@@ -292,7 +288,7 @@ def stats_of_rows(
   labels_n: Array,
   residuals: Residuals | None = None,
 ) -> tuple[TokenStats, Scale, Residuals | None]:
-  """Statistics of one group of rows; `residuals` are written over, if any."""
+  """Returns statistics of one group of rows; overwrites `residuals`, if any."""
 
   def step(number: Array, carry: tuple) -> tuple:
     seen, residuals = carry
