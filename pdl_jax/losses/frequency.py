@@ -178,11 +178,8 @@ def word_level(
   weights of those words. A piece that is always a whole word has that word's
   count. A piece never seen, such as end of turn, has 0.
 
-  It takes one pass; memory grows with distinct words, not with occurrences.
-
-  Args:
-    texts: words of each text with the ids of their pieces, from
-      `Tokenizer.encode_words`; may be a generator.
+  `texts` may be a generator over `Tokenizer.encode_words`, and is read once.
+  Memory grows with distinct words, not with occurrences.
   """
   spellings = Counter(
     (word, tuple(ids)) for words in texts for word, ids in words

@@ -75,10 +75,9 @@ def power_law_weights(
       left out of the mean.
     unseen: how a type with frequency 0 is weighted: by the 'formula', with the
       frequency of the rarest type seen ('min_count'), or with 1 ('neutral').
-    epsilon_policy: 'absolute' adds epsilon itself; 'times_median' adds epsilon
-      times the median frequency of seen non-special types (or times 1 without
-      any). The latter means the same in counts and in probabilities, and for
-      any corpus size.
+    epsilon_policy: 'absolute' adds epsilon itself. 'times_median' adds epsilon
+      times the median frequency of seen non-special types (or 1 without any),
+      which means the same for counts, probabilities and any corpus size.
     mass_V: token occurrences for 'corpus_mean', if they differ from
       frequency_V: for a mixed or a word-level frequency.
 

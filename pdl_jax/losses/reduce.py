@@ -14,8 +14,8 @@ def denominator(weight: Array, where: Array, reduction: str) -> Array:
   """Returns the denominator of a reduction over tokens that count, fp32 scalar.
 
   It is the sum of weights ('weighted_mean'), the number of tokens
-  ('token_mean'), or zero ('sum', the form printed in arXiv:2505.16900), which
-  `divide` leaves alone.
+  ('token_mean'), or zero for `divide` to ignore ('sum', as printed in
+  arXiv:2505.16900).
   """
   one_of('reduction', reduction, REDUCTIONS)
   check_mask(where)

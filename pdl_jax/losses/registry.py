@@ -18,8 +18,8 @@ from pdl_jax.losses.core import LossTerms, StatsLoss
 
 Function = TypeVar('Function', bound=Callable[..., Any])
 
-# Keys below `loss` that are read by losses with a weight per type (SCHEDULE),
-# with any table (TABLE), and with the terms of cross-entropy (PLAIN).
+# Keys below `loss` that a loss reads if it has a weight per type, any table, or
+# the terms of cross-entropy.
 SCHEDULE = ('schedule', 'schedule_start', 'schedule_steps')
 TABLE = ('frequency_table', 'background_table', 'background_weight')
 PLAIN = ('label_smoothing', 'z_loss')

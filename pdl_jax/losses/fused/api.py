@@ -167,11 +167,11 @@ def linear_loss_sums(
     terms: (stats, weight, parameters) -> loss and weight of each token. The
       gradient flows through log_z, label and average. Traced arrays go into
       `parameters`; `terms` must not close over them.
-    hidden, head, labels, weights_V, where: see `linear_pdl_loss`.
     parameters: pytree of scalars for the terms; it gets no gradient.
     wants: the `STATS` that the terms read.
     temperature: T of the softmax behind log_z and expected.
-    softcap, bias_V, config: see `linear_pdl_loss`.
+
+  The other arguments are those of `linear_pdl_loss`.
 
   Returns:
     weighted: Sums(sum loss, sum weight); num is differentiable.
@@ -268,7 +268,7 @@ class _Call:
     return jax.tree.map(lambda x: x.reshape(self.labels.shape), found)
 
   def _tokens(self, weight: Array) -> Tokens:
-    """Puts tokens in rows and zeros masked hidden states, so that none leaks."""
+    """Puts tokens in rows; zeros masked hidden states, so that none leaks."""
     where = self.where
     if where is None:
       where = jnp.ones(self.labels.shape, bool)

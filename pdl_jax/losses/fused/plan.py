@@ -32,7 +32,7 @@ class Axes(NamedTuple):
 
   Attributes:
     batch: axes that split the tokens.
-    embed: batch axis that also splits the head's width (fully sharded), or None.
+    embed: the batch axis that also splits the head's width, or None.
     vocab: axis that splits the vocabulary, or None.
   """
 
