@@ -1,4 +1,4 @@
-"""The output heads: their parameters, and what a loss and a decoder get."""
+"""Output heads: their parameters, and what losses and decoders get."""
 
 from typing import Any
 
@@ -20,10 +20,10 @@ Params = dict
 
 
 def init(config: ModelConfig, key: Array) -> Params:
-  """Parameters with the logical names of their axes; none of a tied head.
+  """Makes parameters with logical axis names; a tied head has none.
 
-  Types take the codes in turn, and a fixed bias is 0: whoever knows the data
-  puts in others (`setup`).
+  Types take the codes in turn, and a fixed bias is 0. `setup` knows the data
+  and replaces both.
   """
   c, v, d = config.head, config.vocab_size, config.width
   keys = iter(jax.random.split(key, 8))
@@ -43,7 +43,7 @@ def init(config: ModelConfig, key: Array) -> Params:
       add(name_a, ('embed', None), (d, rank), lora.start(inputs=1))
       add(name_b, (None, 'vocab'), (rank, v), zeros)
   if c.kind == 'vq':
-    # Tiers are of any size, and need not divide over a mesh.
+    # Tiers have any size, which need not divide over a mesh.
     types = None if c.in_tiers else 'vocab'
     first, *rest = (
       _tier(c, tier, d, types, made_of) for tier in c.tiers(v)
@@ -61,7 +61,7 @@ def init(config: ModelConfig, key: Array) -> Params:
     made['tail'] = _cluster(v - c.tail_start, d, max(1, c.rank // 4), made_of)
     add('places_V', ('vocab',), (v,), _places)
   if c.kind == 'low_rank' or (c.kind == 'vq' and c.rank):
-    # Of a residual one factor is 0, so that it starts as nothing.
+    # One factor of vq's residual is 0, so that the residual starts at 0.
     zero = nn.initializers.zeros
     add('left_VxR', ('vocab', None), (v, c.rank),
         INIT if c.kind == 'low_rank' else zero)  # fmt: skip
@@ -78,7 +78,7 @@ def init(config: ModelConfig, key: Array) -> Params:
 def _tier(
   c: HeadConfig, tier: Tier, width: int, types: str | None, made_of: Any
 ) -> Params:
-  """Codebooks, and codes or what they follow."""
+  """Makes codebooks, and codes or the rows that learned codes follow."""
   wide, count = tier.rank or width, tier.end - tier.first
   embed = 'embed' if c.combine == 'sum' and not tier.rank else None
   shape = (tier.num_codebooks, tier.codebook_size, c.code_width(wide, tier))
@@ -118,7 +118,7 @@ def _in_turn(count: int) -> Any:
 
 
 def head(config: ModelConfig, params: Params) -> Head:
-  """The head as losses take it, from the parameters of the whole model."""
+  """Returns the head as losses take it, from the whole model's parameters."""
   own = params.get('head', {})
   bias_V = vq.bias_of(own)
   if config.head.kind == 'vq':
@@ -133,14 +133,14 @@ def head(config: ModelConfig, params: Params) -> Head:
     )
     return AdaptiveHead(own['first_HxD'], clusters, own['places_V'])
   if config.head.kind == 'dense':
-    # A loss wants one matrix: the sum costs as much as V * D * r multiply-adds.
+    # A loss needs one matrix; merging costs V * D * r multiply-adds.
     whole = lora.merged(config.lora, {'head': own, 'blocks': ()})['head']
     return LinearHead(whole[lora.MATRIX], bias_V, softcap=cap)
   return LinearHead(params['embed_VxD'], bias_V, softcap=cap)
 
 
 def logits(config: ModelConfig, params: Params, hidden: Array) -> Array:
-  """[..., V], fp32."""
+  """Returns logits [..., V], fp32."""
   own = params.get('head', {})
   if config.head.kind == 'vq' and 'codes_MxV' in own:
     return vq.logits(config.head, own, hidden)

@@ -1,14 +1,16 @@
-"""Which codes each type gets, and where codebooks begin: on the host, once.
+"""Assigns codes to types and makes initial codebooks, once, on the host.
 
 Mappings of VQ-Logits: random, blocks (of ids), frequency_blocks (of equal
-frequency), kmeans_output and kmeans_input (of a trained output or input
-embedding), learned (they follow training, from the nearest codes of the
-output embedding).
+frequency), kmeans_output and kmeans_input (of the trained output or input
+embedding), learned (starts at kmeans_output and follows training).
 
-Rows are as near as their logits are. An error e of a row moves its logit by
-h . e, whose variance over the data is e^T C e with C the covariance of the
-hidden state; commoner types count more. So k-means and low-rank factors are
-those of the rows times the root of C.
+Rows are compared by their logits. An error e of a row changes its logit by
+h . e, with variance e^T C e over the data, where C is the covariance of the
+hidden state. Commoner types count more. So k-means and low-rank factors use the
+rows times the root of C.
+
+Everywhere `counts` are of training targets, trained rows are None for a model
+from scratch, and a covariance of None means unit variance.
 """
 
 from typing import Any
@@ -20,17 +22,17 @@ from pdl_jax.errors import ConfigError
 from pdl_jax.model.config import HeadConfig, Tier, code_dtype
 
 _SCALE = 0.02
-# Of the mean variance, added to the covariance: few states give it.
+# Share of the mean variance added to a covariance estimated from few states.
 _RIDGE = 1e-2
-# Of k-means; the last improvements do not matter to what is trained on.
+# Settings of k-means; training makes its last improvements irrelevant.
 _ROUNDS, _BATCH = 10, 8192
-# Rows that the first centroids are chosen from, and how many a centroid: of all
-# rows this took longer than everything after it.
+# Initial centroids are chosen from at least _SEEN rows, and _SEEN_EACH per
+# centroid. With all rows this took longer than all later steps.
 _SEEN, _SEEN_EACH = 1024, 8
 
 
 def blocks(order_V: np.ndarray, codes: int) -> np.ndarray:
-  """Equal runs of an order of the types, [V] codes."""
+  """Returns codes of equal runs in an order of the types, [V]."""
   rank_V = np.empty_like(order_V)
   rank_V[order_V] = np.arange(order_V.size)
   return (rank_V * codes // order_V.size).astype(np.int32)
@@ -39,14 +41,14 @@ def blocks(order_V: np.ndarray, codes: int) -> np.ndarray:
 def kmeans(
   rows: np.ndarray, weight: np.ndarray, codes: int, seed: int, key: str
 ) -> np.ndarray:
-  """The cluster of each row, [types], of `codes` clusters.
+  """Returns the cluster of each row, [types].
 
   Args:
     rows: [types, width].
-    weight: [types], what a row's squared distance is multiplied by.
-    key: of the configuration that says how many, for the error.
+    weight: [types], factor of a row's squared distance.
+    key: configuration key of the number of codes, for the error.
   """
-  # Takes a second, which every command would wait for.
+  # Imported here, because every command would wait a second for it.
   from sklearn.cluster import MiniBatchKMeans
 
   different = len(np.unique(rows, axis=0))
@@ -55,8 +57,7 @@ def kmeans(
       f'{key}: {codes} codes are more than the {different} different rows '
       f'that they are to be the means of; take at most {different}'
     )
-  # Hundreds of small problems, one after the other: threads cost more than
-  # they give.
+  # Threads cost more than they gain in hundreds of small successive problems.
   with threadpool_limits(1):
     found = MiniBatchKMeans(
       codes, max_iter=_ROUNDS, batch_size=_BATCH,
@@ -67,19 +68,19 @@ def kmeans(
 
 
 def root(covariance_DxD: np.ndarray) -> np.ndarray:
-  """The symmetric root of a covariance."""
+  """Returns the symmetric root of a covariance."""
   values, vectors = np.linalg.eigh(covariance_DxD)
   return (vectors * np.sqrt(np.maximum(values, 0.0))) @ vectors.T
 
 
 def smoothed(covariance_DxD: np.ndarray) -> np.ndarray:
-  """The covariance made of full rank, however few states it came from."""
+  """Makes a covariance full rank, however few states it comes from."""
   mean = np.trace(covariance_DxD) / len(covariance_DxD)
   return covariance_DxD + _RIDGE * mean * np.eye(len(covariance_DxD))
 
 
 def importance(counts: np.ndarray) -> np.ndarray:
-  """What the squared error of a type's row counts, by its frequency.
+  """Returns the weight of a type's squared row error, from its frequency.
 
   Plain k-means spends its codes on the many types that are never used.
   """
@@ -87,7 +88,7 @@ def importance(counts: np.ndarray) -> np.ndarray:
 
 
 def centered(rows_VxD: np.ndarray, counts_V: np.ndarray) -> np.ndarray:
-  """Without what all rows share, on average: a softmax does not see it."""
+  """Subtracts the rows' weighted mean, which a softmax does not see."""
   return rows_VxD - np.average(rows_VxD, axis=0, weights=counts_V + 1.0)
 
 
@@ -97,10 +98,10 @@ def truncate(
   covariance_DxD: np.ndarray | None,
   rank: int,
 ) -> tuple[np.ndarray, np.ndarray]:
-  """Factors (left [types, rank], right [D, rank]), rows ~ left right^T.
+  """Returns factors left [types, rank] and right [D, rank] of the rows.
 
-  The best of that rank for the logits; commoner types count more. The
-  covariance is that of the hidden state; None: of unit variance.
+  left right^T approximates the rows best for the logits at that rank; commoner
+  types count more. The covariance is that of the hidden state.
   """
   inverse, near = np.eye(rows.shape[1]), rows
   if covariance_DxD is not None:
@@ -116,10 +117,10 @@ def truncate(
 
 
 def spread(rows: np.ndarray, count: int) -> np.ndarray:
-  """An order of the columns in which runs of equal length vary alike.
+  """Orders columns so that runs of equal length vary alike.
 
-  So that each of so many codebooks has the same to tell: the columns, the
-  most varied first, go to whichever has the least so far.
+  Each of `count` codebooks then carries the same information. Columns, most
+  varied first, go to the codebook with the least so far.
   """
   bits = np.log(rows.var(axis=0) + 1e-12)
   bits -= bits.min()
@@ -136,7 +137,7 @@ def spread(rows: np.ndarray, count: int) -> np.ndarray:
 def means(
   rows: np.ndarray, weight: np.ndarray, code_V: np.ndarray, codes: int
 ) -> np.ndarray:
-  """Weighted mean row of the types of each code; 0 where there is none."""
+  """Returns the weighted mean row of each code's types; 0 for an empty code."""
   total, size = np.zeros((codes, rows.shape[1])), np.zeros(codes)
   np.add.at(total, code_V, rows * weight[:, None])
   np.add.at(size, code_V, weight)
@@ -152,17 +153,11 @@ def assign(
   covariance_DxD: np.ndarray | None,
   seed: int,
 ) -> np.ndarray:
-  """codes_MxV of a mapping, of the types of one tier.
+  """Returns codes_MxV of a mapping, for the types of one tier.
 
-  With a single codebook and no other tiers, the own codes of the commonest
-  types come first.
-
-  Args:
-    mapping: one of MAPPINGS; learned ones begin at kmeans_output.
-    counts_V: of the types of the tier in training targets.
-    rows_VxD: their trained embedding; None from scratch, where k-means is
-      refused.
-    covariance_DxD: of what the rows are multiplied with; None: unit variance.
+  With one codebook and no other tiers, the commonest types' own codes come
+  first. Without trained rows, k-means is refused. The covariance is that of
+  what the rows multiply.
   """
   vocab = counts_V.size
   common_V = np.argsort(-counts_V, kind='stable')
@@ -178,7 +173,7 @@ def assign(
     code_V = np.empty(vocab, code_dtype(tier.codebook_size))
     code_V[common_V[:single]] = np.arange(single)
     if mapping == 'random':
-      # Of equal sizes: a permutation in blocks.
+      # Blocks of a permutation make codes of equal sizes.
       found = blocks(random.permutation(rest_V.size), codes)
     elif mapping == 'blocks':
       found = blocks(np.roll(np.arange(rest_V.size), m), codes)
@@ -215,15 +210,9 @@ def codebooks(
   width: int,
   seed: int,
 ) -> np.ndarray:
-  """codebooks_MxKxS: means of trained rows, or random.
+  """Returns codebooks_MxKxS: means of trained rows, or random.
 
-  Args:
-    start: one of STARTS.
-    codes_MxV: of `assign`.
-    counts_V: of the types of the tier in training targets.
-    outputs_VxD: their trained output embedding; None from scratch, where rows
-      are refused.
-    width: D.
+  Without trained output rows, start 'rows' is refused.
   """
   if start == 'random':
     size = config.code_width(width, tier)
@@ -246,7 +235,7 @@ def codebooks(
 
 
 def _columns(config: HeadConfig, tier: Tier, width: int, m: int) -> slice:
-  """Those of a row that codebook m gives."""
+  """Returns the columns of a row that codebook m gives."""
   size = config.code_width(width, tier)
   start = m * size if config.combine == 'concat' else 0
   return slice(start, start + size)
@@ -263,16 +252,7 @@ def fit(
   width: int,
   seed: int,
 ) -> dict[str, Any]:
-  """Entries of params['head'] that follow from the data and trained rows.
-
-  Args:
-    mapping, start: of MAPPINGS and STARTS.
-    counts_V: of the types in training targets.
-    outputs_VxD, inputs_VxD: trained embeddings, None from scratch.
-    covariance_DxD: of the hidden state that the outputs are multiplied with;
-      None: of unit variance.
-    width: D.
-  """
+  """Returns the entries of params['head'] made from data and trained rows."""
   order_V = np.arange(counts_V.size)
   if config.in_tiers:
     order_V = np.argsort(-counts_V, kind='stable')
@@ -289,7 +269,7 @@ def fit(
       if config.combine == 'concat':
         order = spread(outputs, tier.num_codebooks)
         outputs, right = outputs[:, order], right[:, order]
-      # Of unit variance is what the projection makes of the hidden state.
+      # The projected hidden state has unit variance.
       near, metric, part['projection_DxR'] = outputs, None, right
     if mapping == 'kmeans_input':
       near, metric = _rows(inputs_VxD, types), None
@@ -318,7 +298,7 @@ def _rows(rows_VxD: np.ndarray | None, types: np.ndarray) -> Any:
 def describe(
   codes_MxV: np.ndarray, codes: int, counts_V: np.ndarray
 ) -> str:
-  """How evenly the types are spread, in one line."""
+  """Describes in one line how evenly the types are spread over codes."""
   sizes = [np.bincount(c, minlength=codes) for c in codes_MxV]
   mass = [np.bincount(c, counts_V, codes) for c in codes_MxV]
   shares = [m.max() / max(m.sum(), 1) for m in mass]

@@ -1,22 +1,21 @@
-"""VQ-Logits (arXiv:2505.10202): output rows composed of a few codebooks' rows.
+"""VQ-Logits (arXiv:2505.10202): output rows composed of codebook rows.
 
   row_v = C[c(v)]                          one codebook, eqs. 2 and 3
   row_v = [C_1[c_1(v)], ..., C_M[c_M(v)]]  product
   row_v = C_1[c_1(v)] + ... + C_M[c_M(v)]  sum
 
-The paper has the first. Types may be in tiers by frequency: rows of their own
-for the commonest, many codes for the next, few for the rest. Parameters of a
-head, below params['head']:
+The paper has one codebook. Types may be in tiers by frequency: own rows for
+the commonest, many codes for the next, few for the rest. Parameters of a head,
+in params['head']:
 
   codebooks_MxKxS  floats, trained; S = D / M (product) or D (sum)
-  codes_MxV        of the least unsigned type that holds them, fixed; absent
-                   while codes are learned
-  shadow_VxD       rows that learned codes follow, of training alone
-  tail             a dict of these three, of the last tier, and perhaps
-  projection_DxR   what the state is multiplied with first: its rows have R
+  codes_MxV        fixed, smallest unsigned type; absent while codes are learned
+  shadow_VxD       rows that learned codes follow, in training only
+  tail             dict of the three above for the last tier, and optionally
+  projection_DxR   multiplies the state, where the tail's rows have width R
   own_NxD          rows of the first tier
-  places_V         int32, the place of each type in the order of the tiers
-  bias_V           trained, or prior_V, fixed
+  places_V         int32, place of each type in the order of the tiers
+  bias_V           trained bias; or prior_V, fixed
   left_VxR, right_DxR  low-rank residual
 """
 
@@ -29,17 +28,17 @@ from pdl_jax.losses.heads import CodeHead, LinearHead, along
 from pdl_jax.model.config import HeadConfig, code_dtype
 
 Params = dict
-# Never trained, whatever trains.
+# Parameters that never train.
 FIXED = ('codes_MxV', 'prior_V', 'places_V')
 
 
 def bias_of(params: Params) -> Array | None:
-  """The bias of each type, trained or not; None if there is none."""
+  """Returns the bias of each type, trained or fixed; None without a bias."""
   return params.get('bias_V', params.get('prior_V'))
 
 
 def combine(codebooks_MxKxS: Array, codes_MxV: Array, how: str) -> Array:
-  """rows_VxD; the gradient of a code adds up over its types."""
+  """Returns rows_VxD; the gradient of a code adds up over its types."""
   found_MxVxS = jax.vmap(lambda book, codes: book[codes])(
     codebooks_MxKxS, codes_MxV
   )
@@ -51,10 +50,10 @@ def combine(codebooks_MxKxS: Array, codes_MxV: Array, how: str) -> Array:
 def nearest(
   codebooks_MxKxS: Array, rows_VxD: Array, how: str
 ) -> Array:
-  """codes_MxV of least squared distance; of equals the first.
+  """Returns codes_MxV of least squared distance; ties go to the first.
 
-  For a sum one codebook after the other, each taking what those before it
-  leave (residual quantization), which need not be the best composition.
+  For a sum, each codebook in turn fits what those before it leave (residual
+  quantization). This need not give the best composition.
   """
   rest, codes = rows_VxD, []
   _, count, width = codebooks_MxKxS.shape
@@ -62,7 +61,7 @@ def nearest(
     part = rest
     if how == 'concat':
       part = rest[:, m * width : (m + 1) * width]
-    # |x - c|^2 without |x|^2, the same for all codes.
+    # |x - c|^2 without |x|^2, which is the same for all codes.
     distance_VxK = jnp.square(book_KxS).sum(-1)[None] - 2 * part @ book_KxS.T
     code_V = jnp.argmin(distance_VxK, axis=1)
     codes.append(code_V)
@@ -72,12 +71,12 @@ def nearest(
 
 
 def _tiers(params: Params) -> list[Params]:
-  """What is composed: the types, or those of the middle and the tail."""
+  """Returns the composed tiers: all types, or the middle and the tail."""
   return [params, params['tail']] if 'tail' in params else [params]
 
 
 def fix_codes(config: HeadConfig, params: Params) -> Params:
-  """A head whose learned codes are written down; others as they are."""
+  """Writes learned codes of a head down; other heads stay as they are."""
   fixed = dict(params)
   if 'shadow_VxD' in fixed:
     shadow = fixed.pop('shadow_VxD')
@@ -90,10 +89,10 @@ def fix_codes(config: HeadConfig, params: Params) -> Params:
 
 
 def _rows(config: HeadConfig, tier: Params) -> Array:
-  """Composed rows of a tier.
+  """Returns the composed rows of a tier.
 
-  While codes are learned, the gradient of a row reaches its codes and, as if
-  it were the row itself, its shadow.
+  While codes are learned, a row's gradient reaches its codes. It also reaches
+  its shadow, as if that were the row.
   """
   books, shadow = tier['codebooks_MxKxS'], tier.get('shadow_VxD')
   if shadow is None:
@@ -107,7 +106,7 @@ def _rows(config: HeadConfig, tier: Params) -> Array:
 
 
 def head(config: HeadConfig, params: Params) -> LinearHead | CodeHead:
-  """What a loss takes: codes where there is one a type, else a matrix."""
+  """Returns the head as losses take it: codes if one per type, or a matrix."""
   books, bias_V = params['codebooks_MxKxS'], bias_of(params)
   plain = 'places_V' not in params and 'left_VxR' not in params
   if plain and len(books) == 1 and 'codes_MxV' in params:
@@ -125,11 +124,13 @@ def head(config: HeadConfig, params: Params) -> LinearHead | CodeHead:
 
 
 def logits(config: HeadConfig, params: Params, hidden: Array) -> Array:
-  """[..., V] in fp32 by fixed codes: M products with K rows, M look-ups a type.
+  """Returns fp32 logits [..., V] of fixed codes.
+
+  It takes M products with K rows, and M look-ups per type.
   """
   lead = hidden.shape[:-1]
   hidden_NxD = hidden.reshape(-1, hidden.shape[-1])
-  # A row of N a type, so that a look-up copies neighbours.
+  # One row of N values per type, so that a look-up copies contiguous memory.
   parts = [_tier_logits(config, tier, hidden_NxD) for tier in _tiers(params)]
   if 'own_NxD' in params:
     parts = [LinearHead(params['own_NxD']).logits(hidden_NxD).T, *parts]
@@ -147,7 +148,7 @@ def logits(config: HeadConfig, params: Params, hidden: Array) -> Array:
 def _tier_logits(
   config: HeadConfig, tier: Params, hidden_NxD: Array
 ) -> Array:
-  """[types, N]: one codebook after the other, which was measured fastest."""
+  """Returns [types, N], one codebook at a time, which was measured fastest."""
   books, codes_MxV = tier['codebooks_MxKxS'], tier['codes_MxV']
   count, _, width = books.shape
   states = len(hidden_NxD)
@@ -170,12 +171,12 @@ def _tier_logits(
 
 
 def _look_up(rows: Array, places: Array) -> Array:
-  """Rows at places that exist: nothing is spent on those that do not."""
+  """Returns rows at places without bounds checks; the places must exist."""
   return rows.at[places].get(mode='promise_in_bounds')
 
 
 def float_parameters(params: Params) -> int:
-  """Floats that the logits need: neither codes nor shadows; fixed ones too."""
+  """Counts the floats that logits need, fixed ones too, without shadows."""
   return sum(
     float_parameters(x) if name == 'tail' else x.size
     for name, x in params.items()
@@ -184,7 +185,7 @@ def float_parameters(params: Params) -> int:
 
 
 def index_bits(config: HeadConfig, vocab_size: int) -> int:
-  """Bits of the codes of all types, and of their order if it parts them."""
+  """Returns the bits of all types' codes, and of their order if in tiers."""
   order = vocab_size * (vocab_size - 1).bit_length()
   if config.kind == 'adaptive':
     return order
