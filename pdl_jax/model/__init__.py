@@ -1,1 +1,1 @@
-"""The model behind one seam, `lm.py`; only this package imports Flax."""
+"""The model, used through `lm.py`; only this package imports Flax."""

@@ -14,18 +14,16 @@ from pdl_jax.model.config import ModelConfig
 from pdl_jax.model.layers import Norm, linear
 from pdl_jax.model.positions import KINDS
 
-# More tokens than any context: the window of a layer that sees all.
+# Window of a layer that sees all tokens: longer than any context.
 _ALL = 2**30
 
 
 class LayerKind(NamedTuple):
-  """What differs between layers that one compiled block serves.
+  """What differs between layers that share one compiled block.
 
-  It is of one layer, or stacked over layers to be scanned.
-
-  Attributes:
-    frequencies_P: rotary frequencies; None takes those of `rope_base`.
-    window: int32, how many of the last tokens are seen; None is all.
+  It describes one layer, or layers stacked for a scan. `frequencies_P` are
+  rotary; None takes those of `rope_base`. `window` is the number of last tokens
+  seen, int32; None means all.
   """
 
   frequencies_P: Array | np.ndarray | None
@@ -33,7 +31,7 @@ class LayerKind(NamedTuple):
 
 
 def layer_kinds(config: ModelConfig) -> LayerKind:
-  """Stacks the kinds of all layers; there is no array if they do not differ."""
+  """Stacks the kinds of all layers; fields that do not differ are None."""
   table_LxP, sizes_L = None, None
   if config.windows:
     sizes_L = np.asarray([w or _ALL for w in config.windows], np.int32)
@@ -51,17 +49,15 @@ def _frequencies(config: ModelConfig, layer: int) -> np.ndarray:
 
 
 def take_layers(kinds: LayerKind, which: slice | int) -> LayerKind:
-  """Takes some of the layers, or one."""
+  """Takes one layer or a slice of layers."""
   return jax.tree.map(lambda x: x[which], kinds)
 
 
 class LayerCache(NamedTuple):
-  """The keys and values of one layer, and where it writes the next.
+  """Keys and values of one layer, and the slot of the first new token.
 
-  Attributes:
-    keys, values: [B, K, Dh, S] and [B, K, S, Dh], as the products that read
-      them want it, so that no step copies them.
-    slot: scalar, where the first new token goes.
+  Keys are [B, K, Dh, S] and values [B, K, S, Dh]. The products that read them
+  want this order, so no step copies them.
   """
 
   keys: Array
@@ -70,12 +66,12 @@ class LayerCache(NamedTuple):
 
 
 def cached(keys: Array, values: Array) -> tuple[Array, Array]:
-  """Brings keys and values [..., B, L, K, Dh] in the order of `LayerCache`."""
+  """Reorders keys and values [..., B, L, K, Dh] as in `LayerCache`."""
   return jnp.moveaxis(keys, -3, -1), jnp.swapaxes(values, -3, -2)
 
 
 def write(cache: LayerCache, keys: Array, values: Array) -> tuple[Array, Array]:
-  """Returns the cache's keys and values with new ones, [B, L, K, Dh], in."""
+  """Returns the cache's keys and values with new ones [B, L, K, Dh] added."""
   keys, values = cached(keys, values)
   update = jax.lax.dynamic_update_slice
   return (
@@ -93,12 +89,10 @@ def attend(
   bias_HxLxS: Array | None = None,
   softcap: float | None = None,
 ) -> Array:
-  """softmax(scale q k + bias) v of the keys and values of a `LayerCache`.
+  """Returns softmax(scale q k + bias) v of a cache, [B, L, H, Dh].
 
-  With a soft cap c, scores are c tanh(scale q k / c) + bias.
-
-  Returns:
-    [B, L, H, Dh] in the dtype of q; the softmax is fp32.
+  With a soft cap c, scores are c tanh(scale q k / c) + bias. The softmax is
+  fp32; the result has the dtype of the values.
   """
   batch, length, heads, width = q_BxLxHxDh.shape
   groups = (batch, length, keys.shape[1], -1, width)
@@ -140,15 +134,12 @@ class Attention(nn.Module):
 
     Args:
       x_BxLxD: normalised hidden states.
-      positions_BxL: position of each token in its document.
-      mask_BxLxS: True where a query may look.
-      cache: has S slots, to be written and attended to. Without one the keys
-        are those of x, and S = L.
-      kind: what this layer differs in from others.
+      mask_BxLxS: True where a query may look. Without a cache, S = L.
+      cache: has S slots to write and attend to; None attends to x alone.
 
     Returns:
-      output_BxLxD, and keys and values: the cache's with those of x written,
-      or those of x alone, [B, L, K, Dh].
+      output_BxLxD, and keys and values: the updated cache's, or without a cache
+      those of x, [B, L, K, Dh].
     """
     c = self.config
     q = self._project('query', x_BxLxD, c.heads, 'heads')
@@ -196,16 +187,10 @@ class Attention(nn.Module):
 def near(
   first: Array | int, length: int, slots: int, window: Array | np.ndarray
 ) -> Array:
-  """[L, S]: whether a slot is one of the last `window` up to a query.
+  """Whether a slot is one of the last `window` up to a query, [L, S].
 
-  Within a document tokens follow each other, so that slots differ as
-  positions do.
-
-  Args:
-    first: slot of the first query.
-    length: L queries.
-    slots: S.
-    window: scalar, the query itself included.
+  Tokens of a document are consecutive, so slots differ as positions do.
+  `first` is the slot of the first query; the window includes the query itself.
   """
   queries_L = first + jnp.arange(length)
   return queries_L[:, None] - jnp.arange(slots)[None] < window
@@ -215,5 +200,5 @@ def _scale(c: ModelConfig) -> float:
   scale = c.query_scale
   if scale is None:
     scale = c.head_dim**-0.5 if c.attention.complex.scale_scores else 1.0
-  # Queries and keys each have YaRN's magnitude.
+  # Queries and keys each carry YaRN's magnitude.
   return scale * c.rope_scaling.magnitude**2

@@ -1,4 +1,4 @@
-"""The block of the transformer: norms, attention, feed-forward layer."""
+"""Transformer block: norms, attention, feed-forward layer."""
 
 import flax.linen as nn
 from jax import Array
@@ -12,7 +12,7 @@ from pdl_jax.model.layers import ACTIVATIONS, Norm, linear
 class MLP(nn.Module):
   """down(silu(gate x) * up x) (SwiGLU, arXiv:2002.05202).
 
-  By the config another activation, biases, or no gate: down(act(up x)).
+  The config may choose another activation, biases, or no gate: down(act(up x)).
   """
 
   config: ModelConfig
@@ -51,7 +51,7 @@ class Block(nn.Module):
     cache: LayerCache | None,
     kind: LayerKind,
   ) -> tuple[Array, tuple[Array, Array]]:
-    """Returns the new residual stream, and what Attention keeps."""
+    """Returns the new residual stream, and Attention's keys and values."""
     c = self.config
     mixed, keys, values = Attention(c, name='attention')(
       Norm(c, name='attention_norm')(x_BxLxD),

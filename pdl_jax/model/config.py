@@ -1,4 +1,4 @@
-"""The shape of a transformer; every model is fields of this, not a subclass."""
+"""Shape of a transformer: every model is an instance of one config."""
 
 import dataclasses
 import math
@@ -13,13 +13,13 @@ from pdl_jax.model.lora import NO_LORA, LoRAConfig
 from pdl_jax.model.positions import ROPE, AttentionConfig
 from pdl_jax.model.rotary import UNSCALED, RopeScaling
 
-# How types get codes, and what the codebooks begin with; see heads/fit.py.
+# How types get codes, and what codebooks start with; see heads/fit.py.
 MAPPINGS = (
   'random', 'blocks', 'frequency_blocks', 'kmeans_output', 'kmeans_input',
   'learned',
 )  # fmt: skip
 STARTS = ('rows', 'random')
-# Output heads, and the keys of `model`, or groups of them, that each reads.
+# Output head -> keys of `model`, or groups of keys, that it reads.
 HEADS = {
   'tied': (),
   'dense': (),
@@ -37,24 +37,16 @@ DTYPES = ('float32', 'bfloat16')
 class HeadConfig:
   """What turns the last hidden state into logits; see the keys in `settings`.
 
+  There are M codebooks of K rows; D is the width of the model.
+
   Attributes:
-    kind: one of HEADS, key `head`.
     bias: added to each type's logit; it tells types of equal codes apart.
-    rank: that of low_rank, of vq's residual, or of adaptive's first cluster.
-    codebook_size: K, rows of a codebook, key `vq.codebook_size`.
-    num_codebooks: M, key `vq.num_codebooks`.
-    combine: 'concat' for rows of width D / M end to end, 'sum' for width D.
-    learned: whether the codes of a type follow training. They are the nearest
-      ones to a row of its own, which exists in training alone
-      (straight-through, arXiv:1711.00937).
-    num_exact: number of the commonest types with a row of their own, key
-      `vq.num_exact`. With one codebook these are its first codes, of one type
-      each; in an adaptive head they are in no cluster.
-    tail_start: number of commonest types that are not of the tail; 0 is no
-      tail. In an adaptive head the second cluster begins there.
-    tail_codebook_size, tail_num_codebooks: K and M of the tail.
-    tail_rank: R of the tail's rows and of the state's projection to them; 0
-      takes the state itself.
+    combine: 'concat' joins rows of width D / M; 'sum' adds rows of width D.
+    learned: whether codes follow training. A type takes the codes nearest to
+      its own row, which exists in training alone (straight-through,
+      arXiv:1711.00937).
+    num_exact: an adaptive head has these types in no cluster.
+    tail_start: an adaptive head begins its second cluster there.
   """
 
   kind: str = 'tied'
@@ -85,11 +77,7 @@ class HeadConfig:
       )
 
   def check(self, vocab_size: int, width: int) -> None:
-    """Refuses what does not fit a model.
-
-    Raises:
-      ConfigError: with the numbers.
-    """
+    """Refuses a head that does not fit the model."""
     if self.kind in ('low_rank', 'vq') and self.rank >= width:
       raise ConfigError(
         f'model.rank {self.rank} must be below the width of the model, {width}'
@@ -172,14 +160,14 @@ class HeadConfig:
 
   @property
   def in_tiers(self) -> bool:
-    """Whether types are in the order of their frequency."""
+    """Whether types are ordered by frequency."""
     several = self.num_codebooks > 1 or self.tail_start > 0
     return self.kind == 'vq' and (
       self.tail_start > 0 or self.num_exact * several > 0
     )
 
   def tiers(self, vocab_size: int) -> tuple['Tier', ...]:
-    """What composes the rows of which types, the commonest first."""
+    """Returns the tiers of composed rows, the commonest types first."""
     first = self.num_exact if self.in_tiers else 0
     end = self.tail_start or vocab_size
     made = (Tier(first, end, self.codebook_size, self.num_codebooks, 0),)
@@ -192,12 +180,12 @@ class HeadConfig:
     return made
 
   def code_width(self, width: int, tier: 'Tier') -> int:
-    """S, of a row of a codebook of a tier, whose rows have some width."""
+    """Returns S, the width of a codebook row in a tier with rows of `width`."""
     return width // tier.num_codebooks if self.combine == 'concat' else width
 
 
 class Tier(NamedTuple):
-  """Types by rank of frequency, [first, end), and what composes their rows.
+  """Types of frequency ranks [first, end), and what composes their rows.
 
   Rows are as wide as the model, or as `rank` if that is not 0.
   """
@@ -210,9 +198,9 @@ class Tier(NamedTuple):
 
 
 def code_dtype(codes: int) -> np.dtype:
-  """The least unsigned integers that count so many codes.
+  """Returns the smallest unsigned integer type that holds so many codes.
 
-  The time of a look-up goes into reading them.
+  Reading the codes dominates the time of a look-up.
   """
   return np.min_scalar_type(codes - 1)
 
@@ -221,38 +209,29 @@ def code_dtype(codes: int) -> np.dtype:
 class ModelConfig:
   """A pre-norm decoder; the defaults are the Llama family.
 
+  V is vocab_size, D the width of the residual stream, H and K the numbers of
+  query and key-value heads, Dh head_dim (even), F the width of the mlp.
+
   Attributes:
-    vocab_size: V.
-    width: D, of the residual stream.
-    layers: number of blocks.
-    heads: H query heads.
-    kv_heads: K key and value heads; divides H (grouped-query attention).
-    head_dim: Dh, even.
-    mlp: F, of the feed-forward layer.
+    kv_heads: divides `heads` (grouped-query attention).
     context: longest sequence in tokens that the model was made for.
-    rope_base: base of the rotary frequencies.
     norm_eps: added to the mean square in norms.
-    dtype: type of activations and of matmul inputs. Norms, phases and logits
-      are fp32.
-    param_dtype: type of parameters that do not train, see `state.create`. What
-      trains is fp32.
-    remat: recompute each block in the backward pass: memory for time.
-    norm: rms; rms_offset, which multiplies with 1 + scale; or layer, which has
+    dtype: of activations and matmul inputs. Norms, phases and logits are fp32.
+    param_dtype: of parameters that do not train, see `state.create`. Trained
+      parameters are fp32.
+    norm: 'rms'; 'rms_offset', which multiplies with 1 + scale; or 'layer', with
       a mean and a bias.
-    post_norms: whether what attention and feed-forward layer add to the
-      residual stream is normalised too.
-    qk_norm: whether each head of queries and keys is, before it is turned.
-    gated: down(act(gate x) * up x), or down(act(up x)).
-    activation: one of layers.ACTIVATIONS.
-    embed_scale: what embeddings are multiplied with.
-    query_scale: what scores are multiplied with; None is Dh**-0.5.
-    attention_softcap: c of scores c tanh(score / c); None is no cap.
-    logit_softcap: the same of the logits of a head with rows.
+    post_norms: also normalise the outputs of attention and feed-forward layer.
+    qk_norm: normalise each head of queries and keys, before rotation.
+    gated: down(act(gate x) * up x) instead of down(act(up x)).
+    embed_scale: factor of the embeddings.
+    query_scale: factor of the scores; None means Dh**-0.5.
+    attention_softcap: c of scores c tanh(score / c); None means no cap.
+    logit_softcap: the same for the logits of a head with rows.
     windows: how many of the last tokens each layer sees, itself included. 0
-      is all of them, and () is all in every layer.
+      means all; () means all in every layer.
     local_rope_base: unscaled base in layers with a window; None is `rope_base`.
-    learned_positions: whether an embedding of the position is added; the
-      attention is then of kind none.
+    learned_positions: add an embedding of the position; needs attention 'none'.
   """
 
   vocab_size: int
@@ -335,5 +314,5 @@ class ModelConfig:
 
   @property
   def compute_dtype(self) -> jnp.dtype:
-    """The dtype of activations and of matmul inputs."""
+    """Dtype of activations and matmul inputs."""
     return jnp.dtype(self.dtype)

@@ -19,14 +19,14 @@ from pdl_jax.model.lm import Params
 
 
 class Cache(NamedTuple):
-  """Everything decoding needs from the tokens before.
+  """What decoding keeps of earlier tokens.
 
   Attributes:
-    keys, values: one array for each layer, [B, K, Dh, S] and [B, K, S, Dh],
-      which a loop writes in place.
+    keys, values: one array per layer, [B, K, Dh, S] and [B, K, S, Dh], which a
+      loop writes in place.
     filled_BxS: True where a slot holds a real token.
-    slot: scalar, where the next token goes: the same for every row.
-    positions_B: position of the next token of each row in its document.
+    slot: scalar, where the next token of every row goes.
+    positions_B: position of each row's next token in its document.
   """
 
   keys: tuple[Array, ...]
@@ -37,7 +37,7 @@ class Cache(NamedTuple):
 
 
 def part_layers(params: Params) -> Params:
-  """Puts each layer in a group of its own, for a loop of decoding steps.
+  """Puts each layer in its own group, for a loop of decoding steps.
 
   There, taking a layer out of a stack would copy all weights at every token.
   """
@@ -56,16 +56,14 @@ def prefill(
   filled_BxP: Array,
   size: int,
 ) -> tuple[Array, Cache]:
-  """Reads left-padded prompts into a fresh cache.
+  """Reads prompts into a fresh cache of `size` slots, at least P.
 
   Args:
-    params: with any groups of layers.
     tokens_BxP: prompts, padded on the left so that all end at one slot.
     filled_BxP: True at real tokens.
-    size: S, slots in the cache, at least P.
 
   Returns:
-    hidden_BxD that predicts the token after each prompt, and the cache.
+    hidden_BxD, which predicts the token after each prompt, and the cache.
   """
   length = tokens_BxP.shape[1]
   positions = jnp.maximum(jnp.cumsum(filled_BxP, axis=1) - 1, 0)
@@ -90,15 +88,12 @@ def prefill(
 def decode_step(
   config: ModelConfig, params: Params, cache: Cache, tokens_B: Array
 ) -> tuple[Array, Cache]:
-  """Appends one token to every row.
+  """Appends one token to every row of a cache with a free slot.
 
-  Args:
-    params: with any groups of layers; of `part_layers` for many steps.
-    cache: with a free slot.
-    tokens_B: ids.
+  For many steps, take params from `part_layers`.
 
   Returns:
-    hidden_BxD that predicts the token after it, and the cache with it in.
+    hidden_BxD, which predicts the next token, and the updated cache.
   """
   filled_BxS = cache.filled_BxS.at[:, cache.slot].set(True)
   mask_BxLxS = filled_BxS[:, None, :]
@@ -136,10 +131,10 @@ def repeat_rows(cache: Cache, times: int) -> Cache:
 
 
 def take_rows(cache: Cache, rows_B: Array, start: int) -> Cache:
-  """Makes row b what row rows_B[b] was, from slot `start` on.
+  """Replaces row b by row rows_B[b], from slot `start` on.
 
-  For beams, which differ in nothing before it: neither in the slots of the
-  prompt nor in which slots are filled.
+  Beams differ only from there: they share the slots of the prompt, and which
+  slots are filled.
   """
 
   def take(x: Array, axis: int) -> Array:

@@ -1,4 +1,4 @@
-"""What a loaded model makes of fixed tokens, to see if it is the same again."""
+"""Fingerprints of loaded models: their output on fixed tokens."""
 
 import hashlib
 from typing import NamedTuple
@@ -12,19 +12,16 @@ from pdl_jax.model import lm
 from pdl_jax.model.config import ModelConfig
 
 _LENGTH, _SHOWN = 16, 4
-# Logits are kept to so many decimals: rounding moves a digit after these.
+# Decimals of the logits that rounding usually does not change.
 _DECIMALS = 2
 
 
 class Fingerprint(NamedTuple):
-  """What a model in fp32 makes of fixed tokens.
+  """What a model in fp32 computes for fixed tokens.
 
-  Attributes:
-    digest: 8 hex digits of the rounded logits. Equal digests are equal models;
-      on another machine a value on the edge may round otherwise.
-    tokens: what was read.
-    logits: the first few of the last token.
-    norm: L2 norm of all logits of the last token.
+  `digest` has 8 hex digits of the rounded logits. Equal digests mean equal
+  models; on another machine a value may round differently. `logits` are the
+  first few of the last token, and `norm` is the L2 norm of all of them.
   """
 
   digest: str
@@ -33,7 +30,7 @@ class Fingerprint(NamedTuple):
   norm: float
 
   def near(self, other: 'Fingerprint') -> bool:
-    """Whether both can be of one model, except for rounding."""
+    """Whether both can belong to one model, up to rounding."""
     mine, theirs = ([*x.logits, x.norm] for x in (self, other))
     return len(mine) == len(theirs) and bool(
       np.allclose(mine, theirs, rtol=1e-2, atol=2e-2)
@@ -51,7 +48,7 @@ def fingerprint(config: ModelConfig, params: dict) -> Fingerprint:
       config, params, row, jnp.ones_like(row), jnp.arange(_LENGTH)[None]
     )
     logits_V = lm.head_logits(config, params, x[:, -1])[0]
-    # Every process has to see all of them.
+    # Every process needs all logits.
     return constrain(logits_V, None)
 
   logits_V = np.asarray(last(params), np.float64)

@@ -1,4 +1,4 @@
-"""Parameters with named axes, and the layers that blocks are made of."""
+"""Parameters with named axes, and the layers that blocks consist of."""
 
 from functools import partial
 from typing import TYPE_CHECKING
@@ -45,15 +45,13 @@ def linear(
   inputs: int = 1,
   bias: bool = False,
 ) -> Array:
-  """Returns x W, plus the bias and the adapter of the layer if it has them.
+  """Returns x W, plus the layer's bias and adapter if it has them.
 
   Args:
-    module: owns the parameters, whose names begin with `name`.
-    config: gives the dtype of the product and the adapters.
-    name: one of `lora.TARGETS`.
+    name: one of `lora.TARGETS`; parameter names begin with it.
     x: [..., *shape[:inputs]].
-    axes, shape: those of W, the axes by logical names.
-    inputs: number of its first axes that are the input's.
+    axes, shape: of W; the axes by logical names.
+    inputs: number of W's first axes that belong to the input.
 
   Returns:
     [..., *shape[inputs:]] in the compute dtype.
@@ -84,12 +82,9 @@ def linear(
 class Norm(nn.Module):
   """x / sqrt(mean(x**2) + eps) * scale, in fp32 (RMSNorm, arXiv:1910.07467).
 
-  By the config the factor is 1 + scale, or x is without its mean and gets a
-  bias (LayerNorm, arXiv:1607.06450).
-
-  Attributes:
-    config: shape of the model.
-    axis: logical name of the last axis, which is normalised.
+  The config may choose the factor 1 + scale, or LayerNorm, which subtracts the
+  mean and adds a bias (arXiv:1607.06450). `axis` is the logical name of the
+  last axis, which is normalised.
   """
 
   config: 'ModelConfig'

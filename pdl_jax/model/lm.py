@@ -1,15 +1,14 @@
-"""The seam: pure functions of (config, params, arrays); no Flax type escapes.
+"""The model as pure functions of (config, params, arrays), without Flax types.
 
-Parameters are a nested dict of arrays; all but frozen ones are fp32:
+Parameters are a nested dict of arrays, fp32 unless frozen:
 
-  embed_VxD      token embedding, and the output head where it is tied
+  embed_VxD      token embedding, and the output head if tied
   head           parameters of another head, see `heads`
-  blocks         a tuple of groups of layers; each leaf is stacked over the
-                 group's layers, so that one compiled block serves them all.
-                 Splitting the stack in two groups lets training leave the
-                 lower one out of the backward pass.
+  blocks         tuple of groups of layers; leaves are stacked over a group's
+                 layers, so that one compiled block serves all. With two
+                 groups, training leaves the lower out of the backward pass.
   norm           scale (and bias) of the final norm
-  positions_LxD  embedding of positions, if the model learns one
+  positions_LxD  embedding of positions, if learned
 
 Adapters (`lora`) are beside the matrices that they adapt.
 `decoding` continues prompts with a cache.
@@ -40,8 +39,8 @@ Params = dict
 def init(config: ModelConfig, key: Array) -> Params:
   """Makes random parameters: normal(0.02) matrices, ones in the norms.
 
-  What models of one shape have in common is the same for a key, whatever their
-  attention learns besides: Flax numbers the draws within a module.
+  For one key, models of one shape share these, whatever else their attention
+  learns. They are drawn without it, as Flax numbers the draws in a module.
   """
   plain = dataclasses.replace(config, attention=ROPE, lora=lora.NO_LORA)
   params: Params = nn.meta.unbox(_init(plain, key))
@@ -51,8 +50,7 @@ def init(config: ModelConfig, key: Array) -> Params:
 def logical_axes(config: ModelConfig, groups: int = 1) -> Params:
   """Returns the tree of `init` with logical axis names, as PartitionSpecs.
 
-  Args:
-    groups: 2 for the tree that `split_blocks` returns.
+  `groups` is 2 for the tree that `split_blocks` returns.
   """
   boxed = jax.eval_shape(lambda: _init(config, jax.random.key(0)))
   names = nn.get_partition_spec(boxed)
@@ -87,7 +85,7 @@ def _init(config: ModelConfig, key: Array) -> Params:
 
 
 def split_blocks(params: Params, last: int) -> Params:
-  """Puts the last layers in a group of their own; the model is the same."""
+  """Puts the last layers in their own group; the model is the same."""
   (blocks,) = params['blocks']
   lower = jax.tree.map(lambda x: x[:-last], blocks)
   upper = jax.tree.map(lambda x: x[-last:], blocks)
@@ -113,12 +111,11 @@ def hidden(
   """Returns the last hidden states, after the final norm.
 
   Args:
-    params: from `init` or a pretrained reader.
     tokens_BxL: token ids in [0, V).
-    segments_BxL: document of each token, from 1; 0 is padding. A token sees
-      the tokens of its own segment up to itself.
+    segments_BxL: document of each token, from 1; 0 is padding. A token sees the
+      tokens of its own segment up to itself.
     positions_BxL: position of each token in its document, from 0.
-    dropout_key: key of the adapters' dropout in training; None drops nothing.
+    dropout_key: for the adapters' dropout in training; None drops nothing.
 
   Returns:
     hidden_BxLxD in the compute dtype; at padding, meaningless but finite.
@@ -130,21 +127,21 @@ def hidden(
 
 
 def head(config: ModelConfig, params: Params) -> Head:
-  """Returns the output head as the losses take it."""
+  """Returns the output head as losses take it."""
   return heads.head(config, params)
 
 
 def with_head(config: ModelConfig, params: Params, key: Array) -> Params:
-  """Gives a model of any head the head of the config, as initialised."""
+  """Replaces the head by a newly initialised one of the config."""
   rest = {name: x for name, x in params.items() if name != 'head'}
   own = nn.meta.unbox(heads.init(config, key))
   return {**rest, 'head': own} if own else rest
 
 
 def extended(config: ModelConfig, params: Params, key: Array) -> Params:
-  """Adds parameters, as initialised, that the config has and params have not.
+  """Adds the parameters of the config that are missing, newly initialised.
 
-  These are of another attention, or of adapters.
+  They belong to another attention or to adapters.
   """
   by_path = jax.tree_util.tree_leaves_with_path
 
@@ -154,7 +151,7 @@ def extended(config: ModelConfig, params: Params, key: Array) -> Params:
   shapes, leaves = jax.eval_shape(make, key), dict(by_path(params))
   new = [path for path, _ in by_path(shapes) if path not in leaves]
 
-  @jax.jit  # What is there already, the matrices, is not made.
+  @jax.jit  # Does not make what exists already, above all the matrices.
   def absent(key: Array) -> list[Array]:
     made = dict(by_path(make(key)))
     return [made[path] for path in new]
@@ -168,7 +165,7 @@ def extended(config: ModelConfig, params: Params, key: Array) -> Params:
 def without_adapters(
   config: ModelConfig, params: Params
 ) -> tuple[ModelConfig, Params]:
-  """Adds adapters to their matrices; the function of tokens is the same."""
+  """Merges adapters into their matrices; the model computes the same."""
   if not config.lora.rank:
     return config, params
   plain = dataclasses.replace(config, lora=lora.NO_LORA)
@@ -176,9 +173,9 @@ def without_adapters(
 
 
 def fix_head(config: ModelConfig, params: Params) -> Params:
-  """Writes learned codes down, to score and to generate.
+  """Writes learned codes down for scoring and generating.
 
-  Training alone needs the rows behind them.
+  Only training needs the rows behind them.
   """
   if 'head' not in params:
     return params
@@ -193,13 +190,13 @@ def logits(
   segments_BxL: Array,
   positions_BxL: Array,
 ) -> Array:
-  """Returns logits_BxLxV in fp32, for short sequences: they are V wide."""
+  """Returns logits_BxLxV in fp32, for short sequences, as they are V wide."""
   x = hidden(config, params, tokens_BxL, segments_BxL, positions_BxL)
   return head_logits(config, params, x)
 
 
 def head_logits(config: ModelConfig, params: Params, hidden: Array) -> Array:
-  """Returns logits [..., V] in fp32 of hidden states [..., D]."""
+  """Returns fp32 logits [..., V] of hidden states [..., D]."""
   return heads.logits(config, params, hidden)
 
 
@@ -211,7 +208,7 @@ def run_blocks(
   positions_BxL: Array,
   dropout_key: Array | None = None,
 ) -> tuple[Array, list]:
-  """Returns the residual stream after all blocks; arguments as of `hidden`.
+  """Returns the residual stream after all blocks; see `hidden` for arguments.
 
   Returns:
     x_BxLxD, and keys and values of each group, [layers, B, L, K, Dh].
@@ -249,8 +246,8 @@ def embed(
 ) -> Array:
   """Returns the residual stream before the first block."""
   table_VxD = params['embed_VxD'].astype(config.compute_dtype)
-  # Whole rows before the look-up: rows split over the devices that split the
-  # batch would have to be gathered for every token instead.
+  # Gather whole rows before the look-up. Split over the devices that split the
+  # batch, they would be gathered for every token instead.
   table_VxD = constrain(table_VxD, 'vocab', 'activation')
   x = table_VxD[tokens_BxL]
   if config.embed_scale != 1:

@@ -1,8 +1,8 @@
 """Low-rank adapters of linear layers (LoRA, arXiv:2106.09685).
 
-A layer x W becomes x W + alpha / r (x A) B, where A has the layer's input axes
-and r, and B has r and its output axes. B begins at 0, so that the model is what
-it was. Parameters are called after the layer's: query_lora_a, query_lora_b.
+A layer x W becomes x W + alpha / r (x A) B. A has the layer's input axes and
+r, B has r and its output axes. B starts at 0, which leaves the model unchanged.
+Parameter names follow the layer's: query_lora_a, query_lora_b.
 """
 
 import dataclasses
@@ -18,7 +18,7 @@ from pdl_jax.errors import ConfigError
 
 ATTENTION = ('query', 'key', 'value', 'output')
 MLP = ('gate', 'up', 'down')
-# The output head has one where it is a matrix of its own.
+# The output head can have an adapter if it is a separate matrix.
 HEAD = 'head'
 TARGETS = (*ATTENTION, *MLP, HEAD)
 MATRIX = 'matrix_VxD'
@@ -30,12 +30,9 @@ Params = dict
 class LoRAConfig:
   """Which linear layers have an adapter, and of what size.
 
-  Attributes:
-    rank: r; 0 is no adapter.
-    alpha: numerator of the factor alpha / r.
-    dropout: probability that an adapter does not see an input in training. The
-      head's adapter sees all.
-    targets: some of TARGETS.
+  Rank 0 means no adapter. Targets are a subset of TARGETS. Dropout is the
+  probability that an adapter does not see an input in training; the head's
+  adapter has none.
   """
 
   rank: int = 0
@@ -61,7 +58,7 @@ class LoRAConfig:
 
   @property
   def scale(self) -> float:
-    """What the product of an adapter is multiplied with."""
+    """Factor of an adapter's product, alpha / r."""
     return self.alpha / self.rank
 
   def adapts(self, layer: str) -> bool:
@@ -69,7 +66,7 @@ class LoRAConfig:
     return self.rank > 0 and layer in self.targets
 
   def check(self, gated: bool, dense_head: bool) -> None:
-    """Refuses targets that a model does not have."""
+    """Refuses targets that the model does not have."""
     if self.adapts('gate') and not gated:
       raise ConfigError(
         'model.lora.targets: the feed-forward layers of this model have no '
@@ -86,20 +83,19 @@ NO_LORA = LoRAConfig()
 
 
 def is_adapter(name: str) -> bool:
-  """Whether a parameter of that name is one of an adapter's two."""
+  """Whether a parameter name is an adapter's."""
   return name.endswith((_A, _B))
 
 
 def names(layer: str) -> tuple[str, str]:
-  """Names the parameters A and B of a layer."""
+  """Returns the names of a layer's A and B."""
   return layer + _A, layer + _B
 
 
 def start(inputs: int) -> nn.initializers.Initializer:
-  """Initializes A: uniform up to 1 / sqrt(width of the input), as in PEFT.
+  """Initializes A: uniform up to 1 / sqrt(input width), as in PEFT.
 
-  Args:
-    inputs: how many axes, from the first, are of the input.
+  `inputs` is the number of leading axes that belong to the input.
   """
   return nn.initializers.variance_scaling(
     1 / 3, 'fan_in', 'uniform', in_axis=tuple(range(inputs)), out_axis=-1
@@ -107,7 +103,7 @@ def start(inputs: int) -> nn.initializers.Initializer:
 
 
 def adapters(params: Params) -> Params:
-  """Keeps the parameters of adapters alone, each where it is."""
+  """Keeps only the parameters of adapters, each at its place in the tree."""
   found: dict[str, Any] = {}
   for name, leaf in params.items():
     if isinstance(leaf, tuple):
@@ -120,7 +116,7 @@ def adapters(params: Params) -> Params:
 
 
 def merged(config: LoRAConfig, params: Params) -> Params:
-  """Adds adapters to their layers' matrices, in fp32, and leaves none."""
+  """Adds adapters to their layers' matrices, in fp32, and removes them."""
   blocks = tuple(_merged(config, group, True) for group in params['blocks'])
   rest = {k: v for k, v in params.items() if k != 'blocks'}
   return {**_merged(config, rest, False), 'blocks': blocks}
@@ -144,6 +140,6 @@ def _sum(
   config: LoRAConfig, matrix: Array, a: Array, b: Array, stacked: bool
 ) -> Array:
   product = partial(jnp.tensordot, axes=1)
-  # Stacked over layers; or of the head, whose rows are of outputs.
+  # Blocks are stacked over layers; the head's rows belong to outputs.
   both = jax.vmap(product)(a, b) if stacked else product(a, b).T
   return jnp.asarray(matrix, jnp.float32) + config.scale * both

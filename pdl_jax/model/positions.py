@@ -1,4 +1,4 @@
-"""How attention knows of positions: one table of kinds, with their code."""
+"""How attention uses positions: a table of kinds, with their code."""
 
 import dataclasses
 from collections.abc import Callable
@@ -24,19 +24,19 @@ DELTA_STARTS = ('rope', 'published', 'zero')
 class ComplexConfig:
   """Complex attention (CMHA, arXiv:2505.10222), see `rotary`."""
 
-  # Factor of the angle between query and key, which is learned for each
-  # key-value head and pair (head; keys are cached once for all queries of
-  # their group), for each pair (shared), or not at all (fixed).
+  # How the factor of the angle between query and key is learned: for each
+  # key-value head and pair (head; the queries of a group share cached keys),
+  # for each pair (shared), or not at all (fixed).
   delta_sharing: str = 'head'
-  # Whether each query head and pair learns an offset b, which begins at 0.
+  # Whether each query head and pair learns an offset b, which starts at 0.
   phase_bias: bool = True
-  # Where delta begins: rope (1), zero (0: moduli and distance are left of a
-  # score), or published (normal, of standard deviation (head_dim / 2)**-0.5,
-  # as in that code).
+  # Initial delta: rope (1), zero (0: only moduli and distance affect a score),
+  # or published (normal, standard deviation (head_dim / 2)**-0.5, as in the
+  # published code).
   delta_init: str = 'rope'
-  # Whether scores are divided by sqrt(head_dim); the published ones are not.
+  # Whether scores are divided by sqrt(head_dim); published code does not.
   scale_scores: bool = True
-  # Sign of the position, 1 or -1; learned projections can make up for it.
+  # Sign of the position, 1 or -1; learned projections can compensate for it.
   position_sign: int = 1
 
   def __post_init__(self):
@@ -57,12 +57,7 @@ COMPLEX = ComplexConfig()
 
 @dataclasses.dataclass(frozen=True)
 class AttentionConfig:
-  """How attention knows of positions.
-
-  Attributes:
-    kind: one of KINDS.
-    complex: read by complex attention alone.
-  """
+  """How attention uses positions; only complex attention reads `complex`."""
 
   kind: str = 'rope'
   complex: ComplexConfig = COMPLEX
@@ -71,7 +66,7 @@ class AttentionConfig:
     one_of('attention kind', self.kind, KINDS)
 
   def begun_as_rope(self) -> 'AttentionConfig':
-    """Returns the nearest one that begins as RoPE, if this kind can."""
+    """Returns the nearest config that starts as RoPE, if this kind can."""
     plain = dataclasses.replace(
       self.complex, delta_init='rope', scale_scores=True, position_sign=1
     )
@@ -136,15 +131,11 @@ def _scaled_rope(
 
 
 def distance_bias(heads: int, keys: int) -> Array:
-  """[H, 1, S], fp32: 2**(-8h/H) times the place of a key (ALiBi).
+  """Returns 2**(-8h/H) times the place of a key, [H, 1, S], fp32 (ALiBi).
 
-  A softmax does not change by what is added to all its scores, so that the
-  place of a key stands for its distance. Within a document tokens follow each
-  other, so that places differ as positions do.
-
-  Args:
-    heads: H; h counts from 1.
-    keys: S.
+  h counts from 1. Adding a constant to all scores does not change a softmax, so
+  a key's place serves as its distance. Tokens of a document are consecutive, so
+  places differ as positions do.
   """
   slopes_H = 2.0 ** (-8.0 * jnp.arange(1, heads + 1) / heads)
   return slopes_H[:, None, None] * jnp.arange(keys)[None, None]
@@ -155,11 +146,11 @@ class Kind(NamedTuple):
 
   Attributes:
     place: (module, config, queries, keys, positions_BxL, frequencies_P) ->
-      queries and keys that know where they are; None leaves them as they are.
-    bias: (heads, keys) -> [H, 1, S], added to the scores; None adds nothing.
-    keys: keys of `model`, or groups of them, that it reads.
+      queries and keys with positions; None leaves them alone.
+    bias: (heads, keys) -> [H, 1, S], added to the scores, or None.
+    keys: keys of `model`, or groups of keys, that it reads.
     learns: parameters, which train with adapters and have no weight decay.
-    extends_rope: whether a model trained with RoPE can go on with it.
+    extends_rope: whether training can continue from a RoPE model.
   """
 
   place: Callable[..., tuple[Array, Array]] | None = None
@@ -175,7 +166,7 @@ KINDS = {
     _complex, keys=('rope_base', 'complex'), learns=('delta', 'offset'),
     extends_rope=True,
   ),
-  # RoPE with a learned factor of each head and pair: a baseline that learns.
+  # RoPE with a learned factor per head and pair: a trainable baseline.
   'scaled_rope': Kind(
     _scaled_rope, keys=('rope_base',), learns=('factor',), extends_rope=True
   ),

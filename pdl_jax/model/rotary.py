@@ -2,18 +2,18 @@
 
 Pair i of a query or key is a complex number of modulus l and angle t. RoPE
 (arXiv:2104.09864) turns it by its position times g_i. Complex attention (CMHA,
-arXiv:2505.10222) learns delta and b besides. The score of a query at position
-m and a key at n is
+arXiv:2505.10222) also learns delta and b. The score of a query at position m
+and a key at n is
 
-  sum_i l_q l_k cos(delta_i (t_q - t_k) + b_i + (m - n) g_i),
+  sum_i l_q l_k cos(delta_i (t_q - t_k) + b_i + (m - n) g_i).
 
-the real part of a product of two numbers, each turned on its own: the query by
-(delta - 1) t_q + b + m g, the key by (delta - 1) t_k + n g. So it is an
-ordinary dot product with an ordinary cache, and at delta 1 and b 0 it is RoPE.
+This is the real part of a product of two numbers, each turned on its own: the
+query by (delta - 1) t_q + b + m g, the key by (delta - 1) t_k + n g. So it is
+an ordinary dot product with an ordinary cache. At delta 1 and b 0 it is RoPE.
 
-The published code builds an array of heads x L x L x Dh instead, adds its
+The published code instead builds an array of heads x L x L x Dh, adds its
 padding mask as numbers, and never passes the causal one. Its 1e-9 inside the
-modulus is left out: nothing is divided by it here.
+modulus is left out, because nothing is divided by it here.
 """
 
 import dataclasses
@@ -39,11 +39,11 @@ class RopeScaling:
     kind: none; linear, which divides all by the factor (arXiv:2306.15595);
       llama3, which divides the low ones (arXiv:2407.21783); or yarn, which
       does so by parts (arXiv:2309.00071).
-    factor: by which the context grows.
-    low, high: turns over the original context, read by llama3 and yarn. From
-      `high` on a frequency is kept; up to `low` it is divided by the factor.
-    original: length of the context before it was stretched.
-    magnitude: what yarn multiplies queries and keys with.
+    factor: growth of the context.
+    low, high: turns over the original context, for llama3 and yarn. Frequencies
+      from `high` on are kept; those up to `low` are divided by the factor.
+    original: context length before stretching.
+    magnitude: yarn's factor of queries and keys.
     whole_dims: whether yarn rounds the ends of its ramp to whole dims.
   """
 
@@ -77,15 +77,12 @@ UNSCALED = RopeScaling()
 def frequencies(
   base: float, pairs: int, scaling: RopeScaling
 ) -> np.ndarray:
-  """g_i = base**(-i / P), [P], stretched; computed in fp64, kept in fp32.
+  """Returns the scaled g_i = base**(-i / P), [P]: fp64, rounded to fp32.
 
-  Args:
-    base: the frequency of pair i is base**(-i / P) before it is stretched.
-    pairs: P, half of the width of a head.
-    scaling: linear: g / factor. llama3: the share of g that is kept grows
-      from 0 to 1 with the turns over the original context, between `low` and
-      `high`. yarn: the same with a ramp in i between the dims whose turns are
-      `high` and `low`.
+  linear gives g / factor. With llama3 the share of g that is kept grows from 0
+  to 1 with the turns over the original context, between `low` and `high`. yarn
+  uses a ramp in i between the dims whose turns are `high` and `low`. P is half
+  the width of a head.
   """
   plain_P = base ** (-np.arange(pairs) / pairs)
   if scaling.kind == 'linear':
@@ -105,7 +102,7 @@ def frequencies(
 def _ramp(
   base: float, pairs: int, scaling: RopeScaling
 ) -> tuple[float, float]:
-  """Dims whose frequency makes `high` and `low` turns."""
+  """Returns the dims whose frequencies make `high` and `low` turns."""
 
   def dim(turns: float) -> float:
     longest = scaling.original / (turns * 2 * math.pi)
@@ -119,8 +116,8 @@ def _ramp(
 
 # Squared modulus below which a pair has no angle.
 _LEAST = 1e-30
-# pi / 2 in parts of few bits: so many quarter turns, up to 2**17, times either
-# of the first two are exact in fp32.
+# pi / 2 in parts. The first two have few bits: their products with up to 2**17
+# quarter turns are exact in fp32.
 _QUARTER_1 = round(math.pi / 2 * 2**6) / 2**6
 _QUARTER_2 = round((math.pi / 2 - _QUARTER_1) * 2**13) / 2**13
 _QUARTER_3 = math.pi / 2 - _QUARTER_1 - _QUARTER_2
@@ -129,17 +126,17 @@ _QUARTER_3 = math.pi / 2 - _QUARTER_1 - _QUARTER_2
 def _fit(
   f: Callable[[np.ndarray], np.ndarray], degree: int, end: float
 ) -> list[float]:
-  """Coefficients, the highest first, of f(sqrt(s)) for s in [0, end**2]."""
+  """Returns coefficients, highest first, of f(sqrt(s)) for s in [0, end**2]."""
   made = np.polynomial.Chebyshev.interpolate(
     lambda s: f(np.sqrt(s)), degree, [0, end**2]
   )
   return made.convert(kind=np.polynomial.Polynomial).coef[::-1].tolist()
 
 
-# Polynomials that compilers vectorize, to fp32 rounding: on CPUs XLA calls a
-# function for each element's cosine or arctangent.
+# Polynomials to fp32 rounding, which compilers vectorize. On CPUs, XLA calls a
+# function per element for cosine and arctangent.
 _ARCTAN = _fit(lambda x: np.arctan(x) / x, 5, math.tan(math.pi / 8))
-# (1 + s / 8) (f - 1) / s, where f is the cosine of r, or its sine over r.
+# (1 + s / 8) (f - 1) / s with s = r**2, where f is cos(r) or sin(r) / r.
 _SIN = _fit(lambda r: (1 / r**2 + 1 / 8) * (np.sin(r) / r - 1), 4, math.pi / 4)
 _COS = _fit(lambda r: (1 / r**2 + 1 / 8) * (np.cos(r) - 1), 4, math.pi / 4)
 
@@ -153,11 +150,11 @@ def _polynomial(coefficients: list[float], x: Array) -> Array:
 
 @jax.custom_jvp
 def cos_sin(phase: Array) -> tuple[Array, Array]:
-  """(cos, sin) of fp32 phases, to 1.2e-7, up to 2**17."""
+  """Returns (cos, sin) of fp32 phases up to 2**17, with error up to 1.2e-7."""
   quarters = jnp.round(phase * (2 / math.pi))
   rest = phase - quarters * _QUARTER_1 - quarters * _QUARTER_2
   rest -= quarters * _QUARTER_3
-  # 1 + s f / (1 + s / 8) as one quotient: XLA computes a quotient once, and a
+  # 1 + s f / (1 + s / 8) as one quotient: XLA computes a quotient once, but a
   # polynomial again in every fusion that reads it.
   square = rest * rest
   divisor = 1 + square / 8
@@ -180,16 +177,16 @@ def _(primals: tuple[Array], tangents: tuple[Array]) -> tuple:
 
 
 def angle(real: Array, imaginary: Array) -> Array:
-  """atan2(imaginary, real) in [-pi, pi]; 0 of a zero pair.
+  """Returns atan2(imaginary, real) in [-pi, pi]; 0 for a zero pair.
 
-  It jumps by 2 pi at the negative real axis: for a delta that is no integer
-  the score jumps there too.
+  It jumps by 2 pi at the negative real axis. With a non-integer delta, the
+  score jumps there too.
   """
   x, y = jnp.abs(real), jnp.abs(imaginary)
   low, high = jnp.minimum(x, y), jnp.maximum(x, y)
-  # Beyond pi / 8, what is left to pi / 4.
+  # Beyond pi / 8, take the rest to pi / 4.
   is_wide = low > math.tan(math.pi / 8) * high
-  # A zero pair: 0 / 1.
+  # A zero pair gives 0 / 1.
   is_zero = high * high < _LEAST
   divisor = jnp.where(is_wide, low + high, high)
   tangent = jnp.where(is_wide, low - high, low)
@@ -224,7 +221,7 @@ def _turn(
   delta_HxP: Array,
   offset_HxP: Array | None,
 ) -> tuple[Array, Array]:
-  """Real and imaginary parts [B, L, H, P], turned."""
+  """Returns the turned real and imaginary parts, [B, L, H, P]."""
   return _turn_forward(pairs, place_BxLx1xP, delta_HxP, offset_HxP)[0]
 
 
@@ -234,7 +231,7 @@ def _turn_forward(pairs: tuple[Array, Array], *how: Any) -> tuple:
 
 
 def _turn_backward(kept: tuple, change: tuple[Array, Array]) -> tuple:
-  """One pass for angle and turn: apart they would keep twice as much."""
+  """Handles angle and turn in one pass: apart they would keep twice as much."""
   (real, imaginary), cos, sin, delta_HxP, offset_HxP = kept
   of_real, of_imaginary = _rotated(*change, cos, -sin)
   of_phase = real * of_imaginary - imaginary * of_real
@@ -267,18 +264,15 @@ def turn(
 ) -> Array:
   """Turns the pairs (x_i, x_{i + Dh/2}) by position, angle and offset.
 
-  Phases are fp32 whatever the dtype of x. With a delta it is differentiated in
-  reverse mode only.
+  Phases are fp32 whatever the dtype of x. With a delta, only reverse-mode
+  differentiation works.
 
   Args:
-    x_BxLxHxDh: queries or keys.
-    positions_BxL: position of each token in its document.
-    base: g_i = base**(-2i/Dh).
-    delta_HxP: factor of the angle of a pair, P = Dh/2. H may be 1 for all
-      heads. None is 1, as in RoPE.
-    offset_HxP: b, which queries alone have; None is 0.
-    sign: 1 or -1, the sign of the position.
-    frequencies_P: g in place of that of the base.
+    base: g_i = base**(-2i/Dh), unless `frequencies_P` gives g.
+    delta_HxP: factor of a pair's angle, P = Dh/2; H may be 1 for all heads.
+      None is 1, as in RoPE.
+    offset_HxP: b, of queries alone; None is 0.
+    sign: of the position, 1 or -1.
   """
   half = x_BxLxHxDh.shape[-1] // 2
   if frequencies_P is None:

