@@ -17,7 +17,7 @@ class LossTerms(NamedTuple):
 
 
 class Sums(NamedTuple):
-  """Numerator and denominator: add over devices, then divide once."""
+  """Numerator and denominator: add them, then use `reduce.divide` once."""
 
   num: Array
   den: Array

@@ -31,8 +31,7 @@ class FrequencyTable:
 
   Attributes:
     counts_V: of all types, specials too; int64 if counted, float64 if mixed.
-    tokenizer: fingerprint of the tokenizer.
-    data: fingerprint of the data set and split, or of a mix.
+    tokenizer, data: fingerprints; `data` is of data set and split, or of a mix.
     split: 'train'; a table counted on an evaluation split is refused.
   """
 
@@ -125,10 +124,8 @@ def mix(
 
   Counts and an absolute epsilon thus keep their size on the task.
   arXiv:2505.16900 counts on the task and allows such a mix. Both tables must
-  come from training splits and one tokenizer.
-
-  Args:
-    weight: share of the background, in [0, 1]; 0 returns the task's own table.
+  come from training splits and one tokenizer. `weight` is in [0, 1]; 0 returns
+  the task's own table.
   """
   names = f'{_source(background)} into {_source(task)}'
   if not 0 <= weight <= 1:

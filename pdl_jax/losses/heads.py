@@ -39,7 +39,7 @@ class LinearHead(NamedTuple):
 
   @property
   def vocab_size(self) -> int:
-    """V."""
+    """Vocabulary size V."""
     return self.matrix_VxR.shape[0]
 
   def with_bias(self, bias_V: Array | None) -> 'LinearHead':
@@ -84,7 +84,7 @@ class CodeHead(NamedTuple):
 
   @property
   def vocab_size(self) -> int:
-    """V."""
+    """Vocabulary size V."""
     return self.codes_V.shape[0]
 
   @property
@@ -133,13 +133,12 @@ class AdaptiveHead(NamedTuple):
 
   The first head gives log p of the common types and of the clusters. A type of
   a cluster has log p(cluster) + log p(v | cluster), the latter from the
-  cluster's own head.
+  cluster's own head. A bias is added to log p.
 
   Attributes:
     first_HxD: rows of the common types, then one row per cluster.
     clusters: low-rank heads; the rarer the types, the lower the rank.
     places_V: place of each type: common types first, then cluster by cluster.
-    bias_V: added to log p, or None.
   """
 
   first_HxD: Array
@@ -149,7 +148,7 @@ class AdaptiveHead(NamedTuple):
 
   @property
   def vocab_size(self) -> int:
-    """V."""
+    """Vocabulary size V."""
     return self.places_V.shape[0]
 
   @property

@@ -182,8 +182,8 @@ def _by_hand(
   """Returns Sums of the loss, and the gradient of the first by the logits z.
 
   Sums over the vocabulary are done here in fp64; JAX computes only the terms
-  from each token's statistics. A loss on all logits gets them whole, which no
-  training step does.
+  from each token's statistics. Unlike in training, a loss on all logits gets
+  them whole.
   """
   spec, weight = loss.spec, weight.astype(np.float32)
   on_logits = spec.on_logits

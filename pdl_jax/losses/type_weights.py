@@ -106,15 +106,12 @@ def adaptive_exponential_weights(
 
     u(t) = exp(-T r),  w(t) = 1 + (max_weight - 1) u(t) / max u,  r = c / c_med
 
-  c_med is the median count of the seen types: of two middle ones the smaller,
-  as in the published code. Weights lie in [1, max_weight], so token occurrences
-  weigh more than 1 on average. A type never counted weighs as much as the
-  rarest seen. Two steps are left out: the paper's first phase with
-  cross-entropy, and its code's random resetting of some tokens to weight 1.
-
-  Args:
-    decay: T >= 0.
-    max_weight: >= 1; 1 gives ones.
+  T is `decay`, >= 0. c_med is the median count of the seen types: of two middle
+  ones the smaller, as in the published code. Weights lie in [1, max_weight]:
+  token occurrences weigh more than 1 on average, and max_weight 1 gives ones. A
+  type never counted weighs as much as the rarest seen. Two steps are left out:
+  the paper's first phase with cross-entropy, and its code's random resetting of
+  some tokens to weight 1.
   """
   return _adaptive(frequency_V, special_ids, 0, decay, max_weight, normalize)
 

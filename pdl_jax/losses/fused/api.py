@@ -91,14 +91,10 @@ def linear_pdl_loss(
       logits may underflow, since no loss scale is known yet.
     head: matrix [D, V], cast to the dtype of hidden, with products in fp32; or
       a `LinearHead` with rows [V, R].
-    labels: [...], integers in [0, V) wherever a token counts. Any other label
-      makes value and gradient NaN inside `jax.jit`, and is an error outside.
+    labels, where, reduction, denominator: see `pdl_loss`.
     weights_V: >= 0, from `power_law_weights`; None gives cross-entropy. No
       gradient flows into it.
-    where: [...], True at tokens that count; None counts all. Masked values,
-      even NaN, reach neither loss nor gradient.
-    reduction, denominator, label_smoothing, z_loss: see `pdl_loss`; under
-      'tokens' no gradient flows into the last two.
+    label_smoothing, z_loss: see `pdl_loss`; 'tokens' gives them no gradient.
     softcap: z becomes softcap * tanh(z / softcap), before the bias.
     bias_V: [head's V], added to the logits.
     ignore_index: label that also masks its token; None, without `where`, saves
@@ -170,8 +166,8 @@ def linear_loss_sums(
     parameters: pytree of scalars for the terms; it gets no gradient.
     wants: the `STATS` that the terms read.
     temperature: T of the softmax behind log_z and expected.
-
-  The other arguments are those of `linear_pdl_loss`.
+    hidden, head, labels, weights_V, where, softcap, bias_V, config: see
+      `linear_pdl_loss`.
 
   Returns:
     weighted: Sums(sum loss, sum weight); num is differentiable.
@@ -207,10 +203,9 @@ def linear_token_stats(
   Args: see `linear_pdl_loss`; `wants` names the `STATS` to compute.
 
   Returns:
-    TokenStats in the labels' shape, with `nll` and `entropy` in nats. They are
-    differentiable in log_z, label and average, and 0 where masked. Statistics
-    not in `wants` are NaN (argmax: -1). Inside jit, a label outside [0, V)
-    gives NaN except in argmax.
+    TokenStats in the labels' shape; log_z, label and average are
+    differentiable. Masked tokens have zeros. Statistics not in `wants` are NaN
+    (argmax: -1). Inside jit, a label outside [0, V) gives NaN except in argmax.
   """
   made = _read(
     config, hidden, head, labels, where, ignore_index, bias_V, softcap,

@@ -38,7 +38,7 @@ class Tokens(NamedTuple):
 def alike(tree: Any, like: Any = ()) -> Any:
   """Makes all arrays vary over the same axes of a caller's `jax.shard_map`.
 
-  These are the axes of the tree and of `like`. JAX requires it of a loop's
+  These are the axes of the tree and of `like`. JAX requires this of a loop's
   carry. Outside such a `shard_map` nothing changes.
   """
 
