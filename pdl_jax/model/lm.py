@@ -40,7 +40,7 @@ def init(config: ModelConfig, key: Array) -> Params:
   """Makes random parameters: normal(0.02) matrices, ones in the norms.
 
   For one key, models of one shape share these, whatever else their attention
-  learns. They are drawn without it, as Flax numbers the draws in a module.
+  learns. What it learns is drawn apart, as Flax numbers the draws in a module.
   """
   plain = dataclasses.replace(config, attention=ROPE, lora=lora.NO_LORA)
   params: Params = nn.meta.unbox(_init(plain, key))

@@ -77,7 +77,7 @@ UNSCALED = RopeScaling()
 def frequencies(
   base: float, pairs: int, scaling: RopeScaling
 ) -> np.ndarray:
-  """Returns the scaled g_i = base**(-i / P), [P]: fp64, rounded to fp32.
+  """Returns g_i = base**(-i / P) after scaling, [P]: fp64, rounded to fp32.
 
   linear gives g / factor. With llama3 the share of g that is kept grows from 0
   to 1 with the turns over the original context, between `low` and `high`. yarn
