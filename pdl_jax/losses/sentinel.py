@@ -1,7 +1,7 @@
 """Checks, before a run trains, that code compiled by JAX computes correctly.
 
-XLA's CPU backend gives some reductions to YNNPACK, which computes them wrongly
-and without an error, up to NaN, in jaxlib 0.10.2 and 0.12.0.1 (jax #39103,
+XLA's CPU backend gives some reductions to YNNPACK. In jaxlib 0.10.2 and
+0.12.0.1 this computes them wrongly and without an error, up to NaN (jax #39103,
 tensorflow #126812). Every process of this project sets `process.XLA_FLAG`,
 which takes reductions from YNNPACK. Accelerators have had wrong kernels too
 (jax #39486, #40633). So known patterns and the loss itself are compiled and

@@ -217,8 +217,8 @@ def _update(
 class Scale(NamedTuple):
   """softmax(z / T) = exp((z - max_logit) / T) / sum_exp, per token.
 
-  Both are kept, because exp(z - log Z) would spread the rounding of a large
-  log Z, as peaked logits have it, over the whole row.
+  Both are kept instead of log Z. Peaked logits have a large log Z, and
+  exp(z - log Z) would spread its rounding over the whole row.
   """
 
   max_logit: Array
