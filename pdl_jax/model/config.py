@@ -209,8 +209,8 @@ def code_dtype(codes: int) -> np.dtype:
 class ModelConfig:
   """A pre-norm decoder; the defaults are the Llama family.
 
-  V is vocab_size, D the width of the residual stream, H and K the numbers of
-  query and key-value heads, Dh head_dim (even), F the width of the mlp.
+  V is vocab_size and D the width of the residual stream. H and K are the
+  numbers of query and key-value heads, Dh is head_dim (even), F is mlp.
 
   Attributes:
     kv_heads: divides `heads` (grouped-query attention).

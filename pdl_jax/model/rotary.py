@@ -11,8 +11,8 @@ This is the real part of a product of two numbers, each turned on its own: the
 query by (delta - 1) t_q + b + m g, the key by (delta - 1) t_k + n g. So it is
 an ordinary dot product with an ordinary cache. At delta 1 and b 0 it is RoPE.
 
-The published code instead builds an array of heads x L x L x Dh, adds its
-padding mask as numbers, and never passes the causal one. Its 1e-9 inside the
+The published code instead builds an array of heads x L x L x Dh. It adds its
+padding mask as numbers and never passes the causal one. Its 1e-9 inside the
 modulus is left out, because nothing is divided by it here.
 """
 
