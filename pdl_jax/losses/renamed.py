@@ -25,11 +25,13 @@ def renamed(**names: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
     @functools.wraps(function)
     def call(*args: Any, **given: Any) -> R:
       for old in names.keys() & given.keys():
+        new, _, field = names[old].partition('.')
+        if new in given and not field:
+          raise TypeError(f'{function.__name__}: {old} and {new} are the same')
         warnings.warn(
           f'{function.__name__}: {old} is called {names[old]} now',
           DeprecationWarning, stacklevel=2,
         )  # fmt: skip
-        new, _, field = names[old].partition('.')
         value = given.pop(old)
         if field:
           group = given.get(new, arguments[new].default)

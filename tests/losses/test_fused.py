@@ -928,6 +928,17 @@ def test_parameters_are_traced_once():
   assert len(traces) == 1
 
 
+def test_the_sums_of_a_mask_that_broadcasts():
+  case = make_case((3, 5), 13)
+  sums = functools.partial(
+    small_sums, focal_terms, case.hidden, case.head_DxV, case.labels,
+    case.weights_V, parameters={'gamma': 1.0}, wants=('average', 'expected'),
+  )  # fmt: skip
+  row = case.where[0]
+  whole = jnp.broadcast_to(row, case.labels.shape)
+  close(sums(where=row), sums(where=whole))
+
+
 def test_only_the_weighted_sum_has_a_gradient():
   """None by plain sums, denominators, parameters or weights."""
   case = make_case((9,), 13)

@@ -418,3 +418,5 @@ def test_the_old_name_of_an_argument_works_and_warns():
   with pytest.warns(DeprecationWarning, match='neutral_ids is called special'):
     found = made(neutral_ids=[1])
   np.testing.assert_array_equal(found, made(special_ids=[1]))
+  with pytest.raises(TypeError, match='neutral_ids and special_ids are the'):
+    made(neutral_ids=[1], special_ids=[2])

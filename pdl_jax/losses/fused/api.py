@@ -180,7 +180,7 @@ def linear_loss_sums(
   num, den, plain = made.sums(made.weight(weights_V), parameters)
   # A label outside the vocabulary has weight NaN.
   plain = jnp.where(jnp.isnan(den), jnp.nan, plain)
-  count = where.sum().astype(jnp.float32)
+  count = jnp.broadcast_to(where, labels.shape).sum().astype(jnp.float32)
   return Sums(num, den), Sums(plain, count)
 
 
