@@ -1,7 +1,6 @@
-"""How many broken lines of the core do the fast tests catch?
+"""Counts how many of twenty broken lines the fast tests catch.
 
-  pip install -r benchmarks/twenty_breaks/requirements.txt
-  python -m benchmarks.twenty_breaks
+  python -m tests.twenty_breaks [--count=20]
 
 The fast tests run once under coverage.py, which says which test executes which
 line. Among the executed lines of the core, of claims and of statistics twenty
@@ -9,6 +8,7 @@ are drawn, by the commit's hash. Each break is made in a copy of the tree, where
 the tests that execute the line run until one fails.
 """
 
+import argparse
 import ast
 import copy
 import dataclasses
@@ -21,16 +21,12 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from benchmarks import harness
-from benchmarks.harness import ROOT, Record
 from pdl_jax.run_folder import environment
-from tests.test_layering import CORE
+from tests.test_layering import CORE, ROOT
 
-FOLDER = Path(__file__).parent
 BROKEN = [
   f'pdl_jax/{name}.py' for name in (*CORE, 'sweep/claims', 'report/statistics')
 ]
-COUNT, TINY = 20, 2
 PYTEST = (sys.executable, '-m', 'pytest', '-q', '-m', 'not slow')
 # Path -> line -> tests that execute it.
 Lines = dict[str, dict[int, list[str]]]
@@ -154,43 +150,28 @@ def caught_by(one: Break, tests: list[str], tree: Path) -> str:
   return failed[0] if failed else 'pytest does not start'
 
 
-def measure(options: harness.Options) -> Iterator[Record]:
-  """A record per break."""
-  seed = environment({})['commit']
+def main() -> None:
+  """Draws breaks, tries each, and prints what caught it."""
+  parser = argparse.ArgumentParser(prog='python -m tests.twenty_breaks')
+  parser.add_argument('--count', type=int, default=20)
+  count, seed = parser.parse_args().count, environment({})['commit']
+  caught = 0
   with tempfile.TemporaryDirectory() as folder:
     lines = executed(Path(folder) / 'coverage')
     tree = Path(folder) / 'tree'
     shutil.copytree(
       ROOT, tree, ignore=shutil.ignore_patterns('.venv*', '.git', 'runs')
     )
-    for one in draw(lines, TINY if options.tiny else COUNT, seed):
-      tests = lines[one.path][one.line]
-      record = dataclasses.asdict(one) | {'tests': len(tests)}
-      record['caught_by'] = caught_by(one, tests, tree)
-      end = record['caught_by'] or 'MISSED'
-      print(f'{one.path}:{one.line} {end}', flush=True)
-      yield record
+    for one in draw(lines, count, seed):
+      end = caught_by(one, lines[one.path][one.line], tree)
+      caught += bool(end)
+      print(
+        f'{one.path}:{one.line} {one.kind}: {one.before} -> {one.after}: '
+        f'{end or "MISSED"}',
+        flush=True,
+      )
+  print(f'commit {seed}: {caught} of {count} breaks were caught')
 
-
-def table(records: list[Record]) -> str:
-  """How many are caught, and each break."""
-  caught = sum(bool(record['caught_by']) for record in records)
-  rows = [
-    (
-      f'{record["path"]}:{record["line"]}', record['kind'],
-      f'`{record["before"]}`', f'`{record["after"]}`', str(record['tests']),
-      record['caught_by'].rpartition('::')[2] or '**missed**',
-    )
-    for record in records
-  ]  # fmt: skip
-  return harness.section(
-    f'{caught} of {len(records)} breaks were caught', '',
-    ('line', 'break', 'before', 'after', 'tests that execute it', 'caught by'),
-    rows, 'llllrl',
-  )  # fmt: skip
-
-
-report_files = harness.table_alone(FOLDER, table)
 
 if __name__ == '__main__':
-  harness.main(FOLDER, measure, report_files)
+  main()
