@@ -24,6 +24,7 @@ import sys
 import hypothesis
 import jax
 import pytest
+from absl import flags
 from absl.testing import flagsaver
 
 from pdl_jax import process
@@ -71,9 +72,11 @@ def data_dir(tmp_path_factory):
   return folder
 
 
+# Not those of this process: a shell lets what it starts by & ignore SIGINT.
 _HANDLERS = {
-  number: signal.getsignal(number)
-  for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+  signal.SIGTERM: signal.SIG_DFL,
+  signal.SIGINT: signal.default_int_handler,
+  signal.SIGHUP: signal.SIG_DFL,
 }
 
 
@@ -106,6 +109,9 @@ def main(monkeypatch, capfd):
     monkeypatch.delitem(sys.modules, 'config_config', raising=False)
     monkeypatch.setattr('sys.argv', line)
     with flagsaver.flagsaver():
+      # As in a new process, whatever a test before has given.
+      for name in flags.FLAGS:
+        flags.FLAGS[name].unparse()
       code = launch.main(line)
     out, err = capfd.readouterr()
     return code, out, err
