@@ -11,7 +11,7 @@ from pdl_jax.report import collect
 from pdl_jax.run import finetune, prepare, rescore, restore
 from tests import small
 
-pytestmark = pytest.mark.usefixtures('quick_compile')
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures('quick_compile')]
 
 SCRATCH = {
   'model.head': 'vq', 'model.vq.codebook_size': 32, 'model.vq.start': 'random',
