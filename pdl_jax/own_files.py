@@ -32,6 +32,7 @@ def digests() -> dict[str, str]:
   return {
     str(file): hashlib.sha256(file.read_bytes()).hexdigest()
     for file in sorted(_seen)
+    if file.is_file()
   }
 
 

@@ -256,6 +256,11 @@ class RunFolder:
           f'{path} belongs to another run ({"; ".join(differing)}); choose '
           'another --workdir or remove the folder'
         )
+    elif next(path.glob('*/config.json'), None):
+      raise ConfigError(
+        f'{path} holds other runs; choose a --workdir of its own, such as '
+        f'{path}/NAME'
+      )
     if self.writes and not self.finished:
       (path / 'predictions').mkdir(parents=True, exist_ok=True)
       self.write('config.json', {'hash': config.hash, **config.resolved})

@@ -163,8 +163,10 @@ def test_what_the_design_adds():
     registry, 'SOURCES', [*registry.SOURCES]
   ):
     made = example(page, 'add_metric')
-    found = made.questions(Inputs([{'text': 'Why?'}, {'text': 'So.'}], COUNTS))
-    assert found == {'questions': [1, 0]}
+    pairs = ('Why?', 'Now.'), ('So.', 'So?')
+    records = [{'text': a, 'references': [b]} for a, b in pairs]
+    found = made.questions(Inputs(records, COUNTS))
+    assert (found['questions'], found['asked']) == ([1, 0], [0, 1])
   with mock.patch.dict(KINDS):
     slope = example(page, 'add_attention').slope(2, 3)
     assert slope.shape == distance_bias(2, 3).shape

@@ -77,11 +77,13 @@ def given(tmp_path):
   importlib.import_module('pdl_jax.evaluate.run')  # registers the metrics
   registries = TASKS, TEXTS, METRICS, LOSSES
   known, sources = [dict(each) for each in registries], list(SOURCES)
+  seen = set(own_files._seen)
   yield f'--config={file}', f'--config.data.data_dir={tmp_path / "data"}'
   for registry, before in zip(registries, known, strict=True):
     registry.clear()
     registry.update(before)
   SOURCES[:] = sources
+  own_files._seen.intersection_update(seen)
 
 
 def check(run, loss):

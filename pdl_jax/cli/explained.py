@@ -50,6 +50,11 @@ def _explain(
 ) -> PdlError:
   if isinstance(error, PdlError):
     return error
+  if isinstance(error, BrokenPipeError):
+    return HostError(
+      'what reads the output has ended, as | head does; write it to a file '
+      'instead, and the same command goes on'
+    )
   if isinstance(error, OSError):
     # The operating system refuses: a full disk, a read-only folder.
     where = f' ({error.filename})' if error.filename else ''

@@ -4,6 +4,7 @@ Nothing heavy is imported before the flags are read.
 """
 
 import dataclasses
+import re
 import sys
 import textwrap
 import types
@@ -257,4 +258,4 @@ def _one_line(error: Exception) -> str:
       return f'config key {key!r} is called {RENAMED[key]} now'
     hint = f' {hint}' if hint else ''
     return f'unknown config key {key!r}.{hint} (--help_config prints all)'
-  return str(error).splitlines()[-1].removeprefix('ValueError: ')
+  return re.sub(r'^[\w.]*Error: ', '', str(error).splitlines()[-1])

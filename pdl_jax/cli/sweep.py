@@ -63,6 +63,10 @@ def _run_experiment(folder: Path) -> int:
   from pdl_jax.report import carry_out, plan
   from pdl_jax.sweep.status import format_dry_run
 
+  if given.flags.FLAGS['config'].present:
+    raise ConfigError(
+      f'--config does not go with --sweep={folder}, whose studies name theirs'
+    )
   declared = plan.load(folder)
   if given.DRY_RUN.value:
     groups = [
@@ -90,12 +94,13 @@ def _run_cells(
     return [*command(cell, run), *more]
 
   how = given.WORKERS.value, given.RETRIES.value, given.FAIL_FAST.value, line
-  if given.ENGINE.value == 'ray':
-    wanted = Wanted(resources, hosts)
-    return ray_engine.run_on_ray(cells, root, *how, wanted)
-  if hosts > 1:
+  if hosts > 1 and given.ENGINE.value != 'ray':
     raise ConfigError(
       f'--hosts_per_cell={hosts} needs --engine=ray; this machine alone '
       f'rehearses it by --processes={hosts}'
     )
+  print(f'{len(cells)} cells; each prints to {root}/CELL/log.txt', flush=True)
+  if given.ENGINE.value == 'ray':
+    wanted = Wanted(resources, hosts)
+    return ray_engine.run_on_ray(cells, root, *how, wanted)
   return local.run(cells, root, *how)

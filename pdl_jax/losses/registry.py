@@ -5,10 +5,11 @@ config keys loss.NAME.KEY. The names of its other arguments determine its form,
 see `register`.
 """
 
+import functools
 import inspect
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar, cast
 
 from jax import Array
 
@@ -114,7 +115,10 @@ def register(
   def add(function: Function) -> Function:
     found = form or _form(name, function)
     made = LossSpec(keys, wants=wants, temperature=temperature)
-    made = made._replace(**{found: function}, file=own_files.note(function))
+    file = own_files.note(function)
+    if file is not None and found in ('terms', 'on_logits'):
+      function = _checked(name, file, function)
+    made = made._replace(**{found: function}, file=file)
     for key, default in made.settings.items():
       if not isinstance(default, int | float | str):
         raise ConfigError(
@@ -128,6 +132,22 @@ def register(
     return function
 
   return add
+
+
+def _checked(name: str, file: Path, function: Function) -> Function:
+  """Says in a line what a loss of a user's own returns wrongly."""
+
+  @functools.wraps(function)
+  def call(*args: Any, **settings: Any) -> LossTerms:
+    found = function(*args, **settings)
+    if not isinstance(found, LossTerms):
+      raise ConfigError(
+        f'loss {name} of {file} must return LossTerms(loss, weight), got '
+        f'{type(found).__name__}'
+      )
+    return found
+
+  return cast(Function, call)
 
 
 def _form(name: str, function: Callable[..., Any]) -> str:

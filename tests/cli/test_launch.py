@@ -112,6 +112,10 @@ def environment(**changes):
       [TINY_CONFIG, '--sweep=seed', '--hosts_per_cell=2'],
       'needs --engine=ray; this machine alone rehearses it by --processes=2',
     ),
+    (
+      [TINY_CONFIG, '--sweep=experiments/alpha'],
+      '--config does not go with --sweep=experiments/alpha',
+    ),
   ],
 )  # fmt: skip
 def test_bad_command_lines_end_in_one_line(

@@ -121,3 +121,9 @@ def test_refusals(registered):
   register('alpha')(lambda stats, weight: None)
   with pytest.raises(ConfigError, match="'alpha' is a key below loss"):
     defaults()
+
+
+def test_what_returns_no_terms_is_refused(registered):
+  register('odd')(lambda stats, weight: weight)
+  with pytest.raises(ConfigError, match='odd of .* must return LossTerms.*int'):
+    LOSSES['odd'].terms(None, 1)

@@ -11,7 +11,7 @@ import pytest
 
 from pdl_jax import process, run_folder
 from pdl_jax.config import Settings
-from pdl_jax.errors import HostError, PreemptedError
+from pdl_jax.errors import ConfigError, HostError, PreemptedError
 from pdl_jax.run import finetune
 from pdl_jax.run_folder import RunFolder
 from tests import small
@@ -150,3 +150,11 @@ def test_a_failure_is_noted_in_its_own_unfinished_run(finished, tmp_path):
   status = json.loads((tmp_path / 'status.json').read_text('utf-8'))
   assert (status['state'], status['error']) == ('error', 'a full disk')
   assert status['step'] == 3
+
+
+def test_a_folder_of_other_runs_is_refused(tmp_path):
+  settings = small.settings(tmp_path)
+  RunFolder(tmp_path / 'alpha=0', settings)
+  with pytest.raises(ConfigError, match=r'holds other runs; .*/NAME'):
+    RunFolder(tmp_path, settings)
+  assert {path.name for path in tmp_path.iterdir()} == {'alpha=0'}
