@@ -138,7 +138,7 @@ def test_alpha_zero_weighs_all_tokens_alike(table, tokenizer):
   assert [token.id for token in named(made)] == first + first
   found = columns(made)
   assert found['share of weight'] == found['share of tokens']
-  assert 'min 1, median 1, max 1; mean of a running token 1' in made.lines[1]
+  assert 'min 1, median 1, max 1; mean per token occurrence 1' in made.lines[1]
   assert made.lines[2] == 'effective sample size: 100.0% of the tokens'
 
 
@@ -434,7 +434,7 @@ background_weight=0.0 label_smoothing=0.0 z_loss=0.0
 corpus: data/train: 258,985 target tokens of 266 types,
 tokenizer small
 weight of counted types: min 0.415, median 1.52, max 6.04;
-mean of a running token 1
+mean per token occurrence 1
 effective sample size: 81.5% of the tokens
 never counted: 7 types, median weight 6.04
 

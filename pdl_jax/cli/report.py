@@ -26,7 +26,7 @@ def main(arguments: Sequence[str]) -> int:
   check = given.CHECK.value
   for each in index.experiments(folder):
     if check:
-      print(f'{each}: {write.check(each)} files follow from the records')
+      print(f'{each}: all follow from the records, files: {write.check(each)}')
     else:
       print('\n'.join(f'wrote {path}' for path in write.write(each)))
   index.write(folder, check=check)

@@ -20,9 +20,9 @@ Kind = Literal['weight', 'bias', 'none']
 # How many of the heaviest and the lightest types are named.
 EXTREMES = 10
 
-# Levels -4 to 4 tell how far a token is from the mean of a running token. They
-# begin at these factors, or nats of a bias. Heavier is orange and lighter blue,
-# which colour-blind readers can tell apart.
+# Levels -4 to 4 tell how far a token is from the mean per token occurrence.
+# They begin at these factors, or nats of a bias. Heavier is orange and lighter
+# blue, which colour-blind readers can tell apart.
 EDGES = {'weight': (1.1, 2, 4, 8), 'bias': (0.1, 1, 2, 4)}
 
 
@@ -168,7 +168,7 @@ def _spread(
   low, middle, high = np.quantile(seen, [0, 0.5, 1])
   yield (
     f'{kind} of counted types: min {low:.3g}, median {middle:.3g}, '
-    f'max {high:.3g}{unit}; mean of a running token {mean:.3g}'
+    f'max {high:.3g}{unit}; mean per token occurrence {mean:.3g}'
   )
   if kind == 'weight':
     share = effective_sample_size(counts_V, values_V)

@@ -139,7 +139,7 @@ def _legend(kind: Kind, coloured: bool, page: bool) -> Text:
     edges = [f'{edge:g}' for edge in EDGES[kind]]
     labels = [lighter + edge for edge in reversed(edges)]
     labels += ['near it', *(heavier + edge for edge in edges)]
-    legend.append(f'\n{kind} against the mean of a running token, from:')
+    legend.append(f'\n{kind} against the mean per token occurrence, from:')
     for level, label in enumerate(labels, -4):
       legend.append(' ').append(f' {label} ', _ground(level))
   return legend

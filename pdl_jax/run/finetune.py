@@ -184,7 +184,7 @@ class Job:
       print(
         f'{done.prefill_tokens / done.prefill_seconds:,.0f} prompt tokens/s, '
         f'{done.decode_tokens / done.decode_seconds:,.0f} generated tokens/s, '
-        f'{done.compilations} prompt lengths compiled'
+        f'prompt lengths compiled: {done.compilations}'
       )
     return records
 

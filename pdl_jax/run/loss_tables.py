@@ -118,7 +118,7 @@ def _power_law(
   frequency_V = frequencies.words_V
   if frequency_V is None:
     frequency_V = used.frequency(loss.unit)
-  # For a mix or words, too, the mean weight is that of a running token.
+  # For a mix or words, too, the mean weight is per token occurrence.
   same = used is task and frequencies.words_V is None
   mass_V = None if same else task.counts_V
   return power_law_weights(
@@ -149,9 +149,9 @@ def tilt_bias(
 ) -> Array:
   """Returns the fp32 bias of post-hoc logit adjustment, added in decoding.
 
-    bias(t) = tilt * (mean of log c over running tokens - log c_t)
+    bias(t) = tilt * (mean of log c over token occurrences - log c_t)
 
-  This is arXiv:2007.07314 up to a constant. It gives an average running token
+  This is arXiv:2007.07314 up to a constant. An average token occurrence gets
   bias 0, as special ids have: end of turn is neither favoured nor suppressed.
   The mean leaves special ids out. A type never counted counts as seen once.
   `tilt` may have any sign.
@@ -184,7 +184,7 @@ def describe(
 
   return '\n'.join([
     f'weights of {len(seen)} counted types: min {low:.4g}, median '
-    f'{middle:.4g}, max {high:.4g}; mean of a running token {mean:.4g}',
+    f'{middle:.4g}, max {high:.4g}; mean per token occurrence {mean:.4g}',
     f'effective sample size: {share:.1%} of the tokens',
     f'heaviest: {tokens(order[:10])}',
     f'lightest: {tokens(order[::-1][:10])}',

@@ -107,8 +107,8 @@ def test_clipped_matches_are_symmetric_and_bounded(a, b):
 
 
 def test_golden_by_hand():
-  # Rare: types 1 and 2 (2 of 100 running tokens). Generated 1 1 2, target 1 2
-  # 2: two matches; in the second record nothing rare matches.
+  # Rare: types 1 and 2 (2 of 100 token occurrences). Generated 1 1 2, target
+  # 1 2 2: two matches; in the second record nothing rare matches.
   records = [
     ids([1, 1, 2, 3, STOP], [1, 2, 2, 3, STOP]),
     ids([3, 4], [1, STOP], 'b'),

@@ -81,7 +81,7 @@ def test_description_has_the_numbers(table, tokenizer, normalize):
   mean = np.average(weights_V, weights=table.counts_V)
   assert f'weights of {len(seen)} counted types' in text
   assert f'min {seen.min():.4g}' in text
-  assert f'max {seen.max():.4g}; mean of a running token {mean:.4g}\n' in text
+  assert f'max {seen.max():.4g}; mean per token occurrence {mean:.4g}\n' in text
   assert (f'{mean:.4g}' == '1') == (normalize == 'corpus_mean')
   heaviest, lightest = text.splitlines()[2:]
   assert f' {seen.max():.3g}' in heaviest.split('  ')[0]
