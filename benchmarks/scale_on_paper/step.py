@@ -14,9 +14,9 @@ from jax.sharding import Mesh, NamedSharding
 from pdl_jax import mesh as logical
 from pdl_jax.losses import LOSSES, Loss, LossTables
 from pdl_jax.losses.core import Sums
-from pdl_jax.losses.fused.api import FusedConfig
+from pdl_jax.losses.fused.kernel import compress
 from pdl_jax.losses.fused.plan import Plan
-from pdl_jax.losses.fused.tiles import Tokens, compress
+from pdl_jax.losses.fused.tiles import Tokens
 from pdl_jax.losses.heads import LinearHead
 from pdl_jax.model import lm
 from pdl_jax.model.config import HeadConfig, ModelConfig
@@ -131,10 +131,9 @@ def loss_turns(
   """
   split = mesh['data'] * mesh['fsdp']
   tokens, width = rows * length // split, model.vocab_size // mesh['tensor']
-  plan = Plan(FusedConfig(), None, (), None, 1.0, masked=True)
-  tiles = plan.tiles(tokens, width, keep=True)
+  plan = Plan(masked=True).for_device(tokens, width, keep=True)
   ones = jnp.ones(tokens)
-  _, steps, _ = compress(tiles, Tokens(ones[:, None], ones, ones, ones > 0))
+  _, steps, _ = compress(plan, Tokens(ones[:, None], ones, ones, ones > 0))
   return [int(count) for _, _, count in steps]
 
 

@@ -13,12 +13,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from pdl_jax.generate.settings import DecodeSettings
-from pdl_jax.losses.heads import (
-  CodeHead,
-  CodeTables,
-  code_stats,
-  code_tables,
-)
+from pdl_jax.losses.heads import CodeHead, CodeTables
 
 
 def suffices(settings: DecodeSettings) -> bool:
@@ -116,16 +111,16 @@ def chooser(
   """
   heat = 1.0 if keys_B is None else temperature
   biased = head.with_bias(bias_V)
-  tables, plain = code_tables(biased, heat), code_tables(head)
+  tables, plain = biased.tables(heat), head.tables()
   order = None if keys_B is None else sort_types(biased, heat)
 
   def choose(hidden_BxD: Array, index: Array, _: Array) -> tuple[Array, Array]:
     code_logits = head.code_logits(hidden_BxD)
     if order is None or keys_B is None:
       nothing_B = jnp.zeros(len(code_logits), jnp.int32)
-      chosen_B = code_stats(biased, tables, code_logits, nothing_B).argmax
+      chosen_B = biased.code_stats(tables, code_logits, nothing_B).argmax
     else:
       chosen_B = draw(biased, tables, order, code_logits, keys_B, index, heat)
-    return chosen_B, -code_stats(head, plain, code_logits, chosen_B).nll
+    return chosen_B, -head.code_stats(plain, code_logits, chosen_B).nll
 
   return choose

@@ -27,26 +27,24 @@ def check_number(name: str, value: Any) -> None:
     raise ConfigError(f'{name} must be a finite number >= 0, got {value!r}')
 
 
-def check_range(
-  name: str,
-  value: Any,
-  low: float,
-  high: float,
-  *,
-  closed_low: bool = True,
-  closed_high: bool = True,
-) -> None:
-  """Refuses numbers outside an interval within [0, inf), unless traced."""
-  check_number(name, value)
+def check_range(name: str, value: Any, interval: str) -> None:
+  """Refuses numbers outside an interval, such as '(0, 1]', unless traced."""
   if isinstance(value, Tracer):
     return
-  above = low <= value if closed_low else low < value
-  below = value <= high if closed_high else value < high
+  number, (low, high) = number_of(value), map(float, interval[1:-1].split(','))
+  above = low <= number if interval[0] == '[' else low < number
+  below = number <= high if interval[-1] == ']' else number < high
   if not (above and below):
-    raise ConfigError(
-      f'{name} must be in {"[" if closed_low else "("}{low}, {high}'
-      f'{"]" if closed_high else ")"}, got {value}'
-    )
+    raise ConfigError(f'{name} must be in {interval}, got {value}')
+
+
+def check_positive(name: str, value: Any, *, or_none: bool = False) -> None:
+  """Refuses anything except a finite number > 0, or None where allowed."""
+  if or_none and value is None:
+    return
+  if not 0 < number_of(value) < np.inf:
+    also = ' or None' if or_none else ''
+    raise ConfigError(f'{name} must be > 0{also}, got {value}')
 
 
 def is_zero(value: Array | float) -> bool:

@@ -14,11 +14,12 @@ from pdl_jax.losses.checks import (
   check_array,
   check_floats,
   check_number,
+  check_positive,
+  check_range,
   is_zero,
-  number_of,
   read_labels,
 )
-from pdl_jax.losses.core import LossTerms, Sums
+from pdl_jax.losses.core import LossTerms, Sums, TokenStats
 from pdl_jax.losses.reduce import REDUCTIONS, divide, sums
 
 
@@ -38,59 +39,55 @@ def label_logit(logits: Array, labels: Array) -> Array:
   return jnp.where(is_label(logits, labels), logits, 0.0).sum(axis=-1)
 
 
-def token_nll(
-  logits: Array,
-  labels: Array,
+def token_nll(logits: Array, labels: Array) -> Array:
+  """Returns -log p of each label in nats, fp32. Labels must be in [0, V)."""
+  logits = logits.astype(jnp.float32)
+  log_z = jax.nn.logsumexp(logits, axis=-1)
+  return log_z - label_logit(logits, labels)
+
+
+def cross_entropy_terms(
+  stats: TokenStats,
+  weight: Array,
   *,
   label_smoothing: Array | float = 0.0,
   z_loss: Array | float = 0.0,
-  softcap: float | None = None,
-) -> Array:
-  """Returns the unweighted loss of each label in nats, fp32.
+) -> LossTerms:
+  """Weighted cross-entropy with label smoothing e and z-loss coefficient c.
 
     l = (1 - e) * (log Z - z_y) + e * (log Z - mean_v z_v) + c * (log Z)**2
 
-  e is the label smoothing (Szegedy et al. 2016) and c the z-loss coefficient
-  (1e-4 is usual: PaLM, arXiv:2204.02311, section 5). With a soft cap, logits
-  become softcap * tanh(logits / softcap) (Gemma 2). Labels must be in [0, V).
+  e: Szegedy et al. 2016; c: PaLM, arXiv:2204.02311, section 5 (1e-4 is usual).
+  Both may be traced. A Python zero leaves no trace in the program; without e,
+  `stats.average` is not read.
   """
-  logits = logits.astype(jnp.float32)
-  if softcap is not None:
-    logits = softcap * jnp.tanh(logits / softcap)
-  log_z = jax.nn.logsumexp(logits, axis=-1)
-  loss = log_z - label_logit(logits, labels)
-  # A Python zero leaves no trace in the program; a traced value is applied.
+  check_options(label_smoothing, z_loss)
+  loss = stats.nll
   if not is_zero(label_smoothing):
-    smooth = log_z - logits.mean(axis=-1)
+    smooth = stats.log_z - stats.average
     loss = (1.0 - label_smoothing) * loss + label_smoothing * smooth
   if not is_zero(z_loss):
-    loss = loss + z_loss * jnp.square(log_z)
-  return loss
+    loss = loss + z_loss * jnp.square(stats.log_z)
+  return LossTerms(weight * loss, weight)
 
 
 def check_options(
   label_smoothing: Array | float,
   z_loss: Array | float,
-  softcap: float | None,
-  reduction: str,
-  denominator: Array | float | None,
+  reduction: str = 'none',
+  denominator: Array | float | None = None,
 ) -> None:
   """Refuses options out of range and a denominator that is not used."""
-  for name, value, high in (
-    ('label_smoothing', label_smoothing, 1.0),
-    ('z_loss', z_loss, np.inf),
-  ):
-    if not isinstance(value, Tracer) and not 0 <= number_of(value) < high:
-      raise ConfigError(f'{name} must be in [0, {high}), got {value}')
-  if softcap is not None and not 0 < number_of(softcap) < np.inf:
-    raise ConfigError(f'softcap must be > 0 or None, got {softcap}')
+  check_range('label_smoothing', label_smoothing, '[0, 1)')
+  check_range('z_loss', z_loss, '[0, inf)')
   one_of('reduction', reduction, (*REDUCTIONS, 'none', 'sums'))
-  if denominator is not None and reduction in ('none', 'sums'):
+  if denominator is None:
+    return
+  if reduction in ('none', 'sums'):
     raise ConfigError(
       f'reduction {reduction!r} divides by nothing; leave out the denominator'
     )
-  if denominator is not None:
-    check_number('denominator', denominator)
+  check_number('denominator', denominator)
 
 
 def pdl_loss(
@@ -123,9 +120,8 @@ def pdl_loss(
       (sum(w l), sum(w)), to be added over micro-batches and divided once.
     denominator: replaces that of the reduction, e.g. with the sum of weights
       of the global batch.
-    label_smoothing: in [0, 1).
-    z_loss: coefficient of (log Z)**2, >= 0.
-    softcap: soft limit of the logits, > 0, or None.
+    label_smoothing, z_loss: in [0, 1) and >= 0; see `cross_entropy_terms`.
+    softcap: logits become softcap * tanh(logits / softcap) (Gemma 2); > 0.
     ignore_index: label that also masks its token; None: no such label.
 
   Returns:
@@ -136,7 +132,8 @@ def pdl_loss(
     ConfigError: labels out of range (outside jit), arrays of the wrong shape
       or type, an unknown reduction, or an option out of range.
   """
-  check_options(label_smoothing, z_loss, softcap, reduction, denominator)
+  check_options(label_smoothing, z_loss, reduction, denominator)
+  check_positive('softcap', softcap, or_none=True)
   check_floats(logits=logits)
   check_array('labels', labels, jnp.integer, 'integers')
   if labels.shape != logits.shape[:-1] or not logits.shape:
@@ -149,12 +146,17 @@ def pdl_loss(
     # Mask the logits, not the loss: behind a mask on the loss, a NaN would
     # still reach the gradient.
     logits = jnp.where(where[..., None], logits, 0.0)
-  nll = token_nll(
-    logits, labels, label_smoothing=label_smoothing, z_loss=z_loss,
-    softcap=softcap,
-  )
+  logits = logits.astype(jnp.float32)
+  if softcap is not None:
+    logits = softcap * jnp.tanh(logits / softcap)
+  log_z = jax.nn.logsumexp(logits, axis=-1)
+  label = label_logit(logits, labels)
+  average = log_z if is_zero(label_smoothing) else logits.mean(axis=-1)
+  stats = TokenStats(log_z, label, average, expected=log_z, argmax=labels)
   weight = token_weights(weights_V, labels, logits.shape[-1])
-  terms = LossTerms(weight * nll, weight)
+  terms = cross_entropy_terms(
+    stats, weight, label_smoothing=label_smoothing, z_loss=z_loss
+  )
   return finish(terms, where, reduction, denominator)
 
 

@@ -100,7 +100,7 @@ def scale_grad(
   (0, 1]; 1 is cross-entropy, and the default is in the paper's range
   (arXiv:2106.07207).
   """
-  check_range('gamma', gamma, 0, 1, closed_low=False)
+  check_range('gamma', gamma, '(0, 1]')
   logits_BxLxV = logits_BxLxV.astype(jnp.float32)
   log_z_BxL, nll_BxL = _nll(logits_BxLxV, labels_BxL)
   types_BxLxC, logits_BxLxC = _earlier_logits(logits_BxLxV, context)

@@ -1,7 +1,7 @@
 """Frequencies of token types, with a record of what was counted.
 
 A table belongs to one tokenizer and one split of one data set. Weights from
-another table would be silently wrong: loading, merging and mixing check both.
+another table would be silently wrong: loading and mixing check both.
 """
 
 import dataclasses
@@ -48,6 +48,19 @@ class FrequencyTable:
     return round(self.counts_V.sum().item())
 
   @property
+  def source(self) -> str:
+    """What was counted, for messages."""
+    return f'{self.data_name}/{self.split} ({self.data[:8]})'
+
+  @property
+  def counted_with(self) -> str:
+    """How it was counted, for messages."""
+    return (
+      f'counted with tokenizer {self.tokenizer_name} ({self.tokenizer[:8]}, '
+      f'{self.counts_V.size} types)'
+    )
+
+  @property
   def fingerprint(self) -> str:
     """Hex SHA-256 of the counts and of the metadata."""
     meta = json.dumps(self._meta(), sort_keys=True).encode()
@@ -74,8 +87,7 @@ class FrequencyTable:
     partial.replace(path)
 
   def _meta(self) -> dict[str, str]:
-    names = [field.name for field in dataclasses.fields(self)]
-    return {name: getattr(self, name) for name in names if name != 'counts_V'}
+    return {k: x for k, x in vars(self).items() if k != 'counts_V'}
 
 
 def count(
@@ -98,22 +110,6 @@ def _check_ids(ids: np.ndarray, vocab_size: int) -> None:
     )
 
 
-def merge(tables: Sequence[FrequencyTable]) -> FrequencyTable:
-  """Adds up the tables of a split's shards."""
-  if not tables:
-    raise ConfigError('there is no frequency table to merge')
-  first = tables[0]
-  for other in tables[1:]:
-    _check_same_tokenizer(first, other)
-    if (other.data, other.split) != (first.data, first.split):
-      raise DataError(
-        f'{_source(other)} is no shard of {_source(first)}; merge adds tables '
-        'of one split of one data set, mix joins two data sets'
-      )
-  counts_V = np.sum([table.counts_V for table in tables], axis=0)
-  return dataclasses.replace(first, counts_V=counts_V)
-
-
 def mix(
   task: FrequencyTable, background: FrequencyTable, weight: float
 ) -> FrequencyTable:
@@ -127,10 +123,15 @@ def mix(
   come from training splits and one tokenizer. `weight` is in [0, 1]; 0 returns
   the task's own table.
   """
-  names = f'{_source(background)} into {_source(task)}'
+  names = f'{background.source} into {task.source}'
   if not 0 <= weight <= 1:
     raise ConfigError(f'share {weight} of mixing {names} is outside [0, 1]')
-  _check_same_tokenizer(task, background)
+  theirs = (background.tokenizer, background.counts_V.shape)
+  if (task.tokenizer, task.counts_V.shape) != theirs:
+    raise DataError(
+      f'{task.source} was {task.counted_with}, {background.source} was '
+      f'{background.counted_with}; count both with one tokenizer'
+    )
   if (task.split, background.split) != ('train', 'train'):
     raise DataError(
       f'cannot mix {names}: weights may only come from train splits'
@@ -148,20 +149,6 @@ def mix(
       f'{task.data_name} with {float(weight)} of {background.data_name}'
     ),
   )
-
-
-def _source(table: FrequencyTable) -> str:
-  return f'{table.data_name}/{table.split} ({table.data[:8]})'
-
-
-def _check_same_tokenizer(a: FrequencyTable, b: FrequencyTable) -> None:
-  ours, theirs = (
-    f'{_source(table)} was counted with tokenizer {table.tokenizer_name} '
-    f'({table.tokenizer[:8]}, {table.counts_V.size} types)'
-    for table in (a, b)
-  )
-  if (a.tokenizer, a.counts_V.shape) != (b.tokenizer, b.counts_V.shape):
-    raise DataError(f'{ours}, {theirs}; count both with one tokenizer')
 
 
 def word_level(
@@ -198,23 +185,20 @@ def read(path: Path) -> FrequencyTable:
   """Reads a table, whatever its tokenizer."""
   if not path.is_file():
     raise DataError(f'there is no frequency table {path}; {_REBUILD}')
-  table = None
   try:
     with np.load(path, allow_pickle=False) as stored:
-      table = FrequencyTable(
-        stored['counts_V'], **json.loads(str(stored['meta']))
-      )
-    wrong = _wrong(table)
+      meta = json.loads(str(stored['meta']))
+      table = FrequencyTable(stored['counts_V'], **meta)
+    if not (wrong := _wrong(table)):
+      return table
   except Exception as e:
     # For arbitrary files, NumPy, zipfile, decompressors and json raise almost
     # any exception. Each means that this is not a table.
     wrong = type(e).__name__
-  if table is None or wrong:
-    raise DataError(
-      f'{path} is not a frequency table that a run has written ({wrong}); '
-      f'{_REBUILD}'
-    )
-  return table
+  raise DataError(
+    f'{path} is not a frequency table that a run has written ({wrong}); '
+    f'{_REBUILD}'
+  )
 
 
 def _wrong(table: FrequencyTable) -> str:
@@ -242,17 +226,16 @@ def load(
     DataError: the table is unreadable, belongs to another tokenizer or size, or
       was counted on an evaluation split.
   """
-  table, rebuild = read(path), _REBUILD
+  table = read(path)
   if table.tokenizer != tokenizer or table.counts_V.shape != (vocab_size,):
     raise DataError(
-      f'{path} was counted with tokenizer {table.tokenizer_name} '
-      f'({table.tokenizer[:8]}, {table.counts_V.size} types), this run uses '
-      f'{tokenizer_name} ({tokenizer[:8]}, {vocab_size} types); {rebuild}'
+      f'{path} was {table.counted_with}, this run uses {tokenizer_name} '
+      f'({tokenizer[:8]}, {vocab_size} types); {_REBUILD}'
     )
   if table.split != 'train':
     raise DataError(
       f'{path} was counted on the {table.split} split of {table.data_name}; '
-      f'weights may only come from a train split; {rebuild}'
+      f'weights may only come from a train split; {_REBUILD}'
     )
   return table
 

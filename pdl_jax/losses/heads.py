@@ -1,7 +1,7 @@
 """Output heads as losses see them: plain arrays."""
 
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -19,10 +19,11 @@ def along(x: Array, row: Array) -> Array:
   return row.reshape((1,) * (x.ndim - 1) + row.shape)
 
 
-def _sum(bias_V: Array | None, other_V: Array | None) -> Array | None:
-  if bias_V is None or other_V is None:
-    return other_V if bias_V is None else bias_V
-  return bias_V + other_V
+def _with_bias(head: Any, bias_V: Array | None) -> Any:
+  """Returns the head with an added bias of its logits, or of its log p."""
+  if head.bias_V is not None and bias_V is not None:
+    bias_V = head.bias_V + bias_V
+  return head if bias_V is None else head._replace(bias_V=bias_V)
 
 
 class LinearHead(NamedTuple):
@@ -37,14 +38,12 @@ class LinearHead(NamedTuple):
   projection_DxR: Array | None = None
   softcap: float | None = None
 
+  with_bias = _with_bias
+
   @property
   def vocab_size(self) -> int:
     """Vocabulary size V."""
     return self.matrix_VxR.shape[0]
-
-  def with_bias(self, bias_V: Array | None) -> 'LinearHead':
-    """Returns the head with an added bias."""
-    return self._replace(bias_V=_sum(self.bias_V, bias_V))
 
   def project(self, hidden: Array) -> Array:
     """Returns h P, [..., R], which the matrix multiplies."""
@@ -69,6 +68,24 @@ class LinearHead(NamedTuple):
     return self.matrix_VxR @ self.projection_DxR.T
 
 
+class CodeTables(NamedTuple):
+  """Sums over the types of each code, [K]; fp32 except tokens_K.
+
+  Attributes:
+    size_K: number of types.
+    log_mass_K: log sum_i exp(b_i / T); -inf for an empty code.
+    mean_K: mean of b under exp(b / T); 0 for an empty code.
+    top_K: largest b; -inf for an empty code.
+    tokens_K: first type with that b; V for an empty code.
+  """
+
+  size_K: Array
+  log_mass_K: Array
+  mean_K: Array
+  top_K: Array
+  tokens_K: Array
+
+
 class CodeHead(NamedTuple):
   """z_v = h . C[c(v)] + b_v: all types of a code share one row.
 
@@ -82,6 +99,8 @@ class CodeHead(NamedTuple):
   codes_V: Array
   bias_V: Array | None = None
 
+  with_bias = _with_bias
+
   @property
   def vocab_size(self) -> int:
     """Vocabulary size V."""
@@ -91,10 +110,6 @@ class CodeHead(NamedTuple):
   def columns(self) -> int:
     """Number of logits computed per token."""
     return self.matrix_KxD.shape[0]
-
-  def with_bias(self, bias_V: Array | None) -> 'CodeHead':
-    """Returns the head with an added bias."""
-    return self._replace(bias_V=_sum(self.bias_V, bias_V))
 
   def code_logits(self, hidden: Array) -> Array:
     """Returns h . C, [..., K], fp32."""
@@ -112,16 +127,70 @@ class CodeHead(NamedTuple):
     """Returns the effective output matrix, [V, D]."""
     return self.matrix_KxD[self.codes_V]
 
-  def tables(self, temperature: float = 1.0) -> 'CodeTables':
-    """Returns what `stats` needs besides, computed once for all tokens."""
-    return code_tables(self, temperature)
+  def tables(self, temperature: float = 1.0) -> CodeTables:
+    """Sums over the types of each code: O(V) once, not once per token."""
+    codes_V, count = self.codes_V, self.matrix_KxD.shape[0]
+    vocab = self.vocab_size
+    bias_V = jnp.zeros(vocab) if self.bias_V is None else self.bias_V
+    bias_V = bias_V.astype(jnp.float32)
+
+    def add(x_V: Array) -> Array:
+      return jax.ops.segment_sum(x_V, codes_V, count)
+
+    size_K = add(jnp.ones(vocab))
+    top_K = jax.ops.segment_max(stop_gradient(bias_V), codes_V, count)
+    full_K = size_K > 0
+    # Relative to the code's top nothing overflows; empty codes give no NaN.
+    base_K = jnp.where(full_K, top_K, 0.0)
+    share_V = jnp.exp((bias_V - base_K[codes_V]) / temperature)
+    mass_K = jnp.where(full_K, add(share_V), 1.0)
+    log_mass_K = jnp.where(
+      full_K, jnp.log(mass_K) + base_K / temperature, -jnp.inf
+    )
+    is_top_V = bias_V == top_K[codes_V]
+    places_V = jnp.where(is_top_V, jnp.arange(vocab), vocab)
+    tokens_K = jax.ops.segment_min(places_V, codes_V, count)
+    return CodeTables(
+      size_K, log_mass_K, add(share_V * bias_V) / mass_K,
+      jnp.where(full_K, top_K, -jnp.inf), jnp.minimum(tokens_K, vocab),
+    )  # fmt: skip
+
+  def code_stats(
+    self,
+    tables: CodeTables,
+    code_logits: Array,
+    labels: Array,
+    temperature: float = 1.0,
+  ) -> TokenStats:
+    """Returns `TokenStats` over the V types, from the K code logits [..., K].
+
+    Average and largest logit are those of all V types; of ties, the first.
+    """
+    if code_logits.ndim == 3:
+      code_logits = constrain(code_logits, 'batch', 'length', 'codes')
+    row = partial(along, code_logits)
+    mass = code_logits / temperature + row(tables.log_mass_K)
+    log_z = jax.nn.logsumexp(mass, axis=-1)
+    bias_V = self.bias_V
+    label = label_logit(code_logits, self.codes_V[labels])
+    average = (code_logits * row(tables.size_K)).sum(-1) / self.vocab_size
+    if bias_V is not None:
+      label += bias_V[labels]
+      average += bias_V.mean()
+    fixed = stop_gradient(code_logits)
+    q = jnp.exp(stop_gradient(mass - log_z[..., None]))
+    expected = (q * (fixed + row(stop_gradient(tables.mean_K)))).sum(-1)
+    top = fixed + row(tables.top_K)
+    best = top == top.max(-1, keepdims=True)
+    argmax = jnp.where(best, row(tables.tokens_K), self.vocab_size).min(-1)
+    return TokenStats(log_z, label, average, expected, argmax.astype(jnp.int32))
 
   def stats(
-    self, tables: 'CodeTables', hidden: Array, labels: Array, temperature: float
+    self, tables: CodeTables, hidden: Array, labels: Array, temperature: float
   ) -> TokenStats:
     """Returns `TokenStats` in the labels' shape."""
     logits = self.code_logits(hidden)
-    return code_stats(self, tables, logits, labels, temperature)
+    return self.code_stats(tables, logits, labels, temperature)
 
   def nll(self, hidden: Array, labels: Array) -> Array:
     """Returns -log p of each label, in nats."""
@@ -146,6 +215,8 @@ class AdaptiveHead(NamedTuple):
   places_V: Array
   bias_V: Array | None = None
 
+  with_bias = _with_bias
+
   @property
   def vocab_size(self) -> int:
     """Vocabulary size V."""
@@ -155,10 +226,6 @@ class AdaptiveHead(NamedTuple):
   def columns(self) -> int:
     """Number of logits computed per token."""
     return self.vocab_size
-
-  def with_bias(self, bias_V: Array | None) -> 'AdaptiveHead':
-    """Returns the head with an added bias on log p."""
-    return self._replace(bias_V=_sum(self.bias_V, bias_V))
 
   def logits(self, hidden: Array) -> Array:
     """Returns log p of each type plus its bias, [..., V], fp32."""
@@ -194,7 +261,13 @@ class AdaptiveHead(NamedTuple):
     """Returns `TokenStats` in the labels' shape."""
     del tables
     logits = constrain(self.placed_logits(hidden), 'batch', 'length', 'vocab')
-    return logit_stats(logits, self.places_V[labels], temperature)
+    label = label_logit(logits, self.places_V[labels])
+    log_z = jax.nn.logsumexp(logits / temperature, axis=-1)
+    fixed = stop_gradient(logits)
+    q = jnp.exp(fixed / temperature - stop_gradient(log_z)[..., None])
+    argmax = jnp.argmax(fixed, axis=-1).astype(jnp.int32)
+    expected = (q * fixed).sum(-1)
+    return TokenStats(log_z, label, logits.mean(-1), expected, argmax)
 
   def nll(self, hidden: Array, labels: Array) -> Array:
     """Returns -log p of each label in nats, for one sequence at a time.
@@ -209,100 +282,3 @@ class AdaptiveHead(NamedTuple):
 
 
 Head = LinearHead | CodeHead | AdaptiveHead
-
-
-class CodeTables(NamedTuple):
-  """Sums over the types of each code, [K]; fp32 except tokens_K.
-
-  Attributes:
-    size_K: number of types.
-    log_mass_K: log sum_i exp(b_i / T); -inf for an empty code.
-    mean_K: mean of b under exp(b / T); 0 for an empty code.
-    top_K: largest b; -inf for an empty code.
-    tokens_K: first type with that b; V for an empty code.
-  """
-
-  size_K: Array
-  log_mass_K: Array
-  mean_K: Array
-  top_K: Array
-  tokens_K: Array
-
-
-def code_tables(head: CodeHead, temperature: float = 1.0) -> CodeTables:
-  """Sums over the types of each code: O(V) once, not once per token."""
-  codes_V, count = head.codes_V, head.matrix_KxD.shape[0]
-  vocab = head.vocab_size
-  bias_V = jnp.zeros(vocab) if head.bias_V is None else head.bias_V
-  bias_V = bias_V.astype(jnp.float32)
-
-  def add(x_V: Array) -> Array:
-    return jax.ops.segment_sum(x_V, codes_V, count)
-
-  size_K = add(jnp.ones(vocab))
-  top_K = jax.ops.segment_max(stop_gradient(bias_V), codes_V, count)
-  full_K = size_K > 0
-  # Relative to the code's top nothing overflows. Empty codes must not give NaN.
-  base_K = jnp.where(full_K, top_K, 0.0)
-  share_V = jnp.exp((bias_V - base_K[codes_V]) / temperature)
-  mass_K = jnp.where(full_K, add(share_V), 1.0)
-  log_mass_K = jnp.where(
-    full_K, jnp.log(mass_K) + base_K / temperature, -jnp.inf
-  )
-  is_top_V = bias_V == top_K[codes_V]
-  places_V = jnp.where(is_top_V, jnp.arange(vocab), vocab)
-  tokens_K = jax.ops.segment_min(places_V, codes_V, count)
-  return CodeTables(
-    size_K, log_mass_K, add(share_V * bias_V) / mass_K,
-    jnp.where(full_K, top_K, -jnp.inf), jnp.minimum(tokens_K, vocab),
-  )  # fmt: skip
-
-
-def code_stats(
-  head: CodeHead,
-  tables: CodeTables,
-  code_logits: Array,
-  labels: Array,
-  temperature: float = 1.0,
-) -> TokenStats:
-  """Returns `TokenStats` over the V types, from the K code logits [..., K].
-
-  Average and largest logit are those of all V types; ties go to the first type.
-  """
-  code_logits = constrain_codes(code_logits)
-  row = partial(along, code_logits)
-  mass = code_logits / temperature + row(tables.log_mass_K)
-  log_z = jax.nn.logsumexp(mass, axis=-1)
-  bias_V = head.bias_V
-  label = label_logit(code_logits, head.codes_V[labels])
-  average = (code_logits * row(tables.size_K)).sum(-1) / head.vocab_size
-  if bias_V is not None:
-    label += bias_V[labels]
-    average += bias_V.mean()
-  fixed = stop_gradient(code_logits)
-  q = jnp.exp(stop_gradient(mass - log_z[..., None]))
-  expected = (q * (fixed + row(stop_gradient(tables.mean_K)))).sum(-1)
-  top = fixed + row(tables.top_K)
-  best = top == top.max(-1, keepdims=True)
-  argmax = jnp.where(best, row(tables.tokens_K), head.vocab_size).min(-1)
-  return TokenStats(log_z, label, average, expected, argmax.astype(jnp.int32))
-
-
-def logit_stats(
-  logits: Array, labels: Array, temperature: float = 1.0
-) -> TokenStats:
-  """Returns `TokenStats` from fp32 logits [..., V]."""
-  log_z = jax.nn.logsumexp(logits / temperature, axis=-1)
-  fixed = stop_gradient(logits)
-  q = jnp.exp(fixed / temperature - stop_gradient(log_z)[..., None])
-  return TokenStats(
-    log_z, label_logit(logits, labels), logits.mean(-1), (q * fixed).sum(-1),
-    jnp.argmax(fixed, axis=-1).astype(jnp.int32),
-  )  # fmt: skip
-
-
-def constrain_codes(code_logits: Array) -> Array:
-  """Splits code logits of sequences over the mesh; leaves others alone."""
-  if code_logits.ndim != 3:
-    return code_logits
-  return constrain(code_logits, 'batch', 'length', 'codes')

@@ -1,21 +1,27 @@
 """Applies a loss with its settings to any output head."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax import Array
+from jax import Array, lax
 
-from pdl_jax.losses import dense_losses, token_losses
+from pdl_jax.losses import dense_losses
 from pdl_jax.losses.checks import check_floats, nan_outside, read_labels
-from pdl_jax.losses.chunked import chunked_loss_sums
 from pdl_jax.losses.core import LossTerms, Sums, TokenStats
-from pdl_jax.losses.cross_entropy import token_nll
+from pdl_jax.losses.cross_entropy import (
+  cross_entropy_terms,
+  token_nll,
+  token_weights,
+)
 from pdl_jax.losses.fused.api import linear_loss_sums, linear_token_stats
 from pdl_jax.losses.heads import Head, LinearHead
 from pdl_jax.losses.registry import LossSpec
 from pdl_jax.mesh import constrain
+
+# Elements of the logits alive at once; 2**24 fp32 numbers are 64 MiB.
+CHUNK_ELEMENTS = 2**24
 
 
 class LossTables(NamedTuple):
@@ -45,24 +51,22 @@ class Loss(NamedTuple):
     A linear head takes the fused path, other heads the chunked one. Rows are
     sequences of targets. See `fused.api.linear_loss_sums`.
     """
-    tokens = labels_BxL, tables.weights_V, where_BxL
-    biased = head.with_bias(tables.bias_V)
+    tokens = hidden_BxLxD, labels_BxL, tables.weights_V, where_BxL
+    biased, temperature = head.with_bias(tables.bias_V), self._temperature
     if self.spec.on_logits is not None:
-      weighted, plain = chunked_loss_sums(
-        self._of_logits, head, hidden_BxLxD, *tokens,
-        vocab_size=head.vocab_size, columns=head.vocab_size,
-      )  # fmt: skip
+      weighted, plain = _chunked_sums(
+        self._of_logits, head, *tokens, (head.vocab_size, head.vocab_size)
+      )
     elif isinstance(biased, LinearHead):
       weighted, plain = linear_loss_sums(
-        self._terms, hidden_BxLxD, biased, *tokens, wants=self._wants,
-        temperature=self._temperature,
+        self._terms, hidden_BxLxD, biased, *tokens[1:], wants=self._wants,
+        temperature=temperature,
       )  # fmt: skip
     else:
-      made = biased, biased.tables(self._temperature)
-      weighted, plain = chunked_loss_sums(
-        self._of_head, made, hidden_BxLxD, *tokens,
-        vocab_size=head.vocab_size, columns=biased.columns,
-      )  # fmt: skip
+      made = biased, biased.tables(temperature)
+      weighted, plain = _chunked_sums(
+        self._of_head, made, *tokens, (head.vocab_size, biased.columns)
+      )
     den = {
       'weighted_mean': weighted.den,
       'token_mean': plain.den,
@@ -94,7 +98,7 @@ class Loss(NamedTuple):
   def _terms(
     self, stats: TokenStats, weight: Array, _: tuple[()]
   ) -> LossTerms:
-    terms = self.spec.terms or token_losses.cross_entropy_terms
+    terms = self.spec.terms or cross_entropy_terms
     return terms(stats, weight, **self.settings)
 
   def _of_logits(
@@ -112,7 +116,7 @@ class Loss(NamedTuple):
     terms = self.spec.on_logits(
       logits, labels, context, weight, **self.settings
     )
-    return terms, token_nll(jax.lax.stop_gradient(logits), labels)
+    return terms, token_nll(lax.stop_gradient(logits), labels)
 
   def _of_head(
     self, made: Any, hidden: Array, labels: Array, weight: Array, _: Any
@@ -121,6 +125,73 @@ class Loss(NamedTuple):
     stats = head.stats(tables, hidden, labels, self._temperature)
     nll = stats.log_z - stats.label / self._temperature
     return self._terms(stats, weight, ()), nll
+
+
+def _chunked_sums(
+  loss: Callable[..., tuple[LossTerms, Array]],
+  head: Any,
+  hidden_BxLxD: Array,
+  labels_BxL: Array,
+  weights_V: Array | None,
+  where_BxL: Array,
+  sizes: tuple[int, int],
+) -> tuple[Sums, Sums]:
+  """Returns Sums of a loss, as `linear_loss_sums` does, by chunks of positions.
+
+  It serves losses that need more than `TokenStats`, and heads without a matrix.
+  The backward pass recomputes the logits of each chunk, so that only one chunk
+  of them is alive at a time. The compiler splits the arrays over the mesh.
+
+  Args:
+    loss: (head, hidden, labels, weight, (labels_BxL, earlier)) -> LossTerms
+      and nll of a chunk of positions; see `earlier_targets`.
+    head: pytree of arrays that give the logits; its gradient adds up in its
+      own dtype.
+    hidden_BxLxD: states that predict the targets of each row, in order.
+    sizes: V, and the logits per position, which determine the chunk size.
+  """
+  vocab_size, columns = sizes
+  batch, length = labels_BxL.shape
+  check_floats(hidden=hidden_BxLxD)
+  labels_BxL, kept_BxL = read_labels(labels_BxL, where_BxL, vocab_size)
+  assert kept_BxL is not None
+  where_BxL = kept_BxL
+  hidden_BxLxD = jnp.where(where_BxL[..., None], hidden_BxLxD, 0)
+  weight_BxL = token_weights(weights_V, labels_BxL, vocab_size)
+  part = max(1, min(length, CHUNK_ELEMENTS // (batch * columns)))
+  part = -(-length // -(-length // part))
+  count = -(-length // part)
+
+  def split(x: Array) -> Array:
+    """Splits [B, L, ...] into [count, B, part, ...], with zeros at the end."""
+    room = [(0, 0), (0, count * part - length)] + [(0, 0)] * (x.ndim - 2)
+    x = jnp.pad(x, room).reshape(batch, count, part, *x.shape[2:])
+    return jnp.moveaxis(x, 1, 0)
+
+  @jax.checkpoint
+  def chunk(head: Any, start: Array, *arrays: Array) -> tuple:
+    hidden, labels, weight, where = arrays
+    earlier = dense_losses.earlier_targets(labels_BxL, where_BxL, start, part)
+    terms, nll = loss(head, hidden, labels, weight, (labels_BxL, earlier))
+    return tuple(
+      jnp.where(where, x, 0.0).sum() for x in (*terms, lax.stop_gradient(nll))
+    )
+
+  def step(sums: tuple, arrays: tuple[Array, ...]) -> tuple[tuple, None]:
+    values = chunk(head, *arrays)
+    return tuple(a + b for a, b in zip(sums, values, strict=True)), None
+
+  zero = jnp.zeros((), jnp.float32)
+  arrays = map(split, (hidden_BxLxD, labels_BxL, weight_BxL, where_BxL))
+  starts = jnp.arange(count) * part
+  (num, den, plain), _ = lax.scan(step, (zero,) * 3, (starts, *arrays))
+  # A label outside the vocabulary has weight NaN.
+  plain = jnp.where(jnp.isnan(den), jnp.nan, plain)
+  tokens = where_BxL.sum().astype(jnp.float32)
+  return (
+    Sums(num, lax.stop_gradient(den)),
+    Sums(lax.stop_gradient(plain), tokens),
+  )
 
 
 def head_nll(

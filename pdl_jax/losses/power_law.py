@@ -96,14 +96,25 @@ def power_law_weights(
       DeprecationWarning, stacklevel=2,
     )  # fmt: skip
     unseen = _FORMERLY[unseen]
-  _check_choices(clip, normalize, unseen, epsilon_policy)
+  if clip is not None and not 1 <= number_of(clip) < np.inf:
+    raise ConfigError(
+      f'clip must be at least 1 (the mean weight) and finite, got {clip}'
+    )
+  one_of('normalize', normalize, NORMALIZE)
+  one_of('unseen', unseen, UNSEEN)
+  one_of('epsilon_policy', epsilon_policy, EPSILON_POLICIES)
   frequency_V = check_frequency(frequency_V)
   special_V = special_types(special_ids, frequency_V.size)
-  _check_unseen(frequency_V, special_V, epsilon, unseen)
   seen_V = frequency_V > 0
-  if mass_V is None:
-    mass_V = frequency_V
-  mass_V = check_frequency(mass_V, 'mass_V')
+  missing = int((~seen_V & ~special_V).sum())
+  is_zero = not isinstance(epsilon, Tracer) and float(epsilon) == 0
+  if missing and is_zero and unseen == 'formula':
+    raise ConfigError(
+      f'epsilon 0 gives {missing} of {frequency_V.size} token types, which '
+      "were never counted, an infinite weight; use epsilon > 0 or unseen='"
+      "min_count'"
+    )
+  mass_V = frequency_V if mass_V is None else check_frequency(mass_V, 'mass_V')
   if mass_V.shape != frequency_V.shape:
     raise ConfigError(
       f'mass_V has shape {mass_V.shape}, frequency_V {frequency_V.shape}'
@@ -112,7 +123,9 @@ def power_law_weights(
   base_V = frequency_V.astype(np.float64)
   smoothing = epsilon
   if epsilon_policy == 'times_median':
-    smoothing = epsilon * _median(base_V[seen_V & ~special_V])
+    counted = base_V[seen_V & ~special_V]
+    # A Python float leaves dtypes alone.
+    smoothing = epsilon * (float(np.median(counted)) if counted.size else 1.0)
   if unseen != 'formula':
     rarest = base_V[seen_V].min() if seen_V.any() else 1.0
     base_V = np.where(seen_V, base_V, rarest)
@@ -132,12 +145,19 @@ def power_law_weights(
   # At alpha 0 the weight is exactly 1, whatever the rounding of the mean. The
   # difference is 0 and has the derivative of the formula.
   one_V = 1.0 + (weights_V - lax.stop_gradient(weights_V))
-  is_zero = jnp.asarray(alpha) == 0
-  weights_V = jnp.where(is_zero, one_V, weights_V)
+  is_plain = jnp.asarray(alpha) == 0
+  weights_V = jnp.where(is_plain, one_V, weights_V)
   limit = np.inf if clip is None else clip
-  infinite_V = pole_V & ~fixed_V & ~is_zero
+  infinite_V = pole_V & ~fixed_V & ~is_plain
   weights_V = jnp.where(infinite_V, limit, weights_V)
-  _check_weights(weights_V, alpha, epsilon)
+  if isinstance(weights_V, Tracer):
+    return weights_V
+  bad = int((~np.isfinite(np.asarray(weights_V))).sum())
+  if bad:
+    raise ConfigError(
+      f'{bad} of {weights_V.size} weights overflow fp32 at alpha {alpha} and '
+      f'epsilon {epsilon}; use a larger epsilon or a smaller alpha'
+    )
   return weights_V
 
 
@@ -160,50 +180,3 @@ def _scale(raw_V: Array, mass_V: Array, clip: float | None) -> Array:
     bounds_V = (total - clip * heavier_V) / others_V
     scale = jnp.where(others_V > 0, bounds_V, 0.0).max()
   return jnp.where(total > 0, scale, 1.0)
-
-
-def _median(counted: np.ndarray) -> float:
-  """Returns the median, 1 for no types; a Python float leaves dtypes alone."""
-  return float(np.median(counted)) if counted.size else 1.0
-
-
-def _check_choices(
-  clip: float | None, normalize: str, unseen: str, epsilon_policy: str
-) -> None:
-  if clip is not None and not 1 <= number_of(clip) < np.inf:
-    raise ConfigError(
-      f'clip must be at least 1 (the mean weight) and finite, got {clip}'
-    )
-  one_of('normalize', normalize, NORMALIZE)
-  one_of('unseen', unseen, UNSEEN)
-  one_of('epsilon_policy', epsilon_policy, EPSILON_POLICIES)
-
-
-def _check_unseen(
-  frequency_V: np.ndarray,
-  special_V: np.ndarray,
-  epsilon: Array | float,
-  unseen: str,
-) -> None:
-  missing = int(((frequency_V == 0) & ~special_V).sum())
-  if isinstance(epsilon, Tracer) or unseen != 'formula':
-    return
-  if missing and float(epsilon) == 0:
-    raise ConfigError(
-      f'epsilon 0 gives {missing} of {frequency_V.size} token types, which '
-      "were never counted, an infinite weight; use epsilon > 0 or unseen='"
-      "min_count'"
-    )
-
-
-def _check_weights(
-  weights_V: Array, alpha: Array | float, epsilon: Array | float
-) -> None:
-  if isinstance(weights_V, Tracer):
-    return
-  bad = int((~np.isfinite(np.asarray(weights_V))).sum())
-  if bad:
-    raise ConfigError(
-      f'{bad} of {weights_V.size} weights overflow fp32 at alpha {alpha} and '
-      f'epsilon {epsilon}; use a larger epsilon or a smaller alpha'
-    )

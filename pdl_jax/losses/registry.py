@@ -1,9 +1,4 @@
-"""Registry of losses: what a loss consists of, and the decorator that adds one.
-
-A loss is one function. Its keyword-only arguments with defaults become the
-config keys loss.NAME.KEY. The names of its other arguments determine its form,
-see `register`.
-"""
+"""Registry of losses: what a loss is, and the decorator that adds one."""
 
 import functools
 import inspect
@@ -98,11 +93,10 @@ def register(
   wants: tuple[str, ...] = (),
   temperature: str = '',
 ) -> Callable[[Function], Function]:
-  """Registers the decorated function as a loss; its arguments give its form.
+  """Registers the decorated function as a loss.
 
-    (frequency_V, *, special_ids, ...)              a weight per token type
-    (stats, weight, *, ...)                         terms of `TokenStats`
-    (logits, labels, context, weight, *, ...)       terms of all logits
+  The names of its positional arguments say which field of `LossSpec` it is. Its
+  keyword-only arguments with defaults become the config keys loss.NAME.KEY.
 
   Args:
     form: 'bias' for (frequency_V, *, ...) -> bias_V, added to the logits.
@@ -117,7 +111,7 @@ def register(
     made = LossSpec(keys, wants=wants, temperature=temperature)
     file = own_files.note(function)
     if file is not None and found in ('terms', 'on_logits'):
-      function = _checked(name, file, function)
+      function = cast(Function, _checked(name, file, function))
     made = made._replace(**{found: function}, file=file)
     for key, default in made.settings.items():
       if not isinstance(default, int | float | str):
@@ -134,20 +128,22 @@ def register(
   return add
 
 
-def _checked(name: str, file: Path, function: Function) -> Function:
+def _checked(
+  name: str, file: Path, function: Callable[..., Any]
+) -> Callable[..., LossTerms]:
   """Says in a line what a loss of a user's own returns wrongly."""
 
   @functools.wraps(function)
   def call(*args: Any, **settings: Any) -> LossTerms:
     found = function(*args, **settings)
-    if not isinstance(found, LossTerms):
-      raise ConfigError(
-        f'loss {name} of {file} must return LossTerms(loss, weight), got '
-        f'{type(found).__name__}'
-      )
-    return found
+    if isinstance(found, LossTerms):
+      return found
+    raise ConfigError(
+      f'loss {name} of {file} must return LossTerms(loss, weight), got '
+      f'{type(found).__name__}'
+    )
 
-  return cast(Function, call)
+  return call
 
 
 def _form(name: str, function: Callable[..., Any]) -> str:

@@ -22,9 +22,9 @@ from jax import Array
 from pdl_jax.errors import HostError
 from pdl_jax.losses import LOSSES, Loss, LossTables
 from pdl_jax.losses.core import LossTerms, Sums, TokenStats
+from pdl_jax.losses.cross_entropy import cross_entropy_terms
 from pdl_jax.losses.dense_losses import Context, earlier_targets
 from pdl_jax.losses.heads import LinearHead
-from pdl_jax.losses.token_losses import cross_entropy_terms
 from pdl_jax.process import XLA_FLAG
 
 # Relative to the largest value. Inputs have few binary digits, so that their

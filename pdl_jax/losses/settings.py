@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from pdl_jax.errors import ConfigError, one_of
-from pdl_jax.losses.checks import check_number
+from pdl_jax.losses.checks import check_number, check_range
 from pdl_jax.losses.frequency import UNITS
 from pdl_jax.losses.power_law import EPSILON_POLICIES, NORMALIZE, UNSEEN
 from pdl_jax.losses.reduce import REDUCTIONS
@@ -68,7 +68,7 @@ class LossSettings:
   # sources: pdl_jax/losses/ type_weights, token_losses and dense_losses.
   # normalize: published, or corpus_mean (mean 1 over token occurrences).
   rivals: dict[str, dict[str, Any] | None] = dataclasses.field(
-    default_factory=lambda: dict(own_settings())
+    default_factory=lambda: own_settings()
   )
 
   @classmethod
@@ -97,12 +97,21 @@ class LossSettings:
         f'loss.name {self.name!r} is not one of {", ".join(LOSSES)}; one of '
         'your own needs a config file that imports its module'
       )
-    one_of('loss.unit', self.unit, UNITS)
-    one_of('loss.normalize', self.normalize, NORMALIZE)
-    one_of('loss.unseen', self.unseen, UNSEEN)
-    one_of('loss.epsilon_policy', self.epsilon_policy, EPSILON_POLICIES)
-    one_of('loss.level', self.level, ('token', 'word'))
-    one_of('loss.schedule', self.schedule, SCHEDULES)
+    for name, allowed in (
+      ('unit', UNITS), ('normalize', NORMALIZE), ('unseen', UNSEEN),
+      ('epsilon_policy', EPSILON_POLICIES), ('level', ('token', 'word')),
+      ('schedule', SCHEDULES), ('reduction', REDUCTIONS),
+    ):  # fmt: skip
+      one_of(f'loss.{name}', getattr(self, name), allowed)
+    for name in ('alpha', 'epsilon', 'z_loss'):
+      check_number(f'loss.{name}', getattr(self, name))
+    check_range('loss.background_weight', self.background_weight, '[0, 1]')
+    check_range('loss.label_smoothing', self.label_smoothing, '[0, 1)')
+    if self.clip and not 1 <= self.clip < math.inf:
+      raise ConfigError(
+        'loss.clip must be 0 (no limit) or a finite number of at least 1, got '
+        f'{self.clip}'
+      )
     if self.level == 'word' and self.unit != 'count':
       raise ConfigError('loss.level word counts words: loss.unit must be count')
     if self.level == 'word' and (self.background_table or self.frequency_table):
@@ -110,21 +119,11 @@ class LossSettings:
         "loss.level word counts this task's words: leave out "
         'loss.background_table and loss.frequency_table'
       )
-    if not 0 <= self.background_weight <= 1:
-      raise ConfigError(
-        'loss.background_weight must be in [0, 1], got '
-        f'{self.background_weight}'
-      )
     if self.background_weight and not self.background_table:
       raise ConfigError(
         f'loss.background_weight {self.background_weight} needs a '
         'loss.background_table'
       )
-    if not 0 <= self.label_smoothing < 1:
-      raise ConfigError(
-        f'loss.label_smoothing must be in [0, 1), got {self.label_smoothing}'
-      )
-    check_number('loss.z_loss', self.z_loss)
     try:
       # Does not compute the factor, because a sweeper must not start JAX.
       check_schedule(self.schedule, self.schedule_start, self.schedule_steps)
@@ -137,14 +136,6 @@ class LossSettings:
       raise ConfigError(
         f'loss.schedule {self.schedule} needs a loss with a weight per type; '
         f'{self.name} has none'
-      )
-    one_of('loss.reduction', self.reduction, REDUCTIONS)
-    check_number('loss.alpha', self.alpha)
-    check_number('loss.epsilon', self.epsilon)
-    if self.clip and not 1 <= self.clip < math.inf:
-      raise ConfigError(
-        'loss.clip must be 0 (no limit) or a finite number of at least 1, got '
-        f'{self.clip}'
       )
 
 

@@ -7,37 +7,12 @@ Formulas use p, the probability of label y, and l = -log p.
 """
 
 import jax.numpy as jnp
-import numpy as np
 from jax import Array
 from jax.lax import stop_gradient
 
-from pdl_jax.losses.checks import check_number, check_range, is_zero
+from pdl_jax.losses.checks import check_number, check_range
 from pdl_jax.losses.core import LossTerms, TokenStats
-from pdl_jax.losses.cross_entropy import check_options
 from pdl_jax.losses.registry import register
-
-
-def cross_entropy_terms(
-  stats: TokenStats,
-  weight: Array,
-  *,
-  label_smoothing: Array | float = 0.0,
-  z_loss: Array | float = 0.0,
-) -> LossTerms:
-  """Cross-entropy with label smoothing and z-loss, as `token_nll`.
-
-    (1 - e) * (log Z - z_y) + e * (log Z - mean_v z_v) + c * (log Z)**2
-
-  Both options may be traced. A Python zero leaves no trace in the program.
-  """
-  check_options(label_smoothing, z_loss, None, 'none', None)
-  loss = stats.nll
-  if not is_zero(label_smoothing):
-    smooth = stats.log_z - stats.average
-    loss = (1.0 - label_smoothing) * loss + label_smoothing * smooth
-  if not is_zero(z_loss):
-    loss = loss + z_loss * jnp.square(stats.log_z)
-  return LossTerms(weight * loss, weight)
 
 
 @register('focal')
@@ -91,7 +66,7 @@ def mixce(
   in [0, 1]: 1 is cross-entropy, 0 is `dft`. The default is ours; the paper
   chooses eta per data set.
   """
-  check_range('eta', eta, 0, 1)
+  check_range('eta', eta, '[0, 1]')
   factor = eta + (1.0 - eta) * stop_gradient(jnp.exp(-stats.nll))
   return LossTerms(weight * factor * stats.nll, weight)
 
@@ -106,7 +81,7 @@ def gem(
   for beta < 1. The value may be negative. beta > 0; `stats` are at T = beta.
   Source: arXiv:2408.16673, with a linear h.
   """
-  check_range('beta', beta, 0, np.inf, closed_low=False, closed_high=False)
+  check_range('beta', beta, '(0, inf)')
   # log Z of p cancels: the value is sum_v q_v z_v - z_y. With q detached, the
   # first term has the gradient of beta * log Z of q.
   value = stop_gradient(stats.expected - stats.label)

@@ -1,7 +1,7 @@
 """Losses with a weight per token type: rivals of Power-Law Decay Loss.
 
-Each makes a weight table from the counts c_t of the types. All return
-weights_V in fp32, raise ConfigError for arguments out of range, and take:
+Each makes weights_V, fp32, from the counts c of the types, and raises
+ConfigError for arguments out of range. All take:
 
   frequency_V: counts, >= 0.
   special_ids: types with weight exactly 1, above all the end of turn; means,
@@ -84,7 +84,7 @@ def class_balanced_weights(
   scale is a mean of 1 over types, so token occurrences weigh less than 1 on
   average (arXiv:1901.05555). A type never counted weighs as one counted once.
   """
-  check_range('beta', beta, 0, 1, closed_high=False)
+  check_range('beta', beta, '[0, 1)')
   counts_V, special_V = _types(frequency_V, special_ids)
   with np.errstate(divide='ignore'):
     log_beta = np.log(float(beta))
@@ -143,7 +143,7 @@ def _adaptive(
 ) -> Array:
   """Returns weights for u(t) = r ** power * exp(-decay * r)."""
   check_number('decay', decay)
-  check_range('max_weight', max_weight, 1, np.inf, closed_high=False)
+  check_range('max_weight', max_weight, '[1, inf)')
   counts_V, special_V = _types(frequency_V, special_ids)
   seen_V = (counts_V > 0) & ~special_V
   weights_V = np.ones_like(counts_V)

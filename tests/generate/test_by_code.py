@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from pdl_jax.generate import DecodeSettings, by_code
-from pdl_jax.losses.heads import CodeHead, code_tables
+from pdl_jax.losses.heads import CodeHead
 from pdl_jax.model.config import HeadConfig
 from tests.generate.decoding import GREEDY, ONE, ONE_PARAMS, PROMPTS, generate
 
@@ -34,7 +34,7 @@ def test_types_are_drawn_with_their_probabilities(bias, temperature):
   head, rows = small_head(bias), 40_000
   hidden = jnp.asarray(np.random.default_rng(1).normal(size=(1, D)))
   logits = head.code_logits(hidden.astype(jnp.float32))
-  tables = code_tables(head, temperature)
+  tables = head.tables(temperature)
   order = by_code.sort_types(head, temperature)
   keys = jax.random.split(jax.random.key(0), rows)
   drawn = by_code.draw(

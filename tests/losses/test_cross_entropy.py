@@ -31,7 +31,9 @@ WEIGHTS = power_law_weights(COUNTS, alpha=0.8, epsilon=0.1)
 SCALARS = ('weighted_mean', 'token_mean', 'sum')
 
 
-def true_nll(logits, labels, smoothing=0.0, z_loss=0.0, softcap=None):
+def true_nll(
+  logits, labels, label_smoothing=0.0, z_loss=0.0, softcap=None
+):
   """Per token, in double precision, from the formulas."""
   z = np.asarray(logits, np.float64)
   if softcap is not None:
@@ -41,8 +43,8 @@ def true_nll(logits, labels, smoothing=0.0, z_loss=0.0, softcap=None):
   log_p = z - log_z
   chosen = np.take_along_axis(log_p, np.asarray(labels)[..., None], -1)[..., 0]
   return (
-    -(1 - smoothing) * chosen
-    - smoothing * log_p.mean(-1)
+    -(1 - label_smoothing) * chosen
+    - label_smoothing * log_p.mean(-1)
     + z_loss * log_z[..., 0] ** 2
   )
 
@@ -128,22 +130,6 @@ def test_scaling_all_counts_changes_nothing(counts, alpha, factor):
   assert losses[0] == pytest.approx(losses[1], rel=1e-4)
 
 
-@settings(deadline=None, max_examples=25)
-@given(
-  st.lists(st.floats(0.01, 100), min_size=V, max_size=V),
-  st.lists(st.booleans(), min_size=B * L, max_size=B * L),
-)
-def test_weighted_mean_stays_between_the_extremes(weights, where):
-  where = jnp.asarray(where).reshape(B, L)
-  weights = jnp.asarray(weights, jnp.float32)
-  loss = float(pdl_loss(LOGITS, LABELS, weights, where=where))
-  if not where.any():
-    assert loss == 0
-    return
-  nll = true_nll(LOGITS, LABELS)[np.asarray(where)]
-  assert nll.min() * (1 - 1e-5) <= loss <= nll.max() * (1 + 1e-5)
-
-
 @pytest.mark.parametrize('reduction', SCALARS)
 def test_gradient_is_weight_times_probability_minus_one_hot(reduction):
   gradient = jax.grad(pdl_loss)(
@@ -159,31 +145,19 @@ def test_gradient_is_weight_times_probability_minus_one_hot(reduction):
   )
 
 
-@pytest.mark.parametrize('reduction', SCALARS)
-@pytest.mark.parametrize(
-  'options',
-  [
-    {},
-    {'label_smoothing': 0.1},
-    {'z_loss': 1e-2},
-    {'softcap': 5.0},
-    {'label_smoothing': 0.2, 'z_loss': 1e-3, 'softcap': 10.0},
-  ],
-  ids=str,
-)
-def test_formulas_in_double_precision(options, reduction):
-  found = pdl_loss(
-    LOGITS, LABELS, WEIGHTS, where=WHERE, reduction=reduction, **options
-  )
-  named = {options_name(k): v for k, v in options.items()}
-  nll = true_nll(LOGITS, LABELS, **named)
+def test_formulas_in_double_precision():
   weights = np.asarray(WEIGHTS, np.float64)[np.asarray(LABELS)]
-  expected = true_loss(nll, weights, WHERE, reduction)
-  assert float(found) == pytest.approx(expected, rel=1e-5)
-
-
-def options_name(name):
-  return 'smoothing' if name == 'label_smoothing' else name
+  for options in (
+    {}, {'label_smoothing': 0.1}, {'z_loss': 1e-2}, {'softcap': 5.0},
+    {'label_smoothing': 0.2, 'z_loss': 1e-3, 'softcap': 10.0},
+  ):  # fmt: skip
+    nll = true_nll(LOGITS, LABELS, **options)
+    for reduction in SCALARS:
+      found = pdl_loss(
+        LOGITS, LABELS, WEIGHTS, where=WHERE, reduction=reduction, **options
+      )
+      expected = true_loss(nll, weights, WHERE, reduction)
+      assert float(found) == pytest.approx(expected, rel=1e-5)
 
 
 @pytest.mark.parametrize('smoothing', [0.0, 0.1])
@@ -209,43 +183,27 @@ def test_numerical_gradients():
 
 
 @pytest.mark.parametrize('reduction', [*SCALARS, 'none'])
-def test_everything_masked_is_zero_with_zero_gradients(reduction):
-  nothing = jnp.zeros((B, L), bool)
-
-  def loss(logits):
-    return pdl_loss(
-      logits, LABELS, WEIGHTS, where=nothing, reduction=reduction
+def test_masked_tokens_reach_neither_loss_nor_gradient(reduction):
+  @jax.jit
+  def run(logits, where):
+    loss = lambda logits: pdl_loss(
+      logits, LABELS, WEIGHTS, where=where, reduction=reduction, z_loss=1e-4
     ).sum()
+    return jax.value_and_grad(loss)(logits)
 
-  value, gradient = jax.value_and_grad(loss)(LOGITS * jnp.nan)
+  clean = run(LOGITS, WHERE)
+  for poison in (np.nan, np.inf, -np.inf):
+    poisoned = run(jnp.where(WHERE[..., None], LOGITS, poison), WHERE)
+    for a, b in zip(clean, poisoned, strict=True):
+      np.testing.assert_array_equal(a, b)
+    assert (poisoned[1][~WHERE] == 0).all()
+  value, gradient = run(LOGITS * jnp.nan, WHERE & False)
   assert value == 0
   assert (gradient == 0).all()
-
-
-@pytest.mark.parametrize('reduction', [*SCALARS, 'none'])
-@pytest.mark.parametrize('poison', [np.nan, np.inf, -np.inf])
-def test_masked_tokens_reach_neither_loss_nor_gradient(poison, reduction):
-  def loss(logits):
-    return pdl_loss(
-      logits, LABELS, WEIGHTS, where=WHERE, reduction=reduction, z_loss=1e-4
-    ).sum()
-
-  clean = jax.value_and_grad(loss)(LOGITS)
-  dirty = jnp.where(WHERE[..., None], LOGITS, poison)
-  poisoned = jax.value_and_grad(loss)(dirty)
-  for a, b in zip(clean, poisoned, strict=True):
-    np.testing.assert_array_equal(a, b)
-  assert (poisoned[1][~WHERE] == 0).all()
-
-
-@pytest.mark.parametrize('reduction', SCALARS)
-def test_a_mask_may_broadcast(reduction):
+  # A mask may broadcast.
   row = WHERE[:1]
-  whole = jnp.broadcast_to(row, (B, L))
-  options = {'reduction': reduction}
-  expected = pdl_loss(LOGITS, LABELS, WEIGHTS, where=whole, **options)
-  found = pdl_loss(LOGITS, LABELS, WEIGHTS, where=row, **options)
-  assert float(found) == pytest.approx(float(expected), rel=1e-6)
+  whole = run(LOGITS, jnp.broadcast_to(row, (B, L)))
+  np.testing.assert_allclose(run(LOGITS, row)[0], whole[0], rtol=1e-6)
 
 
 @pytest.mark.parametrize('where', [WHERE * 0.5, WHERE.astype(int), [True] * L])
@@ -316,7 +274,7 @@ def test_narrow_labels_serve_a_wide_vocabulary(dtype):
   assert float(found) == pytest.approx(true_nll(logits, labels).mean())
 
 
-@pytest.mark.parametrize('bad', [-1, -99, V, V + 50])
+@pytest.mark.parametrize('bad', [-1, V])
 def test_labels_out_of_range_are_refused_unless_masked(bad):
   labels = LABELS.at[1, 2].set(bad)
   with pytest.raises(
@@ -329,23 +287,21 @@ def test_labels_out_of_range_are_refused_unless_masked(bad):
 
 
 @pytest.mark.parametrize('reduction', [*SCALARS, 'none', 'sums'])
-@pytest.mark.parametrize('where', [None, WHERE], ids=['all', 'masked'])
-@pytest.mark.parametrize('ignored', [-100, 3])
-def test_the_ignored_label_is_a_mask(reduction, where, ignored):
+def test_the_ignored_label_is_a_mask(reduction):
   """In value and in gradient, even behind logits that are NaN."""
-  labels = jnp.where(LABELS % 3 == 1, ignored, LABELS)
-  kept = labels != ignored
-  dirty = jnp.where(kept[..., None], LOGITS, jnp.nan)
+  for ignored, where in ((-100, None), (3, WHERE)):
+    labels = jnp.where(LABELS % 3 == 1, ignored, LABELS)
+    kept = labels != ignored
+    dirty = jnp.where(kept[..., None], LOGITS, jnp.nan)
 
-  def total(loss, logits, labels, where, **options):
-    found = loss(
-      logits, labels, where=where, reduction=reduction, **options
-    )
-    return sum(x.sum() for x in jax.tree.leaves(found))
+    def total(logits, labels, where, **options):
+      found = pdl_loss(
+        logits, labels, WEIGHTS, where=where, reduction=reduction, **options
+      )
+      return sum(x.sum() for x in jax.tree.leaves(found))
 
-  both = kept if where is None else kept & where
-  for loss in (partial(pdl_loss, weights_V=WEIGHTS), cross_entropy):
-    one = jax.value_and_grad(partial(total, loss), argnums=0)
+    both = kept if where is None else kept & where
+    one = jax.value_and_grad(total)
     expected = one(LOGITS, jnp.where(kept, labels, 0), both)
     ours = partial(one, ignore_index=ignored)
     for call in (ours, jax.jit(ours)):
@@ -355,8 +311,7 @@ def test_the_ignored_label_is_a_mask(reduction, where, ignored):
 
 
 @pytest.mark.parametrize('reduction', [*SCALARS, 'none', 'sums'])
-@pytest.mark.parametrize('bad', [-1, -99, V, V + 50, 2**31 - 1])
-def test_inside_jit_a_label_out_of_range_is_nan(reduction, bad):
+def test_inside_jit_a_label_out_of_range_is_nan(reduction):
   """Not the weight of another type: in the gradient of its row, too."""
 
   @jax.jit
@@ -367,13 +322,14 @@ def test_inside_jit_a_label_out_of_range_is_nan(reduction, bad):
 
     return jax.value_and_grad(total, has_aux=True)(logits)
 
-  (_, loss), gradient = found(LOGITS, LABELS.at[1, 2].set(bad))
-  assert np.isnan(gradient[1, 2]).all()
-  if reduction == 'none':
-    only = jnp.zeros((B, L), bool).at[1, 2].set(True)
-    np.testing.assert_array_equal(jnp.isnan(loss), only)
-  else:
-    assert all(np.isnan(x) for x in jax.tree.leaves(loss))
+  for bad in (-1, -99, V, V + 50, 2**31 - 1):
+    (_, loss), gradient = found(LOGITS, LABELS.at[1, 2].set(bad))
+    assert np.isnan(gradient[1, 2]).all()
+    if reduction == 'none':
+      only = jnp.zeros((B, L), bool).at[1, 2].set(True)
+      np.testing.assert_array_equal(jnp.isnan(loss), only)
+    else:
+      assert all(np.isnan(x) for x in jax.tree.leaves(loss))
   clean = found(LOGITS, LABELS)
   assert all(np.isfinite(x).all() for x in jax.tree.leaves(clean))
 
@@ -415,29 +371,25 @@ def test_a_label_beyond_int32_is_not_ignored_inside_jit():
   [
     ({'labels': LABELS[:, 1:]}, r'have shape \(3, 4\), the logits \(3, 5'),
     ({'labels': jax.nn.one_hot(LABELS, V, dtype=int)}, r'one integer for each'),
-    ({'labels': jax.nn.one_hot(LABELS, V)}, 'labels must be integers, got flo'),
-    ({'labels': LABELS * 1.0}, 'labels must be integers, got float32'),
     ({'labels': LABELS > 2}, 'labels must be integers, got bool'),
     ({'labels': [[0] * L] * B}, 'labels must be an array .* got list'),
     ({'logits': LOGITS.astype(int)}, 'logits must be floating-point .* int32'),
-    ({'logits': LOGITS > 0}, 'logits must be floating-point numbers, got bool'),
-    ({'logits': LOGITS * 1j}, 'logits must be floating-point .* complex64'),
     ({'logits': [1.0, 2.0]}, 'logits must be an array of .* got list'),
     ({'logits': LOGITS[0, 0, 0]}, r'the logits \(\)'),
     ({'weights_V': [1.0] * V}, 'weights_V must be an array .* got list'),
-    ({'weights_V': WEIGHTS[None]}, r'the weight table has shape \(1, 7\)'),
+    ({'weights_V': WEIGHTS[:-1]}, r'table has shape \(6,\).* has 7 types'),
     ({'weights_V': WEIGHTS.at[2].set(jnp.nan)}, '1 of its 7 are negative or'),
-    ({'weights_V': WEIGHTS.at[2].set(jnp.inf)}, '1 of its 7 are negative or'),
     ({'weights_V': -WEIGHTS}, '7 of its 7 are negative or non-finite'),
     ({'where': WHERE[:, 1:]}, r'where has shape \(3, 4\), the labels have'),
     ({'where': WHERE[None]}, r'where has shape \(1, 3, 5\), the labels have'),
     ({'denominator': -1.0}, 'denominator must be a finite number >= 0'),
-    ({'denominator': np.nan}, 'denominator must be a finite number >= 0'),
     ({'label_smoothing': 'a bit'}, r'label_smoothing must be in \[0, 1'),
+    ({'label_smoothing': 1.5}, r'label_smoothing must be in \[0, 1'),
+    ({'reduction': 'mean'}, "'mean' is not one of weighted_mean.*, none, sums"),
+    ({'reduction': 'sums', 'denominator': 2.0}, 'divides by nothing'),
     ({'z_loss': np.inf}, 'z_loss must be in .* got inf'),
     ({'z_loss': np.nan}, 'z_loss must be in .* got nan'),
     ({'softcap': np.inf}, 'softcap must be > 0 or None, got inf'),
-    ({'softcap': '30'}, 'softcap must be > 0 or None, got 30'),
   ],
   ids=lambda x: x if isinstance(x, str) else '',
 )
@@ -447,28 +399,3 @@ def test_what_does_not_fit_is_refused_in_one_line(changed, words):
   with pytest.raises(ConfigError, match=words) as refused:
     pdl_loss(**given)
   assert '\n' not in str(refused.value)
-
-
-def test_a_table_of_another_vocabulary_is_refused():
-  with pytest.raises(ConfigError, match=r'shape \(6,\).* has 7 types'):
-    pdl_loss(LOGITS, LABELS, WEIGHTS[:-1])
-
-
-def test_unknown_reduction_is_refused():
-  with pytest.raises(ConfigError, match="'mean' is not one of weighted_mean"):
-    pdl_loss(LOGITS, LABELS, WEIGHTS, reduction='mean')
-
-
-@pytest.mark.parametrize(
-  ('options', 'words'),
-  [
-    ({'label_smoothing': 1.5}, 'label_smoothing must be in'),
-    ({'z_loss': -1.0}, 'z_loss must be in'),
-    ({'softcap': 0.0}, 'softcap must be > 0'),
-    ({'reduction': 'mean'}, "'mean' is not one of .*, none, sums"),
-    ({'reduction': 'sums', 'denominator': 2.0}, 'divides by nothing'),
-  ],
-)
-def test_options_out_of_range_are_refused(options, words):
-  with pytest.raises(ConfigError, match=words):
-    pdl_loss(jnp.zeros((2, 4)), jnp.zeros(2, int), jnp.ones(4), **options)

@@ -1,4 +1,4 @@
-import json
+import functools
 import tracemalloc
 import zipfile
 
@@ -102,24 +102,18 @@ def test_fractions_count_in_the_fingerprint():
   assert halves.fingerprint != quarters.fingerprint
 
 
-def test_save_and_load_of_a_mix(tmp_path):
-  path = tmp_path / 'frequency.npz'
-  table = frequency.mix(make_table(), make_general(), 0.3)
-  table.save(path)
-  found = load(path)
-  assert found.counts_V.dtype == np.float64
-  np.testing.assert_array_equal(found.counts_V, table.counts_V)
-  assert found.fingerprint == table.fingerprint
-  assert found.total == 12
-
-
 def test_save_and_load(tmp_path):
-  table, path = make_table(), tmp_path / 'frequency.npz'
-  table.save(path)
-  found = load(path)
-  assert found.fingerprint == table.fingerprint
-  assert found.data_name == 'verses'
-  np.testing.assert_array_equal(found.counts_V, table.counts_V)
+  path = tmp_path / 'frequency.npz'
+  for table in (
+    make_table(), frequency.mix(make_table(), make_general(), 0.3)
+  ):
+    table.save(path)
+    found = load(path)
+    assert found.fingerprint == table.fingerprint
+    assert found.data_name == table.data_name
+    assert found.total == 12
+    assert found.counts_V.dtype == table.counts_V.dtype
+    np.testing.assert_array_equal(found.counts_V, table.counts_V)
   assert [file.name for file in tmp_path.iterdir()] == ['frequency.npz']
 
 
@@ -134,11 +128,10 @@ def test_a_table_of_another_tokenizer_is_refused(tmp_path):
     load(path, vocab_size=9)
 
 
-@pytest.mark.parametrize('split', ['validation', 'test'])
-def test_a_table_of_an_evaluation_split_is_refused(tmp_path, split):
+def test_a_table_of_an_evaluation_split_is_refused(tmp_path):
   path = tmp_path / 'frequency.npz'
-  make_table(split=split).save(path)
-  with pytest.raises(DataError, match=f'the {split} split of verses'):
+  make_table(split='test').save(path)
+  with pytest.raises(DataError, match='the test split of verses'):
     load(path)
 
 
@@ -146,33 +139,42 @@ def test_a_missing_or_foreign_file_is_refused(tmp_path):
   with pytest.raises(DataError, match='there is no frequency table'):
     load(tmp_path / 'absent.npz')
   path = tmp_path / 'foreign.npz'
-  for content in (b'', b'text', json.dumps({}).encode()):
-    path.write_bytes(content)
+
+  def refused():
     with pytest.raises(DataError, match='not a frequency table'):
-      load(path)
+      frequency.read(path)
+
+  for content in (b'', b'text', b'{}'):
+    path.write_bytes(content)
+    refused()
   np.savez(path, counts_V=np.zeros(V))
-  with pytest.raises(DataError, match='not a frequency table'):
-    load(path)
-  np.savez(path, counts_V=np.zeros(V), meta=json.dumps({'split': 'train'}))
-  with pytest.raises(DataError, match='not a frequency table'):
-    load(path)
+  refused()
+  # A torn meta, and a header that lies about its size.
+  for meta in (
+    '{"split": "train"}', '[]', '{"tokenizer": ', '{"more": 1}', '[' * 100_000,
+    b'\xff\xfe',
+  ):  # fmt: skip
+    np.savez(path, counts_V=make_table().counts_V, meta=meta)
+    refused()
+  for shape in ('(999999999999999,)', f'({10**30},)', 'x'):
+    header = f"{{'descr': '<i8', 'fortran_order': False, 'shape': {shape}, }}"
+    header = header.ljust(117) + '\n'
+    member = b'\x93NUMPY\x01\x00' + bytes([len(header), 0]) + header.encode()
+    with zipfile.ZipFile(path, 'w') as file:
+      file.writestr('counts_V.npy', member)
+      file.writestr('meta.npy', member)
+    refused()
 
 
 @pytest.mark.parametrize(
   ('changes', 'wrong'),
   [
     ({'counts_V': np.array([0, 3, np.nan, 0, 6, 2, 0])}, '1 of 7 counts are'),
-    ({'counts_V': np.array([0, 3, np.inf, 0, 6, 2, 0])}, '1 of 7 counts are'),
     ({'counts_V': np.array([0, 3, -1, 0, 6, 2, 0])}, '1 of 7 counts are neg'),
     ({'counts_V': np.array(['0', 'three'])}, 'of <U5'),
-    ({'counts_V': np.array([True, False])}, 'of bool'),
     ({'counts_V': np.ones((7, 1), int)}, r'shape \(7, 1\)'),
-    ({'counts_V': np.array(7)}, r'shape \(\)'),
-    ({'counts_V': np.zeros(0)}, 'none of its 0 token types'),
     ({'counts_V': np.zeros(V, int)}, 'none of its 7 token types'),
     ({'tokenizer': 5}, 'tokenizer is no text but of type int'),
-    ({'data': None}, 'data is no text but of type NoneType'),
-    ({'split': ['train']}, 'split is no text but of type list'),
   ],
 )
 def test_what_no_run_has_written_is_refused_in_one_line(
@@ -183,31 +185,6 @@ def test_what_no_run_has_written_is_refused_in_one_line(
   with pytest.raises(DataError, match=f'not a frequency table .*{wrong}') as e:
     frequency.read(path)
   assert '\n' not in str(e.value)
-
-
-@pytest.mark.parametrize(
-  'meta', ['[]', '{"tokenizer": ', '{"more": 1}', '[' * 100_000, b'\xff\xfe']
-)
-def test_a_table_with_a_torn_meta_is_refused(tmp_path, meta):
-  path = tmp_path / 'frequency.npz'
-  np.savez(path, counts_V=make_table().counts_V, meta=meta)
-  with pytest.raises(DataError, match='not a frequency table'):
-    frequency.read(path)
-
-
-@pytest.mark.parametrize(
-  'shape', ['(999999999999999,)', f'({10**30},)', 'x']
-)
-def test_a_header_that_lies_about_its_size_is_refused(tmp_path, shape):
-  path = tmp_path / 'frequency.npz'
-  header = f"{{'descr': '<i8', 'fortran_order': False, 'shape': {shape}, }}"
-  header = header.ljust(117) + '\n'
-  member = b'\x93NUMPY\x01\x00' + bytes([len(header), 0]) + header.encode()
-  with zipfile.ZipFile(path, 'w') as file:
-    file.writestr('counts_V.npy', member)
-    file.writestr('meta.npy', member)
-  with pytest.raises(DataError, match='not a frequency table'):
-    frequency.read(path)
 
 
 def test_no_flipped_byte_or_cut_gives_another_table(tmp_path):
@@ -242,13 +219,11 @@ def test_mix_against_the_formula(task_counts, general_counts, share):
     (1 - share) * a / task.total + share * b / general.total
     for a, b in zip(task_counts, general_counts, strict=True)
   ]
-  np.testing.assert_allclose(
-    found.frequency('probability'), expected, rtol=1e-12, atol=1e-300
+  close = functools.partial(
+    np.testing.assert_allclose, rtol=1e-12, atol=1e-300
   )
-  np.testing.assert_allclose(
-    found.frequency('count'), np.multiply(expected, task.total), rtol=1e-12,
-    atol=1e-300,
-  )
+  close(found.frequency('probability'), expected)
+  close(found.frequency('count'), np.multiply(expected, task.total))
   assert found.total == task.total
 
 
@@ -263,14 +238,6 @@ def test_limits_of_the_share():
   # A table mixed with one of the same proportions keeps its counts.
   same = frequency.mix(task, make_general(counts_V=task.counts_V * 5), 0.4)
   np.testing.assert_allclose(same.counts_V, task.counts_V)
-
-
-def test_golden_mix():
-  found = frequency.mix(make_table(), make_general(), 0.25)
-  # 0.75 * counts + 0.25 * general * 12 / 200.
-  np.testing.assert_allclose(
-    found.counts_V, [0.6, 2.25, 0.9, 0, 4.95, 1.8, 1.5], rtol=1e-14
-  )
 
 
 def test_a_mix_names_both_sources_and_the_share():
@@ -296,21 +263,18 @@ def test_a_mix_names_both_sources_and_the_share():
   )
 
 
-@pytest.mark.parametrize('join', ['mix', 'merge'])
 @pytest.mark.parametrize(
   'change',
   [
     {'tokenizer': 'b' * 64, 'tokenizer_name': 'bpe-b'},
+    {'tokenizer': 'a' * 63 + 'b'},
     {'counts_V': np.ones(9, int)},
   ],
 )
-def test_tables_of_other_tokenizers_do_not_join(join, change):
-  task, general = make_table(), make_general(**change)
+def test_tables_of_other_tokenizers_do_not_mix(change):
+  general = make_general(**change)
   with pytest.raises(DataError) as error:
-    if join == 'mix':
-      frequency.mix(task, general, 0)
-    else:
-      frequency.merge([task, general])
+    frequency.mix(make_table(), general, 0)
   message = str(error.value)
   for part in (
     r'verses/train (dddddddd) was counted with tokenizer bpe-a (aaaaaaaa, 7',
@@ -348,34 +312,6 @@ def test_nothing_counted_cannot_be_mixed():
   ):
     with pytest.raises(DataError, match='no target token was counted'):
       frequency.mix(*tables, 0.5)
-
-
-@given(st.lists(rows, min_size=1, max_size=4))
-def test_shards_merge_into_the_table_of_the_whole(shards):
-  tables = [make_table(counts_V=np.array(counts)) for counts in shards]
-  whole = make_table(counts_V=np.sum(shards, axis=0))
-  for order in (tables, tables[::-1]):
-    found = frequency.merge(order)
-    assert found.counts_V.dtype == np.int64
-    assert found.fingerprint == whole.fingerprint
-  assert tables[0].counts_V.tolist() == shards[0]
-
-
-@pytest.mark.parametrize(
-  ('change', 'name'),
-  [
-    ({'data': 'e' * 64}, r'verses/train \(eeeeeeee\)'),
-    ({'split': 'test'}, r'verses/test \(dddddddd\)'),
-  ],
-)
-def test_strangers_do_not_merge(change, name):
-  table = make_table()
-  with pytest.raises(
-    DataError, match=rf'{name} is no shard of verses/train \(dddddddd\)'
-  ):
-    frequency.merge([table, table, make_table(**change)])
-  with pytest.raises(ConfigError, match='no frequency table to merge'):
-    frequency.merge([])
 
 
 # Words and the ids of their pieces; 'aba' has one piece twice, 'a' has two

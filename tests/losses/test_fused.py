@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from pdl_jax import pdl_loss, power_law_weights
 from pdl_jax.errors import ConfigError
 from pdl_jax.losses.core import LossTerms, Sums, TokenStats
-from pdl_jax.losses.fused import plan, tiles
+from pdl_jax.losses.fused import kernel, plan, tiles
 from pdl_jax.losses.fused.api import (
   STATS,
   FusedConfig,
@@ -33,7 +33,6 @@ D = 6
 # The smallest tiles of the patched limits below: few rows, 8 columns.
 SMALL = 1
 METHODS = pytest.mark.parametrize('method', ['tokens', 'vocabulary'])
-MASKED = pytest.mark.parametrize('masked', [False, True], ids=['all', 'masked'])
 
 
 @pytest.fixture(autouse=True, scope='module')
@@ -105,15 +104,12 @@ def flat(function, **fixed):
   return call
 
 
-any_loss, small_loss = flat(linear_pdl_loss), flat(
-  linear_pdl_loss, memory_bytes=SMALL
-)
-any_stats, small_stats = flat(linear_token_stats), flat(
-  linear_token_stats, memory_bytes=SMALL
-)
-any_sums, small_sums = flat(linear_loss_sums), flat(
-  linear_loss_sums, memory_bytes=SMALL
-)
+small = {'memory_bytes': SMALL}
+any_loss, small_loss = flat(linear_pdl_loss), flat(linear_pdl_loss, **small)
+any_stats, small_stats = (
+  flat(linear_token_stats), flat(linear_token_stats, **small)
+)  # fmt: skip
+any_sums, small_sums = flat(linear_loss_sums), flat(linear_loss_sums, **small)
 
 
 def close(found, expected, rtol=2e-5):
@@ -131,137 +127,83 @@ def same_bits(found, expected):
     np.testing.assert_array_equal(a, b)
 
 
+def with_gradients(loss, arguments=(0, 1), **options):
+  return jax.jit(jax.value_and_grad(loss, arguments, **options))
+
+
 # --- equal to the loss on whole logits ----------------------------------------
 
+SMOOTHED = {'label_smoothing': 0.1, 'z_loss': 1e-2}
+EVERYTHING = {**SMOOTHED, 'softcap': 2.0, 'bias': True}
+# Shape of the labels, columns of the head, V, rows that a mask leaves (None: no
+# mask; whole groups, and quarters of one), options.
+COMPARED = {
+  'plain': ((3, 15), 37, 37, 27, {}),
+  'smoothed': ((3, 15), 37, 37, None, {**SMOOTHED, 'reduction': 'token_mean'}),
+  'traced': ((3, 15), 37, 37, 27, {'traced': SMOOTHED, 'reduction': 'sum'}),
+  'softcap': ((3, 15), 37, 37, None, {'softcap': 2.0, 'reduction': 'sums'}),
+  'bias': ((3, 15), 37, 37, 27, {'bias': True, 'denominator': 7.5}),
+  'cross_entropy': ((3, 15), 37, 37, None, {'weighted': False}),
+  'padded': ((3, 15), 43, 37, 27, {}),
+  'one_token': ((1,), 37, 37, 1, EVERYTHING),
+  'block_wider_than_the_vocabulary': ((45,), 5, 5, 21, EVERYTHING),
+  'less_than_two_blocks': ((45,), 13, 13, 21, EVERYTHING),
+  'whole_blocks_of_padding': (
+    (5, 9), 30, 7, 18, {**EVERYTHING, 'reduction': 'token_mean'},
+  ),
+  'even_blocks': ((7, 3, 2), 24, 24, None, {**EVERYTHING, 'reduction': 'sum'}),
+  'one_type': ((45,), 37, 1, 1, {**EVERYTHING, 'reduction': 'sums'}),
+  'one_tile': ((3, 15), 37, 37, None, {**EVERYTHING, 'memory_bytes': 2**24}),
+}  # fmt: skip
 
-def compare_with_naive(case, method, *, loss=small_loss, masked, **options):
-  """Value and every gradient; a 'sums' is differentiated by its num."""
-  where = case.where if masked else None
-  bias = options.pop('bias', False)
-  weights_V = case.weights_V if options.pop('weighted', True) else None
-  traced = options.pop('traced', {})
 
-  def of(loss, **method):
+@pytest.mark.parametrize('name', COMPARED)
+def test_value_and_every_gradient(name):
+  """Of every option, reduction and tiling; of 'sums', those of its num."""
+  shape, columns, size, counted, options = COMPARED[name]
+  case = make_case(shape, columns, size)
+  where = None
+  if counted is not None:
+    order = np.random.default_rng(2).permutation(case.labels.size)
+    where = jnp.asarray(order < counted).reshape(shape)
+  options = {'bias': False, 'weighted': True, 'traced': {}, **options}
+  bias, weighted, traced = map(options.pop, ('bias', 'weighted', 'traced'))
+  memory = options.pop('memory_bytes', SMALL)
+
+  def of(loss, **config):
     def scalar(hidden, head_DxV, bias_V, traced):
       found = loss(
-        hidden, head_DxV, case.labels, weights_V, where=where, bias_V=bias_V,
-        **traced, **options, **method,
+        hidden, head_DxV, case.labels, case.weights_V if weighted else None,
+        where=where, bias_V=bias_V, vocab_size=size, **traced, **options,
+        **config,
       )  # fmt: skip
       return jax.tree.leaves(found)[0], found
 
-    arguments = (0, 1, 2) if bias else (0, 1)
-    function = jax.jit(jax.value_and_grad(scalar, arguments, has_aux=True))
+    function = with_gradients(scalar, (0, 1, 2)[: 2 + bias], has_aux=True)
     bias_V = case.bias_V if bias else None
     return function(case.hidden, case.head_DxV, bias_V, traced)
 
-  close(of(loss, method=method), of(naive_loss))
-
-
-VARIANTS = {
-  'plain': {},
-  'smoothed': {'label_smoothing': 0.1, 'z_loss': 1e-2},
-  'traced': {'traced': {'label_smoothing': 0.1, 'z_loss': 1e-2}},
-  'softcap': {'softcap': 2.0},
-  'bias': {'bias': True},
-  'padded': {'vocab_size': 37},
-  'cross_entropy': {'weighted': False},
-}
-EVERYTHING = {**VARIANTS['smoothed'], **VARIANTS['softcap'], 'bias': True}
+  expected = of(naive_loss)
+  for method in ('tokens', 'vocabulary'):
+    close(of(any_loss, method=method, memory_bytes=memory), expected)
 
 
 @METHODS
-@pytest.mark.parametrize('variant', VARIANTS)
-def test_value_and_gradient_of_every_option(variant, method):
-  options = VARIANTS[variant]
-  columns = 43 if variant == 'padded' else 37
-  case = make_case((3, 15), columns, options.get('vocab_size'))
-  compare_with_naive(case, method, masked=method == 'tokens', **options)
-
-
-@METHODS
-@pytest.mark.parametrize('transposed', [False, True])
-def test_what_stands_in_padding_columns_changes_nothing(transposed, method):
-  case = make_case((3, 15), 43, 37)
-
-  @jax.jit
-  def loss(head_DxV):
-    scalar = lambda hidden, head: small_loss(
-      hidden, head.T if transposed else head, case.labels, case.weights_V,
-      vocab_size=37, transposed=transposed, method=method,
-    )  # fmt: skip
-    return jax.value_and_grad(scalar, (0, 1))(case.hidden, head_DxV)
-
-  same_bits(
-    loss(case.head_DxV.at[:, 37:].set(jnp.nan)),
-    loss(case.head_DxV.at[:, 37:].set(0.0)),
-  )
-
-
-@METHODS
-@pytest.mark.parametrize('softcap', [None, 2.0])
-def test_a_bias_of_minus_infinity_bans_a_type(softcap, method):
+def test_a_bias_of_minus_infinity_bans_a_type(method):
   case = make_case((3, 15), 37)
   banned = int(np.setdiff1d(np.arange(37), np.asarray(case.labels))[0])
+  for softcap in (None, 2.0):
 
-  @jax.jit
-  def loss(value):
-    bias_V = case.bias_V.at[banned].set(value)
-    scalar = lambda hidden, head_DxV: small_loss(
-      hidden, head_DxV, case.labels, case.weights_V, bias_V=bias_V,
-      softcap=softcap, method=method,
-    )  # fmt: skip
-    return jax.value_and_grad(scalar, (0, 1))(case.hidden, case.head_DxV)
+    @jax.jit
+    def loss(value, softcap=softcap):
+      bias_V = case.bias_V.at[banned].set(value)
+      scalar = lambda hidden, head_DxV: small_loss(
+        hidden, head_DxV, case.labels, case.weights_V, bias_V=bias_V,
+        softcap=softcap, method=method,
+      )  # fmt: skip
+      return jax.value_and_grad(scalar, (0, 1))(case.hidden, case.head_DxV)
 
-  close(loss(-jnp.inf), loss(-1e4))
-
-
-@METHODS
-@pytest.mark.parametrize(
-  ('masked', 'options'),
-  [
-    (True, {'reduction': 'weighted_mean'}),
-    (False, {'reduction': 'token_mean'}),
-    (True, {'reduction': 'sum'}),
-    (False, {'reduction': 'sums'}),
-    (True, {'denominator': 7.5}),
-  ],
-)
-def test_value_and_gradient_of_every_reduction(masked, options, method):
-  case = make_case((3, 15), 37)
-  compare_with_naive(case, method, masked=masked, **options, **EVERYTHING)
-
-
-@METHODS
-@pytest.mark.parametrize(
-  ('shape', 'columns', 'size', 'counted'),
-  [
-    pytest.param((1,), 37, 37, 1, id='one_token'),
-    pytest.param((45,), 5, 5, 21, id='block_wider_than_the_vocabulary'),
-    pytest.param((45,), 13, 13, 21, id='less_than_two_blocks'),
-    pytest.param((5, 9), 30, 7, 18, id='whole_blocks_of_padding'),
-    pytest.param((7, 3, 2), 24, 24, None, id='even_blocks'),
-    pytest.param((45,), 37, 1, 1, id='one_type'),
-  ],
-)
-def test_value_and_gradient_of_every_tiling(
-  shape, columns, size, counted, method
-):
-  """A mask leaves `counted` rows: whole groups, and quarters of one."""
-  case = make_case(shape, columns, size)
-  if counted is not None:
-    where = jnp.arange(case.labels.size) < counted
-    case = case._replace(where=where.reshape(shape))
-  compare_with_naive(
-    case, method, masked=counted is not None, vocab_size=size, **EVERYTHING
-  )
-
-
-@METHODS
-def test_value_and_gradient_of_one_tile(method):
-  compare_with_naive(
-    make_case((3, 15), 37), method, loss=any_loss, masked=False,
-    **EVERYTHING,
-  )  # fmt: skip
+    close(loss(-jnp.inf), loss(-1e4))
 
 
 @pytest.mark.parametrize(
@@ -294,11 +236,10 @@ def test_loss_per_token_and_its_cotangent(options, masked):
 
 
 @METHODS
-@MASKED
-def test_a_transposed_head_is_the_same_head(masked, method):
-  """[V, D], as a tied embedding is: value and gradient, nothing turned."""
+def test_a_transposed_head_is_the_same_head(method):
+  """[V, D], as a tied embedding is; what padding columns hold is not read."""
   case = make_case((21,), 43, 37)
-  where = case.where if masked else None
+  where = case.where if method == 'tokens' else None
 
   def loss(hidden, head, transposed):
     return small_loss(
@@ -307,8 +248,11 @@ def test_a_transposed_head_is_the_same_head(masked, method):
     )  # fmt: skip
 
   run = jax.jit(jax.value_and_grad(loss, (0, 1)), static_argnums=2)
-  value, (hidden, head) = run(case.hidden, case.head_DxV.T, True)
-  close((value, (hidden, head.T)), run(case.hidden, case.head_DxV, False))
+  expected = run(case.hidden, case.head_DxV.at[:, 37:].set(0.0), False)
+  padded = case.head_DxV.at[:, 37:].set(jnp.nan)
+  same_bits(run(case.hidden, padded, False), expected)
+  value, (hidden, head) = run(case.hidden, padded.T, True)
+  close((value, (hidden, head.T)), expected)
 
   def of_head(hidden, head):
     return small_loss(
@@ -316,8 +260,9 @@ def test_a_transposed_head_is_the_same_head(masked, method):
       where=where, method=method, vocab_size=37,
     )  # fmt: skip
 
-  whole = jax.jit(jax.value_and_grad(of_head, (0, 1)))
-  same_bits(whole(case.hidden, case.head_DxV.T), (value, (hidden, head)))
+  same_bits(
+    with_gradients(of_head)(case.hidden, padded.T), (value, (hidden, head))
+  )
 
 
 def test_arguments_of_the_first_version_work_and_warn():
@@ -331,15 +276,15 @@ def test_arguments_of_the_first_version_work_and_warn():
 
 
 @METHODS
-@pytest.mark.parametrize('shape', [(0,), (2, 0)])
-def test_no_token_at_all(shape, method):
-  hidden, head = jnp.ones((*shape, 4)), jnp.ones((4, 5))
-  labels = jnp.zeros(shape, int)
-  loss = lambda *inputs: any_loss(*inputs, labels, None, method=method)
-  value, gradients = jax.value_and_grad(loss, (0, 1))(hidden, head)
-  assert value == 0
-  assert gradients[0].shape == hidden.shape
-  assert not gradients[1].any()
+def test_no_token_at_all(method):
+  for shape in ((0,), (2, 0)):
+    hidden, head = jnp.ones((*shape, 4)), jnp.ones((4, 5))
+    labels = jnp.zeros(shape, int)
+    loss = lambda *inputs, x=labels: any_loss(*inputs, x, None, method=method)
+    value, gradients = with_gradients(loss)(hidden, head)
+    assert value == 0
+    assert gradients[0].shape == hidden.shape
+    assert not gradients[1].any()
 
 
 def test_method_follows_the_reduction():
@@ -362,11 +307,15 @@ def test_method_follows_the_reduction():
   assert same(per_token, program(reduction='none', method='vocabulary'))
 
 
-@METHODS
 @pytest.mark.parametrize(
-  ('reduction', 'masked'), [('weighted_mean', True), ('token_mean', False)]
+  ('method', 'reduction', 'masked'),
+  [
+    ('tokens', 'weighted_mean', True),
+    ('tokens', 'token_mean', False),
+    ('vocabulary', 'weighted_mean', True),
+  ],
 )
-def test_alpha_zero_is_cross_entropy_bit_for_bit(reduction, masked, method):
+def test_alpha_zero_is_cross_entropy_bit_for_bit(method, reduction, masked):
   case = make_case((45,), 37)
   counts = np.random.default_rng(3).integers(0, 10**6, 37)
 
@@ -411,16 +360,13 @@ def errors(found, truth):
 
 
 @pytest.mark.parametrize('dtype', [jnp.float32, jnp.bfloat16])
-@pytest.mark.parametrize('vocabulary', [1, 2, 127, 129, 2049, 50257])
+@pytest.mark.parametrize('vocabulary', [1, 129, 2049, 50257])
 def test_error_is_at_most_twice_that_of_optax(vocabulary, dtype):
   n = 24
   rng = np.random.default_rng(vocabulary)
   labels = rng.integers(0, vocabulary, n)
 
-  def compile_loss(loss):
-    return jax.jit(jax.value_and_grad(loss, (0, 1)))
-
-  @compile_loss
+  @with_gradients
   def theirs(hidden, head_DxV, labels):
     logits = hidden @ head_DxV
     cross_entropy = optax.losses.softmax_cross_entropy_with_integer_labels
@@ -431,7 +377,7 @@ def test_error_is_at_most_twice_that_of_optax(vocabulary, dtype):
   if dtype == jnp.bfloat16:
     memories = memories[:1]
   ours = [
-    compile_loss(
+    with_gradients(
       lambda hidden, head_DxV, labels, method=method, memory=memory: (
         any_loss(
           hidden, head_DxV, labels, None, method=method, memory_bytes=memory
@@ -489,24 +435,19 @@ def test_bfloat16_adds_up_in_float32(method):
 
 
 @functools.cache
-def compiled(n, columns, method):
-  """Value and gradients: ours, and the naive ones."""
-
-  def value_and_gradient(loss, **method):
-    scalar = lambda hidden, head_DxV, labels, weights_V, where: loss(
+def compiled(shape, loss, **method):
+  """Value and gradients of a loss; a program for each shape."""
+  del shape
+  return with_gradients(
+    lambda hidden, head_DxV, labels, weights_V, where: loss(
       hidden, head_DxV, labels, weights_V, where=where, **method
     )
-    return jax.jit(jax.value_and_grad(scalar, (0, 1)))
-
-  del n, columns  # which the programs are for
-  return value_and_gradient(small_loss, method=method), (
-    value_and_gradient(naive_loss)
   )
 
 
 @st.composite
 def situations(draw):
-  """(n, columns, method), and arrays for them with any mask and weights."""
+  """A shape, a method, and arrays with any mask and weights."""
   n, columns = draw(st.sampled_from([(1, 5), (21, 21)]))
   method = draw(st.sampled_from(['tokens', 'vocabulary']))
   case = make_case(
@@ -523,7 +464,7 @@ def situations(draw):
     where=jnp.asarray(where, bool),
     weights_V=jnp.asarray(weights, jnp.float32),
   )
-  return (n, columns, method), case
+  return (n, columns), method, case
 
 
 def arguments_of(case):
@@ -531,11 +472,13 @@ def arguments_of(case):
 
 
 @settings(deadline=None, max_examples=60)
-@given(situations())
-def test_any_mask_and_weights_give_the_naive_loss(situation):
-  key, case = situation
-  ours, naive = compiled(*key)
-  found, expected = (f(*arguments_of(case)) for f in (ours, naive))
+@given(situations(), st.sampled_from([np.nan, np.inf, -np.inf]))
+def test_any_mask_and_weights_give_the_naive_loss(situation, poison):
+  """And nothing leaks from behind the mask."""
+  shape, method, case = situation
+  ours = compiled(shape, small_loss, method=method)
+  found = ours(*arguments_of(case))
+  expected = compiled(shape, naive_loss)(*arguments_of(case))
   assert all(np.isfinite(x).all() for x in jax.tree.leaves(found))
   value, gradients = found
   if not case.where.any():
@@ -545,34 +488,24 @@ def test_any_mask_and_weights_give_the_naive_loss(situation):
     # A saturated softmax leaves differences of equals: no relative bound.
     size = 1 + float(jnp.abs(case.hidden).max())
     np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5 * size)
-
-
-@settings(deadline=None, max_examples=60)
-@given(situations(), st.sampled_from([np.nan, np.inf, -np.inf]))
-def test_nothing_leaks_from_behind_the_mask(situation, poison):
-  key, case = situation
-  ours, _ = compiled(*key)
   dirty = case._replace(
     hidden=jnp.where(case.where[:, None], case.hidden, poison),
     labels=jnp.where(case.where, case.labels, -100),
   )
-  found = ours(*arguments_of(dirty))
-  same_bits(found, ours(*arguments_of(case)))
-  assert not found[1][0][~case.where].any()
+  same_bits(ours(*arguments_of(dirty)), found)
+  assert not gradients[0][~case.where].any()
 
 
 @METHODS
-@pytest.mark.parametrize('reduction', ['token_mean', 'sum'])
-def test_everything_masked(reduction, method):
+def test_everything_masked(method):
   case = make_case((9,), 5)
-  scalar = lambda hidden, head_DxV: small_loss(
-    hidden, head_DxV, jnp.full(9, -100), case.weights_V,
-    where=jnp.zeros(9, bool), reduction=reduction, method=method,
-  )  # fmt: skip
-  found = jax.jit(jax.value_and_grad(scalar, (0, 1)))(
-    case.hidden * jnp.nan, case.head_DxV
-  )
-  assert not any(x.any() for x in jax.tree.leaves(found))
+  for reduction in ('token_mean', 'sum'):
+    scalar = lambda hidden, head_DxV, reduction=reduction: small_loss(
+      hidden, head_DxV, jnp.full(9, -100), case.weights_V,
+      where=jnp.zeros(9, bool), reduction=reduction, method=method,
+    )  # fmt: skip
+    found = with_gradients(scalar)(case.hidden * jnp.nan, case.head_DxV)
+    assert not any(x.any() for x in jax.tree.leaves(found))
 
 
 # --- masked rows cost nothing -------------------------------------------------
@@ -600,42 +533,38 @@ def test_masked_rows_at_the_end_change_no_bit(method):
   close(more[0], value, 1e-6)  # the sum over tokens is of another length
 
 
-def tiles_of(tokens, masked):
-  made = plan.Plan(FusedConfig(vocab_size=37), None, (), None, 1.0, masked)
-  return plan.Tiles(made, tokens=tokens, block=8, width=37)
+def numbered(where):
+  rows = jnp.arange(len(where), dtype=jnp.float32)
+  ids = jnp.arange(len(where))
+  return tiles.Tokens(rows[:, None], ids, rows, jnp.asarray(where))
 
 
-@pytest.mark.parametrize('valid', range(0, 34))
-def test_quarters_of_groups_that_any_row_is_in(valid):
-  n = 33
-  where = np.zeros(n, bool)
-  where[np.random.default_rng(valid).permutation(n)[:valid]] = True
-  rows = jnp.arange(n, dtype=jnp.float32)
-  tokens = tiles.Tokens(rows[:, None], jnp.arange(n), rows, jnp.asarray(where))
-  moved, steps, order_N = tiles.compress(tiles_of(16, True), tokens)
-  # Counted rows first and in order, up to whole groups.
-  np.testing.assert_array_equal(moved.labels_N[:valid], np.flatnonzero(where))
-  np.testing.assert_array_equal(moved.labels_N[:n], order_N)
-  assert moved.where_N.size == 48
-  assert moved.where_N[:valid].all()
-  assert not moved.where_N[valid:].any()
-  # Steps follow one another, and cover a quarter of a group too much at most.
-  place = 0
-  for size, first, count in steps:
-    assert count == 0 or first == place
-    place += size * int(count)
-  quarters = -(-valid // 4)
-  assert place == 4 * (quarters + (quarters % 4 == 3))
+def test_quarters_of_groups_that_any_row_is_in():
+  n, device = 33, plan.Plan(masked=True, tokens=16)
+  for valid in range(n + 1):
+    where = np.random.default_rng(valid).permutation(n) < valid
+    moved, steps, order_N = kernel.compress(device, numbered(where))
+    # Counted rows first and in order, up to whole groups.
+    np.testing.assert_array_equal(moved.labels_N[:valid], np.flatnonzero(where))
+    np.testing.assert_array_equal(moved.labels_N[:n], order_N)
+    assert moved.where_N.size == 48
+    assert moved.where_N[:valid].all()
+    assert not moved.where_N[valid:].any()
+    # Steps follow one another, and cover a quarter of a group too much at most.
+    place = 0
+    for size, first, count in steps:
+      assert count == 0 or first == place
+      place += size * int(count)
+    quarters = -(-valid // 4)
+    assert place == 4 * (quarters + (quarters % 4 == 3))
 
 
 def test_without_a_mask_no_row_moves():
-  rows = jnp.arange(33, dtype=jnp.float32)
-  everywhere = jnp.ones(33, bool)
-  tokens = tiles.Tokens(rows[:, None], jnp.arange(33), rows, everywhere)
-  moved, steps, order_N = tiles.compress(tiles_of(16, False), tokens)
+  tokens = numbered([True] * 33)
+  moved, steps, order_N = kernel.compress(plan.Plan(tokens=16), tokens)
   assert order_N is None
   assert steps == [(16, 0, 2), (1, 32, 1)]
-  np.testing.assert_array_equal(moved.labels_N, jnp.arange(33))
+  assert moved is tokens
 
 
 @pytest.mark.parametrize('differentiate', [False, True])
@@ -708,32 +637,25 @@ def lean(method, arguments):
 
 
 @pytest.mark.parametrize(
-  ('method', 'arguments', 'limit'),
-  [
-    ('tokens', (0, 1), 6.2),
-    ('vocabulary', (0, 1), 8.3),
-    ('tokens', (0,), 4.2),
-    ('tokens', (1,), 4.2),
-    ('vocabulary', (0,), 6.2),
-    ('vocabulary', (1,), 6.2),
-    ('tokens', None, 2.1),
-    ('vocabulary', None, 2.1),
-  ],
+  ('method', 'limits'),
+  [('tokens', (2.1, 4.2, 4.2, 6.2)), ('vocabulary', (2.1, 6.2, 6.2, 8.3))],
 )
-def test_matmuls_of_what_was_asked_for(method, arguments, limit):
-  f, inputs = lean(method, arguments)
-  flops = dot_flops(jax.make_jaxpr(f)(*inputs).jaxpr) / (N_LEAN * D * V_LEAN)
-  assert math.floor(limit) <= flops <= limit
+def test_matmuls_of_what_was_asked_for(method, limits):
+  asked = None, (0,), (1,), (0, 1)
+  for arguments, limit in zip(asked, limits, strict=True):
+    f, inputs = lean(method, arguments)
+    flops = dot_flops(jax.make_jaxpr(f)(*inputs).jaxpr) / (N_LEAN * D * V_LEAN)
+    assert math.floor(limit) <= flops <= limit
 
 
 @METHODS
-@pytest.mark.parametrize('arguments', [(0,), (1,), (0, 1)])
-def test_no_array_of_a_gradient_that_nobody_asked_for(arguments, method):
-  f, inputs = lean(method, arguments)
-  # What the compiler is given: on a CPU it makes fp32 of bf16 inputs itself.
-  program = jax.jit(f).lower(*inputs).as_text()
-  assert (f'tensor<{N_LEAN}x{D}xf32>' in program) == (0 in arguments)
-  assert (f'tensor<{D}x{V_LEAN}xf32>' in program) == (1 in arguments)
+def test_no_array_of_a_gradient_that_nobody_asked_for(method):
+  for arguments in ((0,), (1,), (0, 1)):
+    f, inputs = lean(method, arguments)
+    # What the compiler is given: on a CPU it makes fp32 of bf16 inputs itself.
+    program = jax.jit(f).lower(*inputs).as_text()
+    assert (f'tensor<{N_LEAN}x{D}xf32>' in program) == (0 in arguments)
+    assert (f'tensor<{D}x{V_LEAN}xf32>' in program) == (1 in arguments)
 
 
 @pytest.mark.usefixtures('full_compile')
@@ -822,17 +744,12 @@ def test_statistics_and_their_gradients(options, temperature, masked):
   )  # fmt: skip
   close(found, expected)
   assert found[1][1].dtype == jnp.int32
-
-
-def test_log_probability_and_entropy():
-  case = make_case((3, 15), 37)
-  stats = small_stats(
-    case.hidden, case.head_DxV, case.labels
-  )
-  log_p = jax.nn.log_softmax(dense_logits(case.hidden, case.head_DxV))
-  nll = -jnp.take_along_axis(log_p, case.labels[..., None], axis=-1)[..., 0]
-  close(stats.nll, nll)
-  close(stats.entropy, -(jnp.exp(log_p) * log_p).sum(axis=-1))
+  if temperature == 1:
+    stats = TokenStats(*found[0], *found[1])
+    log_p = jax.nn.log_softmax(dense_logits(case.hidden, head_DxV))
+    nll = -jnp.take_along_axis(log_p, case.labels[..., None], axis=-1)[..., 0]
+    close(stats.nll, nll)
+    close(stats.entropy, -(jnp.exp(log_p) * log_p).sum(axis=-1))
 
 
 def test_masked_statistics_are_zero_even_of_nan():
@@ -846,29 +763,21 @@ def test_masked_statistics_are_zero_even_of_nan():
     assert np.isfinite(x).all()
 
 
-@pytest.mark.parametrize('wanted', [(), *((name,) for name in STATS)])
-def test_statistics_that_were_not_asked_for_are_missing(wanted):
+def test_statistics_that_were_not_asked_for_are_missing():
   case = make_case((9,), 5)
   inputs = case.hidden, case.head_DxV, case.labels
-  some = any_stats(*inputs, wants=wanted)
   every = any_stats(*inputs)
-  same_bits((some.log_z, some.label), (every.log_z, every.label))
-  for name in STATS:
-    found = getattr(some, name)
-    if name in wanted:
-      close(found, getattr(every, name))
-    elif name == 'argmax':
-      assert (found == -1).all()
-    else:
-      assert jnp.isnan(found).all()
-
-
-def test_expected_has_no_gradient():
-  case = make_case((9,), 5)
-  total = lambda hidden: any_stats(
-    hidden, case.head_DxV, case.labels
-  ).expected.sum()
-  assert not jax.grad(total)(case.hidden).any()
+  for wanted in ((), *((name,) for name in STATS)):
+    some = any_stats(*inputs, wants=wanted)
+    same_bits((some.log_z, some.label), (every.log_z, every.label))
+    for name in STATS:
+      found = getattr(some, name)
+      if name in wanted:
+        close(found, getattr(every, name))
+      elif name == 'argmax':
+        assert (found == -1).all()
+      else:
+        assert jnp.isnan(found).all()
 
 
 def focal_terms(stats, weight, parameters):
@@ -928,24 +837,14 @@ def test_parameters_are_traced_once():
   assert len(traces) == 1
 
 
-def test_the_sums_of_a_mask_that_broadcasts():
-  case = make_case((3, 5), 13)
-  sums = functools.partial(
-    small_sums, focal_terms, case.hidden, case.head_DxV, case.labels,
-    case.weights_V, parameters={'gamma': 1.0}, wants=('average', 'expected'),
-  )  # fmt: skip
-  row = case.where[0]
-  whole = jnp.broadcast_to(row, case.labels.shape)
-  close(sums(where=row), sums(where=whole))
-
-
 def test_only_the_weighted_sum_has_a_gradient():
   """None by plain sums, denominators, parameters or weights."""
-  case = make_case((9,), 13)
+  case = make_case((3, 5), 13)
+  row = case.where[0]
 
-  def sums(hidden, gamma, weights_V):
+  def sums(hidden, gamma, weights_V, where=row):
     return small_sums(
-      focal_terms, hidden, case.head_DxV, case.labels, weights_V, case.where,
+      focal_terms, hidden, case.head_DxV, case.labels, weights_V, where,
       parameters={'gamma': gamma}, wants=('average', 'expected'),
     )  # fmt: skip
 
@@ -964,7 +863,12 @@ def test_only_the_weighted_sum_has_a_gradient():
   assert not gamma
   assert not weights_V.any()
   assert not jax.jit(jax.grad(others))(*inputs).any()
-  close(with_gradient, sums(*inputs), 1e-6)
+  whole = jnp.broadcast_to(row, case.labels.shape)
+  close(with_gradient, sums(*inputs, whole), 1e-6)
+  expected = lambda hidden: any_stats(
+    hidden, case.head_DxV, case.labels
+  ).expected.sum()
+  assert not jax.grad(expected)(case.hidden).any()
 
 
 # --- refusals -----------------------------------------------------------------
@@ -990,12 +894,8 @@ INPUTS = {
       "reduction 'sums' divides by nothing",
     ),
     (
-      {'labels': CASE.labels.at[2].set(5)},
-      r'1 of 9 labels are outside \[0, 5\), the first is 5',
-    ),
-    (
       {'labels': CASE.labels.at[2].set(-100), 'ignore_index': None},
-      r'1 of 9 labels .* the first is -100',
+      r'1 of 9 labels are outside \[0, 5\), the first is -100',
     ),
     ({'labels': CASE.labels[1:]}, r'hidden has shape \(9, 6\).* \(8, 6\)'),
     ({'hidden': CASE.hidden[:, 1:]}, r'hidden has shape \(9, 5\).* \(9, 6\)'),
@@ -1003,45 +903,23 @@ INPUTS = {
     ({'vocab_size': 6}, r'vocab_size 6 must be in \[1, 5\]'),
     ({'vocab_size': 0}, r'vocab_size 0 must be in \[1, 5\]'),
     ({'vocab_size': 4}, r'the weight table has shape \(5,\), .* 4 types'),
-    (
-      {'weights_V': CASE.weights_V[1:]},
-      r'the weight table has shape \(4,\), .* 5 types',
-    ),
-    ({'where': jnp.full(9, 0.5)}, 'where must be True or False, got float32'),
-    (
-      {'where': jnp.ones(3, bool)},
-      r'where has shape \(3,\), the labels have \(9,\)',
-    ),
-    ({'labels': jnp.ones(9)}, 'labels must be integers, got float32'),
     ({'transposed': True}, r'hidden has shape .* it must be \(9, 5\)'),
+    ({'head': CASE.head_DxV.T}, r'\(9, 5\), or give .* transposed=True'),
+    ({'head': CASE.head_DxV[0]}, r'the head has shape \(5,\); it must be'),
     ({'label_smoothing': 1.0}, r'label_smoothing must be in \[0, 1'),
     ({'z_loss': -1.0}, r'z_loss must be in \[0, inf\), got -1'),
     ({'softcap': 0.0}, 'softcap must be > 0 or None, got 0'),
     (
-      {'hidden': (CASE.hidden * 3).astype(int)},
-      'hidden must be floating-point numbers, got int32',
+      {'head': LinearHead(CASE.head_DxV.T, softcap=2.0), 'softcap': 3.0},
+      'softcap 3.0 is given besides that of the head, 2.0',
     ),
     (
       {'head': (CASE.head_DxV * 3).astype('int8')},
       'head must be floating-point numbers, got int8',
     ),
-    ({'hidden': CASE.hidden > 0}, 'hidden must be .* got bool'),
     ({'hidden': CASE.hidden.tolist()}, 'hidden must be an array .* got list'),
     ({'bias_V': jnp.ones(5, int)}, 'bias_V must be floating-point .* int32'),
-    ({'head': CASE.head_DxV.T}, r'\(9, 5\), or give .* transposed=True'),
-    ({'head': CASE.head_DxV[0]}, r'the head has shape \(5,\); it must be'),
-    ({'labels': CASE.labels.tolist()}, 'labels must be an array .* got list'),
-    ({'weights_V': [1.0] * 5}, 'weights_V must be an array .* got list'),
     ({'weights_V': -CASE.weights_V}, '5 of its 5 are negative or non-finite'),
-    (
-      {'weights_V': CASE.weights_V.at[1].set(jnp.nan)},
-      '1 of its 5 are negative or non-finite',
-    ),
-    ({'softcap': jnp.inf}, 'softcap must be > 0 or None, got inf'),
-    (
-      {'head': LinearHead(CASE.head_DxV.T, softcap=2.0), 'softcap': 3.0},
-      'softcap 3.0 is given besides that of the head, 2.0',
-    ),
     ({'denominator': -2.0}, 'denominator must be a finite number >= 0'),
     ({'memory_bytes': 0}, 'memory_bytes must be > 0, got 0'),
     ({'memory_bytes': jnp.nan}, 'memory_bytes must be > 0, got nan'),
@@ -1087,9 +965,15 @@ def test_refusals_of_statistics_and_sums(changed, message):
 # --- labels that are ignored or out of range ----------------------------------
 
 
-@METHODS
-@MASKED
-@pytest.mark.parametrize('reduction', ['weighted_mean', 'token_mean', 'sums'])
+@pytest.mark.parametrize(
+  ('method', 'masked', 'reduction'),
+  [
+    ('tokens', True, 'weighted_mean'),
+    ('tokens', False, 'sums'),
+    ('vocabulary', True, 'sums'),
+    ('vocabulary', False, 'token_mean'),
+  ],
+)
 def test_the_ignored_label_is_a_mask(method, masked, reduction):
   """Of an array of every width; what stands behind it does not matter."""
   case = make_case((37,), 11)
@@ -1098,46 +982,46 @@ def test_the_ignored_label_is_a_mask(method, masked, reduction):
   dirty = jnp.where(ignored[:, None], jnp.nan, case.hidden)
   where = case.where if masked else None
 
-  def total(loss, hidden, head, labels, where, **options):
-    found = loss(
-      hidden, head, labels, case.weights_V, where=where, reduction=reduction,
-      **options,
-    )  # fmt: skip
-    return jax.tree.leaves(found)[0], found
+  def of(loss, hidden, labels, where, **options):
+    def scalar(hidden, head, labels, where):
+      found = loss(
+        hidden, head, labels, case.weights_V, where=where, reduction=reduction,
+        **options,
+      )  # fmt: skip
+      return jax.tree.leaves(found)[0], found
 
-  ours, naive = (
-    jax.jit(jax.value_and_grad(
-      functools.partial(total, loss), (0, 1), has_aux=True
-    ))
-    for loss in (functools.partial(small_loss, method=method), naive_loss)
-  )  # fmt: skip
+    run = with_gradients(scalar, has_aux=True)
+    return run(hidden, case.head_DxV, labels, where)
+
   both = case.where & ~ignored if masked else ~ignored
-  expected = naive(case.hidden, case.head_DxV, case.labels, both)
-  close(ours(dirty, case.head_DxV, labels, where), expected)
+  close(
+    of(small_loss, dirty, labels, where, method=method),
+    of(naive_loss, case.hidden, case.labels, both),
+  )
 
 
 @METHODS
-@pytest.mark.parametrize('bad', [-1, -99, 11, 2**31 - 1])
-@pytest.mark.parametrize('weighted', [False, True])
-def test_inside_jit_a_label_out_of_range_is_nan(method, bad, weighted):
+def test_inside_jit_a_label_out_of_range_is_nan(method):
   case = make_case((37,), 11)
+  weights_V = case.weights_V if method == 'tokens' else None
 
   @jax.jit
   def found(labels):
     def loss(hidden, head):
       return small_loss(
-        hidden, head, labels, case.weights_V if weighted else None,
-        method=method, where=jnp.arange(37) != 3,
+        hidden, head, labels, weights_V, method=method,
+        where=jnp.arange(37) != 3,
       )  # fmt: skip
 
     return jax.value_and_grad(loss, (0, 1))(case.hidden, case.head_DxV)
 
-  loss, (hidden, head) = found(case.labels.at[5].set(bad))
-  assert jnp.isnan(loss)
-  assert jnp.isnan(hidden[5]).all()
-  assert jnp.isnan(head).any()
-  masked = found(case.labels.at[3].set(bad))
-  assert all(jnp.isfinite(x).all() for x in jax.tree.leaves(masked))
+  for bad in (-1, -99, 11, 2**31 - 1):
+    loss, (hidden, head) = found(case.labels.at[5].set(bad))
+    assert jnp.isnan(loss)
+    assert jnp.isnan(hidden[5]).all()
+    assert jnp.isnan(head).any()
+    masked = found(case.labels.at[3].set(bad))
+    assert all(jnp.isfinite(x).all() for x in jax.tree.leaves(masked))
 
 
 def test_statistics_of_an_ignored_label_and_of_one_out_of_range():
@@ -1175,10 +1059,3 @@ def test_sums_with_a_label_out_of_range_are_nan():
   assert jnp.isnan(jnp.stack([*weighted, plain.num])).all()
   assert plain.den == 37
   assert all(jnp.isfinite(x) for x in jax.tree.leaves(sums(case.labels)))
-
-
-def test_masked_labels_out_of_range_are_accepted():
-  where = jnp.arange(9) != 2
-  labels = CASE.labels.at[2].set(-100)
-  loss = any_loss(**{**INPUTS, 'labels': labels, 'where': where})
-  assert jnp.isfinite(loss)

@@ -28,32 +28,24 @@ def factor(step, kind, start=START, steps=STEPS):
 
 @pytest.mark.parametrize('kind', SCHEDULES)
 def test_factors_step_by_step(kind):
-  found = [factor(step, kind) for step in range(14)]
-  assert all(f.dtype == jnp.float32 and f.shape == () for f in found)
-  np.testing.assert_allclose(found, FACTORS[kind], rtol=1e-6, atol=0)
-  ends = [i for i, f in enumerate(FACTORS[kind]) if f in (0, 1)]
-  assert [found[i] for i in ends] == [FACTORS[kind][i] for i in ends]
-
-
-@pytest.mark.parametrize('kind', SCHEDULES)
-def test_a_traced_step_gives_the_same(kind):
   traced = jax.jit(lambda step: factor(step, kind))
-  found = [traced(jnp.int32(step)) for step in range(14)]
-  np.testing.assert_allclose(found, FACTORS[kind], rtol=1e-6, atol=0)
+  for at in (lambda step: factor(step, kind), lambda x: traced(jnp.int32(x))):
+    found = [at(step) for step in range(14)]
+    assert all(f.dtype == jnp.float32 and f.shape == () for f in found)
+    np.testing.assert_allclose(found, FACTORS[kind], rtol=1e-6, atol=0)
+  ends = [i for i, f in enumerate(FACTORS[kind]) if f in (0, 1)]
+  assert [factor(i, kind) for i in ends] == [FACTORS[kind][i] for i in ends]
 
 
-@pytest.mark.parametrize('start', [0, 3])
-@pytest.mark.parametrize('steps', [1, 7, 1000])
-def test_warmup_and_anneal_add_up_to_one_and_stay_in_range(start, steps):
-  middle, end = start + steps // 3, start + steps
-  for step in (0, 1, start, start + 1, middle, end, 10**6):
-    up = factor(step, 'warmup', start, steps)
-    down = factor(step, 'anneal', start, steps)
-    assert 0 <= up <= 1
-    assert up + down == 1
-
-
-def test_a_ramp_of_one_step_is_cross_entropy_first_a_step_later():
+def test_ramps():
+  for start in (0, 3):
+    for steps in (1, 7, 1000):
+      middle, end = start + steps // 3, start + steps
+      for step in (0, start, start + 1, middle, end, 10**6):
+        up = factor(step, 'warmup', start, steps)
+        assert 0 <= up <= 1
+        assert up + factor(step, 'anneal', start, steps) == 1
+  # A ramp of one step is cross-entropy first, a step later.
   for step in range(9):
     ramp = factor(step, 'warmup', start=3, steps=1)
     assert ramp == factor(step, 'cross_entropy_first', start=4)

@@ -8,7 +8,7 @@ three split over a (data, fsdp, tensor) mesh with `jax.shard_map`.
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +17,7 @@ from jax import Array, lax
 from pdl_jax.errors import ConfigError
 from pdl_jax.losses.checks import (
   check_floats,
+  check_positive,
   is_zero,
   nan_outside,
   read_labels,
@@ -24,12 +25,12 @@ from pdl_jax.losses.checks import (
 from pdl_jax.losses.core import LossTerms, Sums, TokenStats
 from pdl_jax.losses.cross_entropy import (
   check_options,
+  cross_entropy_terms,
   finish,
   token_weights,
 )
 from pdl_jax.losses.fused import sharded
 from pdl_jax.losses.fused.plan import (
-  MEMORY_BYTES,
   STATS,
   Axes,
   FusedConfig,
@@ -40,11 +41,10 @@ from pdl_jax.losses.fused.tiles import Matrix, Tokens, alike
 from pdl_jax.losses.heads import LinearHead
 from pdl_jax.losses.reduce import denominator as reduction_denominator
 from pdl_jax.losses.renamed import renamed
-from pdl_jax.losses.token_losses import cross_entropy_terms
 
 __all__ = [
-  'MEMORY_BYTES', 'STATS', 'Axes', 'FusedConfig', 'linear_loss_sums',
-  'linear_pdl_loss', 'linear_token_stats',
+  'STATS', 'Axes', 'FusedConfig', 'linear_loss_sums', 'linear_pdl_loss',
+  'linear_token_stats',
 ]  # fmt: skip
 CONFIG = FusedConfig()
 # Arguments of version 0.1.
@@ -110,7 +110,7 @@ def linear_pdl_loss(
       option out of range, or reduction 'none' under 'tokens', whose gradient
       is scaled by one cotangent for all tokens.
   """
-  check_options(label_smoothing, z_loss, softcap, reduction, denominator)
+  check_options(label_smoothing, z_loss, reduction, denominator)
   method = config.method or ('vocabulary' if reduction == 'none' else 'tokens')
   if method == 'tokens' and reduction == 'none':
     raise ConfigError(
@@ -134,10 +134,7 @@ def linear_pdl_loss(
   # Each token's coefficient is known before the first matmul, which saves a
   # second pass over the gradients.
   if denominator is None:
-    everywhere = made.where
-    if everywhere is None:
-      everywhere = jnp.ones(weight.shape, bool)
-    denominator = reduction_denominator(weight, everywhere, reduction)
+    denominator = reduction_denominator(weight, made.where, reduction)
   den = jnp.asarray(denominator, jnp.float32)
   return made.sums(weight / jnp.where(den > 0, den, 1.0), parameters)[0]
 
@@ -174,8 +171,8 @@ def linear_loss_sums(
     plain: unweighted Sums(sum nll at T, n) for monitoring; no gradient.
   """
   made = _read(
-    config, hidden, head, labels, where, None, bias_V, softcap, temperature,
-    terms, wants,
+    config, hidden, head, labels, where, None, bias_V, softcap,
+    temperature=temperature, terms=terms, wants=tuple(wants),
   )  # fmt: skip
   num, den, plain = made.sums(made.weight(weights_V), parameters)
   # A label outside the vocabulary has weight NaN.
@@ -209,20 +206,16 @@ def linear_token_stats(
   """
   made = _read(
     config, hidden, head, labels, where, ignore_index, bias_V, softcap,
-    temperature, wants=wants,
+    temperature=temperature, wants=tuple(wants),
   )  # fmt: skip
   stats = made.stats(skips=where is not None)
-  nan = jnp.full(made.labels.shape, jnp.nan, jnp.float32)
-  log_z, label, average, expected = (
-    nan_outside(x, made.labels, made.vocab_size) for x in stats[:4]
-  )
-  return TokenStats(
-    log_z,
-    label,
-    average if 'average' in wants else nan,
-    expected if 'expected' in wants else nan,
-    stats.argmax if 'argmax' in wants else jnp.full_like(stats.argmax, -1),
-  )
+  shown = {}
+  for name, x in stats._asdict().items():
+    if name in STATS and name not in wants:
+      shown[name] = jnp.full_like(x, -1 if name == 'argmax' else jnp.nan)
+    elif name != 'argmax':
+      shown[name] = nan_outside(x, made.labels, made.plan.types)
+  return stats._replace(**shown)
 
 
 def _nll_terms(
@@ -231,19 +224,17 @@ def _nll_terms(
   return cross_entropy_terms(stats, weight, **parameters)
 
 
-@dataclasses.dataclass
-class _Call:
+class _Call(NamedTuple):
   """Checked arguments; labels are 0 where a token does not count."""
 
   plan: Plan
   matrix: Matrix
   hidden: Array
   labels: Array
-  where: Array | None
-  vocab_size: int
+  where: Array
 
   def weight(self, weights_V: Array | None) -> Array:
-    found = token_weights(weights_V, self.labels, self.vocab_size)
+    found = token_weights(weights_V, self.labels, self.plan.types)
     return lax.stop_gradient(found)
 
   def sums(self, weight: Array, parameters: Any) -> tuple[Array, ...]:
@@ -258,20 +249,18 @@ class _Call:
     """
     plan = dataclasses.replace(self.plan, masked=skips)
     weight = jnp.ones(self.labels.shape, jnp.float32)
-    inputs = alike((self.matrix, self._tokens(weight)))
-    found = sharded.token_stats(plan, *inputs)
+    found = sharded.token_stats(
+      plan, *alike((self.matrix, self._tokens(weight)))
+    )
     return jax.tree.map(lambda x: x.reshape(self.labels.shape), found)
 
   def _tokens(self, weight: Array) -> Tokens:
     """Puts tokens in rows; zeros masked hidden states, so that none leaks."""
-    where = self.where
-    if where is None:
-      where = jnp.ones(self.labels.shape, bool)
-    hidden = jnp.where(where[..., None], self.hidden, 0)
+    hidden = jnp.where(self.where[..., None], self.hidden, 0)
     labels = self.labels.astype(jnp.int32)
     return Tokens(
       hidden.reshape(-1, hidden.shape[-1]), labels.reshape(-1),
-      weight.reshape(-1), where.reshape(-1),
+      weight.reshape(-1), self.where.reshape(-1),
     )  # fmt: skip
 
 
@@ -284,12 +273,10 @@ def _read(
   ignore_index: int | None,
   bias_V: Array | None,
   softcap: float | None,
-  temperature: float = 1.0,
-  terms: StatsFunction | None = None,
-  wants: Sequence[str] = (),
+  **loss: Any,
 ) -> _Call:
-  """Checks the arguments against each other."""
-  check_options(0.0, 0.0, softcap, 'none', None)
+  """Checks the arguments against each other; `loss` are fields of the plan."""
+  check_positive('softcap', softcap, or_none=True)
   check_floats(hidden=hidden, bias_V=bias_V)
   if isinstance(head, LinearHead):
     if softcap is not None and head.softcap is not None:
@@ -308,14 +295,13 @@ def _read(
       f'the head has shape {matrix.shape}; it must be a matrix, [D, V], or '
       '[V, D] with transposed=True'
     )
-  columns = matrix.shape[config.vocab_dim]
-  width = matrix.shape[1 - config.vocab_dim]
-  config, size = config.for_columns(columns)
+  width, columns = matrix.shape[:: -1 if config.transposed else 1]
+  plan = Plan.of(config, columns, softcap=softcap, **loss)
   if bias_V is not None and bias_V.shape != (columns,):
     raise ConfigError(
       f'bias_V has shape {bias_V.shape}, the head {columns} columns'
     )
-  labels, where = read_labels(labels, where, size, ignore_index)
+  labels, where = read_labels(labels, where, plan.types, ignore_index)
   if hidden.shape != (*labels.shape, width):
     turned = hidden.shape == (*labels.shape, columns)
     advice = f', or give the head with transposed={not config.transposed}'
@@ -324,7 +310,8 @@ def _read(
       f'of {matrix.shape} it must be {(*labels.shape, width)}'
       f'{advice if turned else ""}'
     )
-  plan = Plan(
-    config, terms, tuple(wants), softcap, temperature, where is not None
-  )
-  return _Call(plan, Matrix(matrix, bias_V), hidden, labels, where, size)
+  if where is None:
+    where = jnp.ones(labels.shape, bool)
+  else:
+    plan = dataclasses.replace(plan, masked=True)
+  return _Call(plan, Matrix(matrix, bias_V), hidden, labels, where)

@@ -9,8 +9,8 @@ import numpy as np
 from jax import Array
 from jax.sharding import AbstractMesh, AxisType, Mesh
 
-from pdl_jax.errors import ConfigError
-from pdl_jax.losses.checks import number_of
+from pdl_jax.errors import ConfigError, one_of
+from pdl_jax.losses.checks import check_positive
 from pdl_jax.losses.core import LossTerms, TokenStats
 
 STATS = ('average', 'expected', 'argmax')
@@ -69,17 +69,75 @@ class FusedConfig:
   axes: Axes = AXES
 
   def __post_init__(self):
-    if self.method not in (None, *METHODS):
-      raise ConfigError(
-        f'method {self.method!r} is not one of {", ".join(METHODS)}'
-      )
-    if not 0 < number_of(self.memory_bytes) < np.inf:
-      raise ConfigError(f'memory_bytes must be > 0, got {self.memory_bytes}')
+    if self.method is not None:
+      one_of('method', self.method, METHODS)
+    check_positive('memory_bytes', self.memory_bytes)
 
-  @property
-  def vocab_dim(self) -> int:
-    """The vocabulary axis of the head."""
-    return 0 if self.transposed else 1
+
+class Gradients(NamedTuple):
+  """Gradients by a loss's inputs, or one thing about each; None: not needed."""
+
+  hidden_NxD: Any
+  matrix: Any
+  bias_V: Any
+
+
+NOTHING = Gradients(None, None, None)
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan(FusedConfig):
+  """A loss, and how it is computed; `of` fills in the configuration."""
+
+  terms: StatsFunction | None = None  # None for statistics alone
+  wants: tuple[str, ...] = ()  # statistics besides log Z and the label's logit
+  softcap: float | None = None
+  temperature: float = 1.0
+  masked: bool = False  # whether some tokens may not count
+  needs: Gradients = NOTHING
+  # On one device: rows and columns of a tile, columns of its slice of the head.
+  tokens: int = 0
+  block: int = 0
+  width: int = 0
+
+  def __post_init__(self):
+    for name in self.wants:
+      one_of('wants', name, STATS)
+    check_positive('temperature', self.temperature)
+
+  @classmethod
+  def of(cls, config: FusedConfig, columns: int, **loss: Any) -> 'Plan':
+    """Returns the plan of a loss, with vocabulary, mesh and axes filled in.
+
+    Raises:
+      ConfigError: the vocabulary does not fit the columns of the head.
+    """
+    size = columns if config.vocab_size is None else config.vocab_size
+    if not isinstance(size, int | np.integer) or not 0 < size <= columns:
+      raise ConfigError(
+        f'vocab_size {size} must be in [1, {columns}], the columns of the head'
+      )
+    mesh = config.mesh
+    if mesh is None:
+      mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty or mesh.size == 1 or AxisType.Manual in mesh.axis_types:
+      # One device, or the caller is already inside `jax.shard_map`.
+      mesh = None
+    made = cls(
+      None, int(config.memory_bytes), size, config.transposed, mesh, **loss
+    )
+    used = made.used_axes
+    batch = tuple(name for name in config.axes.batch if name in used)
+    embed, vocab = config.axes.embed, config.axes.vocab
+    axes = Axes(
+      batch, embed if embed in batch else None, vocab if vocab in used else None
+    )
+    return dataclasses.replace(made, axes=axes)
+
+  def for_device(self, rows: int, width: int, *, keep: bool) -> 'Plan':
+    """Returns the plan for N rows and V columns of the head on one device."""
+    tokens, block = plan_tiles(rows, width, self.memory_bytes, keep)
+    return dataclasses.replace(self, tokens=tokens, block=block, width=width)
 
   @property
   def used_axes(self) -> tuple[str, ...]:
@@ -87,89 +145,15 @@ class FusedConfig:
     sizes = {} if self.mesh is None else self.mesh.shape
     return tuple(name for name, size in sizes.items() if size > 1)
 
-  def for_columns(self, columns: int) -> tuple['FusedConfig', int]:
-    """Returns the config with vocabulary, mesh and axes filled in, and V.
-
-    Raises:
-      ConfigError: the vocabulary does not fit the columns of the head.
-    """
-    size = columns if self.vocab_size is None else self.vocab_size
-    if not isinstance(size, int | np.integer) or not 0 < size <= columns:
-      raise ConfigError(
-        f'vocab_size {size} must be in [1, {columns}], the columns of the head'
-      )
-    mesh = jax.sharding.get_abstract_mesh() if self.mesh is None else self.mesh
-    if mesh.empty or mesh.size == 1 or AxisType.Manual in mesh.axis_types:
-      # One device, or the caller is already inside `jax.shard_map`.
-      mesh = None
-    made = dataclasses.replace(
-      self, method=None, vocab_size=size, mesh=mesh,
-      memory_bytes=int(self.memory_bytes),
-    )  # fmt: skip
-    batch, embed, vocab = self.axes
-    batch = tuple(name for name in batch if name in made.used_axes)
-    axes = Axes(
-      batch,
-      embed if embed in batch else None,
-      vocab if vocab in made.used_axes else None,
-    )
-    return dataclasses.replace(made, axes=axes), size
-
-
-@dataclasses.dataclass(frozen=True)
-class Plan:
-  """A loss, and how it is computed."""
-
-  config: FusedConfig  # from `FusedConfig.for_columns`
-  terms: StatsFunction | None  # None for statistics alone
-  wants: tuple[str, ...]  # statistics besides log Z and the label's logit
-  softcap: float | None
-  temperature: float
-  masked: bool  # whether some tokens may not count
-
-  def __post_init__(self):
-    unknown = [name for name in self.wants if name not in STATS]
-    if unknown:
-      raise ConfigError(
-        f'wants {unknown[0]!r} is not one of {", ".join(STATS)}'
-      )
-    if not 0 < number_of(self.temperature) < np.inf:
-      raise ConfigError(f'temperature must be > 0, got {self.temperature}')
-
-  def tiles(self, rows: int, width: int, *, keep: bool) -> 'Tiles':
-    """Returns tiles for one device: N rows and V columns of the head."""
-    tokens, block = plan_tiles(rows, width, self.config.memory_bytes, keep)
-    return Tiles(self, tokens, block, width)
-
-
-@dataclasses.dataclass(frozen=True)
-class Tiles:
-  """A plan with its tile sizes."""
-
-  plan: Plan
-  tokens: int  # rows of a tile, a multiple of 8
-  block: int  # columns of a tile
-  width: int  # columns of this device's slice of the head
-
-  @property
-  def vocab_size(self) -> int:
-    """V; later columns of the whole head are padding."""
-    return self.plan.config.vocab_size or self.width
-
-  @property
-  def transposed(self) -> bool:
-    """Whether the head is [V, D]."""
-    return self.plan.config.transposed
-
   @property
   def vocab_dim(self) -> int:
     """The vocabulary axis of the head."""
-    return self.plan.config.vocab_dim
+    return 0 if self.transposed else 1
 
   @property
-  def vocab_axis(self) -> str | None:
-    """The mesh axis that splits the vocabulary, or None."""
-    return self.plan.config.axes.vocab
+  def types(self) -> int:
+    """V; later columns of the whole head are padding."""
+    return self.vocab_size or self.width
 
   @property
   def blocks(self) -> int:
@@ -179,11 +163,8 @@ class Tiles:
   @property
   def ragged(self) -> bool:
     """Whether some tile has columns that do not count."""
-    return (
-      self.vocab_axis is not None
-      or self.width % self.block > 0
-      or self.vocab_size < self.width
-    )
+    uneven = self.width % self.block > 0 or self.types < self.width
+    return self.axes.vocab is not None or uneven
 
 
 def plan_tiles(
@@ -195,7 +176,7 @@ def plan_tiles(
   anything. If the logits of a group of rows are kept (by_tokens), the budget
   covers all its columns. Such a group has at least MIN_TOKENS rows.
   """
-  budget = max(1, int(memory_bytes) // 4)
+  budget = max(1, memory_bytes // 4)
   tokens = budget // width if keep else 2 * MIN_TOKENS
   tokens = _even(rows, max(MIN_TOKENS, tokens), _ROW)
   share = budget // 16 if keep else budget // 2

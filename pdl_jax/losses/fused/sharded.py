@@ -12,6 +12,7 @@ custom derivatives are outside, so that no collective is differentiated. On a
 
 import dataclasses
 import math
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -24,61 +25,53 @@ from jax.sharding import PartitionSpec as P
 
 from pdl_jax.losses.core import TokenStats
 from pdl_jax.losses.fused import kernel
-from pdl_jax.losses.fused.gradient import (
-  Gradients,
-  NeedsGrad,
-  StatCotangents,
-)
-from pdl_jax.losses.fused.plan import Plan, Tiles
-from pdl_jax.losses.fused.tiles import Matrix, Scale, Tokens
+from pdl_jax.losses.fused.plan import NOTHING, Gradients, Plan
+from pdl_jax.losses.fused.tiles import Matrix, Scale, StatCotangents, Tokens
 
 # --- splitting ----------------------------------------------------------------
 
 
 def _is_explicit(plan: Plan) -> bool:
   """Whether the types of arrays carry their sharding."""
-  mesh = plan.config.mesh
-  return mesh is not None and AxisType.Explicit in mesh.axis_types
+  return plan.mesh is not None and AxisType.Explicit in plan.mesh.axis_types
 
 
-def _specs(plan: Plan, matrix: Matrix) -> tuple[Matrix, Tokens]:
-  batch, embed, vocab = plan.config.axes
-  bias = None if matrix.bias_V is None else P(vocab)
-  split = P(vocab, embed) if plan.config.transposed else P(embed, vocab)
-  return Matrix(split, bias), Tokens(*(P(batch),) * 4)
+def _specs(plan: Plan, matrix: Matrix) -> Matrix:
+  _, embed, vocab = plan.axes
+  split = P(vocab, embed) if plan.transposed else P(embed, vocab)
+  return Matrix(split, None if matrix.bias_V is None else P(vocab))
 
 
-def _split(
-  plan: Plan, matrix: Matrix, tokens: Tokens
-) -> tuple[Plan, Matrix, Tokens]:
-  """Pads arrays to divide over the mesh; padding is masked or out of reach."""
-  config = plan.config
-  if config.mesh is None:
-    return plan, matrix, tokens
-  sizes, axes, dim = config.mesh.shape, config.axes, config.vocab_dim
+def _split(plan: Plan, matrix: Matrix, rows: tuple) -> tuple[Plan, Matrix, Any]:
+  """Pads arrays to divide over the mesh; padding is masked or out of reach.
+
+  `rows` are the tokens, and maybe other arrays with a row per token.
+  """
+  if plan.mesh is None:
+    return plan, matrix, rows
+  sizes, axes, dim = plan.mesh.shape, plan.axes, plan.vocab_dim
   width = matrix.matrix.shape[1 - dim]
   if axes.embed is not None and width % sizes[axes.embed]:
     axes = axes._replace(embed=None)
-  rows = -tokens.labels_N.size % math.prod(sizes[name] for name in axes.batch)
+  missing = -len(rows[0].labels_N) % math.prod(sizes[x] for x in axes.batch)
   types = -matrix.matrix.shape[dim] % sizes[axes.vocab] if axes.vocab else 0
   plan = dataclasses.replace(
-    plan, config=dataclasses.replace(config, axes=axes),
-    masked=plan.masked or rows > 0,
-  )  # fmt: skip
+    plan, axes=axes, masked=plan.masked or missing > 0
+  )
   matrix = Matrix(
     _pad(matrix.matrix, dim, types), _pad(matrix.bias_V, 0, types)
   )
-  tokens = Tokens(*(_pad(x, 0, rows) for x in tokens))
+  rows = jax.tree.map(lambda x: _pad(x, 0, missing), rows)
   if _is_explicit(plan):
-    matrix, tokens = jax.tree.map(
-      partial(_reshard, plan), (matrix, tokens), _specs(plan, matrix)
-    )
-  return plan, matrix, tokens
+    place = partial(_reshard, plan)
+    matrix = jax.tree.map(place, matrix, _specs(plan, matrix))
+    rows = jax.tree.map(lambda x: place(x, P(axes.batch)), rows)
+  return plan, matrix, rows
 
 
 def _reshard(plan: Plan, x: Array, spec: P) -> Array:
-  assert plan.config.mesh is not None
-  return jax.sharding.reshard(x, NamedSharding(plan.config.mesh, spec))
+  assert plan.mesh is not None
+  return jax.sharding.reshard(x, NamedSharding(plan.mesh, spec))
 
 
 def _pad(x: Array | None, axis: int, missing: int) -> Array | None:
@@ -98,48 +91,60 @@ def _cut(plan: Plan, x: Array, like: Array) -> Array:
   return x if x.shape == like.shape else x[whole]
 
 
-def _cut_gradients(
-  plan: Plan, gradients: Gradients, matrix: Matrix, tokens: Tokens
-) -> Gradients:
-  like = tokens.hidden_NxD, *matrix
-  return Gradients(*(
-    None if x is None else _cut(plan, x, y)
-    for x, y in zip(gradients, like, strict=True)
-  ))  # fmt: skip
+def _on_devices(
+  plan: Plan, share: Callable[..., Any], matrix: Matrix, rows: Any,
+  parameters: Any = (), *, keep: bool = False, out_specs: Any,
+) -> Any:  # fmt: skip
+  """Calls share(plan, matrix, parameters, *rows) with each device's part.
 
+  There the matrix has its full width and the dtype of the hidden states.
+  """
 
-def _on_devices(plan: Plan, f: Any, in_specs: Any, out_specs: Any) -> Any:
-  mesh = plan.config.mesh
-  if mesh is None:
-    return f
-  return jax.shard_map(
-    f, mesh=mesh, in_specs=in_specs, out_specs=out_specs, check_vma=False
-  )
-
-
-# --- one device's share -------------------------------------------------------
-
-
-def _whole_width(plan: Plan, matrix: Matrix, tokens: Tokens) -> Matrix:
-  """Casts the head's slice to the states' dtype and gathers its full width."""
-  rows = matrix.matrix.astype(tokens.hidden_NxD.dtype)
-  embed = plan.config.axes.embed
-  if embed is not None:
-    rows = lax.all_gather(
-      rows, embed, axis=1 - plan.config.vocab_dim, tiled=True
+  def local(matrix: Matrix, rows: Any, parameters: Any) -> Any:
+    hidden_NxD = rows[0].hidden_NxD
+    own = matrix.matrix.astype(hidden_NxD.dtype)
+    if plan.axes.embed is not None:
+      own = lax.all_gather(
+        own, plan.axes.embed, axis=1 - plan.vocab_dim, tiled=True
+      )
+    on_device = plan.for_device(
+      len(hidden_NxD), own.shape[plan.vocab_dim], keep=keep
     )
-  return Matrix(rows, matrix.bias_V)
+    return share(on_device, Matrix(own, matrix.bias_V), parameters, *rows)
+
+  if plan.mesh is None:
+    return local(matrix, rows, parameters)
+  in_specs = _specs(plan, matrix), P(plan.axes.batch), P()
+  return jax.shard_map(
+    local, mesh=plan.mesh, in_specs=in_specs, out_specs=out_specs,
+    check_vma=False,
+  )(matrix, rows, parameters)  # fmt: skip
+
+
+# --- gradients ----------------------------------------------------------------
+
+
+def _by_input(matrix: Any, tokens: Any) -> Gradients:
+  """Returns what has a gradient."""
+  return Gradients(tokens.hidden_NxD, *matrix)
+
+
+def _needed(plan: Plan, of_inputs: Gradients) -> Gradients:
+  return Gradients(*(
+    x if needed else None
+    for x, needed in zip(of_inputs, plan.needs, strict=True)
+  ))  # fmt: skip
 
 
 def _combine(plan: Plan, shares: Gradients) -> Gradients:
   """Adds up the devices' shares; each device keeps the part that it holds."""
   hidden, matrix, bias = shares
-  batch, embed, vocab = plan.config.axes
+  batch, embed, vocab = plan.axes
   if hidden is not None and vocab is not None:
     hidden = lax.psum(hidden, vocab)
   if matrix is not None and embed is not None:
     matrix = lax.psum_scatter(
-      matrix, embed, scatter_dimension=1 - plan.config.vocab_dim, tiled=True
+      matrix, embed, scatter_dimension=1 - plan.vocab_dim, tiled=True
     )
   others = tuple(name for name in batch if name != embed)
   if matrix is not None and others:
@@ -149,95 +154,71 @@ def _combine(plan: Plan, shares: Gradients) -> Gradients:
   return Gradients(hidden, matrix, bias)
 
 
-def _gradient_specs(
-  plan: Plan, needs_grad: NeedsGrad, matrix: Matrix
+def _gradient_specs(plan: Plan, matrix: Matrix) -> Gradients:
+  return _needed(plan, Gradients(P(plan.axes.batch), *_specs(plan, matrix)))
+
+
+def _cut_gradients(
+  plan: Plan, gradients: Gradients, matrix: Matrix, tokens: Tokens
 ) -> Gradients:
-  of_matrix, of_tokens = _specs(plan, matrix)
-  specs: Any = of_tokens.hidden_NxD, *of_matrix
-  return Gradients(*(
-    spec if asked else None
-    for spec, asked in zip(specs, needs_grad, strict=True)
-  ))  # fmt: skip
+  whole = _needed(plan, _by_input(matrix, tokens))
+  return jax.tree.map(partial(_cut, plan), gradients, whole)
+
+
+# --- losses and statistics ----------------------------------------------------
 
 
 def _sums_and_gradients(
-  plan: Plan, needs_grad: NeedsGrad, matrix: Matrix, tokens: Tokens,
-  parameters: Any,
-) -> tuple[tuple[Array, Array, Array], Gradients]:  # fmt: skip
-  plan, columns, rows = _split(plan, matrix, tokens)
-  batch = plan.config.axes.batch
+  plan: Plan, matrix: Matrix, tokens: Tokens, parameters: Any
+) -> tuple[tuple[Array, Array, Array], Gradients]:
+  plan, columns, rows = _split(plan, matrix, (tokens,))
+  batch = plan.axes.batch
 
-  def share(matrix: Matrix, tokens: Tokens, parameters: Any) -> tuple:
-    matrix = _whole_width(plan, matrix, tokens)
-    tiles = _tiles(plan, matrix, tokens, keep=any(needs_grad))
-    sums, shares = kernel.by_tokens(
-      tiles, needs_grad, matrix, tokens, parameters
-    )
+  def share(
+    plan: Plan, matrix: Matrix, parameters: Any, tokens: Tokens
+  ) -> tuple:
+    sums, shares = kernel.by_tokens(plan, matrix, tokens, parameters)
     return lax.psum(sums, batch) if batch else sums, _combine(plan, shares)
 
-  shared = _on_devices(
-    plan, share, (*_specs(plan, columns), P()),
-    ((P(), P(), P()), _gradient_specs(plan, needs_grad, columns)),
+  sums, gradients = _on_devices(
+    plan, share, columns, rows, parameters, keep=any(plan.needs),
+    out_specs=(P(), _gradient_specs(plan, matrix)),
   )  # fmt: skip
-  sums, gradients = shared(columns, rows, parameters)
   return sums, _cut_gradients(plan, gradients, matrix, tokens)
-
-
-def _tiles(plan: Plan, matrix: Matrix, tokens: Tokens, *, keep: bool) -> Tiles:
-  width = matrix.matrix.shape[plan.config.vocab_dim]
-  return plan.tiles(tokens.labels_N.size, width, keep=keep)
 
 
 def _stats_and_scale(
   plan: Plan, matrix: Matrix, tokens: Tokens
 ) -> tuple[TokenStats, Scale]:
-  plan, columns, rows = _split(plan, matrix, tokens)
+  plan, columns, rows = _split(plan, matrix, (tokens,))
 
-  def share(matrix: Matrix, tokens: Tokens) -> tuple[TokenStats, Scale]:
-    matrix = _whole_width(plan, matrix, tokens)
-    tiles = _tiles(plan, matrix, tokens, keep=False)
-    return kernel.stats_by_vocabulary(tiles, matrix, tokens)
+  def share(plan: Plan, matrix: Matrix, _: Any, tokens: Tokens) -> tuple:
+    return kernel.stats_by_vocabulary(plan, matrix, tokens)
 
-  shared = _on_devices(
-    plan, share, _specs(plan, columns), P(plan.config.axes.batch)
-  )
-  found = shared(columns, rows)
+  found = _on_devices(plan, share, columns, rows, out_specs=P(plan.axes.batch))
   return jax.tree.map(lambda x: _cut(plan, x, tokens.labels_N), found)
 
 
 def _gradient_of_stats(
-  plan: Plan, needs_grad: NeedsGrad, matrix: Matrix, tokens: Tokens,
-  scale: Scale, stat_cotangents: StatCotangents,
+  plan: Plan, matrix: Matrix, tokens: Tokens, scale: Scale,
+  stat_cotangents: StatCotangents,
 ) -> Gradients:  # fmt: skip
-  plan, columns, rows = _split(plan, matrix, tokens)
-  missing = rows.labels_N.size - tokens.labels_N.size
-  by_token = [jnp.pad(x, (0, missing)) for x in (*scale, *stat_cotangents)]
-  spec = P(plan.config.axes.batch)
-  if _is_explicit(plan):
-    by_token = [_reshard(plan, x, spec) for x in by_token]
+  plan, columns, rows = _split(plan, matrix, (tokens, scale, stat_cotangents))
 
-  def share(matrix: Matrix, tokens: Tokens, *by_token: Array) -> Gradients:
-    max_logit, sum_exp, *rest = by_token
-    matrix = _whole_width(plan, matrix, tokens)
-    tiles = _tiles(plan, matrix, tokens, keep=False)
-    shares = kernel.gradient_by_vocabulary(
-      tiles, needs_grad, matrix, tokens, Scale(max_logit, sum_exp),
-      StatCotangents(*rest),
-    )  # fmt: skip
-    return _combine(plan, shares)
+  def share(plan: Plan, matrix: Matrix, _: Any, *rows: Any) -> Gradients:
+    return _combine(plan, kernel.gradient_by_vocabulary(plan, matrix, *rows))
 
-  shared = _on_devices(
-    plan, share, (*_specs(plan, columns), *(spec,) * len(by_token)),
-    _gradient_specs(plan, needs_grad, columns),
-  )  # fmt: skip
-  gradients = shared(columns, rows, *by_token)
+  gradients = _on_devices(
+    plan, share, columns, rows, out_specs=_gradient_specs(plan, matrix)
+  )
   return _cut_gradients(plan, gradients, matrix, tokens)
 
 
 # --- derivatives --------------------------------------------------------------
 
 
-def _summed(
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
+def summed(
   plan: Plan, matrix: Matrix, tokens: Tokens, parameters: Any
 ) -> tuple[Array, Array, Array]:
   """Returns (sum loss, sum weight, sum nll) over tokens that count, fp32.
@@ -245,72 +226,58 @@ def _summed(
   The first is differentiable in hidden states, matrix and bias; its gradient
   is computed with it.
   """
-  nothing = NeedsGrad(hidden=False, matrix=False, bias=False)
-  return _sums_and_gradients(plan, nothing, matrix, tokens, parameters)[0]
-
-
-summed = jax.custom_vjp(_summed, nondiff_argnums=(0,))
+  return _sums_and_gradients(plan, matrix, tokens, parameters)[0]
 
 
 def _summed_forward(
   plan: Plan, matrix: Any, tokens: Any, parameters: Any
 ) -> tuple:
-  needs_grad = _needs_grad(matrix, tokens)
+  like = _dtypes(matrix, tokens)
   matrix, tokens, parameters = _values((matrix, tokens, parameters))
   sums, gradients = _sums_and_gradients(
-    plan, needs_grad, matrix, tokens, parameters
+    _with_needs(plan, like), matrix, tokens, parameters
   )
   nothing = jax.tree.map(lambda _: None, parameters)
-  return sums, (gradients, _dtypes(matrix, tokens), nothing)
+  return sums, (gradients, like, nothing)
 
 
 def _summed_backward(_: Plan, residuals: tuple, cotangents: tuple) -> tuple:
   gradients, like, nothing = residuals
   d_num = cotangents[0]
-  scaled = Gradients(None, None, None)
-  if not isinstance(d_num, SymbolicZero):
-    scaled = jax.tree.map(lambda x: d_num * x, gradients)
+  if isinstance(d_num, SymbolicZero):
+    return *_cotangents(NOTHING, like), nothing
+  scaled = jax.tree.map(lambda x: d_num * x, gradients)
   return *_cotangents(scaled, like), nothing
 
 
 summed.defvjp(_summed_forward, _summed_backward, symbolic_zeros=True)
 
 
-def _token_stats(plan: Plan, matrix: Matrix, tokens: Tokens) -> TokenStats:
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
+def token_stats(plan: Plan, matrix: Matrix, tokens: Tokens) -> TokenStats:
   """Returns statistics of every token, [N]; differentiable like `summed`."""
   return _stats_and_scale(plan, matrix, tokens)[0]
 
 
-token_stats = jax.custom_vjp(_token_stats, nondiff_argnums=(0,))
-
-
-@jax.tree_util.register_static
-@dataclasses.dataclass(frozen=True)
-class _Static:
-  """A Python value among the residuals."""
-
-  value: NeedsGrad
-
-
 def _token_stats_forward(plan: Plan, matrix: Any, tokens: Any) -> tuple:
-  needs_grad = _needs_grad(matrix, tokens)
+  like = _dtypes(matrix, tokens)
   matrix, tokens = _values((matrix, tokens))
   stats, scale = _stats_and_scale(plan, matrix, tokens)
-  return stats, (matrix, tokens, scale, _Static(needs_grad))
+  return stats, (matrix, tokens, scale, like)
 
 
 def _token_stats_backward(
   plan: Plan, residuals: tuple, cotangents: TokenStats
 ) -> tuple:
-  matrix, tokens, scale, needs_grad = residuals
+  matrix, tokens, scale, like = residuals
   stat_cotangents = StatCotangents(*(
     jnp.zeros_like(scale.max_logit) if isinstance(x, SymbolicZero) else x
-    for x in (cotangents.log_z, cotangents.label, cotangents.average)
+    for x in cotangents[:3]
   ))  # fmt: skip
   gradients = _gradient_of_stats(
-    plan, needs_grad.value, matrix, tokens, scale, stat_cotangents
+    _with_needs(plan, like), matrix, tokens, scale, stat_cotangents
   )
-  return _cotangents(gradients, _dtypes(matrix, tokens))
+  return _cotangents(gradients, like)
 
 
 token_stats.defvjp(
@@ -325,25 +292,25 @@ def _values(tree: Any) -> Any:
   )
 
 
-def _needs_grad(matrix: Any, tokens: Any) -> NeedsGrad:
-  """Reads which gradients are asked for: a frozen head costs nothing."""
-  bias = matrix.bias_V
-  return NeedsGrad(
-    hidden=tokens.hidden_NxD.perturbed,
-    matrix=matrix.matrix.perturbed,
-    bias=bias is not None and bias.perturbed,
-  )
+def _dtypes(matrix: Any, tokens: Any) -> Gradients:
+  """Returns an empty array for each gradient that is asked for.
+
+  A frozen head costs nothing. The arrays carry dtypes to the backward pass.
+  """
+  return Gradients(*(
+    None if x is None or not x.perturbed else jnp.zeros(0, x.value.dtype)
+    for x in _by_input(matrix, tokens)
+  ))  # fmt: skip
 
 
-def _dtypes(matrix: Matrix, tokens: Tokens) -> Gradients:
-  """Returns empty arrays, which carry the dtypes to the backward pass."""
-  like = Gradients(tokens.hidden_NxD, *matrix)
-  return jax.tree.map(lambda x: jnp.zeros(0, x.dtype), like)
+def _with_needs(plan: Plan, like: Gradients) -> Plan:
+  needs = Gradients(*(x is not None for x in like))
+  return dataclasses.replace(plan, needs=needs)
 
 
 def _cotangents(gradients: Gradients, like: Gradients) -> tuple[Matrix, Tokens]:
-  hidden, matrix, bias = (
-    None if x is None or y is None else x.astype(y.dtype)
+  hidden, *rest = (
+    None if x is None else x.astype(y.dtype)
     for x, y in zip(gradients, like, strict=True)
   )
-  return Matrix(matrix, bias), Tokens(hidden, None, None, None)
+  return Matrix(*rest), Tokens(hidden, None, None, None)

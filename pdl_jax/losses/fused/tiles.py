@@ -1,6 +1,6 @@
-"""Tiles of a linear head's logits, and their statistics, on one device.
+"""Tiles of a linear head's logits, their statistics and gradients, on a device.
 
-A tile is `Tiles.tokens` rows by `Tiles.block` columns of the vocabulary. An
+A tile is `Plan.tokens` rows by `Plan.block` columns of the vocabulary. An
 online logsumexp takes the statistics of a group of rows tile by tile, without
 an [N, V] array. Under `jax.shard_map` a device holds a slice of the
 vocabulary; statistics are combined over the axis that splits it.
@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from pdl_jax.losses.core import TokenStats
-from pdl_jax.losses.fused.plan import Tiles
+from pdl_jax.losses.fused.plan import Gradients, Plan
 
 _LOWEST = float(jnp.finfo(jnp.float32).min)
 
@@ -54,54 +54,6 @@ def alike(tree: Any, like: Any = ()) -> Any:
   return jax.tree.map(cast, tree)
 
 
-Steps = list[tuple[int, Array | int, Array | int]]
-"""(rows per group, first row, number of groups) of consecutive steps."""
-
-
-def compress(
-  tiles: Tiles, tokens: Tokens
-) -> tuple[Tokens, Steps, Array | None]:
-  """Moves the rows that count to the front.
-
-  Returns:
-    the tokens, filled up to whole groups if masked; the groups with rows that
-    count, whole ones and then smaller ones, to multiply few other rows; the
-    original index of each row, None if none has moved.
-  """
-  if not tiles.plan.masked:
-    # Exactly these rows: filling up the last group would multiply zeros.
-    count, rest = divmod(tokens.labels_N.size, tiles.tokens)
-    groups: Steps = [(tiles.tokens, 0, count), (rest, count * tiles.tokens, 1)]
-    return tokens, [(n, i, k) for n, i, k in groups if n and k], None
-  order_N = jnp.argsort(~tokens.where_N, stable=True)
-  quarter = tiles.tokens // 4
-  quarters = -(-tokens.where_N.sum() // quarter)
-  if tiles.plan.config.used_axes:
-    # A common number of steps keeps the collectives in step. Devices wait for
-    # the slowest anyway.
-    quarters = lax.pmax(quarters, tiles.plan.config.used_axes)
-  # Three quarters of a group cost as much as a whole one.
-  wholes = (quarters + 1) // 4
-  left = jnp.maximum(quarters - 4 * wholes, 0)
-  steps: Steps = [
-    (tiles.tokens, 0, wholes), (quarter, wholes * tiles.tokens, left)
-  ]  # fmt: skip
-  moved = Tokens(*(fill(tiles, x[order_N]) for x in tokens))
-  return moved, steps, order_N
-
-
-def fill(tiles: Tiles, x: Array) -> Array:
-  """Pads with zeros up to whole groups of rows."""
-  groups = max(1, -(-x.shape[0] // tiles.tokens))
-  missing = groups * tiles.tokens - x.shape[0]
-  return jnp.pad(x, [(0, missing)] + [(0, 0)] * (x.ndim - 1))
-
-
-def rows(tiles: Tiles, x: Array, start: Array | int) -> Array:
-  """Returns the rows of one group."""
-  return lax.dynamic_slice_in_dim(x, start, tiles.tokens)
-
-
 class Block(NamedTuple):
   """Place of a tile in the vocabulary.
 
@@ -116,54 +68,53 @@ class Block(NamedTuple):
   mine: Array | None
 
 
-def block_at(tiles: Tiles, number: Array) -> Block:
+def block_at(plan: Plan, number: Array) -> Block:
   """Returns the place of a tile, numbered from the left."""
-  wanted = number * tiles.block
-  start = jnp.minimum(wanted, tiles.width - tiles.block)
-  columns = start + lax.iota(jnp.int32, tiles.block)
+  wanted = number * plan.block
+  start = jnp.minimum(wanted, plan.width - plan.block)
+  columns = start + lax.iota(jnp.int32, plan.block)
   ids = columns
-  if tiles.vocab_axis is not None:
-    ids = columns + lax.axis_index(tiles.vocab_axis) * tiles.width
+  if plan.axes.vocab is not None:
+    ids = columns + lax.axis_index(plan.axes.vocab) * plan.width
   mine = None
-  if tiles.ragged:
-    mine = (columns >= wanted) & (ids < tiles.vocab_size)
+  if plan.ragged:
+    mine = (columns >= wanted) & (ids < plan.types)
   return Block(start, ids, mine)
 
 
-def matrix_of(tiles: Tiles, matrix: Matrix, block: Block) -> Array:
+def _columns(plan: Plan, matrix: Matrix, block: Block) -> Array:
   """Returns the tile's columns of the output matrix; rows if transposed."""
   return lax.dynamic_slice_in_dim(
-    matrix.matrix, block.start, tiles.block, axis=tiles.vocab_dim
+    matrix.matrix, block.start, plan.block, axis=plan.vocab_dim
   )
 
 
-def bias_of(tiles: Tiles, matrix: Matrix, block: Block) -> Array:
+def _bias(plan: Plan, matrix: Matrix, block: Block) -> Array:
   """Returns the tile's bias, fp32, to add to logits; 0 without a bias."""
   if matrix.bias_V is None:
     return jnp.zeros((), jnp.float32)
-  part = lax.dynamic_slice_in_dim(matrix.bias_V, block.start, tiles.block)
+  part = lax.dynamic_slice_in_dim(matrix.bias_V, block.start, plan.block)
   return part.astype(jnp.float32)[None]
 
 
 def logits_of(
-  tiles: Tiles, matrix: Matrix, hidden_nxD: Array, block: Block
+  plan: Plan, matrix: Matrix, hidden_nxD: Array, block: Block
 ) -> Array:
   """Returns fp32 logits of a tile; -inf in columns that are not the tile's."""
-  softcap = tiles.plan.softcap
   logits = lax.dot_general(
-    hidden_nxD, matrix_of(tiles, matrix, block),
-    (((1,), (1 - tiles.vocab_dim,)), ((), ())),
+    hidden_nxD, _columns(plan, matrix, block),
+    (((1,), (1 - plan.vocab_dim,)), ((), ())),
     preferred_element_type=jnp.float32,
   )  # fmt: skip
-  if softcap is not None:
-    logits = softcap * jnp.tanh(logits / softcap)
-  logits = logits + bias_of(tiles, matrix, block)
+  if plan.softcap is not None:
+    logits = plan.softcap * jnp.tanh(logits / plan.softcap)
+  logits = logits + _bias(plan, matrix, block)
   if block.mine is not None:
     logits = jnp.where(block.mine[None], logits, -jnp.inf)
   return logits
 
 
-def is_label(block: Block, labels_n: Array) -> Array:
+def _is_label(block: Block, labels_n: Array) -> Array:
   """Returns one-hot labels of the tile; iota == label needs no gather."""
   hit = block.ids[None] == labels_n[:, None]
   return hit if block.mine is None else hit & block.mine[None]
@@ -180,18 +131,11 @@ class _Online(NamedTuple):
   argmax: Array
 
 
-def _start(labels_n: Array, hidden_nxD: Array) -> _Online:
-  zero = jnp.zeros(labels_n.size, jnp.float32)
-  argmax = jnp.zeros(labels_n.size, jnp.int32)
-  start = _Online(zero + _LOWEST, zero, zero, zero, zero, argmax)
-  return alike(start, hidden_nxD)
-
-
 def _update(
-  tiles: Tiles, seen: _Online, logits: Array, block: Block, labels_n: Array
+  plan: Plan, seen: _Online, logits: Array, block: Block, labels_n: Array
 ) -> tuple[_Online, Array]:
   """Adds one tile; also returns exp((z - max_logit) / T) of its logits."""
-  wants, temperature = tiles.plan.wants, tiles.plan.temperature
+  wants, temperature = plan.wants, plan.temperature
   inside = logits
   if block.mine is not None and {'average', 'expected'} & {*wants}:
     inside = jnp.where(block.mine[None], logits, 0.0)
@@ -199,7 +143,7 @@ def _update(
   max_logit = jnp.maximum(seen.max_logit, largest)
   fading = jnp.exp((seen.max_logit - max_logit) / temperature)
   powers = jnp.exp((logits - max_logit[:, None]) / temperature)
-  label = jnp.where(is_label(block, labels_n), logits, 0.0).sum(axis=1)
+  label = jnp.where(_is_label(block, labels_n), logits, 0.0).sum(axis=1)
   total, moment, argmax = seen.total, seen.moment, seen.argmax
   if 'average' in wants:
     total = total + inside.sum(axis=1)
@@ -225,20 +169,20 @@ class Scale(NamedTuple):
   sum_exp: Array
 
 
-def _finish(tiles: Tiles, seen: _Online) -> tuple[TokenStats, Scale]:
+def _finish(plan: Plan, seen: _Online) -> tuple[TokenStats, Scale]:
   max_logit, sum_exp, label, total, moment, argmax = seen
-  axis, temperature = tiles.vocab_axis, tiles.plan.temperature
+  axis, temperature = plan.axes.vocab, plan.temperature
   if axis is not None:
     max_logit = lax.pmax(seen.max_logit, axis)
     fading = jnp.exp((seen.max_logit - max_logit) / temperature)
     sums = jnp.stack([sum_exp * fading, label, total, moment * fading])
     sum_exp, label, total, moment = lax.psum(sums, axis)
-    if 'argmax' in tiles.plan.wants:
+    if 'argmax' in plan.wants:
       is_best = seen.max_logit == max_logit
       first = jnp.where(is_best, argmax, jnp.iinfo(jnp.int32).max)
       argmax = lax.pmin(first, axis)
   log_z = max_logit / temperature + jnp.log(sum_exp)
-  average, expected = total / tiles.vocab_size, moment / sum_exp
+  average, expected = total / plan.types, moment / sum_exp
   stats = TokenStats(log_z, label, average, expected, argmax)
   return stats, Scale(max_logit, sum_exp)
 
@@ -256,50 +200,100 @@ class Residuals(NamedTuple):
   max_logits: Array
 
   @classmethod
-  def empty(cls, tiles: Tiles) -> 'Residuals':
+  def empty(cls, plan: Plan) -> 'Residuals':
     """Returns room for a whole group of rows."""
-    shape = (tiles.blocks, tiles.tokens, tiles.block)
-    zeros = partial(jnp.zeros, dtype=jnp.float32)
-    return cls(zeros(shape), zeros(shape[:2]))
+    shape = (plan.blocks, plan.tokens, plan.block)
+    return cls(jnp.zeros(shape, jnp.float32), jnp.zeros(shape[:2], jnp.float32))
 
-  def write(
-    self, number: Array, powers: Array, max_logit: Array
-  ) -> 'Residuals':
-    """Stores one tile of a group of rows."""
-    write, start = lax.dynamic_update_slice, (number, 0)
-    return Residuals(
-      write(self.powers, powers[None], (*start, 0)),
-      write(self.max_logits, max_logit[None], start),
-    )
+  def write(self, number: Array, *tile: Array) -> 'Residuals':
+    """Stores both for one tile of a group of rows."""
+    return Residuals(*(
+      lax.dynamic_update_slice(x, new[None], (number, *(0,) * new.ndim))
+      for x, new in zip(self, tile, strict=True)
+    ))  # fmt: skip
 
-  def read(self, tiles: Tiles, number: Array) -> tuple[Array, Array]:
-    """Returns one tile of a group of rows, and its largest logits so far."""
-    size = (1, tiles.tokens, tiles.block)
-    tile = lax.dynamic_slice(self.powers, (number, 0, 0), size)
-    return tile[0], lax.dynamic_slice(
-      self.max_logits, (number, 0), size[:2]
-    )[0]
+  def read(self, plan: Plan, number: Array) -> list[Array]:
+    """Returns both for one tile of a group of rows."""
+    size = (1, plan.tokens, plan.block)
+    return [
+      lax.dynamic_slice(x, (number, 0, 0)[: x.ndim], size[: x.ndim])[0]
+      for x in self
+    ]
 
 
 def stats_of_rows(
-  tiles: Tiles,
-  matrix: Matrix,
-  hidden_nxD: Array,
-  labels_n: Array,
-  residuals: Residuals | None = None,
+  plan: Plan, matrix: Matrix, part: Tokens, residuals: Residuals | None = None
 ) -> tuple[TokenStats, Scale, Residuals | None]:
   """Returns statistics of one group of rows; overwrites `residuals`, if any."""
+  zero = jnp.zeros(part.labels_N.size, jnp.float32)
+  argmax = jnp.zeros(part.labels_N.size, jnp.int32)
+  start = _Online(zero + _LOWEST, zero, zero, zero, zero, argmax)
 
   def step(number: Array, carry: tuple) -> tuple:
     seen, residuals = carry
-    block = block_at(tiles, number)
-    logits = logits_of(tiles, matrix, hidden_nxD, block)
-    seen, powers = _update(tiles, seen, logits, block, labels_n)
+    block = block_at(plan, number)
+    logits = logits_of(plan, matrix, part.hidden_NxD, block)
+    seen, powers = _update(plan, seen, logits, block, part.labels_N)
     if residuals is not None:
-      keep = powers if tiles.plan.softcap is None else logits
+      keep = powers if plan.softcap is None else logits
       residuals = residuals.write(number, keep, seen.max_logit)
     return seen, residuals
 
-  carry = (_start(labels_n, hidden_nxD), residuals)
-  seen, residuals = lax.fori_loop(0, tiles.blocks, step, carry)
-  return *_finish(tiles, seen), residuals
+  carry = alike(start, part.hidden_NxD), residuals
+  seen, residuals = lax.fori_loop(0, plan.blocks, step, carry)
+  return *_finish(plan, seen), residuals
+
+
+class StatCotangents(NamedTuple):
+  """Derivatives of the loss by the differentiable statistics, per token."""
+
+  log_z: Array
+  label: Array
+  average: Array
+
+
+def tile_gradient(
+  plan: Plan,
+  matrix: Matrix,
+  block: Block,
+  part: Tokens,
+  softmax: Array,
+  logits: Array,
+  stat_cotangents: StatCotangents,
+) -> Gradients:
+  """Returns one tile's share of each gradient, fp32.
+
+  `softmax` comes multiplied by the cotangent of log Z and divided by T.
+  `logits` are read only under a soft cap.
+  """
+  # The one-hot is subtracted in fp32, before any cast.
+  label = _is_label(block, part.labels_N)
+  outer = softmax + jnp.where(label, stat_cotangents.label[:, None], 0.0)
+  if 'average' in plan.wants:
+    uniform = stat_cotangents.average[:, None] / plan.types
+    if block.mine is not None:
+      uniform = jnp.where(block.mine[None], uniform, 0.0)
+    outer = outer + uniform
+  inner = outer
+  if plan.softcap is not None:
+    # Columns of other tiles, or with bias -inf, have no share.
+    capped = (logits - _bias(plan, matrix, block)) / plan.softcap
+    capped = jnp.where(jnp.isfinite(logits), capped, 0.0)
+    inner = outer * (1.0 - jnp.square(capped))
+  narrow = inner.astype(part.hidden_NxD.dtype)
+  columns = _columns(plan, matrix, block)
+  if block.mine is not None:
+    # Padding columns may hold NaN, and 0 * NaN is NaN.
+    shape = (-1, 1) if plan.transposed else (1, -1)
+    columns = jnp.where(block.mine.reshape(shape), columns, 0)
+  factors = (part.hidden_NxD, narrow)
+  if plan.transposed:
+    factors = (narrow, part.hidden_NxD)
+  product = partial(lax.dot_general, preferred_element_type=jnp.float32)
+  by_columns = ((1,), (plan.vocab_dim,)), ((), ())
+  by_rows = ((0,), (0,)), ((), ())
+  return Gradients(
+    product(narrow, columns, by_columns) if plan.needs.hidden_NxD else None,
+    product(*factors, by_rows) if plan.needs.matrix else None,
+    outer.sum(axis=0) if plan.needs.bias_V else None,
+  )
