@@ -23,10 +23,13 @@ from pdl_jax.losses.fused.api import (
 pytestmark = pytest.mark.usefixtures('quick_compile')
 
 NAMES = ('data', 'fsdp', 'tensor')
-SHAPES = [(8, 1, 1), (1, 8, 1), (1, 1, 8), (2, 2, 2), (1, 2, 4), (2, 1, 4)]
+SHAPES = [(8, 1, 1), (1, 8, 1), (1, 1, 8), (2, 2, 2)]
 # Tokens and vocabulary that no mesh divides; a width that none and that all do.
 N, V, ODD, EVEN = 37, 101, 7, 16
 AUTO, EXPLICIT = AxisType.Auto, AxisType.Explicit
+PAIRS = pytest.mark.parametrize(
+  ('method', 'kind'), [('tokens', AUTO), ('vocabulary', EXPLICIT)]
+)
 
 
 @pytest.fixture(autouse=True, scope='module')
@@ -106,41 +109,23 @@ def same(found, expected):
       np.testing.assert_array_equal(a, b)
 
 
-def on_mesh(mesh, program, width, *, given=False, **options):
-  """With the mesh of `jax.set_mesh`, or given as an argument."""
+def on_mesh(mesh, program, width, **options):
+  """With the mesh of `jax.set_mesh`."""
   inputs = make_inputs(N, V, width)
   inputs = jax.device_put(inputs, NamedSharding(mesh, P()))
-  if given:
-    return program(**options, mesh=mesh)(*inputs)
   with jax.set_mesh(mesh):
     return program(**options)(*inputs)
 
 
-@pytest.mark.parametrize('shape', SHAPES, ids=str)
 @pytest.mark.parametrize(
-  ('kind', 'method', 'masked'),
-  [
-    pytest.param(AUTO, 'tokens', True, id='auto-tokens'),
-    pytest.param(EXPLICIT, 'vocabulary', False, id='explicit-vocabulary'),
-  ],
+  ('shape', 'width'), [*((shape, EVEN) for shape in SHAPES), ((2, 2, 2), ODD)]
 )
-def test_loss_and_gradients(shape, kind, method, masked):
+@PAIRS
+def test_loss_and_gradients(shape, width, method, kind):
+  masked = method == 'tokens'
   program = functools.partial(loss_and_gradients, method, masked)
-  found = on_mesh(make_mesh(shape, kind), program, EVEN)
-  same(found, on_one_device(loss_and_gradients, EVEN, method, masked))
-
-
-@pytest.mark.parametrize(
-  ('shape', 'kind', 'method', 'masked'),
-  [
-    ((1, 8, 1), EXPLICIT, 'tokens', True),
-    ((2, 2, 2), AUTO, 'vocabulary', False),
-  ],
-)
-def test_width_that_fsdp_does_not_divide(shape, kind, method, masked):
-  program = functools.partial(loss_and_gradients, method, masked)
-  found = on_mesh(make_mesh(shape, kind), program, ODD)
-  same(found, on_one_device(loss_and_gradients, ODD, method, masked))
+  found = on_mesh(make_mesh(shape, kind), program, width)
+  same(found, on_one_device(loss_and_gradients, width, method, masked))
 
 
 @pytest.mark.parametrize(
@@ -165,15 +150,7 @@ def test_argmax_is_the_first_of_equals_on_any_device(kind):
     assert (jax.jit(stats)(*arguments, labels).argmax == 4).all()
 
 
-@pytest.mark.parametrize('kind', [AUTO, EXPLICIT])
-def test_mesh_as_an_argument(kind):
-  program = functools.partial(loss_and_gradients, 'tokens', True)
-  found = on_mesh(make_mesh((2, 2, 2), kind), program, EVEN, given=True)
-  same(found, on_one_device(loss_and_gradients, EVEN, 'tokens', True))
-
-
-@pytest.mark.parametrize('kind', [AUTO, EXPLICIT])
-@pytest.mark.parametrize('method', ['tokens', 'vocabulary'])
+@PAIRS
 def test_labels_that_are_ignored_or_out_of_range(method, kind):
   hidden, head, _, labels, weights_V, where = make_inputs(N, V, EVEN)
   mesh = make_mesh((2, 2, 2), kind)
@@ -202,8 +179,9 @@ def test_labels_that_are_ignored_or_out_of_range(method, kind):
   assert np.isnan(by_head).all()
 
 
-@pytest.mark.parametrize('masked', [False, True])
-@pytest.mark.parametrize('method', ['tokens', 'vocabulary'])
+@pytest.mark.parametrize(
+  ('method', 'masked'), [('tokens', True), ('vocabulary', False)]
+)
 def test_inside_a_shard_map_of_the_callers(method, masked):
   """Its own tokens to each device, with the checks that JAX makes there."""
   hidden, head, bias, labels, weights_V, where = make_inputs(40, V, EVEN)
@@ -291,8 +269,7 @@ def collectives(program):
 
 
 @pytest.mark.usefixtures('full_compile')
-@pytest.mark.parametrize('kind', [AUTO, EXPLICIT])
-@pytest.mark.parametrize('method', ['tokens', 'vocabulary'])
+@PAIRS
 def test_no_collective_of_the_size_of_the_logits(method, kind):
   n, columns, width = 512, 384, EVEN
   mesh = make_mesh((2, 2, 2), kind)
