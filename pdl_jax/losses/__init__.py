@@ -2,7 +2,7 @@
 
 Importing this package registers the losses of the library. Reading order:
 core, reduce, cross_entropy, registry, power_law, schedule; type_weights,
-token_losses, dense_losses (rivals); heads, loss, fused/api, chunked.
+token_losses, dense_losses (rivals); heads, loss, fused/api.
 """
 
 # Tables and --help_config show the losses in this order.

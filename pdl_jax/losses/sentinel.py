@@ -111,21 +111,17 @@ def _reductions() -> Iterator[_Case]:
   compiled = jax.jit(patterns)
   found = [compiled(points, e, np.float32(0.75), ones) for _ in range(_CALLS)]
   truth = e.astype(np.float64)
-  yield _Case(
-    'a vmapped product, squared and summed', found[0][0],
+  yield from map(_Case, (
+    'a vmapped product, squared and summed',
+    'a product with a broadcast number inside a sum',
+    'a product with zeros inside a sum',
+  ), found[0], (
     rows.astype(np.float64) ** 2,
-  )  # fmt: skip
-  yield _Case(
-    'a product with a broadcast number inside a sum', found[0][1],
     0.75 * (truth.sum(2) ** 2).sum(1),
-  )  # fmt: skip
-  yield _Case(
-    'a product with zeros inside a sum', found[0][2], truth.sum(-1)
-  )
-  yield _Case(
-    'a sum over a broadcast array', [sums for *_, sums in found],
-    np.full(_CALLS, 2.0**21),
-  )  # fmt: skip
+    truth.sum(-1),
+  ))  # fmt: skip
+  sums = [numbers[-1] for numbers in found]
+  yield _Case('a sum over a broadcast array', sums, np.full(_CALLS, 2.0**21))
 
 
 def _loss(loss: Loss) -> Iterator[_Case]:
@@ -165,10 +161,8 @@ def _loss(loss: Loss) -> Iterator[_Case]:
   yield _Case('the sum of weights', den, sums.den)
   yield _Case('the unweighted loss', plain, (log_z - label)[where_BxL].sum())
   yield _Case('the gradient by hidden states', of_hidden, dz @ rows)
-  yield _Case(
-    'the gradient by the output rows', of_rows,
-    np.einsum('blv,bld->vd', dz, hidden),
-  )  # fmt: skip
+  by_rows = np.einsum('blv,bld->vd', dz, hidden)
+  yield _Case('the gradient by the output rows', of_rows, by_rows)
 
 
 def _by_hand(

@@ -3,7 +3,6 @@
 import dataclasses
 import functools
 import math
-import re
 from typing import NamedTuple
 
 import jax
@@ -287,26 +286,6 @@ def test_no_token_at_all(method):
     assert not gradients[1].any()
 
 
-def test_method_follows_the_reduction():
-  """None is 'vocabulary' where a value per token is asked for."""
-  case = make_case((9,), 5)
-
-  def program(**options):
-    loss = lambda hidden: any_loss(
-      hidden, case.head_DxV, case.labels, case.weights_V, **options
-    ).sum()
-    return str(jax.make_jaxpr(jax.grad(loss))(case.hidden))
-
-  # Names of functions are in the text, addresses are not.
-  same = lambda a, b: re.sub('0x[0-9a-f]+', '', a) == re.sub(
-    '0x[0-9a-f]+', '', b
-  )
-  assert same(program(), program(method='tokens'))
-  assert not same(program(), program(method='vocabulary'))
-  per_token = program(reduction='none')
-  assert same(per_token, program(reduction='none', method='vocabulary'))
-
-
 @pytest.mark.parametrize(
   ('method', 'reduction', 'masked'),
   [
@@ -511,28 +490,6 @@ def test_everything_masked(method):
 # --- masked rows cost nothing -------------------------------------------------
 
 
-@METHODS
-def test_masked_rows_at_the_end_change_no_bit(method):
-  case = make_case((24,), 37)
-
-  def gradients(hidden, head_DxV, labels, where):
-    scalar = lambda hidden, head_DxV: small_loss(
-      hidden, head_DxV, labels, case.weights_V, where=where, reduction='sum',
-      method=method,
-    )  # fmt: skip
-    return jax.jit(jax.value_and_grad(scalar, (0, 1)))(hidden, head_DxV)
-
-  twice = lambda x: jnp.concatenate([x, jnp.zeros_like(x)])
-  value, (hidden, head_DxV) = gradients(
-    case.hidden, case.head_DxV, case.labels, case.where
-  )
-  more = gradients(
-    twice(case.hidden), case.head_DxV, twice(case.labels), twice(case.where)
-  )
-  same_bits(more[1], (twice(hidden), head_DxV))
-  close(more[0], value, 1e-6)  # the sum over tokens is of another length
-
-
 def numbered(where):
   rows = jnp.arange(len(where), dtype=jnp.float32)
   ids = jnp.arange(len(where))
@@ -622,28 +579,37 @@ def dot_flops(jaxpr):
 N_LEAN, V_LEAN = 64, 72
 
 
-def lean(method, arguments):
+def lean(method, arguments, **options):
   """The gradient by some of (hidden, head), of bf16 inputs; None: the value."""
   case = make_case((N_LEAN,), V_LEAN)
 
   def scalar(hidden, head_DxV):
     return small_loss(
-      hidden, head_DxV, case.labels, case.weights_V, method=method
-    )
+      hidden, head_DxV, case.labels, case.weights_V, method=method, **options
+    ).sum()
 
   f = jax.value_and_grad(scalar, arguments) if arguments else scalar
   inputs = [x.astype(jnp.bfloat16) for x in (case.hidden, case.head_DxV)]
   return f, inputs
 
 
+BY_TOKENS, BY_VOCABULARY = (2.1, 4.2, 4.2, 6.2), (2.1, 6.2, 6.2, 8.3)
+
+
 @pytest.mark.parametrize(
-  ('method', 'limits'),
-  [('tokens', (2.1, 4.2, 4.2, 6.2)), ('vocabulary', (2.1, 6.2, 6.2, 8.3))],
+  ('method', 'options', 'limits'),
+  [
+    ('tokens', {}, BY_TOKENS),
+    ('vocabulary', {}, BY_VOCABULARY),
+    (None, {}, BY_TOKENS),
+    (None, {'reduction': 'none'}, BY_VOCABULARY),
+  ],
 )
-def test_matmuls_of_what_was_asked_for(method, limits):
+def test_matmuls_of_what_was_asked_for(method, options, limits):
+  """None is 'vocabulary' where a value per token is asked for."""
   asked = None, (0,), (1,), (0, 1)
   for arguments, limit in zip(asked, limits, strict=True):
-    f, inputs = lean(method, arguments)
+    f, inputs = lean(method, arguments, **options)
     flops = dot_flops(jax.make_jaxpr(f)(*inputs).jaxpr) / (N_LEAN * D * V_LEAN)
     assert math.floor(limit) <= flops <= limit
 
@@ -822,21 +788,6 @@ def test_sums_of_a_loss_of_ones_own(temperature, softcap):
   close(of(ours), of(dense))
 
 
-def test_parameters_are_traced_once():
-  case, traces = make_case((45,), 37), []
-
-  @jax.jit
-  def loss(gamma):
-    traces.append(gamma)
-    return any_sums(
-      focal_terms, case.hidden, case.head_DxV, case.labels, None, case.where,
-      parameters={'gamma': gamma}, wants=('average', 'expected'),
-    )[0].num  # fmt: skip
-
-  assert len({float(loss(gamma)) for gamma in (0.0, 1.0, 2.0)}) == 3
-  assert len(traces) == 1
-
-
 def test_only_the_weighted_sum_has_a_gradient():
   """None by plain sums, denominators, parameters or weights."""
   case = make_case((3, 5), 13)
@@ -939,13 +890,8 @@ def test_refusals(changed, message):
   [
     ({'wants': ('median',)}, "wants 'median' is not one of average, expected"),
     ({'temperature': 0.0}, 'temperature must be > 0, got 0'),
-    ({'temperature': -1.0}, 'temperature must be > 0, got -1'),
-    ({'temperature': jnp.inf}, 'temperature must be > 0, got inf'),
     ({'softcap': jnp.nan}, 'softcap must be > 0 or None, got nan'),
     ({'hidden': CASE.hidden.astype(int)}, 'hidden must be floating-point'),
-    (
-      {'where': jnp.ones(9, int)}, 'where must be True or False, got int',
-    ),
     (
       {'labels': jnp.full(9, 7)},
       r'9 of 9 labels are outside \[0, 5\), the first is 7',

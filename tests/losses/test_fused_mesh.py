@@ -138,16 +138,16 @@ def test_statistics(shape, kind, masked):
   same(found, on_one_device(stats_and_gradients, EVEN, masked))
 
 
-@pytest.mark.parametrize('kind', [AUTO, EXPLICIT])
-def test_argmax_is_the_first_of_equals_on_any_device(kind):
+def test_argmax_is_the_first_of_equals_on_any_device():
   hidden = jnp.ones((9, 2))
   head = jnp.zeros((2, 21)).at[:, jnp.array([4, 9, 20])].set(1.0)
-  mesh = make_mesh((1, 1, 8), kind)
-  arguments = jax.device_put((hidden, head), NamedSharding(mesh, P()))
+  mesh = make_mesh((1, 1, 8), EXPLICIT)
+  arguments = jax.device_put(
+    (hidden, head, jnp.zeros(9, int)), NamedSharding(mesh, P())
+  )
   stats = functools.partial(linear_token_stats, wants=('argmax',))
   with jax.set_mesh(mesh):
-    labels = jax.device_put(jnp.zeros(9, int), NamedSharding(mesh, P()))
-    assert (jax.jit(stats)(*arguments, labels).argmax == 4).all()
+    assert (jax.jit(stats)(*arguments).argmax == 4).all()
 
 
 @PAIRS
@@ -216,41 +216,20 @@ def test_inside_a_shard_map_of_the_callers(method, masked):
   same(of(ours)(*inputs), of(dense)(*inputs))
 
 
-def test_statistics_inside_a_shard_map_of_the_callers():
-  hidden, head, _, labels, _, where = make_inputs(40, V, EVEN)
-  mesh = make_mesh((8,), AUTO, ('data',))
-  stats = functools.partial(
-    linear_token_stats, config=FusedConfig(memory_bytes=1)
-  )
-  tokens = P('data')
-  everywhere = jax.jit(jax.shard_map(
-    lambda hidden, head, labels, where: stats(
-      hidden, head, labels, where=where
-    ),
-    mesh=mesh, in_specs=(tokens, P(), tokens, tokens), out_specs=tokens,
-  ))  # fmt: skip
-  found = everywhere(hidden, head, labels, where)
-  expected = stats(
-    *map(jnp.asarray, (hidden, head, labels)), where=jnp.asarray(where)
-  )
-  same(found, expected)
-
-
-def test_axes_of_other_names():
-  """No axis splits the width: the head is whole on every replica."""
-  axes = Axes(batch=('replica',), embed=None, vocab='model')
-  mesh = make_mesh((4, 2), AUTO, ('replica', 'model'))
-  program = functools.partial(loss_and_gradients, 'vocabulary', True)
+@pytest.mark.parametrize(
+  ('names', 'axes', 'method'),
+  [
+    # No axis splits the width: the head is whole on every replica.
+    (('replica', 'model'), Axes(('replica',), None, 'model'), 'vocabulary'),
+    # An axis that splits nothing of ours: each device does the same.
+    (('data', 'expert'), Axes(), 'tokens'),
+  ],
+)
+def test_axes_of_other_names(names, axes, method):
+  mesh = make_mesh((2, 4), AUTO, names)
+  program = functools.partial(loss_and_gradients, method, True)
   found = on_mesh(mesh, program, EVEN, axes=axes)
-  same(found, on_one_device(loss_and_gradients, EVEN, 'vocabulary', True))
-
-
-def test_axes_that_the_mesh_does_not_have():
-  """An axis that splits nothing of ours, too: each device does the same."""
-  mesh = make_mesh((2, 4), AUTO, ('data', 'expert'))
-  program = functools.partial(loss_and_gradients, 'tokens', True)
-  found = on_mesh(mesh, program, EVEN)
-  same(found, on_one_device(loss_and_gradients, EVEN, 'tokens', True))
+  same(found, on_one_device(loss_and_gradients, EVEN, method, True))
 
 
 COLLECTIVE = re.compile(

@@ -1,7 +1,5 @@
 """Output heads: against the matrix that each of them stands for."""
 
-from functools import partial
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -70,8 +68,13 @@ def compiled(loss):
 
 
 @pytest.mark.parametrize(
-  ('name', 'bias'), [*((name, True) for name in LOSSES), ('power_law', False)]
-)
+  ('name', 'bias'),
+  # Losses by type differ in their tables alone.
+  [
+    ('power_law', True), ('power_law', False),
+    *((name, True) for name, spec in LOSSES.items() if not spec.weights),
+  ],
+)  # fmt: skip
 def test_every_loss_of_codes_is_that_of_the_matrix(name, bias):
   hidden, labels, where, weights = draw()
   head = code_head(bias=bias)
@@ -114,23 +117,6 @@ def test_statistics_of_codes_are_those_of_the_matrix(bias, temperature):
   if not bias:
     same = head._replace(matrix_KxD=jnp.zeros((K, D)))
     assert not same.stats(tables, hidden, labels, 1.0).argmax.any()
-
-
-def test_as_many_codes_as_types_is_the_dense_head():
-  hidden, labels, where, weights = draw()
-  random = np.random.default_rng(3)
-  matrix = jnp.asarray(random.normal(size=(V, D)), jnp.float32)
-  loss, tables = Loss(LOSSES['power_law'], {}), LossTables(weights)
-  codes = CodeHead(matrix, jnp.arange(V, dtype=jnp.int32))
-  run, arguments = compiled(loss), (hidden, labels, where, tables)
-  one, other = run(codes, *arguments), run(LinearHead(matrix), *arguments)
-  jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-6), one[0], other[0])
-  np.testing.assert_allclose(one[1], other[1], rtol=1e-5, atol=1e-6)
-  np.testing.assert_allclose(
-    one[2].matrix_KxD, other[2].matrix_VxR, rtol=1e-5, atol=1e-6
-  )
-  np.testing.assert_array_equal(codes.logits(hidden),
-                                LinearHead(matrix).logits(hidden))  # fmt: skip
 
 
 def test_loss_against_the_softmax_over_all_types_in_fp64():

@@ -20,16 +20,17 @@ ROOT = Path(__file__).parents[2]
 FLAG = '--xla_cpu_experimental_ynn_fusion_type=-reduce'
 
 
-@pytest.mark.parametrize('name', LOSSES)
+# Losses by type differ in their tables alone.
+@pytest.mark.parametrize(
+  'name', ['power_law', *(k for k, spec in LOSSES.items() if not spec.weights)]
+)
 def test_each_loss_agrees_with_fp64(name):
   told = sentinel.check_backend(Loss(LOSSES[name], {}))
   assert float(told.split(': ')[1].split()[0]) < 1e-5
 
 
-@pytest.mark.parametrize('options', [
-  {'label_smoothing': 0.1}, {'z_loss': 1e-4},
-])
-def test_options_of_cross_entropy_agree(options):
+def test_options_of_cross_entropy_agree():
+  options = {'label_smoothing': 0.1, 'z_loss': 1e-4}
   sentinel.check_backend(Loss(LOSSES['cross_entropy'], options))
 
 
@@ -45,19 +46,18 @@ def right():
 
 
 @pytest.mark.parametrize('number', range(9))
-@pytest.mark.parametrize('make', [
-  lambda found: spoilt(found, 0), lambda found: spoilt(found, -1),
-  lambda found: np.full(np.shape(found), np.nan),
-], ids=['first', 'last', 'nan'])
-def test_whatever_differs_is_refused(monkeypatch, right, number, make):
+def test_whatever_differs_is_refused(monkeypatch, right, number):
   assert len(right) == 9
-  wrong = right[number]._replace(found=make(right[number].found))
-  cases = [*right[:number], wrong, *right[number + 1:]]
-  monkeypatch.setattr(sentinel, '_cases', lambda _: cases)
-  with pytest.raises(HostError, match='wrong numbers on this cpu: ') as caught:
-    pdl_jax.check_backend()
-  assert wrong.name in str(caught.value)
-  assert '\n' not in str(caught.value)
+  found = right[number].found
+  wrongs = spoilt(found, 0), spoilt(found, -1), np.full(np.shape(found), np.nan)
+  for changed in wrongs:
+    wrong = right[number]._replace(found=changed)
+    cases = [*right[:number], wrong, *right[number + 1:]]
+    monkeypatch.setattr(sentinel, '_cases', lambda _, cases=cases: cases)
+    with pytest.raises(HostError, match='wrong numbers on this cpu') as caught:
+      pdl_jax.check_backend()
+    assert wrong.name in str(caught.value)
+    assert '\n' not in str(caught.value)
 
 
 def python(code, **environ):

@@ -124,23 +124,21 @@ def test_every_loss_has_its_keys_in_the_config():
   ('name', 'own', 'message'),
   [
     ('focal', {'gamma': -1.0}, 'loss.focal: gamma must be'),
-    ('mixce', {'eta': 1.5}, r'loss.mixce: eta must be in \[0, 1\]'),
-    ('gem', {'beta': 0.0}, 'loss.gem: beta must be'),
     ('scale_grad', {'gamma': 0.0}, 'loss.scale_grad: gamma must be'),
-    ('unlikelihood', {'alpha': -1.0}, 'loss.unlikelihood: alpha must be'),
+    (
+      'class_balanced', {'beta': 1.0, 'normalize': 'published'},
+      'loss.class_balanced: beta must be',
+    ),
   ],
 )
-def test_settings_of_a_rival_are_checked(name, own, message):
+def test_settings_of_a_rival_are_checked(name, own, message, table):
+  """Before anything is counted, and when tables are made."""
+  settings = changed(name=name, rivals={name: own})
   with pytest.raises(ConfigError, match=message):
-    loss_tables.make_loss(changed(name=name, rivals={name: own}))
-
-
-def test_settings_of_a_table_are_checked_before_anything_is_counted(table):
-  rivals = {'class_balanced': {'beta': 1.0, 'normalize': 'published'}}
-  with pytest.raises(ConfigError, match=r'loss.class_balanced: beta must be'):
-    loss_tables.make_loss(changed(name='class_balanced', rivals=rivals))
-  with pytest.raises(ConfigError, match=r'loss.class_balanced: beta must be'):
-    make(table, name='class_balanced', rivals=rivals)
+    loss_tables.make_loss(settings)
+  if name == 'class_balanced':
+    with pytest.raises(ConfigError, match=message):
+      make(table, name=name, rivals={name: own})
 
 
 def test_logit_adjustment_is_a_bias(table):
@@ -151,31 +149,22 @@ def test_logit_adjustment_is_a_bias(table):
   np.testing.assert_allclose(tables.bias_V, np.log(prior), rtol=1e-6)
 
 
-def test_a_mix_keeps_the_mean_of_a_running_token(table, tokenizer):
+def test_a_mix_and_words_keep_the_mean_of_a_running_token(table):
   general = dataclasses.replace(
     table, counts_V=np.roll(table.counts_V, 3), data='e' * 64
   )
   mixed = frequency.mix(table, general, 0.5)
-  loss = changed()
-  frequencies = Frequencies(table, mixed)
-  weights = loss_tables.make_tables(loss, frequencies, NEUTRAL).weights_V
-  counted = np.where(np.isin(np.arange(len(weights)), NEUTRAL), 0,
-                     table.counts_V)  # fmt: skip
-  assert np.average(weights, weights=counted) == pytest.approx(1, rel=1e-5)
-  formula = (mixed.counts_V[3:] + 1) ** -0.5
-  ratio = np.asarray(weights)[3:] / formula
-  np.testing.assert_allclose(ratio, ratio[0], rtol=1e-5)
-
-
-def test_word_level_frequencies_replace_the_counts(table):
   words_V = np.linspace(1, 50, table.counts_V.size)
-  frequencies = Frequencies(table, table, words_V)
-  weights = loss_tables.make_tables(changed(), frequencies, NEUTRAL).weights_V
-  ratio = np.asarray(weights)[3:] / (words_V[3:] + 1) ** -0.5
-  np.testing.assert_allclose(ratio, ratio[0], rtol=1e-5)
-  counted = np.where(np.isin(np.arange(len(weights)), NEUTRAL), 0,
-                     table.counts_V)  # fmt: skip
-  assert np.average(weights, weights=counted) == pytest.approx(1, rel=1e-5)
+  for used, found_V in (
+    (Frequencies(table, mixed), mixed.counts_V),
+    (Frequencies(table, table, words_V), words_V),
+  ):
+    made = loss_tables.make_tables(SETTINGS, used, NEUTRAL)
+    weights = np.asarray(made.weights_V)[3:]
+    ratio = weights / (found_V[3:] + 1) ** -0.5
+    np.testing.assert_allclose(ratio, ratio[0], rtol=1e-5)
+    mean = np.average(weights, weights=table.counts_V[3:])
+    assert mean == pytest.approx(1, rel=1e-5)
 
 
 @pytest.mark.parametrize('name', ['power_law', 'class_balanced'])
@@ -192,6 +181,7 @@ def test_a_schedule_follows_the_step_without_recompiling(table, name):
     traces.append(1)
     return at(whole, step).weights_V
 
+  assert loss_tables.schedule(SETTINGS, frequencies, NEUTRAL) is None
   found = [np.asarray(weights(jnp.asarray(step))) for step in range(8)]
   assert len(traces) == 1
   assert (found[0] == 1).all() and (found[2] == 1).all()
@@ -201,11 +191,6 @@ def test_a_schedule_follows_the_step_without_recompiling(table, name):
   else:
     half = np.sqrt(whole.weights_V)
   np.testing.assert_allclose(found[4], half, rtol=1e-5)
-
-
-def test_no_schedule_is_no_function(table):
-  frequencies = Frequencies(table, table)
-  assert loss_tables.schedule(SETTINGS, frequencies, NEUTRAL) is None
 
 
 def test_a_schedule_needs_weights():

@@ -1,4 +1,4 @@
 """Loss of a linear head without the logits of all tokens.
 
-Reading order: api, sharded, kernel, gradient, tiles, plan.
+Reading order: api, sharded, kernel, tiles, plan.
 """
