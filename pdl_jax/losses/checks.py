@@ -129,12 +129,9 @@ def read_labels(
 ) -> tuple[Array, Array | None]:
   """Checks labels and mask, and returns both as every loss reads them.
 
-  `where` is True at tokens that count and must broadcast to the labels' shape.
-  A token with label `ignore_index` does not count either.
-
-  Inside `jax.jit` a label outside [0, size) makes the loss NaN, through
-  `cross_entropy.token_weights` or `nan_outside`. A gather would silently take
-  another type's numbers.
+  Inside `jax.jit` a label outside [0, size) is left to `token_weights` or
+  `nan_outside`, which make the loss NaN. A gather would silently take another
+  type's numbers.
 
   Returns:
     labels of at least 32 bits, 0 where masked, and the mask in their shape;

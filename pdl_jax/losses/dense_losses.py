@@ -1,9 +1,8 @@
 """Losses that read all logits of a token, or other tokens too.
 
 Each takes logits_BxLxV of any float dtype (computed in fp32), labels_BxL in
-[0, V), the context, and a weight per token. The weight is that of the token's
-type and multiplies the loss. Each raises ConfigError for a setting out of
-range. Formulas use p, the probability of label y, and l = -log p.
+[0, V), the context, and the weight of each token, which multiplies the loss.
+For the rest see `token_losses`.
 """
 
 from typing import NamedTuple

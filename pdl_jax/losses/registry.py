@@ -33,8 +33,7 @@ class LossSpec(NamedTuple):
   Attributes:
     keys: keys directly below `loss` that it reads instead of loss.NAME.*.
     weights: (frequency_V, *, special_ids, **settings) -> weights_V, finite even
-      at frequency 0. A mean of 1 over token occurrences keeps the meaning of
-      the learning rate. None means ones.
+      at frequency 0. None means ones.
     bias: (frequency_V, **settings) -> bias_V, added to the logits in training.
     terms: (stats, weight, **settings) -> LossTerms; None means cross-entropy.
     wants: the `fused.api.STATS` that the terms read.
@@ -54,18 +53,14 @@ class LossSpec(NamedTuple):
   file: Path | None = None
 
   @property
-  def function(self) -> Callable[..., Any] | None:
-    """The function of the loss; None for cross-entropy."""
-    return self.weights or self.bias or self.terms or self.on_logits
-
-  @property
   def settings(self) -> dict[str, Any]:
     """The keys below loss.NAME with their defaults."""
-    if self.function is None or self.keys:
+    function = self.weights or self.bias or self.terms or self.on_logits
+    if function is None or self.keys:
       return {}
     return {
       argument.name: argument.default
-      for argument in inspect.signature(self.function).parameters.values()
+      for argument in inspect.signature(function).parameters.values()
       if argument.default is not argument.empty
     }
 
@@ -95,12 +90,9 @@ def register(
 ) -> Callable[[Function], Function]:
   """Registers the decorated function as a loss.
 
-  The names of its positional arguments say which field of `LossSpec` it is. Its
-  keyword-only arguments with defaults become the config keys loss.NAME.KEY.
-
-  Args:
-    form: 'bias' for (frequency_V, *, ...) -> bias_V, added to the logits.
-    keys, wants, temperature: see `LossSpec`.
+  The names of its positional arguments say which field of `LossSpec` it is,
+  unless `form` does. Its keyword-only arguments with defaults become the config
+  keys loss.NAME.KEY. For the others see `LossSpec`.
 
   Raises:
     ConfigError: the name is taken, or the arguments match no form.

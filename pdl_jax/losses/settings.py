@@ -68,7 +68,7 @@ class LossSettings:
   # sources: pdl_jax/losses/ type_weights, token_losses and dense_losses.
   # normalize: published, or corpus_mean (mean 1 over token occurrences).
   rivals: dict[str, dict[str, Any] | None] = dataclasses.field(
-    default_factory=lambda: own_settings()
+    default_factory=lambda: dict(own_settings())
   )
 
   @classmethod

@@ -39,9 +39,9 @@ def inverse_frequency_weights(
 ) -> Array:
   """Inverse token frequency (ITF), w = c ** -exponent (arXiv:1811.08100).
 
-  These are power-law weights with alpha = exponent and epsilon 0, at
-  'corpus_mean'. A type never counted weighs as much as the rarest one seen.
-  exponent >= 0 may be traced; 0 gives ones. The default is our choice.
+  These are power-law weights at 'corpus_mean'. A type never counted weighs as
+  much as the rarest one seen. exponent >= 0 may be traced; 0 gives ones. The
+  default is our choice.
   """
   check_number('exponent', exponent)
   return power_law_weights(

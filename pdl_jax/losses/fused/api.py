@@ -1,9 +1,6 @@
-"""Weighted cross-entropy of a linear head, without the [N, V] logits.
+"""Losses of a linear head in the memory of a few tiles, without [N, V] logits.
 
-`linear_pdl_loss` computes `pdl_loss(hidden @ head, ...)` in the memory of a
-few tiles, for any vocabulary. `linear_loss_sums` does so for any loss of
-`TokenStats`, and `linear_token_stats` returns these statistics per token. All
-three split over a (data, fsdp, tensor) mesh with `jax.shard_map`.
+All split over a (data, fsdp, tensor) mesh with `jax.shard_map`.
 """
 
 import dataclasses
@@ -76,11 +73,9 @@ def linear_pdl_loss(
 ) -> Any:
   """`pdl_loss(hidden @ head + bias, ...)` without the logits in memory.
 
-  Two algorithms give the same value up to rounding. 'tokens' takes groups of
-  tokens and computes the gradient in the forward pass, in 6NDV floating-point
-  operations. 'vocabulary' takes blocks of the vocabulary and computes the
-  logits twice, in 8NDV; it needs less memory and gives a value per token.
-  Groups of masked tokens are skipped, matmuls included.
+  Two algorithms (`fused.kernel`) give the same value up to rounding: 'tokens'
+  in 6NDV floating-point operations; 'vocabulary' in 8NDV, with less memory and
+  a value per token. Groups of masked tokens are skipped, matmuls included.
 
   Inside a caller's `jax.shard_map`, it is the loss of the device's tokens, with
   a whole head. Only reverse mode works: JAX refuses `jax.jvp`, `jax.jacfwd` and
@@ -157,9 +152,8 @@ def linear_loss_sums(
   """Returns Sums of any loss of `TokenStats`, by groups of tokens.
 
   Args:
-    terms: (stats, weight, parameters) -> loss and weight of each token. The
-      gradient flows through log_z, label and average. Traced arrays go into
-      `parameters`; `terms` must not close over them.
+    terms: (stats, weight, parameters) -> loss and weight of each token. Traced
+      arrays go into `parameters`; `terms` must not close over them.
     parameters: pytree of scalars for the terms; it gets no gradient.
     wants: the `STATS` that the terms read.
     temperature: T of the softmax behind log_z and expected.
@@ -200,9 +194,9 @@ def linear_token_stats(
   Args: see `linear_pdl_loss`; `wants` names the `STATS` to compute.
 
   Returns:
-    TokenStats in the labels' shape; log_z, label and average are
-    differentiable. Masked tokens have zeros. Statistics not in `wants` are NaN
-    (argmax: -1). Inside jit, a label outside [0, V) gives NaN except in argmax.
+    TokenStats in the labels' shape. Masked tokens have zeros. Statistics not in
+    `wants` are NaN (argmax: -1). Inside jit, a label outside [0, V) gives NaN
+    except in argmax.
   """
   made = _read(
     config, hidden, head, labels, where, ignore_index, bias_V, softcap,

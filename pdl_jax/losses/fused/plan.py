@@ -49,8 +49,8 @@ class FusedConfig:
   """How the loss of a linear head is computed.
 
   Attributes:
-    method: 'tokens' or 'vocabulary'; None takes 'vocabulary' for reduction
-      'none', else 'tokens'.
+    method: one of METHODS; None takes 'vocabulary' for reduction 'none', else
+      'tokens'.
     memory_bytes: budget of fp32 logits alive at once, which determines the
       tile sizes; 'tokens' takes at least 512 tokens at a time.
     vocab_size: V, if the head ends in columns of padding.
