@@ -54,9 +54,8 @@ class Loss(NamedTuple):
     tokens = hidden_BxLxD, labels_BxL, tables.weights_V, where_BxL
     biased, temperature = head.with_bias(tables.bias_V), self._temperature
     if self.spec.on_logits is not None:
-      weighted, plain = _chunked_sums(
-        self._of_logits, head, *tokens, (head.vocab_size, head.vocab_size)
-      )
+      sizes = head.vocab_size, head.vocab_size
+      weighted, plain = _chunked_sums(self._chunk, (head, None), *tokens, sizes)
     elif isinstance(biased, LinearHead):
       weighted, plain = linear_loss_sums(
         self._terms, hidden_BxLxD, biased, *tokens[1:], wants=self._wants,
@@ -64,9 +63,8 @@ class Loss(NamedTuple):
       )  # fmt: skip
     else:
       made = biased, biased.tables(temperature)
-      weighted, plain = _chunked_sums(
-        self._of_head, made, *tokens, (head.vocab_size, biased.columns)
-      )
+      sizes = head.vocab_size, biased.columns
+      weighted, plain = _chunked_sums(self._chunk, made, *tokens, sizes)
     den = {
       'weighted_mean': weighted.den,
       'token_mean': plain.den,
@@ -101,30 +99,19 @@ class Loss(NamedTuple):
     terms = self.spec.terms or cross_entropy_terms
     return terms(stats, weight, **self.settings)
 
-  def _of_logits(
-    self,
-    head: Head,
-    hidden: Array,
-    labels: Array,
-    weight: Array,
-    row: tuple[Array, Array],
+  def _chunk(
+    self, made: Any, hidden: Array, labels: Array, weight: Array, row: tuple
   ) -> tuple[LossTerms, Array]:
-    assert self.spec.on_logits is not None
-    labels_BxC, earlier = row
-    context = dense_losses.Context(labels_BxC, earlier, head.rows().T)
+    """Returns terms and nll of a chunk; `row` begins a `Context`."""
+    (head, tables), on_logits = made, self.spec.on_logits
+    if on_logits is None:
+      stats = head.stats(tables, hidden, labels, self._temperature)
+      nll = stats.log_z - stats.label / self._temperature
+      return self._terms(stats, weight, ()), nll
+    context = dense_losses.Context(*row, head.rows().T)
     logits = constrain(head.logits(hidden), 'batch', 'length', 'vocab')
-    terms = self.spec.on_logits(
-      logits, labels, context, weight, **self.settings
-    )
+    terms = on_logits(logits, labels, context, weight, **self.settings)
     return terms, token_nll(lax.stop_gradient(logits), labels)
-
-  def _of_head(
-    self, made: Any, hidden: Array, labels: Array, weight: Array, _: Any
-  ) -> tuple[LossTerms, Array]:
-    head, tables = made
-    stats = head.stats(tables, hidden, labels, self._temperature)
-    nll = stats.log_z - stats.label / self._temperature
-    return self._terms(stats, weight, ()), nll
 
 
 def _chunked_sums(

@@ -9,6 +9,7 @@ by_vocabulary  loops over columns in the backward pass: recomputes the logits,
 """
 
 import dataclasses
+from functools import partial
 from typing import Any
 
 import jax
@@ -145,7 +146,11 @@ def by_tokens(
   """
   moved, steps, order_N = compress(plan, tokens)
   zero = jnp.zeros((), jnp.float32)
-  residuals = Residuals.empty(plan) if any(plan.needs) else None
+  residuals = None
+  if any(plan.needs):
+    shape = (plan.blocks, plan.tokens, plan.block)
+    float_zeros = partial(jnp.zeros, dtype=jnp.float32)
+    residuals = Residuals(float_zeros(shape), float_zeros(shape[:2]))
   gradients = _zero_gradients(plan, moved.hidden_NxD)
 
   def take(plan: Plan, start: Array, part: Tokens, carry: tuple) -> tuple:
@@ -202,7 +207,7 @@ def _add_group(
 
   def tile(number: Array, total: Gradients) -> Gradients:
     block = tiles.block_at(plan, number)
-    keep, max_logits = residuals.read(plan, number)
+    keep, max_logits = residuals.read(number, plan.tokens)
     if plan.softcap is None:
       # The powers are relative to an older maximum; rescale each row.
       older = jnp.exp((max_logits - scale.max_logit) / temperature)

@@ -199,12 +199,6 @@ class Residuals(NamedTuple):
   powers: Array
   max_logits: Array
 
-  @classmethod
-  def empty(cls, plan: Plan) -> 'Residuals':
-    """Returns room for a whole group of rows."""
-    shape = (plan.blocks, plan.tokens, plan.block)
-    return cls(jnp.zeros(shape, jnp.float32), jnp.zeros(shape[:2], jnp.float32))
-
   def write(self, number: Array, *tile: Array) -> 'Residuals':
     """Stores both for one tile of a group of rows."""
     return Residuals(*(
@@ -212,11 +206,10 @@ class Residuals(NamedTuple):
       for x, new in zip(self, tile, strict=True)
     ))  # fmt: skip
 
-  def read(self, plan: Plan, number: Array) -> list[Array]:
+  def read(self, number: Array, rows: int) -> list[Array]:
     """Returns both for one tile of a group of rows."""
-    size = (1, plan.tokens, plan.block)
     return [
-      lax.dynamic_slice(x, (number, 0, 0)[: x.ndim], size[: x.ndim])[0]
+      lax.dynamic_slice(x, (number, 0, 0)[: x.ndim], (1, rows, *x.shape[2:]))[0]
       for x in self
     ]
 
