@@ -1,6 +1,6 @@
 """Applies a loss with its settings to any output head."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -51,20 +51,16 @@ class Loss(NamedTuple):
     A linear head takes the fused path, other heads the chunked one. Rows are
     sequences of targets. See `fused.api.linear_loss_sums`.
     """
-    tokens = hidden_BxLxD, labels_BxL, tables.weights_V, where_BxL
-    biased, temperature = head.with_bias(tables.bias_V), self._temperature
-    if self.spec.on_logits is not None:
-      sizes = head.vocab_size, head.vocab_size
-      weighted, plain = _chunked_sums(self._chunk, (head, None), *tokens, sizes)
-    elif isinstance(biased, LinearHead):
+    rest = labels_BxL, tables.weights_V, where_BxL
+    if self.spec.on_logits is None:
+      head = head.with_bias(tables.bias_V)
+    if self.spec.on_logits is None and isinstance(head, LinearHead):
       weighted, plain = linear_loss_sums(
-        self._terms, hidden_BxLxD, biased, *tokens[1:], wants=self._wants,
-        temperature=temperature,
+        self._terms, hidden_BxLxD, head, *rest, wants=self._wants,
+        temperature=self._temperature,
       )  # fmt: skip
     else:
-      made = biased, biased.tables(temperature)
-      sizes = head.vocab_size, biased.columns
-      weighted, plain = _chunked_sums(self._chunk, made, *tokens, sizes)
+      weighted, plain = self._chunked(head, hidden_BxLxD, *rest)
     den = {
       'weighted_mean': weighted.den,
       'token_mean': plain.den,
@@ -100,7 +96,7 @@ class Loss(NamedTuple):
     return terms(stats, weight, **self.settings)
 
   def _chunk(
-    self, made: Any, hidden: Array, labels: Array, weight: Array, row: tuple
+    self, made: Any, hidden: Array, labels: Array, weight: Array, row: Any
   ) -> tuple[LossTerms, Array]:
     """Returns terms and nll of a chunk; `row` begins a `Context`."""
     (head, tables), on_logits = made, self.spec.on_logits
@@ -108,77 +104,70 @@ class Loss(NamedTuple):
       stats = head.stats(tables, hidden, labels, self._temperature)
       nll = stats.log_z - stats.label / self._temperature
       return self._terms(stats, weight, ()), nll
-    context = dense_losses.Context(*row, head.rows().T)
+    labels_BxC, earlier = row
+    context = dense_losses.Context(labels_BxC, earlier, head.rows().T)
     logits = constrain(head.logits(hidden), 'batch', 'length', 'vocab')
     terms = on_logits(logits, labels, context, weight, **self.settings)
     return terms, token_nll(lax.stop_gradient(logits), labels)
 
+  def _chunked(
+    self,
+    head: Any,
+    hidden_BxLxD: Array,
+    labels_BxL: Array,
+    weights_V: Array | None,
+    where_BxL: Array,
+  ) -> tuple[Sums, Sums]:
+    """Returns Sums as `linear_loss_sums` does, a few positions at a time.
 
-def _chunked_sums(
-  loss: Callable[..., tuple[LossTerms, Array]],
-  head: Any,
-  hidden_BxLxD: Array,
-  labels_BxL: Array,
-  weights_V: Array | None,
-  where_BxL: Array,
-  sizes: tuple[int, int],
-) -> tuple[Sums, Sums]:
-  """Returns Sums of a loss, as `linear_loss_sums` does, by chunks of positions.
+    It serves losses that need more than `TokenStats`, and heads without a
+    matrix. The backward pass recomputes the logits of each chunk, so that only
+    one chunk of them is alive at a time; the gradient of the head adds up in
+    its own dtype. The compiler splits the arrays over the mesh.
+    """
+    made, columns = (head, None), head.vocab_size
+    if self.spec.on_logits is None:
+      made, columns = (head, head.tables(self._temperature)), head.columns
+    batch, length = labels_BxL.shape
+    check_floats(hidden=hidden_BxLxD)
+    labels_BxL, kept = read_labels(labels_BxL, where_BxL, head.vocab_size)
+    assert kept is not None
+    hidden_BxLxD = jnp.where(kept[..., None], hidden_BxLxD, 0)
+    weight_BxL = token_weights(weights_V, labels_BxL, head.vocab_size)
+    part = max(1, min(length, CHUNK_ELEMENTS // (batch * columns)))
+    part = -(-length // -(-length // part))
+    count = -(-length // part)
 
-  It serves losses that need more than `TokenStats`, and heads without a matrix.
-  The backward pass recomputes the logits of each chunk, so that only one chunk
-  of them is alive at a time. The compiler splits the arrays over the mesh.
+    def split(x: Array) -> Array:
+      """Splits [B, L, ...] into [count, B, part, ...], zeros at the end."""
+      room = [(0, 0), (0, count * part - length)] + [(0, 0)] * (x.ndim - 2)
+      x = jnp.pad(x, room).reshape(batch, count, part, *x.shape[2:])
+      return jnp.moveaxis(x, 1, 0)
 
-  Args:
-    loss: (head, hidden, labels, weight, (labels_BxL, earlier)) -> LossTerms
-      and nll of a chunk of positions; see `earlier_targets`.
-    head: pytree of arrays that give the logits; its gradient adds up in its
-      own dtype.
-    hidden_BxLxD: states that predict the targets of each row, in order.
-    sizes: V, and the logits per position, which determine the chunk size.
-  """
-  vocab_size, columns = sizes
-  batch, length = labels_BxL.shape
-  check_floats(hidden=hidden_BxLxD)
-  labels_BxL, kept_BxL = read_labels(labels_BxL, where_BxL, vocab_size)
-  assert kept_BxL is not None
-  where_BxL = kept_BxL
-  hidden_BxLxD = jnp.where(where_BxL[..., None], hidden_BxLxD, 0)
-  weight_BxL = token_weights(weights_V, labels_BxL, vocab_size)
-  part = max(1, min(length, CHUNK_ELEMENTS // (batch * columns)))
-  part = -(-length // -(-length // part))
-  count = -(-length // part)
+    @jax.checkpoint
+    def chunk(made: Any, start: Array, *arrays: Array) -> tuple:
+      hidden, labels, weight, where = arrays
+      earlier = dense_losses.earlier_targets(labels_BxL, kept, start, part)
+      row = labels_BxL, earlier
+      terms, nll = self._chunk(made, hidden, labels, weight, row)
+      return tuple(
+        jnp.where(where, x, 0.0).sum() for x in (*terms, lax.stop_gradient(nll))
+      )
 
-  def split(x: Array) -> Array:
-    """Splits [B, L, ...] into [count, B, part, ...], with zeros at the end."""
-    room = [(0, 0), (0, count * part - length)] + [(0, 0)] * (x.ndim - 2)
-    x = jnp.pad(x, room).reshape(batch, count, part, *x.shape[2:])
-    return jnp.moveaxis(x, 1, 0)
+    def step(sums: tuple, arrays: tuple[Array, ...]) -> tuple[tuple, None]:
+      values = chunk(made, *arrays)
+      return tuple(a + b for a, b in zip(sums, values, strict=True)), None
 
-  @jax.checkpoint
-  def chunk(head: Any, start: Array, *arrays: Array) -> tuple:
-    hidden, labels, weight, where = arrays
-    earlier = dense_losses.earlier_targets(labels_BxL, where_BxL, start, part)
-    terms, nll = loss(head, hidden, labels, weight, (labels_BxL, earlier))
-    return tuple(
-      jnp.where(where, x, 0.0).sum() for x in (*terms, lax.stop_gradient(nll))
+    zero = jnp.zeros((), jnp.float32)
+    arrays = map(split, (hidden_BxLxD, labels_BxL, weight_BxL, kept))
+    starts = jnp.arange(count) * part
+    (num, den, plain), _ = lax.scan(step, (zero,) * 3, (starts, *arrays))
+    # A label outside the vocabulary has weight NaN.
+    plain = jnp.where(jnp.isnan(den), jnp.nan, plain)
+    tokens = kept.sum().astype(jnp.float32)
+    return (
+      Sums(num, lax.stop_gradient(den)), Sums(lax.stop_gradient(plain), tokens)
     )
-
-  def step(sums: tuple, arrays: tuple[Array, ...]) -> tuple[tuple, None]:
-    values = chunk(head, *arrays)
-    return tuple(a + b for a, b in zip(sums, values, strict=True)), None
-
-  zero = jnp.zeros((), jnp.float32)
-  arrays = map(split, (hidden_BxLxD, labels_BxL, weight_BxL, where_BxL))
-  starts = jnp.arange(count) * part
-  (num, den, plain), _ = lax.scan(step, (zero,) * 3, (starts, *arrays))
-  # A label outside the vocabulary has weight NaN.
-  plain = jnp.where(jnp.isnan(den), jnp.nan, plain)
-  tokens = where_BxL.sum().astype(jnp.float32)
-  return (
-    Sums(num, lax.stop_gradient(den)),
-    Sums(lax.stop_gradient(plain), tokens),
-  )
 
 
 def head_nll(
