@@ -15,8 +15,7 @@ from typing import IO
 
 from pdl_jax import process
 from pdl_jax.sweep import claims
-from pdl_jax.sweep.cell import Cell
-from pdl_jax.sweep.claims import PREEMPTED, Attempt, End
+from pdl_jax.sweep.claims import PREEMPTED, Attempt, Cell, End
 
 Command = Callable[[Cell, Path], list[str]]
 

@@ -98,7 +98,7 @@ def main():
     multihost.leave(lambda: work(Path(run), json.loads(config)))
   command = [sys.executable, '-m', 'tests.sweep.stand_in_job', *sys.argv[1:]]
   hosts = supervisor.start(options.places(Path(run)), command)
-  sys.exit(supervisor.supervise(hosts, options.stuck_seconds()).code)
+  sys.exit(supervisor.supervise(hosts, options.STUCK_SECONDS.value).code)
 
 
 if __name__ == '__main__':
