@@ -7,7 +7,6 @@ never came, died or is stuck. Nothing waits longer than its time limit.
 
 import contextlib
 import dataclasses
-import os
 import re
 import signal
 import socket
@@ -106,16 +105,10 @@ def start(places: Sequence[Place], command: Sequence[str]) -> list[Host]:
   for number, place in enumerate(places):
     for suffix in ('json', 'end', 'stacks', fault.FILE):
       place.file(suffix).unlink(missing_ok=True)
-    line = list(command)
-    if sys.platform == 'linux':
-      # From its first moment on it does not outlive this process.
-      line = [*process.tied(place.file('worker')), *command]
-    child = subprocess.Popen(
-      line, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
-      stderr=subprocess.PIPE, encoding='utf-8', errors='replace',
-      # Ctrl-C reaches this process alone, which passes it on as SIGTERM.
-      process_group=0,
-      env={**os.environ, **place.environment(), 'PYTHONUNBUFFERED': '1'},
+    child = process.spawn(
+      place.file('worker'), command, env=place.environment(),
+      stdout=subprocess.PIPE, stderr=subprocess.PIPE, encoding='utf-8',
+      errors='replace',
     )  # fmt: skip
     output = Output(child, place.file('log'), shown=number == 0)
     hosts.append(Host(place, child, output))

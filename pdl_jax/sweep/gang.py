@@ -90,7 +90,7 @@ def follow(name: Path, log: Path, line: list[str], origin: Origin) -> None:
   """Looks after a process whose process 0 is on another machine."""
   enter(*origin)
   with log.open('ab') as file:
-    own = child.spawn(name, line, file)
+    own = process.spawn(name, line, stdout=file, stderr=file)
   try:
     while own.poll() is None:
       time.sleep(local.POLL)

@@ -13,6 +13,7 @@ import pytest
 from pdl_jax import process
 from pdl_jax.errors import ConfigError
 from pdl_jax.sweep import claims, local
+from pdl_jax.sweep.status import format_status, status
 from tests.sweep.stand_in import (
   alive_runs,
   assert_finished_once,
@@ -129,6 +130,9 @@ def test_sigterm_saves_and_the_same_command_finishes(tmp_path, held):
   sweeper.join()
   assert sweeper.exitcode == 75
   assert [codes(tmp_path, c) for c in wanted] == [[75], [75], []]
+  # The cell that was not begun is counted too.
+  told = format_status(status(tmp_path)).splitlines()
+  assert told[-1] == '3 cells: 3 queued; time left: unknown'
   held.unlink()
   before = signal.getsignal(signal.SIGTERM)
   assert sweep(tmp_path, wanted).done == 3
