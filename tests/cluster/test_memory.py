@@ -19,6 +19,7 @@ from pdl_jax.train import state
 from pdl_jax.train.step import train_step
 from tests import small
 
+pytestmark = pytest.mark.usefixtures('quick_compile')
 OPTIMIZER = small.optimizer_config()
 LARGE = ModelConfig(
   vocab_size=128_256, width=4096, layers=32, heads=32, kv_heads=32,
@@ -72,7 +73,7 @@ def test_the_state_is_exact():
   assert found.parameters + found.moments == held
 
 
-def test_the_compiled_step():
+def test_the_compiled_step(full_compile):
   """Arguments exact; temporaries within a third."""
   mesh = (2, 2, 2)
   expected, found = compiled(MODEL, mesh), of(mesh)
