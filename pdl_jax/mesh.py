@@ -113,11 +113,10 @@ def shardings(mesh: Mesh | AbstractMesh, names: Any, shapes: Any) -> Any:
   ) -> NamedSharding:
     partition = partition_spec(*axes)
     for size, name, axis in zip(leaf.shape, axes, partition, strict=True):
-      parts = _size(mesh, axis)
-      if size % parts:
+      if size % (count := parts(mesh, name)):
         raise ConfigError(
           f'{jax.tree_util.keystr(path, simple=True, separator="/")}: axis '
-          f'{name} of {size} does not divide over {parts} ({axis}) devices; '
+          f'{name} of {size} does not divide over {count} ({axis}) devices; '
           'choose another mesh'
         )
     return NamedSharding(mesh, partition)
@@ -125,16 +124,23 @@ def shardings(mesh: Mesh | AbstractMesh, names: Any, shapes: Any) -> Any:
   return jax.tree_util.tree_map_with_path(one, shapes, names)
 
 
+def parts(mesh: Mesh | AbstractMesh, name: str | None) -> int:
+  """Returns over how many devices a logical axis is split."""
+  axis = None if name is None else RULES[name]
+  axes = (axis,) if isinstance(axis, str) else axis or ()
+  return math.prod(mesh.shape[each] for each in axes)
+
+
 def check_batch(
   mesh: Mesh | AbstractMesh, key: str, batch: int, grad_accum_steps: int
 ) -> None:
   """Refuses a global batch that does not split over micro-batches and mesh."""
-  parts = _size(mesh, RULES['batch'])
-  if batch % (parts * grad_accum_steps):
+  count = parts(mesh, 'batch')
+  if batch % (count * grad_accum_steps):
     raise ConfigError(
       f'{key} {batch} does not divide into {grad_accum_steps} micro-batches '
-      f'over {parts} (data x fsdp) devices; use a multiple of '
-      f'{parts * grad_accum_steps}'
+      f'over {count} (data x fsdp) devices; use a multiple of '
+      f'{count * grad_accum_steps}'
     )
 
 
@@ -144,14 +150,14 @@ def batch_share(mesh: Mesh) -> tuple[int, int]:
   Processes that differ only along the tensor axis read the same share. A share
   that ends within a process is refused.
   """
-  parts = _size(mesh, RULES['batch'])
+  count = parts(mesh, 'batch')
   placed = NamedSharding(mesh, partition_spec('batch'))
   rows: dict[int, set[int]] = {}
-  for device, (part,) in placed.devices_indices_map((parts,)).items():
-    first = part.indices(parts)[0]
+  for device, (part,) in placed.devices_indices_map((count,)).items():
+    first = part.indices(count)[0]
     rows.setdefault(device.process_index, set()).add(first)
   shares = sorted({tuple(sorted(own)) for own in rows.values()})
-  if sum(map(len, shares)) != parts or len(set(map(len, shares))) != 1:
+  if sum(map(len, shares)) != count or len(set(map(len, shares))) != 1:
     raise ConfigError(
       f'mesh {dict(mesh.shape)} splits batches across the devices of a '
       f'process and of others at once ({len(rows)} processes); make data x '
@@ -197,8 +203,3 @@ def put(array: np.ndarray | Array, placed: NamedSharding) -> Array:
 def _rows(mesh: Mesh, rows: np.ndarray) -> NamedSharding:
   names = ('batch', *(None,) * (rows.ndim - 1))
   return NamedSharding(mesh, partition_spec(*names))
-
-
-def _size(mesh: Mesh | AbstractMesh, axis: str | tuple[str, ...] | None) -> int:
-  axes = (axis,) if isinstance(axis, str) else axis or ()
-  return math.prod(mesh.shape[name] for name in axes)

@@ -14,8 +14,12 @@ import socket
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+  from subprocess import Popen
 
 # Takes reductions from YNNPACK, which computes some of them wrong; it keeps
 # products. XLA adds this to other values of the flag. See losses/sentinel.py.
@@ -148,14 +152,25 @@ def get_when_parent_dies(number: signal.Signals) -> None:
     raise OSError(ctypes.get_errno(), 'prctl(PR_SET_PDEATHSIG) failed')
 
 
-def tied(name: Path) -> list[str]:
-  """Returns the prefix of a command that is to end with this process.
+def spawn(name: Path, command: Sequence[str], **options: Any) -> 'Popen':
+  """Starts a process that gets SIGTERM when this one ends, however it ends.
 
-  The file `name` will identify the command's process.
+  That is so on Linux, where the file `name` will identify the process. Ctrl-C
+  reaches this process alone, which passes it on.
+
+  Args:
+    options: further ones of Popen.
   """
-  return [
-    sys.executable, '-I', '-S', __file__, str(os.getpid()), str(name),
-  ]  # fmt: skip
+  import subprocess
+
+  tied = [sys.executable, '-I', '-S', __file__, str(os.getpid()), str(name)]
+  return subprocess.Popen(
+    [*tied, *command] if sys.platform == 'linux' else command,
+    stdin=subprocess.DEVNULL, process_group=0,
+    # Otherwise output could follow the error in a log.
+    env={**os.environ, 'PYTHONUNBUFFERED': '1', **options.pop('env', {})},
+    **options,
+  )  # fmt: skip
 
 
 def become(parent: int, file: Path, command: list[str]) -> None:

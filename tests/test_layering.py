@@ -17,6 +17,7 @@ LAYERS = [
   {'errors', 'process'},
   {'own_files'},
   {'storage', 'mesh'},
+  {'run_claim'},
   {'run_folder'},
   {'losses'},
   {'model'},
@@ -46,7 +47,8 @@ CORE = [
 ]  # fmt: skip
 # What the core stands on: looked up when a name is met, not read first.
 UNDER = [
-  'own_files', 'process', 'storage/files', 'losses/checks', 'losses/renamed',
+  'own_files', 'process', 'run_claim', 'storage/files', 'losses/checks',
+  'losses/renamed',
   'losses/schedule', 'losses/settings', 'model/decoding', 'model/fingerprint',
   'model/lora', 'model/positions', 'model/rotary', 'model/settings',
   'data/chat_sandbox', 'data/json_index', 'data/parts', 'data/prompt',

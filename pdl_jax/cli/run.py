@@ -35,7 +35,7 @@ def main(arguments: Sequence[str]) -> int:
   pod = pods.pod()
   if pod is not None and given.SWEEP.value:
     raise ConfigError('--sweep and --pod are different commands; give one')
-  if options.devices_are_told() and not given.DRY_RUN.value:
+  if options.DEVICES.value is not None and not given.DRY_RUN.value:
     raise ConfigError(
       '--devices says of which machine --dry_run speaks; a run takes all '
       'devices that are there'
@@ -61,22 +61,22 @@ def _train(
   stop: 'StopRequest',
   arguments: Sequence[str],
 ) -> int:
-  from pdl_jax import run_folder
+  from pdl_jax import run_claim, run_folder
   from pdl_jax.cluster import multihost, supervisor
   from pdl_jax.cluster.preflight import Preflight
   from pdl_jax.run import finetune
 
   if hosts := options.places(workdir):
-    run_folder.check_unclaimed(workdir)
+    run_claim.check_unclaimed(workdir)
     started = supervisor.start(hosts, [sys.executable, *arguments])
-    ended = supervisor.supervise(started, options.stuck_seconds())
+    ended = supervisor.supervise(started, options.STUCK_SECONDS.value)
     if ended.words:
       run_folder.note_failure(workdir, settings, 'error', ended.words)
     return ended.code
   if told := _in_vain(settings):
     print(told)
   inspect = None
-  with run_folder.claimed(workdir):
+  with run_claim.claimed(workdir):
     own = multihost.Place.here()
     if own is not None or multihost.default_backend() != 'cpu':
       stop.note('pre-flight')
@@ -123,7 +123,7 @@ def _start_pod(pod: pods.Pod, arguments: Sequence[str]) -> int:
   kept = pods.without(options.without_dry_run(arguments))
   plan = pod_plan.make(pod, pod_plan.committed(kept, folder))
   if given.DRY_RUN.value:
-    if options.devices_are_told():
+    if options.DEVICES.value is not None:
       print(describe(settings, options.devices()))
     print(pod_plan.to_shell(plan))
   else:

@@ -2,10 +2,11 @@
 
   python launch.py status FOLDER
 
-FOLDER contains run folders; runs/summarize is an example. Each run is queued,
-running (with its step and last heartbeat), done, failed (with its last error),
-or broken, if one of its files is torn. Nothing is written: any machine that
-sees the folder may ask at any time.
+FOLDER contains run folders; runs/summarize is an example. Each run is running
+(with its step and last heartbeat), done, failed (with its last error), stopped
+(the command that began it continues it), queued, if it is a cell that a sweep
+has yet to begin or to continue, or broken, if one of its files is torn. Nothing
+is written: any machine that sees the folder may ask at any time.
 """
 
 from collections.abc import Sequence

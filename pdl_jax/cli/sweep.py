@@ -3,6 +3,7 @@
 import os
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -83,7 +84,7 @@ def _run_cells(
   cells: 'Sequence[Cell]', root: Path, command: 'Command'
 ) -> 'Outcome':
   """Runs cells by the engine of the flags."""
-  from pdl_jax.sweep import local, ray_engine
+  from pdl_jax.sweep import child, local, ray_engine
   from pdl_jax.sweep.placement import Wanted
 
   resources = ray_engine.parse_resources(given.RESOURCES.value)
@@ -93,7 +94,7 @@ def _run_cells(
   def line(cell: 'Cell', run: Path) -> list[str]:
     return [*command(cell, run), *more]
 
-  how = given.WORKERS.value, given.RETRIES.value, given.FAIL_FAST.value, line
+  how = given.WORKERS.value, given.RETRIES.value, given.FAIL_FAST.value
   if hosts > 1 and given.ENGINE.value != 'ray':
     raise ConfigError(
       f'--hosts_per_cell={hosts} needs --engine=ray; this machine alone '
@@ -101,6 +102,6 @@ def _run_cells(
     )
   print(f'{len(cells)} cells; each prints to {root}/CELL/log.txt', flush=True)
   if given.ENGINE.value == 'ray':
-    wanted = Wanted(resources, hosts)
-    return ray_engine.run_on_ray(cells, root, *how, wanted)
-  return local.run(cells, root, *how)
+    with ray_engine.engine(root, line, Wanted(resources, hosts)) as start:
+      return local.run(cells, root, *how, start)
+  return local.run(cells, root, *how, partial(child.start, root, line))

@@ -78,9 +78,16 @@ class End:
   words: str
   time: float
 
+  @property
+  def sentence(self) -> str:
+    """Says what happened to the host, in its own words if it had any."""
+    if self.words.startswith('error: '):
+      return f'{self.who} ended: {self.words.removeprefix("error: ")}'
+    return f'{self.who} {self.words}'
+
   def write(self, folder: Path) -> None:
     """Writes it for the other hosts."""
-    _write(folder / f'{self.name}.end', dataclasses.asdict(self))
+    _write(folder / f'{self.name}.end', self)
 
 
 class Journal:
@@ -111,7 +118,7 @@ class Journal:
       self._name, socket.gethostname(), os.getpid(), self.process, self._doing,
       self._ticks, round(self._written - self._since, 1), time.time(),
     )  # fmt: skip
-    _write(self._path, dataclasses.asdict(standing))
+    _write(self._path, standing)
 
   def _run(self) -> None:
     while True:
@@ -121,10 +128,10 @@ class Journal:
         self.write()
 
 
-def _write(path: Path, value: dict) -> None:
-  partial = path.with_name(f'{path.name}.{threading.get_ident()}')
-  partial.write_text(json.dumps(value), 'utf-8')
-  partial.replace(path)
+def _write(path: Path, value: Standing | End) -> None:
+  text = json.dumps(dataclasses.asdict(value))
+  # The thread of a journal writes at the same time as others.
+  files.write_whole(path, text, mark=str(threading.get_ident()))
 
 
 def _read(folder: Path, suffix: str, kind: Any, since: float) -> list[Any]:
@@ -140,8 +147,8 @@ def standings(folder: Path, since: float) -> list[Standing]:
 
 
 def ends(folder: Path, since: float) -> list[End]:
-  """Reads those written since then, the first end first."""
-  return sorted(_read(folder, 'end', End, since), key=lambda one: one.time)
+  """Reads those written since then."""
+  return _read(folder, 'end', End, since)
 
 
 def stuck(standings: Sequence[Standing], now: float) -> str:
@@ -149,23 +156,21 @@ def stuck(standings: Sequence[Standing], now: float) -> str:
 
   A host that waits for others has begun what they have not.
   """
+
+  def doing(one: Standing) -> str:
+    return f'{one.doing} for {one.quiet + max(now - one.time, 0):.0f} s'
+
   least = min(one.ticks for one in standings)
   behind = [one for one in standings if one.ticks == least]
+  if len(standings) == 1:
+    return f'{standings[0].who} is stuck: {doing(standings[0])}'
   if len(behind) == len(standings):
-    one, more = standings[0], len(standings) > 1
     return (
-      f'{"all hosts are" if more else f"{one.who} is"} stuck: {one.doing} for '
-      f'{_quiet(one, now):.0f} s' + (', none behind the others' if more else '')
+      f'all hosts are stuck: {doing(standings[0])}, none behind the others'
     )
-  names = ', '.join(
-    f'{one.who}, {one.doing} for {_quiet(one, now):.0f} s' for one in behind
-  )
+  names = ', '.join(f'{one.who}, {doing(one)}' for one in behind)
   ahead = max(standings, key=lambda one: one.ticks)
   return f'stuck: {names}, while {ahead.who} is {ahead.doing}'
-
-
-def _quiet(one: Standing, now: float) -> float:
-  return one.quiet + max(now - one.time, 0)
 
 
 def primary(ends: Sequence[End]) -> End | None:
@@ -174,23 +179,15 @@ def primary(ends: Sequence[End]) -> End | None:
   return min(reasons, key=lambda end: end.time, default=None)
 
 
-def sentence(end: End) -> str:
-  """Says what happened to a host, in its own words if it had any."""
-  if end.words.startswith('error: '):
-    return f'{end.who} ended: {end.words.removeprefix("error: ")}'
-  return f'{end.who} {end.words}'
-
-
-def silent(standings: Sequence[Standing], now: float) -> str | None:
-  """Names the hosts that have fallen silent, if any."""
-  lost = [one for one in standings if now - one.time > SILENCE]
-  if not lost:
-    return None
-  return ', '.join(
+def silent(standings: Sequence[Standing], now: float) -> str:
+  """Names the hosts that have fallen silent; '' if none has."""
+  names = ', '.join(
     f'{one.who} has not been heard of for {now - one.time:.0f} s (last '
     f'seen {one.doing})'
-    for one in lost
-  ) + '; the host, its network or its process is gone'
+    for one in standings
+    if now - one.time > SILENCE
+  )
+  return names and f'{names}; the host, its network or its process is gone'
 
 
 def missing(
@@ -220,9 +217,8 @@ def missing(
       f'all {processes} processes run, but did not meet within {seconds} s: '
       f'each must reach {place}, through firewalls, by the same name'
     )
-  which = ', '.join(map(str, never))
   return (
-    f'process{"es" * (len(never) > 1)} {which} of {processes} never came '
-    f'within {seconds} s; is the command running there, with this run folder '
-    f'and {place}?'
+    f'process{"es" * (len(never) > 1)} {", ".join(map(str, never))} of '
+    f'{processes} never came within {seconds} s; is the command running there, '
+    f'with this run folder and {place}?'
   )

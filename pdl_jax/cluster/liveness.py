@@ -102,7 +102,9 @@ def _lifetimes(
         roots[v] = {root for x in read for root in roots[x]}
       elif equation.primitive.name in _IN_PLACE and read:
         roots[v] = roots[read[0]]
-      elif equation.primitive.name in _LOOPS and (like := _like(v, carry)):
+      elif equation.primitive.name in _LOOPS and (
+        like := next((x for x in carry if x.aval == v.aval), None)
+      ):
         roots[v] = roots[like]
         carry.remove(like)
       else:
@@ -111,10 +113,6 @@ def _lifetimes(
   for v in _variables(jaxpr.outvars):
     last.update(dict.fromkeys(roots[v], end))
   return roots, last
-
-
-def _like(v: Any, others: list[Any]) -> Any:
-  return next((x for x in others if x.aval == v.aval), None)
 
 
 def _is_elementwise(equation: Any) -> bool:

@@ -19,7 +19,7 @@ from jax.sharding import AbstractMesh, AxisType
 from pdl_jax.cluster import liveness
 from pdl_jax.errors import ConfigError
 from pdl_jax.losses import LOSSES, Head, Loss, LossTables
-from pdl_jax.mesh import MESH_AXES, RULES, check_batch, shardings
+from pdl_jax.mesh import MESH_AXES, check_batch, parts, shardings
 from pdl_jax.model import lm
 from pdl_jax.model.config import ModelConfig
 from pdl_jax.train import state
@@ -94,7 +94,7 @@ def estimate(
   whole = state.describe(shapes, model, config, optimizer, mesh)
   parameters = shard_bytes((whole.trained, whole.frozen))
   trained = shard_bytes(whole.trained)
-  split = _parts(mesh, 'batch')
+  split = parts(mesh, 'batch')
   share = _share(model, mesh, whole)
   micro = rows // (split * config.grad_accum_steps)
   activations, casts = _kept(share, micro, length, targets)
@@ -107,7 +107,7 @@ def estimate(
     inputs=sum(x.size * x.dtype.itemsize for x in inputs),
     gradients=trained * (1 if config.grad_accum_steps == 1 else 2),
     # Parameters cast to the dtype of a matmul are split like the originals.
-    activations=activations + casts // _parts(mesh, 'embed'),
+    activations=activations + casts // parts(mesh, 'embed'),
     loss=_loss_peak(share, micro, targets, loss),
     layer=_layer_peak(share, micro, length, targets),
   )
@@ -167,27 +167,21 @@ def _share(model: ModelConfig, mesh: AbstractMesh, whole: TrainState) -> _Share:
   def local(tree: Tree) -> Tree:
     return jax.tree.map(one, tree, placed, is_leaf=lambda x: x is None)
 
-  parts = {
-    axis: getattr(model, axis) // _parts(mesh, axis)
+  split = {
+    axis: getattr(model, axis) // parts(mesh, axis)
     for axis in ('heads', 'kv_heads', 'mlp')
   }
-  return _Share(
-    dataclasses.replace(model, **parts), local(whole.trained),
-    local(whole.frozen),
-  )  # fmt: skip
+  model = dataclasses.replace(model, **split)
+  return _Share(model, local(whole.trained), local(whole.frozen))
 
 
 def _batch(rows: int, length: int, targets: int) -> dict[str, Any]:
-  sizes = {
-    'tokens': length, 'segments': length, 'positions': length,
-    'labels': targets, 'reads': targets, 'where': targets,
-  }  # fmt: skip
+  text = jax.ShapeDtypeStruct((rows, length), jnp.int32)
+  read = jax.ShapeDtypeStruct((rows, targets), jnp.int32)
   return {
-    name: jax.ShapeDtypeStruct(
-      (rows, size), bool if name == 'where' else jnp.int32
-    )
-    for name, size in sizes.items()
-  }
+    'tokens': text, 'segments': text, 'positions': text, 'labels': read,
+    'reads': read, 'where': jax.ShapeDtypeStruct((rows, targets), bool),
+  }  # fmt: skip
 
 
 def _tables(vocab_size: int) -> LossTables:
@@ -256,10 +250,3 @@ def _loss_peak(share: _Share, rows: int, targets: int, loss: Loss) -> int:
     own[0], hidden, own[1], _batch(rows, targets, targets), _tables(columns)
   )
   return liveness.peak_bytes(jaxpr)
-
-
-def _parts(mesh: AbstractMesh, name: str) -> int:
-  """Returns over how many devices an axis is split."""
-  axis = RULES[name]
-  axes = (axis,) if isinstance(axis, str) else axis or ()
-  return math.prod(mesh.shape[x] for x in axes)

@@ -17,7 +17,7 @@ from jax.experimental import multihost_utils
 
 from pdl_jax import process
 from pdl_jax.cluster.heartbeat import GOOD, JOINING, Journal
-from pdl_jax.errors import HostError
+from pdl_jax.errors import HostError, reason
 from pdl_jax.train.preemption import StopRequest
 
 # How the parent tells a process that it is one of several.
@@ -109,11 +109,10 @@ def default_backend() -> str:
   except (RuntimeError, AssertionError) as error:
     # Some releases of JAX assert if one of their plugins is missing.
     asked = jax.config.values['jax_platforms']
-    says = str(error).strip().splitlines() or [type(error).__name__]
     raise HostError(
       f'no backend {asked} on this host, which --backend or JAX_PLATFORMS asks '
       'for: mend the driver or libtpu, or end what holds the chips; JAX says: '
-      f'{says[0]}'
+      f'{reason(error)}'
     ) from error
 
 
@@ -147,9 +146,8 @@ def join(place: Place) -> SharedStop:
       'each host --coordinator=HOST:PORT --num_processes=N --process_id=I'
     ) from error
   except RuntimeError as error:
-    reason = str(error).strip().splitlines()[0]
     raise HostError(
-      f'--multihost cannot join the other hosts: {reason}'
+      f'--multihost cannot join the other hosts: {reason(error)}'
     ) from error
   default_backend()
   journal.process = jax.process_index()

@@ -35,7 +35,7 @@ _PROCESS_ID = flags.DEFINE_integer(
 _JOIN_SECONDS = flags.DEFINE_integer(
   'join_seconds', 300, 'How long hosts wait for each other.', lower_bound=1
 )
-_STUCK_SECONDS = flags.DEFINE_integer(
+STUCK_SECONDS = flags.DEFINE_integer(
   'stuck_seconds', 1800, 'With several hosts: how long anything may take, '
   'the longest compilation too, before the run is called stuck.',
   lower_bound=1,
@@ -43,7 +43,7 @@ _STUCK_SECONDS = flags.DEFINE_integer(
 _BACKEND = flags.DEFINE_enum(
   'backend', None, ['cpu', 'gpu', 'tpu'], 'Nothing else will do.'
 )
-_DEVICES = flags.DEFINE_integer(
+DEVICES = flags.DEFINE_integer(
   'devices', None, 'With --dry_run: how many will be there.', lower_bound=1
 )
 # Flags that a sweep passes on to its cells.
@@ -76,8 +76,7 @@ def choose_backend() -> None:
 
 def places(workdir: Path) -> 'list[Place]':
   """Returns the processes to start; [] if this one is to train itself."""
-  from pdl_jax.cluster import multihost
-  from pdl_jax.cluster.multihost import Place
+  from pdl_jax.cluster.multihost import Place, number_here
 
   if Place.here() is not None:
     return []
@@ -85,19 +84,20 @@ def places(workdir: Path) -> 'list[Place]':
   if _PROCESSES.value:
     # A rehearsal uses this machine's CPUs, whatever else it has.
     os.environ['JAX_PLATFORMS'] = 'cpu'
-    coordinator, count = f'localhost:{_free_port()}', _PROCESSES.value
+    with socket.socket() as probe:
+      probe.bind(('localhost', 0))
+      port = probe.getsockname()[1]
+    coordinator, count = f'localhost:{port}', _PROCESSES.value
     named = [(str(each), each) for each in range(count)]
   elif _MULTIHOST.value:
-    own = multihost.number_here() if number is None else number
+    own = number_here() if number is None else number
     named = [(socket.gethostname() if own is None else str(own), number)]
   else:
     return []
   folder = str(workdir.absolute() / 'hosts')
-  heartbeat = min(_HEARTBEAT, _STUCK_SECONDS.value)
+  limits = _JOIN_SECONDS.value, min(_HEARTBEAT, STUCK_SECONDS.value)
   return [
-    Place(
-      folder, name, coordinator, count, each, _JOIN_SECONDS.value, heartbeat
-    )
+    Place(folder, name, coordinator, count, each, *limits)
     for name, each in named
   ]
 
@@ -139,17 +139,12 @@ def check_alone(command: str) -> None:
     )
 
 
-def devices_are_told() -> bool:
-  """Whether --devices is given."""
-  return _DEVICES.value is not None
-
-
 def devices() -> int | None:
   """Returns how many devices a run will have; None if no flag says it.
 
   With several processes on CPUs, each has one device.
   """
-  return _DEVICES.value or _PROCESSES.value or _NUM_PROCESSES.value
+  return DEVICES.value or _PROCESSES.value or _NUM_PROCESSES.value
 
 
 def without(arguments: Sequence[str], names: Collection[str]) -> list[str]:
@@ -187,14 +182,3 @@ def of_cells(hosts: int) -> list[str]:
     for name in _OF_CELLS
     if flags.FLAGS[name].present
   ]
-
-
-def stuck_seconds() -> float:
-  """Returns how long anything may take before the run is called stuck."""
-  return _STUCK_SECONDS.value
-
-
-def _free_port() -> int:
-  with socket.socket() as probe:
-    probe.bind(('localhost', 0))
-    return probe.getsockname()[1]

@@ -12,7 +12,6 @@ read by a shell on the host, so its values are quoted.
 """
 
 import concurrent.futures
-import dataclasses
 import re
 import shlex
 import shutil
@@ -39,8 +38,7 @@ _SOURCES = {
 }
 
 
-@dataclasses.dataclass(frozen=True)
-class Training:
+class Training(NamedTuple):
   """One run, to be started on a pod.
 
   Attributes:
@@ -131,18 +129,17 @@ def make(pod: Pod, training: Training) -> Plan:
   """Plans how to start a training on a pod; looks up and runs nothing."""
   logs = training.workdir / 'logs'
   values, files = _values(pod, training, logs), {}
-  if pod.kind == 'slurm':
+  if pod.pod_kind == 'slurm':
     script = (_TEMPLATES / 'job.sbatch').read_text('utf-8')
     files[logs / 'job.sbatch'] = _fill(script, _quoted(values))
   hosts = [
-    {**values, 'HOST': f'{pod.name}-{index}', 'INDEX': str(index)}
+    {**values, 'HOST': f'{pod.pod}-{index}', 'INDEX': str(index)}
     for index in range(max(pod.hosts, 1))
   ]
-  text = (_TEMPLATES / f'{pod.kind}.sh').read_text('utf-8')
+  text = (_TEMPLATES / f'{pod.pod_kind}.sh').read_text('utf-8')
   steps = tuple(_steps(text, hosts))
   later = tuple(step for step in steps if step.name.startswith('To '))
-  first = steps[: len(steps) - len(later)]
-  return Plan(files, first, later)
+  return Plan(files, steps[: len(steps) - len(later)], later)
 
 
 def _values(pod: Pod, training: Training, logs: Path) -> Values:
@@ -150,20 +147,23 @@ def _values(pod: Pod, training: Training, logs: Path) -> Values:
   own = (*training.arguments, f'--workdir={training.workdir}')
   again = ('python', 'launch.py', *own)
   project, _, family = pod.image.partition('/')
-  spot = '--provisioning-model=SPOT', '--instance-termination-action=DELETE'
   capacity = () if pod.capacity in ('', 'on-demand') else (f'--{pod.capacity}',)
+  if capacity and pod.pod_kind == 'mig':
+    capacity = (
+      '--provisioning-model=SPOT', '--instance-termination-action=DELETE'
+    )  # fmt: skip
   return {
-    'NAME': pod.name,
+    'NAME': pod.pod,
     'ZONE': pod.zone,
     'ACCELERATOR': pod.accelerator,
     'HOSTS': str(pod.hosts),
-    'FIRST': f'{pod.name}-0',
+    'FIRST': f'{pod.pod}-0',
     'IMAGE': pod.runtime,
     'IMAGE_PROJECT': project,
     'IMAGE_FAMILY': family,
     'SHARE': pod.share,
     'MOUNT': pods.MOUNT,
-    'CAPACITY': spot if capacity and pod.kind == 'mig' else capacity,
+    'CAPACITY': capacity,
     'CLUSTER': pod.cluster,
     'TASKS': pod.accelerator.rpartition(':')[2],
     'PACK': training.pack,
@@ -230,15 +230,14 @@ def to_shell(plan: Plan) -> str:
     parts += [f'# Written first: {path}', f'mkdir -p {folder}']
     parts += [f"cat > {file} <<'END_OF_FILE'\n{text}END_OF_FILE", '']
   for number, step in enumerate(plan.steps, 1):
-    parts.append(f'# {number}/{len(plan.steps)} {step.name}')
     lines = [shlex.join(command) for command in step.commands]
-    together = len(lines) > 1
-    parts += [f'{line} &' if together else line for line in lines]
-    parts += ['wait', ''] if together else ['']
-  return '\n'.join(parts) + '\n' + later_to_shell(plan)
+    if len(lines) > 1:
+      lines = [*(f'{line} &' for line in lines), 'wait']
+    parts += [f'# {number}/{len(plan.steps)} {step.name}', *lines, '']
+  return '\n'.join(parts) + '\n' + _later(plan)
 
 
-def later_to_shell(plan: Plan) -> str:
+def _later(plan: Plan) -> str:
   """Formats what one needs afterwards as comments."""
   lines: list[str] = []
   for step in plan.later:
@@ -265,7 +264,7 @@ def run(plan: Plan) -> None:
       _run_step(step)
   finally:
     # After a failure too, because what was made by then costs money.
-    print(later_to_shell(plan), flush=True)
+    print(_later(plan), flush=True)
 
 
 def _run_step(step: Step) -> None:

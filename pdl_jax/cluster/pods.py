@@ -78,8 +78,8 @@ flags.DEFINE_string('cluster', '', 'With --pod: of xpk.')
 class Pod:
   """The values of the flags above; '' and 0 are flags not given."""
 
-  kind: str
-  name: str
+  pod_kind: str
+  pod: str
   zone: str = ''
   accelerator: str = ''
   hosts: int = 0
@@ -90,22 +90,22 @@ class Pod:
 
   def __post_init__(self):
     """Raises ConfigError for flags that are missing, unread or malformed."""
-    kind, given = _KINDS[self.kind], self._given()
-    if missing := [name for name in kind.needed if name not in given]:
-      raise ConfigError(f'--pod_kind={self.kind} needs {_flags(missing)}')
-    known = ('kind', 'name', *kind.needed, *kind.optional)
-    if unread := [name for name in given if name not in known]:
+    kind = _KINDS[self.pod_kind]
+    if missing := [name for name in kind.needed if not getattr(self, name)]:
+      raise ConfigError(f'--pod_kind={self.pod_kind} needs {_named(missing)}')
+    known = ('pod_kind', 'pod', *kind.needed, *kind.optional)
+    if unread := [x for x in _FLAGS if getattr(self, x) and x not in known]:
       raise ConfigError(
-        f'--pod_kind={self.kind} does not read {_flags(unread)}'
+        f'--pod_kind={self.pod_kind} does not read {_named(unread)}'
       )
-    legal = re.fullmatch('[a-z]([-a-z0-9]*[a-z0-9])?', self.name)
-    if not legal or len(self.name) > kind.longest_name:
+    legal = re.fullmatch('[a-z]([-a-z0-9]*[a-z0-9])?', self.pod)
+    if not legal or len(self.pod) > kind.longest_name:
       raise ConfigError(
-        f'--pod={self.name} has to be lower case letters, digits and hyphens, '
+        f'--pod={self.pod} has to be lower case letters, digits and hyphens, '
         f'begin with a letter and be at most {kind.longest_name} long'
       )
     self._check_made()
-    mounted = self.share and self.kind != 'xpk'
+    mounted = self.share and self.pod_kind != 'xpk'
     if mounted and not re.fullmatch('gs://[^/]+|[^/:]+:/[^/].*', self.share):
       raise ConfigError(
         f'--share={self.share} is neither IP:/EXPORT of a file server nor '
@@ -113,32 +113,32 @@ class Pod:
       )
 
   def _check_made(self) -> None:
-    if not self.accelerator and (self.image or self.capacity):
+    kind, accelerator = self.pod_kind, self.accelerator
+    if not accelerator and (self.image or self.capacity):
       raise ConfigError(
         f'--{"image" if self.image else "capacity"} says how machines are '
         'made, and without --accelerator those that exist are used'
       )
-    tpu = self.accelerator and self.kind in ('tpu-vm', 'queued-resource')
-    if tpu and not re.fullmatch(r'v[0-9][a-z]*-[0-9]+', self.accelerator):
+    tpu = accelerator and kind in ('tpu-vm', 'queued-resource')
+    if tpu and not re.fullmatch(r'v[0-9][a-z]*-[0-9]+', accelerator):
       raise ConfigError(
-        f'--accelerator={self.accelerator} is no accelerator type of the Cloud '
+        f'--accelerator={accelerator} is no accelerator type of the Cloud '
         'TPU API, such as v5litepod-16 or v6e-16; from TPU7x on take '
         '--pod_kind=xpk'
       )
-    if self.kind == 'mig' and self.accelerator and self.image.count('/') != 1:
+    if kind == 'mig' and accelerator and self.image.count('/') != 1:
       raise ConfigError(
         '--pod_kind=mig needs --image=PROJECT/FAMILY with NVIDIA drivers, as '
         'in --image=deeplearning-platform-release/FAMILY'
       )
-    if self.kind == 'mig' and self.capacity == 'reserved':
+    if kind == 'mig' and self.capacity == 'reserved':
       raise ConfigError(
         '--capacity=reserved: Compute Engine takes a matching reservation '
         'by itself; leave it out'
       )
-    slurm = self.kind == 'slurm'
-    if slurm and not re.fullmatch('(.*:)?[1-9][0-9]*', self.accelerator):
+    if kind == 'slurm' and not re.fullmatch('(.*:)?[1-9][0-9]*', accelerator):
       raise ConfigError(
-        f'--accelerator={self.accelerator} is not the GPUs of a Slurm node, '
+        f'--accelerator={accelerator} is not the GPUs of a Slurm node, '
         'as in 8 or h100:8'
       )
 
@@ -147,39 +147,32 @@ class Pod:
     """Returns the image or its default; of a TPU the runtime version."""
     series = self.accelerator.partition('-')[0]
     default = _RUNTIMES.get(series, _RUNTIMES[''])
-    return self.image or ('python:3.12' if self.kind == 'xpk' else default)
+    return self.image or ('python:3.12' if self.pod_kind == 'xpk' else default)
 
   def flags(self, without: tuple[str, ...] = ()) -> list[str]:
-    """Lists the flags that give this pod, except those of some fields."""
+    """Lists the flags that give this pod, except for some."""
     return [
-      f'--{_FLAGS[name]}={value}'
-      for name, value in self._given().items()
-      if name not in without
-    ]
-
-  def _given(self) -> dict[str, str | int]:
-    return {name: x for name, x in dataclasses.asdict(self).items() if x}
+      f'--{name}={value}' for name, value in dataclasses.asdict(self).items()
+      if value and name not in without
+    ]  # fmt: skip
 
 
-_FLAGS = {
-  field.name: {'kind': 'pod_kind', 'name': 'pod'}.get(field.name, field.name)
-  for field in dataclasses.fields(Pod)
-}
+_FLAGS = tuple(field.name for field in dataclasses.fields(Pod))
 
 
-def _flags(names: Sequence[str]) -> str:
-  return ', '.join(f'--{_FLAGS[name]}' for name in names)
+def _named(names: Sequence[str]) -> str:
+  return ', '.join(f'--{name}' for name in names)
 
 
 def pod() -> Pod | None:
   """Makes the pod that the flags describe; None without --pod."""
-  told = {name: flags.FLAGS[flag] for name, flag in _FLAGS.items()}
-  if told['name'].value is None:
-    if alone := [flag.name for flag in told.values() if flag.present]:
+  told = {name: flags.FLAGS[name] for name in _FLAGS}
+  if told['pod'].value is None:
+    if alone := [name for name, flag in told.items() if flag.present]:
       raise ConfigError(f'--{alone[0]} belongs to --pod=NAME')
     return None
   given = {name: flag.value for name, flag in told.items() if flag.value}
-  return Pod(**{'name': '', **given})
+  return Pod(**{'pod': '', **given})
 
 
 def check_shipped(pretrained: str) -> None:
@@ -194,7 +187,7 @@ def check_shipped(pretrained: str) -> None:
 
 def without(arguments: Sequence[str]) -> list[str]:
   """Drops the flags of the pod and --workdir from arguments."""
-  return options.without(arguments, {*_FLAGS.values(), 'workdir'})
+  return options.without(arguments, (*_FLAGS, 'workdir'))
 
 
 def workdir(pod: Pod, here: Path, given: bool) -> Path:
@@ -202,15 +195,15 @@ def workdir(pod: Pod, here: Path, given: bool) -> Path:
 
   `here` is the run folder on this machine, `given` whether it is --workdir.
   """
-  if pod.kind == 'slurm':
+  if pod.pod_kind == 'slurm':
     return Path.cwd() / here
-  if pod.kind == 'xpk' and not (given and here.is_absolute()):
+  if pod.pod_kind == 'xpk':
+    if given and here.is_absolute():
+      return here
     raise ConfigError(
       '--pod_kind=xpk needs --workdir=FOLDER below the mount point of '
       f'the storage {pod.share}'
     )
-  if pod.kind == 'xpk':
-    return here
   if given and Path(MOUNT) not in here.parents:
     raise ConfigError(
       f'--workdir={here} has to be below {MOUNT}, which all hosts see'

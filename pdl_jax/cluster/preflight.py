@@ -10,7 +10,7 @@ import shutil
 import socket
 import sys
 import zlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -132,8 +132,7 @@ class Preflight:
     self._weights(ready)
     self._memory(ready)
     self._free_space(ready)
-    self._end_if_failed()
-    self._print()
+    self._end_if_failed(last=True)
 
   def _add(self, name: str, failed: bool, failure: str, found: str) -> None:
     self._rows.append(Check(name, failure if failed else '', found))
@@ -168,19 +167,16 @@ class Preflight:
     )  # fmt: skip
 
   def _mesh(self) -> Mesh | None:
-    words, mesh = '', None
+    name, rows = 'mesh, batch', self._settings.train.batch_size
     try:
       mesh = finetune.mesh_for(self._settings)
       batch_share(mesh)
     except ConfigError as error:
       # Not raised: it is a row of the table, and all hosts find it.
-      words = str(error)
-    shape = None if mesh is None else dict(mesh.shape)
-    rows = self._settings.train.batch_size
-    self._add(
-      'mesh, batch', bool(words), words, f'{shape}, {rows} rows a step'
-    )
-    return None if words else mesh
+      self._add(name, True, str(error), '')
+      return None
+    self._add(name, False, '', f'{dict(mesh.shape)}, {rows} rows a step')
+    return mesh
 
   def _all_reduce(self, mesh: Mesh) -> None:
     """Sums 1 .. n, one number from each of n devices."""
@@ -293,26 +289,19 @@ class Preflight:
       shutil.rmtree(place, ignore_errors=True)
     multihost_utils.sync_global_devices(f'{place} gone')
 
-  def _end_if_failed(self) -> None:
+  def _end_if_failed(self, last: bool = False) -> None:
+    """Prints the table if a check failed, and after the last one."""
     failed = [f'{x.name}: {x.failure}' for x in self._rows if x.failure]
+    if (failed or last) and jax.process_index() == 0:
+      width = max(len(row.name) for row in self._rows)
+      lines = [
+        f'{"FAIL" if row.failure else "PASS"}  {row.name.ljust(width)}  '
+        f'{row.failure or row.found}'
+        for row in self._rows
+      ]
+      print('', *lines, '', sep='\n')
     if failed:
-      self._print()
       raise HostError(f'pre-flight: {" | ".join(failed)}')
-
-  def _print(self) -> None:
-    if jax.process_index() == 0:
-      print(f'\n{table(self._rows)}\n')
-
-
-def table(rows: Iterable[Check]) -> str:
-  """Aligns the rows."""
-  rows = list(rows)
-  width = max(len(row.name) for row in rows)
-  return '\n'.join(
-    f'{"FAIL" if row.failure else "PASS"}  {row.name.ljust(width)}  '
-    f'{row.failure or row.found}'
-    for row in rows
-  )
 
 
 def _device_bytes() -> int:

@@ -7,7 +7,6 @@ never came, died or is stuck. Nothing waits longer than its time limit.
 
 import contextlib
 import dataclasses
-import os
 import re
 import signal
 import socket
@@ -106,16 +105,10 @@ def start(places: Sequence[Place], command: Sequence[str]) -> list[Host]:
   for number, place in enumerate(places):
     for suffix in ('json', 'end', 'stacks', fault.FILE):
       place.file(suffix).unlink(missing_ok=True)
-    line = list(command)
-    if sys.platform == 'linux':
-      # From its first moment on it does not outlive this process.
-      line = [*process.tied(place.file('worker')), *command]
-    child = subprocess.Popen(
-      line, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
-      stderr=subprocess.PIPE, encoding='utf-8', errors='replace',
-      # Ctrl-C reaches this process alone, which passes it on as SIGTERM.
-      process_group=0,
-      env={**os.environ, **place.environment(), 'PYTHONUNBUFFERED': '1'},
+    child = process.spawn(
+      place.file('worker'), command, env=place.environment(),
+      stdout=subprocess.PIPE, stderr=subprocess.PIPE, encoding='utf-8',
+      errors='replace',
     )  # fmt: skip
     output = Output(child, place.file('log'), shown=number == 0)
     hosts.append(Host(place, child, output))
@@ -191,7 +184,7 @@ class _Watch:
     elif reason.words == self._hosts[0].output.sentence:
       return Ended(reason.code or _HOST, '')
     else:
-      ended = _because(reason)
+      ended = Ended(reason.code or _HOST, reason.sentence)
     print(f'error: {ended.words}; {self._files("log")}', file=sys.stderr)
     for host in self._hosts:
       if ended.code == 1 and host.end is reason:
@@ -200,14 +193,14 @@ class _Watch:
 
   def _look(self, host: Host, standings: list[Standing]) -> None:
     code = host.child.poll()
-    own = [one for one in standings if one.name == host.place.name]
+    own = next((x for x in standings if x.name == host.place.name), None)
     if code is None:
-      if own:
-        self._check_stuck(host, own[0], standings)
+      if own is not None:
+        self._check_stuck(host, own, standings)
       return
     host.output.finish()
-    who = own[0].who if own else f'host {socket.gethostname()}'
-    doing = f'last seen {own[0].doing}' if own else 'before it began'
+    who = own.who if own else f'host {socket.gethostname()}'
+    doing = f'last seen {own.doing}' if own else 'before it began'
     code, words = self._meaning(host, code, doing)
     host.end = End(host.place.name, who, code, words, time.time())
     host.end.write(self._folder)
@@ -221,15 +214,14 @@ class _Watch:
     crash = ''.join(host.output.crash)
     with contextlib.suppress(FileNotFoundError):
       crash += host.place.file(fault.FILE).read_text('utf-8', 'replace')
+    peer_gone = _PEER.search(crash)
     if host.asked:
       return _HOST, f'was stuck, {doing}'
-    if code == FaultError.exit_code and _PEER.search(crash):
-      return None, f'aborted, {doing}'
-    if code in _KNOWN:
+    if code in _KNOWN and not (peer_gone and code == FaultError.exit_code):
       return code, host.output.sentence
     if self._signals and code in (-signal.SIGTERM, -signal.SIGKILL):
       return PreemptedError.exit_code, 'was told to stop'
-    if _PEER.search(crash):
+    if peer_gone:
       return None, f'aborted, {doing}'
     if code < 0:
       usual = ' (out of memory?)' * (code == -signal.SIGKILL)
@@ -260,33 +252,29 @@ class _Watch:
 
   def _of_others(self, own: End) -> Ended:
     """Finds why processes elsewhere made those of this host abort."""
-    deadline = time.time() + heartbeat.SILENCE
+    deadline, place = time.time() + heartbeat.SILENCE, self._place
     # These are silent too, but as a consequence.
     ended = [host.place.name for host in self._hosts if host.end is not None]
-    while True:
+    words = ''
+    while not words:
       now = time.time()
       standings = heartbeat.standings(self._folder, self._began)
       reason = heartbeat.primary(heartbeat.ends(self._folder, self._began))
       if reason is not None:
-        return _because(reason)
+        return Ended(reason.code or _HOST, reason.sentence)
       if own.words.endswith(heartbeat.JOINING):
-        return Ended(_HOST, heartbeat.missing(
-          standings, self._place.processes, self._place.join_seconds,
-          self._place.coordinator,
-        ))  # fmt: skip
-      others = [one for one in standings if one.name not in ended]
-      if lost := heartbeat.silent(others, now):
-        return Ended(_HOST, lost)
-      if now > deadline:
+        words = heartbeat.missing(
+          standings, place.processes, place.join_seconds, place.coordinator
+        )
+      else:
+        others = [one for one in standings if one.name not in ended]
+        words = heartbeat.silent(others, now)
+      if not words and now > deadline:
         words = f'{own.who} {own.words}, and no other host says why'
-        return Ended(_HOST, words)
       time.sleep(_POLL)
+    return Ended(_HOST, words)
 
   def _files(self, suffix: str) -> str:
     what = {'log': 'all that was printed', 'stacks': 'where each thread is'}
     files = ', '.join(str(host.place.file(suffix)) for host in self._hosts)
     return f'{what[suffix]}: {files}'
-
-
-def _because(reason: End) -> Ended:
-  return Ended(reason.code or _HOST, heartbeat.sentence(reason))

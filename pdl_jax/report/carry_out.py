@@ -30,7 +30,8 @@ from pdl_jax.report.plan import Planned
 from pdl_jax.storage import files
 from pdl_jax.sweep import claims
 from pdl_jax.sweep.axes import Cell
-from pdl_jax.sweep.local import Command, Outcome
+from pdl_jax.sweep.child import Command
+from pdl_jax.sweep.local import Outcome
 
 RECORDS, DEFINITIONS = 'records.jsonl', 'definitions.json'
 # (cells, root, command) -> outcome: an engine with its workers and retries.

@@ -35,7 +35,8 @@ from pdl_jax.run.restore import (
   params_of,
   start_state,
 )
-from pdl_jax.run_folder import RunFolder, claimed, environment
+from pdl_jax.run_claim import claimed
+from pdl_jax.run_folder import RunFolder, environment
 from pdl_jax.train import optimizer
 from pdl_jax.train.loop import Loop
 from pdl_jax.train.preemption import StopRequest

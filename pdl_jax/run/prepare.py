@@ -28,7 +28,8 @@ from pdl_jax.run.head_report import report_head
 from pdl_jax.run.load_model import load_model
 from pdl_jax.run.loss_tables import Frequencies
 from pdl_jax.run.open_model import Model
-from pdl_jax.run_folder import RunFolder, begun
+from pdl_jax.run_claim import begun
+from pdl_jax.run_folder import RunFolder
 
 # Texts that the style classifier is trained on, and tested on.
 _STYLE_RECORDS, _STYLE_CHECKS = 20_000, 2000

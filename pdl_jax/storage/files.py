@@ -1,4 +1,4 @@
-"""Reads our own files, which may have been torn or altered since.
+"""Writes our own files whole, and reads what may have been torn since.
 
 A shape says what is expected: a type, `list[X]`, `dict[str, X]`, a union, a
 Literal, a dataclass, or a dict of field -> shape. Fields with a default, or
@@ -47,6 +47,16 @@ def read_lines(
     _parse(line, shape, f'{path}:{number}', mend)
     for number, line in enumerate(lines, start=1)
   ]
+
+
+def write_whole(path: Path, text: str, mark: str = 'partial') -> None:
+  """Writes a file at once or not at all.
+
+  Those who may write one file at the same time each need a `mark` of their own.
+  """
+  partial = path.with_name(f'{path.name}.{mark}')
+  partial.write_text(text, 'utf-8')
+  partial.replace(path)
 
 
 def _text(path: Path, mend: str) -> str:

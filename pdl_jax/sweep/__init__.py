@@ -1,5 +1,5 @@
 """Turns the axes of a sweep into cells, and cells into finished runs.
 
-Read cell, axes, claims, child, local and status in this order, then the Ray
-engine: ray_engine, placement and gang.
+Read claims, axes, child, local and status in this order, then the Ray engine:
+ray_engine, placement and gang.
 """

@@ -24,7 +24,7 @@ from ml_collections import ConfigDict
 from pdl_jax.config import Settings, config_hash, flatten, numbers, run_id
 from pdl_jax.data.schema import check_known
 from pdl_jax.errors import ConfigError
-from pdl_jax.sweep.cell import Cell, Overrides
+from pdl_jax.sweep.claims import Cell, Overrides
 
 _PREFIX = 'sweep_'
 _BOOLS = {'true': True, 'false': False, '1': True, '0': False}

@@ -5,18 +5,15 @@ process group, and its output goes to log.txt of the run folder.
 """
 
 import dataclasses
-import os
 import signal
 import subprocess
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import IO
 
 from pdl_jax import process
 from pdl_jax.sweep import claims
-from pdl_jax.sweep.cell import Cell
-from pdl_jax.sweep.claims import PREEMPTED, Attempt, End
+from pdl_jax.sweep.claims import PREEMPTED, Attempt, Cell, End
 
 Command = Callable[[Cell, Path], list[str]]
 
@@ -78,25 +75,9 @@ def start(
     attempt.write_end(End(PREEMPTED, 0.0, ''))
     return None
   with (run / 'log.txt').open('ab') as log:
-    child = spawn(attempt.path('worker'), command(cell, run), log)
+    name, line = attempt.path('worker'), command(cell, run)
+    child = process.spawn(name, line, stdout=log, stderr=log)
     return Child(cell, attempt, run, child, time.monotonic(), log.tell())
-
-
-def spawn(
-  name: Path, command: Sequence[str], log: IO[bytes]
-) -> subprocess.Popen:
-  """Starts a process that gets SIGTERM when this one ends, however it ends.
-
-  The file `name` will identify the process.
-  """
-  return subprocess.Popen(
-    [*process.tied(name), *command],
-    stdin=subprocess.DEVNULL, stdout=log, stderr=log,
-    # Ctrl-C reaches only the sweeper, which passes it on once.
-    process_group=0,
-    # Otherwise output could follow the error in the log.
-    env={**os.environ, 'PYTHONUNBUFFERED': '1'},
-  )  # fmt: skip
 
 
 def _last_error(log: Path, start: int) -> str:

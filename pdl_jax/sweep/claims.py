@@ -2,6 +2,7 @@
 
   ROOT/<name>/                  the run folder of a cell; config.json has its
                                 hash
+  ROOT/sweep/<mark>.cells       names, by hash, of the cells that a sweep has
   ROOT/sweep/<hash>.<n>.claim   who makes attempt n at a cell; touched now and
                                 then while it lasts
   ROOT/sweep/<hash>.<n>.worker  the process that became the run
@@ -18,23 +19,50 @@ import os
 import re
 import secrets
 import shutil
+import zlib
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from pdl_jax import process
 from pdl_jax.errors import DataError, HostError, PreemptedError
 from pdl_jax.storage import files
-from pdl_jax.sweep.cell import Cell
 
-# Seconds between touches of a claim, and without one until it counts as dead.
-HEARTBEAT = process.HEARTBEAT
+# Seconds without a touch until a claim counts as dead.
 STALE = 300.0
 PREEMPTED = PreemptedError.exit_code
 _PROCESS = {'pid': int, 'started': int | None}
 
 # Older folders all have the hash in their name.
 _NAME_WITH_HASH = re.compile(r'.*-([0-9a-f]{8})')
+
+Overrides = Mapping[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Cell:
+  """One run of a sweep; several points of the product can be the same run.
+
+  Attributes:
+    labels: one per point, as in 'alpha=0.5 seed=1'.
+    overrides: dotted key -> value, of the first point.
+    config: resolved, as the run folder keeps it.
+    run_id: the name of its folder, unless the run has one already. The hash
+      is added where another run of the same root has that name.
+    digest: the hash of all settings that change numbers; it identifies the run.
+  """
+
+  labels: tuple[str, ...]
+  overrides: Overrides
+  config: Mapping[str, Any]
+  run_id: str
+  digest: str
+
+  @property
+  def flags(self) -> list[str]:
+    """The overrides as arguments of launch.py."""
+    return [f'--config.{key}={value}' for key, value in self.overrides.items()]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,9 +101,7 @@ class Attempt:
 
   def write_end(self, end: End) -> None:
     """Gives the cell back."""
-    partial = self.path('end.partial')
-    partial.write_text(json.dumps(dataclasses.asdict(end)), 'utf-8')
-    partial.replace(self.path('end'))
+    files.write_whole(self.path('end'), json.dumps(dataclasses.asdict(end)))
 
   def beat(self) -> None:
     """Shows other machines that its sweeper lives."""
@@ -102,11 +128,20 @@ class Attempt:
     )
 
 
-def open_folder(root: Path) -> None:
-  """Makes the folder of the claims; refuses hosts other than Linux."""
+def open_folder(root: Path, cells: Sequence[Cell]) -> None:
+  """Makes the folder of the claims, and notes there what a sweep is to run.
+
+  Raises:
+    HostError: this is no Linux.
+  """
   if not process.machine():
     raise HostError('--sweep needs Linux: it looks for processes in /proc')
-  (root / 'sweep').mkdir(parents=True, exist_ok=True)
+  text = json.dumps({cell.digest: cell.run_id for cell in cells}, indent=2)
+  # The same sweep has the same file, whoever works on it.
+  path = root / 'sweep' / f'{zlib.crc32(text.encode()):08x}.cells'
+  path.parent.mkdir(parents=True, exist_ok=True)
+  if not path.exists():
+    files.write_whole(path, f'{text}\n', secrets.token_hex(4))
 
 
 def claim(root: Path, digest: str, before: Sequence[Attempt]) -> Attempt | None:
@@ -122,11 +157,6 @@ def following(root: Path, digest: str, before: Sequence[Attempt]) -> Attempt:
   """Names the next attempt at a cell, claimed or not."""
   number = before[-1].number + 1 if before else 1
   return Attempt(root / 'sweep', digest, number)
-
-
-def clock(root: Path) -> float:
-  """Returns seconds since 1970, by the clock that dates the claims."""
-  return process.clock(root / 'sweep')
 
 
 def attempts(root: Path) -> dict[str, list[Attempt]]:
@@ -154,9 +184,11 @@ def run_folders(root: Path) -> dict[str, Path]:
   return found
 
 
-def folder_of(cell: Cell, folders: Mapping[str, Path]) -> Path | None:
+def folder_of(
+  digest: str, run_id: str, folders: Mapping[str, Path]
+) -> Path | None:
   """Returns the folder of a cell among `run_folders`, even a torn one."""
-  return folders.get(cell.digest, folders.get(cell.run_id))
+  return folders.get(digest, folders.get(run_id))
 
 
 def run_hash(path: Path) -> str:
@@ -191,7 +223,7 @@ def open_run(root: Path, cell: Cell) -> Path:
 
   A new folder appears together with its config.json, so its owner is known.
   """
-  found = folder_of(cell, run_folders(root))
+  found = folder_of(cell.digest, cell.run_id, run_folders(root))
   if found is not None:
     return found
   made = root / 'sweep' / f'{cell.digest}.{secrets.token_hex(4)}'

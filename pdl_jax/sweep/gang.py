@@ -12,7 +12,6 @@ ends as process 0 does.
 """
 
 import dataclasses
-import functools
 import os
 import socket
 import time
@@ -20,10 +19,10 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from pdl_jax import process
 from pdl_jax.errors import HostError
 from pdl_jax.sweep import child, claims, local
-from pdl_jax.sweep.cell import Cell
-from pdl_jax.sweep.claims import PREEMPTED, Attempt
+from pdl_jax.sweep.claims import PREEMPTED, Attempt, Cell
 
 # After process 0 ends, the parents have these seconds to learn why theirs did.
 _GRACE = 30.0
@@ -54,29 +53,44 @@ def lead(
     others: Ray's task options for each of the other machines.
   """
   enter(*origin)
-  attempt = claims.following(root, cell.digest, before)
-  gang = _Gang(attempt, line, origin, others)
-  if not gang.meet():
+  # Nothing is claimed before all machines have entered.
+  if _lost([_ask(each, enter, *origin) for each in others]):
     return
+  attempt = claims.following(root, cell.digest, before)
+  following: list[Any] = []  # Ray's references to the tasks
+
+  def command(_: Cell, run: Path) -> list[str]:
+    """Starts a process on each of the others; returns the line of process 0."""
+    if not others:
+      return line
+    joined = [*line, *_meeting(len(others) + 1)]
+    for number, options in enumerate(others, 1):
+      following.append(_ask(
+        options, follow, attempt.path(f'{number}.worker'),
+        run / f'log.{number}.txt', [*joined, f'--process_id={number}'], origin,
+      ))  # fmt: skip
+    return [*joined, '--process_id=0']
+
   with local.take_signals() as signals:
-    leader = child.start(root, gang.start, cell, before)
+    leader = child.start(root, command, cell, before)
     if leader is None:
       return
     next_beat = 0.0
     while leader.poll() is None:
       leader.stop(len(signals))
       if time.monotonic() > next_beat:
-        next_beat = time.monotonic() + claims.HEARTBEAT
+        next_beat = time.monotonic() + process.HEARTBEAT
         leader.beat()
       time.sleep(local.POLL)
-    gang.end()
+    if following:
+      _end(following, attempt)
 
 
 def follow(name: Path, log: Path, line: list[str], origin: Origin) -> None:
   """Looks after a process whose process 0 is on another machine."""
   enter(*origin)
   with log.open('ab') as file:
-    own = child.spawn(name, line, file)
+    own = process.spawn(name, line, stdout=file, stderr=file)
   try:
     while own.poll() is None:
       time.sleep(local.POLL)
@@ -85,75 +99,47 @@ def follow(name: Path, log: Path, line: list[str], origin: Origin) -> None:
     own.wait()
 
 
-@dataclasses.dataclass
-class _Gang:
-  """The machines of an attempt; see lead for the fields."""
+def _meeting(count: int) -> list[str]:
+  """Returns the flags by which processes find the one on this machine."""
+  with socket.socket() as probe:
+    probe.bind(('', 0))
+    port = probe.getsockname()[1]
+  where = f'{_ray().util.get_node_ip_address()}:{port}'
+  return ['--multihost', f'--coordinator={where}', f'--num_processes={count}']
 
-  attempt: Attempt
-  line: list[str]
-  origin: Origin
-  others: Sequence[Mapping[str, Any]]
 
-  def __post_init__(self):
-    import ray
+def _end(following: Sequence[Any], attempt: Attempt) -> None:
+  """Ends the others; losing a machine does not count as a failed attempt."""
+  ray, every = _ray(), {'num_returns': len(following), 'timeout': _GRACE}
+  ended, late = ray.wait(following, **every)
+  for each in late:
+    ray.cancel(each)
+  ray.wait(following, **every)  # After this, the run's machines are released.
+  end = attempt.end
+  if _lost(ended) and end and end.code == HostError.exit_code:
+    attempt.write_end(dataclasses.replace(end, code=PREEMPTED))
 
-    self._ray: Any = ray
-    self._following: list[Any] = []  # Ray's references to the tasks
 
-  def meet(self) -> bool:
-    """Waits until the others have entered; False if one of them is lost."""
-    return not self._lost(
-      [self._ask(each, enter, *self.origin) for each in self.others]
-    )
+def _ask(
+  options: Mapping[str, Any], task: Callable[..., None], *args: Any
+) -> Any:
+  return _ray().remote(task).options(**options).remote(*args)
 
-  def start(self, cell: Cell, run: Path) -> list[str]:
-    """Starts a process on each of the others; returns the line of process 0."""
-    if not self.others:
-      return self.line
-    with socket.socket() as probe:
-      probe.bind(('', 0))
-      port = probe.getsockname()[1]
-    line = [
-      *self.line, '--multihost',
-      f'--coordinator={self._ray.util.get_node_ip_address()}:{port}',
-      f'--num_processes={len(self.others) + 1}',
-    ]  # fmt: skip
-    for number, options in enumerate(self.others, 1):
-      name = self.attempt.path(f'{number}.worker')
-      log, own = run / f'log.{number}.txt', [*line, f'--process_id={number}']
-      self._following.append(
-        self._ask(options, follow, name, log, own, self.origin)
-      )
-    return [*line, '--process_id=0']
 
-  def end(self) -> None:
-    """Ends the others; losing a machine does not count as a failed attempt."""
-    if not self._following:
-      return
-    wait = functools.partial(
-      self._ray.wait, self._following, num_returns=len(self._following),
-      timeout=_GRACE,
-    )  # fmt: skip
-    ended, late = wait()
-    for each in late:
-      self._ray.cancel(each)
-    wait()  # After this, the run's machines are released.
-    end = self.attempt.end
-    if self._lost(ended) and end and end.code == HostError.exit_code:
-      self.attempt.write_end(dataclasses.replace(end, code=PREEMPTED))
+def _lost(tasks: Sequence[Any]) -> bool:
+  """Waits for tasks; returns whether a machine of theirs is lost."""
+  ray = _ray()
+  try:
+    for each in tasks:
+      ray.get(each)
+  except ray.exceptions.RayTaskError:
+    raise
+  except ray.exceptions.RayError:
+    return True
+  return False
 
-  def _ask(
-    self, options: Mapping[str, Any], task: Callable[..., None], *args: Any
-  ) -> Any:
-    return self._ray.remote(task).options(**options).remote(*args)
 
-  def _lost(self, tasks: Sequence[Any]) -> bool:
-    errors = self._ray.exceptions
-    try:
-      for each in tasks:
-        self._ray.get(each)
-    except errors.RayTaskError:
-      raise
-    except errors.RayError:
-      return True
-    return False
+def _ray() -> Any:
+  import ray
+
+  return ray

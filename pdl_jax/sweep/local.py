@@ -1,11 +1,11 @@
-"""Runs cells as child processes of one machine, until each is done or failed.
+"""Runs cells until each is done or failed: chooses, retries, hears signals.
 
-All engines share `supervise`: it chooses cells, retries, and hears signals.
+An engine is how one is started: as a child of this process (child.start), or on
+a Ray cluster (ray_engine.engine).
 """
 
 import contextlib
 import dataclasses
-import functools
 import itertools
 import signal
 import time
@@ -14,11 +14,10 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Protocol
 
+from pdl_jax import process
 from pdl_jax.errors import ConfigError, PreemptedError
-from pdl_jax.sweep import child, claims
-from pdl_jax.sweep.cell import Cell
-from pdl_jax.sweep.child import Command
-from pdl_jax.sweep.claims import Attempt
+from pdl_jax.sweep import claims
+from pdl_jax.sweep.claims import Attempt, Cell
 from pdl_jax.train.preemption import hear
 
 # Seconds between looks at own runs, and at what other sweepers do.
@@ -71,28 +70,13 @@ def run(
   workers: int,
   retries: int,
   fail_fast: bool,
-  command: Command,
-) -> Outcome:
-  """Runs unfinished cells as child processes; see `supervise`.
-
-  Call it in the main thread, because that thread's death ends the runs.
-  """
-  start = functools.partial(child.start, root, command)
-  return supervise(cells, root, workers, retries, fail_fast, start)
-
-
-def supervise(
-  cells: Sequence[Cell],
-  root: Path,
-  workers: int,
-  retries: int,
-  fail_fast: bool,
   start: Start,
 ) -> Outcome:
   """Runs cells until each has results or was given up.
 
   Other sweepers may work on the same folder; if they die, their cells are taken
-  over. Call this in the main thread, which gets the signals.
+  over. Call this in the main thread: it gets the signals, and its death ends
+  the runs.
 
   Args:
     cells: in the order in which they start.
@@ -111,12 +95,11 @@ def supervise(
     raise ConfigError(
       f'--workers must be >= 1 and --retries >= 0, got {workers} and {retries}'
     )
-  claims.open_folder(root)
+  claims.open_folder(root, cells)
   with take_signals() as signals:
-    sweeper = _Sweeper(
+    outcome = _Sweeper(
       list(cells), root, workers, retries, fail_fast, start, signals
-    )
-    outcome = sweeper.run()
+    ).run()
   if signals:
     raise PreemptedError(
       f'by a signal with {outcome.done} of {len(cells)} cells done; '
@@ -156,7 +139,7 @@ class _Sweeper:
       if not self.running and (self._stopping or not self.pending):
         return Outcome(self.done, self.failed, len(self.pending))
       if time.monotonic() >= self.next_beat:
-        self.next_beat = time.monotonic() + claims.HEARTBEAT
+        self.next_beat = time.monotonic() + process.HEARTBEAT
         for worker in self.running:
           worker.beat()
       time.sleep(POLL)
@@ -179,13 +162,14 @@ class _Sweeper:
     if not free or time.monotonic() < self.next_look:
       return
     self.next_look = time.monotonic() + _LOOK
-    attempts, now = claims.attempts(self.root), claims.clock(self.root)
+    now = process.clock(self.root / 'sweep')
+    attempts = claims.attempts(self.root)
     folders = claims.run_folders(self.root)
     ours = {worker.cell.digest for worker in self.running}
     startable = []
     for cell in list(self.pending):
       before = attempts.get(cell.digest, [])
-      folder = claims.folder_of(cell, folders)
+      folder = claims.folder_of(cell.digest, cell.run_id, folders)
       if cell.digest in ours:
         continue
       if folder is not None and claims.finished(folder):

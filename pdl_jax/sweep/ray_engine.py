@@ -9,13 +9,14 @@ RAY_ADDRESS names the cluster, of which this machine must be a part. Without it,
 a cluster is started here for as long as the sweep lasts.
 """
 
+import contextlib
 import dataclasses
 import logging
 import math
 import os
 import socket
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -23,9 +24,8 @@ from typing import Any
 from pdl_jax.data.schema import check_known
 from pdl_jax.errors import ConfigError, HostError, reason
 from pdl_jax.sweep import claims, gang, local, placement
-from pdl_jax.sweep.cell import Cell
 from pdl_jax.sweep.child import Command
-from pdl_jax.sweep.claims import PREEMPTED, Attempt
+from pdl_jax.sweep.claims import PREEMPTED, Attempt, Cell
 from pdl_jax.sweep.placement import Wanted
 
 _RESOURCES = ('CPU', 'GPU', 'TPU')
@@ -50,16 +50,11 @@ def parse_resources(entries: Sequence[str]) -> dict[str, float]:
   return wanted
 
 
-def run_on_ray(
-  cells: Sequence[Cell],
-  root: Path,
-  workers: int,
-  retries: int,
-  fail_fast: bool,
-  command: Command,
-  wanted: Wanted,
-) -> local.Outcome:
-  """Runs unfinished cells on a cluster; see local.supervise for the rest.
+@contextlib.contextmanager
+def engine(
+  root: Path, command: Command, wanted: Wanted
+) -> Iterator[local.Start]:
+  """Starts cells on a cluster, for `local.run`.
 
   The machines share the working folder, the run folders and the packages, under
   the same paths. A cell is restarted when the claim of its lost machine is
@@ -68,8 +63,7 @@ def run_on_ray(
   """
   ray = _connect()
   try:
-    start = Engine(ray, root, command, wanted).start
-    return local.supervise(cells, root, workers, retries, fail_fast, start)
+    yield Engine(ray, root, command, wanted).start
   finally:
     ray.shutdown()
 
@@ -109,15 +103,15 @@ class Engine:
   def __init__(
     self, ray: ModuleType, root: Path, command: Command, wanted: Wanted
   ):
-    self._ray, self._root = ray, root
-    self._command, self._wanted = command, wanted
+    self.ray, self.wanted = ray, wanted
+    self._root, self._command = root, command
     # Slice -> when it was last asked for, by time.monotonic.
     self._asked = dict.fromkeys(placement.slices(ray, wanted), 0.0)
     self._tasks: list[_Task] = []
 
   def start(self, cell: Cell, before: Sequence[Attempt]) -> '_Task':
     """Asks for machines, and sends a task that begins once they are there."""
-    ray, wanted = self._ray, self._wanted
+    ray = self.ray
     self._tasks = [task for task in self._tasks if not task.over]
     used = [task.slice_name for task in self._tasks]
     name = min(self._asked, key=lambda name: (name in used, self._asked[name]))
@@ -128,8 +122,8 @@ class Engine:
       for name, value in os.environ.items()
       if name.startswith(_PASSED_ON)
     }
-    group = placement.reserve(ray, wanted, name)
-    first, *others = placement.task_options(ray, wanted, group)
+    group = placement.reserve(ray, self.wanted, name)
+    first, *others = placement.task_options(ray, self.wanted, group)
     reference = (
       ray.remote(gang.lead)
       .options(name=cell.run_id, **first)
@@ -139,22 +133,20 @@ class Engine:
       )
     )  # fmt: skip
     attempt = claims.following(self._root, cell.digest, before)
-    task = _Task(ray, cell, run, attempt, reference, group, wanted, name)
-    self._tasks.append(task)
-    return task
+    self._tasks.append(_Task(self, cell, run, attempt, reference, group, name))
+    return self._tasks[-1]
 
 
 @dataclasses.dataclass
 class _Task:
   """A run somewhere on the cluster; a local.Worker."""
 
-  ray: ModuleType
+  engine: Engine
   cell: Cell
   run: Path
   attempt: Attempt  # the one to claim, unless another sweeper is first
   reference: Any  # Ray's reference to the task
   group: Any  # Ray's placement group of its machines
-  wanted: Wanted
   slice_name: str  # '' if it needs none
   asked: float = dataclasses.field(default_factory=time.monotonic)
   told: int = 0  # signals passed on to it
@@ -163,21 +155,21 @@ class _Task:
 
   def poll(self) -> int | None:
     """Returns 0 or 75 once it is over; files tell how a run failed."""
-    ended, _ = self.ray.wait([self.reference], timeout=0)
+    ray = self.engine.ray
+    ended, _ = ray.wait([self.reference], timeout=0)
     if not ended:
       return None
     self.over = True
-    self.ray.util.remove_placement_group(self.group)
+    ray.util.remove_placement_group(self.group)
     try:
-      self.ray.get(self.reference)
-    except self.ray.exceptions.RayError as error:
-      self._explain(error)
+      ray.get(self.reference)
+    except ray.exceptions.RayError as error:
+      if not self.stopped:  # Otherwise it was stopped before it began.
+        self._explain(error)
     return 0 if claims.finished(self.run) else PREEMPTED
 
   def _explain(self, error: Exception) -> None:
-    if self.stopped:
-      return  # It was stopped before it began.
-    if isinstance(error, self.ray.exceptions.RayTaskError):
+    if isinstance(error, self.engine.ray.exceptions.RayTaskError):
       last = str(error).strip().splitlines()[-1:]
       raise HostError(
         'a machine of the Ray cluster cannot run cells: '
@@ -200,7 +192,8 @@ class _Task:
       return
     self.asked = time.monotonic()
     where = f' of slice {self.slice_name}' if self.slice_name else ''
-    print(f'{self.cell.run_id} waits for {self.wanted}{where}', flush=True)
+    wanted = self.engine.wanted
+    print(f'{self.cell.run_id} waits for {wanted}{where}', flush=True)
     if self.slice_name:
       self._cancel()  # The next attempt asks for another slice.
 
@@ -211,4 +204,4 @@ class _Task:
   def _cancel(self) -> None:
     self.stopped = True
     # Not its own tasks: the processes of a gang end together.
-    self.ray.cancel(self.reference, recursive=False)
+    self.engine.ray.cancel(self.reference, recursive=False)

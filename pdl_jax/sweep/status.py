@@ -8,92 +8,112 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from pdl_jax import run_claim
 from pdl_jax.errors import DataError, printable
 from pdl_jax.run_folder import STATUS
 from pdl_jax.storage import files
 from pdl_jax.sweep import claims
-from pdl_jax.sweep.cell import Cell
-from pdl_jax.sweep.claims import PREEMPTED, Attempt
+from pdl_jax.sweep.claims import PREEMPTED, Attempt, Cell
 
 _CONFIG = {'train': {'steps': int}}
-STATES = ('done', 'running', 'failed', 'queued', 'broken')
+_WORKS = ('starting', 'running')  # what status.json says until the end
+STATES = ('done', 'running', 'failed', 'stopped', 'queued', 'broken')
 
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-  """The state of one cell.
+  """The state of one cell, or of a run that no sweep has.
 
-  If its sweeper was killed, a run is queued again. It is broken if one of its
+  A cell that was stopped, or whose sweeper was killed, is queued again. Any
+  other run is stopped until somebody continues it. It is broken if one of its
   files is torn, altered or unreadable.
   """
 
   name: str  # the name of its run folder
-  state: str  # one of STATES
-  step: int  # last logged; 0 if it has not begun or is done
-  steps: int  # of the whole run; 0 if unknown
-  age: float | None  # seconds since it last wrote its status
-  error: str  # last line of a failed cell, or what is wrong with a broken one
-  attempts: int
-  seconds: float | None  # duration, if known
+  state: str = 'queued'  # one of STATES
+  step: int = 0  # last logged; 0 if it has not begun or is done
+  steps: int = 0  # of the whole run; 0 if unknown
+  age: float | None = None  # seconds since it last wrote its status
+  error: str = ''  # why it failed, stopped or is broken
+  attempts: int = 0
+  seconds: float | None = None  # duration, if known
 
   @property
   def left(self) -> float:
     """The share of the run that is still to do."""
-    if self.state in ('done', 'failed', 'broken'):
+    if self.state not in ('running', 'queued'):
       return 0.0
     return 1 - self.step / self.steps if self.steps else 1.0
 
 
 def status(root: Path, cells: Sequence[Cell] | None = None) -> list[Row]:
-  """Returns the state of each cell, or of each run that is there if None."""
+  """Returns the state of each cell.
+
+  If None, these are the runs that are there, and what sweeps are yet to begin.
+  """
   folders = claims.run_folders(root) if root.exists() else {}
-  attempts, now = claims.attempts(root), time.time()
+  attempts, now, torn = claims.attempts(root), time.time(), []
   if cells is None:
     names = {digest: path.name for digest, path in folders.items()}
+    for path in sorted((root / 'sweep').glob('*.cells')):
+      try:
+        declared = files.read_json(path, dict[str, str])
+      except DataError as error:
+        torn.append(Row(path.name, 'broken', error=str(error)))
+        continue
+      for digest, name in declared.items():
+        if claims.folder_of(digest, name, folders) is None:
+          names[digest] = name
   else:
     names = {cell.digest: cell.run_id for cell in cells}
-  return [
-    # A torn folder is keyed by its name.
-    _row_or_broken(name, folders.get(digest, folders.get(name)), before, now)
-    for digest, name in names.items()
-    for before in [attempts.get(digest, [])]
-  ]
-
-
-def _row_or_broken(
-  name: str, run: Path | None, attempts: Sequence[Attempt], now: float
-) -> Row:
-  """Reads a row; a broken run does not hide the others."""
-  try:
-    return _row(name, run, attempts, now)
-  except (DataError, OSError) as error:
-    name = name if run is None else run.name
-    return Row(name, 'broken', 0, 0, None, str(error), len(attempts), None)
+  rows = []
+  for digest, name in names.items():
+    run = claims.folder_of(digest, name, folders)
+    row = Row(name if run is None else run.name)
+    before = attempts.get(digest, [])
+    try:
+      row = _row(row, run, before, now)
+    except (DataError, OSError) as error:  # It does not hide the others.
+      row = dataclasses.replace(row, state='broken', error=str(error))
+    rows.append(dataclasses.replace(row, attempts=len(before)))
+  return rows + torn
 
 
 def _row(
-  name: str, run: Path | None, attempts: Sequence[Attempt], now: float
+  row: Row, run: Path | None, attempts: Sequence[Attempt], now: float
 ) -> Row:
-  name = name if run is None else run.name
-  row = Row(name, 'queued', 0, 0, None, '', len(attempts), None)
-  if run is not None and claims.finished(run):
-    files.read_json(run / 'results.json', dict)
-    return dataclasses.replace(row, state='done', seconds=_seconds(attempts))
-  last = attempts[-1] if attempts else None
-  if run is not None and os.path.lexists(run / 'config.json'):
-    config = files.read_json(run / 'config.json', _CONFIG)
-    row = dataclasses.replace(row, steps=config['train']['steps'])
-  if run is not None and os.path.lexists(run / 'status.json'):
-    written = files.read_json(run / 'status.json', STATUS)
-    age = now - written['heartbeat']
-    row = dataclasses.replace(row, step=written['step'], age=age)
-    if last is None and written['state'] == 'error':
-      return dataclasses.replace(row, state='failed', error=written['error'])
-  if last is not None and last.lasts(now):
-    return dataclasses.replace(row, state='running')
-  end = None if last is None else last.end
-  if end is not None and end.failed:
-    return dataclasses.replace(row, state='failed', error=end.error)
+  replace = dataclasses.replace
+  last, state = attempts[-1] if attempts else None, ''
+  alive = last is not None and last.lasts(now)
+  if run is not None:
+    if claims.finished(run):
+      files.read_json(run / 'results.json', dict)
+      return replace(row, state='done', seconds=_seconds(attempts))
+    if os.path.lexists(run / 'config.json'):
+      config = files.read_json(run / 'config.json', _CONFIG)
+      row = replace(row, steps=config['train']['steps'])
+    if os.path.lexists(run / 'status.json'):
+      written = files.read_json(run / 'status.json', STATUS)
+      age, state = now - written['heartbeat'], written['state']
+      row = replace(row, step=written['step'], age=age)
+      if last is None and state in ('error', 'stopped'):
+        row = replace(row, error=written['error'])
+      # Not every file system has claims.
+      silent = run_claim.claims(run) or age > claims.STALE
+      alive = alive or (last is None and state in _WORKS and not silent)
+    alive = alive or run_claim.lives(run, now)
+  if alive:
+    return replace(row, state='running', error='')
+  if last is not None:
+    end = last.end
+    if end is not None and end.failed:
+      return replace(row, state='failed', error=end.error)
+    return row
+  if state == 'error':
+    return replace(row, state='failed')
+  if state:
+    why = row.error or 'it was killed or lost; the same command continues'
+    return replace(row, state='stopped', error=why)
   return row
 
 
@@ -155,7 +175,9 @@ def format_dry_run(
   rows = list(found.values())
   done = sum(row.state == 'done' for row in rows)
   again = [
-    dataclasses.replace(row, state='queued') if row.state == 'failed' else row
+    dataclasses.replace(row, state='queued')
+    if row.state in ('failed', 'stopped')
+    else row
     for row in rows
   ]
   seconds = 0.0 if done == len(rows) else remaining_seconds(again, workers)

@@ -23,6 +23,18 @@ from pdl_jax.cluster.multihost import Place
 from pdl_jax.errors import PdlError
 from pdl_jax.mesh import batch_share, make_mesh, put, put_batch, put_whole_batch
 
+TAKEN = 5  # batches
+ROWS = np.arange(32, dtype=np.float32).reshape(4, 8) / 3
+
+
+def iterator(share, shares):
+  """Batches as `pipeline.train_iterator` makes them."""
+  import grain  # Other tests need not wait for it.
+
+  dataset = grain.MapDataset.range(64).seed(1).shuffle().repeat()
+  dataset = dataset[share::shares].batch(8 // shares, drop_remainder=True)
+  return iter(dataset.to_iter_dataset())
+
 
 def steps(number, stop):
   """Steps of all until process 1 has sent itself a signal and they stop."""
@@ -64,18 +76,16 @@ def tell():
 
 def save(folder):
   """A state over all devices, and the position of the data."""
-  # Other tests need not wait for what these import.
   from pdl_jax.train.checkpoint import Checkpointer
-  from tests.cluster import host_state
 
   mesh = make_mesh((2, 1, 2))
   placed = NamedSharding(mesh, P('data', 'tensor'))
-  batches = host_state.iterator(*batch_share(mesh))
-  for _ in range(host_state.TAKEN):
+  batches = iterator(*batch_share(mesh))
+  for _ in range(TAKEN):
     next(batches)
-  state = {'rows': put(host_state.ROWS, placed)}
+  state = {'rows': put(ROWS, placed)}
   with Checkpointer(folder) as checkpoints:
-    checkpoints.save(host_state.TAKEN, state, batches)
+    checkpoints.save(TAKEN, state, batches)
 
 
 def main():

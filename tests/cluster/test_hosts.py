@@ -6,7 +6,6 @@ import re
 import socket
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import jax
@@ -16,14 +15,13 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from configs import summarize
-from pdl_jax import process
 from pdl_jax.cluster import supervisor
 from pdl_jax.cluster.multihost import Place
 from pdl_jax.config import flatten
 from pdl_jax.mesh import make_mesh
 from pdl_jax.train.checkpoint import Checkpointer
 from tests import small
-from tests.cluster import host_state
+from tests.cluster import stand_in_host as stand_in
 
 pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parent.parent.parent
@@ -46,7 +44,12 @@ def run(folder, *arguments):
     patch.setenv('PYTHONPATH', str(ROOT))
     command = [sys.executable, '-m', 'tests.cluster.stand_in_host', *arguments]
     hosts = supervisor.start(places, command)
-    return supervisor.supervise(hosts, 600)
+    ended = supervisor.supervise(hosts, 600)
+  # They were tied to this process; test_claims.py has what that means.
+  for one in hosts:
+    name = json.loads(one.place.file('worker').read_text('utf-8'))
+    assert name['pid'] == one.child.pid
+  return ended
 
 
 def test_a_killed_host_is_named(tmp_path, capfd):
@@ -76,42 +79,37 @@ def test_two_processes_share_save_and_stop_at_one_step(tmp_path, capfd):
   mesh = make_mesh((1, 1, 8))
   placed = NamedSharding(mesh, P(None, 'tensor'))
   target = {'rows': jax.ShapeDtypeStruct((4, 8), np.float32, sharding=placed)}
-  batches, straight = host_state.iterator(0, 1), host_state.iterator(0, 1)
+  batches, straight = stand_in.iterator(0, 1), stand_in.iterator(0, 1)
   with Checkpointer(tmp_path) as checkpoints:
     restored = checkpoints.restore_latest(target, batches)
   assert restored is not None
-  np.testing.assert_array_equal(restored[1]['rows'], host_state.ROWS)
-  expected = [next(straight) for _ in range(host_state.TAKEN + 2)]
+  np.testing.assert_array_equal(restored[1]['rows'], stand_in.ROWS)
+  expected = [next(straight) for _ in range(stand_in.TAKEN + 2)]
   np.testing.assert_array_equal(
-    [next(batches) for _ in range(2)], expected[host_state.TAKEN :]
+    [next(batches) for _ in range(2)], expected[stand_in.TAKEN :]
   )
 
 
-def command(*arguments):
-  return [sys.executable, 'launch.py', '--config=configs/summarize.py:tiny',
-          *arguments]  # fmt: skip
-
-
-def environment():
-  """One device a process, as where no one sets another number."""
+def launch(*arguments, **variables):
+  """Starts the command, with one device a process, as nobody says otherwise."""
+  line = [sys.executable, 'launch.py', '--config=configs/summarize.py:tiny']
   clean = {k: v for k, v in os.environ.items() if k != 'NPROC'}
-  return {**clean, 'JAX_PLATFORMS': 'cpu'}
+  return subprocess.Popen(
+    [*line, *arguments], cwd=ROOT, encoding='utf-8', stdout=subprocess.PIPE,
+    stderr=subprocess.PIPE, env={**clean, 'JAX_PLATFORMS': 'cpu', **variables},
+  )  # fmt: skip
 
 
 def test_hosts_that_differ_end_before_they_begin(tmp_path):
   """Two configurations, and folders that are not one, on the command line."""
   where = f'--coordinator=localhost:{free_port()}'
   both = [
-    subprocess.Popen(
-      command(
-        '--multihost', where, '--num_processes=2', f'--process_id={number}',
-        f'--workdir={tmp_path}/{number}', f'--config.loss.alpha={alpha}',
-      ),
-      cwd=ROOT, env=environment(), stdout=subprocess.PIPE,
-      stderr=subprocess.PIPE, encoding='utf-8',
+    launch(
+      '--multihost', where, '--num_processes=2', f'--process_id={number}',
+      f'--workdir={tmp_path}/{number}', f'--config.loss.alpha={alpha}',
     )
     for number, alpha in enumerate((0.25, 0.5))
-  ]  # fmt: skip
+  ]
   for number, one in enumerate(both):
     out, err = one.communicate()
     assert one.returncode == 4, err
@@ -139,56 +137,23 @@ def test_the_whole_job_of_two_processes_is_that_of_one(
     for key, value in flat.items()
     if value != before[key]
   ]
-  done = subprocess.run(
-    command('--processes=2', f'--workdir={tmp_path}/two', *told), cwd=ROOT,
-    env={**environment(), 'JAX_DISABLE_MOST_OPTIMIZATIONS': '1'},
-    capture_output=True, encoding='utf-8', check=False,
+  done = launch(
+    '--processes=2', f'--workdir={tmp_path}/two', *told,
+    JAX_DISABLE_MOST_OPTIMIZATIONS='1',
   )  # fmt: skip
-  assert done.returncode == 0, done.stderr
-  assert 'PASS  memory of a device' in done.stdout
-  one, two = (
-    [
+  out, err = done.communicate()
+  assert done.returncode == 0, err
+  assert 'PASS  memory of a device' in out
+
+  def rows(name, file):
+    return [
       json.loads(line)
-      for line in (tmp_path / name / 'metrics.jsonl').open(encoding='utf-8')
+      for line in (tmp_path / name / file).open(encoding='utf-8')
     ]
-    for name in ('one', 'two')
-  )
+
+  one, two = (rows(name, 'metrics.jsonl') for name in ('one', 'two'))
   for a, b in zip(one, two, strict=True):
     for key in {'loss', 'plain_loss', 'validation_nats'} & a.keys():
       assert abs(a[key] - b[key]) < 1e-5, (a['step'], key)
-  texts = [
-    (tmp_path / name / 'predictions' / 'after.jsonl')
-    .read_text('utf-8')
-    .splitlines()
-    for name in ('one', 'two')
-  ]
-  assert [json.loads(x)['id'] for x in texts[0]] == [
-    json.loads(x)['id'] for x in texts[1]
-  ]
-
-
-def test_a_parent_that_is_killed_leaves_none_of_its_processes(tmp_path):
-  """Not even those that are yet importing their modules."""
-  parent_of_two = (
-    'import sys, time\n'
-    'from pdl_jax.cluster import supervisor\n'
-    'from pdl_jax.cluster.multihost import Place\n'
-    'places = [\n'
-    '  Place(sys.argv[1], str(n), "localhost:1", 2, n, 60, 10)\n'
-    '  for n in range(2)\n'
-    ']\n'
-    'supervisor.start(places, ["sleep", "600"])\n'
-    'time.sleep(600)\n'
-  )
-  killed = subprocess.Popen(
-    [sys.executable, '-c', parent_of_two, str(tmp_path)], cwd=ROOT
-  )
-  names = [tmp_path / f'{number}.worker' for number in range(2)]
-  while not all(name.exists() for name in names):
-    time.sleep(0.05)
-  children = [json.loads(name.read_text('utf-8')) for name in names]
-  assert all(map(process.alive, children))
-  killed.kill()
-  killed.wait()
-  while any(map(process.alive, children)):
-    time.sleep(0.05)
+  one, two = (rows(name, 'predictions/after.jsonl') for name in ('one', 'two'))
+  assert [x['id'] for x in one] == [x['id'] for x in two]

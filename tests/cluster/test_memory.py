@@ -1,6 +1,7 @@
 """What a step takes of a device, against the compiled step."""
 
 import dataclasses
+import functools
 from functools import partial
 
 import jax
@@ -18,6 +19,7 @@ from pdl_jax.train import state
 from pdl_jax.train.step import train_step
 from tests import small
 
+pytestmark = pytest.mark.usefixtures('quick_compile')
 OPTIMIZER = small.optimizer_config()
 LARGE = ModelConfig(
   vocab_size=128_256, width=4096, layers=32, heads=32, kv_heads=32,
@@ -31,17 +33,17 @@ MODEL = ModelConfig(
 ROWS, LENGTH = 16, 128
 
 
-def compiled(model, mesh_shape, config=OPTIMIZER, targets=LENGTH):
+def compiled(model, mesh_shape):
   mesh = make_mesh(mesh_shape)
   step = small.step_config(model=model)
   shapes = jax.eval_shape(partial(lm.init, model), jax.random.key(0))
-  start = state.describe(shapes, model, config, step.optimizer, mesh)
+  start = state.describe(shapes, model, OPTIMIZER, step.optimizer, mesh)
   batch = {
     name: jax.ShapeDtypeStruct(
       x.shape, x.dtype,
       sharding=jax.NamedSharding(mesh, partition_spec('batch', None)),
     )
-    for name, x in memory._batch(ROWS, LENGTH, targets).items()
+    for name, x in memory._batch(ROWS, LENGTH, LENGTH).items()
   }  # fmt: skip
   tables = LossTables(jnp.ones(model.vocab_size))
   with jax.set_mesh(mesh):
@@ -50,13 +52,17 @@ def compiled(model, mesh_shape, config=OPTIMIZER, targets=LENGTH):
     ).compile().memory_analysis()  # fmt: skip
 
 
-@pytest.mark.parametrize(
-  ('mesh', 'trainable'), [((2, 2, 2), 'all'), ((1, 8, 1), 'last_layers')]
-)
-def test_the_state_is_exact(mesh, trainable):
+@functools.cache
+def of(mesh=(8, 1, 1), targets=LENGTH, remat=True, **optimizer):
+  model = dataclasses.replace(MODEL, remat=remat)
+  config = small.optimizer_config(**optimizer)
+  return estimate(model, config, mesh, ROWS, LENGTH, targets)
+
+
+def test_the_state_is_exact():
   """Of the state that training makes, the bytes on one device."""
-  config = small.optimizer_config(trainable=trainable, last_layers=1)
-  placed = make_mesh(mesh)
+  mesh, last = (1, 8, 1), {'trainable': 'last_layers', 'last_layers': 1}
+  config, placed = small.optimizer_config(**last), make_mesh(mesh)
   made = state.create(
     small.params(), small.MODEL, config, small.step_config().optimizer, placed
   )
@@ -67,11 +73,10 @@ def test_the_state_is_exact(mesh, trainable):
   assert found.parameters + found.moments == held
 
 
-def test_the_compiled_step():
+def test_the_compiled_step(full_compile):
   """Arguments exact; temporaries within a third."""
   mesh = (2, 2, 2)
-  expected = compiled(MODEL, mesh)
-  found = estimate(MODEL, OPTIMIZER, mesh, ROWS, LENGTH, LENGTH)
+  expected, found = compiled(MODEL, mesh), of(mesh)
   assert found.arguments == expected.argument_size_in_bytes
   assert found.temporaries == pytest.approx(
     expected.temp_size_in_bytes, rel=1 / 3
@@ -96,10 +101,7 @@ def test_a_model_larger_than_this_machine_on_devices_that_are_not_here():
 
 def test_the_axes_of_the_mesh():
   """fsdp splits the state, tensor the head too, data the batch alone."""
-  one = partial(estimate, MODEL, OPTIMIZER, rows=ROWS, length=LENGTH)
-  data, fsdp, tensor = (
-    one(mesh, targets=LENGTH) for mesh in ((8, 1, 1), (1, 8, 1), (1, 1, 8))
-  )
+  data, fsdp, tensor = of(), of((1, 8, 1)), of((1, 1, 8))
   assert data.parameters == 8 * fsdp.parameters
   assert data.gradients == data.parameters
   assert data.activations == pytest.approx(fsdp.activations, rel=1e-3)
@@ -108,29 +110,18 @@ def test_the_axes_of_the_mesh():
   assert tensor.parameters < data.parameters / 7
 
 
-def test_remat_accumulation_and_targets():
-  one = partial(estimate, rows=ROWS, mesh_shape=(2, 1, 1), length=LENGTH)
-  base = one(MODEL, OPTIMIZER, targets=LENGTH)
-  kept = dataclasses.replace(MODEL, remat=False)
-  assert one(kept, OPTIMIZER, targets=LENGTH).activations > (
-    5 * base.activations
-  )
-  twice = one(MODEL, small.optimizer_config(grad_accum_steps=2), targets=LENGTH)
+def test_remat_accumulation_targets_and_frozen_layers():
+  base, twice, few = of(), of(grad_accum_steps=2), of(targets=8)
+  assert of(remat=False).activations > 5 * base.activations
   assert twice.activations == pytest.approx(base.activations / 2, rel=1e-3)
   assert twice.gradients == 2 * base.gradients
   assert twice.inputs == base.inputs
-  few = one(MODEL, OPTIMIZER, targets=8)
   assert few.loss < base.loss
   assert few.inputs < base.inputs
-
-
-def test_frozen_layers_keep_nothing():
-  config = small.optimizer_config(trainable='last_layers', last_layers=1)
-  one = partial(estimate, MODEL, mesh_shape=(1, 1, 1), rows=8, length=LENGTH)
-  part, whole = (one(config=c, targets=64) for c in (config, OPTIMIZER))
-  assert part.parameters == whole.parameters
-  assert part.gradients < whole.gradients / 4
-  assert part.activations < whole.activations
+  part = of(trainable='last_layers', last_layers=1)
+  assert part.parameters == base.parameters
+  assert part.gradients < base.gradients / 4
+  assert part.activations < base.activations
 
 
 @pytest.mark.parametrize(
@@ -147,8 +138,7 @@ def test_what_does_not_fit_is_refused(mesh, rows, words):
 
 
 def test_the_table_has_every_part():
-  found = estimate(MODEL, OPTIMIZER, (1, 1, 1), 8, LENGTH, LENGTH)
-  text = memory.format_table(found)
-  for name in (*dataclasses.asdict(found), 'total'):
+  text = memory.format_table(of())
+  for name in (*dataclasses.asdict(of()), 'total'):
     assert name in text
-  assert f'{found.total / 1e9:.3f} GB' in text
+  assert f'{of().total / 1e9:.3f} GB' in text

@@ -11,9 +11,9 @@ from typing import Any, cast
 import pytest
 
 from pdl_jax.cluster import heartbeat, supervisor
-from pdl_jax.cluster.heartbeat import JOINING, SILENCE, Standing
+from pdl_jax.cluster.heartbeat import JOINING, SILENCE, End, Standing
 from pdl_jax.cluster.multihost import Place
-from pdl_jax.cluster.supervisor import Ended, Host, Output, _Watch
+from pdl_jax.cluster.supervisor import Host, Output, _Watch
 
 GLOO = ['F0000 00:00:00 Check failure stack trace: [Gloo] is gone\n']
 
@@ -51,12 +51,15 @@ def clock(monkeypatch):
   return now
 
 
-def stands(folder, number, doing='stepping', ticks=9, quiet=0.0, age=0.0):
-  """Writes where a process stands."""
-  standing = Standing(
+def standing(number, doing='stepping', ticks=9, quiet=0.0, age=0.0):
+  return Standing(
     str(number), 'there', 40, number, doing, ticks, quiet, 1000.0 - age
   )
-  text = json.dumps(dataclasses.asdict(standing))
+
+
+def stands(folder, number, *args, **options):
+  """Writes where a process stands."""
+  text = json.dumps(dataclasses.asdict(standing(number, *args, **options)))
   (folder / f'{number}.json').write_text(text, 'utf-8')
 
 
@@ -66,6 +69,41 @@ def host(folder, number, code=None, crash=(), sentence=''):
     sentence=sentence, crash=list(crash), finish=lambda: None
   )
   return Host(place, cast(Any, Child(code)), cast(Any, output))
+
+
+def test_none_is_behind_the_others():
+  both = [standing(number, quiet=30, age=5) for number in range(2)]
+  assert heartbeat.stuck(both, 1000.0) == (
+    'all hosts are stuck: stepping for 35 s, none behind the others'
+  )
+  assert heartbeat.stuck(both[:1], 1000.0) == (
+    'process 0 (pid 40 on there) is stuck: stepping for 35 s'
+  )
+
+
+def test_the_first_cause_counts_and_no_consequence():
+  ends = [
+    End('1', 'process 1', code, '', 1000.0 + seconds)
+    for code, seconds in ((None, 1), (75, 2), (0, 2), (3, 4), (4, 3))
+  ]
+  assert heartbeat.primary(ends) == ends[4]
+  assert heartbeat.primary(ends[:3]) is None
+
+
+@pytest.mark.parametrize(
+  ('came', 'count', 'words'),
+  [
+    ([0, 2], 4, 'processes 1, 3 of 4 never came within 9 s; is'),
+    ([0], 2, 'process 1 of 2 never came within 9 s; is'),
+    ([0, 1], 2, 'all 2 processes run, but did not meet within 9 s: each must '
+                'reach h:1'),
+    ([0, 1], None, 'not all hosts came within 9 s; those that came: process 0 '
+                   '(pid 40 on there), process 1 (pid 40 on there)'),
+  ],
+)  # fmt: skip
+def test_who_never_came(came, count, words):
+  found = heartbeat.missing(list(map(standing, came)), count, 9, 'h:1')
+  assert found.startswith(words)
 
 
 @pytest.mark.parametrize(
@@ -106,44 +144,37 @@ def test_what_a_process_has_said_itself_is_not_said_again(tmp_path, capsys):
   assert capsys.readouterr().err == ''
 
 
-def aborted(folder, doing='stepping'):
-  """A parent of process 1, which JAX has aborted."""
-  stands(folder, 1, doing, age=25.0)
-  watch = _Watch([host(folder, 1, -6, GLOO)], 60)
+def silent_at(age):
+  return lambda folder: stands(folder, 0, age=age)
+
+
+def ended(folder):
+  End('0', 'process 0', 3, 'error: no text', 990.0).write(folder)
+
+
+@pytest.mark.parametrize(
+  ('others', 'doing', 'code', 'words'),
+  [
+    # The own one may have been the first to fall silent.
+    (silent_at(20.0), 'stepping', 4, r'process 0 \(pid 40 on there\) has not '
+     r'been heard of for 20 s \(last seen stepping\); the host, its net'),
+    (ended, 'stepping', 3, 'process 0 ended: no text$'),
+    (silent_at(0.0), JOINING, 4, 'process 2 of 3 never came within 9 s; is'),
+    # It is heard of until the end.
+    (silent_at(-SILENCE), 'stepping', 4, r'process 1 \(pid 40 on there\) '
+     'aborted, last seen stepping, and no other host says why$'),
+  ],
+)  # fmt: skip
+def test_why_a_process_was_aborted_is_found_elsewhere(
+  tmp_path, clock, others, doing, code, words
+):
+  others(tmp_path)
+  stands(tmp_path, 1, doing, age=25.0)
+  watch = _Watch([host(tmp_path, 1, -6, GLOO)], 60)
   watch._began = 900.0
   assert watch.over()
-  return watch.conclude()
-
-
-def test_a_silent_host_is_blamed_and_not_the_own_aborted_one(tmp_path, clock):
-  """Which may have been the first to fall silent."""
-  stands(tmp_path, 0, age=20.0)
-  ended = aborted(tmp_path)
-  assert ended.code == 4
-  assert ended.words.startswith(
-    'process 0 (pid 40 on there) has not been heard of for 20 s (last seen st'
-  )
-  assert 'process 1' not in ended.words
-
-
-def test_the_end_that_another_parent_has_written_is_the_reason(tmp_path, clock):
-  end = heartbeat.End('0', 'process 0', 3, 'error: no text', 990.0)
-  end.write(tmp_path)
-  assert aborted(tmp_path) == Ended(3, 'process 0 ended: no text')
-
-
-def test_hosts_that_never_came_are_named(tmp_path, clock):
-  ended = aborted(tmp_path, JOINING)
-  assert ended.code == 4
-  assert ended.words.startswith('processes 0, 2 of 3 never came within 9 s; is')
-
-
-def test_without_any_reason_that_is_said_after_a_while(tmp_path, clock):
-  stands(tmp_path, 0, age=-SILENCE)  # It is heard of until the end.
-  ended = aborted(tmp_path)
-  assert ended.code == 4
-  assert ended.words.endswith('aborted, last seen stepping, and no other host '
-                              'says why')  # fmt: skip
+  found = watch.conclude()
+  assert found.code == code and re.match(words, found.words)
 
 
 def test_a_stuck_process_is_named_asked_where_it_is_and_ended(

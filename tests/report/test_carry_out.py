@@ -70,7 +70,7 @@ class Sweep:
     self.made, self.failing, self.commands = [], dict(failing), []
 
   def __call__(self, cells, root, command):
-    claims.open_folder(root)
+    claims.open_folder(root, cells)
     failed = {}
     for cell in cells:
       run = claims.open_run(root, cell)

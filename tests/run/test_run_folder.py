@@ -9,7 +9,7 @@ import sys
 
 import pytest
 
-from pdl_jax import process, run_folder
+from pdl_jax import process, run_claim, run_folder
 from pdl_jax.config import Settings
 from pdl_jax.errors import ConfigError, HostError, PreemptedError
 from pdl_jax.run import finetune
@@ -55,10 +55,10 @@ def test_claims_of_the_dead_are_taken_over(tmp_path, sleeper):
   gone = {**sleeper, 'started': sleeper['started'] - 1}  # its id, used again
   claim_of(tmp_path, 9, **gone)
   claim_of(tmp_path, 10, **gone)
-  with run_folder.claimed(tmp_path):
+  with run_claim.claimed(tmp_path):
     (own,) = tmp_path.glob('*.claim')
     assert own.name == 'run.11.claim'
-    with run_folder.claimed(tmp_path):  # by the same process
+    with run_claim.claimed(tmp_path):  # by the same process
       assert [*tmp_path.glob('*.claim')] == [own]
   assert list(tmp_path.iterdir()) == []
 
@@ -66,7 +66,7 @@ def test_claims_of_the_dead_are_taken_over(tmp_path, sleeper):
 @pytest.mark.parametrize('error', [PreemptedError, HostError, KeyError])
 def test_a_run_that_ends_gives_its_folder_back(tmp_path, error):
   (tmp_path / 'predictions').mkdir()
-  with pytest.raises(error), run_folder.claimed(tmp_path):
+  with pytest.raises(error), run_claim.claimed(tmp_path):
     raise error('so')
   assert [path.name for path in tmp_path.iterdir()] == ['predictions']
 
@@ -74,10 +74,10 @@ def test_a_run_that_ends_gives_its_folder_back(tmp_path, error):
 def test_of_another_machine_its_silence_decides(tmp_path):
   claim = claim_of(tmp_path, machine='another', host='there')
   with pytest.raises(HostError, match='on there since .*works after 120 s'):
-    run_folder.check_unclaimed(tmp_path)
+    run_claim.check_unclaimed(tmp_path)
   then = claim.stat().st_mtime - 121
   os.utime(claim, (then, then))
-  run_folder.check_unclaimed(tmp_path)
+  run_claim.check_unclaimed(tmp_path)
 
 
 def test_a_torn_claim_is_one_of_another_machine(tmp_path):
@@ -85,9 +85,9 @@ def test_a_torn_claim_is_one_of_another_machine(tmp_path):
     claim = claim_of(tmp_path)
     claim.write_text(text, 'utf-8')
     with pytest.raises(HostError, match='in use by process None'):
-      run_folder.check_unclaimed(tmp_path)
+      run_claim.check_unclaimed(tmp_path)
     os.utime(claim, (0, 0))
-    with run_folder.claimed(tmp_path):
+    with run_claim.claimed(tmp_path):
       assert not claim.exists()
 
 
@@ -96,12 +96,12 @@ def test_of_two_that_claim_at_once_one_is_let_in(tmp_path):
   code = (
     'import sys, time\n'
     'from pathlib import Path\n'
-    'from pdl_jax import run_folder\n'
+    'from pdl_jax import run_claim\n'
     'from pdl_jax.errors import HostError\n'
     'print("ready", flush=True)\n'
     'sys.stdin.readline()\n'
     'try:\n'
-    '  with run_folder.claimed(Path(sys.argv[1])):\n'
+    '  with run_claim.claimed(Path(sys.argv[1])):\n'
     '    print("in", flush=True)\n'
     '    sys.stdin.readline()\n'
     'except HostError:\n'
@@ -131,7 +131,7 @@ def test_where_there_are_no_hard_links_a_run_goes_on(
     raise OSError(errno.EPERM, 'Operation not permitted')
 
   monkeypatch.setattr(os, 'link', refuse)
-  with run_folder.claimed(tmp_path), run_folder.claimed(tmp_path):
+  with run_claim.claimed(tmp_path), run_claim.claimed(tmp_path):
     assert list(tmp_path.iterdir()) == []
   assert capsys.readouterr().out.count('without hard links') == 1
 

@@ -1,6 +1,7 @@
 """Cells whose runs are stand_in_run.py, and what became of them."""
 
 import contextlib
+import functools
 import hashlib
 import json
 import multiprocessing
@@ -11,8 +12,8 @@ from pathlib import Path
 
 from pdl_jax.errors import PreemptedError
 from pdl_jax.process import start_time
-from pdl_jax.sweep import claims, local
-from pdl_jax.sweep.cell import Cell
+from pdl_jax.sweep import child, claims, local
+from pdl_jax.sweep.claims import Cell
 
 STAND_IN = Path(__file__).parent / 'stand_in_run.py'
 # Forks of a process that has imported everything once, and no threads.
@@ -44,7 +45,8 @@ def command(_, run):
 
 
 def sweep(root, cells, workers=2, retries=0, fail_fast=False, command=command):
-  return local.run(cells, root, workers, retries, fail_fast, command)
+  start = functools.partial(child.start, root, command)
+  return local.run(cells, root, workers, retries, fail_fast, start)
 
 
 def _sweeper(root, cells, workers, retries):

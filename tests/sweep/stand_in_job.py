@@ -23,29 +23,28 @@ from jax.experimental import multihost_utils
 from pdl_jax.cluster import heartbeat, multihost, options, supervisor
 from pdl_jax.cluster.multihost import Place
 from pdl_jax.errors import DataError, PreemptedError
+from pdl_jax.storage import files
 
 _HOST = ('NAME', 'WORKER_ID')  # of a TPU slice
 
 
-def write(path, value):
-  partial = path.with_name(f'{path.name}.partial')
-  partial.write_text(json.dumps(value), 'utf-8')
-  partial.replace(path)
-
-
-def status(run, step):
-  write(run / 'status.json', {
-    'state': 'running', 'step': step, 'error': '', 'heartbeat': time.time(),
-  })  # fmt: skip
-
-
 def train(run, config, stop, fails):
   """Process 0 decides from where, and all hear of it."""
-  saved, step, value = run / 'saved.json', 0, str(config['value'])
-  if jax.process_index() == 0:
-    if saved.exists():
-      step, value = json.loads(saved.read_text('utf-8'))
-    status(run, step)
+  first, saved = jax.process_index() == 0, run / 'saved.json'
+  step, value = 0, str(config['value'])
+
+  def write(name, value):
+    if first:
+      files.write_whole(run / name, json.dumps(value))
+
+  def status():
+    now = time.time()
+    found = {'state': 'running', 'step': step, 'error': '', 'heartbeat': now}
+    write('status.json', found)
+
+  if first and saved.exists():
+    step, value = json.loads(saved.read_text('utf-8'))
+  status()
   step = int(multihost_utils.broadcast_one_to_all(np.asarray(step)))
   while step < config['train']['steps']:
     # Until it has been stopped once.
@@ -55,14 +54,12 @@ def train(run, config, stop, fails):
     if fails:
       raise DataError(f'step {step} was to fail')
     stopped = stop.reached(f'in step {step}')
-    if jax.process_index() == 0:
-      status(run, step)
-      if stopped or step % 2 == 0:
-        write(saved, [step, value])
+    status()
+    if stopped or step % 2 == 0:
+      write('saved.json', [step, value])
     if stopped:
       raise PreemptedError('the same command continues')
-  if jax.process_index() == 0:
-    write(run / 'results.json', {'value': value})
+  write('results.json', {'value': value})
 
 
 def work(run, config):
@@ -98,7 +95,7 @@ def main():
     multihost.leave(lambda: work(Path(run), json.loads(config)))
   command = [sys.executable, '-m', 'tests.sweep.stand_in_job', *sys.argv[1:]]
   hosts = supervisor.start(options.places(Path(run)), command)
-  sys.exit(supervisor.supervise(hosts, options.stuck_seconds()).code)
+  sys.exit(supervisor.supervise(hosts, options.STUCK_SECONDS.value).code)
 
 
 if __name__ == '__main__':

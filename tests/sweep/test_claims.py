@@ -12,8 +12,7 @@ import pytest
 from pdl_jax import process
 from pdl_jax.errors import HostError
 from pdl_jax.sweep import claims
-from pdl_jax.sweep.cell import Cell
-from pdl_jax.sweep.claims import PREEMPTED, Attempt, End
+from pdl_jax.sweep.claims import PREEMPTED, Attempt, Cell, End
 from tests.sweep.stand_in import wait_for
 
 HASH = '0123abcd'
@@ -21,101 +20,88 @@ HASH = '0123abcd'
 
 @pytest.fixture
 def root(tmp_path):
-  claims.open_folder(tmp_path)
+  (tmp_path / 'sweep').mkdir()
   return tmp_path
 
 
 @pytest.fixture
-def sleeper():
-  with subprocess.Popen(['sleep', '600']) as child:
+def sleeper(tmp_path):
+  """A process with a name that looks like fields of /proc/PID/stat."""
+  odd = tmp_path / 'a) Z 1 (b'
+  odd.symlink_to('/bin/sleep')
+  with subprocess.Popen([odd, '600']) as child:
+    comm = Path(f'/proc/{child.pid}/comm')
+    wait_for(lambda: 'a) Z' in comm.read_text('utf-8'))
     yield child
     child.kill()
-
-
-def gone():
-  """Of a process that was, as a claim has it."""
-  child = subprocess.Popen(['sleep', '600'])
-  name = name_of(child.pid)
-  child.kill()
-  child.wait()
-  return name
 
 
 def name_of(pid):
   return {'pid': pid, 'started': process.start_time(pid)}
 
 
-def rewrite(attempt, **changes):
+def claimed(root, **changes):
+  """A claim of this process, except for the changes."""
+  attempt = claims.claim(root, HASH, [])
   path = attempt.path('claim')
-  path.write_text(
-    json.dumps(json.loads(path.read_text('utf-8')) | changes), 'utf-8'
-  )
+  found = json.loads(path.read_text('utf-8'))
+  path.write_text(json.dumps(found | changes), 'utf-8')
+  return attempt
+
+
+def at_once(action, arguments):
+  """Results of calls from threads that begin together."""
+  barrier, found = threading.Barrier(len(arguments)), []
+
+  def call(argument):
+    barrier.wait()
+    found.append((argument, action(argument)))
+
+  threads = [threading.Thread(target=call, args=(x,)) for x in arguments]
+  for thread in threads:
+    thread.start()
+  for thread in threads:
+    thread.join()
+  return found
 
 
 def test_of_all_who_claim_at_once_one_gets_it(root):
-  for number in range(20):
-    before = [Attempt(root / 'sweep', HASH, number)] if number else []
-    barrier, won = threading.Barrier(8), []
-
-    def claim(before=before, barrier=barrier, won=won):
-      barrier.wait()
-      won.append(claims.claim(root, HASH, before))
-
-    threads = [threading.Thread(target=claim) for _ in range(8)]
-    for thread in threads:
-      thread.start()
-    for thread in threads:
-      thread.join()
-    winners = [attempt for attempt in won if attempt is not None]
-    assert winners == [Attempt(root / 'sweep', HASH, number + 1)]
-
-
-def test_attempts_are_listed_in_their_order(root):
+  """Attempts are listed by number, and nothing else is left."""
   made = []
-  for _ in range(11):
-    made.append(claims.claim(root, HASH, made))
+  for number in range(1, 12):
+    won = at_once(lambda _: claims.claim(root, HASH, made), range(8))
+    (winner,) = [attempt for _, attempt in won if attempt is not None]
+    assert winner == Attempt(root / 'sweep', HASH, number)
+    made.append(winner)
   other = claims.claim(root, 'ffffffff', [])
   assert claims.attempts(root) == {HASH: made, 'ffffffff': [other]}
+  left = {attempt.path('claim') for attempt in (*made, other)}
+  assert set((root / 'sweep').iterdir()) == left
   assert claims.attempts(root / 'no_such_folder') == {}
 
 
-def test_a_claim_leaves_nothing_else_behind(root):
-  attempt = claims.claim(root, HASH, [])
-  claims.claim(root, HASH, [])
-  assert list((root / 'sweep').iterdir()) == [attempt.path('claim')]
-
-
-def test_a_claim_of_a_living_sweeper_lasts_until_its_end(root):
-  attempt = claims.claim(root, HASH, [])
-  assert attempt.lasts(claims.clock(root))
-  assert attempt.end is None
-  attempt.write_end(End(5, 1.5, 'error: diverged'))
-  assert not attempt.lasts(claims.clock(root))
-  assert attempt.end == End(5, 1.5, 'error: diverged')
-
-
-def test_a_claim_of_a_dead_sweeper_does_not_last(root):
-  attempt = claims.claim(root, HASH, [])
-  rewrite(attempt, **gone())
-  assert not attempt.lasts(claims.clock(root))
-
-
-def test_a_process_id_that_was_used_again_is_not_the_sweeper(root):
-  attempt = claims.claim(root, HASH, [])
-  started = process.start_time(os.getpid())
-  assert started is not None
-  rewrite(attempt, started=started - 1)
-  assert not attempt.lasts(claims.clock(root))
-
-
-def test_a_run_that_outlives_its_sweeper_lasts(root, sleeper):
-  attempt = claims.claim(root, HASH, [])
-  rewrite(attempt, **gone())
-  attempt.path('worker').write_text(json.dumps(name_of(sleeper.pid)), 'utf-8')
-  assert attempt.lasts(claims.clock(root))
+def test_a_claim_lasts_as_long_as_its_sweeper_or_its_run(root, sleeper):
+  now = process.clock(root / 'sweep')
+  own = name_of(os.getpid())
+  reused = {**own, 'started': own['started'] - 1}
+  attempt = claimed(root)
+  assert attempt.lasts(now) and attempt.end is None
+  attempt.path('claim').unlink()
+  attempt = claimed(root, **reused)
+  assert not attempt.lasts(now)
+  worker = attempt.path('worker')
+  worker.write_text(json.dumps(name_of(sleeper.pid)), 'utf-8')
+  assert attempt.lasts(now)
   sleeper.kill()
+  # A zombie is dead.
+  os.waitid(os.P_PID, sleeper.pid, os.WEXITED | os.WNOWAIT)
+  assert not attempt.lasts(now)
   sleeper.wait()
-  assert not attempt.lasts(claims.clock(root))
+  assert not attempt.lasts(now)
+  worker.write_text(json.dumps(own), 'utf-8')
+  attempt.write_end(End(5, 1.5, 'error: diverged'))
+  assert not attempt.lasts(now)
+  assert attempt.end == End(5, 1.5, 'error: diverged')
 
 
 @pytest.mark.parametrize(
@@ -123,13 +109,17 @@ def test_a_run_that_outlives_its_sweeper_lasts(root, sleeper):
 )
 def test_on_another_machine_the_heartbeat_decides(root, age, lasts):
   """Its process ids say nothing here."""
-  attempt = claims.claim(root, HASH, [])
-  rewrite(attempt, machine='another', **gone())
-  then = claims.clock(root) - age
-  os.utime(attempt.path('claim'), (then, then))
-  assert attempt.lasts(claims.clock(root)) == lasts
+  attempt = claimed(root, machine='another', pid=1)
+  now = process.clock(root / 'sweep')
+  os.utime(attempt.path('claim'), (now - age, now - age))
+  assert attempt.lasts(now) == lasts
   attempt.beat()
-  assert attempt.lasts(claims.clock(root))
+  assert attempt.lasts(now)
+
+
+def test_the_start_of_a_process_is_read_whatever_its_name(sleeper):
+  fields = Path(f'/proc/{sleeper.pid}/stat').read_text('utf-8').split()
+  assert process.start_time(sleeper.pid) == int(fields[21 + 3])
 
 
 def test_another_boot_is_another_machine(monkeypatch):
@@ -140,72 +130,22 @@ def test_another_boot_is_another_machine(monkeypatch):
   assert process.machine() != here
 
 
-def test_superseded_by_the_next_attempt(root):
-  first = claims.claim(root, HASH, [])
-  assert not first.superseded
-  second = claims.claim(root, HASH, [first])
-  assert (first.superseded, second.superseded) == (True, False)
-
-
-def test_what_counts_as_a_failure():
-  codes = (0, PREEMPTED, 1, 2, 5, -9)
-  failed = [End(code, 0.0, '').failed for code in codes]
-  assert failed == [False, False, True, True, True, True]
-
-
-def test_a_zombie_is_dead():
-  child = subprocess.Popen(['sleep', '600'])
-  assert process.start_time(child.pid) is not None
-  child.kill()
-  os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
-  assert process.start_time(child.pid) is None
-  child.wait()
-  assert process.start_time(child.pid) is None
-
-
-def test_names_of_processes_may_hold_anything(tmp_path):
-  odd = tmp_path / 'a) Z 1 (b'
-  odd.symlink_to('/bin/sleep')
-  with subprocess.Popen([odd, '600']) as child:
-    wait_for(
-      lambda: 'a) Z' in Path(f'/proc/{child.pid}/comm').read_text('utf-8')
-    )
-    fields = Path(f'/proc/{child.pid}/stat').read_text('utf-8').split()
-    assert process.start_time(child.pid) == int(fields[21 + 3])
-    child.kill()
-
-
 def become(parent, file, *command):
-  return [
-    sys.executable, '-I', '-S', process.__file__, str(parent), str(file),
-    *command,
-  ]  # fmt: skip
-
-
-def test_becoming_a_command_leaves_its_name(tmp_path):
-  file = tmp_path / 'worker'
-  code = 'import os; print(os.getpid())'
-  done = subprocess.run(
-    become(os.getpid(), file, sys.executable, '-c', code),
-    capture_output=True, encoding='utf-8', check=True,
-  )  # fmt: skip
-  assert json.loads(file.read_text('utf-8'))['pid'] == int(done.stdout)
-
-
-def test_without_its_parent_the_command_never_runs(tmp_path):
-  made = tmp_path / 'made'
-  line = become(os.getpid() + 1, tmp_path / 'worker', 'touch', str(made))
-  assert subprocess.run(line, check=False).returncode == PREEMPTED
-  assert not made.exists()
-
-
-def test_a_missing_program_is_named(tmp_path):
-  line = become(os.getpid(), tmp_path / 'worker', 'no_such_program')
-  done = subprocess.run(
-    line, capture_output=True, encoding='utf-8', check=False
+  """How a process ends that was to become a command."""
+  line = [sys.executable, '-I', '-S', process.__file__, str(parent), str(file)]
+  return subprocess.run(
+    [*line, *command], capture_output=True, encoding='utf-8', check=False
   )
-  assert done.returncode == 1
-  assert done.stderr == 'error: there is no program no_such_program\n'
+
+
+def test_without_its_parent_or_its_program_no_command_runs(tmp_path):
+  file, made = tmp_path / 'worker', tmp_path / 'made'
+  ended = become(os.getpid() + 1, file, 'touch', str(made))
+  assert ended.returncode == PREEMPTED and not made.exists()
+  ended = become(os.getpid(), file, 'no_such_program')
+  assert (ended.returncode, ended.stderr) == (
+    1, 'error: there is no program no_such_program\n'
+  )  # fmt: skip
 
 
 def test_a_command_ends_with_its_parent_even_by_kill_9(tmp_path):
@@ -261,19 +201,6 @@ def test_of_two_folders_of_one_run_the_finished_one(tmp_path, finished):
   assert claims.run_folders(tmp_path)[HASH].name == finished
 
 
-def test_a_folder_is_named_by_what_differs_and_has_its_hash_in_it(root):
-  made = claims.open_run(root, cell())
-  assert made == root / 'a=1'
-  kept = json.loads((made / 'config.json').read_text('utf-8'))
-  assert kept == {'hash': HASH, 'train': {'steps': 3}}
-  assert claims.open_run(root, cell()) == made
-  # Another configuration that was swept into the same folder.
-  other = claims.open_run(root, cell('ffffffff'))
-  assert other == root / 'a=1-ffffffff'
-  assert claims.run_folders(root) == {HASH: made, 'ffffffff': other}
-  assert list((root / 'sweep').iterdir()) == []
-
-
 @pytest.mark.parametrize('name', [f'a=1-{HASH}', 'by=hand', 'a=1'])
 def test_a_folder_that_is_there_is_continued(root, name):
   """That of an older version, one made by hand, and a torn one."""
@@ -285,23 +212,17 @@ def test_a_folder_that_is_there_is_continued(root, name):
 
 
 def test_of_all_who_make_a_folder_at_once_each_finds_the_same(root):
-  barrier, made = threading.Barrier(8), []
-
-  def make(digest):
-    barrier.wait()
-    made.append((digest, claims.open_run(root, cell(digest))))
-
-  threads = [
-    threading.Thread(target=make, args=(digest,))
-    for digest in [HASH, 'ffffffff'] * 4
-  ]
-  for thread in threads:
-    thread.start()
-  for thread in threads:
-    thread.join()
+  """Two runs of one name: one of them has its hash in it."""
+  digests = [HASH, 'ffffffff'] * 4
+  made = at_once(lambda digest: claims.open_run(root, cell(digest)), digests)
   assert len(made) == 8 and len(set(made)) == 2
+  folders = dict(made)
+  assert claims.run_folders(root) == folders
+  (second,) = [x for x, path in folders.items() if path.name != 'a=1']
+  assert folders[second] == root / f'a=1-{second}'
+  kept = json.loads((root / 'a=1' / 'config.json').read_text('utf-8'))
+  assert kept == {'hash': kept['hash'], 'train': {'steps': 3}}
   assert list((root / 'sweep').iterdir()) == []
-  assert claims.run_folders(root) == dict(made)
 
 
 def test_a_single_run_goes_where_it_was_or_where_its_name_is_free(tmp_path):
@@ -321,5 +242,5 @@ def test_a_single_run_goes_where_it_was_or_where_its_name_is_free(tmp_path):
 def test_other_systems_than_linux_are_refused(tmp_path, monkeypatch):
   monkeypatch.setattr(Path, 'is_symlink', lambda _: False)
   with pytest.raises(HostError, match='needs Linux'):
-    claims.open_folder(tmp_path)
+    claims.open_folder(tmp_path, [cell()])
   assert list(tmp_path.iterdir()) == []

@@ -17,8 +17,7 @@ from pdl_jax.cluster import options
 from pdl_jax.errors import ConfigError, HostError
 from pdl_jax.sweep import claims, gang, placement, ray_engine
 from pdl_jax.sweep.placement import Wanted
-from pdl_jax.sweep.ray_engine import Engine, parse_resources, run_on_ray
-from pdl_jax.sweep.status import status
+from pdl_jax.sweep.ray_engine import Engine, parse_resources
 from tests.sweep.stand_in import cell, codes, command, meanwhile
 
 HERE = Path.cwd(), {}
@@ -89,7 +88,7 @@ class StandInRay:
 def led(root, monkeypatch, stand_in, wanted):
   """A cell on three machines, of which one is there."""
   monkeypatch.setitem(sys.modules, 'ray', stand_in)
-  claims.open_folder(root)
+  claims.open_folder(root, [wanted])
   line = ['sh', '-c', f'exit {wanted.config["code"]}']
   gang.lead(wanted, root, [], line, HERE, [{}, {}])
   return codes(root, wanted)
@@ -185,17 +184,16 @@ def test_what_fits():
 def engine(tmp_path):
   """Two slices on which no task ends before it is cancelled."""
   names = [f'lead {number}' for number in range(1, 9)]
+  claims.open_folder(tmp_path, [])
   ray = StandInRay(slow=names, nodes=SLICES)
-  claims.open_folder(tmp_path)
-  return Engine(ray, tmp_path, command, Wanted(TPU, 2)), ray
+  return Engine(ray, tmp_path, command, Wanted(TPU, 2))
 
 
 def test_a_slice_that_is_late_is_given_back_and_another_is_tried(
   engine, monkeypatch, capsys
 ):
-  made, ray = engine
-  first = made.start(cell(1), [])
-  made.start(cell(2), [])
+  ray = engine.ray
+  first, second = (engine.start(cell(number), []) for number in (1, 2))
   assert ray.groups == ['a', 'b']
   first.beat()
   assert first.poll() is None and ray.told == []
@@ -207,28 +205,24 @@ def test_a_slice_that_is_late_is_given_back_and_another_is_tried(
     'value=1 waits for 2 x CPU=1 TPU=4 of slice a\n'
   )
   # The other one is in use by this sweep.
-  third = made.start(cell(1), [])
+  third = engine.start(cell(1), [])
   assert ray.groups == ['a', 'b', 'a']
-  ray.slow.remove(third.reference)
-  assert third.poll() == 75
-  ray.slow.remove('lead 2')
-  made._tasks[0].poll()
-  made.start(cell(3), [])
+  for task in (third, second):
+    ray.slow.remove(task.reference)
+    assert task.poll() == 75
+  engine.start(cell(3), [])
   assert ray.groups[3] == 'b'  # It was asked for longer ago.
 
 
 def test_a_task_is_told_until_it_listens_and_then_once_a_signal(
-  tmp_path, monkeypatch
+  engine, tmp_path, monkeypatch
 ):
   """Ray may lose what it is told before that."""
-  names = [f'lead {number}' for number in range(1, 9)]
-  ray = StandInRay(slow=names, nodes=SLICES)
-  claims.open_folder(tmp_path)
-  task = Engine(ray, tmp_path, command, Wanted(TPU, 2)).start(cell(1), [])
-  monkeypatch.setattr(ray, 'cancel', lambda name, recursive: told.append(name))
-  told = []
-  for signals, count in [(1, 1), (1, 2)]:
-    task.stop(signals)
+  task, told = engine.start(cell(1), []), []
+  cancel = lambda name, recursive: told.append(name)
+  monkeypatch.setattr(engine.ray, 'cancel', cancel)
+  for count in (1, 2):
+    task.stop(1)
     assert told == [task.reference] * count
   assert claims.claim(tmp_path, task.cell.digest, []) == task.attempt
   for signals, count in [(1, 3), (1, 3), (2, 4), (2, 4)]:
@@ -236,43 +230,33 @@ def test_a_task_is_told_until_it_listens_and_then_once_a_signal(
     assert told == [task.reference] * count
 
 
-def refused(root):
-  with pytest.raises(HostError) as error:
-    run_on_ray([cell(1)], root, 1, 0, False, command, Wanted({'CPU': 1.0}))
-  assert '\n' not in str(error.value)
-  assert list(root.iterdir()) == []
-  return str(error.value)
-
-
-def test_without_ray_it_says_what_to_install(tmp_path, monkeypatch):
-  monkeypatch.setitem(sys.modules, 'ray', None)
-  assert 'the package ray, which is not installed' in refused(tmp_path)
-
-
 @pytest.mark.parametrize(
-  ('address', 'error', 'reason'),
+  ('address', 'error', 'words'),
   [
-    ('127.0.0.1:1', None, 'refused'),
-    ('nonsense', ValueError('Invalid address'), 'Invalid address'),
-    ('auto', RayError('no token'), 'no token'),
+    (None, None, 'the package ray, which is not installed: pip install ray'),
+    ('127.0.0.1:1', None, 'RAY_ADDRESS=127.0.0.1:1 cannot be used: .*refused'),
+    ('nonsense', ValueError('Invalid'), '=nonsense cannot be used: Invalid'),
+    ('auto', RayError('no token'), '=auto cannot be used: no token'),
   ],
 )
 def test_a_cluster_that_does_not_answer(
-  tmp_path, monkeypatch, address, error, reason
+  tmp_path, monkeypatch, address, error, words
 ):
   def init(*_, **__):
     raise error
 
-  stand_in = types.ModuleType('ray')
-  stand_in.init = init
-  monkeypatch.setitem(sys.modules, 'ray', stand_in)
-  exceptions = types.ModuleType('ray.exceptions')
-  exceptions.RayError = RayError
+  ray, exceptions = types.ModuleType('ray'), types.ModuleType('ray.exceptions')
+  ray.init, exceptions.RayError = init, RayError
+  monkeypatch.setitem(sys.modules, 'ray', address and ray)
   monkeypatch.setitem(sys.modules, 'ray.exceptions', exceptions)
-  monkeypatch.setenv('RAY_ADDRESS', address)
-  line = refused(tmp_path)
-  assert f'RAY_ADDRESS={address} cannot be used: ' in line
-  assert reason in line
+  monkeypatch.setenv('RAY_ADDRESS', address or '')
+  one = Wanted({'CPU': 1.0})
+  with (
+    pytest.raises(HostError, match=f'^[^\n]*{words}[^\n]*$'),
+    ray_engine.engine(tmp_path, command, one),
+  ):
+    pass
+  assert list(tmp_path.iterdir()) == []
 
 
 def test_resources_are_read():
@@ -299,15 +283,3 @@ def test_cells_are_told_of_their_processes(monkeypatch):
     pytest.raises(ConfigError, match='not of a sweep'),
   ):
     options.of_cells(1)
-
-
-def test_a_gang_is_seen_to_run_from_another_machine(tmp_path, monkeypatch):
-  """Even one without /proc, by the age of the claim alone."""
-  wanted = cell(1)
-  claims.open_folder(tmp_path)
-  attempt = claims.claim(tmp_path, wanted.digest, [])
-  monkeypatch.setattr(process.Path, 'is_symlink', lambda _: False)
-  assert process.machine() == ''
-  assert [row.state for row in status(tmp_path, [wanted])] == ['running']
-  os.utime(attempt.path('claim'), (0, time.time() - claims.STALE - 1))
-  assert [row.state for row in status(tmp_path, [wanted])] == ['queued']

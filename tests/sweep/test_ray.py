@@ -13,7 +13,7 @@ from pdl_jax import process
 from pdl_jax.errors import HostError, PreemptedError
 from pdl_jax.sweep import local
 from pdl_jax.sweep.placement import Wanted
-from pdl_jax.sweep.ray_engine import run_on_ray
+from pdl_jax.sweep.ray_engine import engine
 from pdl_jax.sweep.status import format_status, status
 from tests.sweep.ray_cluster import cluster_of
 from tests.sweep.stand_in import (
@@ -62,8 +62,8 @@ def cluster():
 def sweep_on_ray(
   root, cells, workers=3, retries=0, command=command, wanted=None
 ):
-  wanted = wanted or Wanted({'CPU': 1.0})
-  return run_on_ray(cells, root, workers, retries, False, command, wanted)
+  with engine(root, command, wanted or Wanted({'CPU': 1.0})) as start:
+    return local.run(cells, root, workers, retries, False, start)
 
 
 def owner(root, cell):
