@@ -15,6 +15,7 @@ from pdl_jax.mesh import make_mesh
 from pdl_jax.model.config import ModelConfig
 from tests.tiny_model import random_params
 
+pytestmark = pytest.mark.usefixtures('quick_compile')
 TEXTS = ['one two three', 'a stitch in time saves nine', 'the cat sat here']
 LENGTHS = Lengths(prompt=16, target=5)
 SAMPLE = DecodeSettings('sample', samples=2, temperature=2.0, seed=3)
