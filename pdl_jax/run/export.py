@@ -59,10 +59,11 @@ def run(workdir: Path, folder: Path, adapter_alone: bool = False) -> None:
     if adapter_alone:
       base = settings.model.pretrained
       peft.write(beside, model.config, adapters, base)
-      print(f'adapter of {base}: {folder}\n{_ADAPTER}')
+      told = f'adapter of {base}: {folder}\n{_ADAPTER}'
     else:
       _write_model(settings, model, beside)
-      print(f'{values["model_type"]} model: {folder}')
+      told = f'{values["model_type"]} model: {folder}'
+  print(told)
 
 
 @contextlib.contextmanager
