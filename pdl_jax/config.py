@@ -5,6 +5,7 @@ A field has the key's default, and the comment above it says what it means:
 """
 
 import dataclasses
+import difflib
 import functools
 import hashlib
 import inspect
@@ -48,6 +49,21 @@ RENAMED = {
   'accumulation': 'optimizer.grad_accum_steps',
   'max_skipped': 'train.max_nonfinite_steps', 'draw': 'evaluate.sample_index',
 }  # fmt: skip
+
+
+def unknown_key(key: str, asked: str) -> str:
+  """Says how a key that there is not is called now, or which is nearest.
+
+  `asked` is the key with its groups, as far as it is known.
+  """
+  if (last := key.rpartition('.')[2]) in RENAMED:
+    return f'config key {last!r} is called {RENAMED[last]} now'
+  known = [each.name for each in keys()]
+  nearest = difflib.get_close_matches(asked, known, n=1, cutoff=0)[0]
+  return (
+    f'there is no config key {key!r}; did you mean {nearest!r}? '
+    '(--help_config prints all)'
+  )
 
 
 def check_numbers(prefix: str, values: Mapping[str, Any]) -> None:

@@ -4,16 +4,20 @@ A run records them in env.json, and the commands that read a finished run load
 them again: their configuration is the run's, without a config file.
 """
 
+import functools
 import hashlib
 import importlib.util
 import inspect
 import sys
+import traceback
+import types
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar, cast
 
-from pdl_jax.errors import ConfigError, reason
+from pdl_jax.errors import ConfigError, PdlError, reason
 
+Function = TypeVar('Function', bound=Callable[..., Any])
 _LIBRARY = Path(__file__).parent
 _seen: set[Path] = set()
 
@@ -25,6 +29,45 @@ def note(function: Callable[..., Any]) -> Path | None:
     return None
   _seen.add(file)
   return file
+
+
+def explained(
+  what: str, function: Function, returns: type | types.UnionType = object
+) -> Function:
+  """Notes a registered function; a user's own says in a line what is wrong.
+
+  Args:
+    what: how the line calls it, as in 'metric question_rate'.
+    returns: the type that it has to return.
+
+  Returns:
+    The function, which raises ConfigError for whatever a user's own raises.
+  """
+  file = note(function)
+  if file is None:
+    return function
+
+  @functools.wraps(function)
+  def call(*args: Any, **settings: Any) -> Any:
+    try:
+      found = function(*args, **settings)
+    except PdlError:
+      raise
+    except Exception as error:  # A user's own code may raise anything.
+      frames = traceback.extract_tb(error.__traceback__)
+      own = [x for x in frames if Path(x.filename).resolve() == file]
+      raise ConfigError(
+        f'{what} of {file}:{(own or frames)[-1].lineno}: '
+        f'{type(error).__name__}: {reason(error)}'
+      ) from error
+    if not isinstance(found, returns):
+      kind = getattr(returns, '__name__', returns)
+      raise ConfigError(
+        f'{what} of {file} has to return {kind}, got {type(found).__name__}'
+      )
+    return found
+
+  return cast(Function, call)
 
 
 def digests() -> dict[str, str]:

@@ -16,6 +16,7 @@ from pdl_jax.errors import ConfigError
 from pdl_jax.evaluate.registry import METRICS, SOURCES
 from pdl_jax.losses import LOSSES
 
+pytestmark = pytest.mark.usefixtures('quick_compile')
 TASK = """
 from pdl_jax.data.tasks import register_task
 
@@ -30,7 +31,7 @@ from pdl_jax.data.packaged import texts
 def words(dropped):
   made = [
     texts.Example(f'{n}', f'{n}', ' '.join(['word'] * n), f'{n} words?')
-    for n in range(1, 400)
+    for n in range(1, 200)
   ]
   return texts.by_split(made, texts.split_by_hash)
 """
@@ -61,8 +62,9 @@ def get_config():
   config.data.max_prompt, config.data.max_target = 48, 12
   config.model.width, config.model.heads, config.model.head_dim = 32, 2, 16
   config.model.kv_heads, config.model.mlp = 1, 48
-  config.model.vocab_size = 300
-  config.train.steps = config.train.checkpoint_every = 3
+  config.model.vocab_size, config.model.layers = 300, 1
+  config.decode.prompt_buckets = 1
+  config.train.steps = config.train.checkpoint_every = 2
   config.optimizer.warmup_steps = 1
   config.evaluate.examples = config.evaluate.validation_examples = 8
   return config
@@ -141,6 +143,14 @@ def test_a_name_that_is_taken_is_refused():
   message = "two packaged texts are called 'bible'.*bible_styles.py.*rename"
   with pytest.raises(ConfigError, match=message):
     exec(TEXT.replace("'words'", "'bible'"), {})
+
+
+def test_a_task_that_fails_is_named_with_the_line(given, main, tmp_path):
+  failing = TASK.replace("'Count the words.'", '1 / 0')
+  (tmp_path / 'own.py').write_text(failing + CONFIG, 'utf-8')
+  code, _, err = main(*given)
+  assert code == 2 and err.count('\n') == 1
+  assert f'task count of {tmp_path / "own.py"}:6: ZeroDivisionError' in err
 
 
 def test_a_config_file_may_be_executed_twice(given):

@@ -7,6 +7,7 @@ import dataclasses
 import re
 import sys
 import textwrap
+import traceback
 import types
 from collections.abc import Sequence
 from pathlib import Path
@@ -127,9 +128,8 @@ def read(command: str, arguments: Sequence[str]) -> list[str]:
       )  # fmt: skip
     rest = flags.FLAGS(arguments)[1:]
   except (flags.Error, KeyError, AttributeError, TypeError) as error:
-    if where := fault.in_config(error):
-      raise ConfigError(f'{where}: {fault.words(error)}') from error
-    raise ConfigError(_one_line(error)) from error
+    where, told = fault.in_config(error), _one_line(error, arguments)
+    raise ConfigError(f'{where}: {told}' if where else told) from error
   if rest and command in ('', 'preview'):
     raise ConfigError(f'arguments without a flag: {" ".join(rest)}')
   return rest
@@ -208,8 +208,7 @@ def configured() -> 'tuple[Settings, Path]':
     settings = Settings.from_config(CONFIG.value)
   except (KeyError, TypeError) as error:
     raise ConfigError(
-      f'--config: {config_file()} has other keys than configs/base.py '
-      f'({error})'
+      f'--config: {config_file()} has other keys than configs/base.py ({error})'
     ) from error
   if WORKDIR.value is not None:
     return settings, Path(WORKDIR.value)
@@ -244,18 +243,21 @@ def config_file() -> str:
   return config_flags.get_config_filename(flags.FLAGS['config'])
 
 
-def _one_line(error: Exception) -> str:
-  """Returns what a parser says, without its traceback."""
-  if isinstance(error, KeyError | AttributeError):
-    if 'get_config' in str(error):
-      return '--config: the file has no function get_config'
-    from pdl_jax.config import RENAMED
+def _one_line(error: Exception, arguments: Sequence[str]) -> str:
+  """Returns what a parser or a config file says, without its traceback."""
+  frames = traceback.extract_tb(error.__traceback__)
+  is_lookup = isinstance(error, KeyError | AttributeError)
+  if is_lookup and 'config_dict' in frames[-1].filename:
+    from pdl_jax.config import unknown_key
 
-    # ml_collections quotes its message once per level: "'alhpa'\nDid you ...".
-    text = str(error).replace('\\n', '\n').replace('\\', '')
-    key, _, hint = (part.strip(' \'"') for part in text.partition('\n'))
-    if key in RENAMED:
-      return f'config key {key!r} is called {RENAMED[key]} now'
-    hint = f' {hint}' if hint else ''
-    return f'unknown config key {key!r}.{hint} (--help_config prints all)'
+    # The message begins with the key: "'alhpa'\nDid you mean" or 'Key "alhpa"'.
+    key = re.findall(r'\w+', str(error).replace('Key', ''))[0]
+    lines = [*arguments, *(frame.line or '' for frame in reversed(frames))]
+    whole = [re.search(rf'\b[\w.]*\b{key}\b[\w.]*', line) for line in lines]
+    asked = next((found[0] for found in whole if found), key)
+    return unknown_key(key, asked.removeprefix('config.'))
+  if fault.in_config(error):
+    return fault.words(error)
+  if is_lookup and 'get_config' in str(error):
+    return '--config: the file has no function get_config'
   return re.sub(r'^[\w.]*Error: ', '', str(error).splitlines()[-1])

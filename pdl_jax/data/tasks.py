@@ -44,8 +44,7 @@ def register_task(
   """
 
   def register(instructions: _Decorated) -> _Decorated:
-    own_files.note(instructions)
-    found = instructions()
+    found = own_files.explained(f'task {name}', instructions, str | Mapping)()
     by_style = {'': found} if isinstance(found, str) else found
     task = Task(by_style, turns, documents)
     # A config file may be executed twice.

@@ -13,8 +13,7 @@ from functools import partial
 
 from sacrebleu.metrics.bleu import BLEU
 
-from pdl_jax.errors import ConfigError
-from pdl_jax.evaluate.inputs import Record, samples_by_example
+from pdl_jax.evaluate.inputs import Record
 from pdl_jax.evaluate.registry import (
   Found,
   Inputs,
@@ -33,8 +32,6 @@ _SMOOTHING = 0.1  # matches counted for an order without any
 
 def ngrams(text: str, n: int) -> list[NGram]:
   """Lists the n-grams of the words of a text, in order; n is at least 1."""
-  if n < 1:
-    raise ConfigError(f'n-grams need n of at least 1, got {n}')
   words = text.split()
   return [tuple(words[at : at + n]) for at in range(len(words) - n + 1)]
 
@@ -95,36 +92,24 @@ def self_bleu_per_text(texts: Sequence[str]) -> list[float]:
       first, second, _ = sorted((*top[ngram], count), reverse=True)
       top[ngram] = (first, second)
   lengths = [len(text.split()) for text in texts]
-  return [
-    _bleu(own, top, length, _closest(length, lengths[:i] + lengths[i + 1 :]))
-    for i, (own, length) in enumerate(zip(counts, lengths, strict=True))
-  ]
-
-
-def _closest(length: int, others: Sequence[int]) -> int:
-  return min(others, key=lambda other: (abs(other - length), other))
-
-
-def _bleu(
-  own: Counter[NGram],
-  top: defaultdict[NGram, tuple[int, int]],
-  length: int,
-  reference_length: int,
-) -> float:
-  """Computes BLEU of one text, given the two largest counts of each n-gram."""
-  correct, total = [0] * _ORDERS, [0] * _ORDERS
-  for ngram, count in own.items():
-    first, second = top[ngram]
-    # If the text's own count is the largest, the second is that of the others.
-    among_others = second if count == first else first
-    correct[len(ngram) - 1] += min(count, among_others)
-    total[len(ngram) - 1] += count
-  score = BLEU.compute_bleu(
-    correct, total, length, reference_length, 'floor', _SMOOTHING,
-    effective_order=True, max_ngram_order=_ORDERS,
-  )  # fmt: skip
-  # Rounding can leave equal texts a hair above 1.
-  return min(1.0, score.score / 100)
+  scores = []
+  for i, own in enumerate(counts):
+    others = lengths[:i] + lengths[i + 1 :]
+    closest = min(others, key=lambda x: (abs(x - lengths[i]), x))
+    correct, total = [0] * _ORDERS, [0] * _ORDERS
+    for ngram, count in own.items():
+      first, second = top[ngram]
+      # If the own count is the largest, the second is that of the others.
+      among_others = second if count == first else first
+      correct[len(ngram) - 1] += min(count, among_others)
+      total[len(ngram) - 1] += count
+    score = BLEU.compute_bleu(
+      correct, total, lengths[i], closest, 'floor', _SMOOTHING,
+      effective_order=True, max_ngram_order=_ORDERS,
+    )  # fmt: skip
+    # Rounding can leave equal texts a hair above 1.
+    scores.append(min(1.0, score.score / 100))
+  return scores
 
 
 def self_bleu_4(texts: Sequence[str]) -> Measurement:
@@ -214,16 +199,17 @@ def within_prompts(inputs: Inputs) -> Found:
   """Measures how much the samples of one prompt differ (arXiv 2004.02990)."""
   sets = [
     [record['text'] for record in samples]
-    for samples in samples_by_example(inputs.records)
+    for samples in inputs.samples
     if len(samples) > 1
   ]
   if not sets:
     return {}
   found = {}
-  for key, measure in {
-    **{f'prompt_distinct_{n}': partial(distinct_n, n=n) for n in (1, 2)},
-    'prompt_self_bleu_4': self_bleu_4,
-  }.items():
+  for key, measure in (
+    ('prompt_distinct_1', partial(distinct_n, n=1)),
+    ('prompt_distinct_2', partial(distinct_n, n=2)),
+    ('prompt_self_bleu_4', self_bleu_4),
+  ):
     values = [measure(texts).value for texts in sets]
     defined = [value for value in values if value is not None]
     found[key] = Measurement(mean(defined), len(defined))

@@ -72,14 +72,6 @@ def samples_by_example(records: Sequence[Record]) -> list[list[Record]]:
   ]
 
 
-def first_samples(records: Sequence[Record]) -> list[Record]:
-  """Takes one record per example: the sample of the lowest number.
-
-  Repeated references would say nothing about how varied people write.
-  """
-  return [samples[0] for samples in samples_by_example(records)]
-
-
 def check_counts(counts_V: np.ndarray) -> np.ndarray:
   """Returns training counts as int64 [V]; DataError if they are not counts."""
   counts_V = np.asarray(counts_V)

@@ -111,7 +111,13 @@ class Predictor:
     self.throughput = Throughput()
     numbers = np.asarray(numbers)
     losses = self.nll(params, examples, numbers, check)
-    rows = self._rows(examples, numbers)
+    sizes = [len(examples.prompt_and_target(n)[0]) for n in numbers.tolist()]
+    rows = [
+      _Row(place, sample, int(numbers[place]), size)
+      for place, size in enumerate(sizes)
+      for sample in range(self._settings.samples)
+    ]
+    rows.sort(key=lambda row: -row.size)
     # Once for all batches: the decoding loop reads each layer by itself.
     parts = decoding.part_layers(params)
     records: dict[tuple[int, int], dict[str, Any]] = {}
@@ -129,15 +135,6 @@ class Predictor:
       if done is not None:
         done(list(new.values()))
     return [record for _, record in sorted(records.items())]
-
-  def _rows(self, examples: Examples, numbers: np.ndarray) -> list[_Row]:
-    sizes = [len(examples.prompt_and_target(n)[0]) for n in numbers.tolist()]
-    rows = [
-      _Row(place, sample, int(numbers[place]), size)
-      for place, size in enumerate(sizes)
-      for sample in range(self._settings.samples)
-    ]
-    return sorted(rows, key=lambda row: -row.size)
 
   def _generate(
     self, params: Tree, parts: Tree, examples: Examples, rows: list[_Row]

@@ -5,12 +5,8 @@ from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 
-from pdl_jax.errors import ConfigError, DataError
-from pdl_jax.evaluate.inputs import (
-  check_counts,
-  ids_array,
-  special_mask,
-)
+from pdl_jax.errors import DataError
+from pdl_jax.evaluate.inputs import ids_array, special_mask
 from pdl_jax.evaluate.registry import Found, Inputs, Metric, f1, register
 
 RARE_PERCENTS = (1, 5, 10)
@@ -32,9 +28,6 @@ def rare_types(
     percent: in (0, 100], of token occurrences (not of types).
     special_ids: never rare, and not counted.
   """
-  if not 0 < percent <= 100:
-    raise ConfigError(f'rarest {percent} % of tokens: not in (0, 100]')
-  counts_V = check_counts(counts_V)
   special_V = special_mask(special_ids, len(counts_V))
   levels, types = np.unique(counts_V[~special_V], return_counts=True)
   running = np.cumsum(levels * types)

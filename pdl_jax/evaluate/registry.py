@@ -15,7 +15,7 @@ import numpy as np
 
 from pdl_jax import own_files
 from pdl_jax.errors import ConfigError
-from pdl_jax.evaluate.inputs import Record, first_samples
+from pdl_jax.evaluate.inputs import Record, samples_by_example
 
 if TYPE_CHECKING:
   from pdl_jax.evaluate.style import StyleClassifier
@@ -45,9 +45,14 @@ class Inputs:
   windows: bool = False
 
   @functools.cached_property
+  def samples(self) -> list[list[Record]]:
+    """The records of each example, in the order of their samples."""
+    return samples_by_example(self.records)
+
+  @functools.cached_property
   def examples(self) -> list[Record]:
-    """The first sample of each example."""
-    return first_samples(self.records)
+    """The first sample of each: repeated references would tell nothing."""
+    return [samples[0] for samples in self.samples]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -138,8 +143,8 @@ def register(*metrics: Metric) -> Callable[[Source], Source]:
       if metric.key in METRICS:
         raise ConfigError(f'two metrics are called {metric.key!r}; rename one')
       METRICS[metric.key] = metric
-    own_files.note(source)
-    SOURCES.append(source)
+    what = f'metric {", ".join(metric.key for metric in metrics)}'
+    SOURCES.append(own_files.explained(what, source, Mapping))
     return source
 
   return decorate

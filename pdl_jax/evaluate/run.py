@@ -17,13 +17,10 @@ from pdl_jax.evaluate import diversity
 from pdl_jax.evaluate import repetition
 from pdl_jax.evaluate import rare
 from pdl_jax.evaluate import length
+
 # isort: on
-from pdl_jax.evaluate.inputs import (
-  Record,
-  check_counts,
-  samples_by_example,
-  validate_records,
-)
+from pdl_jax.errors import ConfigError
+from pdl_jax.evaluate.inputs import Record, check_counts, validate_records
 from pdl_jax.evaluate.registry import (
   METRICS,
   SOURCES,
@@ -102,18 +99,20 @@ def _measure(
   found: dict[str, Measurement] = {}
   sums: dict[str, list[float]] = {}
   places = {id(record): at for at, record in enumerate(inputs.records)}
-  outputs = [
-    [places[id(record)] for record in samples]
-    for samples in samples_by_example(inputs.records)
-  ]
+  outputs = [[places[id(record)] for record in x] for x in inputs.samples]
   for source in SOURCES:
     for name, value in source(inputs).items():
       if isinstance(value, Measurement):
         found[name] = value
       elif len(value) == len(inputs.examples) != len(inputs.records):
         sums[name] = list(value)
-      else:
+      elif len(value) == len(inputs.records):
         sums[name] = [_sum([value[at] for at in each]) for each in outputs]
+      else:
+        raise ConfigError(
+          f'{name!r}, which {source.__name__} measures, has {len(value)} '
+          f'numbers for {len(inputs.records)} outputs; give one per output'
+        )
   return found, sums
 
 

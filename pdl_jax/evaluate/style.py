@@ -49,7 +49,6 @@ class StyleClassifier:
     regression has an L2 penalty (C 10) and weights styles evenly. None of the
     texts may be evaluated on.
     """
-    _check_pairs(texts, styles)
     known = tuple(sorted(set(styles)))
     if len(known) < 2:
       raise DataError(
@@ -70,7 +69,6 @@ class StyleClassifier:
     self, texts: Sequence[str], styles: Sequence[str]
   ) -> 'StyleClassifier':
     """Returns a copy with its accuracy on texts of other groups (books)."""
-    _check_pairs(texts, styles)
     pairs = zip(self.predict(texts), styles, strict=True)
     return dataclasses.replace(
       self,
@@ -95,14 +93,6 @@ class StyleClassifier:
 
 def _dashed(edges: tuple[int, int]) -> str:
   return f'{edges[0]}-{edges[1]}'
-
-
-def _check_pairs(texts: Sequence[str], styles: Sequence[str]) -> None:
-  if len(texts) != len(styles) or not texts:
-    raise DataError(
-      f'{len(texts)} texts with {len(styles)} styles; a style classifier needs '
-      'at least one text, and one style for each'
-    )
 
 
 def _pipeline() -> 'Pipeline':

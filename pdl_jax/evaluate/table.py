@@ -8,7 +8,7 @@ import math
 import re
 import string
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jinja2
@@ -191,11 +191,21 @@ class Table:
     ]
     heights = [max(len(cell.pieces) for cell in row) for row in rows]
     widths = [max(map(_points, of)) for of in zip(head, *rows, strict=True)]
+    words = range(self.texts)
+
+    def wide(numbers: range) -> bool:
+      points = sum(widths[at] for at in (*words, *numbers))
+      return len(words) + len(numbers) > MOST_COLUMNS or points > MOST_POINTS
+
+    def high(block: range) -> bool:
+      return sum(heights[at] for at in block) > MOST_LINES
+
+    blocks = _parts(range(len(rows)), high)
+    # Every part has all words; without numbers there is one.
+    shares = _parts(range(self.texts, len(head)), wide) or [range(0)]
     parts = [
-      (some, columns)
-      for some in _blocks(heights)
-      for columns in self._columns(widths)
-    ]
+      (some, [*words, *share]) for some in blocks for share in shares
+    ]  # fmt: skip
     made = []
     for i, (some, columns) in enumerate(parts, start=1):
       of = f' ({i} of {len(parts)})' if len(parts) > 1 else ''
@@ -224,21 +234,6 @@ class Table:
         '',
       ]))
     return '\n'.join(made)
-
-  def _columns(self, widths: Sequence[float]) -> list[list[int]]:
-    """Puts all words and a share of the numbers into each LaTeX table."""
-    words, count = list(range(self.texts)), len(widths) - self.texts
-    shares = [words]
-    for n in range(1, count + 1):
-      ends = [self.texts + math.ceil(count * i / n) for i in range(n + 1)]
-      shares = [[*words, *range(*pair)] for pair in itertools.pairwise(ends)]
-      if all(
-        len(share) <= MOST_COLUMNS
-        and sum(widths[at] for at in share) <= MOST_POINTS
-        for share in shares
-      ):
-        break
-    return shares
 
   def to_html(self, name: str) -> Markup:
     """Formats a table element of the class `name`."""
@@ -273,14 +268,17 @@ def _points(cell: Cell) -> float:
   )
 
 
-def _blocks(heights: Sequence[int]) -> list[range]:
-  """Splits rows, as evenly as possible, into blocks that fit a page each."""
-  for n in range(1, len(heights) + 1):
-    ends = [math.ceil(len(heights) * i / n) for i in range(n + 1)]
-    blocks = [range(*pair) for pair in itertools.pairwise(ends)]
-    if all(sum(heights[at] for at in block) <= MOST_LINES for block in blocks):
-      return blocks
-  return [range(at, at + 1) for at in range(len(heights))]
+def _parts(
+  whole: range, is_too_large: Callable[[range], bool]
+) -> list[range]:
+  """Splits, as evenly as possible, into the fewest parts that fit a page."""
+  parts: list[range] = []
+  for n in range(1, len(whole) + 1):
+    ends = [math.ceil(len(whole) * i / n) for i in range(n + 1)]
+    parts = [whole[slice(*pair)] for pair in itertools.pairwise(ends)]
+    if not any(map(is_too_large, parts)):
+      break
+  return parts
 
 
 def _latex_head(cells: Sequence[Cell]) -> str:

@@ -44,15 +44,26 @@ def run(workdir: Path, folder: Path, adapter_alone: bool = False) -> None:
   # Refuses a model that no family has, before any weight is read.
   values = config_values(dataclasses.replace(shape(settings), lora=NO_LORA))
   if adapter_alone:
-    _write_adapter(settings, run_folder, folder)
-    return
+    _check_adapter(settings, workdir)
   source = prepare.load_source(settings, 'train')
-  model = trained_model(settings, run_folder, settings, source)
+  load = restored_model if adapter_alone else trained_model
+  model = load(settings, run_folder, settings, source)
+  own = lora.adapters(model.params) if adapter_alone else {}
+  adapters = multihost_utils.process_allgather(own, tiled=True) if own else {}
   if jax.process_index() != 0:
     return
   with _made_beside(folder) as beside:
-    _write_model(settings, run_folder, model, beside)
-  print(f'{values["model_type"]} model: {folder}')
+    note = _ADAPTER if adapter_alone else ''
+    card = model_card(settings, run_folder, model, note)
+    (beside / 'README.md').write_text(card, 'utf-8')
+    if adapter_alone:
+      base = settings.model.pretrained
+      peft.write(beside, model.config, adapters, base)
+      told = f'adapter of {base}: {folder}\n{_ADAPTER}'
+    else:
+      _write_model(settings, model, beside)
+      told = f'{values["model_type"]} model: {folder}'
+  print(told)
 
 
 @contextlib.contextmanager
@@ -68,49 +79,30 @@ def _made_beside(folder: Path) -> Iterator[Path]:
     made.replace(folder.resolve())
 
 
-def _write_model(
-  settings: Settings, run_folder: RunFolder, model: Model, folder: Path
-) -> None:
-  is_chat = not TASKS[settings.data.task].documents
+def _write_model(settings: Settings, model: Model, folder: Path) -> None:
   values = config_values(model.config) | token_ids(model.tokenizer)
+  is_chat = not TASKS[settings.data.task].documents
   write_tokenizer(folder, model.tokenizer, is_chat)
   write_json(folder / 'generation_config.json', {
     **token_ids(model.tokenizer), 'do_sample': False,
     'max_new_tokens':
       settings.decode.max_new_tokens or settings.data.max_target,
   })  # fmt: skip
-  card = model_card(settings, run_folder, model)
-  (folder / 'README.md').write_text(card, 'utf-8')
   write_model(folder, model.config, model.params, values)
 
 
-def _write_adapter(
-  settings: Settings, run_folder: RunFolder, folder: Path
-) -> None:
+def _check_adapter(settings: Settings, workdir: Path) -> None:
   if not settings.trains_adapters:
     raise ConfigError(
-      f'--adapter: the run in {run_folder.path} trained no adapter '
+      f'--adapter: the run in {workdir} trained no adapter '
       f'(optimizer.trainable {settings.optimizer.trainable}); without it the '
       'whole model is written'
     )
-  base = settings.model.pretrained
-  if not base:
+  if not settings.model.pretrained:
     raise ConfigError(
-      f'--adapter: the run in {run_folder.path} began from random weights, '
+      f'--adapter: the run in {workdir} began from random weights, '
       'which no other tool has; without it the whole model is written'
     )
-  source = prepare.load_source(settings, 'train')
-  model = restored_model(settings, run_folder, settings, source)
-  adapters = multihost_utils.process_allgather(
-    lora.adapters(model.params), tiled=True
-  )
-  if jax.process_index() != 0:
-    return
-  with _made_beside(folder) as beside:
-    card = model_card(settings, run_folder, model, _ADAPTER)
-    (beside / 'README.md').write_text(card, 'utf-8')
-    peft.write(beside, model.config, adapters, base)
-  print(f'adapter of {base}: {folder}\n{_ADAPTER}')
 
 
 def model_card(

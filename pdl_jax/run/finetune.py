@@ -25,16 +25,10 @@ from pdl_jax.generate import DecodeSettings
 from pdl_jax.losses import LossTables, sentinel
 from pdl_jax.mesh import batch_share, check_batch, make_mesh
 from pdl_jax.model.config import ModelConfig
-from pdl_jax.run import loss_tables, prepare, summary
+from pdl_jax.run import loss_tables, prepare, restore, summary
 from pdl_jax.run.head_report import head_size, report_head
 from pdl_jax.run.load_model import machine_bytes, shape
 from pdl_jax.run.prepare import Setup
-from pdl_jax.run.restore import (
-  abstract,
-  open_checkpoints,
-  params_of,
-  start_state,
-)
 from pdl_jax.run_claim import claimed
 from pdl_jax.run_folder import RunFolder, environment
 from pdl_jax.train import optimizer
@@ -106,12 +100,12 @@ def _run(
   model, specials = ready.model, ready.model.tokenizer.special_ids
   counts_V = ready.frequencies.task.counts_V
   job = Job(settings, mesh, folder, stop, ready, settings.decode)
-  start = start_state(settings, model.config, model.params, mesh)
+  start = restore.start_state(settings, model.config, model.params, mesh)
   stages = {'before': job.predict('before', start, ' fine-tuning')}
   trained = job.train(start)
   stages['after'] = job.predict('after', trained, ' fine-tuning')
   if model.config.head.learned:
-    own = params_of(model.config, trained)['head']
+    own = restore.params_of(model.config, trained)['head']
     found = {'head': multihost_utils.process_allgather(own, tiled=True)}
     report_head(folder, model.config, found, model.tokenizer, counts_V)
   measured = measure(settings, folder, stages, counts_V, specials)
@@ -172,7 +166,7 @@ class Job:
     kept = folder.partial_predictions(name)
     left = [number for number in numbers if not kept.keys() >= {*ids[number]}]
     new = predictor.predict(
-      params_of(self.ready.model.config, current), examples,
+      restore.params_of(self.ready.model.config, current), examples,
       np.asarray(left, int),
       lambda: self.stop.check(f'evaluating ({name})'),
       lambda records: folder.append_predictions(name, records),
@@ -192,10 +186,9 @@ class Job:
   def validate(self, current: TrainState) -> float:
     """Measures the unweighted loss on validation data, in nats per token."""
     examples = self.ready.validation.examples
-    numbers = pipeline.sample(
-      examples, self.settings.evaluate.validation_examples
-    )
-    params = params_of(self.ready.model.config, current)
+    count = self.settings.evaluate.validation_examples
+    numbers = pipeline.sample(examples, count)
+    params = restore.params_of(self.ready.model.config, current)
     losses = self.predictor.nll(params, examples, numbers, lambda: None)
     return float(np.concatenate(losses).mean())
 
@@ -203,14 +196,11 @@ class Job:
     """Trains to the last step, from the newest checkpoint or from `start`."""
     settings = self.settings
     batches = pipeline.train_iterator(
-      self.ready.training_rows(),
-      settings.train.batch_size,
-      settings.seed,
-      *batch_share(self.mesh),
-      settings.data.buckets,
-    )
-    with open_checkpoints(settings, self.folder) as checkpoints:
-      restored = checkpoints.restore_latest(abstract(start), batches)
+      self.ready.training_rows(), settings.train.batch_size, settings.seed,
+      *batch_share(self.mesh), settings.data.buckets,
+    )  # fmt: skip
+    with restore.open_checkpoints(settings, self.folder) as checkpoints:
+      restored = checkpoints.restore_latest(restore.abstract(start), batches)
       for line in filter(None, (*checkpoints.damaged, checkpoints.missing)):
         print(line)
       if restored is not None:
@@ -219,15 +209,10 @@ class Job:
       elif checkpoints.missing:
         print('begins from step 0')
       loop = Loop(
-        settings=settings.train,
-        mesh=self.mesh,
-        step=_step(settings, self.ready),
-        validate=self.validate,
-        batches=batches,
-        checkpoints=checkpoints,
-        folder=self.folder,
-        stop=self.stop,
-      )
+        settings=settings.train, mesh=self.mesh, folder=self.folder,
+        step=_step(settings, self.ready), validate=self.validate,
+        batches=batches, checkpoints=checkpoints, stop=self.stop,
+      )  # fmt: skip
       return loop.run(start)
 
 
@@ -239,10 +224,8 @@ def make_predictor(
   if decode.tilt:
     counts_V = ready.frequencies.task.counts_V
     bias_V = loss_tables.tilt_bias(counts_V, decode.tilt, tokenizer.special_ids)
-  return Predictor(
-    ready.model.config, mesh, tokenizer, settings.evaluate.batch_size, decode,
-    bias_V,
-  )  # fmt: skip
+  batch = settings.evaluate.batch_size
+  return Predictor(ready.model.config, mesh, tokenizer, batch, decode, bias_V)
 
 
 def measure(
@@ -265,11 +248,11 @@ def measure(
 
 def make_step_config(settings: Settings, model: ModelConfig) -> StepConfig:
   """Collects what the train step is compiled for."""
-  steps = settings.train.steps
+  how = settings.optimizer, settings.train.steps
   return StepConfig(
     model=model,
-    optimizer=optimizer.make_optimizer(settings.optimizer, steps),
-    schedule=optimizer.make_schedule(settings.optimizer, steps),
+    optimizer=optimizer.make_optimizer(*how),
+    schedule=optimizer.make_schedule(*how),
     loss=loss_tables.make_loss(settings.loss),
     grad_accum_steps=settings.optimizer.grad_accum_steps,
     dropout_seed=settings.seed,

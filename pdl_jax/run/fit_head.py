@@ -12,7 +12,7 @@ from pdl_jax.data.examples import Examples
 from pdl_jax.errors import ConfigError
 from pdl_jax.model.config import HeadConfig
 from pdl_jax.model.heads import fit, vq
-from pdl_jax.model.settings import CodeSettings, ModelSettings
+from pdl_jax.model.settings import ModelSettings
 from pdl_jax.run.open_model import Model
 from pdl_jax.train.step import target_hidden
 
@@ -64,7 +64,16 @@ def fit_head(
   own = dict(model.params.get('head', {}))
   covariance_DxD = None if moments is None else moments.covariance_DxD
   if head.kind == 'vq' and options.vq is not None:
-    own |= _codes(options.vq, model, own, counts_V, covariance_DxD, seed)
+    inputs_VxD = None
+    if rows_VxD is not None:
+      inputs_VxD = np.asarray(model.params['embed_VxD'])
+    fitted = fit.fit(
+      head, options.vq.mapping, options.vq.start, counts_V,
+      rows_VxD, inputs_VxD, covariance_DxD, model.config.width, seed,
+    )  # fmt: skip
+    if 'tail' in own:
+      fitted['tail'] = own['tail'] | fitted['tail']
+    own |= fitted
   elif head.kind == 'adaptive':
     own |= _clusters(head, own, counts_V, rows_VxD, covariance_DxD)
   elif rows_VxD is not None and head.kind == 'dense':
@@ -75,29 +84,9 @@ def fit_head(
     )
   if head.bias != 'none':
     name = 'bias_V' if head.bias == 'learned' else 'prior_V'
-    own[name] = _bias(head, own, counts_V, model, moments)
+    own[name] = _bias(model, own, counts_V, moments)
   params = {**model.params, 'head': own} if own else model.params
   return dataclasses.replace(model, params=params)
-
-
-def _codes(
-  options: CodeSettings,
-  model: Model,
-  own: Tree,
-  counts_V: np.ndarray,
-  covariance_DxD: np.ndarray | None,
-  seed: int,
-) -> Tree:
-  rows_VxD, inputs_VxD = model.outputs_VxD, None
-  if rows_VxD is not None:
-    inputs_VxD = np.asarray(model.params['embed_VxD'])
-  fitted = fit.fit(
-    model.config.head, options.mapping, options.start, counts_V,
-    rows_VxD, inputs_VxD, covariance_DxD, model.config.width, seed,
-  )  # fmt: skip
-  if 'tail' in own:
-    fitted['tail'] = own['tail'] | fitted['tail']
-  return fitted
 
 
 def _clusters(
@@ -134,11 +123,7 @@ def _clusters(
 
 
 def _bias(
-  head: HeadConfig,
-  own: Tree,
-  counts_V: np.ndarray,
-  model: Model,
-  moments: Moments | None,
+  model: Model, own: Tree, counts_V: np.ndarray, moments: Moments | None
 ) -> np.ndarray:
   """Returns the initial bias.
 
@@ -147,7 +132,8 @@ def _bias(
   Otherwise a learned bias keeps the trained one, and adds the mean logit that
   the new rows lost.
   """
-  log_V = np.log(np.maximum(counts_V, 1.0))
+  least_V = np.maximum(counts_V, 1.0)
+  log_V, head = np.log(least_V), model.config.head
   codes, rows_VxD = own.get('codes_MxV'), model.outputs_VxD
   alone = codes is not None and len(codes) == 1 and not head.in_tiers
   learned = head.bias == 'learned' and rows_VxD is not None
@@ -164,11 +150,11 @@ def _bias(
       log_V = log_V + fit.centered(lost_VxD, counts_V) @ moments.mean_D
   elif rows_VxD is not None and alone:
     code_V = np.asarray(codes)[0]
-    mass_K = np.bincount(code_V, np.maximum(counts_V, 1.0))
+    mass_K = np.bincount(code_V, least_V)
     size_K = np.bincount(code_V)
     log_V += np.log(size_K[code_V] / mass_K[code_V])
   else:
-    log_V -= np.log(np.maximum(counts_V, 1.0).sum())
+    log_V -= np.log(least_V.sum())
   return log_V.astype(np.float32)
 
 

@@ -91,18 +91,15 @@ def make_tables(
     if not own:
       raise
     raise ConfigError(f'loss.{loss.name}: {error}') from None
+  bad = 0
   if not isinstance(weights_V, Tracer):
-    _check_finite(loss.name, np.asarray(weights_V))
-  return LossTables(weights_V, bias_V)
-
-
-def _check_finite(name: str, weights_V: np.ndarray) -> None:
-  bad = int((~np.isfinite(weights_V)).sum())
+    bad = int((~np.isfinite(weights_V)).sum())
   if bad:
     raise ConfigError(
-      f'loss {name} gives {bad} of {weights_V.size} token types a weight '
+      f'loss {loss.name} gives {bad} of {weights_V.size} token types a weight '
       'that is not finite; never-counted types have frequency 0'
     )
+  return LossTables(weights_V, bias_V)
 
 
 def _power_law(

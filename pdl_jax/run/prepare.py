@@ -35,7 +35,6 @@ from pdl_jax.run_folder import RunFolder
 _STYLE_RECORDS, _STYLE_CHECKS = 20_000, 2000
 # File in the run folder with the splits as they were when the run began.
 DATA = 'data.json'
-Tree = Any
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,12 +64,10 @@ class Setup:
 
   def training_rows(self) -> Rows:
     """Returns what batches are drawn from: padded pairs or packed documents."""
-    examples = self.train.examples
+    examples, sizes = self.train.examples, self.train.seen.sizes
     if not isinstance(examples, Windows):
       return examples
-    return Packed(
-      examples.documents, self.train.seen.sizes, examples.lengths
-    )
+    return Packed(examples.documents, sizes, examples.lengths)
 
 
 def prepare(settings: Settings, folder: RunFolder | None) -> Setup:
@@ -87,11 +84,13 @@ def prepare(settings: Settings, folder: RunFolder | None) -> Setup:
     print(printable(told))
   model = load_model(settings, folder, found['train'])
   tokenizer = model.tokenizer
-  size = f'{_count(model.params):,} parameters'
-  print(f'model      {printable(model.name)}: {size}')
+  size = sum(
+    x.size for x in jax.tree.leaves(model.params)
+    if jnp.issubdtype(x.dtype, jnp.floating)
+  )  # fmt: skip
+  print(f'model      {printable(model.name)}: {size:,} parameters')
   print(f'tokenizer  {printable(tokenizer.name)}: {tokenizer.ends()}')
-  check_context(settings, model, settings.decode)
-  _check_head(settings, model)
+  check_fits(settings, model, settings.decode)
   splits = {
     name: open_split(settings, source, tokenizer)
     for name, source in found.items()
@@ -109,10 +108,12 @@ def prepare(settings: Settings, folder: RunFolder | None) -> Setup:
       settings.model, model, counts_V, moments, settings.seed
     )
     report_head(folder, model.config, model.params, tokenizer, counts_V)
-  tables = loss_tables.make_tables(
-    settings.loss, frequencies, tokenizer.special_ids
-  )
-  _describe_loss(settings, frequencies, tables, tokenizer)
+  loss, used = settings.loss, frequencies.used.fingerprint[:8]
+  tables = loss_tables.make_tables(loss, frequencies, tokenizer.special_ids)
+  print(f'loss       {summary.loss_name(loss)} (table {used})')
+  if loss.spec.weights is not None:
+    table = frequencies.task
+    print(loss_tables.describe(tables.weights_V, table, tokenizer))
   return Setup(
     model, train, splits['validation'], splits[settings.evaluate.split],
     frequencies, tables,
@@ -154,28 +155,6 @@ def _keep_data(splits: Mapping[str, Split], folder: RunFolder) -> None:
     folder.write(DATA, now)
 
 
-def _check_head(settings: Settings, model: Model) -> None:
-  on_logits = settings.loss.spec.on_logits is not None
-  if on_logits and model.config.head.kind == 'adaptive':
-    raise ConfigError(
-      f'loss.name {settings.loss.name} needs an output row for each type, and '
-      'model.head adaptive has none; take another head, or another loss'
-    )
-
-
-def _describe_loss(
-  settings: Settings,
-  frequencies: Frequencies,
-  tables: LossTables,
-  tokenizer: Tokenizer,
-) -> None:
-  used = frequencies.used.fingerprint[:8]
-  print(f'loss       {summary.loss_name(settings.loss)} (table {used})')
-  table = frequencies.task
-  if settings.loss.spec.weights is not None:
-    print(loss_tables.describe(tables.weights_V, table, tokenizer))
-
-
 def load_source(settings: Settings, split: str) -> Source:
   """Loads one split of the configured data set."""
   data = settings.data
@@ -201,10 +180,16 @@ def open_split(
   return Split(source, seen, examples)
 
 
-def check_context(
+def check_fits(
   settings: Settings, model: Model, decode: DecodeSettings
 ) -> None:
-  """Refuses texts that are longer than the model's context."""
+  """Refuses a loss that the head cannot have, and texts beyond the context."""
+  on_logits = settings.loss.spec.on_logits is not None
+  if on_logits and model.config.head.kind == 'adaptive':
+    raise ConfigError(
+      f'loss.name {settings.loss.name} needs an output row for each type, and '
+      'model.head adaptive has none; take another head, or another loss'
+    )
   lengths = settings.data.lengths
   new = max(lengths.target, decode.max_new_tokens)
   if lengths.prompt + new - 1 > model.config.context:
@@ -224,22 +209,17 @@ def find_frequencies(
   """Counts types or reads a stored table; the run folder keeps the task's."""
   loss, vocab_size = settings.loss, tokenizer.vocab_size
   stored = partial(
-    frequency.load,
-    tokenizer=tokenizer.fingerprint,
-    tokenizer_name=tokenizer.name,
-    vocab_size=vocab_size,
-  )
+    frequency.load, tokenizer=tokenizer.fingerprint,
+    tokenizer_name=tokenizer.name, vocab_size=vocab_size,
+  )  # fmt: skip
   if loss.frequency_table:
     table = stored(Path(loss.frequency_table))
   else:
+    source = train.source
     table = FrequencyTable(
-      train.seen.counts_V,
-      tokenizer.fingerprint,
-      tokenizer.name,
-      train.source.fingerprint,
-      train.source.name,
-      train.source.split,
-    )
+      train.seen.counts_V, tokenizer.fingerprint, tokenizer.name,
+      source.fingerprint, source.name, source.split,
+    )  # fmt: skip
   if folder is not None:
     _keep(table, folder)
   used, words_V = table, None
@@ -273,26 +253,21 @@ def _keep(table: FrequencyTable, folder: RunFolder) -> None:
 
 def drawn_examples(settings: Settings, ready: Setup) -> np.ndarray:
   """Draws the numbers of the held-out examples that a run is measured on."""
-  options = settings.evaluate
-  return pipeline.sample(
-    ready.held_out.examples, options.examples, options.sample_index
-  )
+  examples, asked = ready.held_out.examples, settings.evaluate
+  return pipeline.sample(examples, asked.examples, asked.sample_index)
 
 
 def metric_options(settings: Settings) -> dict[str, Any]:
   """Returns what `evaluate.run.evaluate` has to know about the task."""
   task = TASKS[settings.data.task]
+  classifier = _style_classifier(settings) if any(task.instructions) else None
   return {
-    'classifier': style_classifier(settings),
-    'dialogue': task.turns,
-    'windows': task.documents,
-  }
+    'classifier': classifier, 'dialogue': task.turns, 'windows': task.documents
+  }  # fmt: skip
 
 
-def style_classifier(settings: Settings) -> StyleClassifier | None:
-  """Trains on training targets, tests on validation; None without styles."""
-  if not any(TASKS[settings.data.task].instructions):
-    return None
+def _style_classifier(settings: Settings) -> StyleClassifier:
+  """Trains on training targets, tests on validation."""
   train, held_out = (load_source(settings, s) for s in ('train', 'validation'))
   classifier = StyleClassifier.fit(
     *_styled(train, _STYLE_RECORDS), name=f'{train.name}/{train.split}'
@@ -303,10 +278,3 @@ def style_classifier(settings: Settings) -> StyleClassifier | None:
 def _styled(source: Source, most: int) -> tuple[list[str], list[str]]:
   records = [source[int(number)] for number in pipeline.sample(source, most)]
   return [r['target'] for r in records], [r['style'] for r in records]
-
-
-def _count(params: Tree) -> int:
-  return sum(
-    x.size for x in jax.tree.leaves(params)
-    if jnp.issubdtype(x.dtype, jnp.floating)
-  )  # fmt: skip

@@ -76,7 +76,7 @@ def _generate(
   mesh = finetune.mesh_for(settings)
   with jax.set_mesh(mesh):
     ready = prepare.prepare(settings, folder)
-    prepare.check_context(settings, ready.model, decode)
+    prepare.check_fits(settings, ready.model, decode)
     print(sentinel.check_backend(loss_tables.make_loss(settings.loss)))
     job = finetune.Job(settings, mesh, folder, stop, ready, decode)
     current = restore.start_state(

@@ -19,6 +19,8 @@ from pdl_jax.train.checkpoint import Checkpointer
 from pdl_jax.train.state import TrainState
 
 Tree = Any
+# Most runs that are named where a folder of runs is given for one.
+_LISTED = 10
 
 
 def open_run(option: str, workdir: Path) -> tuple[Settings, RunFolder]:
@@ -32,7 +34,10 @@ def open_run(option: str, workdir: Path) -> tuple[Settings, RunFolder]:
       pdl_jax with other keys made it.
   """
   if not os.path.lexists(workdir / 'config.json'):
-    raise ConfigError(f'{option}: there is no run in {workdir}')
+    inside = sorted(file.parent.name for file in workdir.glob('*/config.json'))
+    told = f'; in it are the runs {", ".join(inside[:_LISTED])}' * bool(inside)
+    more = f' and {len(inside) - _LISTED} more' * (len(inside) > _LISTED)
+    raise ConfigError(f'{option}: there is no run in {workdir}{told}{more}')
   if not os.path.lexists(workdir / 'results.json'):
     raise ConfigError(
       f'{option}: the run in {workdir} has not finished; the command that '

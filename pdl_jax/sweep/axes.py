@@ -21,7 +21,14 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from pdl_jax.config import Settings, config_hash, flatten, numbers, run_id
+from pdl_jax.config import (
+  Settings,
+  config_hash,
+  flatten,
+  numbers,
+  run_id,
+  unknown_key,
+)
 from pdl_jax.data.schema import check_known
 from pdl_jax.errors import ConfigError
 from pdl_jax.sweep.claims import Cell, Overrides
@@ -93,9 +100,7 @@ def _values(
   return values
 
 
-def _key(
-  module: ModuleType, name: str, defaults: Mapping[str, Any]
-) -> str:
+def _key(module: ModuleType, name: str, defaults: Mapping[str, Any]) -> str:
   """Finds the key that a name means; the name of an axis means its key."""
   if name in defaults:
     return name
@@ -104,7 +109,7 @@ def _key(
   else:
     found = {key for key in defaults if key.endswith(f'.{name}')}
   if not found:
-    check_known('config key', name, defaults)
+    raise ConfigError(unknown_key(name, name))
   if len(found) > 1:
     raise ConfigError(
       f'--sweep={name}=... can mean {", ".join(sorted(found))}; give one whole'
@@ -163,7 +168,8 @@ def cell(
   config = base_config.copy_and_resolve_references()
   known = flatten(json.loads(config.to_json()))
   for key in overrides:
-    check_known('config key', key, known)
+    if key not in known:
+      raise ConfigError(unknown_key(key, key))
   try:
     config.update_from_flattened_dict(overrides)
     resolved = Settings.from_config(config).resolved

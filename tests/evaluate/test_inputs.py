@@ -4,7 +4,6 @@ import pytest
 from pdl_jax.errors import DataError
 from pdl_jax.evaluate.inputs import (
   check_counts,
-  first_samples,
   samples_by_example,
   validate_records,
 )
@@ -12,7 +11,7 @@ from tests.prediction_records import make_record
 
 
 def names(records):
-  return [record['id'] for record in first_samples(records)]
+  return [samples[0]['id'] for samples in samples_by_example(records)]
 
 
 def test_one_sample_an_item_whatever_their_order():

@@ -57,11 +57,8 @@ def test_bits_per_byte_counts_utf8_bytes_of_the_first_reference():
   assert found['value'] == pytest.approx(1.0)
   assert (found['n'], found['unit']) == (3, 'bytes')
   assert 'stop tokens' in found['definition']
-
-
-def test_bits_per_byte_of_empty_targets_is_undefined():
-  records = [with_nll([1.0], references=[''])]
-  assert measure('bits_per_byte', records)['value'] is None
+  empty = with_nll([1.0], references=[''])
+  assert measure('bits_per_byte', [empty])['value'] is None
 
 
 def test_perplexity_above_the_largest_float_is_none_and_json():

@@ -1,5 +1,6 @@
 """Predictions: their order, their fields, their shapes, on any mesh."""
 
+import dataclasses
 import functools
 
 import jax
@@ -15,9 +16,12 @@ from pdl_jax.mesh import make_mesh
 from pdl_jax.model.config import ModelConfig
 from tests.tiny_model import random_params
 
+pytestmark = pytest.mark.usefixtures('quick_compile')
 TEXTS = ['one two three', 'a stitch in time saves nine', 'the cat sat here']
 LENGTHS = Lengths(prompt=16, target=5)
-SAMPLE = DecodeSettings('sample', samples=2, temperature=2.0, seed=3)
+SAMPLE = DecodeSettings(
+  'sample', samples=2, temperature=2.0, seed=3, prompt_buckets=2
+)  # fmt: skip
 
 
 @functools.cache
@@ -161,6 +165,7 @@ def test_the_records_of_each_batch_are_handed_over():
   ids=lambda settings: settings.method,
 )
 def test_a_mesh_of_eight_gives_the_texts_of_one_device(settings):
+  settings = dataclasses.replace(settings, prompt_buckets=1)
   alone = predict(make_predictor(settings, batch=8))
   mesh = make_mesh((2, 2, 2))
   with jax.set_mesh(mesh):

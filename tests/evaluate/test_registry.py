@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from pdl_jax import own_files
 from pdl_jax.errors import ConfigError
 from pdl_jax.evaluate import Measurement, Metric, register
 from pdl_jax.evaluate.registry import METRICS, SOURCES
@@ -20,7 +21,7 @@ RECORDS = [
 
 @pytest.fixture
 def own():
-  known, sources = dict(METRICS), list(SOURCES)
+  known, sources, seen = dict(METRICS), list(SOURCES), {*own_files._seen}
 
   @register(
     Metric(
@@ -47,6 +48,7 @@ def own():
   METRICS.clear()
   METRICS.update(known)
   SOURCES[:] = sources
+  own_files._seen.intersection_update(seen)
 
 
 def test_it_is_measured_shown_and_resampled(own):
@@ -62,6 +64,27 @@ def test_it_is_measured_shown_and_resampled(own):
   assert [cell.strip() for cell in row.split('|')[1:-1]] == [
     'Questions (%)', 'closest to references', '33.3', '66.7'
   ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+  ('result', 'words'),
+  [
+    ("{'long': [len(r['txt']) for r in inputs.records]}",
+     "metric long of .*own.py:5: KeyError: 'txt'"),
+    ('None', 'metric long of .*own.py has to return Mapping, got NoneType'),
+    ("{'long': [1, 2, 3, 4]}", "'long', which long measures, has 4 numbers"),
+  ],
+)  # fmt: skip
+def test_what_is_wrong_with_it_is_said_in_a_line(own, tmp_path, result, words):
+  (tmp_path / 'own.py').write_text(
+    'from pdl_jax.evaluate import Metric, register\n'
+    "@register(Metric('long', '', unit='', definition='', sums=('long',)))\n"
+    f'def long(inputs):\n  # Here.\n  return {result}\n', 'utf-8',
+  )  # fmt: skip
+  own_files._execute(tmp_path / 'own.py')
+  with pytest.raises(ConfigError, match=words) as error:
+    evaluate(RECORDS, np.ones(VOCAB, int), [STOP])
+  assert '\n' not in str(error.value)
 
 
 def test_it_takes_no_name_that_is_taken(own):

@@ -3,7 +3,6 @@ import math
 import numpy as np
 import pytest
 from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from pdl_jax.evaluate import rouge_bleu_chrf
 from pdl_jax.evaluate.registry import Inputs
@@ -59,22 +58,12 @@ def test_mean_over_items_with_its_signature():
   assert found['signature'] == 'rouge-score==0.1.2 use_stemmer=True (Porter)'
 
 
-def test_one_readable_reference_is_enough():
-  assert rouge([pair('cat', '猫', 'cat')])['rouge1']['value'] == 1.0
-
-
 @settings(max_examples=30, deadline=None)
-@given(record_lists(), st.randoms())
-def test_order_changes_nothing_and_copying_the_reference_is_perfect(
-  records, random
-):
-  shuffled = records.copy()
-  random.shuffle(shuffled)
-  assert rouge(records) == rouge(shuffled)
+@given(record_lists())
+def test_copying_the_reference_is_perfect(records):
   copies = [r | {'text': r['references'][0]} for r in records]
   found = rouge(copies)
   assert found['rouge1']['value'] == found['rougeL']['value'] == 1.0
-  assert bleu_and_chrf(records) == bleu_and_chrf(shuffled)
   assert bleu_and_chrf(copies)['chrf'].value == pytest.approx(100)
 
 
@@ -176,18 +165,10 @@ def test_bleu_and_chrf_golden_of_the_package():
     'sacrebleu nrefs:2|case:mixed|eff:no|tok:13a|smooth:exp|version:2.6.0'
   )
   assert 'nc:6|nw:0' in found['chrf'].signature
-
-
-def test_chrf_golden_of_the_package():
-  for texts, references, value in (
-    (['a', 'b'], ['a', 'c'], 50),
-    (['aa'], ['ab'], 25),
-    (['a b c'], ['abc'], 100),
-  ):
-    records = [
-      pair(text, reference, name=str(i))
-      for i, (text, reference) in enumerate(zip(texts, references, strict=True))
-    ]
+  two = [pair('a', 'a'), pair('b', 'c', name='b')]
+  for records, value in (
+    (two, 50), ([pair('aa', 'ab')], 25), ([pair('a b c', 'abc')], 100)
+  ):  # fmt: skip
     assert bleu_and_chrf(records)['chrf'].value == pytest.approx(value)
 
 

@@ -68,10 +68,6 @@ def test_held_out_accuracy_is_in_the_signature():
 def test_useless_training_data_are_refused():
   with pytest.raises(DataError, match="'x' needs texts of two .*2 texts of"):
     StyleClassifier.fit(['a', 'b'], ['old', 'old'], name='x')
-  with pytest.raises(DataError, match='2 texts with 1 styles'):
-    StyleClassifier.fit(['a', 'b'], ['old'], name='x')
-  with pytest.raises(DataError, match='0 texts with 0 styles'):
-    classifier().tested([], [])
 
 
 def values(records):
@@ -91,15 +87,8 @@ def test_metrics_by_hand():
   assert found['style_accuracy'] == pytest.approx(2 / 3)
   assert found['reference_style_accuracy'] == 1
   assert found['source_style_accuracy'] == 0
-  to_reference = [
-    chrf('you have a dog', NEW[0]), chrf(OLD[1], NEW[1]), 100
-  ]  # fmt: skip
-  assert found['style_joint'] == pytest.approx(
-    (to_reference[0] + to_reference[2]) / 300
-  )
-
-
-def test_signature_says_who_judged():
+  kept = chrf('you have a dog', NEW[0]) + 100
+  assert found['style_joint'] == pytest.approx(kept / 300)
   found = evaluate(RECORDS, np.ones(VOCAB, int), [], classifier()).results
   metric = found['style_accuracy']
   assert (metric['n'], metric['unit']) == (3, 'outputs')

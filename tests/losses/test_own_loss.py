@@ -82,7 +82,7 @@ def test_its_keys_are_like_the_others(config_file, main):
   code, told, _ = main(config_file, '--help_config')
   assert code == 0 and 'loss.mine.gamma = 1.0\n' in told
   code, _, told = main(config_file, '--config.loss.mine.gama=2', '--dry_run')
-  assert code == 2 and 'Did you mean "gamma"' in told
+  assert code == 2 and "did you mean 'loss.mine.gamma'" in told
 
 
 def test_its_defaults_are_part_of_the_hash(registered):

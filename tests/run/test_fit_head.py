@@ -1,6 +1,7 @@
 """Codes, codebooks and biases of a new head, from rows and counts."""
 
 import dataclasses
+import functools
 
 import jax
 import numpy as np
@@ -19,6 +20,7 @@ from pdl_jax.run.fit_head import Moments, fit_head
 from pdl_jax.run.head_report import codes_report
 from pdl_jax.run.load_model import Model
 
+pytestmark = pytest.mark.usefixtures('quick_compile')
 V, D = 60, 8
 COUNTS = np.random.default_rng(0).permutation(
   (1000 / np.arange(1, V + 1)).astype(np.int64)
@@ -26,36 +28,28 @@ COUNTS = np.random.default_rng(0).permutation(
 # Twelve places in space, five types at each.
 PLACES = np.random.default_rng(1).normal(size=(12, D)).astype(np.float32)
 ROWS = np.repeat(PLACES, 5, axis=0)
+# Rows that are all different.
+NOISE = np.random.default_rng(5).normal(size=(V, D)).astype(np.float32)
 
 
 def head(**changes):
   return HeadConfig('vq', **{'codebook_size': 12, **changes})
 
 
-def codes(mapping, config=None, rows=ROWS):
-  config = config or head()
+def codes(mapping, seed=0, **changes):
+  config = head(**changes)
   [tier] = config.tiers(V)
-  return fit.assign(config, tier, mapping, COUNTS, rows, None, 0)
+  return fit.assign(config, tier, mapping, COUNTS, ROWS, None, seed)
 
 
-def test_blocks_are_runs_of_equal_size():
-  found = codes('blocks')[0]
-  np.testing.assert_array_equal(found, np.arange(V) // 5)
-
-
-def test_frequency_blocks_part_common_types_from_rare_ones():
+def test_codes_by_number_by_frequency_and_at_random():
+  np.testing.assert_array_equal(codes('blocks')[0], np.arange(V) // 5)
   found = codes('frequency_blocks')[0]
   lowest = [COUNTS[found == k].min() for k in range(12)]
   highest = [COUNTS[found == k].max() for k in range(12)]
   assert all(a >= b for a, b in zip(lowest[:-1], highest[1:], strict=True))
-
-
-def test_random_codes_are_of_equal_size_and_follow_the_seed():
-  found = codes('random')[0]
+  found, again, other = (codes('random', seed=seed)[0] for seed in (0, 0, 1))
   assert (np.bincount(found) == 5).all()
-  config, [tier] = head(), head().tiers(V)
-  again = fit.assign(config, tier, 'random', COUNTS, None, None, 0)[0]
-  other = fit.assign(config, tier, 'random', COUNTS, None, None, 1)[0]
   np.testing.assert_array_equal(found, again)
   assert (found != other).any()
 
@@ -64,52 +58,29 @@ def test_kmeans_finds_the_places():
   found = codes('kmeans_output')[0]
   assert len({tuple(found[i : i + 5]) for i in range(0, V, 5)}) == 12
   [tier] = head().tiers(V)
-  books = fit.codebooks(
-    head(), tier, 'rows', found[None], COUNTS, ROWS, D, 0
-  )
+  books = fit.codebooks(head(), tier, 'rows', found[None], COUNTS, ROWS, D, 0)
   np.testing.assert_allclose(books[0][found], ROWS, atol=1e-5)
 
 
 @pytest.mark.parametrize('combine', ['concat', 'sum'])
 def test_several_codebooks_come_nearer(combine):
-  rows = np.random.default_rng(5).normal(size=(V, D)).astype(np.float32)
   errors = []
   for count in (1, 2, 4):
     config = head(codebook_size=6, num_codebooks=count, combine=combine)
     found = fit.fit(
-      config, 'kmeans_output', 'rows', COUNTS, rows, rows, None, D, 0
+      config, 'kmeans_output', 'rows', COUNTS, NOISE, NOISE, None, D, 0
     )
-    composed = vq_head.combine(
-      found['codebooks_MxKxS'], found['codes_MxV'], combine
-    )
-    errors.append(float(np.square(composed - rows).mean()))
+    books, code = found['codebooks_MxKxS'], found['codes_MxV']
+    composed = vq_head.combine(books, code, combine)
+    errors.append(float(np.square(composed - NOISE).mean()))
   assert errors[0] > errors[1] > errors[2]
 
 
 def test_the_commonest_types_have_codes_of_their_own():
-  found = codes('random', head(num_exact=4))[0]
+  found = codes('random', num_exact=4)[0]
   common = np.argsort(-COUNTS, kind='stable')[:4]
   np.testing.assert_array_equal(found[common], np.arange(4))
   assert (np.bincount(found)[:4] == 1).all()
-
-
-@pytest.mark.parametrize(
-  ('mapping', 'start', 'wanted'),
-  [
-    ('kmeans_output', 'random', 'kmeans_output needs a trained embedding'),
-    ('random', 'rows', 'start rows needs a trained embedding'),
-  ],
-)
-def test_from_scratch_there_are_no_rows(mapping, start, wanted):
-  with pytest.raises(ConfigError, match=wanted):
-    fit.fit(head(), mapping, start, COUNTS, None, None, None, D, 0)
-
-
-def test_more_codes_than_different_rows_are_refused():
-  with pytest.raises(
-    ConfigError, match='vq.codebook_size: 13 codes are more than'
-  ):
-    codes('kmeans_output', head(codebook_size=13))
 
 
 def options(kind, bias='none', rank=0, **vq):
@@ -132,10 +103,13 @@ def converted(settings, rows=ROWS, moments=None):
     vocab_size=V, width=D, layers=1, heads=2, kv_heads=1, head_dim=4, mlp=8,
     context=8, head=settings.output,
   )  # fmt: skip
-  params = jax.tree.map(np.asarray, lm.init(config, jax.random.key(0)))
-  model = Model(
-    'm', config, {**params, 'embed_VxD': rows}, None, rows, head_is_new=True
-  )
+  # Nothing stays as it was initialized.
+  init = functools.partial(lm.init, config)
+  shapes = jax.eval_shape(init, jax.random.key(0))
+  params = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), shapes)
+  if rows is not None:
+    params['embed_VxD'] = rows
+  model = Model('m', config, params, None, rows, head_is_new=True)
   return fit_head(settings, model, COUNTS, moments, 0)
 
 
@@ -147,40 +121,11 @@ def test_a_dense_head_begins_as_the_trained_rows():
   np.testing.assert_array_equal(effective(converted(options('dense'))), ROWS)
 
 
-@pytest.mark.parametrize(
-  'settings',
-  [
-    options('tied', 'unigram'), options('dense', 'unigram'),
-    options('vq', 'unigram', codebook_size=6, num_codebooks=2),
-  ],
-)  # fmt: skip
-def test_frequencies_are_not_added_to_logits_that_hold_them(settings):
-  with pytest.raises(ConfigError, match='unigram of the trained m is for one'):
-    converted(settings)
-
-
-def test_more_codes_of_the_tail_than_its_different_rows_are_refused():
-  settings = options(
-    'vq',
-    codebook_size=4,
-    num_codebooks=2,
-    tail_start=20,
-    tail_codebook_size=30,
-    tail_num_codebooks=1,
-  )
-  with pytest.raises(
-    ConfigError, match='model.vq.tail_codebook_size: 30 codes are'
-  ):
-    converted(settings)
-
-
 def test_a_low_rank_head_begins_as_the_best_approximation():
   """Of the logits on the data, the commoner types first (Eckart-Young)."""
-  random = np.random.default_rng(5)
-  rows = random.normal(size=(V, D)).astype(np.float32)
   read = moments()
-  found = effective(converted(options('low_rank', rank=3), rows, read))
-  wanted = rows - np.average(rows, axis=0, weights=COUNTS + 1)
+  found = effective(converted(options('low_rank', rank=3), NOISE, read))
+  wanted = NOISE - np.average(NOISE, axis=0, weights=COUNTS + 1)
   metric = np.linalg.cholesky(fit.smoothed(read.covariance_DxD))
   weight = np.sqrt(fit.importance(COUNTS))[:, None]
   error = np.square(weight * (found - wanted) @ metric).sum()
@@ -189,9 +134,8 @@ def test_a_low_rank_head_begins_as_the_best_approximation():
 
 
 def test_of_full_rank_nothing_is_lost():
-  rows = np.random.default_rng(5).normal(size=(V, D))
-  left, right = fit.truncate(rows, COUNTS, moments().covariance_DxD, D)
-  np.testing.assert_allclose(left @ right.T, rows, atol=1e-4)
+  left, right = fit.truncate(NOISE, COUNTS, moments().covariance_DxD, D)
+  np.testing.assert_allclose(left @ right.T, NOISE, atol=1e-4)
 
 
 def test_rows_are_near_that_give_near_logits():
@@ -215,13 +159,12 @@ def test_rows_are_near_that_give_near_logits():
 
 
 def test_a_learned_bias_begins_at_the_mean_logit_that_the_rows_lost():
-  rows = np.random.default_rng(5).normal(size=(V, D)).astype(np.float32)
   read = moments()
   for kind, extra in (
     ('low_rank', {'rank': 3}), ('vq', {'codebook_size': 5, 'num_codebooks': 2})
   ):  # fmt: skip
-    model = converted(options(kind, 'learned', **extra), rows, read)
-    lost = rows @ read.mean_D - effective(model) @ read.mean_D
+    model = converted(options(kind, 'learned', **extra), NOISE, read)
+    lost = NOISE @ read.mean_D - effective(model) @ read.mean_D
     # A softmax does not see what is added to all types.
     bias = model.params['head']['bias_V']
     np.testing.assert_allclose(bias - bias.mean(), lost - lost.mean(),
@@ -230,15 +173,14 @@ def test_a_learned_bias_begins_at_the_mean_logit_that_the_rows_lost():
 
 @pytest.mark.parametrize('mapping', ['kmeans_output', 'learned', 'random'])
 def test_the_tail_can_be_of_lower_rank(mapping):
-  rows = np.random.default_rng(5).normal(size=(V, D)).astype(np.float32)
   model = converted(
-    options('vq', codebook_size=8, num_codebooks=4, num_exact=5,
-    tail_start=25, tail_codebook_size=9,
-            tail_num_codebooks=2, tail_rank=4, mapping=mapping), rows,
-            moments(),
+    options(
+      'vq', codebook_size=8, num_codebooks=4, num_exact=5, tail_start=25,
+      tail_codebook_size=9, tail_num_codebooks=2, tail_rank=4, mapping=mapping,
+    ), NOISE, moments(),
   )  # fmt: skip
   order = np.argsort(-COUNTS, kind='stable')
-  centered = rows - np.average(rows, axis=0, weights=COUNTS + 1)
+  centered = NOISE - np.average(NOISE, axis=0, weights=COUNTS + 1)
   found = effective(model)
   np.testing.assert_allclose(found[order[:5]], centered[order[:5]], atol=1e-5)
   assert np.linalg.matrix_rank(found[order[25:]], tol=1e-3) == 4
@@ -278,58 +220,72 @@ def test_own_rows_stand_in_place_of_composed_ones():
 
 
 def test_clusters_of_an_adaptive_head_are_by_frequency():
-  rows = np.random.default_rng(5).normal(size=(V, D)).astype(np.float32)
   model = converted(
-    options('adaptive', rank=4, num_exact=6, tail_start=20), rows
+    options('adaptive', rank=4, num_exact=6, tail_start=20), NOISE
   )
   head = lm.head(model.config, model.params)
   order = np.argsort(-COUNTS, kind='stable')
   np.testing.assert_array_equal(head.places_V[order], np.arange(V))
-  np.testing.assert_allclose(head.first_HxD[:6], rows[order[:6]])
+  np.testing.assert_allclose(head.first_HxD[:6], NOISE[order[:6]])
   assert [x.matrix_VxR.shape for x in head.clusters] == [(14, 4), (40, 1)]
 
 
 def test_tiers_are_of_falling_frequency_and_rising_error():
-  rows = np.random.default_rng(5).normal(size=(V, D)).astype(np.float32)
   model = converted(
-    options('vq', codebook_size=8, num_codebooks=4, num_exact=5,
-    tail_start=25, tail_codebook_size=4,
-            tail_num_codebooks=1), rows,
+    options(
+      'vq', codebook_size=8, num_codebooks=4, num_exact=5, tail_start=25,
+      tail_codebook_size=4, tail_num_codebooks=1,
+    ), NOISE,
   )  # fmt: skip
   head = model.params['head']
   assert head['own_NxD'].shape == (5, D)
   assert head['codes_MxV'].shape == (4, 20)
   assert head['tail']['codes_MxV'].shape == (1, 35)
   order = np.argsort(-COUNTS, kind='stable')
-  error = np.square(effective(model) - rows).mean(1)[order]
+  error = np.square(effective(model) - NOISE).mean(1)[order]
   np.testing.assert_allclose(error[:5], 0, atol=1e-6)
   assert 0 < error[5:25].mean() < error[25:].mean() / 2
 
 
+TAIL = {'tail_start': 9, 'tail_num_codebooks': 1}
+
+
 @pytest.mark.parametrize(
-  ('changes', 'wanted'),
+  ('rows', 'bias', 'changes', 'wanted'),
   [
-    ({'tail_start': 60}, 'tail_start 60 leaves nothing of 60 types'),
-    ({'tail_start': 9, 'num_exact': 9}, 'num_exact 9 must be at most 8'),
-    (
-      {'tail_start': 9, 'tail_num_codebooks': 3},
-      'does not divide into 3 codebooks',
-    ),
-    ({'num_exact': 12}, 'num_exact 12 must be at most 11'),
-    ({'tail_rank': 2}, 'tail_rank 2 needs a tail: set tail_start'),
-    (
-      {'tail_start': 9, 'tail_num_codebooks': 1, 'tail_rank': 99},
-      'tail_rank 99 must be below the width of the model, ',
-    ),
-    (
-      {'tail_start': 9, 'tail_num_codebooks': 2, 'tail_rank': 3},
-      'the width 3 does not divide into 2 codebooks of the tail',
-    ),
+    (None, 'none', {'start': 'random'}, 'kmeans_output needs a trained embed'),
+    (None, 'none', {'mapping': 'random'}, 'start rows needs a trained embed'),
+    (ROWS, 'none', {'codebook_size': 13},
+     'vq.codebook_size: 13 codes are more than'),
+    (ROWS, 'none', {
+      'codebook_size': 4, 'num_codebooks': 2, 'tail_start': 20,
+      'tail_codebook_size': 30, 'tail_num_codebooks': 1,
+     }, 'model.vq.tail_codebook_size: 30 codes are'),
+    # Frequencies are not added to logits that hold them.
+    (ROWS, 'unigram', {'codebook_size': 6, 'num_codebooks': 2},
+     'unigram of the trained m is for one'),
+    (ROWS, 'none', {'tail_start': 60}, 'tail_start 60 leaves nothing of 60'),
+    (ROWS, 'none', {'tail_start': 9, 'num_exact': 9},
+     'num_exact 9 must be at most 8'),
+    (ROWS, 'none', {'tail_start': 9, 'tail_num_codebooks': 3},
+     'does not divide into 3 codebooks'),
+    (ROWS, 'none', {'num_exact': 12}, 'num_exact 12 must be at most 11'),
+    (ROWS, 'none', {'tail_rank': 2}, 'tail_rank 2 needs a tail: set tail_star'),
+    (ROWS, 'none', TAIL | {'tail_rank': 99},
+     'tail_rank 99 must be below the width of the model, '),
+    (ROWS, 'none', TAIL | {'tail_num_codebooks': 2, 'tail_rank': 3},
+     'the width 3 does not divide into 2 codebooks of the tail'),
   ],
-)
-def test_tiers_that_do_not_fit_are_refused(changes, wanted):
+)  # fmt: skip
+def test_codes_that_do_not_fit_are_refused(rows, bias, changes, wanted):
   with pytest.raises(ConfigError, match=wanted):
-    converted(options('vq', **{'codebook_size': 12, **changes}))
+    converted(options('vq', bias, **{'codebook_size': 12, **changes}), rows)
+
+
+@pytest.mark.parametrize('kind', ['tied', 'dense'])
+def test_frequencies_are_not_added_to_logits_that_hold_them(kind):
+  with pytest.raises(ConfigError, match='unigram of the trained m is for one'):
+    converted(options(kind, 'unigram'))
 
 
 def test_learned_codes_begin_nearest_to_the_rows():

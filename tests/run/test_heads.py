@@ -10,6 +10,7 @@ from pdl_jax.errors import ConfigError
 from pdl_jax.report import collect
 from pdl_jax.run import finetune, prepare, rescore, restore
 from tests import small
+from tests.run.conftest import perplexities, read, results_of
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures('quick_compile')]
 
@@ -25,13 +26,8 @@ def codes(data_dir, tmp_path_factory):
   return small.run_job(data_dir, tmp_path_factory.mktemp('codes'), **SCRATCH)
 
 
-def perplexity(workdir):
-  columns = json.loads((workdir / 'results.json').read_text('utf-8'))['columns']
-  return [column['perplexity']['value'] for column in columns.values()]
-
-
 def test_codes_from_scratch_learn(codes):
-  before, after = perplexity(codes)
+  before, after = perplexities(codes)
   assert after < before
   report = (codes / 'codes.txt').read_text('utf-8').splitlines()
   assert report[:2] == [
@@ -45,7 +41,7 @@ def test_codes_from_scratch_learn(codes):
 
 
 def test_its_size_stands_beside_its_metrics(codes):
-  size = json.loads((codes / 'results.json').read_text('utf-8'))['head']
+  size = results_of(codes)['head']
   # 32 codes of the model's width, and a bias for each of the types.
   vocab, width = 512, size['dense_floats'] // 512
   assert size == {
@@ -61,7 +57,7 @@ def test_its_size_stands_beside_its_metrics(codes):
 
 def test_it_is_measured_again_from_its_checkpoint(codes, stop):
   rescore.run(codes, {'method': 'sample', 'seed': 3}, ('after',), stop)
-  found = json.loads((codes / 'evaluations.json').read_text('utf-8'))
+  found = read(codes / 'evaluations.json')
   assert set(found) >= {'after', 'after-sample,seed=3'}
 
 
@@ -80,22 +76,17 @@ def test_a_run_that_starts_from_codes_keeps_them(codes, data_dir):
   head = model.params['head']
   assert (np.bincount(head['codes_MxV'][0]) == 16).all()
   assert set(head) == {'codebooks_MxKxS', 'codes_MxV', 'bias_V'}
-
-
-def test_the_head_that_a_run_has_is_not_fitted_again(
-  data_dir, tmp_path, codes, stop
-):
+  # Asked for by its keys, it is not fitted again.
   asked = {
     'model.head': 'vq', 'model.bias': 'learned', 'model.vq.codebook_size': 32,
   }  # fmt: skip
-  _, kept = start(data_dir, codes)
   _, same = start(data_dir, codes, **asked)
   assert not same.head_is_new
-  for name, x in kept.params['head'].items():
+  for name, x in head.items():
     np.testing.assert_array_equal(same.params['head'][name], x)
 
 
-def test_clusters_stay_those_that_a_run_was_trained_with(
+def test_an_adaptive_head_learns_from_scratch_and_keeps_its_clusters(
   data_dir, tmp_path, stop
 ):
   changes = {
@@ -103,6 +94,8 @@ def test_clusters_stay_those_that_a_run_was_trained_with(
     'model.vq.tail_start': 200,
   }  # fmt: skip
   finetune.run(small.settings(data_dir, **changes), tmp_path, stop)
+  before, after = perplexities(tmp_path)
+  assert after < before
   _, kept = start(data_dir, tmp_path)
   # Other counts would be another order of the types.
   _, same = start(data_dir, tmp_path, **changes, **{'data.train_limit': 20})
@@ -129,8 +122,8 @@ def test_another_head_is_fitted_to_the_rows_of_a_run(
 ):
   options, model = start(data_dir, codes, **changes)
   finetune.run(options, tmp_path, stop)
-  before, after = perplexity(tmp_path)
-  trained = perplexity(codes)[1]
+  before, after = perplexities(tmp_path)
+  trained = perplexities(codes)[1]
   # The rows of 32 codes are met by a matrix, and by 16 codes a part.
   assert before == pytest.approx(trained, rel=0.2)
   assert after < 1.05 * before
@@ -138,20 +131,9 @@ def test_another_head_is_fitted_to_the_rows_of_a_run(
   # Of codes that follow training, those that it ended with.
   told = (tmp_path / 'codes.txt').exists()
   assert told == (changes['model.head'] == 'vq')
-  results = json.loads((tmp_path / 'results.json').read_text('utf-8'))
+  results = results_of(tmp_path)
   (first, _) = results['columns']
   assert first.endswith(f'({changes["model.head"]} head)')
-
-
-def test_an_adaptive_head_learns_from_scratch(data_dir, tmp_path, stop):
-  changes = {
-    'model.head': 'adaptive', 'model.rank': 8, 'model.vq.num_exact': 64,
-    'model.vq.tail_start': 200,
-  }  # fmt: skip
-  finetune.run(small.settings(data_dir, **changes), tmp_path, stop)
-  before, after = perplexity(tmp_path)
-  assert after < before
-  assert not (tmp_path / 'codes.txt').exists()
 
 
 def test_a_model_from_scratch_with_the_tokenizer_of_a_package(data_dir):
@@ -162,30 +144,21 @@ def test_a_model_from_scratch_with_the_tokenizer_of_a_package(data_dir):
 
 
 def test_keys_of_heads_are_in_no_other_runs_name(data_dir):
-  plain = small.job_config(data_dir)
-  before = config_hash(json.loads(plain.to_json()))
-  for key, value in (
-    ('codebook_size', 7),
-    ('num_exact', 3),
-    ('mapping', 'random'),
-  ):
-    plain.model.vq[key] = value
-  plain.model.bias, plain.model.rank = 'learned', 5
-  assert config_hash(json.loads(plain.to_json())) == before
-  plain.optimizer.head_lr_multiplier = 10.0
-  assert config_hash(json.loads(plain.to_json())) == before
-  plain.model.head = 'tied'
-  tied = config_hash(json.loads(plain.to_json()))
-  assert tied != before
-  plain.optimizer.head_lr_multiplier = 1.0
-  assert config_hash(json.loads(plain.to_json())) == tied
-  plain.model.head = 'vq'
-  one = config_hash(json.loads(plain.to_json()))
-  plain.optimizer.head_lr_multiplier = 10.0
-  assert config_hash(json.loads(plain.to_json())) != one
-  plain.optimizer.head_lr_multiplier = 1.0
-  plain.model.vq.codebook_size = 8
-  assert config_hash(json.loads(plain.to_json())) != one
+  def hashed(head, **changes):
+    config = small.job_config(data_dir, **{'model.head': head, **changes})
+    return config_hash(json.loads(config.to_json()))
+
+  plain, tied, vq = map(hashed, ('', 'tied', 'vq'))
+  assert len({plain, tied, vq}) == 3
+  faster, fewer = (
+    {'optimizer.head_lr_multiplier': 10.0}, {'model.vq.codebook_size': 7}
+  )  # fmt: skip
+  assert hashed('', **faster, **fewer, **{
+    'model.vq.num_exact': 3, 'model.vq.mapping': 'random',
+    'model.bias': 'learned', 'model.rank': 5,
+  }) == plain  # fmt: skip
+  assert hashed('tied', **faster) == tied
+  assert vq not in (hashed('vq', **faster), hashed('vq', **fewer))
 
 
 def test_runs_of_earlier_versions_have_no_keys_of_heads(codes, data_dir):

@@ -1,6 +1,5 @@
 """The main job as a whole: what it leaves behind, stopping, going on."""
 
-import json
 import os
 import re
 import shutil
@@ -22,22 +21,29 @@ from pdl_jax.run import finetune, prepare
 from pdl_jax.run_folder import RunFolder
 from pdl_jax.train import loop, step
 from pdl_jax.train.checkpoint import Checkpointer
-from tests import small
-from tests.run.conftest import predictions_of, results_of
+from tests.run.conftest import (
+  perplexities,
+  predictions_of,
+  read,
+  results_of,
+  rows,
+  settings_of,
+)
+
+pytestmark = pytest.mark.usefixtures('quick_compile')
 
 
-def run(data_dir, workdir, stop=None, **changes):
-  settings = small.settings(data_dir, **changes)
+def run(texts, workdir, stop=None, **changes):
+  settings = settings_of(texts, **changes)
   finetune.run(settings, workdir, stop or loop.StopRequest())
   return workdir
 
 
 def losses(workdir):
   """The rows of metrics.jsonl, less what depends on the clock."""
-  lines = (workdir / 'metrics.jsonl').read_text('utf-8').splitlines()
-  rows = [json.loads(line) for line in lines]
   return [
-    {k: v for k, v in row.items() if k != 'tokens_per_second'} for row in rows
+    {k: v for k, v in row.items() if k != 'tokens_per_second'}
+    for row in rows(workdir / 'metrics.jsonl')
   ]
 
 
@@ -53,12 +59,10 @@ def test_a_run_folder_proves_what_ran(finished):
   assert results['loss']['name'] == 'power_law'
   assert len(results['loss']['weights_crc32']) == 8
   assert results['skipped_steps'] == 0
-  before, after = results['columns'].values()
-  assert after['perplexity']['value'] < before['perplexity']['value']
-  assert json.loads((finished / 'status.json').read_text('utf-8'))['state'] == (
-    'finished'
-  )
-  environment = json.loads((finished / 'env.json').read_text('utf-8'))
+  before, after = perplexities(finished)
+  assert after < before
+  assert read(finished / 'status.json')['state'] == 'finished'
+  environment = read(finished / 'env.json')
   devices = len(environment['devices'])
   assert environment['mesh'] == {'data': devices, 'fsdp': 1, 'tensor': 1}
   assert environment['packages']['jax']
@@ -68,13 +72,13 @@ def test_a_run_folder_proves_what_ran(finished):
   assert steps == [1, 2, 3, 4, 4, 5, 6, 6]
 
 
-def test_a_finished_run_is_not_run_again(finished, data_dir, capsys):
+def test_a_finished_run_is_not_run_again(finished, texts, capsys):
   before = (finished / 'results.json').stat().st_mtime_ns
-  run(data_dir, finished)
+  run(texts, finished)
   assert (finished / 'results.json').stat().st_mtime_ns == before
   assert 'is finished' in capsys.readouterr().out
   with pytest.raises(ConfigError) as error:
-    run(data_dir, finished, **{'loss.alpha': 0.75, 'train.log_every': 3})
+    run(texts, finished, **{'loss.alpha': 0.75, 'train.log_every': 3})
   assert 'loss.alpha: 0.25 there, 0.75 here' in str(error.value)
   assert 'log_every' not in str(error.value)
 
@@ -91,46 +95,36 @@ def send_at(step_number, monkeypatch):
   monkeypatch.setattr(RunFolder, 'append_metrics', append_and_stop)
 
 
-def stopped_at(step_number, data_dir, workdir, monkeypatch):
+def stopped_at(step_number, texts, workdir, monkeypatch):
   with monkeypatch.context() as patch:
     send_at(step_number, patch)
     with pytest.raises(PreemptedError, match='same command continues'):
-      run(data_dir, workdir)
+      run(texts, workdir)
 
 
 @pytest.mark.slow
-def test_a_stopped_run_continues_bit_for_bit(
-  finished, data_dir, tmp_path, monkeypatch
+def test_a_stopped_run_continues_bit_for_bit_and_its_validation_is_made_up(
+  finished, texts, tmp_path, monkeypatch
 ):
-  stopped_at(2, data_dir, tmp_path, monkeypatch)
-  assert losses(tmp_path)[-1]['step'] < 6
-  run(data_dir, tmp_path)
-  assert losses(tmp_path) == losses(finished)
-  for name in ('before', 'after'):
-    assert predictions_of(tmp_path, name) == predictions_of(finished, name)
-
-
-@pytest.mark.slow
-def test_a_validation_that_a_signal_prevented_is_made_up_once(
-  finished, data_dir, tmp_path, monkeypatch
-):
-  stopped_at(4, data_dir, tmp_path, monkeypatch)
+  stopped_at(4, texts, tmp_path, monkeypatch)
   assert [row['step'] for row in losses(tmp_path)] == [1, 2, 3, 4]
   with monkeypatch.context() as patch:
     # Killed when the row is written, and nothing else.
     patch.setattr(Checkpointer, 'measure', lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
-      run(data_dir, tmp_path)
-  stopped_at(5, data_dir, tmp_path, monkeypatch)  # heard in the last step
-  run(data_dir, tmp_path)
+      run(texts, tmp_path)
+  stopped_at(5, texts, tmp_path, monkeypatch)  # heard in the last step
+  run(texts, tmp_path)
   assert losses(tmp_path) == losses(finished)
-  saves = json.loads((tmp_path / 'saves.json').read_text('utf-8'))
+  for name in ('before', 'after'):
+    assert predictions_of(tmp_path, name) == predictions_of(finished, name)
+  saves = read(tmp_path / 'saves.json')
   assert {*saves['4'], *saves['6']} == {'validation_nats'}
 
 
 @pytest.mark.slow
 def test_a_crash_after_a_checkpoint_leaves_no_double_rows(
-  finished, data_dir, tmp_path, monkeypatch
+  finished, texts, tmp_path, monkeypatch
 ):
   append = RunFolder.append_metrics
 
@@ -145,17 +139,17 @@ def test_a_crash_after_a_checkpoint_leaves_no_double_rows(
   with monkeypatch.context() as patch:
     patch.setattr(RunFolder, 'append_metrics', append_or_crash)
     with pytest.raises(RuntimeError, match='power cut'):
-      run(data_dir, tmp_path)
-  run(data_dir, tmp_path)
+      run(texts, tmp_path)
+  run(texts, tmp_path)
   assert losses(tmp_path) == losses(finished)
 
 
 @pytest.mark.slow
 def test_a_damaged_checkpoint_is_named_and_the_one_before_used(
-  finished, data_dir, tmp_path, monkeypatch, capsys
+  finished, texts, tmp_path, monkeypatch, capsys
 ):
   workdir = tmp_path / 'run'
-  stopped_at(5, data_dir, workdir, monkeypatch)
+  stopped_at(5, texts, workdir, monkeypatch)
   shutil.copytree(workdir, tmp_path / 'all_damaged')
   steps = sorted(int(p.name) for p in (workdir / 'checkpoints').iterdir())
   last = workdir / 'checkpoints' / str(steps[-1])
@@ -163,7 +157,7 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_used(
     data = bytearray(file.read_bytes())
     data[len(data) // 2] ^= 1
     file.write_bytes(data)
-  run(data_dir, workdir)
+  run(texts, workdir)
   printed = capsys.readouterr().out
   assert f'checkpoint {last} is damaged' in printed
   assert f'resumed from step {steps[-2]}' in printed
@@ -172,12 +166,12 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_used(
   for file in (tmp_path / 'all_damaged' / 'checkpoints').rglob('d/*'):
     file.write_bytes(b'')
   with pytest.raises(CheckpointError, match='no intact checkpoint'):
-    run(data_dir, tmp_path / 'all_damaged')
+    run(texts, tmp_path / 'all_damaged')
 
 
 @pytest.mark.slow
 def test_divergence_stops_and_keeps_the_good_checkpoint(
-  data_dir, tmp_path, monkeypatch
+  texts, tmp_path, monkeypatch
 ):
   pure = step.train_step
 
@@ -190,7 +184,7 @@ def test_divergence_stops_and_keeps_the_good_checkpoint(
   monkeypatch.setattr(finetune, 'train_step', poisoned)
   changes = {'train.steps': 12, 'train.max_nonfinite_steps': 3}
   with pytest.raises(DivergedError, match='3 steps in a row.*step 4'):
-    run(data_dir, tmp_path, **changes)
+    run(texts, tmp_path, **changes)
   kept = [path.name for path in (tmp_path / 'checkpoints').iterdir()]
   assert kept == ['4']
   assert not (tmp_path / 'results.json').exists()
@@ -209,21 +203,13 @@ def other_text(texts):
 
 
 @pytest.mark.slow
-def test_data_that_changed_in_between_is_refused(tmp_path, monkeypatch):
+def test_data_that_changed_in_between_is_refused(texts, tmp_path, monkeypatch):
   data, workdir = tmp_path / 'data', tmp_path / 'run'
-  data.mkdir()
-  for split, size in (('train', 64), ('validation', 16), ('test', 16)):
-    lines = [
-      {'id': f'{split}{i}', 'source': f'the small tree {i}', 'target': f'a {i}'}
-      for i in range(size)
-    ]
-    text = ''.join(json.dumps(line) + '\n' for line in lines)
-    (data / f'{split}.jsonl').write_text(text, 'utf-8')
-  changes = {'data.name': f'jsonl:{data}', 'data.max_prompt': 110}
+  shutil.copytree(texts, data)
   with monkeypatch.context() as patch:
     send_at(3, patch)
     with pytest.raises(PreemptedError):
-      run(data, workdir, **changes)
+      run(data, workdir)
   kept = (workdir / 'data.json').read_text('utf-8')
   for split, change in (
     ('train', other_order), ('train', other_text), ('validation', half_of),
@@ -233,7 +219,7 @@ def test_data_that_changed_in_between_is_refused(tmp_path, monkeypatch):
     text = file.read_text('utf-8')
     file.write_text(change(text), 'utf-8')
     with pytest.raises(DataError) as error:
-      run(data, workdir, **changes)
+      run(data, workdir)
     file.write_text(text, 'utf-8')
     size = len(text.splitlines())
     now = size // 2 if change is half_of else size
@@ -243,9 +229,12 @@ def test_data_that_changed_in_between_is_refused(tmp_path, monkeypatch):
     assert (workdir / 'data.json').read_text('utf-8') == kept
   # A run from before data was written down goes on.
   (workdir / 'data.json').unlink()
-  run(data, workdir, **changes)
+  run(data, workdir)
   assert (workdir / 'results.json').exists()
   assert (workdir / 'data.json').read_text('utf-8') == kept
+
+
+UNSEEN = {'loss.unseen': 'formula'}
 
 
 @pytest.mark.parametrize(
@@ -253,21 +242,10 @@ def test_data_that_changed_in_between_is_refused(tmp_path, monkeypatch):
   [
     ({'mesh.data': 3}, ConfigError, 'mesh data 3.*8 devices'),
     ({'train.batch_size': 12}, ConfigError, 'batch_size 12 .*multiple of 8'),
-    (
-      {'mesh.data': 1, 'mesh.tensor': 8},
-      ConfigError,
-      'does not divide over 8',
-    ),
-    (
-      {'loss.epsilon': 0.0, 'loss.unseen': 'formula'},
-      ConfigError,
-      'epsilon 0 gives .* of 512',
-    ),
-    (
-      {'loss.alpha': 60.0, 'loss.epsilon': 1e-6, 'loss.unseen': 'formula'},
-      ConfigError,
-      'overflow fp32 at alpha 60',
-    ),
+    ({'mesh.data': 1, 'mesh.tensor': 8}, ConfigError, 'not divide over 8'),
+    ({**UNSEEN, 'loss.epsilon': 0.0}, ConfigError, r'epsilon 0 gives .* of \d'),
+    ({**UNSEEN, 'loss.epsilon': 1e-6, 'loss.alpha': 60.0}, ConfigError,
+     'overflow fp32 at alpha 60'),
     ({'data.name': 'botocor'}, ConfigError, "did you mean 'botocore'"),
     ({'data.name': 'jsonl:no/such/folder'}, DataError, 'no/such/folder'),
     ({'data.max_prompt': 12}, ConfigError, 'leaves no room'),
@@ -277,17 +255,17 @@ def test_data_that_changed_in_between_is_refused(tmp_path, monkeypatch):
     ({'optimizer.trainable': 'last_layers'}, ConfigError, 'last_layers'),
     ({'model.pretrained': 'run:none'}, ConfigError, 'there is no run in'),
   ],
-)
+)  # fmt: skip
 def test_bad_settings_end_in_one_line_and_leave_no_folder(
-  data_dir, tmp_path, changes, error, words
+  texts, tmp_path, changes, error, words
 ):
   with pytest.raises(error, match=words) as raised:
-    run(data_dir, tmp_path / 'run', **changes)
+    run(texts, tmp_path / 'run', **changes)
   assert '\n' not in str(raised.value)
   assert list(tmp_path.iterdir()) == []
 
 
-def test_tables_of_another_tokenizer_are_refused(finished, data_dir, tmp_path):
+def test_tables_of_another_tokenizer_are_refused(finished, texts, tmp_path):
   table = str(finished / 'frequency.npz')
   for changes, words in (
     ({'loss.frequency_table': table}, 'counts its own training split'),
@@ -297,15 +275,15 @@ def test_tables_of_another_tokenizer_are_refused(finished, data_dir, tmp_path):
     ),
   ):
     with pytest.raises(DataError, match=words):
-      run(data_dir, tmp_path / 'run', **changes, **{'model.vocab_size': 600})
+      run(texts, tmp_path / 'run', **changes, **{'model.vocab_size': 270})
 
 
 @pytest.mark.slow
 def test_a_rival_with_a_tilt_and_a_mixed_table(
-  finished, data_dir, tmp_path, capsys
+  finished, texts, tmp_path, capsys
 ):
   """What only the job puts together: schedule, general corpus, tilt."""
-  workdir = run(data_dir, tmp_path / 'rival', **{
+  workdir = run(texts, tmp_path / 'rival', **{
     'loss.name': 'class_balanced',
     'loss.class_balanced.beta': 0.99,
     'loss.schedule': 'cross_entropy_first',
@@ -321,8 +299,8 @@ def test_a_rival_with_a_tilt_and_a_mixed_table(
   assert 'class_balanced beta=0.99' in capsys.readouterr().out
   predictions = predictions_of(workdir, 'after')
   assert all(record['decode']['tilt'] == 0.5 for record in predictions)
-  rows = [row for row in losses(workdir) if 'loss' in row]
-  same = [row['loss'] == pytest.approx(row['plain_loss']) for row in rows]
+  logged = [row for row in losses(workdir) if 'loss' in row]
+  same = [row['loss'] == pytest.approx(row['plain_loss']) for row in logged]
   assert same == [True] * 3 + [False] * 3
   own, mixed = (
     results_of(path)['loss']['frequency_table_fingerprint']
@@ -331,9 +309,9 @@ def test_a_rival_with_a_tilt_and_a_mixed_table(
   assert own != mixed
 
 
-def test_weights_by_words(data_dir):
+def test_weights_by_words(texts):
   tokens, words = (
-    prepare.prepare(small.settings(data_dir, **{'loss.level': level}), None)
+    prepare.prepare(settings_of(texts, **{'loss.level': level}), None)
     for level in ('token', 'word')
   )
   assert words.frequencies.words_V is not None
@@ -341,21 +319,22 @@ def test_weights_by_words(data_dir):
 
 
 @pytest.mark.slow
-def test_alpha_zero_and_cross_entropy_are_the_same_training(data_dir, tmp_path):
+@pytest.mark.usefixtures('full_compile')
+def test_alpha_zero_and_cross_entropy_are_the_same_training(texts, tmp_path):
   changes = {'train.steps': 3, 'evaluate.examples': 1}
-  a = run(data_dir, tmp_path / 'a', **changes, **{'loss.alpha': 0.0})
+  a = run(texts, tmp_path / 'a', **changes, **{'loss.alpha': 0.0})
   b = run(
-    data_dir, tmp_path / 'b', **changes, **{'loss.name': 'cross_entropy'}
+    texts, tmp_path / 'b', **changes, **{'loss.name': 'cross_entropy'}
   )
   assert losses(a) == losses(b)
 
 
 @pytest.mark.slow
 def test_a_run_can_start_from_what_another_ended_with(
-  finished, data_dir, tmp_path
+  finished, texts, tmp_path
 ):
   from_it = {'model.pretrained': f'run:{finished}', 'train.steps': 3}
-  workdir = run(data_dir, tmp_path / 'run', **from_it)
+  workdir = run(texts, tmp_path / 'run', **from_it)
   before = predictions_of(workdir, 'before')
   assert before == predictions_of(finished, 'after')
   assert before != predictions_of(workdir, 'after')
@@ -367,4 +346,4 @@ def test_a_run_can_start_from_what_another_ended_with(
   half.mkdir()
   shutil.copy(finished / 'config.json', half)
   with pytest.raises(ConfigError, match='half has not finished; the command'):
-    run(data_dir, tmp_path / 'b', **{'model.pretrained': f'run:{half}'})
+    run(texts, tmp_path / 'b', **{'model.pretrained': f'run:{half}'})

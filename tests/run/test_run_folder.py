@@ -15,6 +15,7 @@ from pdl_jax.errors import ConfigError, HostError, PreemptedError
 from pdl_jax.run import finetune
 from pdl_jax.run_folder import RunFolder
 from tests import small
+from tests.run.conftest import read
 
 
 def claim_of(workdir, number=1, **changes):
@@ -22,7 +23,7 @@ def claim_of(workdir, number=1, **changes):
   workdir.mkdir(exist_ok=True)
   path = workdir / f'run.{number}.claim'
   assert process.claim(path)
-  found = json.loads(path.read_text('utf-8'))
+  found = read(path)
   path.write_text(json.dumps(found | changes), 'utf-8')
   return path
 
@@ -35,9 +36,9 @@ def sleeper():
 
 
 def test_a_second_process_in_a_run_folder_is_refused(
-  data_dir, tmp_path, stop, sleeper
+  tmp_path, stop, sleeper
 ):
-  settings = small.settings(data_dir)
+  settings = small.settings(tmp_path)
   RunFolder(tmp_path, settings).write_status('running', 3)
   claim_of(tmp_path, 7, **sleeper)
   before = {path: path.read_bytes() for path in tmp_path.glob('*.*')}
@@ -137,7 +138,7 @@ def test_where_there_are_no_hard_links_a_run_goes_on(
 
 
 def test_a_failure_is_noted_in_its_own_unfinished_run(finished, tmp_path):
-  stored = json.loads((finished / 'config.json').read_text('utf-8'))
+  stored = read(finished / 'config.json')
   stored.pop('hash')
   own = Settings.from_resolved(stored)
   other = Settings.from_resolved({**stored, 'seed': 7})
@@ -147,7 +148,7 @@ def test_a_failure_is_noted_in_its_own_unfinished_run(finished, tmp_path):
   RunFolder(tmp_path, own).write_status('running', 3)
   run_folder.note_failure(tmp_path, other, 'error', 'of another run')
   run_folder.note_failure(tmp_path, own, 'error', 'a full disk')
-  status = json.loads((tmp_path / 'status.json').read_text('utf-8'))
+  status = read(tmp_path / 'status.json')
   assert (status['state'], status['error']) == ('error', 'a full disk')
   assert status['step'] == 3
 

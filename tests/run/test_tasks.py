@@ -9,10 +9,14 @@ from pdl_jax.run import prepare
 from tests.run.conftest import (
   TASKS,
   predictions_of,
+  results_of,
+  rows,
   run_task,
   settings_of,
   write,
 )
+
+pytestmark = pytest.mark.usefixtures('quick_compile')
 
 
 @pytest.mark.parametrize('task', TASKS)
@@ -22,17 +26,17 @@ def test_every_task_runs_and_learns(tasks, task):
   assert after['perplexity']['value'] < before['perplexity']['value']
   assert before['examples'] == 8
   assert results['task'] == task
-  lines = (workdir / 'metrics.jsonl').read_text('utf-8').splitlines()
-  rows = [row for row in map(json.loads, lines) if 'loss' in row]
-  used = sum(row['input_tokens'] for row in rows)
-  positions = sum(row['positions'] for row in rows)
+  logged = [row for row in rows(workdir / 'metrics.jsonl') if 'loss' in row]
+  used = sum(row['input_tokens'] for row in logged)
+  positions = sum(row['positions'] for row in logged)
   assert results['padding_share'] == pytest.approx(1 - used / positions)
 
 
 @pytest.mark.slow
 def test_buckets_and_packing_save_padding(tasks, tmp_path):
   results, workdir = tasks['dialogue']
-  padded = run_task(workdir.parent / 'data', 'dialogue', tmp_path / 'padded')
+  data = workdir.parent / 'data'
+  padded = results_of(run_task(data, tmp_path / 'padded', 'dialogue'))
   assert results['padding_share'] < 0.85 * padded['padding_share']
   assert tasks['language_model'][0]['padding_share'] < 0.2
 
@@ -51,7 +55,7 @@ def test_styles_are_measured_and_each_has_its_instruction(tasks):
 def test_records_that_leak_are_refused_and_skipped_ones_counted(
   tmp_path, capsys
 ):
-  data = write(tmp_path / 'data', 'dialogue')
+  data = write(tmp_path / 'data', TASKS['dialogue'])
   train = (data / 'train.jsonl').read_text('utf-8')
   (data / 'train.jsonl').write_text(f'{train}{{"id": "torn\n', 'utf-8')
   settings = settings_of(data, 'dialogue', **{'data.bad_records': 'skip'})
