@@ -157,14 +157,13 @@ def test_a_group_in_two_splits_is_named():
     sources.check_disjoint([train, validation, of('test', 'xcyz')])
   with pytest.raises(DataError, match="2 groups .* as '[bd]'"):
     sources.check_disjoint([train, of('validation', 'bewd')])
-
-
-def test_groups_are_the_ids_if_there_are_none():
-  def of(split, ids):
-    return _source([{'id': i} for i in ids], {'id': 'id'}, split)
-
+  # Groups are the ids if there are none.
+  one, other = (
+    _source([{'id': i} for i in ids], {'id': 'id'}, split)
+    for split, ids in (('train', 'ab'), ('test', 'bc'))
+  )
   with pytest.raises(DataError, match="1 groups .* 'b'"):
-    sources.check_disjoint([of('train', 'ab'), of('test', 'bc')])
+    sources.check_disjoint([one, other])
 
 
 def test_a_group_is_read_by_itself():

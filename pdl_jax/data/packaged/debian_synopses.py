@@ -4,9 +4,10 @@ A synopsis is a summary by a maintainer, full of names that occur once.
 
 `python -m pdl_jax.data.packaged.debian_synopses` fetches the text once into one
 file: apt-get brings the signed indexes of this machine's sources into a folder
-of its own, without root rights. Then the data set is made without a network. It
-changes with Debian, so its identity includes the release, its date and a
-checksum.
+of its own, without root rights, and changes nothing of the system. The part
+`main` of the newest Debian release is kept. Then the data set is made without a
+network. It changes with Debian, so its identity includes the release, its date
+and a checksum.
 """
 
 import collections

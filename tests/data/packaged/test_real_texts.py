@@ -24,7 +24,13 @@ SPEECHES = {
   'paragraph_of_others': 96,
 }  # fmt: skip
 EXPECTED = {
-  'botocore': ((17749, 2406, 2286), 'c26cfd7d7adde064', 0.5, 0.02, {}),
+  'botocore': ((17749, 2406, 2286), 'c26cfd7d7adde064', 0.5, 0.02, {
+    'boilerplate_summary': 778, 'document_not_prose': 343,
+    'document_too_short': 252399, 'duplicate_document': 7832,
+    'duplicate_summary': 3437, 'empty': 93818, 'near_duplicate': 4283,
+    'summary_is_a_label': 148, 'summary_not_a_sentence': 536,
+    'summary_too_long': 19, 'summary_too_short': 939,
+  }),
   'bible': ((47452, 6046, 5966), '9238b855f8403db7', 0.5, 0.004, {
     'boilerplate_summary': 4, 'chapter_counts_otherwise': 51,
     'duplicate_document': 232, 'duplicate_summary': 203, 'gap': 100,
