@@ -185,7 +185,7 @@ def test_parts_of_a_split(prepared):
     ('test', PARTS | {'test': 'train[5:7]'}, r"\('train\[5:7\]'\) share"),
     ('train', {'train': 'train[:60%]+train[:1]'}, r'\) and train .* share'),
     ('train', {'train': 'train[30:99]'}, r'incompatible with 40 examples'),
-    ('train', {'train': 'train['}, r'Error parsing split'),
+    ('train', {'train': 'train['}, r'Unrecognized split format'),
     ('train', {'train': 'train[40:]'}, r"split 'train\[40:\]' is empty"),
   ],
 )

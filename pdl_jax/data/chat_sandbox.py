@@ -11,7 +11,7 @@ import json
 import re
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, NoReturn, TypeVar, cast
+from typing import Any, NoReturn
 
 import jinja2
 from jinja2 import filters, nodes
@@ -49,14 +49,13 @@ _HOLDERS = (
 class _Budget(Context):
   """The variables of one rendering, and what it may still spend."""
 
-  # Compiled templates subtract from `left`; below 0 the budget is checked.
-  left, _budget, _until = _ADVANCE, 0, 0.0
+  _left, _budget, _until = _ADVANCE, 0, 0.0  # below 0 left, it is checked
   turns: Sequence[tuple[str, str]] = ()  # (role, content)
 
   def spend(self, size: float) -> None:
     """Charges a size; raises TemplateRuntimeError over the budget."""
-    self.left -= size
-    if self.left >= 0:
+    self._left -= size
+    if self._left >= 0:
       return
     now = time.perf_counter()
     if not self._until:
@@ -64,8 +63,8 @@ class _Budget(Context):
       # A template may repeat the whole conversation at each turn.
       size = sum(len(text) for _, text in self.turns)
       self._budget = _BUDGET + _BY_CONTENT * size * (len(self.turns) + 10)
-    self._budget += self.left - _ADVANCE
-    self.left = _ADVANCE
+    self._budget += self._left - _ADVANCE
+    self._left = _ADVANCE
     if self._budget < 0:
       raise jinja2.TemplateRuntimeError(
         'it does not end, or makes more text than a prompt can be'
@@ -76,9 +75,7 @@ class _Budget(Context):
   def held(self, value: Any) -> Any:
     """Charges everything that a value holds, and returns the value."""
     if isinstance(value, str):
-      self.left -= len(value)
-      if self.left < 0:
-        self.spend(0)
+      self.spend(len(value))
     elif isinstance(value, _HOLDERS):
       self.weigh(value)
     return value
@@ -102,10 +99,7 @@ class _Budget(Context):
     return total
 
 
-_Visit = TypeVar('_Visit', bound=Callable[..., None])
-
-
-def _charging(visit: _Visit) -> _Visit:
+def _charging(visit: Callable[..., None]) -> Any:
   """Charges an expression, whose value is no larger than its parts."""
 
   def charged(self: '_Code', node: nodes.Node, frame: Frame) -> None:
@@ -114,7 +108,7 @@ def _charging(visit: _Visit) -> _Visit:
     visit(self, node, frame)
     self.write(')')
 
-  return cast(_Visit, charged)
+  return charged
 
 
 class _Code(CodeGenerator):
@@ -130,8 +124,7 @@ class _Code(CodeGenerator):
   def blockvisit(self, nodes: Iterable[nodes.Node], frame: Frame) -> None:
     """Charges the bodies of loops, branches and macros."""
     body = list(nodes)
-    self.writeline(f'context.left -= {_BLOCK + sum(map(_size, body))}')
-    self.writeline('if context.left < 0: context.spend(0)')
+    self.writeline(f'context.spend({_BLOCK + sum(map(_size, body))})')
     super().blockvisit(body, frame)
 
   def _output_child_pre(self, *args: Any) -> None:

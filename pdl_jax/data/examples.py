@@ -35,19 +35,18 @@ class Lengths:
 
 
 class Rows(Protocol):
-  """The rows that training batches are drawn from."""
+  """The rows that training batches are drawn from; see `empty_example`."""
 
   def __len__(self) -> int: ...
 
-  def __getitem__(self, index: int) -> Batch:
-    """Returns a padded or packed row; see `empty_example`."""
-    ...
+  def __getitem__(self, index: int) -> Batch: ...
 
 
 class Examples(Rows, Protocol):
   """Rows that are also scored and generated from."""
 
   lengths: Lengths
+  pad: int  # id that fills rows
 
   def record(self, index: int) -> dict[str, str]:
     """Returns the text: id, group, source, target and perhaps style."""
@@ -56,6 +55,11 @@ class Examples(Rows, Protocol):
   def prompt_and_target(self, index: int) -> tuple[list[int], list[int]]:
     """Returns at most P ids of the prompt and T of the target."""
     ...
+
+  def __getitem__(self, index: int) -> Batch:
+    """Returns the prompt and target, padded."""
+    prompt, target = self.prompt_and_target(index)
+    return padded_example(prompt, target, self.lengths, self.pad)
 
 
 def empty_example(lengths: Lengths, pad: int) -> Batch:
@@ -111,19 +115,16 @@ def read_of(text: str, tokens: int) -> str:
   return text[: max(_READ, _FOR_A_TOKEN * tokens)]
 
 
-class Pairs:
+class Pairs(Examples):
   """The usable records of a split, encoded on demand."""
 
   def __init__(
-    self,
-    source: Source,
-    usable: np.ndarray,
-    task: Task,
-    tokenizer: Tokenizer,
+    self, source: Source, usable: np.ndarray, task: Task, tokenizer: Tokenizer,
     lengths: Lengths,
-  ):
+  ):  # fmt: skip
     self.source, self.usable = source, usable
     self.task, self.lengths, self._tokenizer = task, lengths, tokenizer
+    self.pad = tokenizer.end_of_turn
     self._format = make_format(tokenizer)
     sizes = (self._format.size(text) for text in task.instructions.values())
     least = max(sizes) + 1
@@ -156,11 +157,6 @@ class Pairs:
       raise DataError(f'{where}: {error}') from None
     self._tokenizer.check_rows([*prompt, *target], f'{where}: its text')
     return prompt, target
-
-  def __getitem__(self, index: int) -> Batch:
-    """See `Rows`."""
-    pad = self._tokenizer.end_of_turn
-    return padded_example(*self.prompt_and_target(index), self.lengths, pad)
 
   def _prompt(self, record: dict[str, str]) -> list[int]:
     text, most = record['source'], self.lengths.prompt

@@ -11,17 +11,11 @@ from typing import TYPE_CHECKING, cast
 
 import numpy as np
 
-from pdl_jax.data import schema
-from pdl_jax.errors import (
-  ConfigError,
-  DataError,
-  HostError,
-  PdlError,
-  reason,
-)
+from pdl_jax.data import parts, schema
+from pdl_jax.errors import ConfigError, DataError, HostError, PdlError, reason
 
 if TYPE_CHECKING:
-  import tensorflow_datasets as tfds
+  from tensorflow_datasets.core import DatasetBuilder
 
 # NAME, NAME/CONFIG, NAME:VERSION; NAMESPACE:NAME would use the network.
 _TFDS_NAME = re.compile(r'[A-Za-z]\w*(/[\w.+-]+)?(:\d+\.\d+\.\d+)?')
@@ -30,12 +24,9 @@ _HUB_NAME = re.compile(r'[\w.-]+(/[\w.-]+)?')
 
 
 def open_tfds(
-  name: str,
-  split: str,
-  data_dir: str | None,
-  fields: Mapping[str, str] | None,
-  splits: Mapping[str, str],
-) -> schema.Opened:
+  name: str, split: str, data_dir: str | None,
+  fields: Mapping[str, str] | None, splits: Mapping[str, str],
+) -> schema.Source:  # fmt: skip
   """Opens a split of a TFDS data set that is prepared on this machine."""
   builder = _tfds_builder(name, data_dir)
   place = f', data_dir="{os.path.expanduser(data_dir)}"' if data_dir else ''
@@ -49,13 +40,12 @@ def open_tfds(
   again = f'delete that folder and {remedy}'
   called = splits.get(split, split)
   with torn_files_named(folder, again):
-    check_splits(f'tfds:{name}', builder, split, splits)
+    records = read_split(f'tfds:{name}', builder, split, splits)
     texts, integers = _stored_fields(builder)
     chosen = schema.resolve_stored(f'tfds:{name}', fields, texts, integers)
-    records = read_split(builder, called)
     metadata = dict(builder.info.metadata or {})
   size = len(records)
-  return schema.Opened(
+  return schema.Source(
     records=records,
     fields=chosen,
     identity=['tfds', full_name, called, size, sorted(chosen.items())],
@@ -79,9 +69,7 @@ def torn_files_named(place: str, remedy: str) -> Iterator[None]:
     ) from error
 
 
-def _tfds_builder(
-  name: str, data_dir: str | None
-) -> 'tfds.core.DatasetBuilder':
+def _tfds_builder(name: str, data_dir: str | None) -> 'DatasetBuilder':
   # The import takes half a second.
   import tensorflow_datasets as tfds
 
@@ -111,9 +99,7 @@ def _tfds_builder(
     ) from error
 
 
-def _check_prepared(
-  name: str, builder: 'tfds.core.DatasetBuilder', remedy: str
-) -> None:
+def _check_prepared(name: str, builder: 'DatasetBuilder', remedy: str) -> None:
   if not builder.info.initialized:
     raise DataError(
       f'tfds:{name} is not prepared in {builder.data_dir}; {remedy}'
@@ -127,33 +113,18 @@ def _check_prepared(
     )
 
 
-def check_splits(
-  name: str,
-  builder: 'tfds.core.DatasetBuilder',
-  split: str,
-  splits: Mapping[str, str],
-) -> None:
-  """Refuses splits that are missing, empty, or share examples."""
-  known = ', '.join(builder.info.splits)
-  spans = []
+def read_split(
+  name: str, builder: 'DatasetBuilder', split: str, splits: Mapping[str, str]
+) -> schema.Records:
+  """Reads a split; refuses some that are missing, empty, or share examples."""
+  infos, spans = builder.info.splits, []
   for each in schema.SPLITS:
-    if each not in {split, *splits, *builder.info.splits}:
-      continue
-    instruction = splits.get(each, each)
-    try:
-      parts = builder.info.splits[instruction].file_instructions
-    except (ValueError, NotImplementedError) as error:
-      raise ConfigError(
-        f'{name} has no split {instruction!r} for {each}'
-        f' ({reason(error)}); it has: {known}; name one in the'
-        " splits of the data set, such as 'train[95%:]'"
-      ) from error
-    if not parts:
-      raise ConfigError(f'{name}: split {instruction!r} is empty')
-    spans += [
-      (part.filename, part.skip, part.skip + part.take, each, instruction)
-      for part in parts
-    ]
+    if each in {split, *splits, *infos}:
+      called = splits.get(each, each)
+      spans += [
+        (stored, numbers.start, numbers.stop, each, called)
+        for stored, numbers in parts.absolute(name, called, lambda: infos, each)
+      ]
   for before, after in itertools.pairwise(sorted(spans)):
     if before[0] == after[0] and after[1] < before[2]:
       raise ConfigError(
@@ -161,19 +132,13 @@ def check_splits(
         f' ({after[4]!r}) share examples; name splits that do not overlap,'
         " such as 'train[:95%]' and 'train[95%:]'"
       )
-
-
-def read_split(
-  builder: 'tfds.core.DatasetBuilder', instruction: str
-) -> schema.Records:
-  """Returns the records of a TFDS split, or of a part of one."""
   # The annotations of TFDS lose the parameters.
   read = cast(Callable[..., schema.Records], builder.as_data_source)
-  return read(split=instruction)
+  return read(split=splits.get(split, split))
 
 
 def _stored_fields(
-  builder: 'tfds.core.DatasetBuilder',
+  builder: 'DatasetBuilder',
 ) -> tuple[list[str], list[str]]:  # names of texts, names of integers
   import tensorflow_datasets as tfds
 
@@ -192,7 +157,7 @@ def _stored_fields(
 
 def open_hf(
   name: str, split: str, folder: str, fields: Mapping[str, str] | None
-) -> schema.Opened:
+) -> schema.Source:
   """Opens a split: a subfolder that `datasets` wrote with `save_to_disk`."""
   if importlib.util.find_spec('datasets') is None:
     raise HostError(
@@ -237,7 +202,7 @@ def open_hf(
   integers = [f for f, dtype in dtypes.items() if 'int' in dtype]
   chosen = schema.resolve_stored(name, fields, texts, integers)
   used = dataset.select_columns(sorted({*chosen.values()}))
-  return schema.Opened(
+  return schema.Source(
     records=cast(schema.Records, used),
     fields=chosen,
     identity=['hf', *sums, sorted(chosen.items())],

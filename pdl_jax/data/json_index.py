@@ -29,11 +29,7 @@ _WIDE = (
 
 
 class BadRecordError(ValueError):
-  """A line that is not a record, counted under its `reason`."""
-
-  def __init__(self, reason: str, text: str) -> None:
-    super().__init__(text)
-    self.reason = reason
+  """A line that is not a record: the reason it counts under, and words."""
 
 
 def parse(line: bytes) -> dict[str, Any]:
@@ -126,39 +122,34 @@ class Index:
         continue
       # Blank lines are harmless only at the end of a file.
       if blanks:
-        self._drop(blank, BadRecordError('blank_line', 'is blank'), blanks)
+        self._drop(blank, 'blank_line', 'is blank', blanks)
         blank, blanks = 0, 0
-      self._read_line(number, start, line)
+      try:
+        self._keep(start, len(line), parse(line))
+      except BadRecordError as error:
+        self._drop(number, *error.args)
     self.digest = sha.hexdigest()
 
-  def _read_line(self, number: int, start: int, line: bytes) -> None:
-    try:
-      record = parse(line)
-      fields = self._required | {
-        field: stored
-        for field, stored in self._possible.items()
-        if stored in record
-      }
-      _check(record, fields)
-    except BadRecordError as error:
-      self._drop(number, error)
-      return
+  def _keep(self, start: int, size: int, record: Mapping[str, Any]) -> None:
+    there = {f: s for f, s in self._possible.items() if s in record}
+    fields = self._required | there
+    _check(record, fields)
     self.found.update(fields)
     self._starts.append(start)
-    self._sizes.append(len(line))
+    self._sizes.append(size)
     named = 'id' in fields
     self._ids.append(schema.hashed(record[fields['id']]) if named else 0)
     for field, has in self._has.items():
       has.append(field in fields)
 
-  def _drop(self, number: int, bad: BadRecordError, count: int = 1) -> None:
-    place = f'{self._path}:{number}: the line {bad}'
+  def _drop(self, number: int, why: str, text: str, count: int = 1) -> None:
+    place = f'{self._path}:{number}: the line {text}'
     if not self._skip:
       raise DataError(
         f'{place}; mend it, name other fields, or set bad_records to skip'
       )
     self._first = self._first or place
-    self.dropped[bad.reason] += count
+    self.dropped[why] += count
 
   def good_spans(self) -> tuple[np.ndarray, np.ndarray]:
     """Returns start and size, in bytes, of every good record."""
@@ -184,8 +175,8 @@ class Index:
       if has_N.any() and len(lacking):
         other = self._line(int(np.argmax(has_N)))
         text = f'has no field {field!r}, but line {other} has'
-        bad = BadRecordError('missing_field', text)
-        self._drop(self._line(int(lacking[0])), bad, len(lacking))
+        line = self._line(int(lacking[0]))
+        self._drop(line, 'missing_field', text, len(lacking))
         lacks_N[lacking] = True
     return lacks_N
 
@@ -195,8 +186,8 @@ class Index:
     if len(repeats):
       at = int(repeats.argmin())
       repeat, before = self._line(repeats[at]), self._line(befores[at])
-      bad = BadRecordError('duplicate_id', f'repeats the id of line {before}')
-      self._drop(repeat, bad, len(repeats))
+      text = f'repeats the id of line {before}'
+      self._drop(repeat, 'duplicate_id', text, len(repeats))
     return repeats
 
   def _line(self, position: int) -> int:

@@ -12,8 +12,6 @@ from pdl_jax.data import parts, schema
 from pdl_jax.data.json_index import BadRecordError, Index, parse
 from pdl_jax.errors import DataError
 
-POLICIES = ('error', 'skip')
-
 
 class JsonLines:
   """The good records of a file, read by position.
@@ -25,13 +23,9 @@ class JsonLines:
   """
 
   def __init__(
-    self,
-    path: str,
-    fields: Mapping[str, str] | None,
-    bad_records: str = 'error',
+    self, path: str, fields: Mapping[str, str] | None, bad_records: str
   ) -> None:
     """Indexes the file; `sources.load` explains `bad_records`."""
-    schema.check_known('policy for bad records', bad_records, POLICIES)
     self.path = path
     self._file, self._version = self._open()
     index = Index(path, fields, skip=bad_records == 'skip')
@@ -91,57 +85,51 @@ def split_path(path: str, split: str) -> str:
 
 
 def open_jsonl(
-  name: str,
-  called: str,
-  path: str,
-  fields: Mapping[str, str] | None,
+  name: str, called: str, path: str, fields: Mapping[str, str] | None,
   bad_records: str,
-) -> schema.Opened:
+) -> schema.Source:  # fmt: skip
   """Opens a split of JSON lines; one file for all is divided by a hash."""
 
-  def open_split(split: str) -> schema.Opened:
-    return _opened(JsonLines(split_path(path, split), fields, bad_records))
+  def open_split(split: str) -> schema.Source:
+    file = split_path(path, split)
+    records = JsonLines(file, fields, bad_records)
+    return schema.Source(
+      records=records,
+      fields=records.fields,
+      identity=['jsonl', records.digest, sorted(records.fields.items())],
+      metadata={
+        'file': file, 'kept': len(records), 'dropped': records.dropped,
+      },
+      place=file,
+      remedy='it has changed since it was read; start again',
+      unique=True,
+    )  # fmt: skip
 
   one_file = '{split}' not in path and os.path.isfile(path)
   opener = _divided(open_split('')) if one_file else open_split
   return parts.open_parts(name, called, opener)
 
 
-def _opened(records: JsonLines) -> schema.Opened:
-  return schema.Opened(
-    records=records,
-    fields=records.fields,
-    identity=['jsonl', records.digest, sorted(records.fields.items())],
-    metadata={
-      'file': records.path, 'kept': len(records), 'dropped': records.dropped,
-    },
-    place=records.path,
-    remedy='it has changed since it was read; start again',
-    unique=True,
-  )  # fmt: skip
-
-
-def hashed_split(key: str) -> str:
-  """Assigns a split, 90/5/5, by a hash that is the same everywhere."""
+def _hashed_split(key: object) -> str:
   percent = schema.hashed(key) % 100
   return 'train' if percent < 90 else 'validation' if percent < 95 else 'test'
 
 
-def _divided(whole: schema.Opened) -> Callable[[str], schema.Opened]:
+def _divided(whole: schema.Source) -> Callable[[str], schema.Source]:
   """Opens splits of a file that holds all of them; groups stay together."""
   records, fields = whole.records, whole.fields
   key = next((k for k in ('group', 'id') if k in fields), 'number')
   keys = range(len(records))
   if key != 'number':
     keys = (records[number][fields[key]] for number in keys)
-  split_N = np.array([hashed_split(str(each)) for each in keys])
+  split_N = np.array(list(map(_hashed_split, keys)))
   sizes = {split: int((split_N == split).sum()) for split in schema.SPLITS}
   told = (
     f'{whole.place} holds all splits, divided by a hash of the {key} (90/5/5): '
     + ', '.join(f'{size} {split}' for split, size in sizes.items())
   )
 
-  def open_split(split: str) -> schema.Opened:
+  def open_split(split: str) -> schema.Source:
     schema.check_known('split of one file', split, schema.SPLITS)
     if not sizes[split]:
       raise DataError(

@@ -6,7 +6,7 @@ import functools
 import io
 import os
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import ClassVar
 
 import tensorflow_datasets as tfds
@@ -50,20 +50,20 @@ class TextBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     del dl_manager  # everything is on this machine
     dropped: collections.Counter[str] = collections.Counter()
     splits = self.text.make(dropped)
+
+    def each(count: Callable[[list[Example]], int]) -> dict[str, int]:
+      return {split: count(rows) for split, rows in splits.items()}
+
     self.report.update(
       package=self.text.package,
       package_version=self.text.wanted_version(),
-      kept={split: len(rows) for split, rows in splits.items()},
-      groups={
-        split: len({row.group for row in rows})
-        for split, rows in splits.items()
-      },
+      kept=each(len),
+      groups=each(lambda rows: len({row.group for row in rows})),
     )
     if self.text.documents:
-      self.report['words'] = {
-        split: sum(len(row.target.split()) for row in rows)
-        for split, rows in splits.items()
-      }
+      self.report['words'] = each(
+        lambda rows: sum(len(row.target.split()) for row in rows)
+      )
     self.report['dropped'] = dict(sorted((+dropped).items()))
     return {s: self._generate_examples(rows) for s, rows in splits.items()}
 
@@ -90,7 +90,7 @@ def builder_class(packaged: Text) -> type[TextBuilder]:
 
 def open_packaged(
   name: str, split: str, part: str, data_dir: str | None
-) -> schema.Opened:
+) -> schema.Source:
   """Opens a split or a part of it; the first call prepares the data."""
   if not sys.stderr.isatty():
     tfds.disable_progress_bar()
@@ -115,10 +115,9 @@ def open_packaged(
         f'{folder} was made from {text.package} {made_from}, not {wanted};'
         f' {_AGAIN}'
       )
-    external.check_splits(name, builder, split, {split: part})
-    records = external.read_split(builder, part)
+    records = external.read_split(name, builder, split, {split: part})
   made_from = f'{text.package}=={made_from}'
-  return schema.Opened(
+  return schema.Source(
     records=records,
     fields=text.fields,
     identity=[text.dataset, text.version, part, len(records), made_from],

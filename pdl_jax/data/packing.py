@@ -8,12 +8,7 @@ from functools import lru_cache
 
 import numpy as np
 
-from pdl_jax.data.examples import (
-  Batch,
-  Lengths,
-  empty_example,
-  padded_example,
-)
+from pdl_jax.data.examples import Batch, Examples, Lengths, empty_example
 from pdl_jax.data.sources import Source
 from pdl_jax.data.tokenizer import Tokenizer
 
@@ -24,9 +19,7 @@ _OPEN_ROWS = 64  # rows that the next piece is tried in
 class Documents:
   """The usable documents of a split as ids, encoded on demand."""
 
-  def __init__(
-    self, source: Source, usable: np.ndarray, tokenizer: Tokenizer
-  ):
+  def __init__(self, source: Source, usable: np.ndarray, tokenizer: Tokenizer):
     self.source, self.usable, self.tokenizer = source, usable, tokenizer
     self.ids = lru_cache(_CACHED)(self._ids)
 
@@ -38,14 +31,13 @@ class Documents:
     return np.asarray([start, *ids, end], np.int32)
 
 
-class Windows:
+class Windows(Examples):
   """Covers every token once, in targets of T after prompts of at most P."""
 
-  def __init__(
-    self, documents: Documents, sizes: np.ndarray, lengths: Lengths
-  ):
+  def __init__(self, documents: Documents, sizes: np.ndarray, lengths: Lengths):
     """`sizes` counts the ids of each document, start and end included."""
     self.documents, self.lengths = documents, lengths
+    self.pad = documents.tokenizer.end_of_text
     self._document, self._start, _ = _cut(sizes, lengths.target)
 
   def __len__(self) -> int:
@@ -70,11 +62,6 @@ class Windows:
     target = ids[start + 1 : start + 1 + self.lengths.target]
     return ids[first : start + 1].tolist(), target.tolist()
 
-  def __getitem__(self, index: int) -> Batch:
-    """See `Rows`."""
-    pad = self.documents.tokenizer.end_of_text
-    return padded_example(*self.prompt_and_target(index), self.lengths, pad)
-
   def _ids(self, index: int) -> np.ndarray:
     return self.documents.ids(int(self._document[index]))
 
@@ -86,9 +73,7 @@ class Packed:
   from 0: attention and loss never cross documents.
   """
 
-  def __init__(
-    self, documents: Documents, sizes: np.ndarray, lengths: Lengths
-  ):
+  def __init__(self, documents: Documents, sizes: np.ndarray, lengths: Lengths):
     self.documents, self._length = documents, lengths.sequence
     self._document, self._start, pieces = _cut(sizes, self._length)
     self._size, self._rows = pieces, pack(pieces, self._length)

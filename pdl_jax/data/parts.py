@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from pdl_jax.data import schema
-from pdl_jax.data.schema import Opened, Span
+from pdl_jax.data.schema import Source, Span
 from pdl_jax.errors import ConfigError, DataError
 
 # A length for which every percentage is a whole number.
@@ -41,10 +41,10 @@ class Chosen:
 
 
 def open_parts(
-  name: str, called: str, open_split: Callable[[str], Opened]
-) -> Opened:
+  name: str, called: str, open_split: Callable[[str], Source]
+) -> Source:
   """Opens a split, or disjoint parts of splits: 'train[10:20]+dev'."""
-  whole: dict[str, Opened] = {}
+  whole: dict[str, Source] = {}
 
   def length(split: str) -> int:
     if split not in whole:
@@ -129,30 +129,47 @@ def _ranges(
   from tensorflow_datasets import core as tfds
 
   names = (piece.partition('[')[0].strip() for piece in called.split('+'))
+  return absolute(name, called, lambda: {
+    split: tfds.SplitInfo(
+      name=split, shard_lengths=[length(split)], num_bytes=0
+    )
+    for split in names
+  })  # fmt: skip
+
+
+def absolute(
+  name: str, called: str, splits: Callable[[], Mapping[str, Any]],
+  split: str = '',
+) -> list[tuple[str, range]]:  # fmt: skip
+  """Returns the records that a part names: stored split, numbers in it.
+
+  `splits` gives TFDS's facts about them, and is not called for a part that
+  cannot be parsed; `split` is what the part is for, if they are all there are.
+  """
+  from tensorflow_datasets import core as tfds
+
   try:
     instruction = tfds.ReadInstruction.from_spec(called)
-    infos = {
-      split: tfds.SplitInfo(
-        name=split, shard_lengths=[length(split)], num_bytes=0
-      )
-      for split in names
-    }
+    infos = splits()
     found = [
       (part.splitname, range(*slice(part.from_, part.to).indices(
         infos[part.splitname].num_examples
       )))
       for part in instruction.to_absolute(infos)
     ]  # fmt: skip
-  except (ConfigError, DataError):
+  except ConfigError:
     raise
   # TFDS raises either for a split that it cannot parse.
   except (ValueError, NotImplementedError) as error:
     told = str(error).splitlines()[-1]
+    known = ', '.join(splits() if split else ())
+    advice = f'; it has: {known}; name one in the splits of the data set'
     raise ConfigError(
-      f'{name} has no split {called!r} ({told}); parts are written like'
+      f'{name} has no split {called!r}{f" for {split}" if split else ""}'
+      f' ({told}){advice if split else ""}; parts are written like'
       " 'train[:80%]', 'train[100:200]' or 'train[:50%]+extra'"
     ) from error
-  kept = [(split, numbers) for split, numbers in found if numbers]
+  kept = [(stored, numbers) for stored, numbers in found if numbers]
   if not kept:
     raise ConfigError(f'{name}: split {called!r} is empty')
   return kept

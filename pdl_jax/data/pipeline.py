@@ -9,14 +9,8 @@ from functools import lru_cache
 import grain
 import numpy as np
 
-from pdl_jax.data.examples import (
-  Batch,
-  Examples,
-  Lengths,
-  Rows,
-  empty_example,
-  encode_targets,
-)
+from pdl_jax.data import examples as made
+from pdl_jax.data.examples import Batch, Examples, Lengths, Rows
 from pdl_jax.data.sources import Source
 from pdl_jax.data.tasks import Task
 from pdl_jax.data.tokenizer import Tokenizer
@@ -54,12 +48,9 @@ class Survey:
 
 
 def survey(
-  source: Source,
-  task: Task,
-  tokenizer: Tokenizer,
-  lengths: Lengths,
+  source: Source, task: Task, tokenizer: Tokenizer, lengths: Lengths,
   limit: int = 0,
-) -> Survey:
+) -> Survey:  # fmt: skip
   """Finds the usable records and counts their target tokens.
 
   It streams: beside the counts, it keeps two integers per record. It stops
@@ -114,15 +105,12 @@ def survey(
 
 
 def _targets(
-  source: Source,
-  records: Sequence[dict[str, str]],
-  task: Task,
-  tokenizer: Tokenizer,
-  lengths: Lengths,
-) -> list[list[int]]:
+  source: Source, records: Sequence[dict[str, str]], task: Task,
+  tokenizer: Tokenizer, lengths: Lengths,
+) -> list[list[int]]:  # fmt: skip
   texts = [record['target'] for record in records]
   if not task.documents:
-    return encode_targets(texts, tokenizer, lengths.target)
+    return made.encode_targets(texts, tokenizer, lengths.target)
   for record in records:
     if len(record['target']) > MAX_DOCUMENT:
       raise DataError(
@@ -147,13 +135,9 @@ def target_texts(source: Source, seen: Survey) -> Iterator[list[str]]:
 
 
 def train_iterator(
-  examples: Rows,
-  batch: int,
-  seed: int,
-  share: int,
-  shares: int,
+  examples: Rows, batch: int, seed: int, share: int, shares: int,
   buckets: int = 1,
-) -> grain.DatasetIterator:
+) -> grain.DatasetIterator:  # fmt: skip
   """Makes endless shuffled batches, the same for any number of shares.
 
   Args:
@@ -173,13 +157,9 @@ def train_iterator(
   options = grain.ReadOptions(num_threads=2, prefetch_buffer_size=8)
   if buckets > 1:
     sorted_batches = _Sorted(dataset, batch, seed, buckets)
-    numbers = grain.MapDataset.range(_ENDLESS)
-    every = slice(share, None, shares)
-    batches = numbers.map(
-      lambda k: {
-        name: rows[every] for name, rows in sorted_batches[k].items()
-      }
-    )
+    batches = grain.MapDataset.range(_ENDLESS).map(lambda k: {
+      name: rows[share::shares] for name, rows in sorted_batches[k].items()
+    })  # fmt: skip
     return iter(batches.to_iter_dataset(options))
   dataset = dataset[share::shares]
   dataset = dataset.batch(batch // shares, drop_remainder=True)
@@ -202,15 +182,11 @@ class _Sorted:
     with self._lock:
       return self._window(window)[index]
 
-  def _row(self, number: int) -> Batch:
-    row = self._dataset[number]
-    assert row is not None, 'nothing was filtered'
-    return row
-
   def _make_window(self, window: int) -> list[Batch]:
     size = _WINDOW * self._batch
     first = window * size
-    rows = [self._row(i) for i in range(first, first + size)]
+    found = [self._dataset[i] for i in range(first, first + size)]
+    rows = [row for row in found if row is not None]  # nothing was filtered
     used = np.array([int((row['segments'] > 0).sum()) for row in rows])
     order = np.argsort(used, kind='stable').reshape(_WINDOW, self._batch)
     random = np.random.default_rng((self._seed, window))
@@ -242,7 +218,7 @@ def evaluation_batches(
   examples: Examples, numbers: np.ndarray, batch: int
 ) -> Iterator[Batch]:
   """Yields examples in order; empty ones fill the last batch."""
-  empty = empty_example(examples.lengths, 0)
+  empty = made.empty_example(examples.lengths, 0)
   for start in range(0, len(numbers), batch):
     rows = [examples[int(i)] for i in numbers[start : start + batch]]
     yield _stack(rows + [empty] * (batch - len(rows)))

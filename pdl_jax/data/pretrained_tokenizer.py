@@ -109,7 +109,7 @@ def _made(
 ) -> Tokenizer:  # fmt: skip
   """`ends` are what the model stops at; `no_end` is the error without any."""
   # The model cannot produce a token without a row.
-  ends = [end for end in ends if _row(backend, end) < vocab_size]
+  ends = [end for end in ends if (backend.token_to_id(end) or 0) < vocab_size]
   eos = tokens.get('eos_token') or next(iter(ends), None)
   if eos is None:
     raise DataError(no_end)
@@ -123,15 +123,7 @@ def _made(
   return Tokenizer(backend, name, turn, text, vocab_size, chat, stops)
 
 
-def _row(backend: Backend, token: str) -> int:
-  number = backend.token_to_id(token)
-  assert number is not None, 'it has this token'
-  return number
-
-
-def _end_of_turn(
-  chat: ChatTemplate | None, specials: list[str]
-) -> str | None:
+def _end_of_turn(chat: ChatTemplate | None, specials: list[str]) -> str | None:
   after = chat.after_answer() if chat else ''
   found = [(after.index(token), token) for token in specials if token in after]
   return min(found)[1] if found else None
@@ -279,10 +271,9 @@ def write_tokenizer(folder: Path, tokenizer: Tokenizer, is_chat: bool) -> None:
   if tokenizer.start_of_text != tokenizer.end_of_text:
     options['bos_token'] = token(tokenizer.start_of_text)
   write_json(folder / 'tokenizer_config.json', options)
-  if tokenizer.chat is not None:
-    (folder / 'chat_template.jinja').write_text(tokenizer.chat.source, 'utf-8')
-  elif is_chat:
-    (folder / 'chat_template.jinja').write_text(_PLAIN, 'utf-8')
+  template = tokenizer.chat.source if tokenizer.chat else _PLAIN * is_chat
+  if template:
+    (folder / 'chat_template.jinja').write_text(template, 'utf-8')
 
 
 def token_ids(tokenizer: Tokenizer) -> dict[str, Any]:

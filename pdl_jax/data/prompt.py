@@ -3,7 +3,6 @@
 import re
 from collections.abc import Sequence
 from functools import cache
-from typing import Protocol
 
 from tokenizers import Encoding
 
@@ -12,6 +11,7 @@ from pdl_jax.data.tasks import TURN_CLOSES, system_turn, turn_opens
 from pdl_jax.data.tokenizer import Tokenizer
 from pdl_jax.errors import DataError
 
+_ENDLESS = 2**40  # ids
 # In contents, lone surrogates replace the first characters of control tokens.
 _HIDDEN = 0xDC00
 # The white space that control tokens with `lstrip` or `rstrip` absorb.
@@ -21,32 +21,8 @@ _SPACES = ''.join(map(chr, (
 )))  # fmt: skip
 
 
-class Format(Protocol):
-  """Encodes turns, of which the last is to be answered."""
-
-  def prompt(
-    self, instruction: str, turns: Sequence[str], limit: int
-  ) -> list[int]:
-    """Returns at most `limit` ids, of the last turn and older ones that fit.
-
-    Only the last turn is cut, at its end; an older one is whole or left out.
-    """
-    ...
-
-  def size(self, instruction: str) -> int:
-    """Counts the ids of a prompt with one empty turn."""
-    ...
-
-
-def make_format(tokenizer: Tokenizer) -> Format:
-  """Returns the model's template, or SmolLM2's format if it has none."""
-  if tokenizer.chat is None:
-    return PlainFormat(tokenizer)
-  return TemplateFormat(tokenizer, tokenizer.chat)
-
-
 class PlainFormat:
-  """The format of `tasks`: pieces that are encoded one by one."""
+  """Encodes turns in the format of `tasks`: pieces that are encoded singly."""
 
   def __init__(self, tokenizer: Tokenizer):
     self._template = cache(tokenizer.encode_template)
@@ -55,7 +31,11 @@ class PlainFormat:
   def prompt(
     self, instruction: str, turns: Sequence[str], limit: int
   ) -> list[int]:
-    """See `Format`."""
+    """Returns at most `limit` ids, of the last turn and older ones that fit.
+
+    The last turn is answered. Only it is cut, at its end; an older one is whole
+    or left out.
+    """
     template = self._template
     system = template(system_turn(instruction))
     answer, closes = template(turn_opens('assistant')), template(TURN_CLOSES)
@@ -70,12 +50,8 @@ class PlainFormat:
     return [*system, *kept, *answer]
 
   def size(self, instruction: str) -> int:
-    """See `Format`."""
-    pieces = (
-      system_turn(instruction), turn_opens('user'), TURN_CLOSES,
-      turn_opens('assistant'),
-    )  # fmt: skip
-    return sum(len(self._template(piece)) for piece in pieces)
+    """Counts the ids of a prompt with one empty turn."""
+    return len(self.prompt(instruction, [''], _ENDLESS))
 
 
 class TemplateFormat:
@@ -90,12 +66,11 @@ class TemplateFormat:
     self._hidden = {sign: chr(_HIDDEN + i) for i, sign in enumerate(starts)}
     self._hide = str.maketrans(self._hidden)
     self._show = str.maketrans({h: sign for sign, h in self._hidden.items()})
-    self._expected = cache(self._controls_of_marks)
 
   def prompt(
     self, instruction: str, turns: Sequence[str], limit: int
   ) -> list[int]:
-    """See `Format`."""
+    """See `PlainFormat`."""
     best = self._single(instruction, turns[-1], limit)
     for first in range(len(turns) - 2, -1, -1):
       text = self._text(instruction, turns[first:])
@@ -162,13 +137,15 @@ class TemplateFormat:
   def _text(self, instruction: str, turns: Sequence[str]) -> str | None:
     """Renders turns, control tokens in contents hidden; None if refused."""
     text = self._made(instruction, [
-      self._controls.sub(self._hidden_token, turn) for turn in turns
+      self._controls.sub(lambda found: found[0].translate(self._hide), turn)
+      for turn in turns
     ])  # fmt: skip
     if text is None:
       return None
     found = self._controls.findall(text)
+    marks = self._chat.with_marks(instruction, _roles(len(turns)))
     # A template may add control tokens for some contents; contents may not.
-    if found != self._expected(instruction, len(turns)):
+    if found != self._controls.findall(marks or ''):
       hidden = self._made(
         instruction, [turn.translate(self._hide) for turn in turns]
       )
@@ -179,18 +156,11 @@ class TemplateFormat:
         )
     return text
 
-  def _hidden_token(self, found: re.Match[str]) -> str:
-    return found[0].translate(self._hide)
-
   def _made(self, instruction: str, contents: Sequence[str]) -> str | None:
     roles = _roles(len(contents))
     return self._chat.prompt(
       instruction, list(zip(roles, contents, strict=True))
     )
-
-  def _controls_of_marks(self, instruction: str, count: int) -> list[str]:
-    marks = self._chat.with_marks(instruction, _roles(count))
-    return self._controls.findall(marks or '')
 
   def _encode(self, text: str) -> list[tuple[int, Encoding]]:
     """Encodes the shown text in parts, with the start of each."""
@@ -213,6 +183,13 @@ class TemplateFormat:
         pieces.append((stop, self._tokenizer.encode_rendered(token)))
       start, takes = stop + len(token), right
     return pieces
+
+
+def make_format(tokenizer: Tokenizer) -> PlainFormat | TemplateFormat:
+  """Returns the model's template, or SmolLM2's format if it has none."""
+  if tokenizer.chat is None:
+    return PlainFormat(tokenizer)
+  return TemplateFormat(tokenizer, tokenizer.chat)
 
 
 def _ids(pieces: Sequence[tuple[int, Encoding]]) -> list[int]:

@@ -1,20 +1,23 @@
-"""Canonical fields of a record, and the stored field behind each."""
+"""One split of a data set, and the stored field behind each of a record."""
 
 import dataclasses
 import difflib
 import hashlib
+import json
 import numbers
+import operator
 import os
 from collections.abc import Collection, Mapping, Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, SupportsIndex
 
 import numpy as np
 
-from pdl_jax.errors import ConfigError
+from pdl_jax.errors import ConfigError, DataError, PdlError, reason
 
 FIELDS = ('id', 'group', 'source', 'target')
 EXTRAS = ('style',)
 SPLITS = ('train', 'validation', 'test')
+BAD_RECORDS = ('error', 'skip')
 
 
 class Records(Protocol):
@@ -33,20 +36,100 @@ class Span(NamedTuple):
   stop: int
 
 
-@dataclasses.dataclass(frozen=True)
-class Opened:
-  """One split as it is on disk."""
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False, repr=False)
+class Source:
+  """One split of a data set: a sequence of records, read when indexed.
+
+  A record maps FIELDS, then the extra fields, to text. Without a stored id, it
+  is split:index; the group defaults to the id and the source to ''.
+  """
 
   records: Records  # under stored names; values are UTF-8 or text
-  # Canonical name -> stored name, in the order of FIELDS and EXTRAS.
+  # Canonical name -> stored name of what is stored, in order.
   fields: Mapping[str, str]
   identity: Sequence[Any]  # JSON that the fingerprint is made of
+  # Numbers of kept and of dropped records, by reason; the package of a text.
   metadata: Mapping[str, Any]
   place: str  # its folder or file
   remedy: str  # what to do if a record cannot be read
-  called: str = ''  # what the data set calls the split
+  called: str = ''  # the data set's own name of the split
   spans: tuple[Span, ...] = ()  # its records, if another split may share them
   unique: bool = False  # no two records can have the same id
+  name: str = ''
+  split: str = ''
+
+  @property
+  def fingerprint(self) -> str:
+    """Returns 64 hex digits that identify the text on every machine."""
+    identity = json.dumps(list(self.identity))
+    return hashlib.sha256(identity.encode()).hexdigest()
+
+  def __len__(self) -> int:
+    return len(self.records)
+
+  def __getitem__(self, index: SupportsIndex) -> dict[str, str]:
+    """Returns record `index` as text.
+
+    Raises:
+      IndexError: the index is not in [-len, len).
+      DataError: the file is damaged, or the record lacks a field. The other
+        methods raise it for the fields that they read.
+    """
+    index, record = self._read(index)
+    texts = {field: self._text(record, index, field) for field in self.fields}
+    id_ = texts.get('id', f'{self.split}:{index}')
+    return {'id': id_, 'group': id_, 'source': ''} | texts
+
+  def group(self, index: SupportsIndex) -> str:
+    """Returns the group of a record, whatever its other fields hold."""
+    return self._first(index, 'group', 'id')
+
+  def id(self, index: SupportsIndex) -> str:
+    """Returns the id of a record, whatever its other fields hold."""
+    return self._first(index, 'id')
+
+  def _first(self, index: SupportsIndex, *fields: str) -> str:
+    index, record = self._read(index)
+    for field in fields:
+      if field in self.fields:
+        return self._text(record, index, field)
+    return f'{self.split}:{index}'
+
+  def _read(self, index: SupportsIndex) -> tuple[int, Mapping[str, Any]]:
+    index = range(len(self))[operator.index(index)]
+    try:
+      return index, self.records[index]
+    except (PdlError, MemoryError):
+      raise
+    # array_record, Arrow and `datasets` have errors of their own.
+    except Exception as error:
+      raise DataError(
+        f'{self._where(index)} of {len(self)} in {self.place} cannot be'
+        f' read ({reason(error)}); {self.remedy}'
+      ) from error
+
+  def __repr__(self) -> str:
+    return f'Source({self.name!r}, {self.split!r}, {self.fingerprint[:8]})'
+
+  def _where(self, index: int) -> str:
+    return f'{self.name}, split {self.split}: record {index}'
+
+  def _text(self, record: Mapping[str, Any], index: int, field: str) -> str:
+    stored = self.fields[field]
+    try:
+      text = as_text(record.get(stored), field)
+    except UnicodeDecodeError as error:
+      raise DataError(
+        f'{self._where(index)} in {self.place} is not UTF-8 in field'
+        f' {stored!r} ({error}); {self.remedy}'
+      ) from error
+    if text is None:
+      which = as_text(record.get(self.fields.get('id', '')), 'id')
+      raise DataError(
+        f'{self._where(index)} ({which or "no id"}) in {self.place} has'
+        f' no text in field {stored!r}; {self.remedy}'
+      )
+    return text
 
 
 def check_known(what: str, value: str, known: Collection[str]) -> None:

@@ -3,7 +3,7 @@
 import dataclasses
 
 from pdl_jax.data.examples import Lengths
-from pdl_jax.data.schema import EXTRAS, FIELDS, SPLITS
+from pdl_jax.data.schema import BAD_RECORDS, EXTRAS, FIELDS, SPLITS
 from pdl_jax.data.tasks import TASKS
 from pdl_jax.errors import ConfigError, not_negative, one_of, positive
 
@@ -51,7 +51,7 @@ class DataSettings:
 
   def __post_init__(self):
     one_of('data.task', self.task, TASKS)
-    one_of('data.bad_records', self.bad_records, ('error', 'skip'))
+    one_of('data.bad_records', self.bad_records, BAD_RECORDS)
     positive('data', self, 'max_prompt', 'max_target', 'buckets')
     not_negative('data', self, 'train_limit')
     if TASKS[self.task].documents and self.buckets > 1:

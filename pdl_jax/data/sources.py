@@ -1,124 +1,24 @@
 """Opens any data set as a random-access sequence of records."""
 
-import hashlib
+import dataclasses
 import importlib
 import itertools
-import json
-import operator
 import os
 import pkgutil
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, SupportsIndex
 
 import numpy as np
 
 from pdl_jax.data import external, jsonl, packaged, parts, schema
 from pdl_jax.data.packaged.texts import TEXTS
-from pdl_jax.errors import ConfigError, DataError, PdlError, reason
+from pdl_jax.data.schema import SPLITS, Source
+from pdl_jax.errors import ConfigError, DataError
 
 # Each module registers its texts.
 for _module in pkgutil.iter_modules(packaged.__path__, f'{packaged.__name__}.'):
   importlib.import_module(_module.name)
 # Kinds of data sets that are not in TEXTS -> how to write them.
 KINDS = {'tfds': 'tfds:NAME', 'jsonl': 'jsonl:PATH', 'hf': 'hf:FOLDER'}
-SPLITS = schema.SPLITS
-FIELDS = schema.FIELDS
-
-
-class Source:
-  """One split of a data set: a sequence of records, read when indexed.
-
-  A record maps FIELDS, then the extra fields, to text. Without a stored id, it
-  is split:index; the group defaults to the id and the source to ''.
-
-  Attributes:
-    called: the data set's own name of the split.
-    fields: canonical name -> stored name of what is stored.
-    fingerprint: 64 hex digits that identify the text on every machine.
-    metadata: numbers of kept and of dropped records, by reason; the package of
-      a packaged text.
-    spans: where its records are, see `same_records`.
-  """
-
-  def __init__(self, opened: schema.Opened, *, name: str, split: str) -> None:
-    self.name = name
-    self.split = split
-    self.fields = opened.fields
-    identity = json.dumps(list(opened.identity))
-    self.fingerprint = hashlib.sha256(identity.encode()).hexdigest()
-    self.metadata = opened.metadata
-    self.called, self.spans = opened.called or split, opened.spans
-    self._opened = opened
-
-  def __len__(self) -> int:
-    return len(self._opened.records)
-
-  def __getitem__(self, index: SupportsIndex) -> dict[str, str]:
-    """Returns record `index` as text.
-
-    Raises:
-      IndexError: the index is not in [-len, len).
-      DataError: the file is damaged, or the record lacks a field. The other
-        methods raise it for the fields that they read.
-    """
-    index, record = self._read(index)
-    texts = {field: self._text(record, index, field) for field in self.fields}
-    id_ = texts.get('id', self._number(index))
-    return {'id': id_, 'group': id_, 'source': ''} | texts
-
-  def group(self, index: SupportsIndex) -> str:
-    """Returns the group of a record, whatever its other fields hold."""
-    return self._first(index, 'group', 'id')
-
-  def id(self, index: SupportsIndex) -> str:
-    """Returns the id of a record, whatever its other fields hold."""
-    return self._first(index, 'id')
-
-  def _first(self, index: SupportsIndex, *fields: str) -> str:
-    index, record = self._read(index)
-    for field in fields:
-      if field in self.fields:
-        return self._text(record, index, field)
-    return self._number(index)
-
-  def _number(self, index: int) -> str:
-    return f'{self.split}:{index}'
-
-  def _read(self, index: SupportsIndex) -> tuple[int, Mapping[str, Any]]:
-    index = range(len(self))[operator.index(index)]
-    try:
-      return index, self._opened.records[index]
-    except (PdlError, MemoryError):
-      raise
-    # array_record, Arrow and `datasets` have errors of their own.
-    except Exception as error:
-      raise DataError(
-        f'{self._where(index)} of {len(self)} in {self._opened.place} cannot be'
-        f' read ({reason(error)}); {self._opened.remedy}'
-      ) from error
-
-  def __repr__(self) -> str:
-    return f'Source({self.name!r}, {self.split!r}, {self.fingerprint[:8]})'
-
-  def _where(self, index: int) -> str:
-    return f'{self.name}, split {self.split}: record {index}'
-
-  def _text(self, record: Mapping[str, Any], index: int, field: str) -> str:
-    stored = self.fields[field]
-    try:
-      text = schema.as_text(record.get(stored), field)
-    except UnicodeDecodeError as error:
-      raise DataError(
-        f'{self._where(index)} in {self._opened.place} is not UTF-8 in field'
-        f' {stored!r} ({error}); {self._opened.remedy}'
-      ) from error
-    if text is None:
-      which = schema.as_text(record.get(self.fields.get('id', '')), 'id')
-      raise DataError(
-        f'{self._where(index)} ({which or "no id"}) in {self._opened.place} has'
-        f' no text in field {stored!r}; {self._opened.remedy}'
-      )
-    return text
 
 
 def load(
@@ -130,20 +30,16 @@ def load(
   splits: Mapping[str, str] | None = None,
   bad_records: str = 'error',
 ) -> Source:
-  """Opens a split of a data set.
+  """Opens a split of a data set; `DataSettings` explains most arguments.
 
   Args:
-    name: a key of TEXTS, which the first call on a machine prepares;
-      'tfds:NAME', prepared before as array_record; 'hf:FOLDER', a DatasetDict
-      that `datasets` saved; or 'jsonl:PATH'. That is a path with {split}, a
-      folder of SPLIT.jsonl, or one file that is divided by a hash.
+    name: a key of TEXTS, which the first call on a machine prepares; or one of
+      the KINDS.
     split: train, validation or test.
     data_dir: where TFDS keeps its data, and where relative paths start. None is
       $TFDS_DATA_DIR or ~/tensorflow_datasets, and the current folder.
-    fields: canonical name -> stored name, for data sets that are not in TEXTS;
-      see `schema.resolve`.
-    splits: split -> its name in a data set that is not in TEXTS, or a part of
-      one, such as 'train[95%:]'.
+    fields: canonical name -> stored name; see `schema.resolve`.
+    splits: split -> its stored name, or a part of one, such as 'train[95%:]'.
     bad_records: for jsonl alone. 'error' stops at the first; 'skip' counts them
       in `metadata['dropped']` and stops above 1 %.
 
@@ -154,32 +50,31 @@ def load(
     HostError: data_dir cannot be written, or a package is missing.
   """
   schema.check_known('split', split, SPLITS)
-  schema.check_known('policy for bad records', bad_records, jsonl.POLICIES)
+  known = schema.BAD_RECORDS
+  schema.check_known('policy for bad records', bad_records, known)
   splits = schema.renamed_splits(splits)
+  called = splits.get(split, split)
   kind, _, place = name.partition(':')
   if bad_records != 'error' and kind != 'jsonl':
     raise ConfigError(
       f'bad_records {bad_records!r} is for {KINDS["jsonl"]}, not for {name}'
     )
   if kind == 'tfds':
-    opened = external.open_tfds(place, split, data_dir, fields, splits)
+    source = external.open_tfds(place, split, data_dir, fields, splits)
   elif kind in KINDS:
     if not place:
       raise ConfigError(f'data.name={name} names no place: {KINDS[kind]}')
     path = schema.local_path(place, data_dir)
-    called = splits.get(split, split)
     if kind == 'jsonl':
-      opened = jsonl.open_jsonl(name, called, path, fields, bad_records)
+      source = jsonl.open_jsonl(name, called, path, fields, bad_records)
     else:
-      opened = parts.open_parts(
+      source = parts.open_parts(
         name, called, lambda each: external.open_hf(name, each, path, fields)
       )
   else:
     _check_no_path(name, data_dir)
     schema.check_known('data set', name, [*TEXTS, *KINDS.values()])
-    called = splits.get(split, split)
-    other = called.partition('[')[0] != split
-    if other or schema.named(fields):
+    if called.partition('[')[0] != split or schema.named(fields):
       raise ConfigError(
         f'{name} has its own fields and splits; they can be named for'
         f' {", ".join(KINDS.values())} only; of {name} a part can be taken,'
@@ -188,9 +83,9 @@ def load(
     # The import takes half a second.
     from pdl_jax.data import packaged_builder
 
-    opened = packaged_builder.open_packaged(name, split, called, data_dir)
-  source = Source(opened, name=name, split=split)
-  if not opened.unique:
+    source = packaged_builder.open_packaged(name, split, called, data_dir)
+  source = dataclasses.replace(source, name=name, split=split)
+  if not source.unique:
     check_ids(source)
   return source
 

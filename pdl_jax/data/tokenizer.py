@@ -79,10 +79,8 @@ class Tokenizer:
     self.stops = tuple(dict.fromkeys(ends))
     self.start_of_text = _start(backend, self.end_of_text)
     self.check_rows([self.start_of_text], 'the beginning of every text')
-    added = backend.get_added_tokens_decoder().items()
-    controls = sorted(
-      ((n, t) for n, t in added if t.special), key=lambda pair: pair[0]
-    )
+    added = backend.get_added_tokens_decoder()
+    controls = [(n, added[n]) for n in sorted(added) if added[n].special]
     # Placeholders beyond the last row are no types, but no text either.
     self.special_ids = tuple(n for n, _ in controls if n < self.vocab_size)
     self.specials = tuple(token.content for _, token in controls)
@@ -93,13 +91,12 @@ class Tokenizer:
     self.fingerprint = hashlib.sha256(self.definition.encode()).hexdigest()
     # Contents must not be able to end a turn: control tokens are spelled out.
     self._content = Backend.from_str(self.definition)
-    self._content.encode_special_tokens = True
     # SentencePiece adds a space before a text, but not within one.
-    later = self.definition.replace(
+    self._later = Backend.from_str(self.definition.replace(
       '"prepend_scheme":"first"', '"prepend_scheme":"never"'
-    )
-    self._later = Backend.from_str(later)
-    self._later.encode_special_tokens = True
+    ))  # fmt: skip
+    for content in (self._content, self._later):
+      content.encode_special_tokens = True
 
   @classmethod
   def train(
@@ -204,9 +201,7 @@ class Tokenizer:
 
   def decode(self, ids: Sequence[int], *, keep_special: bool = False) -> str:
     """Returns the text of ids, by default without special tokens."""
-    return self._backend.decode(
-      list(ids), skip_special_tokens=not keep_special
-    )
+    return self._backend.decode(list(ids), skip_special_tokens=not keep_special)
 
   def raw(self, number: int) -> bytes:
     """Returns the bytes of an id; for a control token, its name."""
@@ -270,9 +265,7 @@ def _split(digits: str) -> pre_tokenizers.Split:
 def spelled(raw: bytes) -> str:
   """Returns bytes as text; what is not UTF-8 reads like <0xE2>."""
   return ''.join(
-    f'<0x{ord(sign) - _NO_TEXT:X}>'
-    if '\udc80' <= sign <= '\udcff'
-    else sign
+    f'<0x{ord(sign) - _NO_TEXT:X}>' if '\udc80' <= sign <= '\udcff' else sign
     for sign in raw.decode(errors='surrogateescape')
   )
 
@@ -308,9 +301,7 @@ def _start(backend: Backend, otherwise: int) -> int:
 
 def _words(text: str, encoding: Encoding) -> list[tuple[str, list[int]]]:
   words = []
-  pieces = zip(
-    encoding.word_ids, encoding.offsets, encoding.ids, strict=True
-  )
+  pieces = zip(encoding.word_ids, encoding.offsets, encoding.ids, strict=True)
   for _, group in itertools.groupby(pieces, key=lambda piece: piece[0]):
     _, offsets, ids = zip(*group, strict=True)
     word = text[offsets[0][0] : offsets[-1][1]]

@@ -4,9 +4,8 @@ import hashlib
 import json
 import os
 import pickle
-import subprocess
-import sys
 import threading
+import tracemalloc
 
 import grain
 import pytest
@@ -31,18 +30,6 @@ def load(path, lines, split='train', **arguments):
   (path / f'{split}.jsonl').write_bytes(b''.join(lines))
   arguments = {'fields': FIELDS} | arguments
   return sources.load(f'jsonl:{path}', split, **arguments)
-
-
-def test_records_by_position(tmp_path):
-  source = load(tmp_path, [line(i) for i in range(5)])
-  assert len(source) == 5
-  assert source[-2] == source[3] == {
-    'id': 'r3', 'group': 'r3', 'source': 'a 3', 'target': 't3',
-  }  # fmt: skip
-  with pytest.raises(IndexError):
-    source[5]
-  assert source.metadata['dropped'] == {}
-  assert source.metadata['kept'] == 5
 
 
 ENCODABLE = st.characters(exclude_categories=['Cs'], exclude_characters='\0')
@@ -103,21 +90,19 @@ IDS = [f'{reason}-{i}' for i, (reason, _, _) in enumerate(DEFECTS)]
 
 
 @pytest.mark.parametrize(('reason', 'bad', 'message'), DEFECTS, ids=IDS)
-def test_a_defect_is_named_by_its_line(tmp_path, reason, bad, message):
-  lines = [line(0), line(1), bad, line(2)]
-  where = r'train\.jsonl:3: the line'
-  with pytest.raises(DataError, match=f'{where}.*(?:{message})'):
-    load(tmp_path, lines)
-
-
-@pytest.mark.parametrize(('reason', 'bad', 'message'), DEFECTS, ids=IDS)
-def test_a_defect_is_skipped_and_counted(tmp_path, reason, bad, message):
+def test_a_defect_is_named_or_skipped_and_counted(
+  tmp_path, reason, bad, message
+):
+  lines = [line(i) for i in range(99)]
+  spoilt = [*lines[:2], bad, *lines[2:]]
+  named = rf'train\.jsonl:3: the line.*(?:{message})'
+  with pytest.raises(DataError, match=named):
+    load(tmp_path, spoilt)
   if bad.startswith(b'\xff\xfe'):
     reason = 'nul'  # what UTF-16 is full of
-  lines = [line(i) for i in range(99)]
-  source = load(tmp_path, [*lines[:50], bad, *lines[50:]], bad_records='skip')
-  assert list(source) == list(load(tmp_path, lines))
+  source = load(tmp_path, spoilt, bad_records='skip')
   assert source.metadata['dropped'] == {reason: 1}
+  assert list(source) == list(load(tmp_path, lines))
 
 
 def test_a_torn_last_line(tmp_path):
@@ -179,23 +164,14 @@ def test_a_line_beyond_all_measure(tmp_path, monkeypatch):
     load(tmp_path, [fits, line(2, title='t' * 200)], bad_records='skip')
 
 
-def test_ids_are_numbers_if_there_are_none(tmp_path):
-  lines = [line(i, id=...) for i in range(3)]
-  assert [r['id'] for r in load(tmp_path, lines)] == [
-    'train:0', 'train:1', 'train:2',
-  ]  # fmt: skip
-  lines = [line(i, id=i + 10) for i in range(3)]
-  assert [r['id'] for r in load(tmp_path, lines)] == ['10', '11', '12']
-
-
 def test_fields_that_are_named(tmp_path):
-  lines = [line(i, topic=f'g{i // 2}', source='web') for i in range(3)]
+  lines = [
+    line(i, id=i + 10, topic=f'g{i // 2}', source='web') for i in range(3)
+  ]
   fields = {'target': 'title', 'group': 'topic', 'source': '', 'id': ''}
   assert load(tmp_path, lines, fields=fields)[2] == {
-    'id': 'r2', 'group': 'g1', 'source': '', 'target': 't2',
+    'id': '12', 'group': 'g1', 'source': '', 'target': 't2',
   }  # fmt: skip
-  with pytest.raises(ConfigError, match="'targte'; did you mean 'target'"):
-    load(tmp_path, lines, fields={'targte': 'title'})
   with pytest.raises(DataError, match=r"jsonl:1: .* no field 'titel' \(target"):
     load(tmp_path, lines, fields={'target': 'titel'})
 
@@ -204,9 +180,9 @@ def test_fields_by_their_own_names(tmp_path):
   full = {'id': 'i', 'group': 'g', 'source': 's', 'target': 't', 'style': 'x'}
   text = json.dumps(full | {'more': 1}).encode()
   assert load(tmp_path, [text], fields=None)[0] == full
-  text = json.dumps({'target': 't'}).encode()
-  assert load(tmp_path, [text], fields={'target': ''})[0] == {
-    'id': 'train:0', 'group': 'train:0', 'source': '', 'target': 't',
+  lines = [line(i, id=..., article=..., target=f't{i}') for i in range(3)]
+  assert load(tmp_path, lines, fields={'target': ''})[2] == {
+    'id': 'train:2', 'group': 'train:2', 'source': '', 'target': 't2',
   }  # fmt: skip
 
 
@@ -270,8 +246,7 @@ def test_all_records_have_an_id_or_a_group_or_none(tmp_path, field, lacking):
 
 def test_places(tmp_path):
   (tmp_path / 'dev').mkdir()
-  file = tmp_path / 'dev' / 'x.jsonl'
-  file.write_bytes(line(0))
+  (tmp_path / 'dev' / 'x.jsonl').write_bytes(line(0))
   arguments = {'fields': FIELDS, 'splits': {'validation': 'dev'}}
   name = 'jsonl:{split}/x.jsonl'
   source = sources.load(name, 'validation', str(tmp_path), **arguments)
@@ -280,24 +255,30 @@ def test_places(tmp_path):
   arguments['splits'] = {'test': 'x'}
   folder = sources.load(f'jsonl:{tmp_path}/dev', 'test', **arguments)
   assert folder[0] == source[0]
-  with pytest.raises(DataError, match=r'no plain file \S+/dev/test.jsonl; the'):
-    sources.load(f'jsonl:{tmp_path}/dev', 'test')
 
 
-def test_a_missing_split_names_those_there_are(tmp_path):
-  for name in ('train', 'dev'):
-    (tmp_path / f'{name}.jsonl').write_bytes(line(0))
-  message = 'no plain file .*there are: dev, train; .*splits.validation=dev '
-  with pytest.raises(DataError, match=message):
-    sources.load(f'jsonl:{tmp_path}', 'validation', fields=FIELDS)
+WIDE = r'\.jsonl is UTF-16 .* iconv'
 
 
-@pytest.mark.parametrize('encoding', ['utf-16', 'utf-16-le', 'utf-32-be'])
-def test_other_unicode_is_named(tmp_path, encoding):
-  text = line(0).decode().encode(encoding)
+@pytest.mark.parametrize(('files', 'place', 'message'), [
+  ({'train.jsonl': line(0), 'dev.jsonl': line(0)}, '',
+   'no plain file .*there are: dev, train; .*splits.validation=dev '),
+  ({}, '', r'no plain file \S+/validation.jsonl$'),
+  ({'validation.jsonl.gz': b''}, '', 'by position: gunzip it first'),
+  ({'validation.jsonl.gz': b''}, '/{split}.jsonl.gz', 'gunzip it first'),
+  ({'x.jsonl.gz': b''}, '/x.jsonl.gz', 'by position: gunzip it first'),
+  *(({'validation.jsonl': line(0).decode().encode(wide)}, '', WIDE)
+    for wide in ('utf-16', 'utf-16-le', 'utf-32-be')),
+])  # fmt: skip
+def test_files_that_cannot_be_read(tmp_path, files, place, message):
+  for name, data in files.items():
+    (tmp_path / name).write_bytes(data)
   for policy in ('error', 'skip'):
-    with pytest.raises(DataError, match=r'train.jsonl is UTF-16 .* iconv'):
-      load(tmp_path, [text], bad_records=policy)
+    with pytest.raises(DataError, match=message):
+      sources.load(
+        f'jsonl:{tmp_path}{place}', 'validation', fields=FIELDS,
+        bad_records=policy,
+      )  # fmt: skip
 
 
 def test_parts_of_a_split_as_in_tfds(tmp_path):
@@ -315,25 +296,23 @@ def test_parts_of_a_split_as_in_tfds(tmp_path):
   assert ids('train[-2:]') == [39, 40]
   assert ids('train[:2]+train[40:] + dev') == [0, 1, 40, 50]
   whole = load(tmp_path, lines)
+  assert (whole.metadata['kept'], whole.metadata['dropped']) == (41, {})
   part = load(tmp_path, lines, splits={'train': 'train[:40]'})
   assert part.fingerprint != whole.fingerprint
   assert part.metadata['kept'] == 40
   assert list(pickle.loads(pickle.dumps(part))) == list(part)
 
 
-@pytest.mark.parametrize(
-  ('part', 'message'),
-  [
-    ('train[:80%', "no split 'train.:80%'"),
-    ('train[5]', 'only support slice'),
-    ('train[:99]', 'incompatible with 41 examples'),
-    ('train[4:4]', 'is empty'),
-    ('train[9:3]', 'is empty'),
-    ('train[:101%]', r'should be in \[-100, 100\]'),
-    ('all[:3]', 'does not support slice'),
-    ('train[:9]+train[8:]', 'share examples'),
-  ],
-)
+@pytest.mark.parametrize(('part', 'message'), [
+  ('train[:80%', "no split 'train.:80%'"),
+  ('train[5]', 'only support slice'),
+  ('train[:99]', 'incompatible with 41 examples'),
+  ('train[4:4]', 'is empty'),
+  ('train[9:3]', 'is empty'),
+  ('train[:101%]', r'should be in \[-100, 100\]'),
+  ('all[:3]', 'does not support slice'),
+  ('train[:9]+train[8:]', 'share examples'),
+])  # fmt: skip
 def test_parts_that_will_not_do(tmp_path, part, message):
   lines = [line(i) for i in range(41)]
   (tmp_path / 'all.jsonl').write_bytes(line(0))
@@ -399,9 +378,6 @@ def test_too_few_for_a_split_of_one_file(tmp_path):
     except DataError as error:
       assert f'too few for {split}' in str(error)
   assert len(found) == 1
-  os.rename(file, tmp_path / 'all.jsonl.gz')
-  with pytest.raises(DataError, match='gunzip it first'):
-    sources.load(f'jsonl:{file}.gz', 'train', fields=FIELDS)
 
 
 def test_splits_that_are_the_same_records_are_said(tmp_path):
@@ -443,20 +419,14 @@ def test_splits_that_are_the_same_records_are_said(tmp_path):
   assert not sources.same_names('botocore', same)
 
 
-def test_compressed_files_are_refused(tmp_path):
-  (tmp_path / 'train.jsonl.gz').touch()
-  for place in (tmp_path, f'{tmp_path}/{{split}}.jsonl.gz'):
-    with pytest.raises(DataError, match='by position: gunzip it first'):
-      sources.load(f'jsonl:{place}', 'train')
-
-
 def test_the_fingerprint_is_that_of_the_bytes_and_fields(tmp_path):
   lines = [line(i) for i in range(3)]
   here, there = tmp_path / 'here', tmp_path / 'there'
   here.mkdir(), there.mkdir()
   first = load(here, lines)
   digest = hashlib.sha256(b''.join(lines)).hexdigest()
-  assert jsonl.JsonLines(str(here / 'train.jsonl'), FIELDS).digest == digest
+  file = str(here / 'train.jsonl')
+  assert jsonl.JsonLines(file, FIELDS, 'error').digest == digest
   assert load(there, lines).fingerprint == first.fingerprint
   others = [
     load(there, lines[::-1]),
@@ -514,26 +484,13 @@ def test_no_file_stays_open(tmp_path):
 
 
 def test_memory_does_not_grow_with_the_text(tmp_path):
-  code = (
-    'import resource, sys\n'
-    'from pdl_jax.data import jsonl\n'
-    'peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n'
-    'fields = {"target": "title"}\n'
-    'jsonl.JsonLines(sys.argv[1], fields)\n'
-    'before = peak()\n'
-    'lines = jsonl.JsonLines(sys.argv[2], fields)\n'
-    'print(len(lines), peak() - before)\n'
-  )
-  small, large = tmp_path / 'small', tmp_path / 'large'
-  small.write_bytes(line(0))
-  with large.open('wb') as file:
-    for i in range(3000):
-      file.write(line(i, title='word ' * 4000))
-  assert large.stat().st_size > 60e6
-  output = subprocess.run(
-    [sys.executable, '-c', code, small, large],
-    check=True, capture_output=True, encoding='utf-8',
-  ).stdout  # fmt: skip
-  records, kilobytes = map(int, output.split())
-  assert records == 3000
-  assert kilobytes < 8000
+  file = tmp_path / 'large'
+  lines = (line(i, title='word ' * 4000) for i in range(1000))
+  file.write_bytes(b''.join(lines))
+  assert file.stat().st_size > 20e6
+  tracemalloc.start()
+  records = jsonl.JsonLines(str(file), {'target': 'title'}, 'error')
+  _, peak = tracemalloc.get_traced_memory()
+  tracemalloc.stop()
+  assert len(records) == 1000
+  assert peak < 2e6

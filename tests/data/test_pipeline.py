@@ -116,12 +116,11 @@ def test_only_the_source_is_cut(tokenizer, lengths):
 def test_white_space_around_a_text_is_neither_read_nor_measured(
   tokenizer, lengths
 ):
-  source = FakeSource([record('  one ', ' two\n\n')])
-  examples = Pairs(source, np.arange(1), TASK, tokenizer, lengths)
-  text = examples.record(0)
-  assert (text['source'], text['target']) == ('one', 'two')
-  _, target = examples.prompt_and_target(0)
-  assert tokenizer.decode(target) == text['target']
+  pairs = Pairs(
+    FakeSource([record('  one ', ' two\n\n')]), [0], TASK, tokenizer, lengths
+  )
+  assert pairs.record(0) == record('one', 'two')
+  assert tokenizer.decode(pairs.prompt_and_target(0)[1]) == 'two'
 
 
 def test_content_cannot_forge_a_turn(tokenizer, lengths):
@@ -156,17 +155,14 @@ def dialogue(tokenizer):
   return make
 
 
-def test_turns_alternate_and_the_last_one_is_the_users(dialogue):
+def test_the_oldest_turns_go_first_and_only_the_last_is_cut(dialogue):
   turn = lambda role, text: f'<|im_start|>{role}\n{text}<|im_end|>\n'
-  assert dialogue('\n'.join(TURNS), 200) == ''.join([
+  whole = dialogue('\n'.join(TURNS), 200)
+  assert whole == ''.join([
     turn('assistant', 'one two'), turn('user', 'three'),
     turn('assistant', 'four five six'), turn('user', 'seven'),
     '<|im_start|>assistant\n',
   ])  # fmt: skip
-
-
-def test_the_oldest_turns_go_first_and_only_the_last_is_cut(dialogue):
-  whole = dialogue('\n'.join(TURNS), 200)
   seen = [dialogue('\n'.join(TURNS), room) for room in range(1, 80)]
   assert whole in seen
   for text in seen:
@@ -224,14 +220,14 @@ def test_arrays_of_an_example(examples, lengths):
     assert example['reads'][0] == n - 1
 
 
+@pytest.mark.usefixtures('quick_compile')
 def test_reads_give_the_loss_of_the_whole_sequence(examples, tokenizer):
   config = ModelConfig(
     vocab_size=tokenizer.vocab_size, width=16, layers=1, heads=2, kv_heads=1,
     head_dim=8, mlp=16, context=64,
   )
   params = random_params(config)
-  numbers = np.arange(4)
-  (batch,) = pipeline.evaluation_batches(examples, numbers, 4)
+  (batch,) = pipeline.evaluation_batches(examples, np.arange(4), 4)
   found = jax.jit(score_step, static_argnums=0)(config, params, batch)
   size = examples.lengths.sequence + 1
   whole = np.zeros((4, size), np.int32)
@@ -251,13 +247,13 @@ def test_reads_give_the_loss_of_the_whole_sequence(examples, tokenizer):
 
 
 def test_survey_counts_what_is_kept(tokenizer, lengths, monkeypatch):
-  # More than one chunk.
-  monkeypatch.setattr(pipeline, '_CHUNK', 64)
+  monkeypatch.setattr(pipeline, '_CHUNK', 64)  # several of them
   data = records(300)
   data[7] = record('one two', '   ')
   data[250] = record(' \n', 'one')
   data[3] = record('one', 'two ' * 30)
-  seen = pipeline.survey(FakeSource(data), TASK, tokenizer, lengths)
+  source = FakeSource(data)
+  seen = pipeline.survey(source, TASK, tokenizer, lengths)
   assert (seen.empty, seen.too_long, seen.total) == (2, 1, 300)
   kept = [i for i in range(300) if i not in (3, 7, 250)]
   assert seen.usable.tolist() == kept
@@ -268,31 +264,23 @@ def test_survey_counts_what_is_kept(tokenizer, lengths, monkeypatch):
       naive[number] += 1
   np.testing.assert_array_equal(seen.counts_V, naive)
   assert seen.counts_V[2] == len(kept)
+  rows = list(Pairs(source, seen.usable, TASK, tokenizer, lengths))
+  labels = np.concatenate([row['labels'][row['where']] for row in rows])
+  counts = np.bincount(labels, minlength=tokenizer.vocab_size)
+  np.testing.assert_array_equal(counts, seen.counts_V)
   assert f'297 of 300 records, {naive.sum()} target tokens' in seen.describe()
   assert '2 without text, 1 with too long a target' in seen.describe()
 
 
-def test_labels_of_the_batches_are_what_was_counted(tokenizer, lengths):
-  source = FakeSource(records(40))
-  seen = pipeline.survey(source, TASK, tokenizer, lengths)
-  examples = Pairs(source, seen.usable, TASK, tokenizer, lengths)
-  labels = np.concatenate([
-    examples[i]['labels'][examples[i]['where']] for i in range(len(examples))
-  ])
-  counts = np.bincount(labels, minlength=tokenizer.vocab_size)
-  np.testing.assert_array_equal(counts, seen.counts_V)
-
-
 def test_a_target_as_long_as_allowed_is_kept(tokenizer):
   (ids,) = tokenizer.encode(['one two three'])
-  source = FakeSource([record('four', 'one two three')] * 3)
-  for size, too_long in ((len(ids) + 1, 0), (len(ids), 3)):
-    if too_long:
-      with pytest.raises(DataError, match=f'3 with a target over {size} token'):
-        pipeline.survey(source, TASK, tokenizer, Lengths(90, size))
-    else:
-      seen = pipeline.survey(source, TASK, tokenizer, Lengths(90, size))
-      assert seen.too_long == 0
+  source, size = FakeSource([record('four', 'one two three')] * 3), len(ids)
+  survey = lambda size: pipeline.survey(
+    source, TASK, tokenizer, Lengths(90, size)
+  )
+  assert survey(size + 1).too_long == 0
+  with pytest.raises(DataError, match=f'3 with a target over {size} token'):
+    survey(size)
 
 
 def _complaint(texts, tokenizer, lengths):
@@ -319,6 +307,7 @@ def test_what_dropped_the_records_comes_first(tokenizer, lengths):
   # Too long targets alone are no error as long as anything remains.
   found = _complaint(['', long, long, 'one'], tokenizer, lengths)
   assert f'left out are 1 {empty} and 2 {too_long}, 1 of 4' in found
+  assert '0 of 0 records remain' in _complaint([], tokenizer, lengths)
 
 
 @pytest.mark.parametrize(('empty', 'fails'), [(1, False), (2, True)])
@@ -335,11 +324,6 @@ def test_more_than_one_percent_empty_is_an_error(
     assert survey().empty == 1
 
 
-def test_nothing_usable_is_an_error(tokenizer, lengths):
-  with pytest.raises(DataError, match='0 of 0 records remain'):
-    pipeline.survey(FakeSource([]), TASK, tokenizer, lengths)
-
-
 def batches(examples, count, process=0, processes=1, seed=3, buckets=1):
   made = pipeline.train_iterator(examples, 4, seed, process, processes, buckets)
   return [next(made) for _ in range(count)]
@@ -347,15 +331,6 @@ def batches(examples, count, process=0, processes=1, seed=3, buckets=1):
 
 def rows(batch):
   return sorted(map(bytes, batch['tokens']))
-
-
-def test_training_order_is_fixed_by_the_seed(examples):
-  one, two = batches(examples, 8), batches(examples, 8)
-  for a, b in zip(one, two, strict=True):
-    for name in a:
-      np.testing.assert_array_equal(a[name], b[name])
-  other = batches(examples, 8, seed=4)
-  assert [rows(a) for a in one] != [rows(a) for a in other]
 
 
 def test_every_example_once_an_epoch_in_another_order(examples):
@@ -384,16 +359,20 @@ def test_processes_share_the_global_batches(examples, processes, buckets):
 
 
 @pytest.mark.parametrize('buckets', [1, 4])
-def test_the_iterator_resumes_where_it_was(examples, buckets):
+def test_the_seed_fixes_the_order_and_an_iterator_resumes(examples, buckets):
   full = batches(examples, 20, buckets=buckets)
   first, again = (
     pipeline.train_iterator(examples, 4, 3, 0, 1, buckets) for _ in range(2)
   )
-  for _ in range(13):
-    next(first)
+  for expected in full[:13]:
+    found = next(first)
+    for name in found:
+      np.testing.assert_array_equal(found[name], expected[name])
   again.set_state(first.get_state())
   for expected in full[13:]:
     np.testing.assert_array_equal(next(again)['tokens'], expected['tokens'])
+  other = batches(examples, 8, seed=4, buckets=buckets)
+  assert [rows(batch) for batch in other] != [rows(b) for b in full[:8]]
 
 
 def test_evaluation_batches_are_filled_with_empties(examples):
@@ -421,20 +400,16 @@ def test_left_padded(examples):
   assert not found['filled'][2].any()
 
 
-def test_sample(examples):
+def test_samples_are_fixed_and_draws_share_no_example(examples):
   found = pipeline.sample(examples, 7)
+  assert (np.diff(found) > 0).all()
   np.testing.assert_array_equal(found, pipeline.sample(examples, 7))
-  assert len(set(found.tolist())) == 7 and (np.diff(found) > 0).all()
   assert pipeline.sample(examples, 99).tolist() == list(range(23))
-
-
-def test_draws_share_no_example(examples):
   draws = [pipeline.sample(examples, 7, draw).tolist() for draw in range(4)]
   assert [len(draw) for draw in draws] == [7, 7, 7, 2]
   assert sorted(x for draw in draws for x in draw) == list(range(23))
-  with pytest.raises(
-    ConfigError, match='evaluate.sample_index 4: 23 examples make '
-  ):
+  message = 'evaluate.sample_index 4: 23 examples make '
+  with pytest.raises(ConfigError, match=message):
     pipeline.sample(examples, 7, 4)
 
 
@@ -517,11 +492,11 @@ def test_far_too_long_texts_are_cut_before_they_are_encoded(
 def test_a_cut_text_of_few_tokens_is_read_whole(tokenizer, monkeypatch):
   monkeypatch.setattr(examples_module, '_READ', 5)
   monkeypatch.setattr(examples_module, '_FOR_A_TOKEN', 0)
-  whole = examples_module.encode_targets(['one two three'], tokenizer, 0)
-  assert examples_module.encode_targets(['one two three'], tokenizer, 50) == [
-    [*tokenizer.encode(['one two three'])[0], tokenizer.end_of_turn]
-  ]
-  assert len(whole[0]) > 1
+  (whole,) = tokenizer.encode(['one two three'])
+  encode = examples_module.encode_targets
+  found = encode(['one two three'], tokenizer, 50)
+  assert found == [[*whole, tokenizer.end_of_turn]]
+  assert len(encode(['one two three'], tokenizer, 0)[0]) > 1
 
 
 def test_a_document_beyond_all_measure_is_named(tokenizer, monkeypatch):

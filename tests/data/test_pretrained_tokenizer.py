@@ -56,6 +56,11 @@ def test_what_ends_a_turn_and_a_text(tmp_path, ids, options, ends, stops):
   assert (tokenizer.end_of_turn, tokenizer.end_of_text) == ends
   assert tokenizer.stops == stops
   assert token_ids(tokenizer)['eos_token_id'] == list(stops)
+  if ends == (4, 2):
+    assert tokenizer.ends() == (
+      "'<|eot_id|>' ends a turn, '<|end_of_text|>' a text; an answer stops at "
+      "'<|eot_id|>' '<|end_of_text|>' '<|eom_id|>'"
+    )
 
 
 @pytest.mark.parametrize('name', ['config', 'generation_config'])
@@ -107,21 +112,16 @@ def test_an_end_or_a_beginning_without_a_row_is_refused(tmp_path):
     open_tokenizer(folder, 4)
 
 
-@pytest.mark.parametrize('options', [{'eos_token': 'a'}, {}])
-def test_an_ordinary_word_that_ends_a_text_is_refused(tmp_path, options):
+@pytest.mark.parametrize(('options', 'told'), [
+  ({'eos_token': 'a'}, r"'a' \(token 0\) is to end a text, and is an ordinary"
+                       ' word .*; mend eos_token'),
+  ({}, r"'a' \(token 0\) is to end a text"),
+  ({'eos_token': '</s>'}, 'tokenizer a has no </s> token'),
+])  # fmt: skip
+def test_an_end_that_is_no_control_token_is_refused(tmp_path, options, told):
   folder = write(tmp_path / 'a', {'config': 0}, **options)
-  with pytest.raises(DataError, match=r"'a' \(token 0\) is to end a text, and "
-                     'is an ordinary word .*; mend eos_token'):  # fmt: skip
+  with pytest.raises(DataError, match=told):
     open_tokenizer(folder, 8)
-
-
-def test_which_tokens_end_what_is_said(tmp_path):
-  ids, options = LIKE_LLAMA
-  folder = write(tmp_path / 'a', ids, **options)
-  assert open_tokenizer(folder, 8).ends() == (
-    "'<|eot_id|>' ends a turn, '<|end_of_text|>' a text; an answer stops at "
-    "'<|eot_id|>' '<|end_of_text|>' '<|eom_id|>'"
-  )
 
 
 @pytest.mark.parametrize(('text', 'says'), [
@@ -149,17 +149,13 @@ def test_a_wrong_tokenizer_config_is_one_line(tmp_path, text, says):
     assert str(file) in str(error.value) and '\n' not in str(error.value)
 
 
-def test_the_default_of_several_templates_is_taken(tmp_path):
-  templates = [{'name': name, 'template': TURNS} for name in ('x', 'default')]
-  folder = write(tmp_path / 'a', {'config': 2}, chat_template=templates)
-  assert open_tokenizer(folder, 8).chat.source == TURNS
-
-
-def test_templates_are_utf_8_whatever_the_locale(tmp_path, monkeypatch):
+def test_templates_are_utf_8_and_a_file_comes_first(tmp_path, monkeypatch):
   read = Path.read_text
   monkeypatch.setattr(Path, 'read_text', lambda path, encoding='latin-1', **k:
                       read(path, encoding, **k))  # fmt: skip
-  folder = write(tmp_path / 'a', eos_token=ENDS[2])
+  templates = [{'name': name, 'template': TURNS} for name in ('x', 'default')]
+  folder = write(tmp_path / 'a', {'config': 2}, chat_template=templates)
+  assert open_tokenizer(folder, 8).chat.source == TURNS
   file = folder / 'chat_template.jinja'
   file.write_bytes(f'«{TURNS}»'.encode())
   assert open_tokenizer(folder, 8).chat.source == f'«{TURNS}»'
@@ -212,12 +208,6 @@ class Raises:
     raise self.error
 
 
-def test_an_eos_token_that_is_none_is_named(tmp_path):
-  folder = write(tmp_path / 'a', eos_token='</s>')
-  with pytest.raises(DataError, match='tokenizer a has no </s> token'):
-    open_tokenizer(folder, 8)
-
-
 def gguf_model(path, **metadata):
   model = GGUFModel.__new__(GGUFModel)
   model.path = path / 'm.gguf'
@@ -255,17 +245,18 @@ def test_words_are_those_of_the_family(pre, words):
   text = "IT'S 12345 x… don't"
   found = [w for w, _ in backend.pre_tokenizer.pre_tokenize_str(text)]
   assert [w if w != 'âĢ¦' else '\ufffd' for w in found] == words
-
-
-def test_lines_and_marks_before_words_in_the_newer_families():
+  # Lines and marks before words in the newer families.
   for pre in ('qwen2', 'llama3'):
     cut = byte_level(models.BPE(), pre).pre_tokenizer.pre_tokenize_str
     assert [w for w, _ in cut('(he)!\n\n x')] == ['(he', ')!ĊĊ', 'Ġx']
     assert [w for w, _ in cut("I'Sx")] == ['I', "'S", 'x']
 
 
-def test_accents_are_composed_for_qwen2_alone(tmp_path):
+def test_accents_and_whole_words_are_by_family(tmp_path):
   for pre in WORDS:
+    model = bytes_model(tmp_path, pre, merges=[])
+    found = open_gguf_tokenizer(model, 260).encode(['ab'])
+    assert (found == [[256]]) == (pre == 'llama-bpe')
     tokenizer = open_gguf_tokenizer(bytes_model(tmp_path, pre), 260)
     text = tokenizer.decode(*tokenizer.encode(['e\u0301']))
     assert text == ('\u00e9' if pre == 'qwen2' else 'e\u0301')
@@ -290,14 +281,6 @@ def test_a_file_ends_starts_and_chats_by_its_own_tokens(tmp_path):
   assert 259 not in spelled
 
 
-def test_a_file_without_an_end_is_one_line(tmp_path):
-  model = bytes_model(tmp_path, eos_token_id=None)
-  with pytest.raises(
-    DataError, match=r'm\.gguf: no tokenizer\.ggml\.eos_token_id says'
-  ):
-    open_gguf_tokenizer(model, 260)
-
-
 @pytest.mark.parametrize(('changes', 'told'), [
   ({'tokens': 'abc'}, 'tokens is text, not a list'),
   ({'tokens': [1, 2]}, r'tokens\[0\] is an integer, not text'),
@@ -305,6 +288,7 @@ def test_a_file_without_an_end_is_one_line(tmp_path):
   ({'merges': [1]}, r'merges\[0\] is an integer'),
   ({'merges': ['a zz']}, 'its tokens make no tokenizer'),
   ({'merges': ['ab']}, 'its tokens make no tokenizer'),
+  ({'eos_token_id': None}, 'no tokenizer.ggml.eos_token_id says'),
   ({'bos_token_id': 260}, 'bos_token_id is 260, of 260 tokens'),
   ({'eos_token_id': 'x'}, 'eos_token_id is text'),
   ({'add_bos_token': 'no'}, 'add_bos_token is text, not true or false'),
@@ -316,13 +300,6 @@ def test_fields_of_a_file_that_do_not_fit(tmp_path, changes, told):
   with pytest.raises(DataError, match=rf'm\.gguf: .*{told}') as caught:
     open_gguf_tokenizer(bytes_model(tmp_path, **changes), 260)
   assert '\n' not in str(caught.value)
-
-
-def test_whole_words_need_no_merges_in_llama_3_alone(tmp_path):
-  for pre in ('llama-bpe', 'gpt-2'):
-    model = bytes_model(tmp_path, pre, merges=[])
-    found = open_gguf_tokenizer(model, 260).encode(['ab'])
-    assert (found == [[256]]) == (pre == 'llama-bpe')
 
 
 def test_spaces_and_bytes_of_sentencepiece_are_those_of_text(tmp_path):

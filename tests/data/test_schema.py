@@ -7,23 +7,20 @@ from pdl_jax.data import schema
 from pdl_jax.errors import ConfigError
 
 
-@pytest.mark.parametrize(
-  ('fields', 'stored', 'wanted'),
-  [
-    (None, 'source target', 'source target'),
-    (None, 'style target id source group more', 'id group source target style'),
-    ({'source': '', 'group': ''}, 'source target', 'source target'),
-    (None, 'text', 'target'),
-    ({'target': 'text'}, 'text source group id', 'id group target=text'),
-    (
-      {'source': 'a', 'target': 'b'}, 'a b id group style',
-      'id group source=a target=b style',
-    ),
-    ({'source': 'a'}, 'a source target', 'source=a target'),
-    ({'id': 'key', 'target': 't'}, 'id key t', 'id=key target=t'),
-    ({'target': 'id'}, 'id', 'id target=id'),
-  ],
-)
+@pytest.mark.parametrize(('fields', 'stored', 'wanted'), [
+  (None, 'source target', 'source target'),
+  (None, 'style target id source group more', 'id group source target style'),
+  ({'source': '', 'group': ''}, 'source target', 'source target'),
+  (None, 'text', 'target'),
+  ({'target': 'text'}, 'text source group id', 'id group target=text'),
+  (
+    {'source': 'a', 'target': 'b'}, 'a b id group style',
+    'id group source=a target=b style',
+  ),
+  ({'source': 'a'}, 'a source target', 'source=a target'),
+  ({'id': 'key', 'target': 't'}, 'id key t', 'id=key target=t'),
+  ({'target': 'id'}, 'id', 'id target=id'),
+])  # fmt: skip
 def test_which_stored_field_gives_which(fields, stored, wanted):
   parts = [part.partition('=') for part in wanted.split()]
   pairs = [(field, other or field) for field, _, other in parts]

@@ -81,11 +81,7 @@ def read_translation(folder: Path) -> tuple[str, list[tuple[str, int]]]:
       ast.Dict(keys=books), *_,
     ]))]:
       names = [b.attr.lower() for b in books if isinstance(b, ast.Attribute)]
-      numbers = [
-        v.value // 1000
-        for v in verses
-        if isinstance(v, ast.Constant) and isinstance(v.value, int)
-      ]
+      numbers = [ast.literal_eval(key) // 1000 for key in verses if key]
     case _:
       raise DataError(f'{file} does not hold a Bible: {remedy}')
   chapters = [divmod(number, 1000) for number in dict.fromkeys(numbers)]

@@ -5,6 +5,7 @@ arXiv 1808.08745), the first sentence is the summary and the rest the document.
 """
 
 import collections
+import functools
 import gzip
 import itertools
 import json
@@ -25,35 +26,20 @@ MIN_SUMMARY_WORDS, MAX_SUMMARY_WORDS = 4, 48
 MIN_DOCUMENT_WORDS = 20
 MIN_PROSE = 0.6  # share of plain words; below it is a list or code
 
-# Chosen for 80/10/10 by pairs (to a percent), with at least 20 families per
-# split, each under a fifth of validation or test.
-_SPLIT_SALT = 31
+# The salt is chosen for 80/10/10 by pairs (to a percent), with at least 20
+# families per split, each under a fifth of validation or test.
+split_of = functools.partial(texts.split_by_hash, salt='31/')
 # Services that share text under different names: forks, successors, parts, or
 # one product under two names (found by counting shared shingles).
 _KIN = {
-  'appstream': 'workspaces',
-  'batch': 'ecs',
-  'codestar': 'codeconnections',
-  'discovery': 'migration',
-  'docdb': 'rds',
-  'elementalinference': 'media',
-  'es': 'opensearch',
-  'eventbridgev2': 'events',
-  'fms': 'waf',
-  'geo': 'location',
-  'identitystore': 'sso',
-  'logs': 'cloudwatch',
-  'memorydb': 'elasticache',
-  'meteringmarketplace': 'marketplace',
-  'mgh': 'migration',
-  'neptune': 'rds',
-  'pca': 'acm',
-  'qbusiness': 'kendra',
-  'sdb': 'simpledb',
-  'ses': 'pinpoint',
-  'sms': 'pinpoint',
-  'wisdom': 'qconnect',
-}
+  'appstream': 'workspaces', 'batch': 'ecs', 'codestar': 'codeconnections',
+  'discovery': 'migration', 'docdb': 'rds', 'elementalinference': 'media',
+  'es': 'opensearch', 'eventbridgev2': 'events', 'fms': 'waf',
+  'geo': 'location', 'identitystore': 'sso', 'logs': 'cloudwatch',
+  'memorydb': 'elasticache', 'meteringmarketplace': 'marketplace',
+  'mgh': 'migration', 'neptune': 'rds', 'pca': 'acm', 'qbusiness': 'kendra',
+  'sdb': 'simpledb', 'ses': 'pinpoint', 'sms': 'pinpoint', 'wisdom': 'qconnect',
+}  # fmt: skip
 _QUALIFIER = re.compile(r'[(\[][^()\[\]]{1,100}[)\]]:? +(?=[A-Z])')
 _RELATED = re.compile(
   r'The following [\w ]+ (?:are|is) related to|Related (?:operations|actions)\b'
@@ -85,11 +71,6 @@ def family_names(services: list[str]) -> dict[str, str]:
     return _KIN.get(root, root)
 
   return {service: family(stem) for service, stem in stems.items()}
-
-
-def split_of(family: str) -> str:
-  """Assigns a family to a split, by a hash that is the same everywhere."""
-  return texts.split_by_hash(f'{_SPLIT_SALT}/{family}')
 
 
 def read_service(folder: Path) -> dict:
@@ -141,12 +122,6 @@ def first_and_rest(markup: str) -> tuple[str, str]:
   return summary, ' '.join(rest)
 
 
-def _surely_short(markup: str) -> bool:
-  """Returns whether the words are too few, however markup divides them."""
-  most = len(markup.split()) + markup.count('<') + markup.count('&')
-  return most <= MIN_DOCUMENT_WORDS
-
-
 def why_unfit(summary: str, document: str) -> str | None:
   """Returns why a pair is no summarization example, or None."""
   words, length = document.split(), len(summary.split())
@@ -169,7 +144,9 @@ def make_example(path: str, group: str, markup: str) -> Example | str:
   """Makes an example of a documentation string, or says why not."""
   if not markup.strip():
     return 'empty'
-  if _surely_short(markup):
+  # Most are too short for any parser to find enough words.
+  most = len(markup.split()) + markup.count('<') + markup.count('&')
+  if most <= MIN_DOCUMENT_WORDS:
     return 'document_too_short'
   summary, document = first_and_rest(markup)
   return why_unfit(summary, document) or Example(path, group, document, summary)

@@ -13,12 +13,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from pdl_jax.data.packaged import texts
-from pdl_jax.data.packaged.pairs import (
-  MAX_SEEN_SHINGLES,
-  normalised,
-  shingles_of,
-)
+from pdl_jax.data.packaged import pairs, texts
 from pdl_jax.data.packaged.texts import Example
 from pdl_jax.data.schema import SPLITS
 
@@ -33,9 +28,9 @@ MAX_CONVERSATIONS = 3  # that may share a reply; in more it is generic
 DATASET_SHA256 = (
   'd2a5d0bf6acf354fef51f3af39cbece2220d3b8f6086b658c3d335105798312a'
 )
-# Chosen for 80/10/10 by records (to half a percent); each conversation is under
-# a thirtieth of validation or test.
-_SPLIT_SALT = 15
+# The salt is chosen for 80/10/10 by records (to half a percent); each
+# conversation is under a thirtieth of validation or test.
+split_of = functools.partial(texts.split_by_hash, salt='15/')
 
 # Lower-case words; one turn in 5,000 has one, since the site was moderated.
 # Words that are often harmless ("summa cum laude", "Moby Dick") are not listed.
@@ -54,11 +49,6 @@ _PERSONAL = re.compile(
   r'|(?<![\d.])\d{3}(?:[) .-]*\d{3}[ .-]*|[ .-])\d{4}(?!\d)'  # telephones
   r"|(?:add|follow) me (?:back )?on\b|my (?:\w+ )?name(?:'s| is)\b"
 )
-
-
-def split_of(conversation: str) -> str:
-  """Assigns a conversation to a split, by a hash."""
-  return texts.split_by_hash(f'{_SPLIT_SALT}/{conversation}')
 
 
 def turns_of(conversation: Mapping[str, Any]) -> list[str]:
@@ -105,8 +95,8 @@ def replies(
 # Neighbouring records share all turns except one.
 @functools.lru_cache(maxsize=32)
 def _compared(turn: str) -> tuple[str, frozenset[int]]:
-  words = normalised(turn).split()
-  return ' '.join(words), shingles_of(words)
+  words = pairs.normalised(turn).split()
+  return ' '.join(words), pairs.shingles_of(words)
 
 
 def without_copies(
@@ -120,8 +110,8 @@ def without_copies(
   """
   places = collections.defaultdict(set)
   for record in records:
-    places[normalised(record.target)].add(record.group)
-  kept, pairs, seen = [], set(), set()
+    places[pairs.normalised(record.target)].add(record.group)
+  kept, known, seen = [], set(), set()
   for _, group in itertools.groupby(records, key=lambda record: record.group):
     said = set()
     for record in group:
@@ -130,13 +120,13 @@ def without_copies(
       shingles = frozenset().union(*sets)
       if len(places[words[-1]]) > MAX_CONVERSATIONS:
         dropped['generic_target'] += 1
-      elif words in pairs:
+      elif words in known:
         dropped['duplicate'] += 1
-      elif len(shingles & seen) > MAX_SEEN_SHINGLES * len(shingles):
+      elif len(shingles & seen) > pairs.MAX_SEEN_SHINGLES * len(shingles):
         dropped['near_copy'] += 1
       else:
         kept.append(record)
-        pairs.add(words)
+        known.add(words)
         said |= shingles
     seen |= said
   return kept

