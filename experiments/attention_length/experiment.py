@@ -83,7 +83,7 @@ def main() -> None:
       })  # fmt: skip
       print(records[-1], flush=True)
   records += _angles()
-  harness.keep(FOLDER, records, report_files)
+  harness.keep(FOLDER, records, None, report_files)
 
 
 def finished(

@@ -58,7 +58,7 @@ def main() -> None:
         'nats_per_token': float(nats.mean()),
       })  # fmt: skip
       print(records[-1], flush=True)
-  harness.keep(FOLDER, records, report_files)
+  harness.keep(FOLDER, records, table)
 
 
 def _texts(name: str) -> list[str]:
@@ -130,9 +130,6 @@ def table(records: list[dict[str, Any]]) -> str:
       )
     rows.append((row, *cells))
   return text + harness.markdown(('attention', *columns), rows)
-
-
-report_files = harness.table_alone(FOLDER, table)
 
 
 if __name__ == '__main__':

@@ -113,7 +113,7 @@ def main() -> None:
     }  # fmt: skip
     print(record, flush=True)
     records.append(record)
-  harness.keep(FOLDER, records, report_files)
+  harness.keep(FOLDER, records, table)
 
 
 def _read(ready: prepare.Setup) -> Read:
@@ -317,9 +317,6 @@ def table(records: list[dict[str, Any]]) -> str:
     f'{records[0]["tokens"]:,} validation tokens, nothing trained.\n\n'
     + harness.markdown(headings, rows)
   )
-
-
-report_files = harness.table_alone(FOLDER, table)
 
 
 if __name__ == '__main__':

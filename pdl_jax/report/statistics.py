@@ -223,15 +223,14 @@ def seeds_alone(
   This is for metrics that are not functions of sums, such as corpus distinct-n:
   a document drawn twice would repeat all its n-grams.
   """
+  a, b = np.asarray(a_S), np.asarray(b_S)
   if target is not None:
-    a_S = [abs(value - target) for value in a_S]
-    b_S = [abs(value - target) for value in b_S]
-  differences_S = np.subtract(a_S, b_S)
-  value = float(differences_S.mean())
-  if len(differences_S) < 2:
+    a, b = abs(a - target), abs(b - target)
+  value = float((a - b).mean())
+  if len(a) < 2:
     return Difference(value)
-  half = half_interval(differences_S)
-  p = sign_flip_p(difference_of(np.asarray(a_S), np.asarray(b_S)))
+  half = half_interval(a - b)
+  p = sign_flip_p(difference_of(a, b))
   return Difference(value, value - half, value + half, p)
 
 
@@ -298,7 +297,11 @@ def best_of(
   the digits shown. It is also tied if `tied(best, system)` finds no significant
   difference; that is only asked about systems that look different.
   """
-  loss = {name: _loss(value, direction) for name, value in values.items()}
+  loss = dict(values)
+  if direction == 'higher':
+    loss = {name: -value for name, value in values.items()}
+  elif direction != 'lower':
+    loss = {name: abs(value - direction) for name, value in values.items()}
   best = min(loss, key=lambda name: loss[name])
 
   def is_tied(name: Name) -> bool:
@@ -308,9 +311,3 @@ def best_of(
     ) or tied(best, name)
 
   return (best, *(name for name in loss if name != best and is_tied(name)))
-
-
-def _loss(value: float, direction: Direction) -> float:
-  if direction == 'higher':
-    return -value
-  return value if direction == 'lower' else abs(value - direction)

@@ -385,8 +385,7 @@ def luminance(colour):
 
 def test_marks_follow_the_settings():
   part = stand_in.figure_part()
-  labels = [row.label for row in part.rows]
-  found = dict(zip(labels, marks.marks(part), strict=True))
+  found = {row.label: mark for row, mark in marks.marked(part)}
   assert found['cross-entropy'].colour == marks.BASELINE
   assert len({(m.colour, m.marker) for m in found.values()}) == len(part.rows)
   by_alpha = [found[f'alpha {a}, epsilon 1'] for a in ('0.25', '0.5', '1')]
