@@ -34,7 +34,6 @@ from pdl_jax.config import Settings
 from pdl_jax.data import sources
 from pdl_jax.model import lm
 from pdl_jax.report import figures, marks, plan
-from pdl_jax.report.statistics import half_interval
 from pdl_jax.run.load_model import Model, load_model
 
 FOLDER = Path(__file__).parent
@@ -212,11 +211,8 @@ def _minus(label: str, row: BySeed, other: BySeed) -> list[str]:
     np.asarray([row[n][seed] - other[n][seed] for seed in seeds])
     for n in LENGTHS
   ]
-  cells = [label, str(len(seeds))]
-  for values in (*minus, minus[-1] - minus[0]):
-    mean, half = values.mean(), half_interval(values)
-    cells.append(f'{mean:+.3f} ({mean - half:+.3f} to {mean + half:+.3f})')
-  return cells
+  cells = map(harness.mean_interval, (*minus, minus[-1] - minus[0]))
+  return [label, str(len(seeds)), *cells]
 
 
 def _by_row(records: list[dict[str, Any]]) -> ByRow:

@@ -31,7 +31,6 @@ from experiments.complexformer.experiment import (
   ROPE,
   ZERO,
 )
-from pdl_jax.report.statistics import half_interval
 from pdl_jax.run.load_model import Model
 
 FOLDER = Path(__file__).parent
@@ -120,15 +119,14 @@ def table(records: list[dict[str, Any]]) -> str:
     for names in columns.values()
   ]
   rows = [(f'{ROPE}, perplexity', *cells)]
-  for row in ROWS[1:]:
-    cells = []
-    for names in columns.values():
-      minus = [mean(row, s, names) - mean(ROPE, s, names) for s in seeds]
-      middle, half = np.mean(minus), half_interval(minus)
-      cells.append(
-        f'{middle:+.3f} ({middle - half:+.3f} to {middle + half:+.3f})'
-      )
-    rows.append((row, *cells))
+  rows += [
+    (row, *(
+      harness.mean_interval(
+        [mean(row, s, names) - mean(ROPE, s, names) for s in seeds]
+      ) for names in columns.values()
+    ))
+    for row in ROWS[1:]
+  ]  # fmt: skip
   return text + harness.markdown(('attention', *columns), rows)
 
 
