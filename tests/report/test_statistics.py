@@ -205,6 +205,8 @@ def test_nothing_differs_where_only_rounding_does():
 
 
 def test_one_seed_and_one_document(rng):
+  for low, high, holds in ((0, 2, 1), (-2, 0, 1), (0.5, 2, 0), (-2, -0.5, 0)):
+    assert Difference(1.0, low, high).holds_zero == bool(holds)
   one = bootstrap(counts(rng, S=1), counts(rng, S=1), f1)
   assert one.p is None and one.low < one.high
   found = bootstrap(counts(rng, D=1), counts(rng, D=1), f1)
@@ -253,11 +255,6 @@ def test_resamples_without_a_value_could_lie_anywhere(D, full, ends):
 def test_other_documents_are_refused(rng):
   with pytest.raises(DataError, match=r'\(3, 40, 3\) and \(3, 39, 3\)'):
     bootstrap(counts(rng), counts(rng, D=39), f1)
-
-
-def test_an_interval_that_touches_zero_holds_it():
-  for low, high, holds in ((0, 2, 1), (-2, 0, 1), (0.5, 2, 0), (-2, -0.5, 0)):
-    assert Difference(1.0, low, high).holds_zero == bool(holds)
 
 
 # One number a seed.
@@ -342,36 +339,29 @@ def test_holm_rejects_what_the_step_down_procedure_rejects(raw, level, random):
 # The best.
 
 
-def never(best, other):
-  return False
-
-
-@pytest.mark.parametrize(
-  ('direction', 'best'),
-  [('higher', 'c'), ('lower', 'a'), (0.42, 'b'), (9.0, 'c'), (-9.0, 'a')],
-)
-def test_best_by_direction(direction, best):
-  values = {'a': 0.0, 'b': 0.4, 'c': 0.8}
-  assert best_of(values, direction, 2, never) == (best,)
+SHOWN = (0.8349, 0.84, 0.8351)
 
 
 @pytest.mark.parametrize(
   ('values', 'direction', 'digits', 'best'),
   [
-    ((0.8349, 0.84, 0.8351), 'higher', 4, 'b'),
-    ((0.8349, 0.84, 0.8351), 'higher', 2, 'bc'),
-    ((0.8349, 0.84, 0.8351), 'higher', 1, 'bac'),
+    *(((0.0, 0.4, 0.8), direction, 2, best) for direction, best in (
+      ('higher', 'c'), ('lower', 'a'), (0.42, 'b'), (9.0, 'c'), (-9.0, 'a')
+    )),
+    # What is the same at the digits shown is tied.
+    (SHOWN, 'higher', 4, 'b'), (SHOWN, 'higher', 2, 'bc'),
+    (SHOWN, 'higher', 1, 'bac'),
     # As far above the target as below it.
-    ((0.401, 0.6, 0.7), 0.5, 2, 'ab'),
-    ((0.401, 0.6, 0.7), 0.5, 3, 'a'),
+    ((0.401, 0.6, 0.7), 0.5, 2, 'ab'), ((0.401, 0.6, 0.7), 0.5, 3, 'a'),
     # Both print as 0.40, at distances that print as 0.00 and 0.01.
     ((0.4049, 0.3951), 0.405, 2, 'ab'),
   ],
-)
-def test_best_ties_by_what_is_shown(values, direction, digits, best):
-  found = best_of(
-    dict(zip('abc', values, strict=False)), direction, digits, never
-  )
+)  # fmt: skip
+def test_best_by_direction_and_by_what_is_shown(
+  values, direction, digits, best
+):
+  named = dict(zip('abc', values, strict=False))
+  found = best_of(named, direction, digits, lambda best, other: False)
   assert ''.join(found) == best
 
 
