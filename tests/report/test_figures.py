@@ -1,9 +1,8 @@
 import dataclasses
 import math
 import re
-import subprocess
-import sys
 import xml.etree.ElementTree as ET
+from pathlib import Path
 
 import matplotlib
 import pytest
@@ -168,12 +167,9 @@ def test_signs_in_labels_are_drawn_as_they_are():
 
 
 def test_no_figure_is_kept_by_pyplot():
-  code = (
-    'import sys\n'
-    'from pdl_jax.report import figures\n'
-    'assert "matplotlib.pyplot" not in sys.modules\n'
-  )
-  subprocess.run([sys.executable, '-c', code], check=True)
+  """It would keep all of them open, and choose a window system."""
+  for path in Path(figures.__file__).parent.glob('*.py'):
+    assert 'pyplot' not in path.read_text('utf-8'), path
 
 
 def test_line_has_means_bands_and_every_seed():
