@@ -57,18 +57,12 @@ class _Row(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Group:
-  """Runs that can be made at once.
-
-  Attributes:
-    root: parent of their run folders.
-    runs: each once, in the order in which they start.
-    starts: whether other runs start from them; no table shows such runs.
-  """
+  """Runs that can be made at once, each once."""
 
   title: str
-  root: Path
+  root: Path  # parent of their folders
   runs: tuple[Planned, ...]
-  starts: bool = False
+  starts: bool = False  # whether others start from them; no table shows these
 
   @property
   def cells(self) -> list[Cell]:
@@ -119,8 +113,7 @@ def recorded(
 def carry_out(experiment: Experiment, folder: Path, sweep: Sweep) -> int:
   """Makes the runs that have no records, and collects after each group.
 
-  `sweep` runs cells below a folder until each is done or failed. Returns the
-  number of failed cells.
+  Returns the number of failed cells.
   """
   failed, known = 0, recorded(experiment, read(folder))
   groups = list(planned(experiment, known))

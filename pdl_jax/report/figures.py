@@ -60,12 +60,9 @@ _FAR = 3.0
 def draw(report: layout.Report) -> dict[str, dict[str, str]]:
   """Draws every figure for every part that has something to show in it.
 
-  The user's Matplotlib styles are ignored.
-
-  Returns:
-    Part name -> file name -> SVG text, e.g. `dialogue_line.svg` for the part
-    `dialogue`. Several figures of a kind also get their settings and metrics in
-    the name; a line gets its first metric.
+  The user's Matplotlib styles are ignored. Returns part name -> file name, such
+  as `dialogue_line.svg` -> SVG text. Several figures of a kind also get their
+  settings and metrics in the name; a line gets its first metric.
   """
   names, drawn = _names(report.figures), {}
   for part in report.parts:

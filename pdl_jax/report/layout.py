@@ -174,9 +174,9 @@ Figure = Line | Frontier | ByCount | HeatMap | Curves
 
 @dataclasses.dataclass(frozen=True)
 class Report:
-  """What an experiment found: a question, its tables and figures.
+  """What an experiment found; `command` repeats it.
 
-  `command` repeats the experiment; each figure is drawn for each part.
+  Each figure is drawn for each part.
   """
 
   name: str

@@ -16,9 +16,11 @@ CSV = 'table.csv'
 
 def files(folder: Path) -> dict[str, str]:
   """Makes every file that an experiment's records give: name -> text."""
-  # A measurement rather than a sweep of runs makes its own table.
   code: Any = plan.module(folder)
-  if hasattr(code, 'report_files') or hasattr(code, 'table'):
+  if not hasattr(code, 'EXPERIMENT') and (
+    hasattr(code, 'report_files') or hasattr(code, 'table')
+  ):
+    # A measurement rather than a sweep of runs makes its own table.
     try:
       if hasattr(code, 'report_files'):
         return code.report_files(folder)
