@@ -408,7 +408,9 @@ def _draw_cell(
     text = mean_and_std(spread, column.digits, '\n')
     low, high = min(means), max(means)
     share = (spread.mean - low) / (high - low) if high > low else 0.5
-    ground, ink, hatch = looks.shade(share), looks.ink(share), ''
+    ground, ink, hatch = looks.shade(share), 'black', ''
+    if share < 0.55:  # too dark for black
+      ink = 'white'
   ax.add_patch(
     Rectangle(place, 1, 1, facecolor=ground, hatch=hatch, edgecolor='white')
   )

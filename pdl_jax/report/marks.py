@@ -159,11 +159,6 @@ def shade(share: float) -> str:
   return to_hex(matplotlib.colormaps[_SCALE](share))
 
 
-def ink(share: float) -> str:
-  """Returns a text colour that is readable on that shade."""
-  return 'white' if share < 0.55 else 'black'
-
-
 def label_of(row: Row) -> str:
   """Names a system in a legend."""
   return one_line(row.label) + (' (baseline)' if row.is_baseline else '')
