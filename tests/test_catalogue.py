@@ -57,38 +57,16 @@ class LocalNews(tfds.core.GeneratorBasedBuilder, skip_registration=True):
       }  # fmt: skip
 
 
-class CnnDailymail(tfds.core.GeneratorBasedBuilder, skip_registration=True):
-  """As the catalogue's, with three articles in it."""
-
-  VERSION = tfds.core.Version('3.4.0')
-
-  def _info(self):
-    names = ('article', 'highlights', 'id', 'publisher')
-    features = tfds.features.FeaturesDict(dict.fromkeys(names, TEXT))
-    return tfds.core.DatasetInfo(builder=self, features=features)
-
-  def _split_generators(self, dl_manager):
-    return {split: self._generate_examples(split) for split in sources.SPLITS}
-
-  def _generate_examples(self, split):
-    for i in range(3):
-      yield i, {
-        'article': f'Article {i} of {split}.', 'highlights': f'Point {i}.',
-        'id': f'{split}{i}', 'publisher': 'none',
-      }  # fmt: skip
-
-
 @pytest.fixture(scope='module')
 def prepared(tmp_path_factory):
-  """A data_dir with both."""
+  """A data_dir with it."""
   folder = tmp_path_factory.mktemp('catalogue')
   LocalNews.FILE = folder / 'lines.txt'
   LocalNews.FILE.write_text(
     ''.join(f'line {i:02} été\n' for i in range(40)), encoding='utf-8'
   )
-  for builder_class in (LocalNews, CnnDailymail):
-    builder = builder_class(data_dir=folder / 'tfds')
-    builder.download_and_prepare(file_format='array_record')
+  builder = LocalNews(data_dir=folder / 'tfds')
+  builder.download_and_prepare(file_format='array_record')
   return str(folder / 'tfds')
 
 
@@ -117,24 +95,7 @@ def refused(error, message, load, *arguments, **more):
   assert '\n' not in str(found.value)
 
 
-def test_a_data_set_of_the_catalogue(prepared):
-  source = sources.load('tfds:cnn_dailymail', 'test', prepared, fields=NEWS)
-  assert len(source) == 3
-  record = next(r for r in source if r['id'] == 'test1')
-  assert record == {
-    'id': 'test1', 'group': 'test1', 'source': 'Article 1 of test.',
-    'target': 'Point 1.',
-  }  # fmt: skip
-  assert source.metadata['dataset'] == 'cnn_dailymail/3.4.0'
-  both = [
-    source,
-    sources.load('tfds:cnn_dailymail:3.4.0', 'train', prepared, fields=NEWS),
-  ]
-  sources.check_disjoint(both)
-  assert pickle.loads(pickle.dumps(source))[2] == source[2]
-
-
-def test_made_up_articles_of_the_real_builder(tmp_path):
+def test_made_up_articles_of_the_catalogue(tmp_path):
   builder = tfds.builder('cnn_dailymail', data_dir=tmp_path)
   infos = [
     tfds.core.SplitInfo(name=split, shard_lengths=[5], num_bytes=0,
@@ -148,10 +109,13 @@ def test_made_up_articles_of_the_real_builder(tmp_path):
   Path(builder.data_dir).mkdir(parents=True)
   builder.info.write_to_directory(builder.data_dir)
   with tfds.testing.mock_data(num_examples=5, data_dir=str(tmp_path)):
-    source = sources.load('tfds:cnn_dailymail', 'train', fields=NEWS)
+    source = sources.load('tfds:cnn_dailymail:3.4.0', 'train', fields=NEWS)
     records = list(source)
+  assert source.metadata['dataset'] == 'cnn_dailymail/3.4.0'
   assert len(records) == 5
   assert all(r['source'] and r['target'] and r['id'] for r in records)
+  # It has ids.
+  assert all(r['id'] == r['group'] != 'train:0' for r in records)
 
 
 def test_a_data_set_known_by_its_folder_alone(news):
@@ -161,6 +125,8 @@ def test_a_data_set_known_by_its_folder_alone(news):
   ]  # fmt: skip
   ids = {'test:0', 'test:1', 'test:2'}
   assert {r['id'] for r in source} == {r['group'] for r in source} == ids
+  sources.check_disjoint([source, news('train', PAIRS)])
+  assert pickle.loads(pickle.dumps(source))[2] == source[2]
   # Language modelling has no source.
   assert {r['source'] for r in news()} == {''}
   # Integers may be ids and groups.

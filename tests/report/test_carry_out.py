@@ -169,7 +169,7 @@ def test_a_row_of_another_decoding_is_evaluated_once(here, monkeypatch):
 
   def evaluate(command):
     calls.append(command)
-    if len(calls) == 1:
+    if len(calls) == 2:
       return subprocess.CompletedProcess(command, 4)
     run = Path(command[3])
     name = 'after-tilt=0.5'
@@ -189,9 +189,11 @@ def test_a_row_of_another_decoding_is_evaluated_once(here, monkeypatch):
     carry_out.carry_out(declare(variants=(CE, tilted)), here, sweep)
     for _ in range(3)
   ]
-  # One of two seeds was not evaluated; it is again, and nothing else is.
+  # The second of two seeds was not evaluated; it is again, and nothing else is.
   assert tried == [1, 0, 0]
   assert len(sweep.made) == 2
+  first, second, third = (call[3] for call in calls)
+  assert first != second == third
   assert [call[2] for call in calls] == ['evaluate'] * 3
   assert [call[4:] for call in calls] == [['--decode.tilt=0.5']] * 3
   found = by_row(here)
