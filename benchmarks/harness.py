@@ -21,6 +21,7 @@ import jax
 import numpy as np
 
 from pdl_jax import process
+from pdl_jax.report.statistics import half_interval
 from pdl_jax.run_folder import CODE, environment
 from pdl_jax.storage.files import read_lines
 
@@ -30,8 +31,11 @@ ROOT = Path(__file__).parent.parent
 RECORDS = 'records.jsonl'
 
 Record = dict[str, Any]
-# Folder with records -> file name -> text that follows from them.
+# What follows from records: the text of table.md; or of a folder with records,
+# file name -> text, table.md among them.
+Table = Callable[[list[Record]], str]
 ReportFiles = Callable[[Path], Mapping[str, str]]
+Cell = Callable[[Any], str]
 
 
 class Options(NamedTuple):
@@ -50,16 +54,18 @@ class Options(NamedTuple):
 
 
 def main(
-  folder: Path,
+  file: str,
   measure: Callable[[Options], Iterable[Record]],
-  report_files: ReportFiles,
+  table: Table | None = None,
   measure_case: Callable[[Any], Record] | None = None,
+  report_files: ReportFiles | None = None,
 ) -> None:
-  """Runs the command `python -m benchmarks.NAME`.
+  """Runs the command `python -m benchmarks.NAME` of a module's `__file__`.
 
-  `report_files` makes the files that follow from the records of `measure`.
-  `alone` calls `measure_case` in a process of its own.
+  For `table` and `report_files` see `keep`. `alone` calls `measure_case` in a
+  process of its own.
   """
+  folder = Path(file).parent
   parser = argparse.ArgumentParser(prog=f'python -m benchmarks.{folder.name}')
   parser.add_argument('--tiny', action='store_true', help='a small size, once')
   parser.add_argument('--folder', type=Path, help='of records and tables')
@@ -77,22 +83,32 @@ def main(
     shutil.rmtree(tried, ignore_errors=True)
   place.mkdir(parents=True, exist_ok=True)
   records = measure(Options(args.tiny, place, args.only))
-  keep(place, records, report_files)
+  keep(place, records, table, report_files)
 
 
 # --- records ------------------------------------------------------------------
 
 
 def keep(
-  folder: Path, records: Iterable[Record], report_files: ReportFiles
+  folder: Path,
+  records: Iterable[Record],
+  table: Table | None,
+  report_files: ReportFiles | None = None,
 ) -> None:
-  """Replaces records, environment and report files; prints table.md."""
+  """Replaces records, environment and what is made of them; prints the table.
+
+  A benchmark has a function `table`, or `report_files` if that is not all; the
+  report finds them by these names.
+  """
   lines = ''.join(json.dumps(record) + '\n' for record in records)
   (folder / RECORDS).write_text(lines, 'utf-8')
   found = environment({}, (*CODE, 'benchmarks/*.py', 'experiments/*.py'))
   text = json.dumps(found, indent=2)
   (folder / 'env.json').write_text(text + '\n', 'utf-8')
-  files = report_files(folder)
+  if table is not None:
+    files = {'table.md': table(read(folder))}
+  else:
+    files = report_files(folder)
   for name, content in files.items():
     (folder / name).write_text(content, 'utf-8')
   print(files['table.md'])
@@ -101,13 +117,6 @@ def keep(
 def read(folder: Path) -> list[Record]:
   """Reads the records in a folder."""
   return read_lines(folder / RECORDS)
-
-
-def table_alone(
-  folder: Path, table: Callable[[list[Record]], str]
-) -> Callable[..., dict[str, str]]:
-  """Makes a `report_files` with only table.md, by default of `folder`."""
-  return lambda place=folder: {'table.md': table(read(place))}
 
 
 def read_cases(folder: Path) -> list[Record]:
@@ -162,16 +171,16 @@ def measured_on(packages: Iterable[str]) -> dict[str, Any]:
 
 
 def alone(
-  folder: Path, *cases: Any, env: Mapping[str, str | None] | None = None
+  *cases: Any, env: Mapping[str, str | None] | None = None
 ) -> list[Record]:
-  """Measures each case in a process of its own, all at the same time.
+  """Measures each case by the same command, all at the same time.
 
   `env` has variables that differ from this process's; None removes one.
   """
   given = {**os.environ, **(env or {})}
   children = [
     subprocess.Popen(
-      [sys.executable, '-m', f'benchmarks.{folder.name}',
+      [sys.executable, '-m', str(sys.modules['__main__'].__package__),
        f'--case={json.dumps(case)}'],
       cwd=ROOT, stdout=subprocess.PIPE, encoding='utf-8',
       env={name: value for name, value in given.items() if value is not None},
@@ -219,6 +228,12 @@ def spread(
   return f'{middle:.{digits}f} ({low:.{digits}f}{to}{high:.{digits}f})'
 
 
+def mean_interval(values: Sequence[float] | np.ndarray) -> str:
+  """Formats the mean over seeds and its 95 % t interval."""
+  mean, half = np.mean(values), half_interval(values)
+  return f'{mean:+.3f} ({mean - half:+.3f} to {mean + half:+.3f})'
+
+
 def markdown(
   headings: Sequence[str], rows: Iterable[Sequence[str]], align: str = ''
 ) -> str:
@@ -235,10 +250,14 @@ def markdown(
   )
 
 
-def section(
-  heading: str, note: str, headings: Sequence[str],
-  rows: Iterable[Sequence[str]], align: str = '',
-) -> str:  # fmt: skip
+def listed(
+  records: Iterable[Any], columns: Mapping[str, Cell], align: str = ''
+) -> str:
+  """Formats a table with a row per record: heading -> its cell."""
+  rows = [[cell(record) for cell in columns.values()] for record in records]
+  return markdown([*columns], rows, align)
+
+
+def section(heading: str, note: str, table: str) -> str:
   """Formats a heading, a note (may be '') and a table."""
-  table = markdown(headings, rows, align)
   return '\n\n'.join(filter(None, (f'## {heading}', note, table)))

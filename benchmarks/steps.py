@@ -6,9 +6,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from configs import summarize
 from pdl_jax.config import Settings
 from pdl_jax.mesh import make_mesh
 from pdl_jax.model.config import ModelConfig
+from pdl_jax.pretrained.gguf import GGUFModel, find_package_file
 from pdl_jax.run import loss_tables
 from pdl_jax.train import optimizer, state
 from pdl_jax.train.optimizer import OptimizerConfig
@@ -16,11 +18,14 @@ from pdl_jax.train.state import TrainState
 from pdl_jax.train.step import StepConfig
 
 
+def main_job() -> tuple[Settings, GGUFModel]:
+  """Returns the settings of configs/summarize.py, and its pretrained model."""
+  settings = Settings.from_config(summarize.get_config())
+  return settings, GGUFModel(find_package_file(settings.model.pretrained))
+
+
 def begin(
-  model: ModelConfig,
-  params: dict,
-  options: OptimizerConfig,
-  settings: Settings,
+  model: ModelConfig, params: dict, options: OptimizerConfig, settings: Settings
 ) -> tuple[StepConfig, TrainState]:
   """Makes a step with the loss and length of these settings, and its state."""
   steps = settings.train.steps

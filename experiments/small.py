@@ -6,7 +6,10 @@ language model, with cross-entropy; variants fine-tune it on one task. First
   python -m experiments.corpus
 """
 
-from pdl_jax.report.declare import Start
+from typing import Any
+
+from experiments import metrics
+from pdl_jax.report.declare import Overrides, Start, Study, Variant
 
 BASE = Start('configs/language_model.py:small', {
   'data.name': 'jsonl:runs/corpus',
@@ -19,3 +22,25 @@ BASE = Start('configs/language_model.py:small', {
   'train.checkpoint_every': 500,
   'evaluate.examples': 64,
 })  # fmt: skip
+# Power-law decay with alpha 0 is cross-entropy.
+CROSS_ENTROPY: Overrides = {'loss.alpha': 0.0}
+CONFIGS = {
+  'debian': 'summarize', 'chitchat': 'dialogue', 'bible': 'style_transfer'
+}  # fmt: skip
+
+
+def study(
+  name: str,
+  title: str,
+  variants: tuple[Variant, ...],
+  baseline: str = 'cross-entropy',
+  data: str = 'debian',
+  columns: tuple[str, ...] = metrics.QUALITY + metrics.DIVERSITY,
+  overrides: Overrides | None = None,
+  **more: Any,
+) -> Study:
+  """Variants of the base on one task; `more` are further fields of a study."""
+  return Study(
+    name, title, f'configs/{CONFIGS[data]}.py:small', variants, baseline,
+    columns, {'data.name': data, **(overrides or {})}, BASE, **more,
+  )  # fmt: skip

@@ -12,7 +12,7 @@ from pdl_jax.report.layout import (
   Report,
   Row,
 )
-from pdl_jax.report.statistics import Difference, over_seeds
+from pdl_jax.report.statistics import Difference
 
 ODD = r'100 % a_b & {c} #1 $x^2$ ~\alpha \" | <b>*d*</b> `e` [f](g) "h" --i é'
 ALPHA, EPSILON = 'loss.alpha', 'loss.epsilon'
@@ -30,16 +30,21 @@ _TOKENS = {'0': 12, '1': 345, '2-9': 6789}
 
 def columns():
   return (
-    Column('ppl', 'Perplexity', 'lower', 2, None, 'exp(nats a token)', True),
-    Column('distinct', 'Distinct-1', 'reference', 3, 0.448, 'types', False),
+    Column(
+      key='ppl', label='Perplexity', better='lower', digits=2, unit='tokens',
+      reference=None, definition='exp(nats a token)', over_documents=True,
+    ),
+    Column(
+      key='distinct', label='Distinct-1', better='reference', digits=3,
+      unit='texts', reference=0.448, definition='types', over_documents=False,
+    ),
   )
 
 
 def entry(values=(), **fields):
   """Values from seed 0 on; None for a seed that was not measured."""
   by_seed = {seed: v for seed, v in enumerate(values) if v is not None}
-  spread = over_seeds(list(by_seed.values())) if by_seed else None
-  return Entry(by_seed, spread, **fields)
+  return Entry(by_seed, **fields)
 
 
 def row(label, ppl=(), distinct=(), **fields):

@@ -7,7 +7,6 @@ import dataclasses
 import os
 import re
 from functools import partial
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -16,16 +15,14 @@ import numpy as np
 
 from benchmarks import harness, steps
 from benchmarks.harness import Record
-from configs import language_model, summarize
+from configs import language_model
 from pdl_jax.config import Settings
 from pdl_jax.losses import LossTables
 from pdl_jax.mesh import make_mesh
 from pdl_jax.model import lm
 from pdl_jax.model.config import AttentionConfig, ModelConfig
-from pdl_jax.pretrained.gguf import GGUFModel, find_package_file
 from pdl_jax.train.step import train_step
 
-FOLDER = Path(__file__).parent
 BASELINE = 'RoPE'
 KINDS = {
   BASELINE: AttentionConfig(),
@@ -51,14 +48,12 @@ def measure(options: harness.Options) -> list[Record]:
 
 
 def _cases() -> list[Case]:
-  config: Any = language_model.get_config('small')
-  small = Settings.from_config(config)
+  small = Settings.from_config(language_model.get_config('small'))
   shape = ModelConfig(
     vocab_size=8192, width=256, layers=4, heads=4, kv_heads=2, head_dim=64,
     mlp=768, context=1024,
   )  # fmt: skip
-  pretrained = Settings.from_config(summarize.get_config())
-  file = GGUFModel(find_package_file(pretrained.model.pretrained))
+  pretrained, file = steps.main_job()
   return [
     Case('D 256', shape, small, 16, 128, 60),
     Case('SmolLM2', file.config(), pretrained, 8, 119, 24),
@@ -119,22 +114,16 @@ def _section(record: Record) -> str:
     f'training step in RoPE\'s of the same round, median and quartiles of '
     f'{len(base)} rounds on {record["cpus"]} CPUs; RoPE\'s median is '
     f'{np.median(base):.2f} s.',
-    ('attention', 'time', 'temporary MB',
-     'largest array with two axes of length L'),
-    [
-      (
-        name, harness.spread(np.divide(values, base), 3),
-        f'{record["temporary_bytes"][name] / 1e6:.1f}',
-        ' x '.join(map(str, record['largest_square'][name])),
-      )
-      for name, values in seconds.items()
-    ],
-    'lrrl',
+    harness.listed(seconds, {
+      'attention': str,
+      'time': lambda x: harness.spread(np.divide(seconds[x], base), 3),
+      'temporary MB': lambda x: f'{record["temporary_bytes"][x] / 1e6:.1f}',
+      'largest array with two axes of length L': lambda x: (
+        ' x '.join(map(str, record['largest_square'][x]))
+      ),
+    }, 'lrrl'),
   )  # fmt: skip
 
 
-report_files = harness.table_alone(FOLDER, table)
-
-
 if __name__ == '__main__':
-  harness.main(FOLDER, measure, report_files)
+  harness.main(__file__, measure, table)

@@ -6,6 +6,7 @@
 import json
 import os
 import time
+from functools import partial
 from pathlib import Path
 
 from benchmarks import harness
@@ -16,7 +17,6 @@ from pdl_jax.data.pretrained_tokenizer import open_plain_tokenizer
 from pdl_jax.data.tasks import TASKS
 from pdl_jax.pretrained.gguf import GGUFModel, find_package_file
 
-FOLDER = Path(__file__).parent
 RUNS = harness.ROOT / 'runs' / 'data_speed'
 SIZES = (10_000, 100_000, 400_000)
 BATCH, BATCHES, LENGTHS = 64, 200, Lengths(prompt=80, target=40)
@@ -28,7 +28,7 @@ def measure(options: harness.Options) -> list[Record]:
   records = []
   for size in SIZES[:1] if options.tiny else SIZES:
     _write(size)
-    records += harness.alone(FOLDER, size)
+    records += harness.alone(size)
   return records
 
 
@@ -94,31 +94,26 @@ def _resident(field: str) -> int:
 
 def table(records: list[Record]) -> str:
   """Formats the records as Markdown."""
-  headings = (
-    'records', 'file, MB', 'opening, s', 'counted target tokens/s',
-    'peak memory above start, MB',
-    *(f'tokens/s in batches, buckets {b} (padding)' for b in BUCKETS),
-  )  # fmt: skip
-  rows = [
-    (
-      f'{r["records"]:,}',
-      f'{r["bytes"] / 1e6:,.0f}',
-      f'{r["open_seconds"]:.1f}',
-      f'{r["target_tokens"] / r["count_seconds"]:,.0f}',
-      f'{r["peak_bytes"] / 1e6:,.0f}',
-      *(
-        f'{r[f"buckets_{b}"]["tokens_per_second"]:,.0f}'
-        f' ({r[f"buckets_{b}"]["padding_share"]:.0%})'
-        for b in BUCKETS
-      ),
-    )
-    for r in records
-  ]
-  return harness.markdown(headings, rows, 'r' * len(headings))
 
+  def batches(record: Record, buckets: int) -> str:
+    found = record[f'buckets_{buckets}']
+    return f'{found["tokens_per_second"]:,.0f} ({found["padding_share"]:.0%})'
 
-report_files = harness.table_alone(FOLDER, table)
+  columns: dict[str, harness.Cell] = {
+    'records': lambda r: f'{r["records"]:,}',
+    'file, MB': lambda r: f'{r["bytes"] / 1e6:,.0f}',
+    'opening, s': lambda r: f'{r["open_seconds"]:.1f}',
+    'counted target tokens/s': lambda r: (
+      f'{r["target_tokens"] / r["count_seconds"]:,.0f}'
+    ),
+    'peak memory above start, MB': lambda r: f'{r["peak_bytes"] / 1e6:,.0f}',
+    **{
+      f'tokens/s in batches, buckets {n} (padding)': partial(batches, buckets=n)
+      for n in BUCKETS
+    },
+  }
+  return harness.listed(records, columns, 'r' * len(columns))
 
 
 if __name__ == '__main__':
-  harness.main(FOLDER, measure, report_files, measure_case)
+  harness.main(__file__, measure, table, measure_case)

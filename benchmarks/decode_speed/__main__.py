@@ -7,20 +7,17 @@ import os
 import statistics
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from benchmarks import harness
+from benchmarks import harness, steps
 from benchmarks.harness import Record
-from configs import summarize
 from pdl_jax import generate as generation
-from pdl_jax.config import Settings
 from pdl_jax.data import pipeline, sources
 from pdl_jax.data.examples import Pairs
 from pdl_jax.data.pipeline import left_padded
@@ -29,9 +26,8 @@ from pdl_jax.data.tasks import TASKS
 from pdl_jax.evaluate.predict import bucket_length
 from pdl_jax.generate import DecodeSettings
 from pdl_jax.model import decoding, lm
-from pdl_jax.pretrained.gguf import GGUFModel, find_package_file
+from pdl_jax.pretrained.gguf import GGUFModel
 
-FOLDER = Path(__file__).parent
 OURS, BASELINE = 'ours_4', 'transformers'
 LABELS = {
   OURS: 'ours, 4 prompt buckets',
@@ -61,18 +57,14 @@ TINY: Record = {
 
 def measure(options: harness.Options) -> list[Record]:
   """Measures each case."""
-  cases = [TINY] if options.tiny else CASES
-  return harness.by_case(options, cases, _alone)
-
-
-def _alone(case: Record) -> Record:
   # A cached program would not show what compiling takes.
-  env = {
-    'JAX_ENABLE_COMPILATION_CACHE': 'false',
-    'OMP_WAIT_POLICY': case['wait_policy'],
-  }
-  (record,) = harness.alone(FOLDER, case, env=env)
-  return record
+  env = {'JAX_ENABLE_COMPILATION_CACHE': 'false'}
+  return harness.by_case(
+    options, [TINY] if options.tiny else CASES,
+    lambda case: harness.alone(
+      case, env={**env, 'OMP_WAIT_POLICY': case['wait_policy']}
+    )[0],
+  )  # fmt: skip
 
 
 # --- in a process of its own --------------------------------------------------
@@ -148,9 +140,8 @@ def measure_case(case: Record) -> Record:
 
 def prepare(case: Record) -> Work:
   """Batches prompts of the main job as its evaluation does."""
-  settings = Settings.from_config(summarize.get_config())
+  settings, file = steps.main_job()
   data = settings.data
-  file = GGUFModel(find_package_file(settings.model.pretrained))
   tokenizer, task = open_plain_tokenizer(file), TASKS[data.task]
   source = sources.load(data.name, settings.evaluate.split)
   seen = pipeline.survey(source, task, tokenizer, data.lengths)
@@ -163,15 +154,11 @@ def prepare(case: Record) -> Work:
   starts = range(0, len(order), case['batch'])
   batches = [order[start : start + case['batch']] for start in starts]
   return Work(
-    file,
-    jax.device_put(file.params()),
-    examples,
+    file, jax.device_put(file.params()), examples,
     [numbers[batch] for batch in batches],
-    [int(sizes[batch].max()) for batch in batches],
-    int(sizes.sum()),
-    case['new_tokens'],
-    tokenizer.end_of_turn,
-  )
+    [int(sizes[batch].max()) for batch in batches], int(sizes.sum()),
+    case['new_tokens'], tokenizer.end_of_turn,
+  )  # fmt: skip
 
 
 def make_ours(work: Work) -> Call:
@@ -317,25 +304,45 @@ _spread = partial(harness.spread, to='-')
 
 def table(records: list[Record]) -> str:
   """Formats all tables."""
-  return '\n'.join((_times(records), _texts(records), _setting(records)))
-
-
-def _times(records: list[Record]) -> str:
-  headings = (
-    'decoding', 'prompts', 'OMP_WAIT_POLICY', 'time, s',
-    'over transformers: whole', 'prefill', 'decode', 'prefill tokens/s',
-    'decode tokens/s', 'share of prefill', 'first call, s',
-  )  # fmt: skip
-  rows = [
-    (LABELS[name], *_cells(record, name))
+  times = [
+    _times(record, name)
     for record in records
     for name in record['case']['contenders']
   ]
-  note = (
-    'Medians over the rounds, quartiles in brackets; ratios are of the same '
-    'round, below 1 is faster than transformers. The first call compiles.'
-  )
-  return harness.section('1. Time', note, headings, rows)
+  texts = [
+    {
+      'decoding': LABELS[name],
+      'prompts': str(record['case']['prompts']),
+      'equal ids': f'{found["equal_ids"]:.2%}',
+      'equal texts': f'{found["equal_texts"]} of {found["texts"]}',
+      'largest gap at a first difference, nats': (
+        f'{max(found["gaps"]):.1e}' if found['gaps'] else 'no difference'
+      ),
+    }
+    for record in records
+    for name, found in record['agreement'].items()
+  ]
+  facts = list(map(_facts, records))
+  named = [(name, *(fact[name] for fact in facts)) for name in facts[0]]
+  return '\n'.join((
+    harness.section(
+      '1. Time',
+      'Medians over the rounds, quartiles in brackets; ratios are of the same '
+      'round, below 1 is faster than transformers. The first call compiles.',
+      harness.markdown([*times[0]], [[*row.values()] for row in times]),
+    ),
+    harness.section(
+      '2. Texts', 'Against what transformers generates.',
+      harness.markdown([*texts[0]], [[*row.values()] for row in texts]),
+    ),
+    harness.section(
+      '3. Circumstances',
+      'Load: runnable processes, averages of 1, 5 and 15 minutes.',
+      harness.markdown(
+        ('what', *(f'case {i}' for i in range(1, len(facts) + 1))), named
+      ),
+    ),
+  ))  # fmt: skip
 
 
 def _parts(record: Record, name: str) -> dict[str, np.ndarray]:
@@ -346,62 +353,40 @@ def _parts(record: Record, name: str) -> dict[str, np.ndarray]:
   return {'whole': prefill + decode, 'prefill': prefill, 'decode': decode}
 
 
-def _cells(record: Record, name: str) -> list[str]:
+def _times(record: Record, name: str) -> dict[str, str]:
   case, found = record['case'], _parts(record, name)
   base = _parts(record, BASELINE)
   # The prefill already gave the first token of each text.
   made = case['prompts'] * (case['new_tokens'] - 1)
   share = statistics.median(found['prefill'] / found['whole'])
-  return [
-    str(case['prompts']),
-    case['wait_policy'] or 'unset',
-    _spread(found['whole'], 1),
-    *(_spread(found[part] / base[part]) for part in found),
-    f'{record["prompt_tokens"] / statistics.median(found["prefill"]):,.0f}',
-    f'{made / statistics.median(found["decode"]):,.0f}',
-    f'{share:.0%}',
-    f'{record["contenders"][name]["first_seconds"]:.1f}',
-  ]
-
-
-def _texts(records: list[Record]) -> str:
-  headings = (
-    'decoding', 'prompts', 'equal ids', 'equal texts',
-    'largest gap at a first difference, nats',
-  )  # fmt: skip
-  rows = [
-    (
-      LABELS[name],
-      str(record['case']['prompts']),
-      f'{found["equal_ids"]:.2%}',
-      f'{found["equal_texts"]} of {found["texts"]}',
-      f'{max(found["gaps"]):.1e}' if found['gaps'] else 'no difference',
-    )
-    for record in records
-    for name, found in record['agreement'].items()
-  ]
-  note = 'Against what transformers generates.'
-  return harness.section('2. Texts', note, headings, rows)
-
-
-def _setting(records: list[Record]) -> str:
-  facts = [_facts(record) for record in records]
-  rows = [(name, *(fact[name] for fact in facts)) for name in facts[0]]
-  headings = ('what', *(f'case {i}' for i in range(1, len(facts) + 1)))
-  note = 'Load: runnable processes, averages of 1, 5 and 15 minutes.'
-  return harness.section('3. Circumstances', note, headings, rows)
+  return {
+    'decoding': LABELS[name],
+    'prompts': str(case['prompts']),
+    'OMP_WAIT_POLICY': case['wait_policy'] or 'unset',
+    'time, s': _spread(found['whole'], 1),
+    'over transformers: whole': _spread(found['whole'] / base['whole']),
+    'prefill': _spread(found['prefill'] / base['prefill']),
+    'decode': _spread(found['decode'] / base['decode']),
+    'prefill tokens/s': (
+      f'{record["prompt_tokens"] / statistics.median(found["prefill"]):,.0f}'
+    ),
+    'decode tokens/s': f'{made / statistics.median(found["decode"]):,.0f}',
+    'share of prefill': f'{share:.0%}',
+    'first call, s': f'{record["contenders"][name]["first_seconds"]:.1f}',
+  }
 
 
 def _facts(record: Record) -> dict[str, str]:
   case, found = record['case'], record['environment']
   loads = lambda key: ', '.join(f'{x:.1f}' for x in found[key])  # noqa: E731
+  listed = lambda numbers: ', '.join(map(str, numbers))  # noqa: E731
   return {
     'prompts, batch': f'{case["prompts"]}, {case["batch"]}',
     'OMP_WAIT_POLICY': found['wait_policy'] or 'unset',
     'prompt tokens, padding not counted': f'{record["prompt_tokens"]:,}',
-    'longest prompt of each batch': _listed(record['longest_prompts']),
+    'longest prompt of each batch': listed(record['longest_prompts']),
     **{
-      f'columns of each batch, prompt buckets {count}': _listed(sizes)
+      f'columns of each batch, prompt buckets {count}': listed(sizes)
       for count, sizes in record['bucketed_prompts'].items()
     },
     'new tokens a prompt': str(case['new_tokens']),
@@ -414,12 +399,5 @@ def _facts(record: Record) -> dict[str, str]:
   }
 
 
-def _listed(numbers: Sequence[int]) -> str:
-  return ', '.join(map(str, numbers))
-
-
-report_files = harness.table_alone(FOLDER, table)
-
-
 if __name__ == '__main__':
-  harness.main(FOLDER, measure, report_files, measure_case)
+  harness.main(__file__, measure, table, measure_case)

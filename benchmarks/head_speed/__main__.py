@@ -21,7 +21,6 @@ from pdl_jax.model import lm
 from pdl_jax.model.config import HeadConfig, ModelConfig
 from pdl_jax.train import optimizer
 
-FOLDER = Path(__file__).parent
 V, D, ROUNDS = 49_152, 576, 20
 STATES = (1, 64)
 TAIL = '192 x 256 for 8,192 types, 16 x 128 of rank 112 for the rest'
@@ -222,33 +221,32 @@ def table(records: list[Record]) -> str:
 
 
 def _section(record: Record) -> str:
-  if record['what'] == 'memory':
-    sizes = record['temporary_bytes'].items()
-    return harness.section(
-      f'Loss of one codebook of {record["K"]:,}, D {record["D"]}, '
-      f'{record["N"]:,} tokens', '', ('types', 'temporary MB'),
-      [(f'{int(types):,}', f'{size / 1e6:.3f}') for types, size in sizes],
-      'rr',
-    )  # fmt: skip
+  memory = ''
+  if 'temporary_bytes' in record:
+    sizes = record['temporary_bytes']
+    is_only = record['what'] == 'memory'
+    memory = harness.listed(sizes, {
+      'types' if is_only else 'head': lambda x: f'{int(x):,}' if is_only else x,
+      'temporary MB': lambda x: f'{sizes[x] / 1e6:.{3 if is_only else 1}f}',
+    }, 'rr' if is_only else 'lr')  # fmt: skip
+    if is_only:
+      return harness.section(
+        f'Loss of one codebook of {record["K"]:,}, D {record["D"]}, '
+        f'{record["N"]:,} tokens', '', memory,
+      )  # fmt: skip
   seconds = record['seconds']
+  base = seconds['dense']
   text = harness.section(
     _title(record),
-    f'Medians of {len(seconds["dense"])} rounds on {record["cpus"]} CPUs; '
+    f'Medians of {len(base)} rounds on {record["cpus"]} CPUs; '
     'times faster than the dense head in the same round, with quartiles.',
-    ('head', 'ms', 'times faster'),
-    [
-      (name, f'{1e3 * np.median(values):.2f}',
-       harness.spread(np.divide(seconds['dense'], values)))
-      for name, values in seconds.items()
-    ],
+    harness.listed(seconds, {
+      'head': str,
+      'ms': lambda x: f'{1e3 * np.median(seconds[x]):.2f}',
+      'times faster': lambda x: harness.spread(np.divide(base, seconds[x])),
+    }),
   )  # fmt: skip
-  if 'temporary_bytes' in record:
-    sizes = record['temporary_bytes'].items()
-    text += '\n' + harness.markdown(
-      ('head', 'temporary MB'),
-      [(name, f'{size / 1e6:.1f}') for name, size in sizes],
-    )
-  return text
+  return f'{text}\n{memory}' if memory else text
 
 
 def _title(record: Record) -> str:
@@ -311,7 +309,7 @@ def claim(records: list[Record], trained: list[Record]) -> str:
   return text + harness.markdown(headings, rows)
 
 
-def report_files(folder: Path = FOLDER) -> dict[str, str]:
+def report_files(folder: Path) -> dict[str, str]:
   """Returns what follows from the records: name -> text."""
   records = harness.read(folder)
   trained = harness.read(harness.ROOT / 'experiments' / 'vq_logits')
@@ -319,4 +317,4 @@ def report_files(folder: Path = FOLDER) -> dict[str, str]:
 
 
 if __name__ == '__main__':
-  harness.main(FOLDER, measure, report_files)
+  harness.main(__file__, measure, report_files=report_files)

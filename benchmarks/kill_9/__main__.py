@@ -20,7 +20,6 @@ from pdl_jax.process import start_time
 from pdl_jax.storage import files
 from pdl_jax.sweep import claims
 
-FOLDER = Path(__file__).parent
 DRILL = Path('benchmarks/kill_9/drill')
 KILLS, LONGEST = 10, 90.0
 # Fields about when and from which files a run was made, not its result.
@@ -145,7 +144,7 @@ def table(record: Record, peace: dict, killed: dict) -> str:
   return f'{counts}\n{moments}'
 
 
-def report_files(folder: Path = FOLDER) -> dict[str, str]:
+def report_files(folder: Path) -> dict[str, str]:
   """Returns what follows from the records: name -> text."""
   (record,) = harness.read(folder)
   sweeps = (folder / 'undisturbed.jsonl', folder / 'killed.jsonl')
@@ -153,4 +152,4 @@ def report_files(folder: Path = FOLDER) -> dict[str, str]:
 
 
 if __name__ == '__main__':
-  harness.main(FOLDER, measure, report_files)
+  harness.main(__file__, measure, report_files=report_files)

@@ -24,7 +24,6 @@ from pdl_jax.model.config import ModelConfig
 from pdl_jax.pretrained import hf_write
 from pdl_jax.pretrained.huggingface import HFModel
 
-FOLDER = Path(__file__).parent
 DEVICES, LAYERS, SHARD_BYTES = 8, 12, 310_000_000
 # Name, processes, how it is read.
 CASES = (
@@ -54,7 +53,7 @@ def measure(options: harness.Options) -> list[Record]:
          'number': number}
         for number in range(processes)
       ]  # fmt: skip
-      for found in harness.alone(FOLDER, *cases, env=env):
+      for found in harness.alone(*cases, env=env):
         records.append({'name': name, **found})
   return records
 
@@ -140,24 +139,22 @@ def measure_case(case: dict[str, Any]) -> Record:
 
 def table(records: list[Record]) -> str:
   """Formats the records as Markdown."""
-  rows = []
-  for record in records:
-    kept = record['kept_bytes']
-    above = record['peak_bytes'] - record['before_bytes'] - kept
-    rows.append((
-      record['name'], f'{kept / 1e9:.2f} GB', f'{above / 1e9:.2f} GB',
-      f'{above / kept:.2f}',
-    ))  # fmt: skip
-  headings = ('read by', 'its devices keep', 'peak above that', 'ratio')
+
+  def above(record: Record) -> int:
+    return record['peak_bytes'] - record['before_bytes'] - record['kept_bytes']
+
+  made = harness.listed(records, {
+    'read by': lambda r: r['name'],
+    'its devices keep': lambda r: f'{r["kept_bytes"] / 1e9:.2f} GB',
+    'peak above that': lambda r: f'{above(r) / 1e9:.2f} GB',
+    'ratio': lambda r: f'{above(r) / r["kept_bytes"]:.2f}',
+  })
   return (
     f'A folder of {records[0]["folder_bytes"] / 1e9:.2f} GB (bf16) on '
     f'{DEVICES} CPU devices in fp32. GB are 1e9 bytes; each process has a row.'
-    f'\n\n{harness.markdown(headings, rows)}'
+    f'\n\n{made}'
   )
 
 
-report_files = harness.table_alone(FOLDER, table)
-
-
 if __name__ == '__main__':
-  harness.main(FOLDER, measure, report_files, measure_case)
+  harness.main(__file__, measure, table, measure_case)

@@ -7,7 +7,6 @@ import dataclasses
 import os
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -16,16 +15,14 @@ import numpy as np
 
 from benchmarks import harness, steps
 from benchmarks.harness import Record
-from configs import summarize
 from pdl_jax.config import Settings
 from pdl_jax.losses import LossTables
 from pdl_jax.mesh import make_mesh
 from pdl_jax.model import lm
 from pdl_jax.model.settings import LoRASettings
-from pdl_jax.pretrained.gguf import GGUFModel, find_package_file
+from pdl_jax.pretrained.gguf import GGUFModel
 from pdl_jax.train.step import train_step
 
-FOLDER = Path(__file__).parent
 BASELINE = 'all parameters'
 ROUNDS = 10
 LORA = LoRASettings().config(gated=True)
@@ -44,8 +41,7 @@ CONTENDERS: dict[str, tuple[str, dict[str, Any]]] = {
 
 def measure(options: harness.Options) -> list[Record]:
   """Measures time and memory of each contender."""
-  settings = Settings.from_config(summarize.get_config())
-  file = GGUFModel(find_package_file(settings.model.pretrained))
+  settings, file = steps.main_job()
   rows = 1 if options.tiny else settings.train.batch_size
   length = settings.data.max_prompt + settings.data.max_target - 1
   batch = steps.batch(settings, file.config().vocab_size, rows, length)
@@ -60,12 +56,9 @@ def measure(options: harness.Options) -> list[Record]:
 
 
 def _contender(
-  trainable: str,
-  fields: dict[str, Any],
-  settings: Settings,
-  file: GGUFModel,
+  trainable: str, fields: dict[str, Any], settings: Settings, file: GGUFModel,
   batch: dict[str, jax.Array],
-) -> tuple[Callable[[], Any], Record]:
+) -> tuple[Callable[[], Any], Record]:  # fmt: skip
   model = dataclasses.replace(file.config(), **fields)
   options: Any = dataclasses.replace(settings.optimizer, trainable=trainable)
   tables = LossTables(jnp.ones(model.vocab_size))
@@ -96,8 +89,11 @@ def _contender(
 
 def table(records: list[Record]) -> str:
   """Formats ratios to a step of all parameters."""
-  base, first = records[0]['seconds'], records[0]
-  whole = first['state_bytes'] + first['temporary_bytes']
+
+  def taken(record: Record) -> int:
+    return record['state_bytes'] + record['temporary_bytes']
+
+  base, first, whole = records[0]['seconds'], records[0], taken(records[0])
   note = (
     f'{first["rows"]} rows of {first["length"]} tokens. Time of a step in '
     f'that of all parameters in the same round, median and quartiles of '
@@ -105,24 +101,16 @@ def table(records: list[Record]) -> str:
     f'parameters is {np.median(base):.2f} s. MB are 1e6 bytes; memory is the '
     'state and the temporaries of a step.\n\n'
   )
-  headings = (
-    'what trains', 'parameters', 'time', 'moments MB', 'state MB',
-    'temporaries MB', 'memory',
-  )  # fmt: skip
-  parts = ('moment_bytes', 'state_bytes', 'temporary_bytes')
-  return note + harness.markdown(headings, [
-    (
-      r['name'], f'{r["trained"]:,}',
-      harness.spread(np.divide(r['seconds'], base)),
-      *(f'{r[part] / 1e6:,.0f}' for part in parts),
-      f'{(r["state_bytes"] + r["temporary_bytes"]) / whole:.2f}',
-    )
-    for r in records
-  ])  # fmt: skip
-
-
-report_files = harness.table_alone(FOLDER, table)
+  return note + harness.listed(records, {
+    'what trains': lambda r: r['name'],
+    'parameters': lambda r: f'{r["trained"]:,}',
+    'time': lambda r: harness.spread(np.divide(r['seconds'], base)),
+    'moments MB': lambda r: f'{r["moment_bytes"] / 1e6:,.0f}',
+    'state MB': lambda r: f'{r["state_bytes"] / 1e6:,.0f}',
+    'temporaries MB': lambda r: f'{r["temporary_bytes"] / 1e6:,.0f}',
+    'memory': lambda r: f'{taken(r) / whole:.2f}',
+  })
 
 
 if __name__ == '__main__':
-  harness.main(FOLDER, measure, report_files)
+  harness.main(__file__, measure, table)

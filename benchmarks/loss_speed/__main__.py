@@ -19,7 +19,6 @@ from benchmarks.loss_speed.contenders import (
   RIVALS,
 )
 
-FOLDER = Path(__file__).parent
 # Idle OpenMP workers of torch would spin while JAX is timed. A cached program
 # would not show what compiling takes.
 ALONE = {
@@ -54,8 +53,7 @@ def _alone(place: Path, case: Record) -> Record:
     who = _maskable(harness.read(place), case)
     case = case | {'contenders': who}
   env = EIGHT if case['kind'] == 'collectives' else ALONE
-  (record,) = harness.alone(FOLDER, case, env=env)
-  return record
+  return harness.alone(case, env=env)[0]
 
 
 def _size(tiny: bool) -> Record:
@@ -113,11 +111,11 @@ def _mesh_cases(tiny: bool) -> Iterator[Record]:
         }  # fmt: skip
 
 
-def report_files(folder: Path = FOLDER) -> dict[str, str]:
+def report_files(folder: Path) -> dict[str, str]:
   """Returns what follows from the records: name -> text."""
   records = harness.read(folder)
   return {'table.md': tables.table(records), **tables.figure(records)}
 
 
 if __name__ == '__main__':
-  harness.main(FOLDER, measure, report_files, measures.measure)
+  harness.main(__file__, measure, None, measures.measure, report_files)

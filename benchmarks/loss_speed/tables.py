@@ -46,15 +46,21 @@ def _quartiles(found: Found, name: str, by: str = BASELINE) -> str:
   return harness.spread(values, to='-') if values.size else MISSING
 
 
-def _by_contender(cases: list[Record], cell: Cell) -> list[list[str]]:
-  return [
-    [contender.label, *(
-      cell(r['contenders'], name) if name in r['contenders'] else MISSING
-      for r in cases
-    )]
-    for name, contender in CONTENDERS.items()
-    if any(name in r['contenders'] for r in cases)
-  ]  # fmt: skip
+def _by_contender(
+  cases: list[Record], cell: Cell, title: Callable[[Record], str] | None = None
+) -> list[list[str]]:
+  """Headings, and the row of each contender that some case has."""
+  rows = [['loss', *map(title or _size, cases)]]
+  for name, contender in CONTENDERS.items():
+    found = [r['contenders'] for r in cases]
+    if any(name in each for each in found):
+      cells = [cell(x, name) if name in x else MISSING for x in found]
+      rows.append([contender.label, *cells])
+  return rows
+
+
+def _section(heading: str, note: str, rows: list[list[str]]) -> str:
+  return harness.section(heading, note, harness.markdown(rows[0], rows[1:]))
 
 
 def _size(record: Record) -> str:
@@ -70,8 +76,6 @@ def _shape(records: list[Record]) -> str:
 
 
 def _speed(cases: list[Record]) -> Iterator[str]:
-  headings = ['loss', *map(_size, cases)]
-
   def seconds(found: Found, name: str) -> str:
     compiled = found[name].get('compile_seconds')
     took = MISSING if compiled is None else f'{compiled:.1f}'
@@ -83,24 +87,21 @@ def _speed(cases: list[Record]) -> Iterator[str]:
     return f'{size / 1e6:,.1f} ({ratio:.3f})'
 
   counts = ['n, rounds', *(str(r['case']['rounds']) for r in cases)]
-  yield harness.section(
+  yield _section(
     'Table 1a: time',
     'Over that of unfused optax in the same round: median (quartiles). '
     f'{_shape(cases)}',
-    headings,
     [*_by_contender(cases, _quartiles), counts],
   )
-  yield harness.section(
+  yield _section(
     'Table 1b: seconds',
     'The fastest round / the compilation (torch has none).',
-    headings,
     _by_contender(cases, seconds),
   )
-  yield harness.section(
+  yield _section(
     'Table 1c: temporary memory',
     "MB beside inputs and outputs (over optax's): the compiler's account; for "
     "torch, measured differently, its allocator's peak less the outputs.",
-    headings,
     _by_contender(cases, memory),
   )
 
@@ -113,31 +114,30 @@ def _pairs(cases: list[Record]) -> str:
     ('frozen head: tokens frozen / tokens', 'tokens_frozen', 'tokens'),
     ('frozen head: optax frozen / optax', 'optax_frozen', BASELINE),
   ]  # fmt: skip
-  return harness.section(
+  return _section(
     'Table 1d: pairs',
     'Ratio of times in the same round: median (quartiles).',
-    ['pair', *map(_size, cases)],
-    [
+    [['pair', *map(_size, cases)], *(
       [label, *(_quartiles(r['contenders'], name, by) for r in cases)]
       for label, name, by in pairs
-    ],
-  )
+    )],
+  )  # fmt: skip
 
 
 def _masked(cases: list[Record], masked: list[Record]) -> str:
   sizes = {r['case']['vocabulary'] for r in masked}
   shown = [r for r in cases if r['case']['vocabulary'] in sizes] + masked
   taken = {CONTENDERS[name].label for r in masked for name in r['contenders']}
-  return harness.section(
+  headings, *rows = _by_contender(
+    shown, _quartiles, lambda r: f'{_size(r)}, {r["case"]["masked"]:.0%} masked'
+  )
+  return _section(
     'Table 1e: masked tokens',
     'Time over that of unfused optax with the same mask, in the same round: '
     'median (quartiles). Of the peers that can weigh a token, the one that '
     'was fastest with no mask.',
-    [
-      'loss', *(f'{_size(r)}, {r["case"]["masked"]:.0%} masked' for r in shown)
-    ],
-    [row for row in _by_contender(shown, _quartiles) if row[0] in taken],
-  )  # fmt: skip
+    [headings, *(row for row in rows if row[0] in taken)],
+  )
 
 
 def _flops(cases: list[Record]) -> str:
@@ -149,101 +149,106 @@ def _flops(cases: list[Record]) -> str:
     ours, theirs = found['flops'] / ndv, found['flops_of_compiler'] / ndv
     return f'{ours:.2f} / {theirs:.2f}'
 
-  masks = [r['case']['masked'] for r in cases]
-  return harness.section(
+  def title(record: Record) -> str:
+    mask = record['case']['masked']
+    return _size(record) + (f', {mask:.0%} masked' if mask else '')
+
+  return _section(
     'Table 1f: floating-point operations, over NDV',
     'Matmuls as written, times the turns of their loops / all operations by '
     "the compiler's account, which counts the body of a loop once and knows "
     'what it merged. Unfused: 6.',
-    ['loss', *(
-      _size(r) + (f', {mask:.0%} masked' if mask else '')
-      for r, mask in zip(cases, masks, strict=True)
-    )],
-    [
+    [['loss', *map(title, cases)], *(
       [contender.label, *(cell(name, r) for r in cases)]
       for name, contender in CONTENDERS.items() if not contender.torch
-    ],
+    )],
   )  # fmt: skip
 
 
 def _errors(records: list[Record]) -> str:
-  cases = [r for r in records if r['case']['kind'] == 'error']
-
   def cell(found: Found, name: str) -> str:
     parts = (found[name].get(x) for x in ('loss', 'd_hidden', 'd_head'))
     return ' / '.join(MISSING if x is None else f'{x:.0e}' for x in parts)
 
-  return harness.section(
+  return _section(
     'Table 1g: relative errors',
     'Of loss / gradient of the hidden states / gradient of the head, against '
     'fp64: norm of the difference over the norm. Logits with a standard '
     'deviation of 0.02 (flat) or 8 (peaked).',
-    ['loss', *(
-      f'{_size(r)}, {r["case"]["logits"]}, {r["case"]["dtype"]}' for r in cases
-    )],
-    _by_contender(cases, cell),
+    _by_contender(
+      [r for r in records if r['case']['kind'] == 'error'], cell,
+      lambda r: f'{_size(r)}, {r["case"]["logits"]}, {r["case"]["dtype"]}',
+    ),
   )  # fmt: skip
 
 
 def _setting(records: list[Record]) -> str:
-  rows = []
-  for r in (r for r in records if r['case']['kind'] != 'collectives'):
-    case, found = r['case'], r['environment']
+  def name(record: Record) -> str:
+    case = record['case']
     what = f'{case.get("masked", 0):.0%} masked'
     if case['kind'] == 'error':
       what = f'{case["logits"]}, {case["dtype"]}'
-    rows.append([
-      f'{case["kind"]}, {_size(r)}, {what}', found['date'],
-      f'{found["load_start"][0]:.1f}', f'{found["load_end"][0]:.1f}',
-      str(found['cpus']),
-    ])  # fmt: skip
+    return f'{case["kind"]}, {_size(record)}, {what}'
+
+  shown = [r for r in records if r['case']['kind'] != 'collectives']
   versions = sorted({
     ', '.join(
       f'{k} {v or "none"}' for k, v in r['environment']['versions'].items()
     ) for r in records
   })  # fmt: skip
   return harness.section(
-    'Table 1h: circumstances',
-    '; '.join(versions) + '.',
-    ['case', 'date', 'load before', 'load after', 'CPUs'],
-    rows,
-  )
+    'Table 1h: circumstances', '; '.join(versions) + '.',
+    harness.listed(shown, {
+      'case': name,
+      'date': lambda r: r['environment']['date'],
+      'load before': lambda r: f'{r["environment"]["load_start"][0]:.1f}',
+      'load after': lambda r: f'{r["environment"]["load_end"][0]:.1f}',
+      'CPUs': lambda r: str(r['environment']['cpus']),
+    }),
+  )  # fmt: skip
 
 
 # --- collectives --------------------------------------------------------------
 
 
 def _collectives(records: list[Record]) -> str:
+  def by_kind(record: Record) -> Counter[str]:
+    found: Counter[str] = Counter()
+    for x in record['collectives']:
+      found[x['kind']] += x['bytes'] * x['times']
+    return found
+
+  def kinds(record: Record) -> str:
+    each = sorted(by_kind(record).items())
+    return ', '.join(f'{k} {v / 1e6:.3f}' for k, v in each) or 'none'
+
+  def largest(record: Record) -> str:
+    x = max(record['collectives'], key=lambda x: x['bytes'], default=None)
+    return f'{x["kind"]} {x["shape"]}' if x else 'none'
+
   compiled = [r for r in records if r['case']['kind'] == 'collectives']
-  rows = []
-  for r in compiled:
-    case, found = r['case'], r['collectives']
-    by_kind: Counter[str] = Counter()
-    for x in found:
-      by_kind[x['kind']] += x['bytes'] * x['times']
-    kinds = ', '.join(f'{k} {v / 1e6:.3f}' for k, v in sorted(by_kind.items()))
-    largest = max(found, key=lambda x: x['bytes'], default=None)
-    inside = sum(x['times'] != 1 for x in found)
-    rows.append([
-      f'{"x".join(map(str, case["mesh"]))}, {case["method"]}',
-      f'{case["vocabulary"]:,}',
-      kinds or 'none',
-      f'{sum(by_kind.values()) / 1e6:.3f}',
-      f'{largest["kind"]} {largest["shape"]}' if largest else 'none',
-      f'{inside} of {len(found)}',
-      f'{r["logits_bytes_of_device"] / 1e6:.1f}',
-      f'{r["logits_bytes"] / 1e6:.1f}',
-    ])  # fmt: skip
   return harness.section(
     'Table 2: collectives of the loss with both gradients, 8 devices',
     'Compiled, not run: MB that go into or come out of a device, loops '
     'multiplied out, groups of one device left out; beside them what [N, V] '
     f'logits would hold. {_shape(compiled)}',
-    [
-      'data x fsdp x tensor', 'V', 'MB by kind', 'MB', 'largest', 'in loops',
-      "a device's logits, MB", 'all logits, MB',
-    ],
-    rows,
+    harness.listed(compiled, {
+      'data x fsdp x tensor': lambda r: (
+        f'{"x".join(map(str, r["case"]["mesh"]))}, {r["case"]["method"]}'
+      ),
+      'V': lambda r: f'{r["case"]["vocabulary"]:,}',
+      'MB by kind': kinds,
+      'MB': lambda r: f'{sum(by_kind(r).values()) / 1e6:.3f}',
+      'largest': largest,
+      'in loops': lambda r: (
+        f'{sum(x["times"] != 1 for x in r["collectives"])} of '
+        f'{len(r["collectives"])}'
+      ),
+      "a device's logits, MB": lambda r: (
+        f'{r["logits_bytes_of_device"] / 1e6:.1f}'
+      ),
+      'all logits, MB': lambda r: f'{r["logits_bytes"] / 1e6:.1f}',
+    }),
   )  # fmt: skip
 
 
@@ -273,7 +278,10 @@ def _paper() -> str:
   """
   n, width, columns = PAPER_SIZES
   head, logits = width * columns, n * columns
-  rows = []
+  rows = [[
+    'machine, method', 'n', 'matmuls', 'logits', 'head',
+    'at least, tiles in cache', 'at least, tiles in memory',
+  ]]  # fmt: skip
   for machine, (flops, bandwidth) in MACHINES.items():
     for name, size, products, by_logit, by_entry in [
       ('unfused', n, 6, 18, 8),
@@ -291,7 +299,7 @@ def _paper() -> str:
       rows.append([
         f'{machine}, {name}', f'{size:,}', *(f'{1e3 * x:.1f}' for x in times)
       ])  # fmt: skip
-  return harness.section(
+  return _section(
     'Table 3: roofline, on paper, not measured',
     'Milliseconds of loss and gradients, N 16,384, D 4,096, V 128,256, bf16, '
     'for groups of n rows. Matmuls 6NDV (vocabulary 8NDV) / peak; logits '
@@ -299,12 +307,8 @@ def _paper() -> str:
     'its gradient 8 DV, ceil(N/n) 12 DV, ceil(N/n) 14 DV bytes / bandwidth. '
     'At least: the larger of matmuls and traffic, tiles of logits in cache or '
     'in memory. `_paper` in tables.py says where the bytes come from.',
-    [
-      'machine, method', 'n', 'matmuls', 'logits', 'head',
-      'at least, tiles in cache', 'at least, tiles in memory',
-    ],
     rows,
-  )  # fmt: skip
+  )
 
 
 # --- figure -------------------------------------------------------------------

@@ -22,7 +22,6 @@ from pdl_jax.model import lm
 from pdl_jax.model.config import ModelConfig
 from pdl_jax.pretrained.gguf import GGUFModel, find_package_file
 
-FOLDER = Path(__file__).parent
 WINDOWS, LENGTH = 48, 512
 
 
@@ -50,14 +49,11 @@ def measure(options: harness.Options) -> list[Record]:
 
 def table(records: list[Record]) -> str:
   """Formats the records as Markdown."""
-  headings = ('window, tokens', 'windows', 'nats a token')
-  return harness.markdown(headings, [
-    (f'{r["length"]}', f'{r["windows"]}', f'{r["nats_per_token"]:.3f}')
-    for r in records
-  ], 'rrr')  # fmt: skip
-
-
-report_files = harness.table_alone(FOLDER, table)
+  return harness.listed(records, {
+    'window, tokens': lambda r: f'{r["length"]}',
+    'windows': lambda r: f'{r["windows"]}',
+    'nats a token': lambda r: f'{r["nats_per_token"]:.3f}',
+  }, 'rrr')  # fmt: skip
 
 
 def _windows(tokenizer: Tokenizer, count: int) -> np.ndarray:
@@ -85,4 +81,4 @@ def _nll(model: ModelConfig, params: dict, tokens: jax.Array) -> jax.Array:
 
 
 if __name__ == '__main__':
-  harness.main(FOLDER, measure, report_files)
+  harness.main(__file__, measure, table)

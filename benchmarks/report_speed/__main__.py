@@ -24,7 +24,6 @@ from pdl_jax.report.declare import Experiment, Study, Variant
 from pdl_jax.report.layout import ByCount, Curves, Line
 from pdl_jax.sweep.status import format_status, status
 
-FOLDER = Path(__file__).parent
 RUNS = ROOT / 'runs' / 'report_speed'
 ALPHAS, SEEDS, ROUNDS = 100, 10, 3
 CONFIG = 'configs/summarize.py:tiny'
@@ -57,11 +56,9 @@ def measure(options: harness.Options) -> list[Record]:
   rounds = [_round(experiment) for _ in range(options.rounds(ROUNDS))]
   sums = json.loads((original / 'items.json').read_text('utf-8'))
   return [{
-    'runs': count,
-    'examples': len(sums['after']['sums']['nats']),
-    'cpus': os.cpu_count(),
-    'rounds': rounds,
-  }]
+    'runs': count, 'examples': len(sums['after']['sums']['nats']),
+    'cpus': os.cpu_count(), 'rounds': rounds,
+  }]  # fmt: skip
 
 
 def _original() -> Path:
@@ -144,21 +141,19 @@ def table(records: list[Record]) -> str:
     'report': 'tables and figures from the records',
     'status': 'status',
   }
-  rows = []
-  for key, name in names.items():
-    times = [each[key] for each in record['rounds']]
-    three = (np.median(times), min(times), max(times))
-    rows.append((name, *(f'{x:.2f}' for x in three)))
+  times = {key: [each[key] for each in record['rounds']] for key in names}
   return (
     f'{record["runs"]:,} runs of {record["examples"]} examples, {ALPHAS} rows '
     f'with {SEEDS} seeds; {record["cpus"]} CPUs; seconds of '
     f'{len(record["rounds"])} rounds.\n\n'
-    + harness.markdown(('part', 'median', 'least', 'most'), rows)
+    + harness.listed(names, {
+      'part': lambda key: names[key],
+      'median': lambda key: f'{np.median(times[key]):.2f}',
+      'least': lambda key: f'{min(times[key]):.2f}',
+      'most': lambda key: f'{max(times[key]):.2f}',
+    })
   )
 
 
-report_files = harness.table_alone(FOLDER, table)
-
-
 if __name__ == '__main__':
-  harness.main(FOLDER, measure, report_files)
+  harness.main(__file__, measure, table)

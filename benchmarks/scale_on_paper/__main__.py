@@ -8,7 +8,6 @@ import dataclasses
 import time
 from collections import Counter
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -18,7 +17,6 @@ from benchmarks.harness import Record
 from benchmarks.scale_on_paper import step, tables
 from pdl_jax.cluster import memory
 
-FOLDER = Path(__file__).parent
 # (data, fsdp, tensor).
 MESHES = ((1, 128, 1), (2, 64, 1), (4, 32, 1), (1, 32, 4), (8, 8, 2))
 # Meshes on which the loss of all logits is compiled too.
@@ -45,12 +43,10 @@ def cases(compiler: str) -> Iterator[Record]:
 def measure(options: harness.Options) -> list[Record]:
   """Measures each case; a tiny benchmark only one that compiles nothing."""
   found = [x for name in COMPILERS for x in cases(name)]
-  return harness.by_case(options, found[-1:] if options.tiny else found, _alone)
-
-
-def _alone(case: Record) -> Record:
-  (record,) = harness.alone(FOLDER, case, env=ALONE)
-  return record
+  return harness.by_case(
+    options, found[-1:] if options.tiny else found,
+    lambda case: harness.alone(case, env=ALONE)[0],
+  )  # fmt: skip
 
 
 def measure_case(case: Record) -> Record:
@@ -103,12 +99,11 @@ def estimated(mesh: list[int]) -> dict[str, int]:
   return {**dataclasses.asdict(found), **sums}
 
 
-def report_files(folder: Path = FOLDER) -> dict[str, str]:
-  """Returns what follows from the records: name -> text."""
+def table(records: list[Record]) -> str:
+  """Formats the records in the order of the cases."""
   order = [x for name in COMPILERS for x in cases(name)]
-  records = sorted(harness.read(folder), key=lambda r: order.index(r['case']))
-  return {'table.md': tables.table(records)}
+  return tables.table(sorted(records, key=lambda r: order.index(r['case'])))
 
 
 if __name__ == '__main__':
-  harness.main(FOLDER, measure, report_files, measure_case)
+  harness.main(__file__, measure, table, measure_case)

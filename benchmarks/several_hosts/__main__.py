@@ -16,7 +16,6 @@ from typing import NamedTuple
 from benchmarks import harness
 from benchmarks.harness import ROOT, Record
 
-FOLDER = Path(__file__).parent
 STEPS, EVERY = 60, 20
 CONFIG = (
   '--config=configs/summarize.py:tiny', f'--config.train.steps={STEPS}',
@@ -110,43 +109,28 @@ def _send(
 
 def table(records: list[Record]) -> str:
   """Formats the records as Markdown."""
-  alone = records[0]
-  headings = (
-    'run', 'processes', 'exit codes', 'largest difference of a loss (nats)',
-    'of validation',
-  )  # fmt: skip
-  rows = [
-    (
-      record['case'],
-      *(
-        ', then '.join(str(call[key]) for call in record['calls'])
-        for key in ('processes', 'code')
-      ),
-      *(
-        f'{_largest(record[key], alone[key]):.1e}'
-        for key in ('losses', 'validation')
-      ),
-    )
-    for record in records
-  ]
+
+  def calls(record: Record, key: str) -> str:
+    return ', then '.join(str(call[key]) for call in record['calls'])
+
+  def largest(record: Record, key: str) -> str:
+    pairs = zip(record[key], records[0][key], strict=True)
+    return f'{max(abs(a - b) for a, b in pairs):.1e}'
+
+  made = harness.listed(records, {
+    'run': lambda r: r['case'],
+    'processes': lambda r: calls(r, 'processes'),
+    'exit codes': lambda r: calls(r, 'code'),
+    'largest difference of a loss (nats)': lambda r: largest(r, 'losses'),
+    'of validation': lambda r: largest(r, 'validation'),
+  }, 'lllrr')  # fmt: skip
   words = [
     f'- {record["case"]}: {words}\n'
     for record in records for call in record['calls']
     for words in call['words']
   ]  # fmt: skip
-  return (
-    harness.markdown(headings, rows, 'lllrr')
-    + '\nWhat they said:\n\n'
-    + ''.join(words)
-  )
-
-
-def _largest(these: list[float], those: list[float]) -> float:
-  return max(abs(a - b) for a, b in zip(these, those, strict=True))
-
-
-report_files = harness.table_alone(FOLDER, table)
+  return f'{made}\nWhat they said:\n\n{"".join(words)}'
 
 
 if __name__ == '__main__':
-  harness.main(FOLDER, measure, report_files)
+  harness.main(__file__, measure, table)

@@ -4,7 +4,6 @@
 """
 
 from functools import partial
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -12,37 +11,32 @@ import numpy as np
 
 from benchmarks import harness, steps
 from benchmarks.harness import Record
-from configs import summarize
-from pdl_jax.config import Settings
 from pdl_jax.losses import LossTables
 from pdl_jax.mesh import make_mesh
-from pdl_jax.pretrained.gguf import GGUFModel, find_package_file
 from pdl_jax.train.step import train_step
 
-FOLDER = Path(__file__).parent
 PAIRS = 12
 
 
 def measure(options: harness.Options) -> list[Record]:
   """Measures pairs of steps, and the memory of both programs."""
-  settings = Settings.from_config(summarize.get_config())
-  file = GGUFModel(find_package_file(settings.model.pretrained))
+  settings, file = steps.main_job()
   model, length = file.config(), settings.data.lengths.sequence
   rows = 1 if options.tiny else settings.train.batch_size
   batch = steps.batch(settings, model.vocab_size, rows, length)
   random = np.random.default_rng(0)
   weights = jnp.asarray(random.uniform(0.1, 5, model.vocab_size), jnp.float32)
-  ones = LossTables(jnp.ones(model.vocab_size))
+  tables, ones = LossTables(weights), LossTables(jnp.ones(model.vocab_size))
   with jax.set_mesh(make_mesh((1, 1, 1))):
     config, start = steps.begin(
       model, file.params(), settings.optimizer, settings
     )
     weighted = jax.jit(partial(train_step, config))
     plain = jax.jit(lambda s, b: train_step(config, s, b, ones))
-    pdl = weighted.lower(start, batch, LossTables(weights)).compile()
+    pdl = weighted.lower(start, batch, tables).compile()
     entropy = plain.lower(start, batch).compile()
     calls = {
-      'pdl': partial(pdl, start, batch, LossTables(weights)),
+      'pdl': partial(pdl, start, batch, tables),
       'entropy': partial(entropy, start, batch),
     }
     harness.take_turns(calls, 1)
@@ -87,8 +81,5 @@ def table(records: list[Record]) -> str:
   ])  # fmt: skip
 
 
-report_files = harness.table_alone(FOLDER, table)
-
-
 if __name__ == '__main__':
-  harness.main(FOLDER, measure, report_files)
+  harness.main(__file__, measure, table)

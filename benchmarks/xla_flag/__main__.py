@@ -33,7 +33,6 @@ from pdl_jax.train import state
 from pdl_jax.train.preemption import StopRequest
 from pdl_jax.train.step import train_step
 
-FOLDER = Path(__file__).parent
 RUNS = Path('runs') / 'xla_flag'
 # Settings that change neither a program nor the shape of its arguments.
 _SAME = (
@@ -56,7 +55,7 @@ def measure(options: harness.Options) -> list[Record]:
   """
   folder = RUNS / ('tiny' if options.tiny else version())
   for way in WAYS if options.tiny else ('base', *WAYS):
-    harness.alone(FOLDER, {'way': way, 'folder': str(folder)})
+    harness.alone({'way': way, 'folder': str(folder)})
   others = [
     record for record in harness.read_cases(options.place)
     if record['jaxlib'] != version()
@@ -282,8 +281,5 @@ def _rows(records: list[Record]) -> Iterator[tuple[str, ...]]:
   )
 
 
-report_files = harness.table_alone(FOLDER, table)
-
-
 if __name__ == '__main__':
-  harness.main(FOLDER, measure, report_files, measure_case)
+  harness.main(__file__, measure, table, measure_case)

@@ -9,8 +9,7 @@ with cross-entropy, then fine-tuned with each alpha from that one checkpoint.
 """
 
 from configs import base
-from experiments import metrics
-from experiments.small import BASE
+from experiments import metrics, small
 from pdl_jax.report.declare import Experiment, Study, Variant
 from pdl_jax.report.layout import ByCount, Curves, Frontier, Line
 
@@ -20,25 +19,20 @@ VARIANTS = tuple(
 )
 
 
-def study(
-  name: str, title: str, config: str, data: str, *more: str
-) -> Study:
+def study(name: str, title: str, data: str, *more: str) -> Study:
   """Every alpha on one task."""
-  return Study(
-    name, title, f'configs/{config}.py:small', VARIANTS,
-    baseline='alpha 0', metrics=(*metrics.QUALITY, *metrics.DIVERSITY, *more),
-    overrides={'data.name': data}, base=BASE,
-  )  # fmt: skip
+  columns = (*metrics.QUALITY, *metrics.DIVERSITY, *more)
+  return small.study(name, title, VARIANTS, 'alpha 0', data, columns)
 
 
 EXPERIMENT = Experiment(
   question='How do quality, diversity and rare words change with alpha?',
   studies=(
-    study('debian', 'Synopses of Debian packages', 'summarize', 'debian'),
-    study('dialogue', 'Dialogue', 'dialogue', 'chitchat', 'distinct_responses'),
+    study('debian', 'Synopses of Debian packages', 'debian'),
+    study('dialogue', 'Dialogue', 'chitchat', 'distinct_responses'),
     study(
-      'style_transfer', 'King James to Basic English, and back',
-      'style_transfer', 'bible', 'style_accuracy',
+      'style_transfer', 'King James to Basic English, and back', 'bible',
+      'style_accuracy',
     ),
   ),
   figures=(

@@ -34,7 +34,6 @@ from pdl_jax.config import Settings
 from pdl_jax.data import sources
 from pdl_jax.model import lm
 from pdl_jax.report import figures, marks, plan
-from pdl_jax.report.statistics import half_interval
 from pdl_jax.run.load_model import Model, load_model
 
 FOLDER = Path(__file__).parent
@@ -83,7 +82,7 @@ def main() -> None:
       })  # fmt: skip
       print(records[-1], flush=True)
   records += _angles()
-  harness.keep(FOLDER, records, report_files)
+  harness.keep(FOLDER, records, None, report_files)
 
 
 def finished(
@@ -164,12 +163,16 @@ def _angles() -> Iterator[dict[str, Any]]:
 
 def table(records: list[dict[str, Any]]) -> str:
   """The records as Markdown."""
+
+  def cell(values: np.ndarray) -> str:
+    return f'{values.mean():.1f} ({values.min():.1f} to {values.max():.1f})'
+
   found = _by_row(records)
   lengths = [f'{length:,}' for length in LENGTHS]
   rows = [
     (
       label, str(len(by_length[LENGTHS[0]])),
-      *(_cell(np.exp(list(by_length[n].values()))) for n in LENGTHS),
+      *(cell(np.exp(list(by_length[n].values()))) for n in LENGTHS),
     )
     for label, by_length in found.items()
   ]  # fmt: skip
@@ -185,10 +188,6 @@ def table(records: list[dict[str, Any]]) -> str:
       ('attention', 'pairs', *lengths, 'growth'), _differences(found)
     )
   )
-
-
-def _cell(values: np.ndarray) -> str:
-  return f'{values.mean():.1f} ({values.min():.1f} to {values.max():.1f})'
 
 
 def _differences(found: ByRow) -> Iterator[list[str]]:
@@ -212,11 +211,8 @@ def _minus(label: str, row: BySeed, other: BySeed) -> list[str]:
     np.asarray([row[n][seed] - other[n][seed] for seed in seeds])
     for n in LENGTHS
   ]
-  cells = [label, str(len(seeds))]
-  for values in (*minus, minus[-1] - minus[0]):
-    mean, half = values.mean(), half_interval(values)
-    cells.append(f'{mean:+.3f} ({mean - half:+.3f} to {mean + half:+.3f})')
-  return cells
+  cells = map(harness.mean_interval, (*minus, minus[-1] - minus[0]))
+  return [label, str(len(seeds)), *cells]
 
 
 def _by_row(records: list[dict[str, Any]]) -> ByRow:
@@ -229,24 +225,18 @@ def _by_row(records: list[dict[str, Any]]) -> ByRow:
   return found
 
 
-def report_files(folder: Path = FOLDER) -> dict[str, str]:
+def report_files(folder: Path) -> dict[str, str]:
   """What follows from the records: name -> text."""
   records = harness.read(folder)
-  drawn = {
-    'length.svg': figures.svg(
-      partial(_draw_lengths, records), 'Perplexity against length'
-    ),
-    **{
-      f'angles_{record["name"]}.svg': figures.svg(
-        partial(_draw_angles, record),
-        f'delta and b: {DRAWN[record["name"]].title}',
-      )
-      for record in records
-      if record['what'] == 'angles'
-    },
-  }
-  made = {name: text for name, text in drawn.items() if text is not None}
-  return {'table.md': table(records), **made}
+  made = {'table.md': table(records)}
+  draw = partial(_draw_lengths, records)
+  made['length.svg'] = figures.svg(draw, 'Perplexity against length') or ''
+  for record in records:
+    if record['what'] == 'angles':
+      name, draw = record['name'], partial(_draw_angles, record)
+      title = f'delta and b: {DRAWN[name].title}'
+      made[f'angles_{name}.svg'] = figures.svg(draw, title) or ''
+  return made
 
 
 def _draw_lengths(records: list[dict[str, Any]]) -> Figure:

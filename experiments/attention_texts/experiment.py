@@ -31,7 +31,6 @@ from experiments.complexformer.experiment import (
   ROPE,
   ZERO,
 )
-from pdl_jax.report.statistics import half_interval
 from pdl_jax.run.load_model import Model
 
 FOLDER = Path(__file__).parent
@@ -58,7 +57,7 @@ def main() -> None:
         'nats_per_token': float(nats.mean()),
       })  # fmt: skip
       print(records[-1], flush=True)
-  harness.keep(FOLDER, records, report_files)
+  harness.keep(FOLDER, records, table)
 
 
 def _texts(name: str) -> list[str]:
@@ -120,19 +119,15 @@ def table(records: list[dict[str, Any]]) -> str:
     for names in columns.values()
   ]
   rows = [(f'{ROPE}, perplexity', *cells)]
-  for row in ROWS[1:]:
-    cells = []
-    for names in columns.values():
-      minus = [mean(row, s, names) - mean(ROPE, s, names) for s in seeds]
-      middle, half = np.mean(minus), half_interval(minus)
-      cells.append(
-        f'{middle:+.3f} ({middle - half:+.3f} to {middle + half:+.3f})'
-      )
-    rows.append((row, *cells))
+  rows += [
+    (row, *(
+      harness.mean_interval(
+        [mean(row, s, names) - mean(ROPE, s, names) for s in seeds]
+      ) for names in columns.values()
+    ))
+    for row in ROWS[1:]
+  ]  # fmt: skip
   return text + harness.markdown(('attention', *columns), rows)
-
-
-report_files = harness.table_alone(FOLDER, table)
 
 
 if __name__ == '__main__':

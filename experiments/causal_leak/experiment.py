@@ -53,7 +53,7 @@ def main() -> None:
   records = [
     *_train(settings, ready, CAUSAL), *_train(settings, ready, AHEAD)
   ]  # fmt: skip
-  harness.keep(FOLDER, records, report_files)
+  harness.keep(FOLDER, records, table)
 
 
 def _train(
@@ -149,9 +149,6 @@ def table(records: list[dict[str, Any]]) -> str:
     f'Validation perplexity, {records[0]["tokens"]:,} tokens, after so many '
     f'steps.\n\n{harness.markdown(headings, rows, "ll" + "r" * len(steps))}'
   )
-
-
-report_files = harness.table_alone(FOLDER, table)
 
 
 if __name__ == '__main__':

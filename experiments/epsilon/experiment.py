@@ -7,8 +7,7 @@ on the synopses of Debian's packages.
   python launch.py report experiments/epsilon      # from records.jsonl alone
 """
 
-from experiments import metrics
-from experiments.small import BASE
+from experiments import small
 from pdl_jax.report.declare import Experiment, Study, Variant
 from pdl_jax.report.layout import HeatMap
 
@@ -29,12 +28,8 @@ def study(unit: str, title: str) -> Study:
     for alpha in ALPHAS
     for epsilon in EPSILONS[unit]
   )
-  return Study(
-    unit, title, 'configs/summarize.py:small',
-    (Variant('cross-entropy', {'loss.alpha': 0.0}), *grid),
-    baseline='cross-entropy', metrics=metrics.QUALITY + metrics.DIVERSITY,
-    overrides={'data.name': 'debian'}, base=BASE,
-  )  # fmt: skip
+  entropy = Variant('cross-entropy', small.CROSS_ENTROPY)
+  return small.study(unit, title, (entropy, *grid))
 
 
 EXPERIMENT = Experiment(

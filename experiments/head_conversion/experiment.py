@@ -113,7 +113,7 @@ def main() -> None:
     }  # fmt: skip
     print(record, flush=True)
     records.append(record)
-  harness.keep(FOLDER, records, report_files)
+  harness.keep(FOLDER, records, table)
 
 
 def _read(ready: prepare.Setup) -> Read:
@@ -145,11 +145,11 @@ def _read(ready: prepare.Setup) -> Read:
 def _library(ready: prepare.Setup, read: Read) -> Iterator[Form]:
   """As `convert` makes them."""
   for name, config in FORMS.items():
-    options = Settings.from_config(_with(config)).model
-    model = load_model(
-      Settings.from_config(_with(config)), None, ready.train.source
+    settings = Settings.from_config(_with(config))
+    model = load_model(settings, None, ready.train.source)
+    made = fit_head.fit_head(
+      settings.model, model, read.counts_V, read.moments, 0
     )
-    made = fit_head.fit_head(options, model, read.counts_V, read.moments, 0)
     own = made.params['head']
     size = head_report.head_size(made.config, made.params)
     bias_V = vq.bias_of(own)
@@ -299,27 +299,23 @@ def _losses(
 
 def table(records: list[dict[str, Any]]) -> str:
   """The records as Markdown."""
-  headings = (
-    'head', 'floats (% of dense)', 'index bits a type', 'look-ups (millions)',
-    'perplexity ratio',
-  )  # fmt: skip
-  rows = []
-  for record in records:
-    ratio = np.exp(record['nats_per_token'] - record['dense_nats_per_token'])
-    rows.append((
-      record['form'],
-      f'{100 * record["floats"] / record["dense_floats"]:.2f}',
-      f'{record["index_bits"] / record["types"]:.0f}',
-      f'{record["look_ups"] / 1e6:.2f}', f'{ratio:.3f}',
-    ))  # fmt: skip
+
+  def ratio(record: dict[str, Any]) -> float:
+    return np.exp(record['nats_per_token'] - record['dense_nats_per_token'])
+
   return (
     'Perplexity as a ratio to the full softmax, '
     f'{records[0]["tokens"]:,} validation tokens, nothing trained.\n\n'
-    + harness.markdown(headings, rows)
+    + harness.listed(records, {
+      'head': lambda r: r['form'],
+      'floats (% of dense)': lambda r: (
+        f'{100 * r["floats"] / r["dense_floats"]:.2f}'
+      ),
+      'index bits a type': lambda r: f'{r["index_bits"] / r["types"]:.0f}',
+      'look-ups (millions)': lambda r: f'{r["look_ups"] / 1e6:.2f}',
+      'perplexity ratio': lambda r: f'{ratio(r):.3f}',
+    })
   )
-
-
-report_files = harness.table_alone(FOLDER, table)
 
 
 if __name__ == '__main__':

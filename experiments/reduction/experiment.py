@@ -7,9 +7,8 @@ not; one denominator for the whole batch, or four micro-batches of it.
   python launch.py report experiments/reduction      # from records.jsonl alone
 """
 
-from experiments import metrics
-from experiments.small import BASE
-from pdl_jax.report.declare import Experiment, Study, Variant
+from experiments import small
+from pdl_jax.report.declare import Experiment, Variant
 from pdl_jax.report.layout import Curves
 
 ALPHA = 0.5
@@ -18,7 +17,7 @@ REDUCTIONS = ('weighted_mean', 'token_mean', 'sum')
 
 def variants() -> tuple[Variant, ...]:
   """Cross-entropy, and PDL reduced and scaled in every way."""
-  found = [Variant('cross-entropy', {'loss.alpha': 0.0})]
+  found = [Variant('cross-entropy', small.CROSS_ENTROPY)]
   for reduction in REDUCTIONS:
     for normalize in ('corpus_mean', 'none'):
       scaled = 'corpus mean 1' if normalize == 'corpus_mean' else 'unscaled'
@@ -33,11 +32,9 @@ def variants() -> tuple[Variant, ...]:
 EXPERIMENT = Experiment(
   question='Does it matter how weighted losses are summed and scaled?',
   studies=(
-    Study(
-      'debian', 'Synopses of Debian packages', 'configs/summarize.py:small',
-      variants(), baseline='weighted mean, corpus mean 1',
-      metrics=metrics.QUALITY + metrics.DIVERSITY,
-      overrides={'data.name': 'debian'}, base=BASE,
+    small.study(
+      'debian', 'Synopses of Debian packages', variants(),
+      baseline='weighted mean, corpus mean 1',
     ),
   ),
   figures=(Curves(),),

@@ -11,8 +11,7 @@ Synopses of Debian's packages.
 
 from collections.abc import Mapping, Sequence
 
-from experiments import metrics
-from experiments.small import BASE
+from experiments import small
 from pdl_jax.losses import LOSSES
 from pdl_jax.report.declare import Experiment, Study, Variant
 from pdl_jax.report.layout import ByCount, Frontier
@@ -47,8 +46,7 @@ CHOSEN = {
   'unlikelihood.alpha': 3.0,
   'scale_grad.gamma': 0.2,
 }
-CROSS_ENTROPY = Variant('cross_entropy', {'loss.alpha': 0.0})
-COLUMNS = metrics.QUALITY + metrics.DIVERSITY
+CROSS_ENTROPY = Variant('cross_entropy', small.CROSS_ENTROPY)
 
 
 def defaults() -> tuple[Variant, ...]:
@@ -77,12 +75,10 @@ def of_constants(
 def study(name: str, title: str, variants: tuple[Variant, ...], split: str,
           seeds: tuple[int, ...], baseline: str) -> Study:  # fmt: skip
   """Variants on one split, against one of them."""
-  return Study(
-    name, title, 'configs/summarize.py:small', variants,
-    baseline=baseline, metrics=COLUMNS,
-    overrides={'data.name': 'debian', 'evaluate.split': split},
-    base=BASE, seeds=seeds,
-  )  # fmt: skip
+  return small.study(
+    name, title, variants, baseline, overrides={'evaluate.split': split},
+    seeds=seeds,
+  )
 
 
 EXPERIMENT = Experiment(

@@ -6,6 +6,8 @@ The main job of each config, SmolLM2-135M, with PDL and with cross-entropy.
   python launch.py report experiments/smollm2      # from records.jsonl alone
 """
 
+from typing import Any
+
 from experiments import metrics
 from pdl_jax.report.declare import Experiment, Study, Variant
 from pdl_jax.report.layout import ByCount, Curves
@@ -14,11 +16,14 @@ CROSS_ENTROPY = Variant('cross-entropy', {'loss.name': 'cross_entropy'})
 COLUMNS = metrics.QUALITY + metrics.DIVERSITY
 
 
-def study(name: str, title: str, label: str, *more: str) -> Study:
+def study(
+  name: str, title: str, label: str, *more: str, config: str = '', **fields: Any
+) -> Study:
   """Both losses on one task, as its config has them."""
   return Study(
-    name, title, f'configs/{name}.py', (CROSS_ENTROPY, Variant(label)),
-    baseline='cross-entropy', metrics=(*COLUMNS, *more),
+    name, title, f'configs/{config or name}.py',
+    (CROSS_ENTROPY, Variant(label)), 'cross-entropy', (*COLUMNS, *more),
+    **fields,
   )  # fmt: skip
 
 
@@ -27,11 +32,9 @@ EXPERIMENT = Experiment(
   'task, against cross-entropy?',
   studies=(
     study('summarize', 'Summaries of API documentation', 'PDL, alpha 0.25'),
-    Study(
-      'debian', 'Synopses of Debian packages', 'configs/summarize.py',
-      (CROSS_ENTROPY, Variant('PDL, alpha 0.25')),
-      baseline='cross-entropy', metrics=COLUMNS,
-      overrides={'data.name': 'debian'},
+    study(
+      'debian', 'Synopses of Debian packages', 'PDL, alpha 0.25',
+      config='summarize', overrides={'data.name': 'debian'},
     ),
     study('dialogue', 'Dialogue', 'PDL, alpha 0.25', 'distinct_responses'),
     study(

@@ -9,14 +9,12 @@ with the opposite one. The runs are those of experiments/alpha.
 
 from collections.abc import Sequence
 
-from experiments import metrics
-from experiments.small import BASE
+from experiments import metrics, small
+from experiments.small import CROSS_ENTROPY
 from pdl_jax.report.declare import Experiment, Study, Variant
 from pdl_jax.report.layout import Frontier
 
 ALPHAS = (0.25, 0.5, 1.0)
-# Of training, as experiments/alpha writes them: the same runs.
-CROSS_ENTROPY = {'loss.alpha': 0.0}
 
 
 def variants(alphas: Sequence[float]) -> tuple[Variant, ...]:
@@ -33,29 +31,25 @@ def variants(alphas: Sequence[float]) -> tuple[Variant, ...]:
 
 
 def study(
-  name: str, title: str, config: str, data: str, *more: str,
+  name: str, title: str, data: str, *more: str,
   alphas: Sequence[float] = ALPHAS, baseline: str = 'cross-entropy',
 ) -> Study:  # fmt: skip
   """All of them on one task."""
   # Perplexity is of the model, whatever the decoding.
   columns = (*metrics.QUALITY[1:], *metrics.DIVERSITY, *more)
-  return Study(
-    name, title, f'configs/{config}.py:small', variants(alphas),
-    baseline=baseline, metrics=columns,
-    overrides={'data.name': data}, base=BASE,
-  )  # fmt: skip
+  return small.study(name, title, variants(alphas), baseline, data, columns)
 
 
 EXPERIMENT = Experiment(
   question='Does training with PDL give anything that cross-entropy, decoded '
   'with the opposite tilt, does not?',
   studies=(
-    study('debian', 'Synopses of Debian packages', 'summarize', 'debian'),
+    study('debian', 'Synopses of Debian packages', 'debian'),
     study(
       'debian_against_pdl', 'Synopses of Debian packages, against PDL 0.5',
-      'summarize', 'debian', alphas=(0.5,), baseline='PDL 0.5',
+      'debian', alphas=(0.5,), baseline='PDL 0.5',
     ),
-    study('dialogue', 'Dialogue', 'dialogue', 'chitchat', 'distinct_responses'),
+    study('dialogue', 'Dialogue', 'chitchat', 'distinct_responses'),
   ),
   figures=(
     Frontier('distinct_2', 'rougeL'), Frontier('rare_mass_10', 'rougeL')

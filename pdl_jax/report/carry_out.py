@@ -11,7 +11,7 @@ import json
 import math
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -25,7 +25,7 @@ from pdl_jax.report.collect import (
   fingerprint,
   read_evaluations,
 )
-from pdl_jax.report.declare import Experiment, Study, Variant
+from pdl_jax.report.declare import Experiment, Study
 from pdl_jax.report.plan import Planned
 from pdl_jax.storage import files
 from pdl_jax.sweep import claims
@@ -53,22 +53,17 @@ class _Row(NamedTuple):
   key: tuple[Any, ...]  # values of _KEY
   run: Planned
   overrides: dict[str, Any]
+  decode: tuple[str, ...] = ()  # flags of `evaluate`
 
 
 @dataclasses.dataclass(frozen=True)
 class Group:
-  """Runs that can be made at once.
-
-  Attributes:
-    root: parent of their run folders.
-    runs: each once, in the order in which they start.
-    starts: whether other runs start from them; no table shows such runs.
-  """
+  """Runs that can be made at once, each once."""
 
   title: str
-  root: Path
+  root: Path  # parent of their folders
   runs: tuple[Planned, ...]
-  starts: bool = False
+  starts: bool = False  # whether others start from them; no table shows these
 
   @property
   def cells(self) -> list[Cell]:
@@ -76,20 +71,27 @@ class Group:
     return [run.cell for run in self.runs]
 
 
-def planned(experiment: Experiment) -> Iterator[Group]:
-  """Yields all runs: first those that others start from, then seed by seed."""
+def planned(
+  experiment: Experiment, known: Collection[str] = ()
+) -> Iterator[Group]:
+  """Yields all runs: first those that others start from, then seed by seed.
+
+  Runs whose hash is `known` are left out.
+  """
   starts = [plan.base(study) for study in experiment.studies]
   different = {start.cell.digest: start for start in starts if start}
-  for start in different.values():
-    title = f'what they start from, in {start.root}'
-    yield Group(title, start.root, (start,), starts=True)
+  for digest, start in different.items():
+    if digest not in known:
+      title = f'what they start from, in {start.root}'
+      yield Group(title, start.root, (start,), starts=True)
   for seed in sorted({seed for s in experiment.studies for seed in s.seeds}):
     for study in experiment.studies:
       if seed in study.seeds:
-        runs = {run.cell.digest: run for _, run in plan.runs(study, seed)}
+        found = {run.cell.digest: run for _, run in plan.runs(study, seed)}
+        runs = tuple(x for digest, x in found.items() if digest not in known)
         root = plan.root(study.config)
-        title = f'{study.title}, seed {seed}, in {root}'
-        yield Group(title, root, tuple(runs.values()))
+        if runs:
+          yield Group(f'{study.title}, seed {seed}, in {root}', root, runs)
 
 
 def recorded(
@@ -112,22 +114,14 @@ def recorded(
 def carry_out(experiment: Experiment, folder: Path, sweep: Sweep) -> int:
   """Makes the runs that have no records, and collects after each group.
 
-  `sweep` runs cells below a folder until each is done or failed. Returns the
-  number of failed cells.
+  Returns the number of failed cells.
   """
   failed, known = 0, recorded(experiment, read(folder))
-  groups = [
-    dataclasses.replace(
-      group, runs=tuple(r for r in group.runs if r.cell.digest not in known)
-    )
-    for group in planned(experiment)
-  ]
-  if not any(group.runs for group in groups if not group.starts):
+  groups = list(planned(experiment, known))
+  if all(group.starts for group in groups):
     print(f'all runs are in {folder / RECORDS}')
     return 0
   for group in groups:
-    if not group.runs:
-      continue
     print(f'{group.title}:', flush=True)
     by_cell = {run.cell.digest: run for run in group.runs}
     outcome = sweep(
@@ -150,46 +144,37 @@ def _decode(experiment: Experiment, root: Path) -> int:
   """
   folders, failed = claims.run_folders(root), 0
   for study in experiment.studies:
-    for seed in study.seeds:
-      for variant, run in plan.runs(study, seed):
-        at = folders.get(run.cell.digest)
-        if not variant.decode or run.root != root or at is None:
-          continue
-        if claims.finished(at) and not _is_decoded(at, variant):
-          flags = [f'--decode.{k}={v}' for k, v in variant.decode.items()]
-          done = subprocess.run(
-            [sys.executable, 'launch.py', 'evaluate', str(at), *flags]
-          )
-          failed += done.returncode != 0
+    for row in _rows(study):
+      at = folders.get(row.run.cell.digest)
+      if not row.decode or row.run.root != root or at is None:
+        continue
+      path = at / 'evaluations.json'
+      is_decoded = path.exists() and row.key[-1] in read_evaluations(at)
+      if claims.finished(at) and not is_decoded:
+        command = [sys.executable, 'launch.py', 'evaluate', str(at)]
+        failed += subprocess.run([*command, *row.decode]).returncode != 0
   return failed
 
 
-def _is_decoded(run: Path, variant: Variant) -> bool:
-  path = run / 'evaluations.json'
-  return path.exists() and _predictions(variant) in read_evaluations(run)
+def _rows(study: Study, *, before: bool = False) -> Iterator[_Row]:
+  """Yields the rows of all runs, or for each that of before fine-tuning.
 
-
-def _predictions(variant: Variant) -> str:
-  way = ','.join(f'{key}={value}' for key, value in variant.decode.items())
-  return f'after-{way}' if way else 'after'
-
-
-def _rows(study: Study) -> Iterator[_Row]:
+  That row is equal for all runs, and has the first seed, whichever provides it.
+  """
   for seed in study.seeds:
     for variant, run in plan.runs(study, seed):
-      predictions = _predictions(variant)
-      key = study.name, variant.label, seed, run.cell.digest, predictions
-      yield _Row(key, run, {**study.overrides, **variant.overrides})
-
-
-def _rows_before(study: Study) -> Iterator[_Row]:
-  """Yields the row of the model before fine-tuning, equal for all runs."""
-  for seed in study.seeds:
-    for _, run in plan.runs(study, seed):
-      # The row has one seed, whichever run provides it.
-      first, digest = study.seeds[0], run.cell.digest
-      key = study.name, study.before, first, digest, 'before'
-      yield _Row(key, run, dict(study.overrides))
+      overrides = {**study.overrides, **variant.overrides}
+      who, predictions = (study.name, variant.label, seed), 'after'
+      way = [f'{key}={value}' for key, value in variant.decode.items()]
+      if before:
+        who, predictions = (study.name, study.before, study.seeds[0]), 'before'
+        overrides = dict(study.overrides)
+      elif way:
+        predictions = f'after-{",".join(way)}'
+      yield _Row(
+        (*who, run.cell.digest, predictions), run, overrides,
+        tuple(f'--decode.{each}' for each in way),
+      )  # fmt: skip
 
 
 def keep(experiment: Experiment, folder: Path) -> None:
@@ -199,19 +184,18 @@ def keep(experiment: Experiment, folder: Path) -> None:
   """
   known = {_key(record): record for record in read(folder)}
   definitions, records = read_definitions(folder), []
+  attempts = functools.cache(claims.attempts)
 
   @functools.cache
   def folders(root: Path) -> dict[str, Path]:
     return claims.run_folders(root) if root.exists() else {}
-
-  attempts = functools.cache(claims.attempts)
 
   def is_there(row: _Row) -> bool:
     at = folders(row.run.root).get(row.run.cell.digest)
     return row.key in known or (at is not None and claims.finished(at))
 
   for study in experiment.studies:
-    before = filter(is_there, _rows_before(study) if study.before else ())
+    before = filter(is_there, _rows(study, before=True) if study.before else ())
     for row in itertools.chain(itertools.islice(before, 1), _rows(study)):
       root, digest = row.run.root, row.run.cell.digest
       at, who = folders(root).get(digest), dict(zip(_KEY, row.key, strict=True))
@@ -224,10 +208,15 @@ def keep(experiment: Experiment, folder: Path) -> None:
         definitions |= {fingerprint(defined): defined} if defined else {}
       elif row.key in known:
         records.append(known[row.key])
-  _write(folder / RECORDS, ''.join(json.dumps(r) + '\n' for r in records))
   used = {record.get('definitions') for record in records}
   kept = {key: definitions[key] for key in sorted(definitions) if key in used}
-  _write(folder / DEFINITIONS, json.dumps(kept, indent=1) + '\n')
+  for name, text in (
+    (RECORDS, ''.join(json.dumps(record) + '\n' for record in records)),
+    (DEFINITIONS, json.dumps(kept, indent=1) + '\n'),
+  ):
+    partial = folder / f'{name}.partial'
+    partial.write_text(text, 'utf-8')
+    partial.replace(folder / name)
 
 
 def _key(record: Mapping[str, Any]) -> tuple[Any, ...]:
@@ -273,9 +262,3 @@ def read_definitions(folder: Path) -> dict[str, dict[str, Any]]:
     return {}
   mend = f'git checkout {path} brings it back'
   return files.read_json(path, dict[str, dict[str, _Definition]], mend)
-
-
-def _write(path: Path, text: str) -> None:
-  partial = path.with_name(f'{path.name}.partial')
-  partial.write_text(text, 'utf-8')
-  partial.replace(path)

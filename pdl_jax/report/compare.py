@@ -17,6 +17,7 @@ from pdl_jax.report.layout import Column, Entry, Part, Report, Row, State
 from pdl_jax.report.statistics import (
   LEVEL,
   Difference,
+  Statistic,
   best_of,
   bootstrap,
   holm,
@@ -44,18 +45,18 @@ def make_report(
   records, metrics that contradict their sums, and tables whose rows differ in
   data, tokenizer or metric definitions.
   """
-  declared = {study.name for study in experiment.studies}
+  found: dict[str, list[Record]] = {x.name: [] for x in experiment.studies}
   for record in records:
-    if record['study'] not in declared:
+    if record['study'] not in found:
       raise DataError(
         f'{name}: a record is of the study {record["study"]!r}, and declared '
-        f'are {", ".join(sorted(declared))}'
+        f'are {", ".join(sorted(found))}'
       )
+    found[record['study']].append(record)
   parts = tuple(
-    _Table(study, [r for r in records if r['study'] == study.name], definitions)
-    .part()
+    _Table(study, found[study.name], definitions).part()
     for study in experiment.studies
-  )  # fmt: skip
+  )
   return Report(name, experiment.question, command, parts, experiment.figures)
 
 
@@ -81,10 +82,9 @@ class _Table:
       for row, found in self._ended.items()
     }
     self._all = [r for found in self._done.values() for r in found.values()]
-    self._first = self._all[0] if self._all else None
     for record in self._all:
       self._check(record, self._all[0])
-    self._columns = {x.key: self._column(x) for x in study.columns}
+    self._columns = tuple(map(self._column, study.columns))
 
   def _check(self, record: Record, first: Record) -> None:
     """Refuses a record that cannot share a table with the first."""
@@ -113,7 +113,7 @@ class _Table:
           'differently; measure both again with one version (evaluate)'
         )
       value = record['metrics'][metric.key]
-      if value is None or not _has_sums(record, metric.sums):
+      if value is None or not self._has_sums(metric.sums, record):
         continue
       again = of_sums(metric, metric.sums, record['items']).value
       if again is None or not math.isclose(
@@ -135,67 +135,63 @@ class _Table:
     return self._definitions[record['definitions']].get(metric.key, {})
 
   def _column(self, metric: Metric) -> Column:
-    reference, definition, first = None, 'not measured yet', self._first
-    if first is not None:
-      reference = first['metrics'].get(f'reference_{metric.key}')
-      told = self._definition(first, metric)
+    reference, definition = None, 'not measured yet'
+    if self._all:
+      reference = self._all[0]['metrics'].get(f'reference_{metric.key}')
+      told = self._definition(self._all[0], metric)
       definition = told.get('definition', 'not measured')
       if told.get('signature'):
         definition += f' [{told["signature"]}]'
     return Column(
-      metric.key, metric.label, metric.better, metric.digits,
-      None if reference is None else reference * metric.scale,
-      definition, self._resamples(metric.sums),
-    )  # fmt: skip
+      **{**vars(metric), 'definition': definition},
+      reference=None if reference is None else reference * metric.scale,
+      # Old records may lack the sums.
+      over_documents=self._has_sums(metric.sums, *self._all),
+    )
 
-  def _resamples(self, sums: Sequence[str]) -> bool:
-    """Whether all records have these sums; old ones may lack them."""
-    return all(_has_sums(record, sums) for record in self._all)
+  def _has_sums(self, sums: Sequence[str], *records: Record) -> bool:
+    return bool(sums) and all(set(sums) <= r['items'].keys() for r in records)
 
   def part(self) -> Part:
-    study, first = self._study, self._first
+    study, best = self._study, {x.key: self._best(x) for x in self._columns}
     compared = {
-      (label, metric.key): self._compare(label, study.baseline, metric)
+      (label, column.key): found
       for label in self._labels
       if label not in (study.before, study.baseline)
-      for metric in study.columns
+      for column in self._columns
+      if (found := self._compare(label, study.baseline, column)) is not None
     }
     adjusted = holm({
       place: found.p
       for place, found in compared.items()
-      if found is not None and found.p is not None
+      if found.p is not None
     })
-    best = {metric.key: self._best(metric) for metric in study.columns}
 
-    def entry(label: str, metric: Metric) -> Entry:
-      values, place = self._values(label, metric), (label, metric.key)
-      difference = compared.get(place)
+    def entry(label: str, column: Column) -> Entry:
+      difference = compared.get((label, column.key))
       if difference is not None:
-        value, low, high = (
-          None if x is None else x * metric.scale
-          for x in (difference.value, difference.low, difference.high)
-        )
-        p, identical = adjusted.get(place), difference.identical
-        difference = Difference(value, low, high, p, identical)
+        p = adjusted.get((label, column.key))
+        difference = dataclasses.replace(difference, p=p)
       return Entry(
-        values, over_seeds(list(values.values())) if values else None,
-        difference, best=label in best[metric.key],
-        alone=best[metric.key] == (label,),
+        self._values(label, column), difference, best=label in best[column.key],
+        alone=best[column.key] == (label,),
       )  # fmt: skip
 
     chosen = self._chosen()
     rows = tuple(
       self._row(
-        label, {metric.key: entry(label, metric) for metric in study.columns},
+        label, {column.key: entry(label, column) for column in self._columns},
         chosen=label == chosen,
       )
       for label in self._labels
     )  # fmt: skip
-    groups = first['groups'] if first else []
+    first = self._all[0] if self._all else {
+      'groups': [], 'split': study.config, 'tokens_by_count': {},
+    }  # fmt: skip
     return Part(
-      study.name, study.title, tuple(self._columns.values()), rows,
-      len(groups), len(set(groups)), first['split'] if first else study.config,
-      tuple(self._notes(chosen)), first['tokens_by_count'] if first else {},
+      study.name, study.title, self._columns, rows, len(first['groups']),
+      len(set(first['groups'])), first['split'], tuple(self._notes(chosen)),
+      first['tokens_by_count'],
     )  # fmt: skip
 
   def _row(
@@ -203,8 +199,7 @@ class _Table:
   ) -> Row:
     variants = {variant.label: variant for variant in self._study.variants}
     variant, done = variants.get(label, Variant(label)), self._done[label]
-    settings = dict(variant.overrides)
-    settings |= {f'decode.{key}': v for key, v in variant.decode.items()}
+    decode = {f'decode.{key}': v for key, v in variant.decode.items()}
     nats: dict[str, dict[int, float]] = {}
     for seed, record in done.items():
       for bucket, value in record['nats_by_count'].items():
@@ -216,9 +211,9 @@ class _Table:
       if label != self._study.before
     }
     return Row(
-      label, *self._state(label), self._seeds(label), entries, settings,
-      label == self._study.baseline, chosen, nats, self._by_count(label),
-      curves,
+      label, *self._state(label), self._seeds(label), entries,
+      {**variant.overrides, **decode}, label == self._study.baseline, chosen,
+      nats, self._by_count(label), curves,
     )  # fmt: skip
 
   def _seeds(self, label: str) -> tuple[int, ...]:
@@ -271,110 +266,111 @@ class _Table:
     complete = len(ends) == len(self._study.variants)
     return min(ends, key=lambda label: ends[label]) if complete else None
 
-  def _values(self, label: str, metric: Metric) -> dict[int, float]:
+  def _values(self, label: str, column: Column) -> dict[int, float]:
     """Seed -> value, in the unit shown."""
     return {
-      seed: value * metric.scale
+      seed: value * column.scale
       for seed, record in self._done[label].items()
-      if (value := record['metrics'][metric.key]) is not None
+      if (value := record['metrics'][column.key]) is not None
     }
 
-  def _record(self, label: str, seed: int) -> Record | None:
-    """The record of a finished run; before fine-tuning all seeds share one."""
-    done = self._done[label]
-    if label == self._study.before:
-      return next(iter(done.values()), None)
-    return done.get(seed)
+  def _pairs(self, label: str, other: str) -> list[tuple[Record, Record]]:
+    """Records of both rows by seed; before fine-tuning all seeds share one."""
 
-  def _pairs(self, label: str, other: str) -> Iterator[tuple[Record, Record]]:
-    for seed in sorted(self._study.seeds):
-      pair = self._record(label, seed), self._record(other, seed)
-      if pair[0] is not None and pair[1] is not None:
-        yield pair[0], pair[1]
+    def by_seed(row: str) -> dict[int, Record]:
+      done = self._done[row]
+      if row == self._study.before and done:
+        return dict.fromkeys(self._study.seeds, next(iter(done.values())))
+      return done
+
+    a, b = by_seed(label), by_seed(other)
+    seeds = sorted(self._study.seeds)
+    return [(a[seed], b[seed]) for seed in seeds if seed in a and seed in b]
 
   def _compare(
-    self, label: str, other: str, metric: Metric
+    self, label: str, other: str, column: Column
   ) -> Difference | None:
-    """A row minus another; None if they cannot be compared."""
+    """A row minus another, in the unit shown; None if they have no pair."""
     pairs = [
       pair for pair in self._pairs(label, other)
-      if all(r['metrics'][metric.key] is not None for r in pair)
+      if all(r['metrics'][column.key] is not None for r in pair)
     ]  # fmt: skip
-    column, target = self._columns[metric.key], None
+    target = None
     if column.better == 'reference':
       if column.reference is None:
         return None
-      target = column.reference / metric.scale
+      target = column.reference / column.scale
     if not pairs:
       return None
     if all(a['items'] == b['items'] for a, b in pairs):
       return Difference(0.0, identical=True)
     if column.over_documents:
-      found = _resampled(pairs, metric, target)
+      found = _resampled(pairs, column.sums, column.value, target)
     else:
       a_S, b_S = zip(
-        *([r['metrics'][metric.key] for r in pair] for pair in pairs),
+        *([r['metrics'][column.key] for r in pair] for pair in pairs),
         strict=True,
       )
       found = seeds_alone(a_S, b_S, target)
+    value, low, high = (
+      None if x is None else x * column.scale
+      for x in (found.value, found.low, found.high)
+    )
     # p is left out where so few seeds could never make it significant.
     few = seed_floor(len(pairs)) > LEVEL
-    return dataclasses.replace(found, p=None) if few else found
+    return Difference(value, low, high, None if few else found.p)
 
   def _by_count(self, label: str) -> dict[str, Difference]:
     """Nats per token minus the baseline's, by training count."""
-    pairs = list(self._pairs(label, self._study.baseline))
-    if label in (self._study.baseline, self._study.before) or not pairs:
+    if label in (self._study.baseline, self._study.before):
       return {}
+    pairs = self._pairs(label, self._study.baseline)
     found = {
-      bucket: _resampled(
-        pairs, dataclasses.replace(likelihood.NATS, sums=names), None
-      )
+      bucket: _resampled(pairs, names, likelihood.NATS.value)
       for bucket in likelihood.BUCKETS
-      if self._resamples(names := likelihood.sums_of(bucket))
+      if self._has_sums(names := likelihood.sums_of(bucket), *self._all)
+      and pairs
     }
     return {k: v for k, v in found.items() if v.value is not None}
 
-  def _best(self, metric: Metric) -> tuple[str, ...]:
-    column = self._columns[metric.key]
+  def _best(self, column: Column) -> tuple[str, ...]:
     direction = column.better
     if direction == 'reference':
       direction = column.reference
     values = {
       label: list(of.values())
       for label in self._labels
-      if (of := self._values(label, metric))
+      if (of := self._values(label, column))
     }
     seeds = [len(v) for k, v in values.items() if k != self._study.before]
     if direction in (None, 'none') or len(seeds) < 2 or min(seeds) < 2:
       return ()  # Either no direction, or too few seeds to rule out chance.
 
     def is_tied(best: str, other: str) -> bool:
-      found = self._compare(best, other, metric)
+      found = self._compare(best, other, column)
       return found is None or found.identical or found.holds_zero
 
     means = {label: over_seeds(of).mean for label, of in values.items()}
-    return best_of(means, direction, metric.digits, is_tied)
-
-
-def _has_sums(record: Record, sums: Sequence[str]) -> bool:
-  return bool(sums) and set(sums) <= set(record['items'])
+    return best_of(means, direction, column.digits, is_tied)
 
 
 def _resampled(
-  pairs: Sequence[tuple[Record, Record]], metric: Metric, target: float | None
+  pairs: Sequence[tuple[Record, Record]],
+  names: Sequence[str],
+  statistic: Statistic,
+  target: float | None = None,
 ) -> Difference:
-  """The first records minus the second ones, with an interval."""
-  a, b = (_sums(records, metric) for records in zip(*pairs, strict=True))
-  return bootstrap(a, b, metric.value, target=target)
+  """The first records minus the second ones, with an interval.
 
-
-def _sums(records: Sequence[Record], metric: Metric) -> np.ndarray:
-  """[S, G, K]: the sums behind a metric, per seed and group of examples.
-
-  Examples of one group are not independent draws.
+  Examples of one group are not independent draws: their sums are added.
   """
-  sums_SxKxD = [[r['items'][name] for name in metric.sums] for r in records]
-  groups_D = np.asarray(records[0]['groups'])
-  member_GxD = (groups_D == np.arange(groups_D.max() + 1)[:, None]) * 1.0
-  return member_GxD @ np.asarray(sums_SxKxD, float).transpose(0, 2, 1)
+
+  def grouped(records: Sequence[Record]) -> np.ndarray:
+    """[S, G, K]: the named sums per seed and group of examples."""
+    sums_SxKxD = [[r['items'][name] for name in names] for r in records]
+    groups_D = np.asarray(records[0]['groups'])
+    member_GxD = (groups_D == np.arange(groups_D.max() + 1)[:, None]) * 1.0
+    return member_GxD @ np.asarray(sums_SxKxD, float).transpose(0, 2, 1)
+
+  a, b = map(grouped, zip(*pairs, strict=True))
+  return bootstrap(a, b, statistic, target=target)

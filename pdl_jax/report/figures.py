@@ -18,22 +18,12 @@ from matplotlib.typing import RcKeyType
 
 from pdl_jax.errors import ConfigError
 from pdl_jax.evaluate.table import one_line
+from pdl_jax.report import layout
 from pdl_jax.report import marks as looks
-from pdl_jax.report.layout import (
-  ByCount,
-  Column,
-  Curves,
-  Figure,
-  Frontier,
-  HeatMap,
-  Line,
-  Part,
-  Report,
-  Row,
-)
+from pdl_jax.report.layout import Column, Part, Row
 from pdl_jax.report.marks import Mark, Setting
 from pdl_jax.report.statistics import over_seeds
-from pdl_jax.report.wording import absent, file_stem, number
+from pdl_jax.report.wording import absent, file_stem, mean_and_std, number
 
 _STYLE: dict[RcKeyType, Any] = {
   'axes.axisbelow': True,
@@ -55,10 +45,6 @@ _STYLE: dict[RcKeyType, Any] = {
   'text.parse_math': False,
 }
 _UNDATED = dict.fromkeys(('Creator', 'Date', 'Format', 'Type'))
-_KINDS = {
-  Line: 'line', Frontier: 'frontier', ByCount: 'by_count',
-  HeatMap: 'heat_map', Curves: 'curves',
-}  # fmt: skip
 _HUMAN_LINE = {
   'color': looks.HUMAN, 'ls': '--', 'lw': 1.2, 'label': 'human texts'
 }  # fmt: skip
@@ -71,15 +57,12 @@ _GREY, _PALE_GREY = '#9a9a9a', '#ececec'
 _FAR = 3.0
 
 
-def draw(report: Report) -> dict[str, dict[str, str]]:
+def draw(report: layout.Report) -> dict[str, dict[str, str]]:
   """Draws every figure for every part that has something to show in it.
 
-  The user's Matplotlib styles are ignored.
-
-  Returns:
-    Part name -> file name -> SVG text, e.g. `dialogue_line.svg` for the part
-    `dialogue`. Several figures of a kind also get their settings and metrics in
-    the name; a line gets its first metric.
+  The user's Matplotlib styles are ignored. Returns part name -> file name, such
+  as `dialogue_line.svg` -> SVG text. Several figures of a kind also get their
+  settings and metrics in the name; a line gets its first metric.
   """
   names, drawn = _names(report.figures), {}
   for part in report.parts:
@@ -106,34 +89,17 @@ def svg(plot: Callable[[], Picture | None], title: str) -> str | None:
     return file.getvalue()
 
 
-def plot(part: Part, figure: Figure) -> Picture | None:
+def plot(part: Part, figure: layout.Figure) -> Picture | None:
   """Makes a figure as Matplotlib objects; None if it has nothing to show."""
-  match figure:
-    case Line():
-      return _line(part, figure)
-    case Frontier():
-      return _frontier(part, figure)
-    case ByCount():
-      return _by_count(part)
-    case HeatMap():
-      return _heat_map(part, figure)
-    case Curves():
-      return _curves(part)
+  return _KINDS[type(figure)][1](part, figure)
 
 
-def _names(figures: Sequence[Figure]) -> list[str]:
+def _names(figures: Sequence[layout.Figure]) -> list[str]:
   names, kinds = [], [type(figure) for figure in figures]
   for figure in figures:
-    told = ()
-    if kinds.count(type(figure)) > 1:
-      match figure:
-        case Line():
-          told = (figure.x, *figure.metrics[:1])
-        case Frontier():
-          told = (figure.x, figure.y)
-        case HeatMap():
-          told = (figure.x, figure.y, figure.metric)
-    names.append('_'.join((_KINDS[type(figure)], *told)))
+    name, _, told = _KINDS[type(figure)]
+    several = kinds.count(type(figure)) > 1
+    names.append('_'.join((name, *(told(figure) if several else ()))))
   for name in names:
     if names.count(name) > 1:
       raise ConfigError(
@@ -143,19 +109,14 @@ def _names(figures: Sequence[Figure]) -> list[str]:
   return names
 
 
-def _line(part: Part, figure: Line) -> Picture | None:
+def _line(part: Part, figure: layout.Line) -> Picture | None:
   """One panel per metric, with a line for each choice of other settings.
 
   A system without a value leaves a gap in its line.
   """
-  lines: dict[looks.Rest, list[tuple[float, Row]]] = {}
-  for row in part.rows:
-    x = looks.number_at(row, figure.x)
-    if x is not None:
-      lines.setdefault(looks.rest_of(row, figure.x), []).append((x, row))
   lines = {
     rest: sorted(found, key=lambda point: point[0])
-    for rest, found in lines.items()
+    for rest, found in looks.paths(part.rows, figure.x).items()
     if not all(row.is_baseline for _, row in found)
   }
   points = [point for found in lines.values() for point in found]
@@ -225,21 +186,37 @@ def _draw_levels(ax: Axes, part: Part, column: Column) -> None:
     ax.axhline(column.reference, **_HUMAN_LINE)
 
 
-def _frontier(part: Part, figure: Frontier) -> Picture | None:
-  columns = {column.key: column for column in part.columns}
-  shown = [
-    (row, mark)
-    for row, mark in zip(part.rows, looks.marks(part), strict=True)
-    if {figure.x, figure.y} <= columns.keys()
-    and row.entries[figure.x].spread
-    and row.entries[figure.y].spread
-  ]
-  if not shown:
+def _frontier(part: Part, figure: layout.Frontier) -> Picture | None:
+  """Draws each system; thin lines join those that differ in one number."""
+  keys, columns = (figure.x, figure.y), {c.key: c for c in part.columns}
+  if not {*keys} <= columns.keys():
+    return None
+  means: dict[str, list[float]] = {}
+  for row in part.rows:
+    spreads = [row.entries[key].spread for key in keys]
+    found = [spread.mean for spread in spreads if spread is not None]
+    if len(found) == 2:
+      means[row.label] = found
+  if not means:
     return None
   picture, [ax] = looks.panels(1, _HEIGHT)
-  _join(ax, part, [row for row, _ in shown], figure)
-  for row, mark in shown:
-    _draw_system(ax, row, figure, mark)
+  shown = [row for row in part.rows if row.label in means]
+  for path in looks.paths(shown, looks.scale_key(part)).values():
+    joined = sorted((at, *means[row.label]) for at, row in path)
+    _, xs, ys = zip(*joined, strict=True)
+    ax.plot(xs, ys, color=_GREY, lw=0.8, zorder=1)
+  for row, mark in looks.marked(part):
+    if row.label in means:
+      x, y = (row.entries[key] for key in keys)
+      seeds = sorted(x.by_seed.keys() & y.by_seed.keys())
+      xs, ys = ([of.by_seed[seed] for seed in seeds] for of in (x, y))
+      _draw_dots(ax, xs, ys, mark)
+      ax.errorbar(
+        *means[row.label],
+        xerr=x.spread and x.spread.std, yerr=y.spread and y.spread.std,
+        color=mark.colour, marker=mark.marker, ls='', elinewidth=0.8,
+        label=looks.label_of(row),
+      )  # fmt: skip
   if figure.log:
     looks.set_logarithmic(ax)
   _draw_human(ax, columns[figure.x].reference, columns[figure.y].reference)
@@ -247,40 +224,6 @@ def _frontier(part: Part, figure: Frontier) -> Picture | None:
   ax.set_ylabel(looks.axis_title(columns[figure.y], _Y_TITLE))
   looks.add_legend(picture, [ax])
   return picture
-
-
-def _mean(row: Row, key: str) -> float:
-  spread = row.entries[key].spread
-  return math.nan if spread is None else spread.mean
-
-
-def _join(
-  ax: Axes, part: Part, rows: Sequence[Row], figure: Frontier
-) -> None:
-  """Draws thin lines through systems that differ only in one number."""
-  key = looks.scale_key(part)
-  paths: dict[looks.Rest, list[tuple[float, float, float]]] = {}
-  for row in rows:
-    at = looks.number_at(row, key)
-    if at is not None:
-      point = at, _mean(row, figure.x), _mean(row, figure.y)
-      paths.setdefault(looks.rest_of(row, key), []).append(point)
-  for path in paths.values():
-    _, xs, ys = zip(*sorted(path), strict=True)
-    ax.plot(xs, ys, color=_GREY, lw=0.8, zorder=1)
-
-
-def _draw_system(ax: Axes, row: Row, figure: Frontier, mark: Mark) -> None:
-  x, y = row.entries[figure.x], row.entries[figure.y]
-  seeds = sorted(x.by_seed.keys() & y.by_seed.keys())
-  xs, ys = [x.by_seed[s] for s in seeds], [y.by_seed[s] for s in seeds]
-  _draw_dots(ax, xs, ys, mark)
-  ax.errorbar(
-    _mean(row, figure.x), _mean(row, figure.y),
-    xerr=x.spread and x.spread.std, yerr=y.spread and y.spread.std,
-    color=mark.colour, marker=mark.marker, ls='', elinewidth=0.8,
-    label=looks.label_of(row),
-  )  # fmt: skip
 
 
 def _draw_human(ax: Axes, x: float | None, y: float | None) -> None:
@@ -310,7 +253,7 @@ def _draw_human(ax: Axes, x: float | None, y: float | None) -> None:
     ax.plot(x, y, '*', color=looks.HUMAN, ms=11, label=_HUMAN_LINE['label'])
 
 
-def _by_count(part: Part) -> Picture | None:
+def _by_count(part: Part, _: layout.ByCount) -> Picture | None:
   """Draws differences to the baseline, paired by seed where possible.
 
   If the baseline lacks a seed of the system, its mean is subtracted instead.
@@ -320,23 +263,27 @@ def _by_count(part: Part) -> Picture | None:
   baseline = part.baseline
   shown = [
     (row, mark)
-    for row, mark in zip(part.rows, looks.marks(part), strict=True)
+    for row, mark in looks.marked(part)
     if row.nats_by_count and row.compared
   ]
   if baseline is None or not baseline.nats_by_count or not shown:
     return None
-  buckets = list(baseline.nats_by_count)
   picture, [ax] = looks.panels(1, _HEIGHT)
   for i, (row, mark) in enumerate(shown):
     # Side by side within a bucket, so that none hides another.
     shift = 0.6 * ((i + 0.5) / len(shown) - 0.5)
-    places = [place + shift for place in range(len(buckets))]
-    values = [
-      _minus(row.nats_by_count.get(b, {}), baseline.nats_by_count[b])
-      for b in buckets
-    ]
+    places, values = [], []
+    for place, (bucket, base) in enumerate(baseline.nats_by_count.items()):
+      by_seed = row.nats_by_count.get(bucket, {})
+      mean = over_seeds(list(base.values())).mean
+      paired = by_seed.keys() <= base.keys()
+      places.append(place + shift)
+      values.append({
+        seed: value - (base[seed] if paired else mean)
+        for seed, value in by_seed.items()
+      })
     _draw_seeds(ax, places, values, mark, looks.label_of(row))
-    for place, bucket in zip(places, buckets, strict=True):
+    for place, bucket in zip(places, baseline.nats_by_count, strict=True):
       found = row.by_count.get(bucket)
       if found is None or found.low is None or found.high is None:
         continue
@@ -357,8 +304,10 @@ def _by_count(part: Part) -> Picture | None:
     ax.minorticks_off()
   label = looks.label_of(baseline)
   ax.axhline(0, color=looks.BASELINE, lw=1, label=label)
-  counted = [f'{b}\n{part.tokens_by_count[b]:,}' for b in buckets]
-  ax.set_xticks(range(len(buckets)), counted)
+  ax.set_xticks(
+    range(len(baseline.nats_by_count)),
+    [f'{b}\n{part.tokens_by_count[b]:,}' for b in baseline.nats_by_count],
+  )
   ax.set_xlabel(
     'occurrences of the token in the training data; target tokens measured'
   )
@@ -368,23 +317,8 @@ def _by_count(part: Part) -> Picture | None:
   return picture
 
 
-def _minus(
-  by_seed: Mapping[int, float], baseline: Mapping[int, float]
-) -> dict[int, float]:
-  mean = over_seeds(list(baseline.values())).mean
-  paired = by_seed.keys() <= baseline.keys()
-  return {
-    seed: value - (baseline[seed] if paired else mean)
-    for seed, value in by_seed.items()
-  }
-
-
-def _curves(part: Part) -> Picture | None:
-  shown = [
-    (row, mark)
-    for row, mark in zip(part.rows, looks.marks(part), strict=True)
-    if any(row.curves.values())
-  ]
+def _curves(part: Part, _: layout.Curves) -> Picture | None:
+  shown = [x for x in looks.marked(part) if any(x[0].curves.values())]
   if not shown:
     return None
   picture, [ax] = looks.panels(1, _HEIGHT)
@@ -406,17 +340,14 @@ def _curves(part: Part) -> Picture | None:
   return picture
 
 
-def _heat_map(part: Part, figure: HeatMap) -> Picture | None:
+def _heat_map(part: Part, figure: layout.HeatMap) -> Picture | None:
   """Draws a cell per pair of settings that occur, also where no run exists."""
   column = next((c for c in part.columns if c.key == figure.metric), None)
   cells = _cells(part, figure)
   if column is None:
     return None
-  means = [
-    spread.mean
-    for row in cells.values()
-    if (spread := row.entries[column.key].spread)
-  ]
+  spreads = [row.entries[column.key].spread for row in cells.values()]
+  means = [spread.mean for spread in spreads if spread is not None]
   if not means:
     return None
   xs, ys = (
@@ -443,7 +374,9 @@ def _heat_map(part: Part, figure: HeatMap) -> Picture | None:
   return picture
 
 
-def _cells(part: Part, figure: HeatMap) -> dict[tuple[Setting, Setting], Row]:
+def _cells(
+  part: Part, figure: layout.HeatMap
+) -> dict[tuple[Setting, Setting], Row]:
   cells: dict[tuple[Setting, Setting], Row] = {}
   for row in part.rows:
     if not {figure.x, figure.y} <= row.settings.keys():
@@ -472,14 +405,24 @@ def _draw_cell(
     text = 'missing' if row is None else absent(row)
     ground, ink, hatch = _PALE_GREY, 'black', '////'
   else:
-    text = number(spread.mean, column.digits)
-    if spread.std is not None:
-      text += f'\n± {number(spread.std, column.digits)}'
+    text = mean_and_std(spread, column.digits, '\n')
     low, high = min(means), max(means)
     share = (spread.mean - low) / (high - low) if high > low else 0.5
-    ground, ink, hatch = looks.shade(share), looks.ink(share), ''
+    ground, ink, hatch = looks.shade(share), 'black', ''
+    if share < 0.55:  # too dark for black
+      ink = 'white'
   ax.add_patch(
     Rectangle(place, 1, 1, facecolor=ground, hatch=hatch, edgecolor='white')
   )
   x, y = place
   ax.text(x + 0.5, y + 0.5, text, color=ink, ha='center', va='center')
+
+
+# Name, how it is drawn, and what tells several of a kind apart.
+_KINDS: dict[type, tuple[str, Callable[..., Picture | None], Any]] = {
+  layout.Line: ('line', _line, lambda x: (x.x, *x.metrics[:1])),
+  layout.Frontier: ('frontier', _frontier, lambda x: (x.x, x.y)),
+  layout.ByCount: ('by_count', _by_count, lambda _: ()),
+  layout.HeatMap: ('heat_map', _heat_map, lambda x: (x.x, x.y, x.metric)),
+  layout.Curves: ('curves', _curves, lambda _: ()),
+}

@@ -48,7 +48,13 @@ def write(folder: Path, *, check: bool) -> None:
 
 def _row(experiment: Path, folder: Path) -> Iterator[str]:
   code = plan.module(experiment)
-  yield (code.__doc__ or '').strip().splitlines()[0]
+  question, *_ = (code.__doc__ or '').strip().splitlines() or ['']
+  if not question:
+    raise ConfigError(
+      f'{experiment / plan.code(experiment)[0]} has no question: its docstring '
+      'begins with one, which the list quotes'
+    )
+  yield question
   yield _answer(experiment / 'README.md')
   declared = getattr(code, 'EXPERIMENT', None)
   yield _progress(declared, experiment) if declared else 'measured'
@@ -69,11 +75,7 @@ def _answer(readme: Path) -> str:
 
 def _progress(declared: Experiment, folder: Path) -> str:
   records = carry_out.read(folder)
-  wanted = sum(
-    len(study.variants) * len(study.seeds) for study in declared.studies
-  )
+  wanted = sum(len(x.variants) * len(x.seeds) for x in declared.studies)
   before = {study.before for study in declared.studies}
-  done = sum(
-    r['state'] == 'done' and r['row'] not in before for r in records
-  )
+  done = sum(r['state'] == 'done' and r['row'] not in before for r in records)
   return f'{done} of {wanted}'

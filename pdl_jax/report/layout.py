@@ -5,35 +5,28 @@ system and a column per metric, in the unit that is shown (percent, F x100).
 """
 
 import dataclasses
+import functools
 from collections.abc import Mapping
 from typing import Literal
 
-from pdl_jax.report.statistics import Difference, Spread
+from pdl_jax.evaluate.registry import Metric
+from pdl_jax.report.statistics import Difference, Spread, over_seeds
 
 # done: measured on every seed; partly: on some; the others on none.
 State = Literal['done', 'partly', 'missing', 'failed', 'diverged']
 
 
-@dataclasses.dataclass(frozen=True)
-class Column:
-  """A metric.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Column(Metric):
+  """A metric, with the definition that its records name.
 
   Attributes:
-    key: the metric's key in the results of a run, e.g. 'rougeL'.
-    better: the good direction; 'reference' means closest to `reference`.
-    digits: decimals shown.
-    reference: value of the human texts, if any.
-    definition: in words, with the unit.
+    reference: value of the human texts, if any, in the unit shown.
     over_documents: whether the metric is a function of sums over documents, so
       intervals cover documents and seeds; otherwise only seeds.
   """
 
-  key: str
-  label: str
-  better: Literal['higher', 'lower', 'reference', 'none']
-  digits: int
   reference: float | None
-  definition: str
   over_documents: bool
 
 
@@ -52,10 +45,14 @@ class Entry:
   """
 
   by_seed: Mapping[int, float] = dataclasses.field(default_factory=dict)
-  spread: Spread | None = None
   difference: Difference | None = None
   best: bool = False
   alone: bool = False
+
+  @functools.cached_property
+  def spread(self) -> Spread | None:
+    """Mean and deviation over seeds; None if nothing was measured."""
+    return over_seeds(list(self.by_seed.values())) if self.by_seed else None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -177,9 +174,9 @@ Figure = Line | Frontier | ByCount | HeatMap | Curves
 
 @dataclasses.dataclass(frozen=True)
 class Report:
-  """What an experiment found: a question, its tables and figures.
+  """What an experiment found; `command` repeats it.
 
-  `command` repeats the experiment; each figure is drawn for each part.
+  Each figure is drawn for each part.
   """
 
   name: str

@@ -1,9 +1,10 @@
 """Defines the colours, markers, legends and ticks that figures share."""
 
 import dataclasses
+import itertools
 import math
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import matplotlib
 from matplotlib.axes import Axes
@@ -52,9 +53,9 @@ def number_at(row: Row, key: str | None) -> float | None:
   return None if value is None or isinstance(value, str) else float(value)
 
 
-def rest_of(row: Row, *keys: str | None) -> Rest:
-  """Returns all settings except those."""
-  return tuple(sorted(kv for kv in row.settings.items() if kv[0] not in keys))
+def rest_of(row: Row, key: str | None) -> Rest:
+  """Returns all settings but one."""
+  return tuple(sorted(kv for kv in row.settings.items() if kv[0] != key))
 
 
 def scale_key(part: Part) -> str | None:
@@ -69,8 +70,20 @@ def scale_key(part: Part) -> str | None:
   return key if key is not None and len(numbers[key]) > 1 else None
 
 
-def marks(part: Part) -> tuple[Mark, ...]:
-  """Returns a mark per row, coloured by the setting with most numbers.
+def paths(
+  rows: Iterable[Row], key: str | None
+) -> dict[Rest, list[tuple[float, Row]]]:
+  """Returns other settings -> rows that differ only in a number, with it."""
+  found: dict[Rest, list[tuple[float, Row]]] = {}
+  for row in rows:
+    at = number_at(row, key)
+    if at is not None:
+      found.setdefault(rest_of(row, key), []).append((at, row))
+  return found
+
+
+def marked(part: Part) -> tuple[tuple[Row, Mark], ...]:
+  """Returns each row with its mark, coloured by the setting with most numbers.
 
   Systems with the same number differ in marker and dash; systems without one
   get colours of their own. The baseline is black.
@@ -82,16 +95,16 @@ def marks(part: Part) -> tuple[Mark, ...]:
   values = sorted({number for number in numbers if number is not None})
   colours = dict(zip(values, sequential(len(values)), strict=True))
   rests: dict[Rest, int] = {}
-  found, categories = [], 0
+  found, categories = [], itertools.count()
   for row, number in zip(part.rows, numbers, strict=True):
     if row.is_baseline:
-      found.append(Mark(BASELINE, 's', '-'))
+      mark = Mark(BASELINE, 's', '-')
     elif number is None:
-      found.append(category(categories))
-      categories += 1
+      mark = category(next(categories))
     else:
       i = rests.setdefault(rest_of(row, key), len(rests))
-      found.append(dataclasses.replace(category(i), colour=colours[number]))
+      mark = dataclasses.replace(category(i), colour=colours[number])
+    found.append((row, mark))
   return tuple(found)
 
 
@@ -119,9 +132,7 @@ def line_styles(rests: Sequence[Rest]) -> dict[Rest, tuple[str, Mark]]:
 
 def order(value: Setting) -> tuple[bool, float, str]:
   """A sort key: numbers by size, then words."""
-  if isinstance(value, str):
-    return True, 0.0, value
-  return False, value, ''
+  return (True, 0.0, value) if isinstance(value, str) else (False, value, '')
 
 
 def word(value: Setting) -> str:
@@ -146,11 +157,6 @@ def sequential(n: int) -> list[str]:
 def shade(share: float) -> str:
   """Returns the colour at a share in [0, 1] of the scale, dark to light."""
   return to_hex(matplotlib.colormaps[_SCALE](share))
-
-
-def ink(share: float) -> str:
-  """Returns a text colour that is readable on that shade."""
-  return 'white' if share < 0.55 else 'black'
 
 
 def label_of(row: Row) -> str:
@@ -193,11 +199,9 @@ def add_legend(figure: Figure, axes: Sequence[Axes]) -> None:
   height = _LINE_HEIGHT * rows * max(map(len, lines))
   figure.set_figheight(figure.get_figheight() + height)
   figure.legend(
-    list(handles.values()),
-    list(handles),
-    loc='outside lower center',
+    list(handles.values()), list(handles), loc='outside lower center',
     ncols=columns,
-  )
+  )  # fmt: skip
 
 
 def set_x_axis(ax: Axes, values: Sequence[float]) -> None:

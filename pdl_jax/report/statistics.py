@@ -134,50 +134,44 @@ def bootstrap(
       f'sums of shapes {a_SxDxK.shape} and {b_SxDxK.shape} (seeds, documents, '
       'statistics) cannot be compared; both systems need the same ones'
     )
-  S, D, _ = a_SxDxK.shape
+  S, D, K = a_SxDxK.shape
 
-  def difference(counts_BxD: np.ndarray, shares_BxS: np.ndarray) -> np.ndarray:
-    a_B, b_B = (
-      _means(sums, counts_BxD, shares_BxS, statistic, target)
-      for sums in (a_SxDxK, b_SxDxK)
-    )
+  def metrics(counts_BxD: np.ndarray) -> list[np.ndarray]:
+    """[B, S] of each system: its metric of the drawn documents, by seed."""
+    found = []
+    for sums_SxDxK in (a_SxDxK, b_SxDxK):
+      sums_DxSK = sums_SxDxK.transpose(1, 0, 2).reshape(D, S * K)
+      sums_BxSxK = (counts_BxD @ sums_DxSK).reshape(-1, S, K)
+      # A zero denominator in a resample, or an overflow: NaN, see `_interval`.
+      with np.errstate(divide='ignore', invalid='ignore', over='ignore'):
+        found.append(statistic(sums_BxSxK))
+    return found
+
+  def difference(
+    found: list[np.ndarray], shares_BxS: np.ndarray
+  ) -> np.ndarray:
+    with np.errstate(invalid='ignore', over='ignore'):
+      a_B, b_B = ((x * shares_BxS).sum(axis=1) for x in found)
+      if target is not None:
+        a_B, b_B = np.abs(a_B - target), np.abs(b_B - target)
     return difference_of(a_B, b_B)
 
   equal_1xS = np.full((1, S), 1 / S)
-  value = difference(np.ones((1, D)), equal_1xS).item()
+  value = difference(metrics(np.ones((1, D))), equal_1xS).item()
   if not np.isfinite(value):
     return Difference(None)
   if D < 2:
     return Difference(value)
-  counts_BxD = _draws(D, resamples, seed, _DOCUMENTS)
-  shares_BxS = equal_1xS
+  drawn, shares_BxS = metrics(_draws(D, resamples, seed, _DOCUMENTS)), equal_1xS
   if S > 1:
     drawn_BxS = _draws(S, resamples, seed, _SEEDS) / S
     shares_BxS = 1 / S + _stretch(S) * (drawn_BxS - 1 / S)
-  difference_B = difference(counts_BxD, shares_BxS)
-  by_documents_B = difference(counts_BxD, equal_1xS)
+  difference_B = difference(drawn, shares_BxS)
+  by_documents_B = difference(drawn, equal_1xS)
   difference_B += (_stretch(D) - 1) * (by_documents_B - value)
   low, high = _interval(difference_B)
   p = max(_p_value(difference_B), seed_floor(S)) if S > 1 else None
   return Difference(value, low, high, p)
-
-
-def _means(
-  sums_SxDxK: np.ndarray,
-  counts_BxD: np.ndarray,
-  shares_BxS: np.ndarray,
-  statistic: Statistic,
-  target: float | None,
-) -> np.ndarray:
-  """[B]: mean over seeds of the metric of the drawn documents."""
-  S, D, K = sums_SxDxK.shape
-  sums_DxSK = sums_SxDxK.transpose(1, 0, 2).reshape(D, S * K)
-  sums_BxSxK = (counts_BxD @ sums_DxSK).reshape(-1, S, K)
-  # A zero denominator in a resample, or an overflow: NaN, see `_interval`.
-  with np.errstate(divide='ignore', invalid='ignore', over='ignore'):
-    metric_BxS = statistic(sums_BxSxK)
-    means_B = (metric_BxS * shares_BxS).sum(axis=1)
-    return means_B if target is None else np.abs(means_B - target)
 
 
 @functools.lru_cache(maxsize=8)
@@ -192,6 +186,7 @@ def _draws(n: int, resamples: int, seed: int, stream: int) -> np.ndarray:
   return counts_Bxn
 
 
+@functools.cache
 def _stretch(n: int) -> float:
   """The factor from a resampled normal interval of n to a t interval."""
   factor = np.sqrt(n / (n - 1)) * stats.t.ppf(1 - _TAIL, n - 1)
@@ -223,15 +218,14 @@ def seeds_alone(
   This is for metrics that are not functions of sums, such as corpus distinct-n:
   a document drawn twice would repeat all its n-grams.
   """
+  a, b = np.asarray(a_S), np.asarray(b_S)
   if target is not None:
-    a_S = [abs(value - target) for value in a_S]
-    b_S = [abs(value - target) for value in b_S]
-  differences_S = np.subtract(a_S, b_S)
-  value = float(differences_S.mean())
-  if len(differences_S) < 2:
+    a, b = abs(a - target), abs(b - target)
+  value = float((a - b).mean())
+  if len(a) < 2:
     return Difference(value)
-  half = half_interval(differences_S)
-  p = sign_flip_p(difference_of(np.asarray(a_S), np.asarray(b_S)))
+  half = half_interval(a - b)
+  p = sign_flip_p(difference_of(a, b))
   return Difference(value, value - half, value + half, p)
 
 
@@ -298,7 +292,11 @@ def best_of(
   the digits shown. It is also tied if `tied(best, system)` finds no significant
   difference; that is only asked about systems that look different.
   """
-  loss = {name: _loss(value, direction) for name, value in values.items()}
+  loss = dict(values)
+  if direction == 'higher':
+    loss = {name: -value for name, value in values.items()}
+  elif direction != 'lower':
+    loss = {name: abs(value - direction) for name, value in values.items()}
   best = min(loss, key=lambda name: loss[name])
 
   def is_tied(name: Name) -> bool:
@@ -308,9 +306,3 @@ def best_of(
     ) or tied(best, name)
 
   return (best, *(name for name in loss if name != best and is_tied(name)))
-
-
-def _loss(value: float, direction: Direction) -> float:
-  if direction == 'higher':
-    return -value
-  return value if direction == 'lower' else abs(value - direction)

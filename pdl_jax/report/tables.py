@@ -27,10 +27,8 @@ _PAGE = Path(__file__).with_name('page.html')
 def markdown(report: Report) -> str:
   """Writes the whole report for code hosts, with aligned tables.
 
-  Each part has two tables with a row per system. The first has mean ± sample
-  standard deviation of each metric; the second has the differences to the
-  baseline, with interval and p. Conventions, notes and column definitions
-  follow. Markdown signs in texts of the report are escaped.
+  Each part has a table of means and one of differences to the baseline, with a
+  row per system. Markdown signs in texts of the report are escaped.
   """
   measured = [part for part in report.parts if not wording.unmeasured(part)]
   legend = wording.results_legend(*measured) if measured else ''
@@ -57,8 +55,7 @@ def latex(report: Report) -> str:
   r"""Writes a guide to the tables, and booktabs tables that fit an A4 page.
 
   Tables are labelled `tab:REPORT-PART`, and `tab:REPORT-PART-difference` for
-  differences to the baseline; a split table gets further labels. They need
-  \usepackage{booktabs} and UTF-8, nothing else. LaTeX signs are escaped.
+  differences to the baseline; see `Table.to_latex`. LaTeX signs are escaped.
   The text is '' if nothing was measured.
   """
   measured = [part for part in report.parts if not wording.unmeasured(part)]
@@ -97,7 +94,6 @@ def html(report: Report, figures: Mapping[str, Mapping[str, str]]) -> str:
 
   Texts of the report are escaped; `figures` are those of `figures.draw`.
   """
-  # Numbered, so that figures never share an id.
   number = itertools.count(1)
   shown = {
     name: [_inline(svg, f'figure-{next(number)}-') for svg in of.values()]
@@ -123,7 +119,7 @@ def csv(report: Report) -> str:
   """Writes the numbers behind the tables: part, system, seed, metric, value.
 
   There is a line per seed wanted or measured, in full precision; the value is
-  empty if unmeasured. Fields follow RFC 4180; lines end in '\\n'.
+  empty if unmeasured. See `Table.to_csv`.
   """
   rows = []
   for part in report.parts:

@@ -8,7 +8,7 @@ import re
 
 from pdl_jax.evaluate.table import Cell, Table, one_line
 from pdl_jax.report.layout import Column, Entry, Part, Row
-from pdl_jax.report.statistics import LEVEL, seed_floor
+from pdl_jax.report.statistics import LEVEL, Spread, seed_floor
 
 NONE = '-'
 _ARROWS = {'higher': '↑', 'lower': '↓', 'reference': '≈', 'none': ''}
@@ -157,6 +157,14 @@ def number(value: float, digits: int) -> str:
   return f'{value:z.{digits}f}'
 
 
+def mean_and_std(spread: Spread, digits: int, between: str) -> str:
+  """Formats 'mean ± deviation', or the mean of a single seed alone."""
+  text = number(spread.mean, digits)
+  if spread.std is not None:
+    text += f'{between}± {number(spread.std, digits)}'
+  return text
+
+
 def file_stem(name: str) -> str:
   """Turns the name of a part or figure into one for files."""
   return re.sub(r'[^A-Za-z0-9_.-]+', '-', name)
@@ -192,9 +200,7 @@ def absent(row: Row) -> str:
 def _result(row: Row, entry: Entry, column: Column) -> Cell:
   if entry.spread is None:
     return Cell((absent(row),))
-  text = number(entry.spread.mean, column.digits)
-  if entry.spread.std is not None:
-    text += f' ± {number(entry.spread.std, column.digits)}'
+  text = mean_and_std(entry.spread, column.digits, ' ')
   if entry.best and not entry.alone:
     text += ' ='
   if _is_short_of_seeds(row, entry):

@@ -1,41 +1,42 @@
 """Writes the files of a report from the records of an experiment alone."""
 
 import csv
-from collections.abc import Callable
 from itertools import zip_longest
 from pathlib import Path
+from typing import Any
 
 from threadpoolctl import threadpool_limits
 
 from pdl_jax.errors import DataError, PdlError
 from pdl_jax.report import carry_out, compare, figures, plan, tables
+from pdl_jax.storage.files import read_lines
 
 CSV = 'table.csv'
 
 
 def files(folder: Path) -> dict[str, str]:
   """Makes every file that an experiment's records give: name -> text."""
-  # A measurement rather than a sweep of runs: it makes its own table.
-  own: Callable[[], dict[str, str]] | None = getattr(
-    plan.module(folder), 'report_files', None
-  )
-  if own is not None:
+  code: Any = plan.module(folder)
+  if not hasattr(code, 'EXPERIMENT') and (
+    hasattr(code, 'report_files') or hasattr(code, 'table')
+  ):
+    # A measurement rather than a sweep of runs makes its own table.
     try:
-      return own()
+      if hasattr(code, 'report_files'):
+        return code.report_files(folder)
+      return {'table.md': code.table(read_lines(folder / carry_out.RECORDS))}
     except PdlError:
       raise
     except (LookupError, TypeError, ValueError, AttributeError) as error:
       raise DataError(
-        f'{folder / carry_out.RECORDS} is not what {folder}/experiment.py '
-        f'reads ({type(error).__name__}: {error}); git checkout brings it back'
+        f'{folder / carry_out.RECORDS} is not what '
+        f'{folder / plan.code(folder)[0]} reads ({type(error).__name__}: '
+        f'{error}); git checkout brings it back'
       ) from error
   report = compare.make_report(
-    folder.name,
-    f'python launch.py --sweep={folder}',
-    plan.load(folder),
-    carry_out.read(folder),
-    carry_out.read_definitions(folder),
-  )
+    folder.name, f'python launch.py --sweep={folder}', plan.load(folder),
+    carry_out.read(folder), carry_out.read_definitions(folder),
+  )  # fmt: skip
   drawn = figures.draw(report)
   return {
     'table.md': tables.markdown(report),

@@ -17,11 +17,7 @@ ROOT = Path(__file__).parent.parent.parent
 
 def test_what_measures_leaves_its_environment(tmp_path, capsys):
   records = [{'seconds': 1.5}, {'seconds': 2.5}]
-
-  def report_files(folder):
-    return {'table.md': f'{len(harness.read(folder))} rows\n'}
-
-  harness.keep(tmp_path, records, report_files)
+  harness.keep(tmp_path, records, lambda found: f'{len(found)} rows\n')
   assert harness.read(tmp_path) == records
   found = json.loads((tmp_path / 'env.json').read_text('utf-8'))
   assert {'commit', 'dirty', 'packages', 'cpus', 'devices'} <= found.keys()

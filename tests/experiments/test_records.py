@@ -11,13 +11,24 @@ from pdl_jax.report import index, plan, write
 
 LISTS = [Path('experiments'), Path('benchmarks')]
 FOLDERS = [path for folder in LISTS for path in index.experiments(folder)]
-# Some are declared, and not measured yet.
-RECORDED = [path for path in FOLDERS if (path / 'records.jsonl').exists()]
+DECLARED = [
+  path for path in FOLDERS if hasattr(plan.module(path), 'EXPERIMENT')
+]
+
+
+def records(folder):
+  """The text of the records; some are declared, and not measured yet."""
+  path = folder / 'records.jsonl'
+  return path.read_text('utf-8') if path.exists() else ''
 
 
 @pytest.mark.parametrize('folder', FOLDERS, ids=lambda path: path.name)
 def test_files_follow_from_records(folder):
   assert write.check(folder) >= 1
+  text = records(folder)
+  # No text of the data, and no paths.
+  assert '"examples": [' not in text
+  assert str(Path.home()) not in text
 
 
 @pytest.mark.parametrize('folder', LISTS, ids=str)
@@ -25,30 +36,14 @@ def test_index_follows_from_the_experiments(folder):
   index.write(folder, check=True)
 
 
-@pytest.mark.parametrize('folder', RECORDED, ids=lambda path: path.name)
-def test_records_hold_no_text_of_the_data_and_no_paths(folder):
-  text = (folder / 'records.jsonl').read_text('utf-8')
-  assert '"examples": [' not in text
-  assert str(Path.home()) not in text
-
-
-@pytest.mark.parametrize('folder', FOLDERS, ids=lambda path: path.name)
-def test_declared_runs_have_configurations_that_exist(folder):
-  declared = getattr(plan.module(folder), 'EXPERIMENT', None)
-  for study in declared.studies if declared else ():
-    runs = [run for seed in study.seeds for _, run in plan.runs(study, seed)]
-    assert len(runs) == len(study.seeds) * len(study.variants)
-
-
-DECLARED = [
-  path for path in RECORDED if hasattr(plan.module(path), 'EXPERIMENT')
-]
-
-
 @pytest.mark.parametrize('folder', DECLARED, ids=lambda path: path.name)
 def test_every_record_is_of_a_declared_run(folder):
-  runs = rehash.declared(plan.load(folder))
-  lines = (folder / 'records.jsonl').read_text('utf-8').splitlines(True)
+  """And every declared run has a configuration that exists."""
+  declared = plan.load(folder)
+  runs = rehash.declared(declared)
+  for study in declared.studies:
+    assert len(runs[study.name]) == len(study.seeds) * len(study.variants)
+  lines = records(folder).splitlines(keepends=True)
   assert rehash.rehashed(folder, runs, runs) == lines
 
 
@@ -67,20 +62,17 @@ def test_records_are_carried_over_to_a_new_hash():
     study: {row: digest[::-1] for row, digest in rows.items()}
     for study, rows in now.items()
   }
-  lines = rehash.rehashed(folder, now, new)
-  assert lines != rehash.rehashed(folder, now, now)
-  reversed_ = [json.loads(line)['hash'][::-1] for line in lines]
-  assert reversed_ == [
-    json.loads(line)['hash'] for line in rehash.rehashed(folder, now, now)
-  ]
+  hashes, others = (
+    [json.loads(line)['hash'] for line in rehash.rehashed(folder, now, after)]
+    for after in (now, new)
+  )
+  assert [digest[::-1] for digest in others] == hashes != others
 
 
 def test_tuned_rivals_are_the_best_of_their_tuning():
   from experiments.rivals import experiment as rivals
 
-  lines = (
-    Path('experiments/rivals/records.jsonl').read_text('utf-8').splitlines()
-  )
+  lines = records(Path('experiments/rivals')).splitlines()
   found = {
     record['row']: record['metrics']['rougeL']
     for record in map(json.loads, lines)

@@ -5,6 +5,7 @@ import math
 import shutil
 import subprocess
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -91,6 +92,10 @@ def lines_of(folder):
   return [json.loads(line) for line in text.splitlines()]
 
 
+def by_row(folder):
+  return {(r['row'], r['seed']): r for r in carry_out.read(folder)}
+
+
 def write_lines(folder, lines):
   text = ''.join(json.dumps(line) + '\n' for line in lines)
   (folder / carry_out.RECORDS).write_text(text, 'utf-8')
@@ -107,15 +112,14 @@ def report(folder, experiment=None):
 
 
 def test_every_cell_is_run_once_and_recorded(done):
-  found = carry_out.read(done)
-  assert [(r['row'], r['seed']) for r in found] == [
+  found = by_row(done)
+  assert list(found) == [
     ('before fine-tuning', 0), ('CE', 0), ('alpha 0', 0), ('PDL', 0),
     ('CE', 1), ('alpha 0', 1), ('PDL', 1),
   ]  # fmt: skip
-  by_row = {(r['row'], r['seed']): r for r in found}
-  assert by_row['CE', 1]['hash'] == by_row['alpha 0', 1]['hash']
-  assert by_row['PDL', 0]['overrides'] == {'loss.alpha': 0.5}
-  assert by_row['PDL', 0]['curve'] == [[2, 1.5]]
+  assert found['CE', 1]['hash'] == found['alpha 0', 1]['hash']
+  assert found['PDL', 0]['overrides'] == {'loss.alpha': 0.5}
+  assert found['PDL', 0]['curve'] == [[2, 1.5]]
   text = (done / carry_out.RECORDS).read_text('utf-8')
   assert 'a text of the data' not in text and 'quokka' not in text
 
@@ -132,9 +136,7 @@ def test_what_is_recorded_is_not_run_again_without_its_folders(done, capsys):
   carry_out.carry_out(declare(seeds=(0, 1, 2)), done, again)
   assert len(again.made) == 2 and all('seed=2' in run for run in again.made)
   assert lines_of(done)[:7] == before and len(lines_of(done)) == 10
-
-
-def test_what_is_declared_no_more_goes(done):
+  # What is declared no more goes.
   carry_out.keep(declare(seeds=(0,)), done)
   assert {r['seed'] for r in carry_out.read(done)} == {0}
 
@@ -142,11 +144,11 @@ def test_what_is_declared_no_more_goes(done):
 def test_failed_and_diverged_cells_have_records_too(here):
   sweep = Sweep(failing={'alpha=0.5': 5})
   assert carry_out.carry_out(declare(), here, sweep) == 2
-  states = {(r['row'], r['seed']): r['state'] for r in carry_out.read(here)}
+  states = {key: r['state'] for key, r in by_row(here).items()}
   assert states['PDL', 0] == 'diverged' and states['CE', 0] == 'done'
   sweep = Sweep(failing={'alpha=0.5,seed=2': 3})
   carry_out.carry_out(declare(seeds=(0, 1, 2)), here, sweep)
-  states = {(r['row'], r['seed']): r['state'] for r in carry_out.read(here)}
+  states = {key: r['state'] for key, r in by_row(here).items()}
   assert states['PDL', 2] == 'failed' and states['PDL', 0] == 'done'
 
 
@@ -167,7 +169,7 @@ def test_a_row_of_another_decoding_is_evaluated_once(here, monkeypatch):
 
   def evaluate(command):
     calls.append(command)
-    if len(calls) == 1:
+    if len(calls) == 2:
       return subprocess.CompletedProcess(command, 4)
     run = Path(command[3])
     name = 'after-tilt=0.5'
@@ -187,12 +189,14 @@ def test_a_row_of_another_decoding_is_evaluated_once(here, monkeypatch):
     carry_out.carry_out(declare(variants=(CE, tilted)), here, sweep)
     for _ in range(3)
   ]
-  # One of two seeds was not evaluated; it is again, and nothing else is.
+  # The second of two seeds was not evaluated; it is again, and nothing else is.
   assert tried == [1, 0, 0]
   assert len(sweep.made) == 2
+  first, second, third = (call[3] for call in calls)
+  assert first != second == third
   assert [call[2] for call in calls] == ['evaluate'] * 3
   assert [call[4:] for call in calls] == [['--decode.tilt=0.5']] * 3
-  found = {(r['row'], r['seed']): r for r in carry_out.read(here)}
+  found = by_row(here)
   assert found['CE, tilt', 1]['predictions'] == 'after-tilt=0.5'
 
 
@@ -293,7 +297,8 @@ def test_no_such_experiment(monkeypatch):
 def module(done, monkeypatch):
   """As if experiments/talk/experiment.py declared it."""
   names = {'EXPERIMENT': declare(), '__doc__': 'Which?\n'}
-  monkeypatch.setattr(plan, 'module', lambda _: type('module', (), names))
+  code = SimpleNamespace(**names)
+  monkeypatch.setattr(plan, 'module', lambda _: code)
   (done / 'experiment.py').touch()
   return done
 
@@ -317,7 +322,7 @@ def test_the_report_follows_from_records_alone(module):
     write.check(module)
 
 
-def test_the_index_quotes_the_answers(module):
+def test_the_index_quotes_questions_and_answers(module, monkeypatch):
   with pytest.raises(ConfigError, match='has no answer'):
     index.write(module.parent, check=False)
   readme = module / 'README.md'
@@ -329,3 +334,6 @@ def test_the_index_quotes_the_answers(module):
   readme.write_text('# Q?\n\n**Answer: no.**\n', 'utf-8')
   with pytest.raises(DataError, match='does not follow from the experiments'):
     index.write(module.parent, check=True)
+  monkeypatch.setattr(plan.module(module), '__doc__', None)
+  with pytest.raises(ConfigError, match=r'talk/experiment.py has no question'):
+    index.write(module.parent, check=False)

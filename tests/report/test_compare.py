@@ -64,13 +64,28 @@ def records(seeds=(0, 1, 2), **pdl):
   ]
 
 
-def part(found, **changes):
+def report(found, definitions=DEFINITIONS, **changes):
   declared = Experiment('Which?', (study(**changes),))
-  return make_report('x', 'command', declared, found, DEFINITIONS).parts[0]
+  return make_report('x', 'command', declared, found, definitions)
 
 
 def rows(found, **changes):
-  return {row.label: row for row in part(found, **changes).rows}
+  return {row.label: row for row in report(found, **changes).parts[0].rows}
+
+
+def difference(found, metric='perplexity', **changes):
+  """PDL minus cross-entropy."""
+  return rows(found, **changes)['PDL'].entries[metric].difference
+
+
+def with_values(metric, values):
+  """Records whose PDL runs have these values."""
+  found = records()
+  for each, value in zip(found[3:], values, strict=True):
+    each['metrics'][metric] = value
+    if metric == 'rare_mass_10':
+      each['items']['rare_generated'] = [value * 10] * DOCUMENTS
+  return found
 
 
 def test_values_are_those_of_the_records_scaled():
@@ -88,13 +103,14 @@ def test_values_are_those_of_the_records_scaled():
 
 
 def test_a_clear_difference_is_one():
-  entry = rows(records())['PDL'].entries['perplexity']
-  difference = entry.difference
-  assert difference.low < difference.value < difference.high < 0
-  assert difference.value == pytest.approx(
+  found = records()
+  entry = rows(found)['PDL'].entries['perplexity']
+  assert entry.difference.low < entry.difference.value
+  assert entry.difference.value < entry.difference.high < 0
+  assert entry.difference.value == pytest.approx(
     np.mean([
       np.exp(np.mean(b['items']['nats'])) - np.exp(np.mean(a['items']['nats']))
-      for a, b in zip(records()[:3], records()[3:], strict=True)
+      for a, b in zip(found[:3], found[3:], strict=True)
     ])
   )  # fmt: skip
   assert entry.alone and entry.best
@@ -102,33 +118,24 @@ def test_a_clear_difference_is_one():
 
 def test_p_is_left_out_where_so_few_seeds_can_show_nothing():
   """Five paired seeds cannot reach .05, six can: 2 / 2^6."""
-  entry = rows(records())['PDL'].entries['perplexity']
-  assert entry.difference.p is None
+  assert difference(records()).p is None
   for count, least in ((5, None), (6, 2 / 2**6)):
     seeds = tuple(range(count))
-    entry = rows(records(seeds), seeds=seeds)['PDL'].entries['perplexity']
     # Times 3 by Holm, for as many comparisons.
-    assert entry.difference.p == (least and 3 * least)
+    assert difference(records(seeds), seeds=seeds).p == (least and 3 * least)
 
 
 def test_metrics_across_documents_have_the_interval_of_their_seeds():
-  found = records()
-  for record_, value in zip(found[3:], (0.6, 0.7, 0.65), strict=True):
-    record_['metrics']['chrf'] = value
-  difference = rows(found)['PDL'].entries['chrf'].difference
+  found = difference(with_values('chrf', (0.6, 0.7, 0.65)), 'chrf')
   half = 4.302652729911275 * 0.05 / math.sqrt(3)
-  assert difference.value == pytest.approx(0.15)
-  assert difference.high - difference.low == pytest.approx(2 * half)
+  assert found.value == pytest.approx(0.15)
+  assert found.high - found.low == pytest.approx(2 * half)
 
 
 def test_closest_to_references_compares_distances():
-  found = records()
-  for record_, value in zip(found[3:], (0.31, 0.29, 0.3), strict=True):
-    record_['metrics']['rare_mass_10'] = value
-    record_['items']['rare_generated'] = [value * 10] * DOCUMENTS
-  entry = rows(found)['PDL'].entries['rare_mass_10']
+  found = with_values('rare_mass_10', (0.31, 0.29, 0.3))
   means = [r['metrics']['rare_mass_10'] for r in found[:3]]
-  assert entry.difference.value == pytest.approx(
+  assert difference(found, 'rare_mass_10').value == pytest.approx(
     -100 * abs(np.mean(means) - 0.3), abs=1e-6
   )
 
@@ -166,11 +173,8 @@ def test_missing_partly_failed_and_diverged():
 
 
 def test_seeds_that_only_one_has_are_not_compared():
-  with_one = rows(records()[:4])['PDL'].entries['perplexity'].difference
-  alone = rows(
-    [record('CE', 0), record('PDL', 0, nats=1.5)], seeds=(0,)
-  )['PDL'].entries['perplexity'].difference
-  assert with_one == alone
+  alone = [record('CE', 0), record('PDL', 0, nats=1.5)]
+  assert difference(records()[:4]) == difference(alone, seeds=(0,))
 
 
 @pytest.mark.parametrize(
@@ -188,9 +192,24 @@ def test_what_cannot_stand_in_one_table_is_refused(change, message):
   found = [*records()[:-1], {**records()[-1], **change}]
   definitions = {**DEFINITIONS, 'bb': {'perplexity': {'version': 2}}}
   with pytest.raises(DataError, match=message):
-    make_report(
-      'x', 'command', Experiment('Which?', (study(),)), found, definitions
-    )
+    report(found, definitions)
+
+
+def test_other_words_for_one_metric_are_the_same_metric():
+  found = [*records()[:-1], {**records()[-1], 'definitions': 'bb'}]
+  told = {'definition': 'in other words', 'unit': 'words'}
+  definitions = {**DEFINITIONS, 'bb': dict.fromkeys(METRICS, told)}
+  report(found, definitions)
+  told['signature'] = 'package==2'
+  with pytest.raises(DataError, match='define perplexity differently'):
+    report(found, definitions)
+
+
+def test_declarations_are_checked():
+  with pytest.raises(ConfigError, match="'XE' is none of its rows: CE, PDL"):
+    study(baseline='XE')
+  with pytest.raises(ConfigError, match='two rows have the same label'):
+    study(before='CE')
 
 
 def test_before_fine_tuning_is_one_model():
@@ -211,52 +230,29 @@ def test_the_lowest_validation_loss_is_chosen_once_all_are_there():
 
 def test_order_of_records_changes_nothing():
   found = records()
-  declared = Experiment('Which?', (study(),))
-  texts = {
-    tables.markdown(make_report('x', 'c', declared, each, DEFINITIONS))
-    for each in (found, found[::-1])
-  }
+  texts = {tables.markdown(report(each)) for each in (found, found[::-1])}
   assert len(texts) == 1
 
 
 def test_groups_are_resampled_and_not_their_documents():
-  def difference(copies, groups):
+  def copied(copies, groups):
     found = records()
     for r in found:
       r['items'] = {name: v * copies for name, v in r['items'].items()}
       r['groups'] = groups
-    made = part(found)
-    row = next(row for row in made.rows if row.label == 'PDL')
-    assert made.groups == len(set(groups))
-    return row.entries['perplexity'].difference
+    assert report(found).parts[0].groups == len(set(groups))
+    return difference(found)
 
   alone = list(range(DOCUMENTS))
-  single = difference(1, alone)
+  single = copied(1, alone)
   # Every document twice in its group says nothing new, alone it seems to.
   together, apart = (
-    difference(2, groups) for groups in (2 * alone, list(range(2 * DOCUMENTS)))
+    copied(2, groups) for groups in (2 * alone, list(range(2 * DOCUMENTS)))
   )
   assert together.value == pytest.approx(single.value)
   assert together.low == pytest.approx(single.low)
   assert together.high == pytest.approx(single.high)
   assert apart.high - apart.low < single.high - single.low
-
-
-def test_declarations_are_checked():
-  with pytest.raises(ConfigError, match="'XE' is none of its rows: CE, PDL"):
-    study(baseline='XE')
-  with pytest.raises(ConfigError, match='two rows have the same label'):
-    study(before='CE')
-
-
-def test_other_words_for_one_metric_are_the_same_metric():
-  found = [*records()[:-1], {**records()[-1], 'definitions': 'bb'}]
-  told = {'definition': 'in other words', 'unit': 'words'}
-  definitions = {**DEFINITIONS, 'bb': dict.fromkeys(METRICS, told)}
-  make_report('x', '', Experiment('?', (study(),)), found, definitions)
-  told['signature'] = 'package==2'
-  with pytest.raises(DataError, match='define perplexity differently'):
-    make_report('x', '', Experiment('?', (study(),)), found, definitions)
 
 
 def with_sums(found, bucket='0'):
@@ -276,10 +272,7 @@ def test_differences_by_count_have_intervals_over_documents():
   # 3 / 2 of the nats of the documents, which differ by half a nat.
   assert found.value == pytest.approx(-0.75, abs=0.1)
   assert found.low < found.value < found.high < 0
-
-
-def test_of_older_records_by_count_nothing_is_resampled():
-  assert rows(records())['PDL'].by_count == {}
-  # One old record in the table is enough.
+  # Older records have no such sums; one in the table is enough.
   found = records()
-  assert rows([*with_sums(found[:5]), found[5]])['PDL'].by_count == {}
+  for old in (found, [*with_sums(found[:5]), found[5]]):
+    assert rows(old)['PDL'].by_count == {}

@@ -44,13 +44,6 @@ def interval(found):
   return found.low, found.high
 
 
-def t_half(values):
-  """Half of the t interval of a mean, by its textbook formula."""
-  n = len(values)
-  quantile = stats.t.ppf(0.975, n - 1)
-  return quantile * np.std(values, ddof=1) / math.sqrt(n)
-
-
 @pytest.fixture
 def rng():
   return np.random.default_rng(7)
@@ -67,7 +60,7 @@ def test_the_interval_of_a_mean_is_the_t_interval(rng, axis):
     x.reshape(shape), (1, 40) if axis == 'documents' else (40, 2)
   )) for x in (a, b)]  # fmt: skip
   found = bootstrap(*pair, ratio, resamples=8000)
-  half = t_half(a - b)
+  half = half_interval(a - b)
   assert found.value == pytest.approx(np.mean(a - b), rel=1e-9)
   # A quantile of 8,000 resamples has a standard error of 1.5 % of `half`.
   assert np.subtract(interval(found), found.value) == pytest.approx(
@@ -166,18 +159,14 @@ def test_swapping_flips_the_sign_and_a_seed_repeats_the_numbers(rng):
 # p values.
 
 
-@pytest.mark.parametrize('S', [2, 3, 5])
-def test_p_never_falls_below_the_seed_floor(S):
-  found = bootstrap(
-    of_items(np.full((S, 9), 5.0)), of_items(np.zeros((S, 9))), ratio
-  )
-  assert found.p == seed_floor(S) == 2 / 2**S
+@pytest.mark.parametrize(
+  ('S', 'p'), [(2, 2 / 2**2), (3, 2 / 2**3), (5, 2 / 2**5), (12, 2 / 100)]
+)
+def test_p_never_falls_below_the_floors_of_seeds_and_resamples(S, p):
+  a, b = of_items(np.full((S, 9), 5.0)), of_items(np.zeros((S, 9)))
+  found = bootstrap(a, b, ratio, resamples=99)
+  assert found.p == p >= seed_floor(S)
   assert interval(found) == pytest.approx((5, 5), rel=1e-12)
-
-
-def test_p_of_many_seeds_is_that_of_the_resamples():
-  a, b = of_items(np.ones((12, 3))), of_items(np.zeros((12, 3)))
-  assert bootstrap(a, b, ratio, resamples=99).p == 2 / 100
 
 
 def test_p_values_are_uniform_where_nothing_differs(rng):
@@ -205,6 +194,8 @@ def test_nothing_differs_where_only_rounding_does():
 
 
 def test_one_seed_and_one_document(rng):
+  for low, high, holds in ((0, 2, 1), (-2, 0, 1), (0.5, 2, 0), (-2, -0.5, 0)):
+    assert Difference(1.0, low, high).holds_zero == bool(holds)
   one = bootstrap(counts(rng, S=1), counts(rng, S=1), f1)
   assert one.p is None and one.low < one.high
   found = bootstrap(counts(rng, D=1), counts(rng, D=1), f1)
@@ -253,11 +244,6 @@ def test_resamples_without_a_value_could_lie_anywhere(D, full, ends):
 def test_other_documents_are_refused(rng):
   with pytest.raises(DataError, match=r'\(3, 40, 3\) and \(3, 39, 3\)'):
     bootstrap(counts(rng), counts(rng, D=39), f1)
-
-
-def test_an_interval_that_touches_zero_holds_it():
-  for low, high, holds in ((0, 2, 1), (-2, 0, 1), (0.5, 2, 0), (-2, -0.5, 0)):
-    assert Difference(1.0, low, high).holds_zero == bool(holds)
 
 
 # One number a seed.
@@ -342,36 +328,29 @@ def test_holm_rejects_what_the_step_down_procedure_rejects(raw, level, random):
 # The best.
 
 
-def never(best, other):
-  return False
-
-
-@pytest.mark.parametrize(
-  ('direction', 'best'),
-  [('higher', 'c'), ('lower', 'a'), (0.42, 'b'), (9.0, 'c'), (-9.0, 'a')],
-)
-def test_best_by_direction(direction, best):
-  values = {'a': 0.0, 'b': 0.4, 'c': 0.8}
-  assert best_of(values, direction, 2, never) == (best,)
+SHOWN = (0.8349, 0.84, 0.8351)
 
 
 @pytest.mark.parametrize(
   ('values', 'direction', 'digits', 'best'),
   [
-    ((0.8349, 0.84, 0.8351), 'higher', 4, 'b'),
-    ((0.8349, 0.84, 0.8351), 'higher', 2, 'bc'),
-    ((0.8349, 0.84, 0.8351), 'higher', 1, 'bac'),
+    *(((0.0, 0.4, 0.8), direction, 2, best) for direction, best in (
+      ('higher', 'c'), ('lower', 'a'), (0.42, 'b'), (9.0, 'c'), (-9.0, 'a')
+    )),
+    # What is the same at the digits shown is tied.
+    (SHOWN, 'higher', 4, 'b'), (SHOWN, 'higher', 2, 'bc'),
+    (SHOWN, 'higher', 1, 'bac'),
     # As far above the target as below it.
-    ((0.401, 0.6, 0.7), 0.5, 2, 'ab'),
-    ((0.401, 0.6, 0.7), 0.5, 3, 'a'),
+    ((0.401, 0.6, 0.7), 0.5, 2, 'ab'), ((0.401, 0.6, 0.7), 0.5, 3, 'a'),
     # Both print as 0.40, at distances that print as 0.00 and 0.01.
     ((0.4049, 0.3951), 0.405, 2, 'ab'),
   ],
-)
-def test_best_ties_by_what_is_shown(values, direction, digits, best):
-  found = best_of(
-    dict(zip('abc', values, strict=False)), direction, digits, never
-  )
+)  # fmt: skip
+def test_best_by_direction_and_by_what_is_shown(
+  values, direction, digits, best
+):
+  named = dict(zip('abc', values, strict=False))
+  found = best_of(named, direction, digits, lambda best, other: False)
   assert ''.join(found) == best
 
 

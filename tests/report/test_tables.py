@@ -4,11 +4,11 @@ import csv
 import dataclasses
 import io
 import re
+from collections import Counter
 from html import unescape
 from html.parser import HTMLParser
 
 import numpy as np
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from markdown_it import MarkdownIt
@@ -38,18 +38,6 @@ run it
 | alpha 1                  |       diverged |          diverged | 0 of 3 |
 | References               |              - |             0.448 |      - |
 """
-
-
-def odd_part():
-  rows = [
-    stand_in.baseline(),
-    stand_in.row(stand_in.ODD, (1.0, 2.0, 3.0)),
-    stand_in.row('[0.5ex] first', (1.0, 2.0, 3.0)),
-    stand_in.row('* second', (1.0, 2.0, 3.0)),
-    stand_in.row('1. a list? \n second line', state='missing', note='no'),
-    stand_in.row('- another', state='missing', note=stand_in.ODD),
-  ]
-  return stand_in.part(rows, title=f'# {stand_in.ODD}')
 
 
 def rendered_cells(text):
@@ -107,19 +95,10 @@ def plain(latex):
 # Words.
 
 
-def test_headings_say_what_is_better():
-  table = wording.results(stand_in.table_part())
-  assert table.headings == ('System', 'Perplexity ↓', 'Distinct-1 ≈', 'Seeds')
-  plain = dataclasses.replace(
-    stand_in.columns()[0], better='none', label='Odd\nname'
-  )
-  part = stand_in.part([stand_in.baseline()], columns=(plain,))
-  assert wording.results(part).headings[1] == 'Odd name'
-
-
 def test_cells():
   part = stand_in.table_part()
   results, differences = wording.results(part), wording.differences(part)
+  assert results.headings == ('System', 'Perplexity ↓', 'Distinct-1 ≈', 'Seeds')
   rows = {label.text: cells for label, *cells in results.rows}
   assert {label: [c.text for c in cells] for label, cells in rows.items()} == {
     'cross-entropy (baseline)': ['16.00 ± 1.00', '0.410 ± 0.010', '3'],
@@ -144,38 +123,38 @@ def test_cells():
   }  # fmt: skip
 
 
-def test_infinite_ends_have_a_sign():
+def test_odd_cells():
+  """Infinite ends, and a metric without a direction or with two lines."""
   unknown = Difference(0.5, float('-inf'), float('inf'), 1.0)
   row = stand_in.row(
     'wild', stand_in.entry((1.0, 2.0, 3.0), difference=unknown)
   )
-  table = wording.differences(stand_in.part([stand_in.baseline(), row]))
+  plain = dataclasses.replace(
+    stand_in.columns()[0], better='none', label='Odd\nname'
+  )
+  part = stand_in.part([stand_in.baseline(), row], columns=(plain,))
+  table = wording.differences(part)
+  assert table.headings == ('System', 'Odd name')
   assert table.rows[1][1].pieces == ('+0.50', '[-∞, +∞]', 'p=1.000')
 
 
-def test_a_row_that_nobody_compared_is_left_out():
-  before = stand_in.row('before', (90.0,), seeds=(0,))
-  part = stand_in.part([before, stand_in.baseline()], notes=())
-  table = wording.differences(part)
-  assert table is not None
-  assert [row[0].text for row in table.rows] == ['cross-entropy (baseline)']
-  assert '-: not compared.' in wording.differences_legend(part)
-  assert not any('paired' in text for text in wording.remarks(part))
-
-
-def test_without_a_baseline():
-  alone = stand_in.part([stand_in.baseline()])
-  assert wording.differences(alone) is None
+def test_without_a_baseline_or_anything_to_compare():
   row = stand_in.row('x', (1.0, 2.0, 3.0))
-  assert wording.differences(stand_in.part([row, row])) is None
   lost = stand_in.row('cross-entropy', is_baseline=True, state='failed')
-  assert wording.differences(stand_in.part([lost, row])) is None
-  assert not any('paired' in text for text in wording.remarks(stand_in.part(
-    [lost, row], notes=()
-  )))  # fmt: skip
+  before = stand_in.row('before', (90.0,), seeds=(0,))
+  for rows, shown in (
+    ([stand_in.baseline()], None), ([row, row], None), ([lost, row], None),
+    # A row that nobody compared is left out.
+    ([before, stand_in.baseline()], ['cross-entropy (baseline)']),
+  ):  # fmt: skip
+    part = stand_in.part(rows, notes=())
+    table = wording.differences(part)
+    assert (table and [row[0].text for row in table.rows]) == shown
+    assert not any('paired' in text for text in wording.remarks(part))
+  assert '-: not compared.' in wording.differences_legend(part)
 
 
-def test_legends_explain_what_the_table_has():
+def test_legends_and_remarks_explain_what_the_table_has():
   part = stand_in.table_part()
   legend = wording.results_legend(part)
   for said in ('deviation', 'Bold:', '=:', '↓', '≈', '(n=1)', 'Chosen'):
@@ -186,10 +165,7 @@ def test_legends_explain_what_the_table_has():
   assert 'Holm over the 2 comparisons' in legend
   assert 'only seeds count: Distinct-1.' in legend
   assert 'distances to the references' in legend
-
-
-def test_remarks_name_documents_seeds_and_reasons():
-  assert wording.remarks(stand_in.table_part()) == (
+  assert wording.remarks(part) == (
     '96 documents of chitchat/test, evaluated with each seed.',
     '2 paired seeds cannot reach p below 0.5 (2/2^2), even before the '
     'adjustment; it is left out.',
@@ -210,60 +186,37 @@ def test_numbers_are_rounded_and_zero_has_no_minus(value, digits):
   assert not re.fullmatch(r'-0(\.0*)?', text)
 
 
-# Markdown.
+# Formats; what no text can do in them is in test_hostile.py.
 
 
-def test_golden_markdown():
-  text = tables.markdown(stand_in.report(stand_in.table_part()))
+def test_markdown():
+  """How to read several tables is said once."""
+  part, plain = stand_in.table_part(), stand_in.part([stand_in.baseline()])
+  text = tables.markdown(stand_in.report(part, plain))
   assert text.startswith(GOLDEN)
   assert text.endswith('- **Distinct-1 ≈**: types\n')
   assert '| alpha 0.25 (chosen)      | -1.00 [-1.50, +0.00] p=1.000 |' in text
-
-
-def test_how_to_read_several_tables_is_said_once():
-  plain = stand_in.part([stand_in.baseline()])
-  text = tables.markdown(stand_in.report(plain, stand_in.table_part()))
-  assert text.count('Mean ± sample standard deviation') == 1
-  assert text.count('Chosen: picked on validation.') == 1
-
-
-def test_no_sign_of_a_label_acts_as_markdown():
-  part = odd_part()
-  text = tables.markdown(stand_in.report(part))
-  html, cells = rendered_cells(text)
-  labels = [wording.one_line(row.label) for row in part.rows]
-  assert [row[0] for row in cells[2:7]] == labels[1:]
-  assert {len(row) for row in cells[:8]} == {4}
-  items = [
-    re.sub('</?(p|strong)>', '', unescape(item)).strip()
-    for item in re.findall('<li>(.*?)</li>', html, re.DOTALL)
-  ]
-  assert f'- another: {stand_in.ODD}' in items
-  assert '1. a list? second line: no' in items
-  assert f'<h2># {stand_in.ODD}</h2>' in unescape(html)
-
-
-def test_nothing_measured_is_said():
+  for said in (
+    'Mean ± sample standard deviation', 'Chosen: picked on validation.'
+  ):  # fmt: skip
+    assert text.count(said) == 1
   text = tables.markdown(stand_in.report(stand_in.empty_part()))
   assert '| ' not in text
   assert r'cross-entropy (missing), alpha 0.25 (missing), alpha 0.5' in text
 
 
-# LaTeX; test_latex.py has the layout.
-
-
-def test_latex_columns_and_braces():
-  text = tables.latex(stand_in.report(odd_part(), stand_in.table_part()))
-  assert text.count(r'\begin{table}') == text.count(r'\end{table}') == 4
-  assert text.count(r'\begin{tabular}{lrrr}') == 2
-  assert text.count(r'\begin{tabular}{lrr}') == 2
+def test_latex():
+  """The layout is in test_latex.py."""
+  low = stand_in.row('low', (-0.004,))
+  parts = stand_in.part([stand_in.baseline(), low]), stand_in.table_part()
+  text = tables.latex(stand_in.report(*parts))
   guide, *environments = text.split(r'\begin{table}')
   assert guide.count('Mean $\\pm$') == text.count('Mean $\\pm$') == 1
   for environment, columns in zip(environments, (4, 3, 4, 3), strict=True):
     assert {len(row) for row in latex_rows(environment)} == {columns}
-    for line in environment.splitlines():
-      bare = re.sub(r'\\[{}]', '', line)
-      assert bare.count('{') == bare.count('}')
+    assert f'{{l{"r" * (columns - 1)}}}' in environment
+    assert r'\end{table}' in environment
+  assert '& 0.00 &' in environments[0]  # no negative zero
   assert r'\label{tab:choose-dialogue}' in text
   assert r'\textbf{0.440 $\pm$ 0.010}' in text
   assert r'\label{tab:choose-dialogue-difference}' in text
@@ -272,25 +225,6 @@ def test_latex_columns_and_braces():
   assert found[2][1] == '−1.00 [−1.50, +0.00] p=1.000'
   assert '96 documents of chitchat/test' in text
   assert not set('±≈↑↓') & set(text)
-
-
-def test_no_sign_of_a_label_acts_as_latex():
-  part = odd_part()
-  rows = latex_rows(tables.latex(stand_in.report(part)))
-  labels = [row.label for row in part.rows]
-  for (label, *_), wanted in zip(rows[2:7], labels[1:], strict=True):
-    assert same(label, wanted)
-
-
-@pytest.mark.parametrize('value', [-3.0, -0.004])
-def test_latex_has_a_minus_and_no_negative_zero(value):
-  row = stand_in.row('low', (value,))
-  text = tables.latex(stand_in.report(stand_in.part([row])))
-  assert ('& $-$3.00 &' in text) == (value == -3.0)
-  assert ('& 0.00 &' in text) == (value == -0.004)
-
-
-# CSV.
 
 
 def test_csv_has_every_number_in_full():
@@ -399,22 +333,6 @@ def test_cells_are_those_of_the_other_formats():
     assert said in [words for _, words in reader.texts]
 
 
-def test_texts_are_escaped():
-  odd = f'{stand_in.ODD}</td></style><script>'
-  part = stand_in.part(
-    [
-      stand_in.baseline(),
-      stand_in.row(odd, (1.0,), note=odd, state='partly'),
-    ],
-    title=odd, split=odd, notes=(odd,),
-  )  # fmt: skip
-  reader = Reader(the_page(part))
-  assert not reader.all('script') and not reader.all('b')
-  words = [words for _, words in reader.texts]
-  assert words.count(odd) == 4  # title, note, and a row of each table
-  assert f'{odd}: {odd}' in words
-
-
 def test_the_page_needs_no_other():
   text = the_page(stand_in.table_part(), dialogue=[SVG])
   reader = Reader(text)
@@ -430,19 +348,30 @@ def test_the_page_needs_no_other():
   assert viewport['content'] == 'width=device-width, initial-scale=1'
 
 
-def test_figures_share_no_id():
-  text = the_page(stand_in.table_part(), dialogue=[SVG, SVG])
+def references(text):
+  """The ids of a page, none of them twice, and how often each is used."""
   reader = Reader(text)
   ids = [found['id'] for _, found in reader.tags if 'id' in found]
-  assert len(ids) == len(set(ids)) == 4
-  used = re.findall(r'(?<=url\(#)[\w-]+(?=\)")|(?<=href="#)[\w-]+(?="/>)', text)
-  assert set(used) == set(ids) and len(used) == 6
+  used = Counter(
+    name
+    for _, attributes in reader.tags
+    for key, value in attributes.items()
+    for name in re.findall(
+      r'^#(\S+)$' if key.endswith('href') else r'url\(#(\S+)\)', value
+    )
+  )
+  assert len(ids) == len(set(ids))
+  assert set(used) <= set(ids)
+  return reader, ids, used
+
+
+def test_figures_share_no_id():
+  text = the_page(stand_in.table_part(), dialogue=[SVG, SVG])
+  reader, ids, used = references(text)
+  assert len(ids) == 4 and sorted(used.values()) == [1, 1, 2, 2]
   # What is to be read stays as it was.
   assert text.count('words: id="x" href="#x" url(#x)') == 2
   assert [svg['role'] for svg in reader.all('svg')] == ['img', 'img']
-
-
-def test_drawn_figures_stand_on_one_page():
   report = stand_in.report(
     stand_in.figure_part(name='other'), stand_in.table_part(),
     figures=(
@@ -450,19 +379,8 @@ def test_drawn_figures_stand_on_one_page():
       Frontier('ppl', 'distinct'),
     ),
   )  # fmt: skip
-  reader = Reader(tables.html(report, figures.draw(report)))
-  assert len(reader.all('svg')) == 3
-  ids = [found['id'] for _, found in reader.tags if 'id' in found]
-  assert len(ids) == len(set(ids))
-  used = {
-    name
-    for _, attributes in reader.tags
-    for key, value in attributes.items()
-    for name in re.findall(
-      r'^#(\S+)$' if key.endswith('href') else r'url\(#(\S+)\)', value
-    )
-  }
-  assert used and used <= set(ids)
+  reader, _, used = references(tables.html(report, figures.draw(report)))
+  assert len(reader.all('svg')) == 3 and used
 
 
 def test_a_figure_stands_with_its_part():
