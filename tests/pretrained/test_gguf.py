@@ -15,8 +15,7 @@ from pdl_jax.errors import DataError, HostError
 from pdl_jax.losses.fused.api import linear_token_stats
 from pdl_jax.losses.heads import LinearHead
 from pdl_jax.model import lm
-from pdl_jax.pretrained.gguf import GGUFModel, find_package_file
-from pdl_jax.pretrained.gguf_config import ARCHITECTURES
+from pdl_jax.pretrained.gguf import ARCHITECTURES, GGUFModel, find_package_file
 from pdl_jax.pretrained.huggingface import HFModel
 from tests import hf_folder
 from tests.gguf_file import metadata, tensors, write, write_case
