@@ -283,6 +283,8 @@ def test_no_config(tmp_path):
     ('gemma2', {'attn_logit_softcapping': [1]}, 'attn_logit_softcapping [1]'),
     ('gemma3', {'layer_types': None, 'sliding_window_pattern': 0},
      'sliding_window_pattern 0'),
+    ('llama3', {'mystery': 0}, 'mystery 0'),
+    ('llama3', {'mystery': 0.0}, 'mystery 0.0'),
     ('llama3', {'mystery': [[[[[[[[[[1]]]]]]]]]] * 99}, 'mystery [[[[[[[...'),
   ],
 )  # fmt: skip
