@@ -2,7 +2,6 @@
 
 import contextlib
 import importlib.util
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -97,12 +96,49 @@ class GGUFModel:
 
   def config(self) -> ModelConfig:
     """Returns the model that the metadata declares."""
-    name, table = self.path.name, self._tensors.get(_ROPE)
-    values = config_values(
-      self.fields, self._shapes(), self._is_tied(),
-      None if table is None else self._read(_ROPE), name,
-    )  # fmt: skip
-    return read_config(Fields(values, name))
+    return read_config(Fields(self._config_values(), self.path.name))
+
+  def _config_values(self) -> Values:
+    """Converts the metadata to the values of a config.json."""
+    name, kind = self.path.name, self.fields.get('general.architecture')
+    if kind not in ARCHITECTURES:
+      raise DataError(
+        f'{name} holds a {kind!r} model; of GGUF only '
+        f'{", ".join(ARCHITECTURES)} are read: take the model as a folder with '
+        'config.json and safetensors'
+      )
+    own = {
+      key.removeprefix(f'{kind}.'): _alike(value)
+      for key, value in self.fields.items()
+      if key.startswith(f'{kind}.')
+    }
+    shapes = self._shapes()
+    divisors_P = self._read(_ROPE) if _ROPE in self._tensors else None
+    fields = Fields(own, f'{name} ({kind})')
+    fields.ignore(*_IGNORED)
+    fields.expect('attention.causal', True)
+    sizes = {ours: fields.count(theirs) for ours, theirs in _SIZES.items()}
+    heads = sizes['heads']
+    turned = fields.count('rope.dimension_count', sizes['width'] // heads)
+    head_dim = fields.count('attention.key_length', turned)
+    fields.expect('attention.value_length', head_dim)
+    fields.expect('rope.dimension_count', head_dim)
+    values = {
+      'model_type': kind,
+      'vocab_size': shapes.get(_EMBED, (0,))[0],
+      'tie_word_embeddings': self._is_tied(),
+      **{SIZES[ours]: size for ours, size in sizes.items()},
+      SIZES['kv_heads']: fields.count('attention.head_count_kv', heads),
+      SIZES['head_dim']: head_dim,
+      'rms_norm_eps': fields.number('attention.layer_norm_rms_epsilon'),
+      'rope_parameters': _rope(fields, head_dim, divisors_P),
+    }
+    if kind != 'qwen2':
+      values['attention_bias'] = 'blk.0.attn_q.bias' in shapes
+    if kind == 'llama':
+      values['mlp_bias'] = 'blk.0.ffn_gate.bias' in shapes
+    fields.finish()
+    return values
 
   def params(self) -> dict:
     """Reads all parameters, dequantized to fp32."""
@@ -163,53 +199,6 @@ class GGUFModel:
         f'{self.path.name}: NaN or infinite numbers in {name}; get it again'
       )
     return x
-
-
-def config_values(
-  metadata: Mapping[str, Any], shapes: Mapping[str, Shape], is_tied: bool,
-  divisors_P: np.ndarray | None, name: str,
-) -> Values:  # fmt: skip
-  """Converts metadata to the values of a config.json.
-
-  Shapes of tensors are [out, in]. Llama 3 divides the rotary frequencies by
-  `divisors_P`. `name` is for errors.
-  """
-  kind = metadata.get('general.architecture')
-  if kind not in ARCHITECTURES:
-    raise DataError(
-      f'{name} holds a {kind!r} model; of GGUF only {", ".join(ARCHITECTURES)} '
-      'are read: take the model as a folder with config.json and safetensors'
-    )
-  own = {
-    key.removeprefix(f'{kind}.'): _alike(value)
-    for key, value in metadata.items()
-    if key.startswith(f'{kind}.')
-  }
-  fields = Fields(own, f'{name} ({kind})')
-  fields.ignore(*_IGNORED)
-  fields.expect('attention.causal', True)
-  sizes = {ours: fields.count(theirs) for ours, theirs in _SIZES.items()}
-  heads = sizes['heads']
-  turned = fields.count('rope.dimension_count', sizes['width'] // heads)
-  head_dim = fields.count('attention.key_length', turned)
-  fields.expect('attention.value_length', head_dim)
-  fields.expect('rope.dimension_count', head_dim)
-  values = {
-    'model_type': kind,
-    'vocab_size': shapes.get('token_embd.weight', (0,))[0],
-    'tie_word_embeddings': is_tied,
-    **{SIZES[ours]: size for ours, size in sizes.items()},
-    SIZES['kv_heads']: fields.count('attention.head_count_kv', heads),
-    SIZES['head_dim']: head_dim,
-    'rms_norm_eps': fields.number('attention.layer_norm_rms_epsilon'),
-    'rope_parameters': _rope(fields, head_dim, divisors_P),
-  }
-  if kind != 'qwen2':
-    values['attention_bias'] = 'blk.0.attn_q.bias' in shapes
-  if kind == 'llama':
-    values['mlp_bias'] = 'blk.0.ffn_gate.bias' in shapes
-  fields.finish()
-  return values
 
 
 def _alike(value: Any) -> Any:

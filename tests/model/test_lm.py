@@ -173,7 +173,9 @@ def test_a_head_of_ones_own_is_an_entry_of_the_table(monkeypatch):
     lambda c, params, bias_V: LinearHead(
       params['head']['twice'] * params['embed_VxD'], bias_V
     ),
-    lambda c, make: {'twice': make((None, None), (1, 1), lambda *_: 2.0)},
+    lambda c, make: {
+      'twice': make((None, None), (1, 1), lambda _, shape: jnp.full(shape, 2.0))
+    },
   )
   monkeypatch.setitem(HEADS, 'twice', own)
   asked = ModelSettings(head='twice').output
