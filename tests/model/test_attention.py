@@ -127,18 +127,19 @@ def test_cached_decoding_is_the_full_forward_pass(name):
 
 def test_models_of_a_seed_begin_with_the_same_matrices():
   """Else a paired run compares initial weights, and not the attention."""
-  params = lm.init(model(), jax.random.key(1))
+  start = jax.jit(lm.init, static_argnums=0)
+  params = start(model(), jax.random.key(1))
   adapted = model(lora=LoRAConfig(2, targets=('query', 'value')))
-  for name in VARIANTS.keys() - {'gemma'} | {'adapters'}:
-    other = VARIANTS.get(name, adapted)
-    found = lm.init(other, jax.random.key(1))
+  # The kinds without parameters of their own are the same program.
+  for name in ('alibi', 'complex', 'scaled_rope', 'shared', 'adapters'):
+    found = start(VARIANTS.get(name, adapted), jax.random.key(1))
     flat = dict(jax.tree_util.tree_leaves_with_path(found))
     for path, x in jax.tree_util.tree_leaves_with_path(params):
       np.testing.assert_array_equal(flat[path], x, err_msg=f'{name} {path}')
 
 
 def test_a_rope_model_stays_the_same_until_it_is_trained():
-  params = jax.tree.map(lambda x: 3 * x, lm.init(model(), jax.random.key(0)))
+  params = moved(model())
 
   @partial(jax.jit, static_argnums=0)
   @partial(jax.value_and_grad, argnums=1)
@@ -206,9 +207,9 @@ def test_at_delta_zero_the_angle_of_a_query_does_not_count():
     config = complex_model(**changes)
     return np.abs(logits(config, 0.7) - logits(config, 0.0)).max()
 
-  for sharing in ('fixed', 'head', 'shared'):
+  for sharing in ('fixed', 'head'):
     assert change(delta_sharing=sharing, delta_init='zero') < 1e-4
-    assert change(delta_sharing=sharing) > 0.01
+  assert change() > 0.01
 
 
 @pytest.mark.usefixtures('full_compile')
