@@ -6,8 +6,7 @@ import math
 import jax.numpy as jnp
 
 from pdl_jax.errors import ConfigError, one_of
-from pdl_jax.model.heads import HEADS
-from pdl_jax.model.heads.vq import Tier
+from pdl_jax.model.heads import HEADS, Tier
 from pdl_jax.model.layers import ACTIVATIONS
 from pdl_jax.model.lora import NO_LORA, LoRAConfig
 from pdl_jax.model.positions import ROPE, AttentionConfig

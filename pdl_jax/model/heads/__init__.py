@@ -9,13 +9,15 @@ from jax import Array
 
 from pdl_jax.losses.heads import Head
 from pdl_jax.model.heads import plain, vq
-from pdl_jax.model.heads.vq import FIXED, bias_of, fix_codes
+from pdl_jax.model.heads.vq import FIXED, Tier, bias_of, fix_codes
 from pdl_jax.model.layers import INIT
 
 if TYPE_CHECKING:
   from pdl_jax.model.config import ModelConfig
 
-__all__ = ['FIXED', 'HEADS', 'Kind', 'fix_codes', 'head', 'init', 'logits']
+__all__ = [
+  'FIXED', 'HEADS', 'Kind', 'Tier', 'fix_codes', 'head', 'init', 'logits'
+]  # fmt: skip
 
 Params = dict
 

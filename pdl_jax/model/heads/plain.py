@@ -36,8 +36,8 @@ def init_dense(c: 'ModelConfig', make: Any) -> Params:
 
 def dense(c: 'ModelConfig', params: Params, bias_V: Array | None) -> LinearHead:
   """Returns the matrix; merging its adapter costs V * D * r multiply-adds."""
-  whole = lora.merged(c.lora, {'head': params['head'], 'blocks': ()})['head']
-  return LinearHead(whole[lora.MATRIX], bias_V, softcap=c.logit_softcap)
+  matrix = lora.merged(c.lora, params['head'])[lora.MATRIX]
+  return LinearHead(matrix, bias_V, softcap=c.logit_softcap)
 
 
 def check_rank(key: str, rank: int, width: int) -> None:
