@@ -6,11 +6,9 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from pdl_jax.generate import by_code
 from pdl_jax.generate.constraints import ban, is_stop
 from pdl_jax.generate.settings import DecodeSettings
 from pdl_jax.generate.truncation import truncate
-from pdl_jax.losses.heads import CodeHead
 from pdl_jax.model import decoding, lm
 from pdl_jax.model.config import ModelConfig
 
@@ -40,11 +38,10 @@ def greedy_or_sample(
   """Returns the arrays of `Generated`; arguments: see `generate.extend`."""
   batch, pad = len(hidden_BxD), stop_ids[0] if stop_ids else 0
   parts = decoding.part_layers(params)
-  head = lm.head(model, parts)
   if settings.method == 'greedy':
     keys_B = None
 
-  def choose_by_type(
+  def choose(
     hidden_BxD: Array, index: Array, tokens_BxT: Array
   ) -> tuple[Array, Array]:
     logits_BxV = lm.head_logits(model, parts, hidden_BxD)
@@ -54,12 +51,7 @@ def greedy_or_sample(
       chosen_B = first_argmax(scores)
     else:
       chosen_B = draw(truncate(scores, settings), keys_B, index)
-    log_p_B = token_log_probs(logits_BxV, chosen_B[:, None])[:, 0]
-    return chosen_B, log_p_B
-
-  choose = choose_by_type
-  if isinstance(head, CodeHead) and by_code.suffices(settings):
-    choose = by_code.chooser(head, settings.temperature, keys_B, bias_V)
+    return chosen_B, token_log_probs(logits_BxV, chosen_B[:, None])[:, 0]
 
   def append(carry: _Carry, hidden_BxD: Array) -> _Carry:
     index, done_B = carry.index, carry.done_B

@@ -54,12 +54,9 @@ class Block(nn.Module):
     """Returns the new residual stream, and Attention's keys and values."""
     c = self.config
     mixed, keys, values = Attention(c, name='attention')(
-      Norm(c, name='attention_norm')(x_BxLxD),
-      positions_BxL,
-      mask_BxLxS,
-      cache,
-      kind,
-    )
+      Norm(c, name='attention_norm')(x_BxLxD), positions_BxL, mask_BxLxS,
+      cache, kind,
+    )  # fmt: skip
     if c.post_norms:
       mixed = Norm(c, name='attention_post_norm')(mixed)
     x = constrain(x_BxLxD + mixed, 'batch', 'length', 'activation')

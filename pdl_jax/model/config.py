@@ -2,12 +2,11 @@
 
 import dataclasses
 import math
-from typing import NamedTuple
 
 import jax.numpy as jnp
-import numpy as np
 
 from pdl_jax.errors import ConfigError, one_of
+from pdl_jax.model.heads import HEADS, Tier
 from pdl_jax.model.layers import ACTIVATIONS
 from pdl_jax.model.lora import NO_LORA, LoRAConfig
 from pdl_jax.model.positions import ROPE, AttentionConfig
@@ -19,14 +18,6 @@ MAPPINGS = (
   'learned',
 )  # fmt: skip
 STARTS = ('rows', 'random')
-# Output head -> keys of `model`, or groups of keys, that it reads.
-HEADS = {
-  'tied': (),
-  'dense': (),
-  'low_rank': ('rank',),
-  'vq': ('rank', 'vq'),
-  'adaptive': ('rank', 'vq.num_exact', 'vq.tail_start'),
-}
 COMBINATIONS = ('concat', 'sum')
 BIASES = ('none', 'unigram', 'learned')
 NORMS = ('rms', 'rms_offset', 'layer')
@@ -66,143 +57,27 @@ class HeadConfig:
     one_of('head kind', self.kind, HEADS)
     one_of('head bias', self.bias, BIASES)
     one_of('head combine', self.combine, COMBINATIONS)
-    if self.kind == 'low_rank' and self.rank < 1:
-      raise ConfigError(
-        f'model.rank of a low_rank head must be >= 1, got {self.rank}'
-      )
-    if self.kind == 'vq' and (self.codebook_size < 1 or self.num_codebooks < 1):
-      raise ConfigError(
-        f'model.vq.codebook_size and num_codebooks must be >= 1, got '
-        f'{self.codebook_size} and {self.num_codebooks}'
-      )
-
-  def check(self, vocab_size: int, width: int) -> None:
-    """Refuses a head that does not fit the model."""
-    if self.kind in ('low_rank', 'vq') and self.rank >= width:
-      raise ConfigError(
-        f'model.rank {self.rank} must be below the width of the model, {width}'
-      )
-    if self.kind == 'adaptive' and not (
-      0 < self.num_exact < self.tail_start < vocab_size
-      and 0 < self.rank < width
-    ):
-      raise ConfigError(
-        f'model.head adaptive needs 0 < model.vq.num_exact {self.num_exact} < '
-        f'model.vq.tail_start {self.tail_start} < {vocab_size} types, and 0 < '
-        f'model.rank {self.rank} < width {width}'
-      )
-    if self.kind == 'adaptive' and self.bias != 'none':
-      raise ConfigError(
-        "model.head adaptive has no bias; leave model.bias at 'none'"
-      )
-    if self.kind != 'vq':
-      return
-    self._check_tiers(vocab_size, width)
-    for tier, key in zip(
-      self.tiers(vocab_size), ('codebook_size', 'tail_codebook_size'),
-      strict=False,
-    ):
-      types = tier.end - tier.first
-      if tier.codebook_size > types:
-        raise ConfigError(
-          f'model.vq.{key} {tier.codebook_size} are more than the {types} '
-          f'types that they are for; take at most {types}'
-        )
-    if self.combine == 'concat' and width % self.num_codebooks:
-      raise ConfigError(
-        f'the width {width} does not divide into {self.num_codebooks} '
-        "codebooks; take a divisor, or combine 'sum'"
-      )
-
-  def _check_tiers(self, vocab_size: int, width: int) -> None:
-    alone = self.num_codebooks == 1 and not self.tail_start
-    most = self.codebook_size if alone else (self.tail_start or vocab_size)
-    most -= 1
-    if self.num_exact > most:
-      raise ConfigError(
-        f'model.vq.num_exact {self.num_exact} must be at most {most}: the '
-        f'other types need {"a code" if alone else "codebooks"}'
-      )
-    if self.num_exact and self.learned and alone:
-      raise ConfigError(
-        'model.vq.num_exact with one codebook whose codes are learned: there '
-        'is '
-        'nothing that would keep them apart; take fixed codes, or several '
-        'codebooks'
-      )
-    if not self.tail_start:
-      if self.tail_rank:
-        raise ConfigError(
-          f'model.vq.tail_rank {self.tail_rank} needs a tail: set tail_start'
-        )
-      return
-    if self.tail_start >= vocab_size:
-      raise ConfigError(
-        f'model.vq.tail_start {self.tail_start} leaves nothing of {vocab_size} '
-        'types'
-      )
-    if self.tail_codebook_size < 1 or self.tail_num_codebooks < 1:
-      raise ConfigError(
-        'model.vq.tail_codebook_size and tail_num_codebooks must be >= 1, got '
-        f'{self.tail_codebook_size} and {self.tail_num_codebooks}'
-      )
-    if self.tail_rank >= width:
-      raise ConfigError(
-        f'model.vq.tail_rank {self.tail_rank} must be below the width of the '
-        f'model, {width}'
-      )
-    rank = self.tail_rank or width
-    if self.combine == 'concat' and rank % self.tail_num_codebooks:
-      raise ConfigError(
-        f'the width {rank} does not divide into {self.tail_num_codebooks} '
-        "codebooks of the tail; take a divisor, or combine 'sum'"
-      )
 
   @property
   def in_tiers(self) -> bool:
     """Whether types are ordered by frequency."""
-    several = self.num_codebooks > 1 or self.tail_start > 0
-    return self.kind == 'vq' and (
-      self.tail_start > 0 or self.num_exact * several > 0
-    )
+    apart = self.num_exact > 0 and self.num_codebooks > 1
+    return self.kind == 'vq' and (self.tail_start > 0 or apart)
 
-  def tiers(self, vocab_size: int) -> tuple['Tier', ...]:
+  def tiers(self, vocab_size: int) -> tuple[Tier, ...]:
     """Returns the tiers of composed rows, the commonest types first."""
     first = self.num_exact if self.in_tiers else 0
     end = self.tail_start or vocab_size
-    made = (Tier(first, end, self.codebook_size, self.num_codebooks, 0),)
-    if self.tail_start:
-      tail = Tier(
-        end, vocab_size, self.tail_codebook_size, self.tail_num_codebooks,
-        self.tail_rank,
-      )  # fmt: skip
-      made = (*made, tail)
-    return made
+    head = Tier(first, end, self.codebook_size, self.num_codebooks, 0)
+    tail = Tier(
+      end, vocab_size, self.tail_codebook_size, self.tail_num_codebooks,
+      self.tail_rank,
+    )  # fmt: skip
+    return (head, tail) if self.tail_start else (head,)
 
-  def code_width(self, width: int, tier: 'Tier') -> int:
+  def code_width(self, width: int, tier: Tier) -> int:
     """Returns S, the width of a codebook row in a tier with rows of `width`."""
     return width // tier.num_codebooks if self.combine == 'concat' else width
-
-
-class Tier(NamedTuple):
-  """Types of frequency ranks [first, end), and what composes their rows.
-
-  Rows are as wide as the model, or as `rank` if that is not 0.
-  """
-
-  first: int
-  end: int
-  codebook_size: int
-  num_codebooks: int
-  rank: int
-
-
-def code_dtype(codes: int) -> np.dtype:
-  """Returns the smallest unsigned integer type that holds so many codes.
-
-  Reading the codes dominates the time of a look-up.
-  """
-  return np.min_scalar_type(codes - 1)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -268,7 +143,7 @@ class ModelConfig:
   lora: LoRAConfig = NO_LORA
 
   def __post_init__(self):
-    self.head.check(self.vocab_size, self.width)
+    HEADS[self.head.kind].check(self)
     self.lora.check(self.gated, self.head.kind == 'dense')
     self._check_family()
     for field in dataclasses.fields(self):
@@ -286,14 +161,10 @@ class ModelConfig:
       )
     if self.head_dim % 2:
       raise ConfigError(f'model head_dim must be even, got {self.head_dim}')
-    for name in ('dtype', 'param_dtype'):
-      if getattr(self, name) not in DTYPES:
-        raise ConfigError(
-          f'model.{name} must be {" or ".join(DTYPES)}, got '
-          f'{getattr(self, name)!r}'
-        )
 
   def _check_family(self) -> None:
+    one_of('model.dtype', self.dtype, DTYPES)
+    one_of('model.param_dtype', self.param_dtype, DTYPES)
     one_of('model norm', self.norm, NORMS)
     one_of('model activation', self.activation, ACTIVATIONS)
     for name in (
@@ -306,7 +177,7 @@ class ModelConfig:
       raise ConfigError(
         f'model windows are {len(self.windows)}, the layers {self.layers}'
       )
-    if self.logit_softcap is not None and self.head.kind in ('vq', 'adaptive'):
+    if self.logit_softcap is not None and not HEADS[self.head.kind].has_rows:
       raise ConfigError(
         f'model.head {self.head.kind} cannot have the soft cap of logits that '
         f'this model has ({self.logit_softcap}); take tied, dense or low_rank'

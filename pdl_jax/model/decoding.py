@@ -120,14 +120,9 @@ def decode_step(
 
 def repeat_rows(cache: Cache, times: int) -> Cache:
   """Repeats each row of the cache: 0, ..., 0, 1, ..., 1, ..."""
-
-  def repeat(x: Array) -> Array:
-    return jnp.repeat(x, times, axis=0)
-
-  return Cache(
-    tuple(map(repeat, cache.keys)), tuple(map(repeat, cache.values)),
-    repeat(cache.filled_BxS), cache.slot, repeat(cache.positions_B),
-  )  # fmt: skip
+  return jax.tree.map(
+    lambda x: jnp.repeat(x, times, axis=0) if x.ndim else x, cache
+  )
 
 
 def take_rows(cache: Cache, rows_B: Array, start: int) -> Cache:

@@ -24,7 +24,6 @@ import jax.numpy as jnp
 from jax import Array
 from jax.sharding import PartitionSpec as P
 
-from pdl_jax.losses.heads import Head
 from pdl_jax.mesh import constrain
 from pdl_jax.model import heads, lora
 from pdl_jax.model.attention import layer_kinds, take_layers
@@ -34,6 +33,8 @@ from pdl_jax.model.layers import INIT, Norm
 from pdl_jax.model.positions import ROPE
 
 Params = dict
+# The output head as losses take it, and its logits [..., V] of states [..., D].
+head, head_logits = heads.head, heads.logits
 
 
 def init(config: ModelConfig, key: Array) -> Params:
@@ -126,11 +127,6 @@ def hidden(
   return final_norm(config, params, x)
 
 
-def head(config: ModelConfig, params: Params) -> Head:
-  """Returns the output head as losses take it."""
-  return heads.head(config, params)
-
-
 def with_head(config: ModelConfig, params: Params, key: Array) -> Params:
   """Replaces the head by a newly initialised one of the config."""
   rest = {name: x for name, x in params.items() if name != 'head'}
@@ -193,11 +189,6 @@ def logits(
   """Returns logits_BxLxV in fp32, for short sequences, as they are V wide."""
   x = hidden(config, params, tokens_BxL, segments_BxL, positions_BxL)
   return head_logits(config, params, x)
-
-
-def head_logits(config: ModelConfig, params: Params, hidden: Array) -> Array:
-  """Returns fp32 logits [..., V] of hidden states [..., D]."""
-  return heads.logits(config, params, hidden)
 
 
 def run_blocks(

@@ -12,7 +12,6 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jax import Array
 
 from pdl_jax.errors import ConfigError
 
@@ -23,7 +22,6 @@ HEAD = 'head'
 TARGETS = (*ATTENTION, *MLP, HEAD)
 MATRIX = 'matrix_VxD'
 _A, _B = '_lora_a', '_lora_b'
-Params = dict
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,44 +100,33 @@ def start(inputs: int) -> nn.initializers.Initializer:
   )
 
 
-def adapters(params: Params) -> Params:
+def adapters(params: Any) -> Any:
   """Keeps only the parameters of adapters, each at its place in the tree."""
-  found: dict[str, Any] = {}
-  for name, leaf in params.items():
-    if isinstance(leaf, tuple):
-      found[name] = tuple(map(adapters, leaf))
-    elif isinstance(leaf, dict):
-      found[name] = adapters(leaf)
-    elif is_adapter(name):
-      found[name] = leaf
-  return found
+  if isinstance(params, tuple):
+    return tuple(map(adapters, params))
+  if not isinstance(params, dict):
+    return params
+  return {
+    name: adapters(x)
+    for name, x in params.items()
+    if is_adapter(name) or isinstance(x, dict | tuple)
+  }
 
 
-def merged(config: LoRAConfig, params: Params) -> Params:
+def merged(config: LoRAConfig, params: Any, stacked: bool = False) -> Any:
   """Adds adapters to their layers' matrices, in fp32, and removes them."""
-  blocks = tuple(_merged(config, group, True) for group in params['blocks'])
-  rest = {k: v for k, v in params.items() if k != 'blocks'}
-  return {**_merged(config, rest, False), 'blocks': blocks}
-
-
-def _merged(config: LoRAConfig, tree: Params, stacked: bool) -> Params:
-  made: dict[str, Any] = {}
-  for name, leaf in tree.items():
+  if isinstance(params, tuple):  # Groups of blocks, stacked over their layers.
+    return tuple(merged(config, group, True) for group in params)
+  if not isinstance(params, dict):
+    return params
+  product, made = partial(jnp.tensordot, axes=1), {}
+  for name, leaf in params.items():
     name_a, name_b = names(name)
-    if isinstance(leaf, dict):
-      made[name] = _merged(config, leaf, stacked)
-    elif name_a in tree:
-      a, b = (jnp.asarray(tree[n], jnp.float32) for n in (name_a, name_b))
-      made[name] = _sum(config, leaf, a, b, stacked)
+    if name_a in params:
+      a, b = (jnp.asarray(params[x], jnp.float32) for x in (name_a, name_b))
+      # The rows of the head's matrix belong to outputs.
+      both = jax.vmap(product)(a, b) if stacked else product(a, b).T
+      made[name] = jnp.asarray(leaf, jnp.float32) + config.scale * both
     elif not is_adapter(name):
-      made[name] = leaf
+      made[name] = merged(config, leaf, stacked)
   return made
-
-
-def _sum(
-  config: LoRAConfig, matrix: Array, a: Array, b: Array, stacked: bool
-) -> Array:
-  product = partial(jnp.tensordot, axes=1)
-  # Blocks are stacked over layers; the head's rows belong to outputs.
-  both = jax.vmap(product)(a, b) if stacked else product(a, b).T
-  return jnp.asarray(matrix, jnp.float32) + config.scale * both

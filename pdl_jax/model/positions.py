@@ -2,7 +2,8 @@
 
 import dataclasses
 from collections.abc import Callable
-from typing import TYPE_CHECKING, NamedTuple
+from functools import partial
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -74,15 +75,14 @@ class AttentionConfig:
 
 
 def _rope(
-  module: nn.Module, c: 'ModelConfig', q: Array, k: Array,
+  _: nn.Module, c: 'ModelConfig', q: Array, k: Array,
   positions_BxL: Array, frequencies_P: Array | np.ndarray | None,
 ) -> tuple[Array, Array]:  # fmt: skip
-  del module
-  q, k = (
-    turn(x, positions_BxL, c.rope_base, frequencies_P=frequencies_P)
-    for x in (q, k)
-  )
-  return q, k
+  how = partial(
+    turn, positions_BxL=positions_BxL, base=c.rope_base,
+    frequencies_P=frequencies_P,
+  )  # fmt: skip
+  return how(q), how(k)
 
 
 def _complex(
@@ -119,10 +119,9 @@ def _complex(
 
 
 def _scaled_rope(
-  module: nn.Module, c: 'ModelConfig', q: Array, k: Array,
-  positions_BxL: Array, frequencies_P: Array | np.ndarray | None,
-) -> tuple[Array, Array]:  # fmt: skip
-  q, k = _rope(module, c, q, k, positions_BxL, frequencies_P)
+  module: nn.Module, c: 'ModelConfig', *where: Any
+) -> tuple[Array, Array]:
+  q, k = _rope(module, c, *where)
   factor_HxP = parameter(
     module, 'factor', ('heads', 'head_dim'), (c.heads, c.head_dim // 2),
     nn.initializers.ones,

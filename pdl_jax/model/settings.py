@@ -9,11 +9,11 @@ from pdl_jax.model import lora
 from pdl_jax.model.config import (
   BIASES,
   COMBINATIONS,
-  HEADS,
   MAPPINGS,
   STARTS,
   HeadConfig,
 )
+from pdl_jax.model.heads import HEADS
 from pdl_jax.model.lora import LoRAConfig
 from pdl_jax.model.positions import (
   COMPLEX,
@@ -203,19 +203,15 @@ class ModelSettings:
     """The requested head; None keeps the model's own."""
     if not self.head:
       return None
-    vq = self.vq
-    if self.head not in ('vq', 'adaptive') or vq is None:
-      return HeadConfig(self.head, self.bias, self.rank)
-    if self.head == 'adaptive':
-      return HeadConfig(
-        'adaptive', self.bias, self.rank, num_exact=vq.num_exact,
-        tail_start=vq.tail_start,
-      )  # fmt: skip
-    return HeadConfig(
-      'vq', self.bias, self.rank, vq.codebook_size, vq.num_codebooks,
-      vq.combine, vq.mapping == 'learned', vq.num_exact, vq.tail_start,
-      vq.tail_codebook_size, vq.tail_num_codebooks, vq.tail_rank,
-    )  # fmt: skip
+    read, vq = HEADS[self.head].keys, self.vq
+    codes = {
+      f.name: getattr(vq, f.name)
+      for f in dataclasses.fields(HeadConfig)
+      if hasattr(vq, f.name) and {'vq', f'vq.{f.name}'} & {*read}
+    }
+    if 'vq' in read and vq is not None:
+      codes['learned'] = vq.mapping == 'learned'
+    return HeadConfig(self.head, self.bias, self.rank, **codes)
 
 
 # Keys that every model reads, and the shape that a pretrained one declares.
@@ -236,7 +232,9 @@ def unread(flat: Mapping[str, Any]) -> set[str]:
   if flat['model.pretrained']:
     read -= {*_SHAPE, 'rope_base'}
   if head:
-    read |= {'bias', *HEADS.get(head, ())}
+    read.add('bias')
+  if head in HEADS:
+    read |= {*HEADS[head].keys}
   if flat['optimizer.trainable'] == 'lora':
     read.add('lora')
   return {

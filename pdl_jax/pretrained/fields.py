@@ -104,14 +104,13 @@ class Fields:
     """Returns a value, or the default if it is absent or null."""
     self._asked.add(key)
     value = self._values.get(key)
+    if value is None and default is NEEDED:
+      raise DataError(f'{self.name} does not declare {key}')
     return default if value is None else value
 
   def need(self, key: str) -> Any:
     """Returns a value that must be there."""
-    value = self.get(key)
-    if value is None:
-      raise DataError(f'{self.name} does not declare {key}')
-    return value
+    return self.get(key, NEEDED)
 
   def count(
     self,
@@ -121,9 +120,9 @@ class Fields:
     most: int = 2**31 - 1,
   ) -> Any:
     """Reads an integer, or the default if it is absent or null."""
-    value = self.get(key)
+    value = self.get(key, default)
     if value is None:
-      return self.need(key) if default is NEEDED else default
+      return None
     if type(value) is not int or not least <= value <= most:
       raise self.refusal(
         key, value, f'it is no whole number from {least} to {most}'
@@ -132,9 +131,9 @@ class Fields:
 
   def number(self, key: str, default: float | None = NEEDED) -> Any:
     """Reads a number > 0, or the default if it is absent or null."""
-    value = self.get(key)
+    value = self.get(key, default)
     if value is None:
-      return self.need(key) if default is NEEDED else default
+      return None
     if type(value) not in (int, float) or not 0 < value < math.inf:
       raise self.refusal(key, value, 'it is no number > 0')
     return float(value)
@@ -180,13 +179,16 @@ class Fields:
 
   def finish(self) -> None:
     """Refuses unread keys that might change what the model computes."""
-    empty = (None, False, '', [], {})
+
+    def is_empty(value: Any) -> bool:  # A number 0 is not: it may be a choice.
+      return value is None or value is False or value in ('', [], {})
+
     unmapped = [
       f'{key} {_SHORT.repr(value)}'
       for key, value in sorted(self._values.items())
       if key not in self._asked | _HARMLESS
       and not key.startswith(_HARMLESS_STARTS)
-      and value not in empty
+      and not is_empty(value)
     ]
     if unmapped:
       raise DataError(

@@ -9,22 +9,16 @@ import numpy as np
 
 from pdl_jax.errors import ConfigError, PdlError
 from pdl_jax.model.config import ModelConfig
-from pdl_jax.pretrained import safetensors
-from pdl_jax.pretrained.families import (
-  ACTIVATIONS,
-  FAMILIES,
-  FULL,
-  GPT2_SIZES,
-  SIZES,
-  SLIDING,
-  read_config,
-)
+from pdl_jax.pretrained import families, safetensors
+from pdl_jax.pretrained.families import FAMILIES, FULL, SLIDING
 from pdl_jax.pretrained.fields import Fields
 from pdl_jax.pretrained.layout import Slot, slots
 from pdl_jax.pretrained.rope import write_rope
 
 SHARD_BYTES = 4 * 2**30
-_NAMES = {ours: theirs for theirs, ours in reversed(ACTIVATIONS.items())}
+_NAMES = {
+  ours: theirs for theirs, ours in reversed(families.ACTIVATIONS.items())
+}
 Values = dict[str, Any]
 # The parameters that share a tensor, side by side.
 Parts = list[tuple[Slot, np.ndarray]]
@@ -38,7 +32,7 @@ def config_values(config: ModelConfig) -> Values:
   for kind in FAMILIES:
     values = _values(kind, plain)
     try:
-      found = read_config(Fields(values, 'config.json'))
+      found = families.read_config(Fields(values, 'config.json'))
     except PdlError:
       continue
     if found == plain:
@@ -113,7 +107,7 @@ def _values(kind: str, c: ModelConfig) -> Values:
   act = _NAMES[c.activation]
   if kind == 'gpt2':
     return head | {
-      **{theirs: getattr(c, ours) for ours, theirs in GPT2_SIZES.items()},
+      **_named(families.GPT2_SIZES, c),
       # llama.cpp's converter reads n_ctx, the older name.
       'n_ctx': c.context, 'n_inner': c.mlp,
       'layer_norm_epsilon': c.norm_eps,
@@ -122,7 +116,7 @@ def _values(kind: str, c: ModelConfig) -> Values:
   rope = write_rope(c.rope_base, c.rope_scaling)
   older = {k: v for k, v in rope.items() if k != 'rope_theta'}
   values = head | {
-    **{theirs: getattr(c, ours) for ours, theirs in SIZES.items()},
+    **_named(families.SIZES, c),
     'rms_norm_eps': c.norm_eps,
     'attention_bias': c.output_bias, 'hidden_act': act,
     'rope_parameters': rope, 'rope_theta': c.rope_base,
@@ -133,6 +127,10 @@ def _values(kind: str, c: ModelConfig) -> Values:
   if kind in ('llama', 'mistral', 'qwen2'):
     values = {k: v for k, v in values.items() if k != 'attention_bias' or v}
   return values | _of_windows(kind, c) | _of_gemma(kind, c)
+
+
+def _named(names: dict[str, str], c: ModelConfig) -> Values:
+  return {theirs: getattr(c, ours) for ours, theirs in names.items()}
 
 
 def _of_windows(kind: str, c: ModelConfig) -> Values:

@@ -13,21 +13,10 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from pdl_jax.errors import DataError
 from pdl_jax.model.config import ModelConfig
-from pdl_jax.pretrained import safetensors
+from pdl_jax.pretrained import layout, safetensors
 from pdl_jax.pretrained.families import read_config
 from pdl_jax.pretrained.fields import Fields
-from pdl_jax.pretrained.layout import (
-  BUFFERS,
-  EMBED,
-  OUTPUT,
-  Shape,
-  Slot,
-  add_prefix,
-  check,
-  slots,
-  tree_of,
-  wanted,
-)
+from pdl_jax.pretrained.layout import OUTPUT, Shape, Slot
 from pdl_jax.pretrained.safetensors import listed
 
 Index = tuple[slice, ...]
@@ -126,20 +115,18 @@ class HFModel:
       )
 
   def _weights(self, tensors: dict[str, np.ndarray]) -> dict:
-    found = {slot.path: slot for slot in slots(self._config)}
-    need = wanted(found.values())
-    tensors = add_prefix(self._config, {
-      name: x for name, x in tensors.items() if not name.endswith(BUFFERS)
-    })  # fmt: skip
-    self._check_head(tensors, need, found[EMBED,].names[0])
+    found = {slot.path: slot for slot in layout.slots(self._config)}
+    need = layout.wanted(found.values())
+    tensors = layout.add_prefix(self._config, tensors)
+    self._check_head(tensors, need, found[layout.EMBED,].names[0])
     shapes = {name: x.shape for name, x in tensors.items()}
-    check(str(self.path), shapes, need)
+    layout.check(str(self.path), shapes, need)
     if whole := [name for name in need if tensors[name].dtype.kind in 'iub']:
       raise DataError(
         f'{self.path}: tensors of whole numbers, as of a quantized model: '
         f'{listed(whole)}; save it in bfloat16, float16 or float32'
       )
-    return tree_of({
+    return layout.tree_of({
       path: Weight(slot, tuple(slot.view(tensors[x]) for x in slot.names))
       for path, slot in found.items()
     })  # fmt: skip

@@ -14,7 +14,7 @@ from pdl_jax.model.config import ModelConfig
 from pdl_jax.pretrained.safetensors import listed
 
 # Redundant buffers that older versions of transformers saved.
-BUFFERS = ('.rotary_emb.inv_freq', '.attn.bias', '.attn.masked_bias')
+_BUFFERS = ('.rotary_emb.inv_freq', '.attn.bias', '.attn.masked_bias')
 EMBED, OUTPUT = 'embed_VxD', 'lm_head.weight'
 Shape = tuple[int, ...]
 # A parameter's path in the tree of `model.lm`: ('blocks', 0, 'mlp', 'up').
@@ -102,11 +102,14 @@ def prefix(config: ModelConfig) -> str:
 
 
 def add_prefix(config: ModelConfig, tensors: Mapping[str, Any]) -> dict:
-  """Adds the prefix that files of a model without head lack."""
+  """Adds the prefix that files of a model without head lack; drops buffers."""
   start = prefix(config)
-  if any(name.startswith(start) for name in tensors):
-    return dict(tensors)
-  return {_whole(name, start): tensor for name, tensor in tensors.items()}
+  lacks = not any(name.startswith(start) for name in tensors)
+  return {
+    _whole(name, start) if lacks else name: tensor
+    for name, tensor in tensors.items()
+    if not name.endswith(_BUFFERS)
+  }
 
 
 def _whole(name: str, start: str) -> str:

@@ -125,7 +125,11 @@ def read(path: Path, config: ModelConfig) -> Adapter:
 
 def insert(adapter: Adapter, params: Params) -> Params:
   """Puts the adapter's parameters beside the matrices of a model."""
-  return _beside(params, adapter.pairs)
+  made = jax.tree.map(lambda x: x, params)  # New dicts, the same arrays.
+  for (*way, name), pair in adapter.pairs.items():
+    names = lora.names(str(name))
+    layout.at(made, way).update(zip(names, pair, strict=True))
+  return made
 
 
 def add(adapter: Adapter, params: Params) -> Params:
@@ -133,9 +137,10 @@ def add(adapter: Adapter, params: Params) -> Params:
   pairs = {
     path: (a, b * adapter.scale) for path, (a, b) in adapter.pairs.items()
   }
+  params = insert(adapter._replace(pairs=pairs), params)
   unit = LoRAConfig(1, alpha=1.0, targets=lora.TARGETS)
   # Compiled, so that a product is sharded like its matrix.
-  return jax.jit(partial(lora.merged, unit))(_beside(params, pairs))
+  return jax.jit(partial(lora.merged, unit))(params)
 
 
 def write(folder: Path, config: ModelConfig, params: Params, base: str) -> None:
@@ -286,10 +291,3 @@ def _pair(
     b[i] = of_b.T.reshape(rank, *out)
   return (a, b) if slot.is_stacked else (a[0], b[0])
 
-
-def _beside(params: Params, pairs: Mapping[layout.Path, Pair]) -> Params:
-  made = jax.tree.map(lambda x: x, params)  # New dicts, the same arrays.
-  for (*way, name), pair in pairs.items():
-    names = lora.names(str(name))
-    layout.at(made, way).update(zip(names, pair, strict=True))
-  return made

@@ -45,22 +45,27 @@ def listed(names: Iterable[str]) -> str:
 
 def open_folder(folder: Path) -> dict[str, np.ndarray]:
   """Returns all tensors by name, mapped into memory."""
-  files = _files(folder)
+  if (folder / _SINGLE).exists():
+    return open_file(folder / _SINGLE)
+  index = _weight_map(folder)
+  files = sorted(set(index.values()))
+  if absent := [name for name in files if not (folder / name).exists()]:
+    raise DataError(
+      f'{folder} lacks shards that its index names: {listed(absent)}'
+    )
   found: dict[str, np.ndarray] = {}
   for file in files:
-    tensors = open_file(file)
+    tensors = open_file(folder / file)
     if twice := found.keys() & tensors.keys():
       raise DataError(
         f'{folder}: tensors in two shards: {listed(twice)}; get it again'
       )
     found |= tensors
-  if not (folder / _SINGLE).exists():
-    promised = set(_weight_map(folder))
-    if absent := promised - found.keys():
-      raise DataError(
-        f'{folder / _INDEX} names tensors that are in no shard: '
-        f'{listed(absent)}; get the folder again'
-      )
+  if absent := index.keys() - found.keys():
+    raise DataError(
+      f'{folder / _INDEX} names tensors that are in no shard: '
+      f'{listed(absent)}; get the folder again'
+    )
   return found
 
 
@@ -143,9 +148,7 @@ def _tensor(
   return numbers[first:last].view(dtype).reshape(shape)
 
 
-def _files(folder: Path) -> list[Path]:
-  if (folder / _SINGLE).exists():
-    return [folder / _SINGLE]
+def _weight_map(folder: Path) -> dict[str, str]:
   if not (folder / _INDEX).exists():
     pickles = [p.name for kind in _PICKLES for p in folder.glob(kind)]
     if pickles:
@@ -158,15 +161,6 @@ def _files(folder: Path) -> list[Path]:
       f'{folder} has neither {_SINGLE} nor {_INDEX}'
       + (f', only {listed(other)}' if other else '')
     )
-  names = set(_weight_map(folder).values())
-  if absent := {name for name in names if not (folder / name).exists()}:
-    raise DataError(
-      f'{folder} lacks shards that its index names: {listed(absent)}'
-    )
-  return [folder / name for name in sorted(names)]
-
-
-def _weight_map(folder: Path) -> dict[str, str]:
   index = read_object(folder / _INDEX).get('weight_map')
   if not isinstance(index, dict) or not index:
     raise DataError(f'{folder / _INDEX} has no weight_map of tensors to shards')

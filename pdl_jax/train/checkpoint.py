@@ -165,7 +165,9 @@ class Checkpointer:
     self.wait()
     self._saves.begin(step, record['metrics'])
     with host_errors('write', self.directory):
-      self._clear_interrupted()
+      if not self._cleared:
+        self._remove_unfinished()
+      self._cleared = True
       self._manager.save(step, args=ocp.args.Composite(**items), force=True)
     return True
 
@@ -277,11 +279,6 @@ class Checkpointer:
     line = f'checkpoint {place} is damaged, now {aside.name}: {error}'
     self.damaged.append(line)
     logging.warning('%s', line)
-
-  def _clear_interrupted(self) -> None:
-    if not self._cleared:
-      self._remove_unfinished()
-    self._cleared = True
 
   def _remove_unfinished(self) -> None:
     if jax.process_index() == 0:

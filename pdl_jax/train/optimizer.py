@@ -158,9 +158,5 @@ def partition(params: Tree, mask: Tree) -> tuple[Tree, Tree]:
 
 def merge(trained: Tree, frozen: Tree) -> Tree:
   """Inverts `partition`."""
-  return jax.tree.map(
-    lambda a, b: b if a is None else a,
-    trained,
-    frozen,
-    is_leaf=lambda x: x is None,
-  )
+  pick = lambda a, b: b if a is None else a  # noqa: E731
+  return jax.tree.map(pick, trained, frozen, is_leaf=lambda x: x is None)

@@ -64,7 +64,6 @@ class Saves(policies.PreservationPolicy):
     if self._begun:
       self._saved |= self._begun
       self.write()
-    self.forget()
 
   def forget(self) -> None:
     """Forgets a save that is not on disk."""

@@ -1,5 +1,6 @@
 """What training changes: parameters, optimizer moments, counters."""
 
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -37,13 +38,16 @@ class TrainState(NamedTuple):
   skipped_in_row: Array
 
 
-def check_layers(config: OptimizerConfig, model: ModelConfig) -> None:
-  """Refuses to train as many last layers as the model has, or more."""
-  if config.trainable == 'last_layers' and config.last_layers >= model.layers:
+def _grouped(config: OptimizerConfig, model: ModelConfig, params: Tree) -> Tree:
+  """Parts the last layers if they train; refuses to train all as the last."""
+  if config.trainable != 'last_layers':
+    return params
+  if config.last_layers >= model.layers:
     raise ConfigError(
       f'optimizer.last_layers {config.last_layers} must be below the '
       f"model's {model.layers} layers; optimizer.trainable=all trains all"
     )
+  return lm.split_blocks(params, config.last_layers)
 
 
 def create(
@@ -60,8 +64,7 @@ def create(
   layers, on the host or on devices.
   """
   shapes = describe(params, model, config, optimizer, mesh)
-  if config.trainable == 'last_layers':
-    params = lm.split_blocks(params, config.last_layers)
+  params = _grouped(config, model, params)
   at = jax.tree.map(lambda x: x.sharding, shapes)
   wanted = (shapes.trained, shapes.frozen)
   parts = partition(params, trainable_mask(config, params))
@@ -80,14 +83,7 @@ def describe(
   mesh: Mesh | AbstractMesh,
 ) -> TrainState:
   """Returns shapes and shardings of `create`; allocates nothing."""
-  check_layers(config, model)
-
-  def grouped(params: Tree) -> Tree:
-    if config.trainable == 'last_layers':
-      return lm.split_blocks(params, config.last_layers)
-    return params
-
-  params = jax.eval_shape(grouped, params)
+  params = jax.eval_shape(partial(_grouped, config, model), params)
   axes = lm.logical_axes(model, groups=len(params['blocks']))
   params = jax.tree.map(_at, params, shardings(mesh, axes, params))
   mask = trainable_mask(config, params)

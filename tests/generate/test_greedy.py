@@ -82,14 +82,17 @@ def test_log_probs_are_those_of_the_full_forward_pass(settings):
 
 
 def test_a_row_does_not_depend_on_the_others():
-  generate(PROMPTS)
-  before = compiled._cache_size()
-  tokens, _, log_probs = generate(PROMPTS)
-  for order in ([2, 0, 3, 1], [0, 0, 0, 3]):
-    found, _, scores = generate([PROMPTS[i] for i in order])
-    np.testing.assert_array_equal(found, tokens[order])
-    np.testing.assert_array_equal(scores, log_probs[order])
-  assert compiled._cache_size() == before
+  for settings, stop in (
+    (GREEDY, NO_STOP), (DecodeSettings('beam', beams=3), tuple(range(20)))
+  ):  # fmt: skip
+    whole = generate(PROMPTS, settings, stop=stop)
+    before = compiled._cache_size()
+    for order in ([2, 0, 3, 1], [0, 0, 0, 3]):
+      mates = [PROMPTS[i] for i in order]
+      for x, y in zip(generate(mates, settings, stop=stop), whole, strict=True):
+        np.testing.assert_array_equal(x, y[order])
+    assert compiled._cache_size() == before
+  assert len(set(whole[1].tolist())) > 1
 
 
 def test_a_row_does_not_depend_on_its_padding_or_the_limit():

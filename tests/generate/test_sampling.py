@@ -11,6 +11,8 @@ from pdl_jax.generate.truncation import truncate
 from tests.generate.decoding import (
   FOUR,
   FOUR_PARAMS,
+  ONE,
+  ONE_PARAMS,
   PROMPTS,
   WIDTH,
   compiled,
@@ -70,36 +72,35 @@ def test_whole_texts_follow_the_model():
   assert stats.chisquare(seen, count * p / p.sum()).pvalue > 1e-3
 
 
+def sample(prompts, ids, **changes):
+  found = generate(
+    prompts, SAMPLE, ids=ids, model=ONE, params=ONE_PARAMS, **changes
+  )
+  return found[0]
+
+
 def test_a_sample_is_that_of_its_record_alone():
   """Whatever its mates, its place, its padding or the size of the batch."""
-  tokens, _, _ = generate(PROMPTS, SAMPLE, ids=IDS)
+  tokens = sample(PROMPTS, IDS)
   before = compiled._cache_size()
   order = [2, 0, 3, 1]
-  found, _, _ = generate(
-    [PROMPTS[i] for i in order], SAMPLE, ids=[IDS[i] for i in order]
-  )
+  found = sample([PROMPTS[i] for i in order], [IDS[i] for i in order])
   np.testing.assert_array_equal(found, tokens[order])
-  mates, _, _ = generate(
-    [PROMPTS[0], [], [7], [8, 9]], SAMPLE, ids=['a', '', 'e', 'f']
-  )
+  mates = sample([PROMPTS[0], [], [7], [8, 9]], ['a', '', 'e', 'f'])
   np.testing.assert_array_equal(mates[0], tokens[0])
   assert compiled._cache_size() == before
-  wider, _, _ = generate(PROMPTS, SAMPLE, ids=IDS, width=WIDTH + 4)
-  np.testing.assert_array_equal(wider, tokens)
-  eight, _, _ = generate(PROMPTS * 2, SAMPLE, ids=IDS * 2)
+  # Wider, and twice as many; then alone.
+  eight = sample(PROMPTS * 2, IDS * 2, width=WIDTH + 4)
   np.testing.assert_array_equal(eight, np.tile(tokens, (2, 1)))
-  one, _, _ = generate(PROMPTS[1:2], SAMPLE, ids=['b'])
+  one = sample(PROMPTS[1:2], ['b'])
   np.testing.assert_array_equal(one[0], tokens[1])
 
 
 def test_seed_record_and_sample_each_change_the_text():
-  same = [PROMPTS[0]] * 4
-  tokens, _, _ = generate(same, SAMPLE, ids=['a', 'a', 'b', 'a'],
-                          samples=[0, 1, 0, 0])
+  same, ids, samples = [PROMPTS[0]] * 4, ['a', 'a', 'b', 'a'], [0, 1, 0, 0]
+  tokens, again = (sample(same, ids, samples=samples) for _ in range(2))
   assert len({tuple(row) for row in tokens}) == 3
   np.testing.assert_array_equal(tokens[0], tokens[3])
-  again, _, _ = generate(same, SAMPLE, ids=['a', 'a', 'b', 'a'],
-                         samples=[0, 1, 0, 0])
   np.testing.assert_array_equal(again, tokens)
   keys = [
     jax.random.key_data(row_keys(seed, hash_ids(ids), [sample]))

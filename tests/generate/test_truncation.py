@@ -84,15 +84,9 @@ def test_top_k(logits, k):
 
 @given(LOGITS, MASSES)
 @FAST
-def test_top_p(logits, mass):
-  check_between(top_p(logits, mass), logits, kept_top_p, mass)
-
-
-@given(LOGITS, MASSES)
-@FAST
-def test_min_p(logits, share):
-  found = min_p(logits, share)
-  check_between(found, logits, kept_min_p, share)
+def test_top_p_and_min_p(logits, value):
+  check_between(top_p(logits, value), logits, kept_top_p, value)
+  check_between(min_p(logits, value), logits, kept_min_p, value)
 
 
 @pytest.mark.parametrize(('share', 'count'), [(0.29, 3), (0.31, 2), (0.6, 1)])

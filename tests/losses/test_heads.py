@@ -11,8 +11,9 @@ from pdl_jax.losses.fused.api import linear_token_stats
 from pdl_jax.losses.heads import AdaptiveHead, CodeHead, LinearHead
 from pdl_jax.mesh import make_mesh, put_batch, shardings
 from pdl_jax.model import heads, lm
-from pdl_jax.model.config import HeadConfig, ModelConfig, code_dtype
+from pdl_jax.model.config import HeadConfig, ModelConfig
 from pdl_jax.model.heads import fit, vq
+from pdl_jax.model.heads.vq import code_dtype
 from pdl_jax.train import optimizer
 from tests import small
 

@@ -9,7 +9,10 @@ import numpy as np
 import pytest
 
 from pdl_jax.errors import ConfigError
+from pdl_jax.losses.heads import LinearHead
 from pdl_jax.model import decoding, lm
+from pdl_jax.model.heads import HEADS, Kind
+from pdl_jax.model.settings import ModelSettings
 from tests.tiny_model import CONFIG, PARAMS, tiny_tokens
 
 pytestmark = pytest.mark.usefixtures('quick_compile')
@@ -165,6 +168,24 @@ def test_rows_of_a_cache_are_taken_from_a_slot_on():
   np.testing.assert_array_equal(after, before[rows])
 
 
+def test_a_head_of_ones_own_is_an_entry_of_the_table(monkeypatch):
+  own = Kind(
+    lambda c, params, bias_V: LinearHead(
+      params['head']['twice'] * params['embed_VxD'], bias_V
+    ),
+    lambda c, make: {
+      'twice': make((None, None), (1, 1), lambda _, shape: jnp.full(shape, 2.0))
+    },
+  )
+  monkeypatch.setitem(HEADS, 'twice', own)
+  asked = ModelSettings(head='twice').output
+  config = dataclasses.replace(CONFIG, head=asked)
+  params = lm.with_head(config, PARAMS, jax.random.key(0))
+  found = lm.logits(config, params, TOKENS, *one_document(2, L))
+  expected = 2 * logits(CONFIG, PARAMS, TOKENS, *one_document(2, L))
+  np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
 @pytest.mark.parametrize(
   ('change', 'message'),
   [
@@ -174,7 +195,7 @@ def test_rows_of_a_cache_are_taken_from_a_slot_on():
     ({'norm_eps': float('nan')}, 'norm_eps must be > 0, got nan'),
     ({'kv_heads': 3}, 'heads 4 is not a multiple of kv_heads 3'),
     ({'head_dim': 7}, 'head_dim must be even, got 7'),
-    ({'dtype': 'float16'}, "float32 or bfloat16, got 'float16'"),
+    ({'dtype': 'float16'}, "'float16' is not one of float32, bfloat16"),
     ({'norm': 'l2'}, "model norm 'l2' is not one of rms"),
     ({'windows': (1,)}, 'model windows are 1, the layers 2'),
   ],

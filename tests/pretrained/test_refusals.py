@@ -2,6 +2,7 @@
 
 import json
 import re
+from pathlib import Path
 
 import jax
 import ml_dtypes
@@ -68,12 +69,6 @@ def test_an_untied_model_without_head(tmp_path):
   assert 'not tied' in said and 'no lm_head.weight' in said
 
 
-def test_a_pickle(tmp_path):
-  path = write_case(tmp_path / 'a', 'llama3')
-  (path / 'model.safetensors').rename(path / 'pytorch_model.bin')
-  assert 'pickles (pytorch_model.bin)' in refused(path)
-
-
 def split(path, name='llama3'):
   """In two shards."""
   tensors = weights(CASES[name])
@@ -88,16 +83,6 @@ def split(path, name='llama3'):
     json.dumps({'weight_map': index}), 'utf-8'
   )
   return path
-
-
-def test_shards_are_one_model(tmp_path):
-  whole = HFModel(write_case(tmp_path / 'a', 'llama3')).params()
-  parts = HFModel(split(tmp_path / 'b')).params()
-  np.testing.assert_array_equal(whole['embed_VxD'], parts['embed_VxD'])
-  for x, y in zip(
-    *(p['blocks'][0]['mlp'].values() for p in (whole, parts)), strict=True
-  ):
-    np.testing.assert_array_equal(x, y)
 
 
 def test_a_missing_shard(tmp_path):
@@ -121,6 +106,30 @@ def test_a_damaged_file(tmp_path):
   for content in (b'', whole[:5], whole[:50], whole[:-1], b'text' * 99):
     file.write_bytes(content)
     assert 'is not a whole safetensors file' in refused(path)
+
+
+def as_folder(path):
+  path.unlink()
+  path.mkdir()
+
+
+@pytest.mark.parametrize(
+  ('file', 'harm', 'said'),
+  [
+    ('config.json', Path.unlink, 'has no config.json'),
+    ('config.json', as_folder, 'config.json cannot be read (Is a directory)'),
+    ('model.safetensors', as_folder, 'cannot be read (Is a directory)'),
+    ('model.safetensors', Path.unlink, 'has neither model.safetensors nor'),
+    (
+      'model.safetensors', lambda x: x.rename(x.with_name('pytorch_model.bin')),
+      'pickles (pytorch_model.bin)',
+    ),
+  ],
+)  # fmt: skip
+def test_a_file_that_is_none(tmp_path, file, harm, said):
+  path = write_case(tmp_path / 'a', 'llama3')
+  harm(path / file)
+  assert said in refused(path)
 
 
 BAD_JSON = [
@@ -147,13 +156,6 @@ def test_a_config_that_is_no_strict_json_object(tmp_path, content, said):
   path = write_case(tmp_path / 'a', 'llama3')
   (path / 'config.json').write_bytes(content)
   assert said in refused(path)
-
-
-def test_a_config_that_cannot_be_read(tmp_path):
-  path = write_case(tmp_path / 'a', 'llama3')
-  (path / 'config.json').unlink()
-  (path / 'config.json').mkdir()
-  assert 'config.json cannot be read (Is a directory)' in refused(path)
 
 
 def rewrite(file, change):
@@ -206,13 +208,6 @@ def test_a_header_that_is_not_one(tmp_path, change, said):
   assert re.search(said, refused(path))
 
 
-def test_a_folder_in_place_of_tensors(tmp_path):
-  path = write_case(tmp_path / 'a', 'llama3')
-  (path / 'model.safetensors').unlink()
-  (path / 'model.safetensors').mkdir()
-  assert 'cannot be read (Is a directory)' in refused(path)
-
-
 @pytest.mark.parametrize(
   ('index', 'said'),
   [
@@ -231,10 +226,6 @@ def test_an_index_that_is_not_one(tmp_path, index, said):
   text = json.dumps(index)
   (path / 'model.safetensors.index.json').write_text(text, encoding='utf-8')
   assert said in refused(path)
-
-
-def test_no_config(tmp_path):
-  assert 'has no config.json' in refused(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -283,6 +274,8 @@ def test_no_config(tmp_path):
     ('gemma2', {'attn_logit_softcapping': [1]}, 'attn_logit_softcapping [1]'),
     ('gemma3', {'layer_types': None, 'sliding_window_pattern': 0},
      'sliding_window_pattern 0'),
+    ('llama3', {'mystery': 0}, 'mystery 0'),
+    ('llama3', {'mystery': 0.0}, 'mystery 0.0'),
     ('llama3', {'mystery': [[[[[[[[[[1]]]]]]]]]] * 99}, 'mystery [[[[[[[...'),
   ],
 )  # fmt: skip
@@ -354,13 +347,12 @@ def test_what_published_files_say_besides(tmp_path, name, more):
   assert declared_config(path) == plain
 
 
-@pytest.mark.parametrize('dtype', [np.float32, np.float16, ml_dtypes.bfloat16])
 @pytest.mark.parametrize(
-  ('name', 'value'),
+  ('name', 'value', 'dtype'),
   [
-    ('model.norm.weight', np.nan),
-    ('model.layers.1.self_attn.q_proj.weight', -np.inf),
-    ('lm_head.weight', np.inf),
+    ('model.norm.weight', np.nan, np.float32),
+    ('model.layers.1.self_attn.q_proj.weight', -np.inf, ml_dtypes.bfloat16),
+    ('lm_head.weight', np.inf, np.float16),
   ],
 )
 def test_weights_that_are_not_finite_are_named(tmp_path, name, value, dtype):

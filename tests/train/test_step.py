@@ -1,7 +1,7 @@
 """The pure train step: against its definition, its batch and its mesh."""
 
 import dataclasses
-from functools import partial
+from functools import cache, partial
 
 import jax
 import jax.numpy as jnp
@@ -15,12 +15,20 @@ from pdl_jax.mesh import make_mesh, put_batch
 from pdl_jax.model import lm
 from pdl_jax.model.positions import KINDS, AttentionConfig, ComplexConfig
 from pdl_jax.train import state
-from pdl_jax.train.step import gradient_sums, score_step, train_step
+from pdl_jax.train.step import (
+  gradient_sums,
+  loss_sums,
+  score_step,
+  train_step,
+)
 from tests import small
 
 pytestmark = pytest.mark.usefixtures('quick_compile')
 WEIGHTS = jnp.asarray(np.random.default_rng(1).uniform(0.1, 5, 64), jnp.float32)
-MESHES = [(8, 1, 1), (2, 2, 2), (1, 1, 8)]
+
+
+def one_device():
+  return make_mesh((1, 1, 1), jax.devices()[:1])
 
 
 def make_state(mesh, config=None, params=None, **changes):
@@ -31,18 +39,25 @@ def make_state(mesh, config=None, params=None, **changes):
   )  # fmt: skip
 
 
-def one_device():
-  return make_mesh((1, 1, 1), jax.devices()[:1])
-
-
-def gradients(mesh, batch, weights=WEIGHTS, params=None, **changes):
-  config = small.step_config(**changes)
+@cache
+def gradients(shape=(1, 1, 1), kind='rope', grad_accum_steps=1):
+  """Of 16 rows, with an attention that has learned something."""
+  attention = AttentionConfig(kind, ComplexConfig(delta_init='published'))
+  model = dataclasses.replace(small.MODEL, attention=attention)
+  params = lm.extended(model, small.params(), jax.random.key(0))
+  config = small.step_config(model=model, grad_accum_steps=grad_accum_steps)
+  mesh = make_mesh(shape, jax.devices()[: np.prod(shape)])
   with jax.set_mesh(mesh):
     start = make_state(mesh, config, params)
-    placed = put_batch(batch, mesh)
+    placed = put_batch(small.batch(16), mesh)
     run = jax.jit(partial(gradient_sums, config))
-    found = run(start.trained, start.frozen, placed, LossTables(weights))
+    found = run(start.trained, start.frozen, placed, LossTables(WEIGHTS))
   return jax.tree.map(np.asarray, found)
+
+
+@cache
+def compiled_step():
+  return jax.jit(partial(train_step, small.step_config()))
 
 
 def close(found, expected):
@@ -54,6 +69,7 @@ def close(found, expected):
   jax.tree.map(check, found, expected)
 
 
+@jax.jit
 def naive_loss(params, batch, weights):
   """The loss from full logits: every position, then a choice of them."""
   logits = lm.logits(
@@ -64,87 +80,80 @@ def naive_loss(params, batch, weights):
 
 
 def test_gradient_is_that_of_the_naive_loss():
-  batch = small.batch()
-  grads, (weighted, plain) = gradients(one_device(), batch)
-  loss, expected = jax.value_and_grad(naive_loss)(
-    small.params(), batch, WEIGHTS
-  )
+  batch = small.batch(16)
+  grads, (weighted, plain) = gradients()
+  run = jax.jit(jax.value_and_grad(naive_loss))
+  loss, expected = run(small.params(), batch, WEIGHTS)
   assert weighted.num / weighted.den == pytest.approx(float(loss), rel=1e-6)
   close(jax.tree.map(lambda g: g / weighted.den, grads), expected)
   plain_loss = naive_loss(small.params(), batch, jnp.ones(64))
   assert plain.num / plain.den == pytest.approx(float(plain_loss), rel=1e-6)
   assert plain.den == batch['where'].sum()
+  # The step logs the norm of the divided gradient.
+  _, scalars = compiled_step()(
+    make_state(one_device()), batch, LossTables(WEIGHTS)
+  )
+  norm = float(optax.tree.norm(grads) / weighted.den)
+  assert float(scalars['gradient_norm']) == pytest.approx(norm, rel=1e-5)
 
 
 def test_micro_batches_share_one_denominator():
-  batch = small.batch()
-  whole, (total, _) = gradients(one_device(), batch)
+  whole, (total, _) = gradients()
   for count in (2, 4):
-    parts, (sums, _) = gradients(one_device(), batch, grad_accum_steps=count)
+    parts, (sums, _) = gradients(grad_accum_steps=count)
     np.testing.assert_allclose(total, sums, rtol=1e-6)
     close(whole, parts)
   # What it must not be: the mean of the micro-batches' own means.
-  halves = [{k: v[i::2] for k, v in batch.items()} for i in range(2)]
+  halves = [{k: v[i::2] for k, v in small.batch(16).items()} for i in range(2)]
   means = [float(naive_loss(small.params(), h, WEIGHTS)) for h in halves]
   assert abs(np.mean(means) - total.num / total.den) > 1e-3
 
 
 @pytest.mark.parametrize(
-  ('shape', 'grad_accum_steps'),
-  [(MESHES[0], 1), (MESHES[1], 2), (MESHES[2], 1)],
-)
-def test_meshes_agree_with_one_device(shape, grad_accum_steps):
-  batch = small.batch(rows=16)
-  grads, sums = gradients(
-    one_device(), batch, grad_accum_steps=grad_accum_steps
-  )
-  sharded = gradients(
-    make_mesh(shape), batch, grad_accum_steps=grad_accum_steps
-  )
-  close(sharded, (grads, sums))
-
-
-@pytest.mark.parametrize(
-  ('kind', 'shape'),
-  [('complex', MESHES[1]), ('complex', MESHES[2]), ('scaled_rope', MESHES[2]),
-   ('alibi', MESHES[1])],
+  ('shape', 'kind', 'count'),
+  [
+    ((8, 1, 1), 'rope', 1), ((2, 2, 2), 'complex', 2), ((2, 2, 2), 'alibi', 1),
+    ((1, 1, 8), 'complex', 2), ((1, 1, 8), 'scaled_rope', 1),
+  ],
 )  # fmt: skip
-def test_what_attention_learns_is_split_over_meshes(kind, shape):
-  attention = AttentionConfig(kind, ComplexConfig(delta_init='published'))
-  model = dataclasses.replace(small.MODEL, attention=attention)
-  params = lm.extended(model, small.params(), jax.random.key(0))
-  batch, mesh = small.batch(), make_mesh(shape)
-  expected, found = (
-    gradients(where, batch, params=params, model=model)
-    for where in (one_device(), mesh)
-  )
+def test_meshes_agree_with_one_device(shape, kind, count):
+  """And what attention learns is split over them."""
+  expected, found = (gradients(x, kind, count) for x in ((1, 1, 1), shape))
   close(found, expected)
   own = expected[0]['blocks'][0]['attention']
   assert all(np.abs(own[name]).max() > 0 for name in KINDS[kind].learns)
 
 
-@pytest.mark.parametrize('shape', MESHES)
-def test_steps_on_meshes_agree_with_one_device(shape):
+@cache
+def three_steps(shape):
+  """Losses, the last state's embedding, and how often a step was traced."""
+  mesh, traces = make_mesh(shape, jax.devices()[: np.prod(shape)]), []
   config = small.step_config()
 
-  def train(mesh):
-    with jax.set_mesh(mesh):
-      current = make_state(mesh)
-      check_sharded(current, tuple(mesh.shape.values()))
-      step = jax.jit(partial(train_step, config), donate_argnums=0)
-      losses = []
-      for seed in range(3):
-        placed = put_batch(small.batch(seed=seed), mesh)
-        current, scalars = step(current, placed, LossTables(WEIGHTS))
-        losses.append(float(scalars['loss']))
-    return losses, current
+  def traced(*arguments):
+    traces.append(1)
+    return train_step(config, *arguments)
 
-  expected, _ = train(one_device())
-  losses, final = train(make_mesh(shape))
+  with jax.set_mesh(mesh):
+    current = make_state(mesh)
+    check_sharded(current, shape)
+    step, losses = jax.jit(traced, donate_argnums=0), []
+    for seed in range(3):
+      placed = put_batch(small.batch(seed=seed), mesh)
+      tables = LossTables(WEIGHTS * (1 + seed))
+      current, scalars = step(current, placed, tables)
+      losses.append(float(scalars['loss']))
+  # Still sharded after training, not gathered by the compiler.
+  check_sharded(current, shape)
+  return losses, len(traces)
+
+
+@pytest.mark.parametrize('shape', [(8, 1, 1), (2, 2, 2), (1, 1, 8)])
+def test_steps_on_meshes_agree_with_one_device(shape):
+  (expected, once), (losses, again) = map(three_steps, ((1, 1, 1), shape))
   np.testing.assert_allclose(losses, expected, rtol=1e-5)
   assert len(set(losses)) == 3
-  # Still sharded after training, not gathered by the compiler.
-  check_sharded(final, shape)
+  assert once == again == 1
 
 
 def check_sharded(current, shape):
@@ -195,103 +204,85 @@ def test_no_array_of_logits_for_every_position():
   assert f'{batch_size},{length},{vocabulary}]' not in text
 
 
-@pytest.mark.parametrize('bad', ['weights', 'parameters'])
-def test_a_step_that_is_not_finite_is_skipped_and_counted(bad):
-  config, mesh = small.step_config(), one_device()
-  with jax.set_mesh(mesh):
-    start = make_state(mesh)
-    before = jax.tree.map(np.asarray, (start.trained, start.opt_state))
-    step = jax.jit(partial(train_step, config))
-    bad_V = WEIGHTS.at[:].set(jnp.inf) if bad == 'weights' else WEIGHTS
-    weights = LossTables(bad_V)
-    if bad == 'parameters':
-      start.trained['norm']['scale'] = jnp.full(32, jnp.nan)
-      before = jax.tree.map(np.asarray, (start.trained, start.opt_state))
-    after, scalars = step(start, small.batch(), weights)
-    again, _ = step(after, small.batch(), weights)
-    good, _ = step(
-      again._replace(trained=make_state(mesh).trained), small.batch(),
-      LossTables(WEIGHTS),
-    )
-  jax.tree.map(
-    np.testing.assert_array_equal, before, (after.trained, after.opt_state)
-  )
-  assert (int(after.skipped), int(after.skipped_in_row)) == (1, 1)
-  assert (int(again.skipped), int(again.skipped_in_row)) == (2, 2)
-  assert (int(good.skipped), int(good.skipped_in_row)) == (2, 0)
-  assert int(good.step) == 3
-  assert not np.isfinite(scalars['gradient_norm'])
+def test_a_step_that_is_not_finite_is_skipped_and_counted():
+  step, good = compiled_step(), LossTables(WEIGHTS)
+  start = make_state(one_device())
+  spoilt = jax.tree.map(lambda x: x, start.trained)
+  spoilt['norm']['scale'] = jnp.full(32, jnp.nan)
+  for bad, tables in (
+    (start, LossTables(jnp.full(64, jnp.inf))),
+    (start._replace(trained=spoilt), good),
+  ):
+    after, scalars = step(bad, small.batch(16), tables)
+    again, _ = step(after, small.batch(16), tables)
+    mended = again._replace(trained=start.trained)
+    last, _ = step(mended, small.batch(16), good)
+    jax.tree.map(
+      np.testing.assert_array_equal, (bad.trained, bad.opt_state),
+      (after.trained, after.opt_state),
+    )  # fmt: skip
+    counts = [
+      (int(x.skipped), int(x.skipped_in_row)) for x in (after, again, last)
+    ]
+    assert counts == [(1, 1), (2, 2), (2, 0)]
+    assert int(last.step) == 3
+    assert not np.isfinite(scalars['gradient_norm'])
 
 
-@pytest.mark.parametrize('reduction', ['weighted_mean', 'token_mean', 'sum'])
-def test_reductions_differ_by_their_denominator_only(reduction):
+def test_reductions_differ_by_their_denominator_only():
   batch = small.batch()
-  loss = Loss(LOSSES['power_law'], {}, reduction)
-  _, (sums, plain) = gradients(one_device(), batch, loss=loss)
-  expected = {
-    'weighted_mean': WEIGHTS[batch['labels']][batch['where']].sum(),
-    'token_mean': plain.den,
-    'sum': 0,
-  }[reduction]
-  assert sums.den == pytest.approx(float(expected), rel=1e-6)
+  names = ('weighted_mean', 'token_mean', 'sum')
+
+  @jax.jit
+  def sums(params):
+    losses = (Loss(LOSSES['power_law'], {}, name) for name in names)
+    return [
+      loss_sums(
+        small.step_config(loss=loss), params, batch, LossTables(WEIGHTS)
+      )
+      for loss in losses
+    ]
+
+  found = sums(small.params())
+  weight = WEIGHTS[batch['labels']][batch['where']].sum()
+  for (weighted, plain), den in zip(
+    found, (weight, batch['where'].sum(), 0), strict=True
+  ):
+    assert float(weighted.den) == pytest.approx(float(den), rel=1e-6)
+    nums = [float(x.num) for x in (weighted, plain)]
+    assert nums == pytest.approx([float(x.num) for x in found[0]], rel=1e-6)
 
 
-@pytest.mark.parametrize('trainable', ['all', 'last_layers', 'norms'])
+@pytest.mark.parametrize('trainable', ['last_layers', 'norms'])
 def test_only_what_is_chosen_trains(trainable):
-  config = small.step_config()
-  mesh = one_device()
-  changes = {'trainable': trainable, 'last_layers': 1}
-  with jax.set_mesh(mesh):
-    start = make_state(mesh, **changes)
-    frozen = jax.tree.map(np.asarray, start.frozen)
-    trained = jax.tree.map(np.asarray, start.trained)
-    after, _ = jax.jit(partial(train_step, config))(
-      start, small.batch(),
-      LossTables(WEIGHTS),
-    )
-  jax.tree.map(np.testing.assert_array_equal, frozen, after.frozen)
+  mesh, step = one_device(), jax.jit(partial(train_step, small.step_config()))
+  start = make_state(mesh, trainable=trainable, last_layers=1)
+  after, _ = step(start, small.batch(), LossTables(WEIGHTS))
+  jax.tree.map(np.testing.assert_array_equal, start.frozen, after.frozen)
   moved = jax.tree.map(
-    lambda a, b: bool((a != np.asarray(b)).any()), trained, after.trained
+    lambda a, b: bool((a != b).any()), start.trained, after.trained
   )
   assert all(jax.tree.leaves(moved))
-  names = {
+  names = [
     jax.tree_util.keystr(path)
-    for path, _ in jax.tree_util.tree_leaves_with_path(trained)
-  }
-  assert {
-    'all': len(names) == 11,
-    'norms': all(name.endswith("['scale']") for name in names),
-    'last_layers': all('embed' not in name for name in names),
-  }[trainable]
+    for path, _ in jax.tree_util.tree_leaves_with_path(start.trained)
+  ]
+  if trainable == 'norms':
+    assert all(name.endswith("['scale']") for name in names)
+  assert all('embed' not in name for name in names)
 
 
 def test_overfits_one_batch():
-  config = small.step_config()
-  mesh, batch = one_device(), small.batch()
-  with jax.set_mesh(mesh):
-    current = make_state(mesh)
-    step = jax.jit(partial(train_step, config), donate_argnums=0)
-    losses = []
-    for _ in range(90):
-      current, scalars = step(current, batch, LossTables(WEIGHTS))
-      losses.append(float(scalars['plain_loss']))
+  current, batch = make_state(one_device()), small.batch(16)
+  start, losses = current.trained, []
+  for _ in range(90):
+    current, scalars = compiled_step()(current, batch, LossTables(WEIGHTS))
+    losses.append(float(scalars['plain_loss']))
   assert losses[0] > 3
   assert losses[-1] < 0.05
-
-
-def test_the_step_is_traced_once():
-  config, mesh, traces = small.step_config(), one_device(), []
-
-  def traced(*arguments):
-    traces.append(1)
-    return train_step(config, *arguments)
-
-  with jax.set_mesh(mesh):
-    current, step = make_state(mesh), jax.jit(traced, donate_argnums=0)
-    for seed in range(3):
-      placed = put_batch(small.batch(seed=seed), mesh)
-      current, _ = step(current, placed, LossTables(WEIGHTS * (1 + seed)))
-  assert len(traces) == 1
+  # Everything trains.
+  moved = jax.tree.map(lambda a, b: (a != b).any(), start, current.trained)
+  assert len(jax.tree.leaves(moved)) == 11 and all(jax.tree.leaves(moved))
 
 
 def test_scores_are_the_plain_loss():
@@ -301,16 +292,3 @@ def test_scores_are_the_plain_loss():
   expected = naive_loss(params, batch, jnp.ones(64))
   assert float(mean) == pytest.approx(float(expected), rel=1e-6)
   assert not np.asarray(nll)[~batch['where']].any()
-
-
-def test_the_logged_norm_is_that_of_the_divided_gradient():
-  config = small.step_config(optimizer=optax.sgd(1.0))
-  mesh = one_device()
-  with jax.set_mesh(mesh):
-    start = make_state(mesh, config)
-    _, scalars = train_step(
-      config, start, small.batch(), LossTables(WEIGHTS)
-    )
-  grads, (weighted, _) = gradients(mesh, small.batch())
-  norm = optax.tree.norm(grads) / weighted.den
-  assert float(scalars['gradient_norm']) == pytest.approx(float(norm), rel=1e-5)

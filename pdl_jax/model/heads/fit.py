@@ -19,7 +19,8 @@ import numpy as np
 from threadpoolctl import threadpool_limits
 
 from pdl_jax.errors import ConfigError
-from pdl_jax.model.config import HeadConfig, Tier, code_dtype
+from pdl_jax.model.config import HeadConfig
+from pdl_jax.model.heads.vq import Tier, code_dtype
 
 _SCALE = 0.02
 # Share of the mean variance added to a covariance estimated from few states.

@@ -19,17 +19,130 @@ in params['head']:
   left_VxR, right_DxR  low-rank residual
 """
 
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 from jax.lax import stop_gradient
 
+from pdl_jax.errors import ConfigError
 from pdl_jax.losses.heads import CodeHead, LinearHead, along
-from pdl_jax.model.config import HeadConfig, code_dtype
+from pdl_jax.model.heads.plain import check_rank, factors, places
+
+if TYPE_CHECKING:
+  from pdl_jax.model.config import HeadConfig, ModelConfig
 
 Params = dict
 # Parameters that never train.
 FIXED = ('codes_MxV', 'prior_V', 'places_V')
+
+
+class Tier(NamedTuple):
+  """Types of frequency ranks [first, end), and what composes their rows.
+
+  Rows are as wide as the model, or as `rank` if that is not 0.
+  """
+
+  first: int
+  end: int
+  codebook_size: int
+  num_codebooks: int
+  rank: int
+
+
+def code_dtype(codes: int) -> np.dtype:
+  """Returns the smallest unsigned integer type that holds so many codes.
+
+  Reading the codes dominates the time of a look-up.
+  """
+  return np.min_scalar_type(codes - 1)
+
+
+def check(config: 'ModelConfig') -> None:
+  """Refuses sizes that do not fit the model."""
+  c, vocab_size, width = config.head, config.vocab_size, config.width
+  if c.tail_rank and not c.tail_start:
+    raise ConfigError(
+      f'model.vq.tail_rank {c.tail_rank} needs a tail: set tail_start'
+    )
+  check_rank('model.rank', c.rank, width)
+  check_rank('model.vq.tail_rank', c.tail_rank, width)
+  alone = c.num_codebooks == 1 and not c.tail_start
+  most = (c.codebook_size if alone else c.tail_start or vocab_size) - 1
+  if c.num_exact > most >= 0:
+    raise ConfigError(
+      f'model.vq.num_exact {c.num_exact} must be at most {most}: the '
+      f'other types need {"a code" if alone else "codebooks"}'
+    )
+  if c.num_exact and c.learned and alone:
+    raise ConfigError(
+      'model.vq.num_exact with one codebook whose codes are learned: there is '
+      'nothing that would keep them apart; take fixed codes, or several '
+      'codebooks'
+    )
+  if c.tail_start >= vocab_size:
+    raise ConfigError(
+      f'model.vq.tail_start {c.tail_start} leaves nothing of {vocab_size} types'
+    )
+  for tier, tail in zip(c.tiers(vocab_size), ('', 'tail_'), strict=False):
+    size, count = tier.codebook_size, tier.num_codebooks
+    types, wide = tier.end - tier.first, tier.rank or width
+    if size < 1 or count < 1:
+      raise ConfigError(
+        f'model.vq.{tail}codebook_size and {tail}num_codebooks must be >= 1, '
+        f'got {size} and {count}'
+      )
+    if size > types:
+      raise ConfigError(
+        f'model.vq.{tail}codebook_size {size} are more than the {types} types '
+        f'that they are for; take at most {types}'
+      )
+    if c.combine == 'concat' and wide % count:
+      raise ConfigError(
+        f'the width {wide} does not divide into {count} codebooks'
+        f"{' of the tail' if tail else ''}; take a divisor, or combine 'sum'"
+      )
+
+
+def init(config: 'ModelConfig', make: Any) -> Params:
+  """Makes codebooks and codes by tiers, own rows, and a residual of 0."""
+  c, v, d = config.head, config.vocab_size, config.width
+  made, *tail = (_init_tier(c, tier, d, make) for tier in c.tiers(v))
+  if tail:
+    made['tail'] = tail[0]
+  if c.in_tiers and c.num_exact:
+    made['own_NxD'] = make((None, 'embed'), (c.num_exact, d))
+  if c.in_tiers:
+    made['places_V'] = make(('vocab',), (v,), places)
+  if c.rank:
+    made |= factors(make, v, d, c.rank, 'vocab', nn.initializers.zeros)
+  return made
+
+
+def _init_tier(c: 'HeadConfig', tier: Tier, width: int, make: Any) -> Params:
+  """Makes codebooks, and codes or the rows that learned codes follow."""
+  # Tiers have any size, which need not divide over a mesh.
+  types = None if c.in_tiers else 'vocab'
+  wide, count = tier.rank or width, tier.end - tier.first
+  embed = 'embed' if c.combine == 'sum' and not tier.rank else None
+  shape = (tier.num_codebooks, tier.codebook_size, c.code_width(wide, tier))
+  made = {'codebooks_MxKxS': make((None, 'codes', embed), shape)}
+  if tier.rank:
+    scale, axes = nn.initializers.normal(width**-0.5), ('embed', None)
+    made['projection_DxR'] = make(axes, (width, tier.rank), scale)
+  if c.learned:
+    axes = (types, None if tier.rank else 'embed')
+    return made | {'shadow_VxD': make(axes, (count, wide))}
+
+  def in_turn(_: Array, shape: tuple[int, int]) -> Array:
+    row_V = jnp.arange(shape[1]) % tier.codebook_size
+    return jnp.broadcast_to(row_V.astype(code_dtype(tier.codebook_size)), shape)
+
+  codes = make((None, types), (tier.num_codebooks, count), in_turn)
+  return made | {'codes_MxV': codes}
 
 
 def bias_of(params: Params) -> Array | None:
@@ -75,7 +188,7 @@ def _tiers(params: Params) -> list[Params]:
   return [params, params['tail']] if 'tail' in params else [params]
 
 
-def fix_codes(config: HeadConfig, params: Params) -> Params:
+def fix_codes(config: 'HeadConfig', params: Params) -> Params:
   """Writes learned codes of a head down; other heads stay as they are."""
   fixed = dict(params)
   if 'shadow_VxD' in fixed:
@@ -88,7 +201,7 @@ def fix_codes(config: HeadConfig, params: Params) -> Params:
   return fixed
 
 
-def _rows(config: HeadConfig, tier: Params) -> Array:
+def _rows(config: 'HeadConfig', tier: Params) -> Array:
   """Returns the composed rows of a tier.
 
   While codes are learned, a row's gradient reaches its codes. It also reaches
@@ -105,7 +218,7 @@ def _rows(config: HeadConfig, tier: Params) -> Array:
   return rows if projection is None else rows @ projection.T
 
 
-def head(config: HeadConfig, params: Params) -> LinearHead | CodeHead:
+def head(config: 'HeadConfig', params: Params) -> LinearHead | CodeHead:
   """Returns the head as losses take it: codes if one per type, or a matrix."""
   books, bias_V = params['codebooks_MxKxS'], bias_of(params)
   plain = 'places_V' not in params and 'left_VxR' not in params
@@ -123,7 +236,7 @@ def head(config: HeadConfig, params: Params) -> LinearHead | CodeHead:
   return LinearHead(rows_VxD, bias_V)
 
 
-def logits(config: HeadConfig, params: Params, hidden: Array) -> Array:
+def logits(config: 'HeadConfig', params: Params, hidden: Array) -> Array:
   """Returns fp32 logits [..., V] of fixed codes.
 
   It takes M products with K rows, and M look-ups per type.
@@ -146,7 +259,7 @@ def logits(config: HeadConfig, params: Params, hidden: Array) -> Array:
 
 
 def _tier_logits(
-  config: HeadConfig, tier: Params, hidden_NxD: Array
+  config: 'HeadConfig', tier: Params, hidden_NxD: Array
 ) -> Array:
   """Returns [types, N], one codebook at a time, which was measured fastest."""
   books, codes_MxV = tier['codebooks_MxKxS'], tier['codes_MxV']
@@ -184,7 +297,7 @@ def float_parameters(params: Params) -> int:
   )
 
 
-def index_bits(config: HeadConfig, vocab_size: int) -> int:
+def index_bits(config: 'HeadConfig', vocab_size: int) -> int:
   """Returns the bits of all types' codes, and of their order if in tiers."""
   order = vocab_size * (vocab_size - 1).bit_length()
   if config.kind == 'adaptive':
