@@ -1,10 +1,9 @@
 """Registry of losses: what a loss is, and the decorator that adds one."""
 
-import functools
 import inspect
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar, cast
+from typing import Any, NamedTuple, TypeVar
 
 from jax import Array
 
@@ -101,10 +100,9 @@ def register(
   def add(function: Function) -> Function:
     found = form or _form(name, function)
     made = LossSpec(keys, wants=wants, temperature=temperature)
-    file = own_files.note(function)
-    if file is not None and found in ('terms', 'on_logits'):
-      function = cast(Function, _checked(name, file, function))
-    made = made._replace(**{found: function}, file=file)
+    returns = LossTerms if found in ('terms', 'on_logits') else object
+    named = own_files.explained(f'loss {name}', function, returns)
+    made = made._replace(**{found: named}, file=own_files.note(function))
     for key, default in made.settings.items():
       if not isinstance(default, int | float | str):
         raise ConfigError(
@@ -118,24 +116,6 @@ def register(
     return function
 
   return add
-
-
-def _checked(
-  name: str, file: Path, function: Callable[..., Any]
-) -> Callable[..., LossTerms]:
-  """Says in a line what a loss of a user's own returns wrongly."""
-
-  @functools.wraps(function)
-  def call(*args: Any, **settings: Any) -> LossTerms:
-    found = function(*args, **settings)
-    if isinstance(found, LossTerms):
-      return found
-    raise ConfigError(
-      f'loss {name} of {file} must return LossTerms(loss, weight), got '
-      f'{type(found).__name__}'
-    )
-
-  return call
 
 
 def _form(name: str, function: Callable[..., Any]) -> str:

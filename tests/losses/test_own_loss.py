@@ -123,7 +123,13 @@ def test_refusals(registered):
     defaults()
 
 
-def test_what_returns_no_terms_is_refused(registered):
-  register('odd')(lambda stats, weight: weight)
-  with pytest.raises(ConfigError, match='odd of .* must return LossTerms.*int'):
+@pytest.mark.parametrize(('loss', 'said'), [
+  (lambda stats, weight: weight, 'has to return LossTerms, got int'),
+  (lambda stats, weight: stats['nll'], 'TypeError: .*NoneType'),
+])  # fmt: skip
+def test_a_loss_of_ones_own_that_fails_says_so_in_a_line(
+  registered, loss, said
+):
+  register('odd')(loss)
+  with pytest.raises(ConfigError, match=f'^loss odd of .*{said}'):
     LOSSES['odd'].terms(None, 1)
