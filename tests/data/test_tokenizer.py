@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer as Backend
-from tokenizers import models, pre_tokenizers
+from tokenizers import models, pre_tokenizers, processors
 
 from pdl_jax.data import tokenizer as tokenizer_module
 from pdl_jax.data.pretrained_tokenizer import open_plain_tokenizer
@@ -208,3 +208,26 @@ def test_a_thousand_texts_in_many_scripts_have_the_ids_of_transformers(
   encode = lambda text: pretrained.encode([text])[0]
   assert encode(many_scripts.texts()[7]) == golden['eighth']
   assert many_scripts.digests(encode) == golden['smollm2']
+
+
+@pytest.mark.parametrize(('template', 'start'), [
+  (f'{START_OF_TURN} $A', START_OF_TURN), (f'$A {END_OF_TURN}', END_OF_TEXT),
+])  # fmt: skip
+def test_a_start_is_what_is_put_before_a_text_and_nothing_after_it(
+  trained, template, start
+):
+  backend = Backend.from_str(trained.definition)
+  ids = [(name, backend.token_to_id(name)) for name in trained.specials]
+  backend.post_processor = processors.TemplateProcessing(
+    single=template, special_tokens=ids
+  )
+  assert Tokenizer(backend, 'own').start_of_text == dict(ids)[start]
+
+
+def test_a_letter_of_two_pieces_is_no_start():
+  backend = Backend(models.BPE({'▁': 0, 'a': 1}, []))
+  backend.pre_tokenizer = pre_tokenizers.Metaspace()
+  backend.add_special_tokens([END_OF_TURN, END_OF_TEXT])
+  tokenizer = Tokenizer(backend, 'own')
+  assert tokenizer.encode(['a']) == [[0, 1]]
+  assert tokenizer.start_of_text == tokenizer.end_of_text

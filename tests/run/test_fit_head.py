@@ -247,7 +247,10 @@ def test_tiers_are_of_falling_frequency_and_rising_error():
   assert 0 < error[5:25].mean() < error[25:].mean() / 2
 
 
-TAIL = {'tail_start': 9, 'tail_num_codebooks': 1}
+TAIL = {
+  'codebook_size': 4, 'tail_start': 9, 'tail_codebook_size': 4,
+  'tail_num_codebooks': 1,
+}  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -267,7 +270,7 @@ TAIL = {'tail_start': 9, 'tail_num_codebooks': 1}
     (ROWS, 'none', {'tail_start': 60}, 'tail_start 60 leaves nothing of 60'),
     (ROWS, 'none', {'tail_start': 9, 'num_exact': 9},
      'num_exact 9 must be at most 8'),
-    (ROWS, 'none', {'tail_start': 9, 'tail_num_codebooks': 3},
+    (ROWS, 'none', TAIL | {'tail_num_codebooks': 3},
      'does not divide into 3 codebooks'),
     (ROWS, 'none', {'num_exact': 12}, 'num_exact 12 must be at most 11'),
     (ROWS, 'none', {'tail_rank': 2}, 'tail_rank 2 needs a tail: set tail_star'),
