@@ -291,6 +291,7 @@ def test_sign_flips_are_of_pairs_and_of_few_seeds():
   assert seeds_alone(a, [value - 0.5 for value in a]).p == seed_floor(6)
   # 0.1 + 0.2 and 0.3 differ in the last bit.
   assert seeds_alone([0.1 + 0.2] * 8, [0.3] * 8).p == 1
+  assert sign_flip_p(np.ones(MOST_SEEDS)) == seed_floor(MOST_SEEDS)
   with pytest.raises(ConfigError, match='17 paired seeds.* at most 16'):
     sign_flip_p(np.ones(MOST_SEEDS + 1))
 
