@@ -9,11 +9,13 @@ import numpy as np
 from jax import Array
 
 from pdl_jax.mesh import constrain
-from pdl_jax.model import rotary
+from pdl_jax.model import chunked_attention, rotary
 from pdl_jax.model.config import ModelConfig
 from pdl_jax.model.layers import Norm, linear
 from pdl_jax.model.positions import KINDS
 
+# Where 'auto' begins to attend in blocks; measured by attention_speed.
+CHUNKED_FROM = 1024
 # Window of a layer that sees all tokens: longer than any context.
 _ALL = 2**30
 
@@ -126,15 +128,16 @@ class Attention(nn.Module):
     self,
     x_BxLxD: Array,
     positions_BxL: Array,
-    mask_BxLxS: Array,
+    seen: Array,
     cache: LayerCache | None,
     kind: LayerKind,
   ) -> tuple[Array, Array, Array]:
-    """Attends to what the mask allows.
+    """Attends to what may be seen.
 
     Args:
       x_BxLxD: normalised hidden states.
-      mask_BxLxS: True where a query may look. Without a cache, S = L.
+      seen: a mask [B, L, S], True where a query may look; without a cache,
+        S = L. Or segments [B, L], without a cache: attention is chunked.
       cache: has S slots to write and attend to; None attends to x alone.
 
     Returns:
@@ -151,24 +154,10 @@ class Attention(nn.Module):
     position = KINDS[c.attention.kind]
     if position.place is not None:
       q, k = position.place(self, c, q, k, positions_BxL, kind.frequencies_P)
-    scale, softcap = _scale(c), c.attention_softcap
-    if kind.window is not None:
-      first = 0 if cache is None else cache.slot
-      _, length, slots = mask_BxLxS.shape
-      mask_BxLxS &= near(first, length, slots, kind.window)[None]
-    bias_HxLxS = None
-    if position.bias is not None:
-      bias_HxLxS = position.bias(c.heads, mask_BxLxS.shape[2])
-    if cache is None and softcap is not None:
-      mixed = attend(q, *cached(k, v), mask_BxLxS, scale, bias_HxLxS, softcap)
-    elif cache is None:
-      mixed = jax.nn.dot_product_attention(
-        q, k, v, None if bias_HxLxS is None else bias_HxLxS[None],
-        mask_BxLxS[:, None, :, :], scale=scale,
-      )  # fmt: skip
+    if seen.ndim == 2:
+      mixed = _chunked(c, q, k, v, seen, kind.window)
     else:
-      k, v = write(cache, k, v)
-      mixed = attend(q, k, v, mask_BxLxS, scale, bias_HxLxS, softcap)
+      mixed, k, v = _dense(c, q, k, v, seen, cache, kind.window)
     y = linear(
       self, c, 'output', mixed, ('heads', 'head_dim', 'embed'),
       (c.heads, c.head_dim, c.width), inputs=2, bias=c.output_bias,
@@ -182,6 +171,61 @@ class Attention(nn.Module):
       (c.width, heads, c.head_dim), bias=c.qkv_bias,
     )  # fmt: skip
     return constrain(y, 'batch', 'length', axis, 'head_dim')
+
+
+def _dense(
+  c: ModelConfig, q: Array, k: Array, v: Array, mask_BxLxS: Array,
+  cache: LayerCache | None, window: Array | np.ndarray | None,
+) -> tuple[Array, Array, Array]:  # fmt: skip
+  """Returns mixed values, keys and values, as `Attention` does."""
+  scale, softcap = _scale(c), c.attention_softcap
+  if window is not None:
+    first = 0 if cache is None else cache.slot
+    _, length, slots = mask_BxLxS.shape
+    mask_BxLxS &= near(first, length, slots, window)[None]
+  bias_HxLxS = _bias(c, mask_BxLxS.shape[2])
+  if cache is not None:
+    k, v = write(cache, k, v)
+    mixed = attend(q, k, v, mask_BxLxS, scale, bias_HxLxS, softcap)
+  elif softcap is not None:
+    mixed = attend(q, *cached(k, v), mask_BxLxS, scale, bias_HxLxS, softcap)
+  else:
+    mixed = jax.nn.dot_product_attention(
+      q, k, v, None if bias_HxLxS is None else bias_HxLxS[None],
+      mask_BxLxS[:, None, :, :], scale=scale,
+    )  # fmt: skip
+  return mixed, k, v
+
+
+def _chunked(
+  c: ModelConfig, q: Array, k: Array, v: Array, segments_BxL: Array,
+  window: Array | np.ndarray | None,
+) -> Array:  # fmt: skip
+  bias_HxLxS = _bias(c, segments_BxL.shape[1])
+  seen = chunked_attention.Seen(
+    segments_BxL,
+    None if window is None else jnp.asarray(window),
+    None if bias_HxLxS is None else bias_HxLxS[:, 0],
+  )
+  rule = chunked_attention.Rule(
+    _scale(c), c.attention_softcap, chunked_attention.BLOCK
+  )
+  return chunked_attention.attend(q, k, v, seen, rule)
+
+
+def _bias(c: ModelConfig, keys: int) -> Array | None:
+  bias = KINDS[c.attention.kind].bias
+  return None if bias is None else bias(c.heads, keys)
+
+
+def is_chunked(c: ModelConfig, length: int) -> bool:
+  """Whether rows of so many tokens are attended to in blocks.
+
+  'auto' does so from CHUNKED_FROM tokens on.
+  """
+  if c.attention_impl == 'auto':
+    return length >= CHUNKED_FROM
+  return c.attention_impl == 'chunked'
 
 
 def near(

@@ -47,14 +47,14 @@ class Block(nn.Module):
     self,
     x_BxLxD: Array,
     positions_BxL: Array,
-    mask_BxLxS: Array,
+    seen: Array,
     cache: LayerCache | None,
     kind: LayerKind,
   ) -> tuple[Array, tuple[Array, Array]]:
     """Returns the new residual stream, and Attention's keys and values."""
     c = self.config
     mixed, keys, values = Attention(c, name='attention')(
-      Norm(c, name='attention_norm')(x_BxLxD), positions_BxL, mask_BxLxS,
+      Norm(c, name='attention_norm')(x_BxLxD), positions_BxL, seen,
       cache, kind,
     )  # fmt: skip
     if c.post_norms:

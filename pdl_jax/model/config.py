@@ -22,6 +22,7 @@ COMBINATIONS = ('concat', 'sum')
 BIASES = ('none', 'unigram', 'learned')
 NORMS = ('rms', 'rms_offset', 'layer')
 DTYPES = ('float32', 'bfloat16')
+IMPLEMENTATIONS = ('auto', 'xla', 'chunked')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,6 +104,8 @@ class ModelConfig:
     query_scale: factor of the scores; None means Dh**-0.5.
     attention_softcap: c of scores c tanh(score / c); None means no cap.
     logit_softcap: the same for the logits of a head with rows.
+    attention_impl: one of IMPLEMENTATIONS; 'xla' makes all scores at once, and
+      'chunked' in blocks.
     windows: how many of the last tokens each layer sees, itself included. 0
       means all; () means all in every layer.
     local_rope_base: unscaled base in layers with a window; None is `rope_base`.
@@ -122,6 +125,7 @@ class ModelConfig:
   dtype: str = 'float32'
   param_dtype: str = 'float32'
   remat: bool = False
+  attention_impl: str = 'auto'
   head: HeadConfig = HeadConfig()
   attention: AttentionConfig = ROPE
   norm: str = 'rms'
@@ -165,6 +169,7 @@ class ModelConfig:
   def _check_family(self) -> None:
     one_of('model.dtype', self.dtype, DTYPES)
     one_of('model.param_dtype', self.param_dtype, DTYPES)
+    one_of('model.attention_impl', self.attention_impl, IMPLEMENTATIONS)
     one_of('model norm', self.norm, NORMS)
     one_of('model activation', self.activation, ACTIVATIONS)
     for name in (

@@ -26,7 +26,7 @@ from jax.sharding import PartitionSpec as P
 
 from pdl_jax.mesh import constrain
 from pdl_jax.model import heads, lora
-from pdl_jax.model.attention import layer_kinds, take_layers
+from pdl_jax.model.attention import is_chunked, layer_kinds, take_layers
 from pdl_jax.model.block import Block
 from pdl_jax.model.config import ModelConfig
 from pdl_jax.model.layers import INIT, Norm
@@ -204,15 +204,16 @@ def run_blocks(
   Returns:
     x_BxLxD, and keys and values of each group, [layers, B, L, K, Dh].
   """
-  length = tokens_BxL.shape[1]
-  causal_LxL = jnp.tril(jnp.ones((length, length), bool))
-  same_BxLxL = segments_BxL[:, :, None] == segments_BxL[:, None, :]
-  mask_BxLxL = same_BxLxL & causal_LxL[None]
+  length, seen = tokens_BxL.shape[1], segments_BxL
+  if not is_chunked(config, length):
+    causal_LxL = jnp.tril(jnp.ones((length, length), bool))
+    same_BxLxL = segments_BxL[:, :, None] == segments_BxL[:, None, :]
+    seen = same_BxLxL & causal_LxL[None]
 
   def block(x: Array, layer: tuple) -> tuple[Array, tuple[Array, Array]]:
     weights, kind, key = layer
     return apply(
-      Block(config), weights, x, positions_BxL, mask_BxLxL, None, kind,
+      Block(config), weights, x, positions_BxL, seen, None, kind,
       dropout_key=key,
     )  # fmt: skip
 

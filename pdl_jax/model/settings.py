@@ -116,6 +116,10 @@ class ModelSettings:
   param_dtype: str = 'float32'
   # Recompute blocks in the backward pass: less memory, a third more time.
   remat: bool = False
+  # How rows are attended to outside decoding steps: xla makes all scores at
+  # once; chunked makes them in blocks, in memory that grows with the length and
+  # not with its square; auto is chunked for rows of 1,024 tokens or more.
+  attention_impl: str = 'auto'
   # Package with the tokenizer of a model from scratch; '' trains a BPE.
   tokenizer: str = ''
   # How attention uses positions: '', as the pretrained model (rope from
@@ -186,7 +190,7 @@ class ModelSettings:
   @property
   def precision(self) -> dict[str, Any]:
     """Fields of a ModelConfig that every model takes from here."""
-    names = ('dtype', 'param_dtype', 'remat')
+    names = ('dtype', 'param_dtype', 'remat', 'attention_impl')
     return {name: getattr(self, name) for name in names}
 
   @property
@@ -216,7 +220,8 @@ class ModelSettings:
 
 # Keys that every model reads, and the shape that a pretrained one declares.
 _ALWAYS = (
-  'pretrained', 'adapter', 'dtype', 'param_dtype', 'remat', 'attention', 'head',
+  'pretrained', 'adapter', 'dtype', 'param_dtype', 'remat', 'attention_impl',
+  'attention', 'head',
 )  # fmt: skip
 _SHAPE = (
   'width', 'layers', 'heads', 'kv_heads', 'head_dim', 'mlp', 'vocab_size',

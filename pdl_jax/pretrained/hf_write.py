@@ -27,8 +27,9 @@ Parts = list[tuple[Slot, np.ndarray]]
 def config_values(config: ModelConfig) -> Values:
   """Makes config.json of the first family that reads back as this model."""
   plain = dataclasses.replace(
-    config, dtype='float32', param_dtype='float32', remat=False
-  )
+    config, dtype='float32', param_dtype='float32', remat=False,
+    attention_impl='auto',
+  )  # fmt: skip
   for kind in FAMILIES:
     values = _values(kind, plain)
     try:

@@ -236,7 +236,9 @@ def machine_bytes() -> int:
 
 def _check_fingerprint(folder: RunFolder | None, model: Model) -> None:
   """Prints and keeps the model's fingerprint; DataError if it has changed."""
-  plain = dataclasses.replace(model.config, dtype='float32', remat=False)
+  plain = dataclasses.replace(
+    model.config, dtype='float32', remat=False, attention_impl='auto'
+  )
   found = fingerprint(plain, model.params)
   print(
     f'fingerprint {found.digest}: logits of fixed tokens '
