@@ -7,8 +7,10 @@ to the process that started it, writes its name, and becomes a command:
 """
 
 import ctypes
+import hashlib
 import json
 import os
+import platform
 import signal
 import socket
 import sys
@@ -42,6 +44,36 @@ def set_xla_flags() -> None:
     given = path.read_text(encoding='utf-8') if path.is_file() else ''
   if XLA_FLAG not in given.split():
     os.environ['XLA_FLAGS'] = f'{given.strip()} {XLA_FLAG}'.strip()
+
+
+def keep_compiled() -> None:
+  """Lets JAX keep compiled programs in the user's cache folder.
+
+  Call it before JAX starts. A folder that the environment names stays, and an
+  empty name keeps nothing.
+  """
+  if 'JAX_COMPILATION_CACHE_DIR' in os.environ:
+    return
+  given = os.environ.get('XDG_CACHE_HOME')
+  folder = Path(given or os.path.expanduser('~/.cache'), 'pdl_jax', 'compiled')
+  # A program for CPUs has their instructions, and hosts may share a home.
+  folder /= hashlib.sha256(_instructions().encode()).hexdigest()[:8]
+  try:
+    folder.mkdir(parents=True, exist_ok=True)
+  except OSError:
+    return  # JAX would stop where it cannot write.
+  os.environ['JAX_COMPILATION_CACHE_DIR'] = str(folder)
+  os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', '0.1')
+
+
+def _instructions() -> str:
+  try:
+    text = Path('/proc/cpuinfo').read_text('utf-8', 'replace')
+  except OSError:
+    return platform.processor()
+  lines = text.splitlines()
+  names = ('flags', 'Features')
+  return next((line for line in lines if line.startswith(names)), '')
 
 
 def machine() -> str:

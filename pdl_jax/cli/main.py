@@ -53,6 +53,7 @@ COMMANDS = {
 def main(arguments: Sequence[str]) -> int:
   """Runs the command in `arguments` (sys.argv); returns its exit code."""
   process.set_xla_flags()
+  process.keep_compiled()
   # On jax 0.10.2 several CPU devices in one process can deadlock with fewer
   # threads; set it before JAX starts. One device does not need it, and is
   # slower with it.
