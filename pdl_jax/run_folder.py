@@ -5,7 +5,8 @@
   env.json        commit, versions, flags of XLA, settings of JAX, devices, mesh
   status.json     state, step, last error, heartbeat
   metrics.jsonl   one object per logged step
-  predictions/    one JSON line per evaluated example; NAME.parts until whole
+  predictions/    one JSON line per evaluated example; NAME.parts until whole;
+                  NAME.key says what those before fine-tuning follow from
   items.json      sums of each evaluated example, for the report to resample
   results.json    written last: its presence means that the run finished
   traceback.txt   of an unexpected error
@@ -14,6 +15,7 @@
 
 import contextlib
 import dataclasses
+import hashlib
 import json
 import os
 import platform
@@ -173,7 +175,10 @@ class RunFolder:
 
   def write_predictions(self, name: str, records: Iterable[dict]) -> None:
     """Writes predictions/NAME.jsonl atomically, and removes its parts."""
-    self.write_text(f'predictions/{name}.jsonl', _lines(records))
+    self._write_whole(name, _lines(records))
+
+  def _write_whole(self, name: str, text: str) -> None:
+    self.write_text(f'predictions/{name}.jsonl', text)
     if self.writes:
       self._parts(name).unlink(missing_ok=True)
 
@@ -185,6 +190,30 @@ class RunFolder:
     if not (found := files.read_lines(path, PREDICTION)):
       raise DataError(f'{path} is empty; {files.MEND}')
     return found
+
+  def note_key(self, name: str, key: str) -> None:
+    """Says what stored predictions follow from, for the runs beside this."""
+    if self.writes:
+      whole = (self.path / 'predictions' / f'{name}.jsonl').read_bytes()
+      digest = hashlib.sha256(whole).hexdigest()
+      self.write(f'predictions/{name}.key', {'key': key, 'sha256': digest})
+
+  def adopt(self, name: str, key: str) -> Path | None:
+    """Copies predictions with this key from a run beside this one.
+
+    Returns:
+      The other run's folder; None if no run has them intact.
+    """
+    for path in sorted(self.path.parent.glob(f'*/predictions/{name}.key')):
+      with contextlib.suppress(OSError, DataError):
+        kept = files.read_json(path, {'key': str, 'sha256': str})
+        whole = path.with_name(f'{name}.jsonl').read_bytes()
+        found = kept['key'], hashlib.sha256(whole).hexdigest()
+        if found == (key, kept['sha256']):
+          self._write_whole(name, whole.decode())
+          self.note_key(name, key)
+          return path.parents[1]
+    return None
 
   def prediction_names(self) -> list[str]:
     """Names all whole sets of predictions, `before` and `after` first."""

@@ -61,7 +61,7 @@ class Predictor:
     settings: DecodeSettings,
     bias_V: jax.Array | None = None,
   ):
-    self._model, self._mesh, self._tokenizer = model, mesh, tokenizer
+    self._model, self.mesh, self._tokenizer = model, mesh, tokenizer
     self._batch, self._settings, self._bias_V = batch, settings, bias_V
     self._score = jax.jit(partial(score_step, model))
     self._prefill = jax.jit(
@@ -70,6 +70,15 @@ class Predictor:
     self._extend = jax.jit(self._extended, static_argnames='limit')
     self._compiled: dict[Any, jax.stages.Compiled] = {}
     self.throughput = Throughput()
+
+  def described(self, examples: Examples) -> dict[str, Any]:
+    """What predictions depend on besides weights and texts, as JSON values."""
+    bias = None if self._bias_V is None else np.asarray(self._bias_V).tolist()
+    return {
+      'model': repr(self._model), 'tokenizer': self._tokenizer.fingerprint,
+      'decode': self._settings.record(self._limit(examples)),
+      'batch': self._batch, 'bias': bias,
+    }  # fmt: skip
 
   def nll(
     self,
@@ -85,7 +94,7 @@ class Predictor:
     losses: list[np.ndarray] = []
     for batch in evaluation_batches(examples, numbers, self._batch):
       check()
-      nll = self._score(params, put_whole_batch(batch, self._mesh))
+      nll = self._score(params, put_whole_batch(batch, self.mesh))
       rows = zip(_host(nll), batch['where'], strict=True)
       losses += [row[where] for row, where in rows]
     return losses[: len(numbers)]
@@ -144,7 +153,7 @@ class Predictor:
     )
     limit = self._limit(examples)
     batch = self._prompts(examples, rows, length)
-    placed = put_whole_batch(batch, self._mesh)
+    placed = put_whole_batch(batch, self.mesh)
     known = len(self._compiled)
     state, prefill_seconds = self._timed(
       self._prefill, params, placed['prompts'], placed['filled'],

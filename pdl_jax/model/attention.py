@@ -14,8 +14,9 @@ from pdl_jax.model.config import ModelConfig
 from pdl_jax.model.layers import Norm, linear
 from pdl_jax.model.positions import KINDS
 
-# Where 'auto' begins to attend in blocks; measured by attention_speed.
-CHUNKED_FROM = 1024
+# Rows longer than this are attended to in blocks by 'auto'. Shorter ones would
+# gain too (benchmarks/long_rows), but records were made of them otherwise.
+LONG = 1024
 # Window of a layer that sees all tokens: longer than any context.
 _ALL = 2**30
 
@@ -221,10 +222,10 @@ def _bias(c: ModelConfig, keys: int) -> Array | None:
 def is_chunked(c: ModelConfig, length: int) -> bool:
   """Whether rows of so many tokens are attended to in blocks.
 
-  'auto' does so from CHUNKED_FROM tokens on.
+  'auto' does so beyond LONG tokens.
   """
   if c.attention_impl == 'auto':
-    return length >= CHUNKED_FROM
+    return length > LONG
   return c.attention_impl == 'chunked'
 
 

@@ -118,7 +118,7 @@ class ModelSettings:
   remat: bool = False
   # How rows are attended to outside decoding steps: xla makes all scores at
   # once; chunked makes them in blocks, in memory that grows with the length and
-  # not with its square; auto is chunked for rows of 1,024 tokens or more.
+  # not with its square; auto is chunked for rows of more than 1,024 tokens.
   attention_impl: str = 'auto'
   # Package with the tokenizer of a model from scratch; '' trains a BPE.
   tokenizer: str = ''

@@ -25,7 +25,7 @@ from pdl_jax.generate import DecodeSettings
 from pdl_jax.losses import LossTables, sentinel
 from pdl_jax.mesh import batch_share, check_batch, make_mesh
 from pdl_jax.model.config import ModelConfig
-from pdl_jax.run import loss_tables, prepare, restore, summary
+from pdl_jax.run import loss_tables, prepare, restore, summary, untrained
 from pdl_jax.run.head_report import head_size, report_head
 from pdl_jax.run.load_model import machine_bytes, shape
 from pdl_jax.run.prepare import Setup
@@ -101,9 +101,13 @@ def _run(
   counts_V = ready.frequencies.task.counts_V
   job = Job(settings, mesh, folder, stop, ready, settings.decode)
   start = restore.start_state(settings, model.config, model.params, mesh)
-  stages = {'before': job.predict('before', start, ' fine-tuning')}
+  stages = {'before': job.predict(
+    'before', start, trained=False, said=' fine-tuning'
+  )}
   trained = job.train(start)
-  stages['after'] = job.predict('after', trained, ' fine-tuning')
+  stages['after'] = job.predict(
+    'after', trained, trained=True, said=' fine-tuning'
+  )
   if model.config.head.learned:
     own = restore.params_of(model.config, trained)['head']
     found = {'head': multihost_utils.process_allgather(own, tiled=True)}
@@ -149,16 +153,23 @@ class Job:
     return make_predictor(self.settings, self.mesh, self.ready, self.decode)
 
   def predict(
-    self, name: str, current: TrainState, said: str = ''
+    self, name: str, current: TrainState, *, trained: bool, said: str = ''
   ) -> list[dict[str, Any]]:
-    """Makes prediction records, or goes on with those that are stored."""
+    """Makes prediction records, or goes on with those that are stored.
+
+    Those of a model that is not `trained` may come from a run beside this one.
+    """
     print(f'\n{name}{said}: scoring and generating')
     folder, predictor = self.folder, self.predictor
+    params = restore.params_of(self.ready.model.config, current)
     stored = folder.predictions(name)
     if stored is not None:
       return stored
     examples = self.ready.held_out.examples
     numbers = prepare.drawn_examples(self.settings, self.ready).tolist()
+    key = '' if trained else untrained.key(predictor, params, examples, numbers)
+    if key and (adopted := self._adopt(name, key)):
+      return adopted
     ids = {
       number: record_ids(examples.record(number)['id'], self.decode.samples)
       for number in numbers
@@ -166,14 +177,15 @@ class Job:
     kept = folder.partial_predictions(name)
     left = [number for number in numbers if not kept.keys() >= {*ids[number]}]
     new = predictor.predict(
-      restore.params_of(self.ready.model.config, current), examples,
-      np.asarray(left, int),
+      params, examples, np.asarray(left, int),
       lambda: self.stop.check(f'evaluating ({name})'),
       lambda records: folder.append_predictions(name, records),
     )  # fmt: skip
     kept |= {record['id']: record for record in new}
     records = [kept[x] for number in numbers for x in ids[number]]
     folder.write_predictions(name, records)
+    if key:
+      folder.note_key(name, key)
     done = predictor.throughput
     if done.decode_seconds:
       print(
@@ -182,6 +194,15 @@ class Job:
         f'prompt lengths compiled: {done.compilations}'
       )
     return records
+
+  def _adopt(self, name: str, key: str) -> list[dict[str, Any]] | None:
+    donor = self.folder.adopt(name, key) if self.folder.writes else None
+    # Another run may write its own now: all processes do as the first one.
+    found = np.asarray(donor is not None)
+    if not multihost_utils.broadcast_one_to_all(found):
+      return None
+    print(f'they are those of {donor}' if donor else 'they are those of a run')
+    return self.folder.predictions(name)
 
   def validate(self, current: TrainState) -> float:
     """Measures the unweighted loss on validation data, in nats per token."""

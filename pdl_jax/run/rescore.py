@@ -87,7 +87,9 @@ def _generate(
         continue
       if model == 'after':
         current = restore.restore(settings, folder, current)
-      job.predict(prediction_name(model, decode), current)
+      job.predict(
+        prediction_name(model, decode), current, trained=model == 'after'
+      )
 
 
 def _measure(settings: Settings, folder: RunFolder) -> dict[str, Any]:

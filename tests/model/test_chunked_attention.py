@@ -11,7 +11,7 @@ import pytest
 from pdl_jax.errors import ConfigError
 from pdl_jax.mesh import make_mesh
 from pdl_jax.model import chunked_attention, lm
-from pdl_jax.model.attention import CHUNKED_FROM, is_chunked
+from pdl_jax.model.attention import LONG, is_chunked
 from tests.model.test_attention import VARIANTS, model, moved, packed
 
 pytestmark = pytest.mark.usefixtures('quick_compile')
@@ -92,7 +92,7 @@ def test_no_array_has_a_row_and_a_column_for_every_token(impl):
 
 
 def test_auto_is_by_the_length_of_a_row():
-  assert [is_chunked(model(), x) for x in (CHUNKED_FROM - 1, CHUNKED_FROM)] == [
+  assert [is_chunked(model(), x) for x in (LONG, LONG + 1)] == [
     False, True
   ]  # fmt: skip
   assert is_chunked(chunked(model()), 1)

@@ -16,6 +16,7 @@ from pdl_jax.errors import (
   HostError,
   PreemptedError,
 )
+from pdl_jax.evaluate.predict import Predictor
 from pdl_jax.losses import LossTables, frequency
 from pdl_jax.run import finetune, prepare
 from pdl_jax.run_folder import RunFolder
@@ -81,6 +82,34 @@ def test_a_finished_run_is_not_run_again(finished, texts, capsys):
     run(texts, finished, **{'loss.alpha': 0.75, 'train.log_every': 3})
   assert 'loss.alpha: 0.25 there, 0.75 here' in str(error.value)
   assert 'log_every' not in str(error.value)
+
+
+def test_runs_side_by_side_share_what_the_model_says_before(
+  texts, tmp_path, monkeypatch, capsys
+):
+  calls, predict = [], Predictor.predict
+
+  def counted(self, *args):
+    calls.append(self)
+    return predict(self, *args)
+
+  monkeypatch.setattr(Predictor, 'predict', counted)
+  short = {'train.steps': 1}
+  one = run(texts, tmp_path / 'one', **short) / 'predictions' / 'before.jsonl'
+  assert len(calls) == 2
+  two = run(texts, tmp_path / 'two', **short, **{'loss.alpha': 1.0})
+  assert len(calls) == 3
+  assert f'they are those of {tmp_path / "one"}' in capsys.readouterr().out
+  assert (two / 'predictions' / 'before.jsonl').read_bytes() == (
+    one.read_bytes()
+  )
+  # Other predictions, and an altered file.
+  run(texts, tmp_path / 'three', **short, **{'decode.max_new_tokens': 3})
+  assert len(calls) == 5
+  for path in tmp_path.glob('*/predictions/before.jsonl'):
+    path.write_bytes(path.read_bytes().replace(b'a', b'b', 1))
+  run(texts, tmp_path / 'four', **short, **{'loss.alpha': 0.5})
+  assert len(calls) == 7
 
 
 def send_at(step_number, monkeypatch):
