@@ -60,7 +60,8 @@ DOORS = [
   'losses', 'losses/loss', 'losses/fused/api', 'losses/heads',
   'losses/sentinel', 'model/heads', 'data/sources', 'generate', 'evaluate',
   'evaluate/run', 'evaluate/style', 'run/open_model', 'run/fit_head',
-  'run/head_report', 'pretrained/peft',
+  'run/head_report', 'run/untrained', 'pretrained/peft',
+  'model/chunked_attention',
 ]  # fmt: skip
 LEVEL = {name: i for i, names in enumerate(LAYERS) for name in names}
 MODULES = sorted((ROOT / 'pdl_jax').rglob('*.py'))
