@@ -81,7 +81,8 @@ def table(records: list[Record]) -> str:
     f'and quartiles, on {records[0]["cpus"]} CPUs; temporary memory by the '
     'compiler.',
     harness.listed(of, {
-      'tokens': str, 'rounds': lambda x: str(LENGTHS[x]), 'time': time,
+      'tokens': lambda x: f'{x:,}',
+      'rounds': lambda x: str(len(of[x]['seconds'].get(ALL, ()))), 'time': time,
       f'MB, {ALL}': lambda x: memory(x, ALL),
       f'MB, {BLOCKS}': lambda x: memory(x, BLOCKS),
     }, 'rrrrr'),
