@@ -69,14 +69,15 @@ def attend(
     room[axis] = (0, whole - length)
     return jnp.pad(x, room, constant_values=value)
 
-  q, k, v = (
-    filled(x, 1).swapaxes(1, 2) for x in (q_BxLxHxDh, k_BxLxKxDh, v_BxLxKxDh)
-  )
+  def heads_first(x: Array) -> Array:
+    return filled(x, 1).swapaxes(1, 2)
+
   bias = seen.bias_HxL
   if bias is not None:
     bias = filled(bias, 1).reshape(groups, -1, whole)
   padded = Seen(filled(seen.segments_BxL, 1, -1), seen.window, bias)
-  q = q.reshape(batch, groups, -1, whole, width)
+  q = heads_first(q_BxLxHxDh).reshape(batch, groups, -1, whole, width)
+  k, v = heads_first(k_BxLxKxDh), heads_first(v_BxLxKxDh)
   out = _attend(rule, q, k, v, padded).reshape(batch, heads, whole, width)
   return out[:, :, :length].swapaxes(1, 2)
 
@@ -152,8 +153,10 @@ def _backward(rule: Rule, kept: tuple, g: Array) -> tuple:
       )  # fmt: skip
 
     start = jnp.zeros(q_i.shape, jnp.float32), *sums
-    d_q, *sums = jax.lax.fori_loop(_first(rule, seen, i), i + 1, add, start)
-    return tuple(sums), d_q.astype(q.dtype)
+    d_q, d_k, d_v = jax.lax.fori_loop(
+      _first(rule, seen, i), i + 1, add, start
+    )
+    return (d_k, d_v), d_q.astype(q.dtype)
 
   zeros = tuple(jnp.zeros(x.shape, jnp.float32) for x in (k, v))
   blocks = jnp.arange(q.shape[3] // rule.block)
