@@ -10,7 +10,7 @@ lengths are padded to whole blocks of b.
 """
 
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -78,7 +78,8 @@ def attend(
   padded = Seen(filled(seen.segments_BxL, 1, -1), seen.window, bias)
   q = heads_first(q_BxLxHxDh).reshape(batch, groups, -1, whole, width)
   k, v = heads_first(k_BxLxKxDh), heads_first(v_BxLxKxDh)
-  out = _attend(rule, q, k, v, padded).reshape(batch, heads, whole, width)
+  out: Any = _attend(rule, q, k, v, padded)
+  out = out.reshape(batch, heads, whole, width)
   return out[:, :, :length].swapaxes(1, 2)
 
 
