@@ -63,7 +63,7 @@ def keep_compiled() -> None:
   except OSError:
     return  # JAX would stop where it cannot write.
   os.environ['JAX_COMPILATION_CACHE_DIR'] = str(folder)
-  os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', '0.1')
+  os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', '0')
 
 
 def _instructions() -> str:
