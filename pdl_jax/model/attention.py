@@ -14,7 +14,7 @@ from pdl_jax.model.config import ModelConfig
 from pdl_jax.model.layers import Norm, linear
 from pdl_jax.model.positions import KINDS
 
-# Rows longer than this are attended to in blocks by 'auto'. Shorter ones would
+# Rows longer than this are attended to in blocks by 'auto'. Rows of 512 would
 # gain too (benchmarks/long_rows), but records were made of them otherwise.
 LONG = 1024
 # Window of a layer that sees all tokens: longer than any context.

@@ -101,13 +101,10 @@ def _run(
   counts_V = ready.frequencies.task.counts_V
   job = Job(settings, mesh, folder, stop, ready, settings.decode)
   start = restore.start_state(settings, model.config, model.params, mesh)
-  stages = {'before': job.predict(
-    'before', start, trained=False, said=' fine-tuning'
-  )}
+  said, stages = ' fine-tuning', {}
+  stages['before'] = job.predict('before', start, trained=False, said=said)
   trained = job.train(start)
-  stages['after'] = job.predict(
-    'after', trained, trained=True, said=' fine-tuning'
-  )
+  stages['after'] = job.predict('after', trained, trained=True, said=said)
   if model.config.head.learned:
     own = restore.params_of(model.config, trained)['head']
     found = {'head': multihost_utils.process_allgather(own, tiled=True)}
@@ -161,10 +158,10 @@ class Job:
     """
     print(f'\n{name}{said}: scoring and generating')
     folder, predictor = self.folder, self.predictor
-    params = restore.params_of(self.ready.model.config, current)
     stored = folder.predictions(name)
     if stored is not None:
       return stored
+    params = restore.params_of(self.ready.model.config, current)
     examples = self.ready.held_out.examples
     numbers = prepare.drawn_examples(self.settings, self.ready).tolist()
     key = '' if trained else untrained.key(predictor, params, examples, numbers)
