@@ -11,7 +11,7 @@ from jax import Array
 from pdl_jax.mesh import constrain
 from pdl_jax.model import chunked_attention, rotary
 from pdl_jax.model.config import ModelConfig
-from pdl_jax.model.layers import Norm, linear
+from pdl_jax.model.layers import Norm, keep, linear
 from pdl_jax.model.positions import KINDS
 
 # Rows longer than this are attended to in blocks by 'auto'. Rows of 512 would
@@ -160,7 +160,7 @@ class Attention(nn.Module):
     else:
       mixed, k, v = _dense(c, q, k, v, seen, cache, kind.window)
     y = linear(
-      self, c, 'output', mixed, ('heads', 'head_dim', 'embed'),
+      self, c, 'output', keep(mixed), ('heads', 'head_dim', 'embed'),
       (c.heads, c.head_dim, c.width), inputs=2, bias=c.output_bias,
     )  # fmt: skip
     return y, k, v

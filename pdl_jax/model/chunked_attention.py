@@ -16,6 +16,8 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from pdl_jax.model.layers import keep
+
 BLOCK = 256
 _LOWEST = float(jnp.finfo(jnp.float32).min)
 
@@ -123,7 +125,7 @@ def _forward(
 def _saved(
   rule: Rule, q: Array, k: Array, v: Array, seen: Seen
 ) -> tuple[Array, tuple]:
-  out, log_z = _forward(rule, q, k, v, seen)
+  out, log_z = map(keep, _forward(rule, q, k, v, seen))
   return out, (q, k, v, seen, out, log_z)
 
 

@@ -1,12 +1,13 @@
 """Parameters with named axes, and the layers that blocks consist of."""
 
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax import Array
+from jax.ad_checkpoint import checkpoint_name
 
 from pdl_jax.losses.heads import along
 from pdl_jax.model import lora
@@ -20,6 +21,9 @@ ACTIVATIONS = {
   'gelu_tanh': partial(jax.nn.gelu, approximate=True),
 }
 INIT = nn.initializers.normal(0.02)
+# Name of what the backward pass keeps of a block, unless model.remat is set.
+# It makes the rest again: norms, activations, rotations and scores.
+KEPT = 'kept'
 
 
 def parameter(
@@ -32,6 +36,43 @@ def parameter(
   """Makes or reads a parameter that carries the logical names of its axes."""
   boxed = module.param(name, nn.with_logical_partitioning(init, axes), shape)
   return nn.meta.unbox(boxed)
+
+
+def keep(x: Array) -> Array:
+  """Marks what the backward pass of a block keeps."""
+  return checkpoint_name(x, KEPT)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(2,))
+def product(x: Array, matrix: Array, inputs: int) -> Array:
+  """Returns x W over the last axes of x and the first of W, `inputs` of them.
+
+  JAX would take the gradient of W as the transpose of (dy)^T x. XLA's CPU
+  backend transposes dy for that, which takes longer than the product.
+  """
+  return jnp.tensordot(x, matrix, inputs)
+
+
+def _product(
+  x: Array, matrix: Array, inputs: int
+) -> tuple[Array, tuple[Array, Array]]:
+  return product(x, matrix, inputs), (x, matrix)
+
+
+def _product_gradients(
+  inputs: int, kept: tuple[Array, Array], dy: Array
+) -> tuple[Array, Array]:
+  x, matrix = kept
+  rows = tuple(range(x.ndim - inputs))
+  over_dy, over_matrix = (
+    tuple(range(first, y.ndim))
+    for first, y in ((len(rows), dy), (inputs, matrix))
+  )
+  dx = jax.lax.dot_general(dy, matrix, ((over_dy, over_matrix), ((), ())))
+  return dx, jax.lax.dot_general(x, dy, ((rows, rows), ((), ())))
+
+
+product.defvjp(_product, _product_gradients)
 
 
 def linear(
@@ -57,7 +98,7 @@ def linear(
     [..., *shape[inputs:]] in the compute dtype.
   """
   matrix = parameter(module, name, axes, shape).astype(config.compute_dtype)
-  y = jnp.tensordot(x, matrix, inputs)
+  y = keep(product(x, matrix, inputs))
   if bias:
     start = nn.initializers.zeros
     b = parameter(module, f'{name}_bias', axes[inputs:], shape[inputs:], start)
@@ -75,8 +116,9 @@ def linear(
   )  # fmt: skip
   training = module.has_rng('dropout')
   x = nn.Dropout(config.lora.dropout, deterministic=not training)(x)
-  inner = jnp.tensordot(x, a.astype(x.dtype), inputs)
-  return y + config.lora.scale * jnp.tensordot(inner, b.astype(x.dtype), 1)
+  inner = keep(product(x, a.astype(x.dtype), inputs))
+  adapted: Any = product(inner, b.astype(x.dtype), 1)
+  return y + config.lora.scale * adapted
 
 
 class Norm(nn.Module):

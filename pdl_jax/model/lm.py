@@ -29,7 +29,7 @@ from pdl_jax.model import heads, lora
 from pdl_jax.model.attention import is_chunked, layer_kinds, take_layers
 from pdl_jax.model.block import Block
 from pdl_jax.model.config import ModelConfig
-from pdl_jax.model.layers import INIT, Norm
+from pdl_jax.model.layers import INIT, KEPT, Norm
 from pdl_jax.model.positions import ROPE
 
 Params = dict
@@ -217,8 +217,10 @@ def run_blocks(
       dropout_key=key,
     )  # fmt: skip
 
-  block = jax.checkpoint(block) if config.remat else block
-  x, kept = embed(config, params, tokens_BxL, positions_BxL), []
+  kept = () if config.remat else (KEPT,)
+  policy = jax.checkpoint_policies.save_only_these_names(*kept)
+  block = jax.checkpoint(block, policy=policy, prevent_cse=False)
+  x, cache = embed(config, params, tokens_BxL, positions_BxL), []
   kinds, first = layer_kinds(config), 0
   keys = None
   if dropout_key is not None:
@@ -228,9 +230,9 @@ def run_blocks(
     own_keys = None if keys is None else keys[first:last]
     layers = (group, take_layers(kinds, slice(first, last)), own_keys)
     x, keys_values = jax.lax.scan(block, x, layers)
-    kept.append(keys_values)
+    cache.append(keys_values)
     first = last
-  return x, kept
+  return x, cache
 
 
 def embed(

@@ -112,7 +112,7 @@ def test_the_axes_of_the_mesh():
 
 def test_remat_accumulation_targets_and_frozen_layers():
   base, twice, few = of(), of(grad_accum_steps=2), of(targets=8)
-  assert of(remat=False).activations > 5 * base.activations
+  assert of(remat=False).activations > 4 * base.activations
   assert twice.activations == pytest.approx(base.activations / 2, rel=1e-3)
   assert twice.gradients == 2 * base.gradients
   assert twice.inputs == base.inputs

@@ -1,0 +1,249 @@
+"""How long is a training step here, and with transformers on PyTorch?
+
+  python -m benchmarks.train_step
+"""
+
+import dataclasses
+import os
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from benchmarks import harness, steps
+from benchmarks.harness import Record
+from pdl_jax.config import Settings
+from pdl_jax.losses import LossTables
+from pdl_jax.mesh import make_mesh
+from pdl_jax.model import lm
+from pdl_jax.model.config import ModelConfig
+from pdl_jax.model.settings import LoRASettings
+from pdl_jax.pretrained.gguf import GGUFModel
+from pdl_jax.train.step import train_step
+
+OURS, THEIRS, TARGETS, LIMIT = 'ours', 'theirs', 'theirs_targets', 'limit'
+LABELS = {
+  OURS: 'ours',
+  THEIRS: 'transformers on PyTorch',
+  TARGETS: 'the same, logits of targets alone',
+  LIMIT: 'the FLOPs at the rate of a product',
+}
+PACKAGES = ('jax', 'jaxlib', 'flax', 'optax', 'torch', 'transformers', 'peft')
+TRAINED = ('all', 'last_layers', 'lora')
+ROUNDS, LAYERS = 10, 10
+# The limit repeats a product of this many layers' work, timed in each round.
+LORA = LoRASettings()
+CASES: tuple[Record, ...] = tuple(
+  {'trained': trained, 'rows': rows, 'rounds': ROUNDS}
+  for rows in (8, 32)
+  for trained in TRAINED
+)
+TINY: Record = {'trained': 'lora', 'rows': 1, 'rounds': 1}
+
+
+def measure(options: harness.Options) -> list[Record]:
+  """Measures each case."""
+  # Idle workers of PyTorch sleep; else they spin into what is timed next.
+  return harness.by_case(
+    options, [TINY] if options.tiny else CASES,
+    lambda case: harness.alone(case, env={'OMP_WAIT_POLICY': 'PASSIVE'})[0],
+  )  # fmt: skip
+
+
+class Work(NamedTuple):
+  """What a step trains on.
+
+  Attributes:
+    batch: of `steps.batch`, full rows of random tokens.
+    prompt: tokens of a row that are no targets, but for the last of them.
+  """
+
+  settings: Settings
+  file: GGUFModel
+  case: Record
+  batch: dict[str, jax.Array]
+
+
+def measure_case(case: Record) -> Record:
+  """Measures the seconds of a step by each contender, in turns."""
+  found = harness.measured_on(PACKAGES)
+  settings, file = steps.main_job()
+  length = settings.data.max_prompt + settings.data.max_target - 1
+  rows, vocabulary = case['rows'], file.config().vocab_size
+  batch = steps.batch(settings, vocabulary, rows, length)
+  work = Work(settings, file, case, batch)
+  calls = {
+    OURS: ours(work),
+    THEIRS: theirs(work, targets_alone=False),
+    TARGETS: theirs(work, targets_alone=True),
+    LIMIT: product(rows * length, file.config()),
+  }
+  for call in calls.values():
+    call()
+  seconds = harness.take_turns(calls, case['rounds'])
+  rate = product_flops(rows * length, file.config()) / np.array(seconds[LIMIT])
+  flops = step_flops(work)
+  seconds[LIMIT] = (flops / rate).tolist()
+  return {
+    'case': case, 'environment': found, 'length': length, 'flops': flops,
+    'rate': rate.tolist(), 'seconds': seconds,
+  }  # fmt: skip
+
+
+# --- contenders ---------------------------------------------------------------
+
+
+def ours(work: Work) -> Callable[[], Any]:
+  """Makes a step of the project, with the loss of configs/summarize.py."""
+  settings, trained = work.settings, work.case['trained']
+  model = work.file.config()
+  if trained == 'lora':
+    model = dataclasses.replace(model, lora=LORA.config(gated=True))
+  options = dataclasses.replace(settings.optimizer, trainable=trained)
+  tables = LossTables(jnp.ones(model.vocab_size))
+  with jax.set_mesh(make_mesh((1, 1, 1))):
+    params = lm.extended(model, work.file.params(), jax.random.key(0))
+    config, start = steps.begin(model, params, options, settings)
+    compiled: Any = jax.jit(partial(train_step, config), donate_argnums=0)
+    compiled = compiled.lower(start, work.batch, tables).compile()
+  kept = [start]
+
+  def step() -> Any:
+    kept[0], scalars = compiled(kept[0], work.batch, tables)
+    return scalars
+
+  return step
+
+
+def theirs(work: Work, targets_alone: bool) -> Callable[[], Any]:
+  """Makes a step of transformers: cross-entropy, fused AdamW, clipping."""
+  import torch
+  from transformers import AutoModelForCausalLM
+
+  torch.set_num_threads(len(os.sched_getaffinity(0)))
+  path, options = work.file.path, work.settings.optimizer
+  model: Any = AutoModelForCausalLM.from_pretrained(
+    path.parent, gguf_file=path.name, dtype=torch.float32
+  )
+  if work.case['trained'] == 'lora':
+    from peft import LoraConfig, get_peft_model
+
+    model = get_peft_model(model, LoraConfig(
+      r=LORA.rank, lora_alpha=LORA.alpha, target_modules='all-linear',
+    ))  # fmt: skip
+  else:
+    for parameter in _frozen(model, work.case['trained']):
+      parameter.requires_grad_(False)
+  model.train()
+  kept = [p for p in model.parameters() if p.requires_grad]
+  optimizer = torch.optim.AdamW(
+    kept, lr=options.learning_rate, betas=(options.b1, options.b2),
+    eps=options.eps, weight_decay=options.weight_decay, fused=True,
+  )  # fmt: skip
+  tokens = torch.from_numpy(np.array(work.batch['tokens'])).long()
+  count = work.batch['labels'].shape[1]
+  labels = torch.full_like(tokens, -100)
+  labels[:, -count:] = torch.from_numpy(np.array(work.batch['labels']))
+  fewer: dict[str, Any] = {'shift_labels': labels}
+  if targets_alone:
+    kept_labels = labels[:, -count:].contiguous()
+    fewer = {'shift_labels': kept_labels, 'logits_to_keep': count}
+
+  def step() -> Any:
+    optimizer.zero_grad(set_to_none=True)
+    loss = model(input_ids=tokens, labels=labels, **fewer).loss
+    loss.backward()
+    torch.nn.utils.clip_grad_norm_(kept, options.clip_norm)
+    optimizer.step()
+    return loss.item()
+
+  return step
+
+
+def _frozen(model: Any, trained: str) -> Iterator[Any]:
+  """Yields what does not train: all but the last layers and the final norm."""
+  if trained == 'last_layers':
+    yield from model.model.embed_tokens.parameters()
+    for layer in model.model.layers[:-LAYERS]:
+      yield from layer.parameters()
+
+
+# --- limit --------------------------------------------------------------------
+
+
+def product(tokens: int, model: ModelConfig) -> Callable[[], Any]:
+  """Makes a product as large as the model's largest, twenty times over."""
+  x = jax.random.normal(jax.random.key(0), (tokens, model.width))
+  w = jax.random.normal(jax.random.key(1), (model.width, model.mlp))
+  multiply = jax.jit(jnp.matmul)
+
+  def several() -> Any:
+    return [multiply(x, w) for _ in range(20)]
+
+  return several
+
+
+def product_flops(tokens: int, model: ModelConfig) -> float:
+  """Floating-point operations of `product`."""
+  return 20 * 2.0 * tokens * model.width * model.mlp
+
+
+def step_flops(work: Work) -> float:
+  """Floating-point operations of a step's products, the least that it needs.
+
+  A matrix takes 2 per token and parameter forward; as many again for the
+  gradient of its input, and as many for its own. Attention takes what is on or
+  below the diagonal.
+  """
+  model, trained = work.file.config(), work.case['trained']
+  rows, length = work.batch['tokens'].shape
+  heads, kv, wide = model.heads, model.kv_heads, model.head_dim
+  matrices = model.width * (
+    2 * heads * wide + 2 * kv * wide + 3 * model.mlp
+  )  # fmt: skip
+  layer = 2.0 * rows * length * matrices
+  pairs = rows * length * (length + 1) / 2
+  attention = 2 * 2.0 * pairs * heads * wide
+  backward = {'all': model.layers, 'last_layers': LAYERS, 'lora': model.layers}
+  own = {'all': 1, 'last_layers': 1, 'lora': 0}[trained]
+  below = backward[trained]
+  head = 2.0 * work.batch['labels'].size * model.width * model.vocab_size
+  # The head is the embedding, which trains with all parameters alone.
+  return (
+    model.layers * (layer + attention)
+    + below * ((1 + own) * layer + 2 * attention)
+    + head * (3 if trained == 'all' else 2)
+  )
+
+
+# --- table --------------------------------------------------------------------
+
+
+def table(records: list[Record]) -> str:
+  """Formats times, and ratios within a round."""
+  rows = []
+  for record in records:
+    case, seconds = record['case'], record['seconds']
+    times = {name: np.array(seconds[name]) for name in LABELS}
+    rows.append({
+      'trained': case['trained'],
+      'rows': str(case['rows']),
+      'rounds': str(case['rounds']),
+      'ours, s': harness.spread(times[OURS]),
+      'theirs, s': harness.spread(times[THEIRS]),
+      'ours over theirs': harness.spread(times[OURS] / times[THEIRS]),
+      'over theirs with logits of targets alone': harness.spread(
+        times[OURS] / times[TARGETS]
+      ),
+      'share of the limit': harness.spread(times[LIMIT] / times[OURS]),
+      'theirs': harness.spread(times[LIMIT] / times[THEIRS]),
+      'products, GFLOP/s': f'{np.median(record["rate"]) / 1e9:,.0f}',
+    })
+  return harness.markdown([*rows[0]], [[*row.values()] for row in rows])
+
+
+if __name__ == '__main__':
+  harness.main(__file__, measure, table, measure_case)
