@@ -27,6 +27,7 @@ def get_config(mode: str = 'default') -> ConfigDict:
   if mode not in MODES:
     raise ValueError(f'mode {mode!r} is not one of {", ".join(MODES)}')
   config = ConfigDict(defaults())
+  config.data.buckets = 4
   if mode == 'tiny':
     _tiny(config)
   if mode == 'small':
@@ -42,6 +43,7 @@ def _tiny(config: ConfigDict) -> None:
   config.model.layers = 2
   config.data.max_prompt = 64
   config.data.max_target = 32
+  config.data.buckets = 1  # More would take longer to compile than they save.
   config.optimizer.trainable = 'all'
   config.optimizer.learning_rate = 3e-3
   config.train.steps = 100
@@ -58,7 +60,6 @@ def _small(config: ConfigDict) -> None:
   config.model.mlp = 288
   # Fewer pieces would leave no rare ones.
   config.model.vocab_size = 8192
-  config.data.buckets = 4
   config.optimizer.trainable = 'all'
   config.optimizer.learning_rate = 1e-3
   config.optimizer.warmup_steps = 20

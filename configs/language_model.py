@@ -24,12 +24,11 @@ def get_config(mode: str = 'default') -> ConfigDict:
   config = base.get_config(mode)
   config.data.name = 'sotu_interleaved'
   config.data.task = 'language_model'
+  config.data.buckets = 1  # Packed rows are of one length.
   if mode != 'full':
     # Rows of 127 tokens in training; 64 are scored and generated after 64.
     config.data.max_prompt = 64
     config.data.max_target = 64
-  if mode == 'small':
-    config.data.buckets = 1  # Packed rows are of one length.
   if mode == 'default':
     # Lowered from 0.25 after results on the first draw of test windows were
     # seen: this one was looked at by nobody before (experiments/smollm2).

@@ -73,9 +73,9 @@ def test_settings_and_shapes(name, mode):
 def test_every_key_is_explained():
   """By the comment above its field, or above a pair of fields."""
   explained = {key.name: key for key in keys()}
-  assert {name: key.default for name, key in explained.items()} == flatten(
-    json.loads(base.get_config().to_json())
-  )
+  found = {name: key.default for name, key in explained.items()}
+  assert found == flatten(defaults())
+  assert set(found) == set(flatten(json.loads(base.get_config().to_json())))
   assert all(key.meaning for key in explained.values())
   assert explained['loss.alpha'].meaning == (
     'Decay exponent, >= 0; 0 is cross-entropy.'

@@ -94,7 +94,8 @@ EXPERIMENT = Experiment(
     Study(
       'smollm2', 'SmolLM2 fine-tuned to summarize', 'configs/summarize.py',
       PAIR, ROPE, (*COLUMNS, 'rougeL', 'rare_f1_10'),
-      {'loss.name': 'cross_entropy', 'train.checkpoint_every': 60},
+      {'loss.name': 'cross_entropy', 'train.checkpoint_every': 60,
+       'data.buckets': 1},
     ),
     Study(
       'rivals', 'From scratch on sotu: other ways to know of positions', SMALL,

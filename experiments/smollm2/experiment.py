@@ -6,10 +6,8 @@ The main job of each config, SmolLM2-135M, with PDL and with cross-entropy.
   python launch.py report experiments/smollm2      # from records.jsonl alone
 """
 
-from typing import Any
-
 from experiments import metrics
-from pdl_jax.report.declare import Experiment, Study, Variant
+from pdl_jax.report.declare import Experiment, Overrides, Study, Variant
 from pdl_jax.report.layout import ByCount, Curves
 
 CROSS_ENTROPY = Variant('cross-entropy', {'loss.name': 'cross_entropy'})
@@ -17,13 +15,18 @@ COLUMNS = metrics.QUALITY + metrics.DIVERSITY
 
 
 def study(
-  name: str, title: str, label: str, *more: str, config: str = '', **fields: Any
+  name: str,
+  title: str,
+  label: str,
+  *more: str,
+  config: str = '',
+  data: Overrides | None = None,
 ) -> Study:
-  """Both losses on one task, as its config has them."""
+  """Both losses on one task, as its config has them; rows of one length."""
   return Study(
     name, title, f'configs/{config or name}.py',
     (CROSS_ENTROPY, Variant(label)), 'cross-entropy', (*COLUMNS, *more),
-    **fields,
+    {'data.buckets': 1, **(data or {})},
   )  # fmt: skip
 
 
@@ -34,7 +37,7 @@ EXPERIMENT = Experiment(
     study('summarize', 'Summaries of API documentation', 'PDL, alpha 0.25'),
     study(
       'debian', 'Synopses of Debian packages', 'PDL, alpha 0.25',
-      config='summarize', overrides={'data.name': 'debian'},
+      config='summarize', data={'data.name': 'debian'},
     ),
     study('dialogue', 'Dialogue', 'PDL, alpha 0.25', 'distinct_responses'),
     study(
