@@ -17,6 +17,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from pdl_jax.data.settings import DataSettings
+from pdl_jax.data.tasks import TASKS
 from pdl_jax.errors import ConfigError
 from pdl_jax.evaluate.settings import EvaluateSettings
 from pdl_jax.generate import DecodeSettings
@@ -109,6 +110,18 @@ class Settings:
   decode: DecodeSettings
   mesh: tuple[int, int, int]
   resolved: dict[str, Any]
+
+  def __post_init__(self):
+    if self.model.attention_impl == 'cudnn' and self.packs:
+      raise ConfigError(
+        'model.attention_impl cudnn cannot keep the documents of a row apart, '
+        f'and rows of data.task {self.data.task} are packed; take chunked'
+      )
+
+  @property
+  def packs(self) -> bool:
+    """Whether rows that train consist of several documents."""
+    return TASKS[self.data.task].documents
 
   @property
   def note(self) -> str:

@@ -118,7 +118,10 @@ class ModelSettings:
   remat: bool = False
   # How rows are attended to outside decoding steps: xla makes all scores at
   # once; chunked makes them in blocks, in memory that grows with the length and
-  # not with its square; auto is chunked for rows of more than 1,024 tokens.
+  # not with its square; splash (TPU) and cudnn (GPU, bfloat16, rows that are
+  # not packed) are kernels that do so. auto is splash or cudnn where the device
+  # has it and it computes the model's attention, for rows of 128 tokens or more
+  # on a TPU; else chunked for rows of more than 1,024 tokens, and xla.
   attention_impl: str = 'auto'
   # Package with the tokenizer of a model from scratch; '' trains a BPE.
   tokenizer: str = ''

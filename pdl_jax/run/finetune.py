@@ -24,6 +24,7 @@ from pdl_jax.evaluate.run import evaluate
 from pdl_jax.generate import DecodeSettings
 from pdl_jax.losses import LossTables, sentinel
 from pdl_jax.mesh import batch_share, check_batch, make_mesh
+from pdl_jax.model import kernels
 from pdl_jax.model.config import ModelConfig
 from pdl_jax.run import loss_tables, prepare, restore, summary, untrained
 from pdl_jax.run.head_report import head_size, report_head
@@ -76,7 +77,11 @@ def run(
 
 
 def mesh_for(settings: Settings) -> Mesh:
-  """Makes the mesh; training and evaluation batches must divide over it."""
+  """Makes the mesh; training and evaluation batches must divide over it.
+
+  Its devices must have the kernel that attends.
+  """
+  kernels.check_device(settings.model.attention_impl)
   mesh, parts = make_mesh(settings.mesh), settings.optimizer.grad_accum_steps
   check_batch(mesh, 'train.batch_size', settings.train.batch_size, parts)
   check_batch(mesh, 'evaluate.batch_size', settings.evaluate.batch_size, 1)
