@@ -30,8 +30,12 @@ from pdl_jax.storage.files import fault
 from pdl_jax.train.optimizer import OptimizerConfig
 from pdl_jax.train.settings import TrainSettings
 
-# Keys that change where a run is kept or what it prints, but no number.
-_SILENT = ('data.data_dir', 'train.log_every', 'train.keep_checkpoints')
+# Keys that change where a run is kept, what it prints or the memory it takes,
+# but no number beyond rounding.
+_SILENT = (
+  'data.data_dir', 'loss.memory_mb', 'train.log_every',
+  'train.keep_checkpoints',
+)  # fmt: skip
 _LARGEST = float(np.finfo(np.float32).max)
 # Keys of version 0.1, by their last part, and what they are called now.
 RENAMED = {

@@ -20,7 +20,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from pdl_jax.errors import ConfigError
-from pdl_jax.mesh import partition_spec, parts
+from pdl_jax.mesh import partition_spec, parts, platform
 from pdl_jax.model.positions import KINDS
 
 if TYPE_CHECKING:
@@ -52,7 +52,7 @@ def chosen(c: 'ModelConfig', length: int) -> str:
   """
   if c.attention_impl != 'auto':
     return c.attention_impl
-  on_tpu = length >= _LANES and jax.default_backend() == 'tpu'
+  on_tpu = length >= _LANES and platform() == 'tpu'
   if on_tpu and not refusal('splash', c):
     return 'splash'
   return 'chunked' if length > LONG else 'xla'
@@ -63,7 +63,7 @@ def for_rows(c: 'ModelConfig', packed: bool) -> 'ModelConfig':
 
   Only the caller knows whether rows are `packed`.
   """
-  if c.attention_impl != 'auto' or packed or jax.default_backend() != 'gpu':
+  if c.attention_impl != 'auto' or packed or platform() != 'gpu':
     return c
   if refusal('cudnn', c) or c.head_dim > _CUDNN_WIDTHS[0]:
     return c
