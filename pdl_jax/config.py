@@ -17,6 +17,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from pdl_jax.data.settings import DataSettings
+from pdl_jax.data.tasks import TASKS
 from pdl_jax.errors import ConfigError
 from pdl_jax.evaluate.settings import EvaluateSettings
 from pdl_jax.generate import DecodeSettings
@@ -29,8 +30,12 @@ from pdl_jax.storage.files import fault
 from pdl_jax.train.optimizer import OptimizerConfig
 from pdl_jax.train.settings import TrainSettings
 
-# Keys that change where a run is kept or what it prints, but no number.
-_SILENT = ('data.data_dir', 'train.log_every', 'train.keep_checkpoints')
+# Keys that change where a run is kept, what it prints or the memory it takes,
+# but no number beyond rounding.
+_SILENT = (
+  'data.data_dir', 'loss.memory_mb', 'train.log_every',
+  'train.keep_checkpoints',
+)  # fmt: skip
 _LARGEST = float(np.finfo(np.float32).max)
 # Keys of version 0.1, by their last part, and what they are called now.
 RENAMED = {
@@ -109,6 +114,18 @@ class Settings:
   decode: DecodeSettings
   mesh: tuple[int, int, int]
   resolved: dict[str, Any]
+
+  def __post_init__(self):
+    if self.model.attention_impl == 'cudnn' and self.packs:
+      raise ConfigError(
+        'model.attention_impl cudnn cannot keep the documents of a row apart, '
+        f'and rows of data.task {self.data.task} are packed; take chunked'
+      )
+
+  @property
+  def packs(self) -> bool:
+    """Whether rows that train consist of several documents."""
+    return TASKS[self.data.task].documents
 
   @property
   def note(self) -> str:

@@ -79,6 +79,15 @@ def make_mesh(
   )
 
 
+def platform() -> str:
+  """Returns what is compiled for, cpu, gpu or tpu: the mesh's, if it is set.
+
+  A mesh may be of devices that this process does not have.
+  """
+  device = jax.sharding.get_abstract_mesh().abstract_device
+  return jax.default_backend() if device is None else device.platform
+
+
 def partition_spec(*names: str | None) -> PartitionSpec:
   """Returns the PartitionSpec of logical axes; ConfigError if two collide."""
   axes = [None if name is None else RULES[name] for name in names]

@@ -2,7 +2,8 @@
 
   config.json     the resolved configuration, and the hash of its numbers
   data.json       how many records of each split are used, and their hash
-  env.json        commit, versions, flags of XLA, settings of JAX, devices, mesh
+  env.json        commit, versions, flags of XLA, settings of JAX, devices,
+                  mesh, budget of the loss's tiles
   status.json     state, step, last error, heartbeat
   metrics.jsonl   one object per logged step
   predictions/    one JSON line per evaluated example; NAME.parts until whole;
@@ -35,6 +36,11 @@ _PACKAGES = (
   'tensorflow-datasets', 'tokenizers', 'gguf', 'rouge-score', 'sacrebleu',
   'scikit-learn', 'ml_collections',
 )
+# Those of accelerators, where they are installed.
+_PLUGINS = (
+  'libtpu', 'jax-cuda12-plugin', 'jax-cuda12-pjrt', 'jax-cuda13-plugin',
+  'jax-cuda13-pjrt', 'nvidia-cudnn-cu12', 'nvidia-cudnn-cu13',
+)  # fmt: skip
 # Settings of JAX that change numbers; environment variables can set them.
 _JAX_SETTINGS = (
   'jax_default_matmul_precision', 'jax_default_prng_impl',
@@ -293,15 +299,25 @@ def environment(
     )),
     'python': platform.python_version(),
     'packages': {name: metadata.version(name) for name in _PACKAGES},
+    'plugins': _installed(_PLUGINS),
     'platform': platform.platform(),
     'cpus': os.cpu_count(),
     'xla_flags': os.environ.get('XLA_FLAGS', ''),
     'libtpu_init_args': os.environ.get('LIBTPU_INIT_ARGS', ''),
-    'jax': {name: jax.config.values[name] for name in _JAX_SETTINGS},
+    'jax': {name: getattr(jax.config, name) for name in _JAX_SETTINGS},
     'backend': jax.default_backend(),
     'devices': [str(device) for device in jax.devices()],
     'mesh': dict(mesh),
   }
+
+
+def _installed(names: Iterable[str]) -> dict[str, str]:
+  """Returns the versions of those packages that there are."""
+  found = {}
+  for name in names:
+    with contextlib.suppress(metadata.PackageNotFoundError):
+      found[name] = metadata.version(name)
+  return found
 
 
 def _shipped() -> str | None:

@@ -61,7 +61,7 @@ DOORS = [
   'losses/sentinel', 'model/heads', 'data/sources', 'generate', 'evaluate',
   'evaluate/run', 'evaluate/style', 'run/open_model', 'run/fit_head',
   'run/head_report', 'run/untrained', 'pretrained/peft',
-  'model/chunked_attention',
+  'model/chunked_attention', 'model/kernels',
 ]  # fmt: skip
 LEVEL = {name: i for i, names in enumerate(LAYERS) for name in names}
 MODULES = sorted((ROOT / 'pdl_jax').rglob('*.py'))

@@ -15,6 +15,7 @@ from pdl_jax import generate
 from pdl_jax.data.pipeline import Examples, evaluation_batches, left_padded
 from pdl_jax.data.tokenizer import Tokenizer
 from pdl_jax.generate import DecodeSettings
+from pdl_jax.losses.fused.api import CONFIG, FusedConfig
 from pdl_jax.mesh import put_whole_batch
 from pdl_jax.model import decoding
 from pdl_jax.model.config import ModelConfig
@@ -50,6 +51,7 @@ class Predictor:
   Args:
     batch: rows at a time; divisible by the mesh's data x fsdp.
     bias_V: what `settings.tilt` adds to the logits; None at tilt 0.
+    fused: how log Z of scores is computed.
   """
 
   def __init__(
@@ -60,10 +62,12 @@ class Predictor:
     batch: int,
     settings: DecodeSettings,
     bias_V: jax.Array | None = None,
+    fused: FusedConfig = CONFIG,
   ):
     self._model, self.mesh, self._tokenizer = model, mesh, tokenizer
     self._batch, self._settings, self._bias_V = batch, settings, bias_V
-    self._score = jax.jit(partial(score_step, model))
+    self._fused = fused
+    self._score = jax.jit(partial(score_step, model, fused=fused))
     self._prefill = jax.jit(
       partial(decoding.prefill, model), static_argnames='size'
     )
@@ -77,7 +81,7 @@ class Predictor:
     return {
       'model': repr(self._model), 'tokenizer': self._tokenizer.fingerprint,
       'decode': self._settings.record(self._limit(examples)),
-      'batch': self._batch, 'bias': bias,
+      'batch': self._batch, 'bias': bias, 'fused': repr(self._fused),
     }  # fmt: skip
 
   def nll(

@@ -15,7 +15,13 @@ from pdl_jax.losses.cross_entropy import (
   token_nll,
   token_weights,
 )
-from pdl_jax.losses.fused.api import linear_loss_sums, linear_token_stats
+from pdl_jax.losses.fused.api import (
+  CONFIG,
+  FusedConfig,
+  device_budget,
+  linear_loss_sums,
+  linear_token_stats,
+)
 from pdl_jax.losses.heads import Head, LinearHead
 from pdl_jax.losses.registry import LossSpec
 from pdl_jax.mesh import constrain
@@ -32,11 +38,20 @@ class LossTables(NamedTuple):
 
 
 class Loss(NamedTuple):
-  """A loss with its settings, Python numbers that a step is compiled for."""
+  """A loss with its settings, Python numbers that a step is compiled for.
+
+  `fused` says how that of a linear head is computed.
+  """
 
   spec: LossSpec
   settings: Mapping[str, Any]
   reduction: str = 'weighted_mean'
+  fused: FusedConfig = CONFIG
+
+  @property
+  def tile_bytes(self) -> int:
+    """The budget of a linear head's tiles on the device that there is."""
+    return self.fused.memory_bytes or device_budget()
 
   def sums(
     self,
@@ -57,7 +72,7 @@ class Loss(NamedTuple):
     if self.spec.on_logits is None and isinstance(head, LinearHead):
       weighted, plain = linear_loss_sums(
         self._terms, hidden_BxLxD, head, *rest, wants=self._wants,
-        temperature=self._temperature,
+        temperature=self._temperature, config=self.fused,
       )  # fmt: skip
     else:
       weighted, plain = self._chunked(head, hidden_BxLxD, *rest)
@@ -171,13 +186,18 @@ class Loss(NamedTuple):
 
 
 def head_nll(
-  head: Head, hidden: Array, labels: Array, where: Array
+  head: Head,
+  hidden: Array,
+  labels: Array,
+  where: Array,
+  fused: FusedConfig = CONFIG,
 ) -> Array:
   """Returns -log p of each label in nats, [...]; 0 where masked."""
   if isinstance(head, LinearHead):
     return linear_token_stats(
-      hidden, head, labels, where=where, wants=(), ignore_index=None
-    ).nll
+      hidden, head, labels, where=where, wants=(), ignore_index=None,
+      config=fused,
+    ).nll  # fmt: skip
   check_floats(hidden=hidden)
   safe, kept = read_labels(labels, where, head.vocab_size)
   assert kept is not None

@@ -69,7 +69,7 @@ class LossSpec(NamedTuple):
     by_weight = self.weights is not None
     plain = self.terms is None and self.on_logits is None
     return (
-      'name', 'reduction', *self.keys,
+      'name', 'reduction', 'memory_mb', 'exp_accuracy', *self.keys,
       *(SCHEDULE if by_weight else ()),
       *(TABLE if by_weight or self.bias is not None else ()),
       *(PLAIN if plain else ()),

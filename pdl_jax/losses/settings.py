@@ -5,9 +5,10 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from pdl_jax.errors import ConfigError, one_of
+from pdl_jax.errors import ConfigError, not_negative, one_of
 from pdl_jax.losses.checks import check_number, check_range
 from pdl_jax.losses.frequency import UNITS
+from pdl_jax.losses.fused.plan import ACCURACIES
 from pdl_jax.losses.power_law import EPSILON_POLICIES, NORMALIZE, UNSEEN
 from pdl_jax.losses.reduce import REDUCTIONS
 from pdl_jax.losses.registry import LOSSES, LossSpec
@@ -64,6 +65,13 @@ class LossSettings:
   # >= 0 (1e-4 is usual).
   label_smoothing: float = 0.0
   z_loss: float = 0.0
+  # Budget in MiB of the logits that are alive at once in training, from which
+  # the tiles of a linear head's loss follow; 0 is 88 on a CPU, and elsewhere a
+  # sixteenth of the device's memory, at most 4,096. Changes rounding alone.
+  memory_mb: int = 0
+  # Accuracy of exp and log in the log Z of a linear head, in training and in
+  # scores: '' is the device's own, fast and inexact on a TPU; or highest.
+  exp_accuracy: str = ''
   # Read by one loss alone; most defaults are published values. Formulas and
   # sources: pdl_jax/losses/ type_weights, token_losses and dense_losses.
   # normalize: published, or corpus_mean (mean 1 over token occurrences).
@@ -101,10 +109,12 @@ class LossSettings:
       ('unit', UNITS), ('normalize', NORMALIZE), ('unseen', UNSEEN),
       ('epsilon_policy', EPSILON_POLICIES), ('level', ('token', 'word')),
       ('schedule', SCHEDULES), ('reduction', REDUCTIONS),
+      ('exp_accuracy', ACCURACIES),
     ):  # fmt: skip
       one_of(f'loss.{name}', getattr(self, name), allowed)
     for name in ('alpha', 'epsilon', 'z_loss'):
       check_number(f'loss.{name}', getattr(self, name))
+    not_negative('loss', self, 'memory_mb')
     check_range('loss.background_weight', self.background_weight, '[0, 1]')
     check_range('loss.label_smoothing', self.label_smoothing, '[0, 1)')
     if self.clip and not 1 <= self.clip < math.inf:

@@ -9,14 +9,11 @@ import numpy as np
 from jax import Array
 
 from pdl_jax.mesh import constrain
-from pdl_jax.model import chunked_attention, rotary
+from pdl_jax.model import chunked_attention, kernels, rotary
 from pdl_jax.model.config import ModelConfig
 from pdl_jax.model.layers import Norm, keep, linear
 from pdl_jax.model.positions import KINDS
 
-# Rows longer than this are attended to in blocks by 'auto'. Rows of 512 would
-# gain too (benchmarks/long_rows), but records were made of them otherwise.
-LONG = 1024
 # Window of a layer that sees all tokens: longer than any context.
 _ALL = 2**30
 
@@ -138,7 +135,7 @@ class Attention(nn.Module):
     Args:
       x_BxLxD: normalised hidden states.
       seen: a mask [B, L, S], True where a query may look; without a cache,
-        S = L. Or segments [B, L], without a cache: attention is chunked.
+        S = L. Or segments [B, L], without a cache, where no mask is made.
       cache: has S slots to write and attend to; None attends to x alone.
 
     Returns:
@@ -156,7 +153,7 @@ class Attention(nn.Module):
     if position.place is not None:
       q, k = position.place(self, c, q, k, positions_BxL, kind.frequencies_P)
     if seen.ndim == 2:
-      mixed = _chunked(c, q, k, v, seen, kind.window)
+      mixed = _in_blocks(c, q, k, v, seen, kind.window)
     else:
       mixed, k, v = _dense(c, q, k, v, seen, cache, kind.window)
     y = linear(
@@ -198,18 +195,19 @@ def _dense(
   return mixed, k, v
 
 
-def _chunked(
+def _in_blocks(
   c: ModelConfig, q: Array, k: Array, v: Array, segments_BxL: Array,
   window: Array | np.ndarray | None,
 ) -> Array:  # fmt: skip
-  bias_HxLxS = _bias(c, segments_BxL.shape[1])
-  seen = chunked_attention.Seen(
-    segments_BxL,
-    None if window is None else jnp.asarray(window),
-    None if bias_HxLxS is None else bias_HxLxS[:, 0],
-  )
+  window = None if window is None else jnp.asarray(window)
   rule = chunked_attention.Rule(
     _scale(c), c.attention_softcap, chunked_attention.BLOCK
+  )
+  if kernels.chosen(c, q.shape[1]) != 'chunked':
+    return kernels.attend(c, q, k, v, segments_BxL, window, rule)
+  bias_HxLxS = _bias(c, segments_BxL.shape[1])
+  seen = chunked_attention.Seen(
+    segments_BxL, window, None if bias_HxLxS is None else bias_HxLxS[:, 0]
   )
   return chunked_attention.attend(q, k, v, seen, rule)
 
@@ -217,16 +215,6 @@ def _chunked(
 def _bias(c: ModelConfig, keys: int) -> Array | None:
   bias = KINDS[c.attention.kind].bias
   return None if bias is None else bias(c.heads, keys)
-
-
-def is_chunked(c: ModelConfig, length: int) -> bool:
-  """Whether rows of so many tokens are attended to in blocks.
-
-  'auto' does so beyond LONG tokens.
-  """
-  if c.attention_impl == 'auto':
-    return length > LONG
-  return c.attention_impl == 'chunked'
 
 
 def near(

@@ -6,6 +6,7 @@ import math
 import jax.numpy as jnp
 
 from pdl_jax.errors import ConfigError, one_of
+from pdl_jax.model import kernels
 from pdl_jax.model.heads import HEADS, Tier
 from pdl_jax.model.layers import ACTIVATIONS
 from pdl_jax.model.lora import NO_LORA, LoRAConfig
@@ -22,7 +23,6 @@ COMBINATIONS = ('concat', 'sum')
 BIASES = ('none', 'unigram', 'learned')
 NORMS = ('rms', 'rms_offset', 'layer')
 DTYPES = ('float32', 'bfloat16')
-IMPLEMENTATIONS = ('auto', 'xla', 'chunked')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,8 +104,7 @@ class ModelConfig:
     query_scale: factor of the scores; None means Dh**-0.5.
     attention_softcap: c of scores c tanh(score / c); None means no cap.
     logit_softcap: the same for the logits of a head with rows.
-    attention_impl: one of IMPLEMENTATIONS; 'xla' makes all scores at once, and
-      'chunked' in blocks.
+    attention_impl: what attends to whole rows, see `kernels`.
     windows: how many of the last tokens each layer sees, itself included. 0
       means all; () means all in every layer.
     local_rope_base: unscaled base in layers with a window; None is `rope_base`.
@@ -169,7 +168,10 @@ class ModelConfig:
   def _check_family(self) -> None:
     one_of('model.dtype', self.dtype, DTYPES)
     one_of('model.param_dtype', self.param_dtype, DTYPES)
-    one_of('model.attention_impl', self.attention_impl, IMPLEMENTATIONS)
+    one_of(
+      'model.attention_impl', self.attention_impl, kernels.IMPLEMENTATIONS
+    )
+    kernels.check(self)
     one_of('model norm', self.norm, NORMS)
     one_of('model activation', self.activation, ACTIVATIONS)
     for name in (

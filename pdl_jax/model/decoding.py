@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from pdl_jax.model import lm
+from pdl_jax.model import kernels, lm
 from pdl_jax.model.attention import (
   LayerCache,
   cached,
@@ -68,8 +68,9 @@ def prefill(
   length = tokens_BxP.shape[1]
   positions = jnp.maximum(jnp.cumsum(filled_BxP, axis=1) - 1, 0)
   x, kept = lm.run_blocks(
-    config, params, tokens_BxP, filled_BxP.astype(int), positions
-  )
+    kernels.for_prompts(config), params, tokens_BxP, filled_BxP.astype(int),
+    positions,
+  )  # fmt: skip
   keys, values = [], []
   for group in kept:
     group_keys, group_values = cached(*group)

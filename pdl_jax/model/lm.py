@@ -25,8 +25,8 @@ from jax import Array
 from jax.sharding import PartitionSpec as P
 
 from pdl_jax.mesh import constrain
-from pdl_jax.model import heads, lora
-from pdl_jax.model.attention import is_chunked, layer_kinds, take_layers
+from pdl_jax.model import heads, kernels, lora
+from pdl_jax.model.attention import layer_kinds, take_layers
 from pdl_jax.model.block import Block
 from pdl_jax.model.config import ModelConfig
 from pdl_jax.model.layers import INIT, KEPT, Norm
@@ -205,7 +205,7 @@ def run_blocks(
     x_BxLxD, and keys and values of each group, [layers, B, L, K, Dh].
   """
   length, seen = tokens_BxL.shape[1], segments_BxL
-  if not is_chunked(config, length):
+  if kernels.chosen(config, length) == 'xla':
     causal_LxL = jnp.tril(jnp.ones((length, length), bool))
     same_BxLxL = segments_BxL[:, :, None] == segments_BxL[:, None, :]
     seen = same_BxLxL & causal_LxL[None]

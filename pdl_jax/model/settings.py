@@ -22,6 +22,8 @@ from pdl_jax.model.positions import (
   ComplexConfig,
 )
 
+PRECISIONS = ('', 'high', 'highest')
+
 
 @dataclasses.dataclass(frozen=True)
 class CodeSettings:
@@ -114,11 +116,18 @@ class ModelSettings:
   # Type of parameters that do not train: float32 or bfloat16. Trained ones are
   # fp32, as bf16 does not resolve most of Adam's steps.
   param_dtype: str = 'float32'
+  # Precision of matrix products of fp32 numbers: '', JAX's default, which is
+  # bf16 on a TPU and TF32 on recent GPUs; high, about three bf16 passes; or
+  # highest, fp32.
+  matmul_precision: str = ''
   # Recompute blocks in the backward pass: less memory, a third more time.
   remat: bool = False
   # How rows are attended to outside decoding steps: xla makes all scores at
   # once; chunked makes them in blocks, in memory that grows with the length and
-  # not with its square; auto is chunked for rows of more than 1,024 tokens.
+  # not with its square; splash (TPU) and cudnn (GPU, bfloat16, rows that are
+  # not packed) are kernels that do so. auto is splash or cudnn where the device
+  # has it and it computes the model's attention, for rows of 128 tokens or more
+  # on a TPU; else chunked for rows of more than 1,024 tokens, and xla.
   attention_impl: str = 'auto'
   # Package with the tokenizer of a model from scratch; '' trains a BPE.
   tokenizer: str = ''
@@ -171,6 +180,7 @@ class ModelSettings:
     one_of('model.attention', self.attention, ('', *KINDS))
     one_of('model.head', self.head, ('', *HEADS))
     one_of('model.bias', self.bias, BIASES)
+    one_of('model.matmul_precision', self.matmul_precision, PRECISIONS)
     not_negative('model', self, 'rank')
     if self.adapter and not self.pretrained:
       raise ConfigError(
@@ -221,7 +231,7 @@ class ModelSettings:
 # Keys that every model reads, and the shape that a pretrained one declares.
 _ALWAYS = (
   'pretrained', 'adapter', 'dtype', 'param_dtype', 'remat', 'attention_impl',
-  'attention', 'head',
+  'matmul_precision', 'attention', 'head',
 )  # fmt: skip
 _SHAPE = (
   'width', 'layers', 'heads', 'kv_heads', 'head_dim', 'mlp', 'vocab_size',

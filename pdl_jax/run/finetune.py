@@ -1,10 +1,11 @@
 """The main job: evaluate, fine-tune, evaluate again, and say what changed."""
 
+import contextlib
 import dataclasses
 import json
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,9 @@ from pdl_jax.evaluate.predict import Predictor, record_ids
 from pdl_jax.evaluate.run import evaluate
 from pdl_jax.generate import DecodeSettings
 from pdl_jax.losses import LossTables, sentinel
+from pdl_jax.losses.fused.api import FusedConfig
 from pdl_jax.mesh import batch_share, check_batch, make_mesh
+from pdl_jax.model import kernels
 from pdl_jax.model.config import ModelConfig
 from pdl_jax.run import loss_tables, prepare, restore, summary, untrained
 from pdl_jax.run.head_report import head_size, report_head
@@ -63,10 +66,13 @@ def run(
       print(f'{workdir} is finished; its table again:\n')
       summary.print_results(folder.read('results.json', summary.SHOWN))
       return
-    own = {'own_files': own_files.digests()}
-    folder.write('env.json', environment(mesh.shape) | own)
+    own = {
+      'own_files': own_files.digests(),
+      'loss_memory_mb': loss.tile_bytes // 2**20,
+    }
     folder.write_status('starting', 0)
-    with jax.set_mesh(mesh):
+    with computing(settings, mesh):
+      folder.write('env.json', environment(mesh.shape) | own)
       results = _run(settings, mesh, folder, stop, inspect)
     folder.write_text('table.md', summary.tables(results))
     folder.write('results.json', results)
@@ -76,11 +82,25 @@ def run(
 
 
 def mesh_for(settings: Settings) -> Mesh:
-  """Makes the mesh; training and evaluation batches must divide over it."""
+  """Makes the mesh; training and evaluation batches must divide over it.
+
+  Its devices must have the kernel that attends.
+  """
+  kernels.check_device(settings.model.attention_impl)
   mesh, parts = make_mesh(settings.mesh), settings.optimizer.grad_accum_steps
   check_batch(mesh, 'train.batch_size', settings.train.batch_size, parts)
   check_batch(mesh, 'evaluate.batch_size', settings.evaluate.batch_size, 1)
   return mesh
+
+
+@contextlib.contextmanager
+def computing(settings: Settings, mesh: Mesh) -> Iterator[None]:
+  """Sets the mesh and the precision of matrix products."""
+  with contextlib.ExitStack() as stack:
+    stack.enter_context(jax.set_mesh(mesh))
+    if asked := settings.model.matmul_precision:
+      stack.enter_context(jax.default_matmul_precision(asked))
+    yield
 
 
 def _run(
@@ -243,7 +263,10 @@ def make_predictor(
     counts_V = ready.frequencies.task.counts_V
     bias_V = loss_tables.tilt_bias(counts_V, decode.tilt, tokenizer.special_ids)
   batch = settings.evaluate.batch_size
-  return Predictor(ready.model.config, mesh, tokenizer, batch, decode, bias_V)
+  fused = FusedConfig(exp_accuracy=settings.loss.exp_accuracy)
+  return Predictor(
+    ready.model.config, mesh, tokenizer, batch, decode, bias_V, fused
+  )
 
 
 def measure(

@@ -16,7 +16,7 @@ from pdl_jax.data.sources import Source
 from pdl_jax.errors import ConfigError, DataError, printable
 from pdl_jax.losses.heads import AdaptiveHead
 from pdl_jax.mesh import make_mesh
-from pdl_jax.model import lm
+from pdl_jax.model import kernels, lm
 from pdl_jax.model.config import AttentionConfig, ModelConfig
 from pdl_jax.model.fingerprint import Fingerprint, fingerprint
 from pdl_jax.model.lora import NO_LORA, LoRAConfig
@@ -57,7 +57,8 @@ def load_model(
   if config != model.config:
     params = lm.extended(config, model.params, key)
     model = dataclasses.replace(model, config=config, params=params)
-  return model
+  config = kernels.for_rows(model.config, settings.packs)
+  return dataclasses.replace(model, config=config)
 
 
 def shape(settings: Settings, room: int = _ANY_ROOM) -> ModelConfig:
@@ -237,7 +238,7 @@ def machine_bytes() -> int:
 def _check_fingerprint(folder: RunFolder | None, model: Model) -> None:
   """Prints and keeps the model's fingerprint; DataError if it has changed."""
   plain = dataclasses.replace(
-    model.config, dtype='float32', remat=False, attention_impl='auto'
+    model.config, dtype='float32', remat=False, attention_impl='xla'
   )
   found = fingerprint(plain, model.params)
   print(

@@ -13,6 +13,7 @@ from pdl_jax.data.tokenizer import Tokenizer
 from pdl_jax.errors import ConfigError
 from pdl_jax.losses import Loss, LossTables
 from pdl_jax.losses.frequency import FrequencyTable, effective_sample_size
+from pdl_jax.losses.fused.api import FusedConfig
 from pdl_jax.losses.power_law import power_law_weights
 from pdl_jax.losses.registry import PLAIN
 from pdl_jax.losses.schedule import decay_factor
@@ -46,7 +47,9 @@ def make_loss(loss: LossSettings) -> Loss:
     settings = own
   elif any(getattr(loss, name) for name in PLAIN):
     settings = {name: getattr(loss, name) for name in PLAIN}
-  made = Loss(spec, settings, loss.reduction)
+  made = Loss(spec, settings, loss.reduction, FusedConfig(
+    memory_bytes=loss.memory_mb * 2**20 or None, exp_accuracy=loss.exp_accuracy
+  ))  # fmt: skip
   try:
     # The settings can be checked here, since they are not traced.
     made.check()

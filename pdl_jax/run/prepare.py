@@ -23,6 +23,7 @@ from pdl_jax.evaluate.style import StyleClassifier
 from pdl_jax.generate import DecodeSettings
 from pdl_jax.losses import LossTables, frequency
 from pdl_jax.losses.frequency import FrequencyTable
+from pdl_jax.model import kernels
 from pdl_jax.run import fit_head, loss_tables, summary
 from pdl_jax.run.head_report import report_head
 from pdl_jax.run.load_model import load_model
@@ -89,6 +90,8 @@ def prepare(settings: Settings, folder: RunFolder | None) -> Setup:
     if jnp.issubdtype(x.dtype, jnp.floating)
   )  # fmt: skip
   print(f'model      {printable(model.name)}: {size:,} parameters')
+  length = settings.data.lengths.sequence
+  print(f'attention  {kernels.chosen(model.config, length)}, {length} tokens')
   print(f'tokenizer  {printable(tokenizer.name)}: {tokenizer.ends()}')
   check_fits(settings, model, settings.decode)
   splits = {

@@ -4,8 +4,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import jax
-
 from pdl_jax.config import Settings, check_numbers
 from pdl_jax.errors import DataError
 from pdl_jax.evaluate.side_by_side import Result, format_tables
@@ -74,7 +72,7 @@ def _generate(
   stop: StopRequest,
 ) -> None:
   mesh = finetune.mesh_for(settings)
-  with jax.set_mesh(mesh):
+  with finetune.computing(settings, mesh):
     ready = prepare.prepare(settings, folder)
     prepare.check_fits(settings, ready.model, decode)
     print(sentinel.check_backend(loss_tables.make_loss(settings.loss)))

@@ -19,7 +19,8 @@ from pdl_jax.train.checksum import checksums
 
 # Of `environment`: what may change the last bits of a number.
 _CHANGE_NUMBERS = (
-  'packages', 'backend', 'xla_flags', 'libtpu_init_args', 'jax', 'mesh'
+  'packages', 'plugins', 'backend', 'xla_flags', 'libtpu_init_args', 'jax',
+  'mesh',
 )  # fmt: skip
 
 

@@ -10,6 +10,7 @@ from jax import Array
 
 from pdl_jax.losses import Loss, LossTables, head_nll
 from pdl_jax.losses.core import Sums
+from pdl_jax.losses.fused.api import CONFIG, FusedConfig
 from pdl_jax.losses.reduce import divide
 from pdl_jax.model import lm
 from pdl_jax.model.config import ModelConfig
@@ -156,9 +157,12 @@ def train_step(
   }
 
 
-def score_step(model: ModelConfig, params: Tree, batch: Batch) -> Array:
+def score_step(
+  model: ModelConfig, params: Tree, batch: Batch, fused: FusedConfig = CONFIG
+) -> Array:
   """Returns unweighted nll_BxT of targets in nats; 0 where masked."""
   hidden_BxTxD = target_hidden(model, params, batch)
   return head_nll(
-    lm.head(model, params), hidden_BxTxD, batch['labels'], batch['where']
-  )
+    lm.head(model, params), hidden_BxTxD, batch['labels'], batch['where'],
+    fused,
+  )  # fmt: skip

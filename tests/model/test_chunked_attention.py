@@ -11,7 +11,7 @@ import pytest
 from pdl_jax.errors import ConfigError
 from pdl_jax.mesh import make_mesh
 from pdl_jax.model import chunked_attention, lm
-from pdl_jax.model.attention import LONG, is_chunked
+from pdl_jax.model.kernels import LONG, chosen
 from tests.model.test_attention import VARIANTS, model, moved, packed
 
 pytestmark = pytest.mark.usefixtures('quick_compile')
@@ -92,10 +92,8 @@ def test_no_array_has_a_row_and_a_column_for_every_token(impl):
 
 
 def test_auto_is_by_the_length_of_a_row():
-  assert [is_chunked(model(), x) for x in (LONG, LONG + 1)] == [
-    False, True
-  ]  # fmt: skip
-  assert is_chunked(chunked(model()), 1)
-  assert not is_chunked(model(attention_impl='xla'), 10**6)
+  assert [chosen(model(), x) for x in (LONG, LONG + 1)] == ['xla', 'chunked']
+  assert chosen(chunked(model()), 1) == 'chunked'
+  assert chosen(model(attention_impl='xla'), 10**6) == 'xla'
   with pytest.raises(ConfigError, match=r"model.attention_impl 'flash' is not"):
     model(attention_impl='flash')

@@ -33,6 +33,7 @@ from pdl_jax.losses.fused.plan import (
   FusedConfig,
   Plan,
   StatsFunction,
+  device_budget,
 )
 from pdl_jax.losses.fused.tiles import Matrix, Tokens, alike
 from pdl_jax.losses.heads import LinearHead
@@ -40,8 +41,8 @@ from pdl_jax.losses.reduce import denominator as reduction_denominator
 from pdl_jax.losses.renamed import renamed
 
 __all__ = [
-  'STATS', 'Axes', 'FusedConfig', 'linear_loss_sums', 'linear_pdl_loss',
-  'linear_token_stats',
+  'STATS', 'Axes', 'FusedConfig', 'device_budget', 'linear_loss_sums',
+  'linear_pdl_loss', 'linear_token_stats',
 ]  # fmt: skip
 CONFIG = FusedConfig()
 # Arguments of version 0.1.

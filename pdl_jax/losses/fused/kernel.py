@@ -210,11 +210,11 @@ def _add_group(
     keep, max_logits = residuals.read(number, plan.tokens)
     if plan.softcap is None:
       # The powers are relative to an older maximum; rescale each row.
-      older = jnp.exp((max_logits - scale.max_logit) / temperature)
+      older = plan.exp((max_logits - scale.max_logit) / temperature)
       softmax = keep * (rate * older)[:, None]
     else:
       z = (keep - scale.max_logit[:, None]) / temperature
-      softmax = rate[:, None] * jnp.exp(z)
+      softmax = rate[:, None] * plan.exp(z)
     share = tiles.tile_gradient(
       plan, matrix, block, part, softmax, keep, cotangents
     )
@@ -287,7 +287,7 @@ def gradient_by_vocabulary(
       z = (logits - max_logit[:, None]) / plan.temperature
       # sum_exp is at least 1, except in masked rows, where it is 0.
       rate = own.log_z / (plan.temperature * jnp.maximum(sum_exp, 1.0))
-      softmax = rate[:, None] * jnp.exp(z)
+      softmax = rate[:, None] * plan.exp(z)
       hidden, *others = tiles.tile_gradient(
         plan, matrix, block, part, softmax, logits, own
       )

@@ -6,18 +6,23 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from jax import Array
+from jax import Array, lax
 from jax.sharding import AbstractMesh, AxisType, Mesh
 
 from pdl_jax.errors import ConfigError, one_of
 from pdl_jax.losses.checks import check_positive
 from pdl_jax.losses.core import LossTerms, TokenStats
+from pdl_jax.mesh import platform
 
 STATS = ('average', 'expected', 'argmax')
 METHODS = ('tokens', 'vocabulary')
+ACCURACIES = ('', 'highest')
 # Budget of fp32 logits alive at once. Each group of tokens reads and writes the
-# gradient of the head once; at V 32,768 groups have about 700 tokens.
-MEMORY_BYTES = 88 * 2**20
+# gradient of the head once; on a CPU at V 32,768 groups have about 700 tokens.
+_CPU_BYTES = 88 * 2**20
+# On an accelerator: a share of its memory, up to where more saves little (8,192
+# tokens at V 131,072); and what is taken if its memory is not known.
+_DEVICE_SHARE, _MOST_BYTES, _UNKNOWN_BYTES = 1 / 16, 2**32, 2**30
 # With fewer rows the matmuls of a tile are inefficient.
 MIN_TOKENS = 512
 # Sizes are multiples of these, which suits the hardware.
@@ -52,26 +57,31 @@ class FusedConfig:
     method: one of METHODS; None takes 'vocabulary' for reduction 'none', else
       'tokens'.
     memory_bytes: budget of fp32 logits alive at once, which determines the
-      tile sizes; 'tokens' takes at least 512 tokens at a time.
+      tile sizes; 'tokens' takes at least 512 tokens at a time. None takes
+      `device_budget`.
     vocab_size: V, if the head ends in columns of padding.
     transposed: the head is [V, D], like a tied embedding, and stays so. A
       `LinearHead` always is.
     mesh: splits the arrays; None takes that of `jax.set_mesh`, if any. Sizes
       need not divide evenly, but an uneven head is padded by a copy.
     axes: names of the mesh axes.
+    exp_accuracy: of exp and log behind log Z, one of ACCURACIES; '' is the
+      device's own, which on a TPU is fast and inexact.
   """
 
   method: str | None = None
-  memory_bytes: int = MEMORY_BYTES
+  memory_bytes: int | None = None
   vocab_size: int | None = None
   transposed: bool = False
   mesh: Mesh | AbstractMesh | None = None
   axes: Axes = AXES
+  exp_accuracy: str = ''
 
   def __post_init__(self):
     if self.method is not None:
       one_of('method', self.method, METHODS)
-    check_positive('memory_bytes', self.memory_bytes)
+    check_positive('memory_bytes', self.memory_bytes, or_none=True)
+    one_of('exp_accuracy', self.exp_accuracy, ACCURACIES)
 
 
 class Gradients(NamedTuple):
@@ -124,8 +134,9 @@ class Plan(FusedConfig):
       # One device, or the caller is already inside `jax.shard_map`.
       mesh = None
     made = cls(
-      None, int(config.memory_bytes), size, config.transposed, mesh, **loss
-    )
+      None, config.memory_bytes, size, config.transposed, mesh,
+      exp_accuracy=config.exp_accuracy, **loss,
+    )  # fmt: skip
     used = made.used_axes
     batch = tuple(name for name in config.axes.batch if name in used)
     embed, vocab = config.axes.embed, config.axes.vocab
@@ -136,8 +147,21 @@ class Plan(FusedConfig):
 
   def for_device(self, rows: int, width: int, *, keep: bool) -> 'Plan':
     """Returns the plan for N rows and V columns of the head on one device."""
-    tokens, block = plan_tiles(rows, width, self.memory_bytes, keep)
+    memory_bytes = int(self.memory_bytes or device_budget())
+    tokens, block = plan_tiles(rows, width, memory_bytes, keep)
     return dataclasses.replace(self, tokens=tokens, block=block, width=width)
+
+  def exp(self, x: Array) -> Array:
+    """Returns e**x as accurately as is asked."""
+    return lax.exp(x, accuracy=self._accuracy)
+
+  def log(self, x: Array) -> Array:
+    """Returns log x as accurately as is asked."""
+    return lax.log(x, accuracy=self._accuracy)
+
+  @property
+  def _accuracy(self) -> lax.AccuracyMode | None:
+    return lax.AccuracyMode.HIGHEST if self.exp_accuracy else None
 
   @property
   def used_axes(self) -> tuple[str, ...]:
@@ -165,6 +189,18 @@ class Plan(FusedConfig):
     """Whether some tile has columns that do not count."""
     uneven = self.width % self.block > 0 or self.types < self.width
     return self.axes.vocab is not None or uneven
+
+
+def device_budget() -> int:
+  """Returns the bytes of logits alive at once that suit the device."""
+  if platform() == 'cpu':
+    return _CPU_BYTES
+  here, limit = jax.local_devices()[0], None
+  if here.platform == platform():
+    limit = (here.memory_stats() or {}).get('bytes_limit')
+  if limit is None:
+    return _UNKNOWN_BYTES
+  return min(int(limit * _DEVICE_SHARE), _MOST_BYTES)
 
 
 def plan_tiles(

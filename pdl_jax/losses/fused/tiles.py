@@ -141,8 +141,8 @@ def _update(
     inside = jnp.where(block.mine[None], logits, 0.0)
   largest = logits.max(axis=1)
   max_logit = jnp.maximum(seen.max_logit, largest)
-  fading = jnp.exp((seen.max_logit - max_logit) / temperature)
-  powers = jnp.exp((logits - max_logit[:, None]) / temperature)
+  fading = plan.exp((seen.max_logit - max_logit) / temperature)
+  powers = plan.exp((logits - max_logit[:, None]) / temperature)
   label = jnp.where(_is_label(block, labels_n), logits, 0.0).sum(axis=1)
   total, moment, argmax = seen.total, seen.moment, seen.argmax
   if 'average' in wants:
@@ -174,14 +174,14 @@ def _finish(plan: Plan, seen: _Online) -> tuple[TokenStats, Scale]:
   axis, temperature = plan.axes.vocab, plan.temperature
   if axis is not None:
     max_logit = lax.pmax(seen.max_logit, axis)
-    fading = jnp.exp((seen.max_logit - max_logit) / temperature)
+    fading = plan.exp((seen.max_logit - max_logit) / temperature)
     sums = jnp.stack([sum_exp * fading, label, total, moment * fading])
     sum_exp, label, total, moment = lax.psum(sums, axis)
     if 'argmax' in plan.wants:
       is_best = seen.max_logit == max_logit
       first = jnp.where(is_best, argmax, jnp.iinfo(jnp.int32).max)
       argmax = lax.pmin(first, axis)
-  log_z = max_logit / temperature + jnp.log(sum_exp)
+  log_z = max_logit / temperature + plan.log(sum_exp)
   average, expected = total / plan.types, moment / sum_exp
   stats = TokenStats(log_z, label, average, expected, argmax)
   return stats, Scale(max_logit, sum_exp)
