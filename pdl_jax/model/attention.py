@@ -157,7 +157,7 @@ class Attention(nn.Module):
     else:
       mixed, k, v = _dense(c, q, k, v, seen, cache, kind.window)
     y = linear(
-      self, c, 'output', keep(mixed), ('heads', 'head_dim', 'embed'),
+      self, c, 'output', mixed, ('heads', 'head_dim', 'embed'),
       (c.heads, c.head_dim, c.width), inputs=2, bias=c.output_bias,
     )  # fmt: skip
     return y, k, v
@@ -192,7 +192,7 @@ def _dense(
       q, k, v, None if bias_HxLxS is None else bias_HxLxS[None],
       mask_BxLxS[:, None, :, :], scale=scale,
     )  # fmt: skip
-  return mixed, k, v
+  return keep(mixed), k, v
 
 
 def _in_blocks(

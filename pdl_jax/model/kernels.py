@@ -21,6 +21,7 @@ from jax import Array
 
 from pdl_jax.errors import ConfigError
 from pdl_jax.mesh import partition_spec, parts, platform
+from pdl_jax.model.layers import KEPT
 from pdl_jax.model.positions import KINDS
 
 if TYPE_CHECKING:
@@ -183,6 +184,7 @@ def _splash(
   kernel = splash.make_splash_mha(
     splash.MultiHeadMask([mask] * heads), block_sizes=sizes, head_shards=1,
     q_seq_shards=1, attn_logits_soft_cap=rule.softcap, interpret=INTERPRET,
+    residual_checkpoint_name=KEPT,
   )  # fmt: skip
 
   def heads_first(x: Array) -> Array:

@@ -131,6 +131,18 @@ def test_no_array_has_a_row_and_a_column_for_every_token(impl):
   assert ('splash' in str(made)) == (impl == 'splash')
 
 
+def test_the_backward_pass_keeps_what_splash_gave():
+  config, inputs = splash(model()), [jax.ShapeDtypeStruct((1, LENGTH), int)] * 3
+  gradient = jax.jit(jax.grad(loss, 1), static_argnums=0)
+  texts = [
+    gradient.trace(dataclasses.replace(config, remat=remat), moved(config),
+                   *inputs).lower(lowering_platforms=('tpu',)).as_text()
+    for remat in (False, True)
+  ]  # fmt: skip
+  # Forward, and back for queries and for keys; with remat forward again.
+  assert [text.count('tpu_custom_call') for text in texts] == [3, 4]
+
+
 @pytest.fixture
 def lowered(monkeypatch):
   """Lowers the gradient of a model for a GPU whose cuDNN is recent."""
