@@ -107,7 +107,7 @@ class Settings:
   train: TrainSettings
   evaluate: EvaluateSettings
   decode: DecodeSettings
-  mesh: tuple[int, int, int]
+  mesh: MeshSettings
   resolved: dict[str, Any]
 
   @property
@@ -173,7 +173,7 @@ class Settings:
       train=train,
       evaluate=EvaluateSettings(**resolved['evaluate']),
       decode=DecodeSettings(**resolved['decode']),
-      mesh=dataclasses.astuple(MeshSettings(**resolved['mesh'])),
+      mesh=MeshSettings(**resolved['mesh']),
       resolved=resolved,
     )
 

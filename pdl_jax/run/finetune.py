@@ -23,7 +23,7 @@ from pdl_jax.evaluate.predict import Predictor, record_ids
 from pdl_jax.evaluate.run import evaluate
 from pdl_jax.generate import DecodeSettings
 from pdl_jax.losses import LossTables, sentinel
-from pdl_jax.mesh import batch_share, check_batch, make_mesh
+from pdl_jax.mesh import batch_share, check_batch
 from pdl_jax.model.config import ModelConfig
 from pdl_jax.run import loss_tables, prepare, restore, summary, untrained
 from pdl_jax.run.head_report import head_size, report_head
@@ -77,7 +77,7 @@ def run(
 
 def mesh_for(settings: Settings) -> Mesh:
   """Makes the mesh; training and evaluation batches must divide over it."""
-  mesh, parts = make_mesh(settings.mesh), settings.optimizer.grad_accum_steps
+  mesh, parts = settings.mesh.make(), settings.optimizer.grad_accum_steps
   check_batch(mesh, 'train.batch_size', settings.train.batch_size, parts)
   check_batch(mesh, 'evaluate.batch_size', settings.evaluate.batch_size, 1)
   return mesh
