@@ -112,7 +112,7 @@ class Settings:
   train: TrainSettings
   evaluate: EvaluateSettings
   decode: DecodeSettings
-  mesh: tuple[int, int, int]
+  mesh: MeshSettings
   resolved: dict[str, Any]
 
   def __post_init__(self):
@@ -190,7 +190,7 @@ class Settings:
       train=train,
       evaluate=EvaluateSettings(**resolved['evaluate']),
       decode=DecodeSettings(**resolved['decode']),
-      mesh=dataclasses.astuple(MeshSettings(**resolved['mesh'])),
+      mesh=MeshSettings(**resolved['mesh']),
       resolved=resolved,
     )
 

@@ -6,12 +6,14 @@ and parameters), 'tensor' (split heads, mlp, vocabulary and codes).
 
 import dataclasses
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
 import numpy as np
 from jax import Array
+from jax.experimental import mesh_utils
 from jax.sharding import (
   AbstractMesh,
   AxisType,
@@ -25,15 +27,31 @@ from pdl_jax.errors import ConfigError
 
 @dataclasses.dataclass(frozen=True)
 class MeshSettings:
-  """Devices along each axis of the mesh."""
+  """Devices along each axis of the mesh, and the slices they are in."""
 
   # Devices along each axis of the mesh; -1 takes all that are left.
   data: int = -1
   fsdp: int = 1
   tensor: int = 1
+  # Slices of TPUs, which only a slower network joins; elsewhere each process is
+  # one. mesh.data goes over them, fsdp and tensor stay inside a slice.
+  slices: int = 1
+
+  @property
+  def shape(self) -> tuple[int, int, int]:
+    """Sizes along the axes, in the order of MESH_AXES."""
+    return self.data, self.fsdp, self.tensor
+
+  def make(self, devices: Sequence[Any] | None = None) -> Mesh:
+    """Makes the mesh of these devices, by default of all that are there."""
+    return make_mesh(self.shape, devices, self.slices)
+
+  def sizes(self, count: int) -> tuple[int, ...]:
+    """Returns the sizes along the axes of a mesh of `count` devices."""
+    return _sizes(self.shape, count, self.slices)
 
 
-MESH_AXES = tuple(field.name for field in dataclasses.fields(MeshSettings))
+MESH_AXES = ('data', 'fsdp', 'tensor')
 
 RULES: dict[str, str | tuple[str, ...] | None] = {
   'batch': ('data', 'fsdp'),
@@ -53,15 +71,34 @@ RULES: dict[str, str | tuple[str, ...] | None] = {
 
 
 def make_mesh(
-  shape: Sequence[int], devices: Sequence[Any] | None = None
+  shape: Sequence[int],
+  devices: Sequence[Any] | None = None,
+  slices: int = 1,
 ) -> Mesh:
   """Makes a (data, fsdp, tensor) mesh; one size may be -1, for what is left.
 
   Raises:
-    ConfigError: the product of the shape is not the number of devices.
+    ConfigError: the product of the shape is not the number of devices, or they
+      are not in so many slices.
   """
   devices = jax.devices() if devices is None else devices
-  count, sizes = len(devices), list(shape)
+  sizes = _sizes(shape, len(devices), slices)
+  auto = (AxisType.Auto,) * len(MESH_AXES)
+  on_tpu = devices[0].platform == 'tpu'
+  if slices > 1 or on_tpu:
+    _check_slices(devices, slices, 'slice_index' if on_tpu else 'process_index')
+  if slices == 1:
+    return jax.make_mesh(sizes, MESH_AXES, axis_types=auto, devices=devices)
+  data, *inside = sizes
+  placed = mesh_utils.create_hybrid_device_mesh(
+    (data // slices, *inside), (slices, 1, 1), devices,
+    process_is_granule=not on_tpu,
+  )  # fmt: skip
+  return Mesh(placed, MESH_AXES, axis_types=auto)
+
+
+def _sizes(shape: Sequence[int], count: int, slices: int) -> tuple[int, ...]:
+  sizes = list(shape)
   known = math.prod(size for size in sizes if size != -1)
   if sizes.count(-1) == 1 and known > 0 and count % known == 0:
     sizes[sizes.index(-1)] = count // known
@@ -70,13 +107,27 @@ def make_mesh(
       f'{axis} {size}' for axis, size in zip(MESH_AXES, shape, strict=True)
     )
     raise ConfigError(
-      f'mesh {named} does not make the {count} devices found here; the product '
-      'must be equal (one -1 stands for the rest)'
+      f'mesh {named} does not make the {count} devices; the product must be '
+      'equal (one -1 stands for the rest)'
     )
-  auto = (AxisType.Auto,) * len(MESH_AXES)
-  return jax.make_mesh(
-    tuple(sizes), MESH_AXES, axis_types=auto, devices=devices
-  )
+  if slices < 1 or sizes[0] % slices:
+    raise ConfigError(
+      f'mesh.data {sizes[0]} is not a multiple of mesh.slices {slices}: data '
+      'goes over the slices, fsdp and tensor stay inside one'
+    )
+  return tuple(sizes)
+
+
+def _check_slices(devices: Sequence[Any], slices: int, by: str) -> None:
+  # A slice described alone (cluster/aot.py) has no number.
+  found = Counter(getattr(device, by, 0) for device in devices)
+  if len(found) != slices or len(set(found.values())) > 1:
+    kind = 'slices' if by == 'slice_index' else 'processes'
+    raise ConfigError(
+      f'mesh.slices {slices}, but the devices are in {len(found)} {kind}, of '
+      f'{", ".join(map(str, found.values()))} devices; it must be their '
+      'number, and all must be as large'
+    )
 
 
 def platform() -> str:

@@ -54,6 +54,11 @@ def test_configs_differ_from_the_defaults_as_the_golden_file_says():
   assert differing == json.loads((GOLDEN / 'configs.json').read_text('utf-8'))
 
 
+def test_one_slice_of_devices_changes_no_hash():
+  assert 'mesh.slices' not in numbers({'mesh': {'slices': 1}})
+  assert numbers({'mesh': {'slices': 2}})['mesh.slices'] == 2
+
+
 @pytest.mark.parametrize(('name', 'mode'), CONFIGS)
 def test_settings_and_shapes(name, mode):
   config = importlib.import_module(f'configs.{name}').get_config(mode)

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from absl import flags
+
 from pdl_jax.cli import given, sweep
 from pdl_jax.cli.explained import explained
 from pdl_jax.cluster import options, pods
@@ -35,9 +37,10 @@ def main(arguments: Sequence[str]) -> int:
   pod = pods.pod()
   if pod is not None and given.SWEEP.value:
     raise ConfigError('--sweep and --pod are different commands; give one')
-  if options.DEVICES.value is not None and not given.DRY_RUN.value:
+  told = [name for name in options.OF_DRY_RUN if flags.FLAGS[name].present]
+  if told and not given.DRY_RUN.value:
     raise ConfigError(
-      '--devices says of which machine --dry_run speaks; a run takes all '
+      f'--{told[0]} says of which machine --dry_run speaks; a run takes all '
       'devices that are there'
     )
   if given.SWEEP.value:
@@ -93,7 +96,7 @@ def _dry_run(
   from pdl_jax.cli.dry_run import describe
 
   options.check()
-  print(describe(settings, options.devices()))
+  print(describe(settings, options.devices(), options.TOPOLOGY.value))
   for told in filter(None, (settings.note, _in_vain(settings))):
     print(f'# {told}')
   kept = options.without_dry_run(arguments)
@@ -120,11 +123,14 @@ def _start_pod(pod: pods.Pod, arguments: Sequence[str]) -> int:
   folder = pods.workdir(pod, here, given.WORKDIR.value is not None)
   options.check_alone('--pod')
   pods.check_shipped(settings.model.pretrained)
+  pods.check_slices(pod.pod_kind, settings.mesh.slices)
   kept = pods.without(options.without_dry_run(arguments))
-  plan = pod_plan.make(pod, pod_plan.committed(kept, folder))
+  plan = pod_plan.make(
+    pod, pod_plan.committed(kept, folder, settings.mesh.slices)
+  )
   if given.DRY_RUN.value:
-    if options.DEVICES.value is not None:
-      print(describe(settings, options.devices()))
+    if options.DEVICES.value or options.TOPOLOGY.value:
+      print(describe(settings, options.devices(), options.TOPOLOGY.value))
     print(pod_plan.to_shell(plan))
   else:
     pod_plan.run(plan)

@@ -99,7 +99,10 @@ def estimate(
   micro = rows // (split * config.grad_accum_steps)
   activations, casts = _kept(share, micro, length, targets)
   inputs = jax.tree.leaves(
-    (_batch(rows // split, length, targets), _tables(model.vocab_size))
+    (
+      batch_shapes(rows // split, length, targets),
+      table_shapes(model.vocab_size),
+    )
   )
   return Memory(
     parameters=parameters,
@@ -175,7 +178,8 @@ def _share(model: ModelConfig, mesh: AbstractMesh, whole: TrainState) -> _Share:
   return _Share(model, local(whole.trained), local(whole.frozen))
 
 
-def _batch(rows: int, length: int, targets: int) -> dict[str, Any]:
+def batch_shapes(rows: int, length: int, targets: int) -> dict[str, Any]:
+  """Returns the shapes of a batch of training."""
   text = jax.ShapeDtypeStruct((rows, length), jnp.int32)
   read = jax.ShapeDtypeStruct((rows, targets), jnp.int32)
   return {
@@ -184,7 +188,8 @@ def _batch(rows: int, length: int, targets: int) -> dict[str, Any]:
   }  # fmt: skip
 
 
-def _tables(vocab_size: int) -> LossTables:
+def table_shapes(vocab_size: int) -> LossTables:
+  """Returns the shapes of the loss's tables."""
   weights_V: Any = jax.ShapeDtypeStruct((vocab_size,), jnp.float32)
   return LossTables(weights_V)
 
@@ -201,7 +206,7 @@ def _kept(
     return jax.vjp(lambda x: share.hidden(x, frozen, batch), trained)
 
   def count(rows: int) -> int:
-    batch = _batch(rows, length, targets)
+    batch = batch_shapes(rows, length, targets)
     jaxpr = jax.make_jaxpr(forward)(share.trained, share.frozen, batch).jaxpr
     made = {v for equation in jaxpr.eqns for v in equation.outvars}
     kept = {v for v in jaxpr.outvars if not isinstance(v, Literal)}
@@ -218,7 +223,7 @@ def _layer_peak(share: _Share, rows: int, length: int, targets: int) -> int:
     hidden, pull = jax.vjp(lambda x: share.hidden(x, frozen, batch), trained)
     return pull(hidden)
 
-  batch = _batch(rows, length, targets)
+  batch = batch_shapes(rows, length, targets)
   jaxpr = jax.make_jaxpr(both)(share.trained, share.frozen, batch)
   groups = merge(share.trained, share.frozen)['blocks']
   layers = {jax.tree.leaves(group)[0].shape[0] for group in groups}
@@ -247,6 +252,7 @@ def _loss_peak(share: _Share, rows: int, targets: int, loss: Loss) -> int:
   # The weights are read whole, but the share of the head has fewer columns.
   columns = jax.eval_shape(head, *own).vocab_size
   jaxpr = jax.make_jaxpr(jax.grad(value, (0, 1)))(
-    own[0], hidden, own[1], _batch(rows, targets, targets), _tables(columns)
-  )
+    own[0], hidden, own[1], batch_shapes(rows, targets, targets),
+    table_shapes(columns),
+  )  # fmt: skip
   return liveness.peak_bytes(jaxpr)

@@ -72,7 +72,12 @@ class Place:
 def number_here() -> int | None:
   """Returns this process's number from the cluster's environment, if any."""
   found = [os.environ[name] for name in _NUMBERS if name in os.environ]
-  return int(found[0]) if found else None
+  if not found:
+    return None
+  # The workers of each slice of TPUs begin at 0.
+  before = int(os.environ.get('MEGASCALE_SLICE_ID', 0))
+  workers = os.environ.get('TPU_WORKER_HOSTNAMES', '').count(',') + 1
+  return int(found[0]) + before * workers
 
 
 class SharedStop(StopRequest):

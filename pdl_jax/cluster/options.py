@@ -46,6 +46,11 @@ _BACKEND = flags.DEFINE_enum(
 DEVICES = flags.DEFINE_integer(
   'devices', None, 'With --dry_run: how many will be there.', lower_bound=1
 )
+TOPOLOGY = flags.DEFINE_string(
+  'topology', '', 'With --dry_run: compile the step for these TPUs, such as '
+  'v6e:4x4 (of each slice), and say what it takes of a chip. Needs libtpu.',
+)  # fmt: skip
+OF_DRY_RUN = ('devices', 'topology')
 # Flags that a sweep passes on to its cells.
 _OF_CELLS = ('processes', 'join_seconds', 'stuck_seconds', 'backend')
 _OF_HOSTS = (
@@ -67,8 +72,9 @@ def choose_backend() -> None:
       'JAX_ENABLE_X64 is set: counts, losses and checkpoints are made for fp32 '
       'and would not be those of other runs; unset it'
     )
-  if Place.here() is None and (_MULTIHOST.value or _PROCESSES.value):
-    # The chips are for the processes that this one starts.
+  elsewhere = _MULTIHOST.value or _PROCESSES.value or TOPOLOGY.value
+  if Place.here() is None and elsewhere:
+    # The chips are for the processes that this one starts, or not here.
     jax.config.update('jax_platforms', 'cpu')
   elif _BACKEND.value:
     jax.config.update('jax_platforms', _BACKEND.value)
@@ -144,7 +150,13 @@ def devices() -> int | None:
 
   With several processes on CPUs, each has one device.
   """
-  return DEVICES.value or _PROCESSES.value or _NUM_PROCESSES.value
+  found = DEVICES.value or _PROCESSES.value or _NUM_PROCESSES.value
+  if found and TOPOLOGY.value:
+    raise ConfigError(
+      f'--topology={TOPOLOGY.value} says how many devices there are, and so '
+      f'does another flag ({found}); give one'
+    )
+  return found
 
 
 def without(arguments: Sequence[str], names: Collection[str]) -> list[str]:
@@ -162,7 +174,7 @@ def without(arguments: Sequence[str], names: Collection[str]) -> list[str]:
 
 def without_dry_run(arguments: Sequence[str]) -> list[str]:
   """Drops --dry_run, and what only it reads."""
-  return without(arguments, ('dry_run', 'nodry_run', 'devices'))
+  return without(arguments, ('dry_run', 'nodry_run', *OF_DRY_RUN))
 
 
 def of_cells(hosts: int) -> list[str]:

@@ -45,12 +45,14 @@ class Training(NamedTuple):
     arguments: those of launch.py except --workdir and the pod's.
     workdir: the run folder, as the hosts see it.
     packed: the code as one file, on this machine.
+    slices: mesh.slices, which xpk makes.
   """
 
   arguments: tuple[str, ...]
   workdir: Path
   commit: str
   packed: Path
+  slices: int = 1
 
   @property
   def code(self) -> str:
@@ -67,7 +69,9 @@ class Training(NamedTuple):
     )  # fmt: skip
 
 
-def committed(arguments: Sequence[str], workdir: Path) -> Training:
+def committed(
+  arguments: Sequence[str], workdir: Path, slices: int = 1
+) -> Training:
   """Describes a training with the code of the last commit."""
   top = _git('rev-parse', '--show-toplevel')
   if Path(top).resolve() != Path.cwd().resolve():
@@ -83,7 +87,7 @@ def committed(arguments: Sequence[str], workdir: Path) -> Training:
     )
   commit = _git('rev-parse', 'HEAD')
   packed = Path(tempfile.gettempdir(), f'pdl_jax-{commit[:12]}.tar.gz')
-  return Training(tuple(arguments), workdir, commit, packed)
+  return Training(tuple(arguments), workdir, commit, packed, slices)
 
 
 def _git(*arguments: str) -> str:
@@ -152,6 +156,8 @@ def _values(pod: Pod, training: Training, logs: Path) -> Values:
     capacity = (
       '--provisioning-model=SPOT', '--instance-termination-action=DELETE'
     )  # fmt: skip
+  slices = training.slices
+  many = (f'--num-slices={slices}',) if slices > 1 else ()
   return {
     'NAME': pod.pod,
     'ZONE': pod.zone,
@@ -165,6 +171,7 @@ def _values(pod: Pod, training: Training, logs: Path) -> Values:
     'MOUNT': pods.MOUNT,
     'CAPACITY': capacity,
     'CLUSTER': pod.cluster,
+    'SLICES': many,
     'TASKS': pod.accelerator.rpartition(':')[2],
     'PACK': training.pack,
     'PACKED': str(training.packed),

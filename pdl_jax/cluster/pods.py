@@ -185,6 +185,15 @@ def check_shipped(pretrained: str) -> None:
     )
 
 
+def check_slices(kind: str, slices: int) -> None:
+  """Refuses several slices where a pod is a single TPU."""
+  if slices > 1 and kind in ('tpu-vm', 'queued-resource'):
+    raise ConfigError(
+      f'a TPU of --pod_kind={kind} is one slice; mesh.slices {slices} needs '
+      '--pod_kind=xpk, which makes as many'
+    )
+
+
 def without(arguments: Sequence[str]) -> list[str]:
   """Drops the flags of the pod and --workdir from arguments."""
   return options.without(arguments, (*_FLAGS, 'workdir'))

@@ -175,7 +175,9 @@ class Preflight:
       # Not raised: it is a row of the table, and all hosts find it.
       self._add(name, True, str(error), '')
       return None
-    self._add(name, False, '', f'{dict(mesh.shape)}, {rows} rows a step')
+    many = self._settings.mesh.slices
+    over = f' over {many} slices' if many > 1 else ''
+    self._add(name, False, '', f'{dict(mesh.shape)}{over}, {rows} rows a step')
     return mesh
 
   def _all_reduce(self, mesh: Mesh) -> None:

@@ -25,7 +25,7 @@ from pdl_jax.evaluate.run import evaluate
 from pdl_jax.generate import DecodeSettings
 from pdl_jax.losses import LossTables, sentinel
 from pdl_jax.losses.fused.api import FusedConfig
-from pdl_jax.mesh import batch_share, check_batch, make_mesh
+from pdl_jax.mesh import batch_share, check_batch
 from pdl_jax.model import kernels
 from pdl_jax.model.config import ModelConfig
 from pdl_jax.run import loss_tables, prepare, restore, summary, untrained
@@ -87,7 +87,7 @@ def mesh_for(settings: Settings) -> Mesh:
   Its devices must have the kernel that attends.
   """
   kernels.check_device(settings.model.attention_impl)
-  mesh, parts = make_mesh(settings.mesh), settings.optimizer.grad_accum_steps
+  mesh, parts = settings.mesh.make(), settings.optimizer.grad_accum_steps
   check_batch(mesh, 'train.batch_size', settings.train.batch_size, parts)
   check_batch(mesh, 'evaluate.batch_size', settings.evaluate.batch_size, 1)
   return mesh

@@ -15,7 +15,6 @@ from pdl_jax.config import Settings
 from pdl_jax.data.sources import Source
 from pdl_jax.errors import ConfigError, DataError, printable
 from pdl_jax.losses.heads import AdaptiveHead
-from pdl_jax.mesh import make_mesh
 from pdl_jax.model import kernels, lm
 from pdl_jax.model.config import AttentionConfig, ModelConfig
 from pdl_jax.model.fingerprint import Fingerprint, fingerprint
@@ -110,7 +109,7 @@ def restored_model(
   """
   model = load_model(before, folder, source)
   start = restore.start_state(
-    before, model.config, model.params, make_mesh(settings.mesh)
+    before, model.config, model.params, settings.mesh.make()
   )
   current = restore.restore(before, folder, start)
   params = restore.params_of(model.config, current)

@@ -21,7 +21,7 @@ from pdl_jax.data.pretrained_tokenizer import (
 from pdl_jax.data.sources import Source
 from pdl_jax.data.tokenizer import Tokenizer
 from pdl_jax.errors import ConfigError
-from pdl_jax.mesh import make_mesh, shardings
+from pdl_jax.mesh import shardings
 from pdl_jax.model import lm
 from pdl_jax.model.config import AttentionConfig, HeadConfig, ModelConfig
 from pdl_jax.pretrained.gguf import GGUFModel, find_package_file
@@ -202,7 +202,7 @@ def _folder(settings: Settings, path: Path) -> Start:
 
   def model(*_: Any) -> Model:
     file = HFModel(path)
-    mesh, axes = make_mesh(settings.mesh), lm.logical_axes(config)
+    mesh, axes = settings.mesh.make(), lm.logical_axes(config)
     shapes = file.shapes()
     mask = optimizer.trainable_mask(settings.optimizer, shapes)
     # Straight into shards: no host holds the whole model.

@@ -1,6 +1,7 @@
 """What is said of a run without running it."""
 
 import json
+import sys
 
 import pytest
 
@@ -142,15 +143,36 @@ def test_what_is_said(tmp_path):
   text = dry_run.describe(settings, None)
   assert 'each of 2 devices, mesh data 1 x fsdp 2' in text
   settings = small.settings(tmp_path, **{'mesh.fsdp': 3})
-  with pytest.raises(ConfigError, match=r'\(-1, 3, 1\) does not make 8 dev'):
+  with pytest.raises(ConfigError, match='fsdp 3 .* not make the 8 devices'):
     dry_run.describe(settings, 8)
+  settings = small.settings(tmp_path, **{'mesh.slices': 2, 'mesh.fsdp': 2})
+  text = dry_run.describe(settings, None)
+  assert 'each of 4 devices, mesh data 2 x fsdp 2 x tensor 1 over 2 sl' in text
 
 
 def test_what_to_type_has_nothing_of_the_dry_run():
-  told = ['launch.py', '--dry_run', '--devices', '4', '--x=--devices']
+  told = ['launch.py', '--dry_run', '--devices', '4', '--x=--devices',
+          '--topology=v6e:4x4']
   assert options.without_dry_run([*told, '-devices=2']) == [
     'launch.py', '--x=--devices'
   ]  # fmt: skip
+
+
+def test_a_topology_needs_the_compiler_and_its_name(
+  main, tmp_path, monkeypatch
+):
+  """One line; the exit code of a missing package, or of a bad argument."""
+  told = [
+    '--config=configs/summarize.py:tiny', f'--workdir={tmp_path}/a',
+    '--dry_run', '--topology=v6e:4x4',
+  ]  # fmt: skip
+  code, _, err = main(*told, '--devices=4')
+  assert code == 2 and '--topology=v6e:4x4 says how many devices' in err
+  monkeypatch.setitem(sys.modules, 'libtpu', None)
+  code, out, err = main(*told)
+  assert code == 4 and not out
+  assert err.startswith('error: --topology=v6e:4x4 needs the package libtpu')
+  assert len(err.splitlines()) == 1
 
 
 def test_the_command_line(main, tmp_path):

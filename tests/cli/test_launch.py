@@ -188,7 +188,7 @@ def test_each_command_has_a_page_of_help(main):
   for flag in ('--sweep', '--stuck_seconds', '--pod_kind', '--workers=1'):
     assert f'\n  {flag}' in out
   for flag in ('--check', '--models', '--to'):
-    assert f'\n  {flag}' not in out
+    assert not re.search(rf'\n  {flag}\b', out)
   for name, flag in (
     ('preview', '--config'), ('evaluate', '--models=after'),
     ('export', '--adapter'), ('report', '--check'), ('status', ''),

@@ -20,8 +20,15 @@ from jax.sharding import PartitionSpec as P
 
 from pdl_jax.cluster import multihost
 from pdl_jax.cluster.multihost import Place
-from pdl_jax.errors import PdlError
-from pdl_jax.mesh import batch_share, make_mesh, put, put_batch, put_whole_batch
+from pdl_jax.errors import ConfigError, PdlError
+from pdl_jax.mesh import (
+  MeshSettings,
+  batch_share,
+  make_mesh,
+  put,
+  put_batch,
+  put_whole_batch,
+)
 
 TAKEN = 5  # batches
 ROWS = np.arange(32, dtype=np.float32).reshape(4, 8) / 3
@@ -66,6 +73,26 @@ def shares():
       np.testing.assert_array_equal(found, whole)
 
 
+def slices():
+  """That only the data axis goes over slices, which are the processes here."""
+  mixed = jax.devices()[::2] + jax.devices()[1::2]
+  for settings in (
+    MeshSettings(2, 1, 2, slices=2),
+    MeshSettings(4, slices=2),
+    MeshSettings(-1, fsdp=2, slices=2),
+  ):
+    mesh = settings.make(mixed)
+    owners = np.vectorize(lambda x: x.process_index)(mesh.devices)
+    halves = np.split(owners, 2)
+    assert [set(half.flat) for half in halves] == [{0}, {1}], owners
+    rows = put(np.arange(8, dtype=np.int32), NamedSharding(mesh, P('data')))
+    assert int(jax.jit(jax.numpy.sum)(rows)) == 28
+  try:
+    MeshSettings(4, slices=4).make()
+  except ConfigError as error:
+    print(f'refused: {error}')
+
+
 def tell():
   """That texts of different lengths arrive whole."""
   from pdl_jax.cluster import preflight
@@ -94,6 +121,7 @@ def main():
     stop = multihost.join(Place.here())
     if sys.argv[1] == 'work':
       shares()
+      slices()
       tell()
       save(Path(sys.argv[2]))
       steps(signal.SIGTERM, stop)

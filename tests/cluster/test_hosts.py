@@ -74,6 +74,11 @@ def test_two_processes_share_save_and_stop_at_one_step(tmp_path, capfd):
     (tmp_path / 'hosts' / f'{number}.log').read_text('utf-8').splitlines()
     for number in range(2)
   ]
+  assert all(
+    'refused: mesh.slices 4, but the devices are in 2 processes, of 2, 2 '
+    'devices; it must be their number, and all must be as large' in log
+    for log in logs
+  )
   steps = {x for log in logs for x in log if x.startswith('all at step')}
   assert len(steps) == 1
   mesh = make_mesh((1, 1, 8))

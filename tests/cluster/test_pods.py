@@ -18,7 +18,7 @@ from absl import flags
 from absl.testing import flagsaver
 
 from pdl_jax import run_folder
-from pdl_jax.cluster import pod_plan, pods
+from pdl_jax.cluster import multihost, pod_plan, pods
 from pdl_jax.cluster.pod_plan import Plan, Step, Training, to_shell
 from pdl_jax.cluster.pods import Pod
 from pdl_jax.errors import ConfigError, HostError
@@ -128,6 +128,28 @@ def test_plans_are_the_golden_ones(name, monkeypatch):
   assert to_shell(plan(name)) + '\n' == kept
 
 
+def test_xpk_makes_the_slices_of_the_mesh():
+  two = pod_plan.make(PODS['xpk'], told()._replace(slices=2))
+  added = set(to_shell(two).split()) - set(to_shell(plan('xpk')).split())
+  assert added == {'--num-slices=2'}
+  pods.check_slices('xpk', 2)
+  pods.check_slices('tpu-vm', 1)
+  with pytest.raises(ConfigError, match='tpu-vm is one slice; mesh.slices 2'):
+    pods.check_slices('tpu-vm', 2)
+
+
+@pytest.mark.parametrize(
+  ('slices', 'number'), [({}, 1), ({'MEGASCALE_SLICE_ID': '2'}, 5)]
+)
+def test_workers_of_every_slice_have_numbers_of_their_own(
+  monkeypatch, slices, number
+):
+  environment = {'TPU_WORKER_ID': '1', 'TPU_WORKER_HOSTNAMES': 'a,b', **slices}
+  for key, value in environment.items():
+    monkeypatch.setenv(key, value)
+  assert multihost.number_here() == number
+
+
 @pytest.mark.parametrize('name', ['mig', 'slurm'])
 def test_a_pasted_plan_runs_its_commands(name, tmp_path):
   """With functions in place of programs, which print their arguments."""
@@ -174,6 +196,7 @@ def test_no_value_is_read_as_shell(name, tmp_path, monkeypatch):
 def test_arguments_arrive_as_they_were(name, tmp_path, stubs, monkeypatch):
   """Through the pasted line, the shell of the host, and start.sh."""
   monkeypatch.setenv('TPU_WORKER_ID', '3')
+  monkeypatch.setenv('MEGASCALE_SLICE_ID', '1')
   made = plan(name, AWKWARD, workdir=tmp_path / 'a run')
   line = shlex.split(shlex.join(made.steps[-1].commands[-1]))[-1]
   remote = line.removeprefix('--command=')
@@ -184,7 +207,7 @@ def test_arguments_arrive_as_they_were(name, tmp_path, stubs, monkeypatch):
   executable(tmp_path / code / '.venv' / 'bin', 'python', 'printf "%s\\n" "$@"')
   executable(stubs, 'curl', 'echo 5')
   bash('-c', remote, cwd=tmp_path)
-  number = {'tpu_vm': 5, 'mig': 1, 'xpk': 3}[name]
+  number = {'tpu_vm': 5, 'mig': 1, 'xpk': '1-3'}[name]
   own = [
     '--coordinator=gpu-0:8476', '--num_processes=2', '--process_id=1'
   ]  # fmt: skip

@@ -1,3 +1,5 @@
+from types import SimpleNamespace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,6 +9,7 @@ from jax.sharding import PartitionSpec as P
 
 from pdl_jax.errors import ConfigError
 from pdl_jax.mesh import (
+  MeshSettings,
   check_batch,
   constrain,
   make_mesh,
@@ -61,6 +64,35 @@ def test_partition_spec():
   assert found == P(('data', 'fsdp'), None, None)
   assert partition_spec('vocab', 'embed') == P('tensor', 'fsdp')
   assert partition_spec(None, 'mlp') == P(None, 'tensor')
+
+
+def fake(slices, platform='tpu'):
+  """Devices as the number of the slice, or process, of each says."""
+  return [
+    SimpleNamespace(platform=platform, slice_index=each, process_index=each)
+    for each in slices
+  ]
+
+
+@pytest.mark.parametrize(
+  ('settings', 'devices', 'words'),
+  [
+    (MeshSettings(slices=2), fake([0, 0, 0]),
+     'mesh.data 3 is not a multiple of mesh.slices 2'),
+    (MeshSettings(1, fsdp=-1, slices=2), fake([0, 0, 1, 1]),
+     'mesh.data 1 is not a multiple of mesh.slices 2'),
+    (MeshSettings(slices=0), fake([0, 0]), 'multiple of mesh.slices 0'),
+    (MeshSettings(), fake([0, 0, 1, 1]),
+     'mesh.slices 1, but the devices are in 2 slices, of 2, 2 devices'),
+    (MeshSettings(slices=2), fake([0, 0, 0, 1]), 'in 2 slices, of 3, 1 dev'),
+    (MeshSettings(slices=4), fake([0, 0, 1, 1], 'cpu'),
+     'mesh.slices 4, but the devices are in 2 processes, of 2, 2 devices'),
+  ],
+)  # fmt: skip
+def test_slices_that_do_not_fit_are_refused(settings, devices, words):
+  with pytest.raises(ConfigError, match=words) as error:
+    settings.make(devices)
+  assert '\n' not in str(error.value)
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,8 @@ tpu)
   host=$(curl --silent --fail --header 'Metadata-Flavor: Google' \
     $attributes/agent-worker-number)
   ;;
-gke) host=${TPU_WORKER_ID:-0} stay=1 ;;
+# Each slice of several has a worker 0.
+gke) host=${MEGASCALE_SLICE_ID:+$MEGASCALE_SLICE_ID-}${TPU_WORKER_ID:-0} stay=1 ;;
 esac
 mkdir -p "$logs"
 log=$logs/host-$host.log

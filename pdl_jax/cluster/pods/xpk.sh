@@ -7,7 +7,7 @@ tar -xzf ${PACKED} --directory=${PACKED_IN}
 # Restarts after a preemption, 75, and after 4, with which the other hosts end
 # when one has died. exec: xpk passes SIGTERM to this shell and not below it.
 xpk workload create --workload=${NAME} --cluster=${CLUSTER} --zone=${ZONE} \
-  --tpu-type=${ACCELERATOR} --storage=${SHARE} --base-docker-image=${IMAGE} \
+  --tpu-type=${ACCELERATOR} ${SLICES} --storage=${SHARE} --base-docker-image=${IMAGE} \
   --script-dir=${PACKED_IN}/${CODE} --max-restarts=10 \
   --restart-on-exit-codes=4,75 --termination-grace-period-seconds=120 \
   '--command=bash pdl_jax/cluster/pods/setup.sh tpu && \
