@@ -27,6 +27,7 @@ from pdl_jax.mesh import MeshSettings
 from pdl_jax.model import settings as model_settings
 from pdl_jax.model.settings import ModelSettings
 from pdl_jax.storage.files import fault
+from pdl_jax.train import rules
 from pdl_jax.train.optimizer import OptimizerConfig
 from pdl_jax.train.settings import TrainSettings
 
@@ -304,6 +305,7 @@ def _unread(flat: Mapping[str, Any]) -> set[str]:
   found = loss_settings.unread(flat) | model_settings.unread(flat)
   if flat['optimizer.trainable'] != 'last_layers':
     found.add('optimizer.last_layers')
+  found |= {f'optimizer.{x}' for x in rules.unread(flat['optimizer.name'])}
   # A head that is the input embedding has no learning rate of its own.
   head, pretrained = flat.get('model.head'), flat['model.pretrained']
   if not (head != 'tied' if head else pretrained.startswith('run:')):

@@ -52,7 +52,8 @@ UNDER = [
   'losses/schedule', 'losses/settings', 'model/decoding', 'model/fingerprint',
   'model/lora', 'model/positions', 'model/rotary', 'model/settings',
   'data/chat_sandbox', 'data/json_index', 'data/parts', 'data/prompt',
-  'data/schema', 'data/settings', 'train/checksum', 'train/saves',
+  'data/schema', 'data/settings', 'train/checksum', 'train/rules',
+  'train/saves',
   'evaluate/inputs', 'run/restore', 'run/summary',
 ]  # fmt: skip
 # Behind these the core finds everything else.

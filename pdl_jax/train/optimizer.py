@@ -12,6 +12,7 @@ from pdl_jax.model import lora
 from pdl_jax.model.config import DTYPES
 from pdl_jax.model.heads import FIXED
 from pdl_jax.model.positions import LEARNED
+from pdl_jax.train.rules import RULES
 
 TRAINABLE = ('all', 'last_layers', 'norms', 'lora')
 SCHEDULES = ('cosine', 'linear', 'constant')
@@ -31,9 +32,12 @@ Tree = Any
 
 @dataclasses.dataclass(frozen=True)
 class OptimizerConfig:
-  """AdamW with warm-up and decay, and what trains."""
+  """The optimizer with warm-up and decay, and what trains."""
 
-  # Peak learning rate of AdamW, reached after the warm-up.
+  # adamw, adafactor (little memory), lion, muon (for the layers' matrices) or
+  # sgd (with momentum b1); docs/models.md says what each is and reads.
+  name: str = 'adamw'
+  # Peak learning rate, reached after the warm-up.
   learning_rate: float = 3e-4
   # If train.steps is not larger, a tenth of train.steps warms up.
   warmup_steps: int = 5
@@ -41,11 +45,11 @@ class OptimizerConfig:
   # last would have end_lr_ratio of the peak.
   schedule: str = 'cosine'
   end_lr_ratio: float = 0.1
-  # Decay of Adam's moments, and its epsilon.
+  # Decay of the moments, and Adam's epsilon.
   b1: float = 0.9
   b2: float = 0.99
   eps: float = 1e-8
-  # Type of Adam's first moment, float32 or bfloat16; the second is fp32.
+  # Type of the first moment, float32 or bfloat16; the second is fp32.
   mu_dtype: str = 'float32'
   # Decoupled weight decay of matrices.
   weight_decay: float = 0.01
@@ -68,6 +72,7 @@ class OptimizerConfig:
           raise ConfigError(
             f'optimizer.{name} must be {wanted}, got {getattr(self, name)}'
           )
+    one_of('optimizer.name', self.name, RULES)
     one_of('optimizer.schedule', self.schedule, SCHEDULES)
     one_of('optimizer.trainable', self.trainable, TRAINABLE)
     one_of('optimizer.mu_dtype', self.mu_dtype, DTYPES)
@@ -96,7 +101,7 @@ def make_schedule(config: OptimizerConfig, steps: int) -> optax.Schedule:
 def make_optimizer(
   config: OptimizerConfig, steps: int
 ) -> optax.GradientTransformation:
-  """Makes the chain: clipping, Adam, decay of matrices, schedule."""
+  """Makes the chain: clipping, direction, decay of matrices, schedule."""
 
   def matrices(params: Tree) -> Tree:
     def is_matrix(path: tuple, _: object) -> bool:
@@ -114,14 +119,10 @@ def make_optimizer(
   factor = config.head_lr_multiplier
   return optax.chain(
     optax.clip_by_global_norm(config.clip_norm),
-    optax.adamw(
-      make_schedule(config, steps),
-      b1=config.b1,
-      b2=config.b2,
-      eps=config.eps,
-      weight_decay=config.weight_decay,
-      mask=matrices,
-      mu_dtype=config.mu_dtype,
+    optax.chain(
+      RULES[config.name].make(config),
+      optax.add_decayed_weights(config.weight_decay, matrices),
+      optax.scale_by_learning_rate(make_schedule(config, steps)),
     ),
     *([optax.masked(optax.scale(factor), of_head)] if factor != 1 else []),
   )

@@ -8,7 +8,14 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jax import Array
-from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import (
+  AbstractMesh,
+  AxisType,
+  Mesh,
+  NamedSharding,
+  PartitionSpec,
+  use_abstract_mesh,
+)
 
 from pdl_jax.errors import ConfigError
 from pdl_jax.mesh import put, shardings
@@ -91,15 +98,32 @@ def describe(
   params = jax.tree.map(lambda x, dtype: x.update(dtype=dtype), params, dtypes)
   trained, frozen = partition(params, mask)
   replicated = NamedSharding(mesh, PartitionSpec())
-  moments = optax.tree_utils.tree_map_params(
-    optimizer,
-    lambda moment, parameter: _at(moment, parameter.sharding),
-    jax.eval_shape(optimizer.init, trained),
-    trained,
-    transform_non_params=lambda x: _at(x, replicated),
-  )
+  moments = _moments(optimizer, trained, mesh)
   count: Any = jax.ShapeDtypeStruct((), np.int32, sharding=replicated)
   return TrainState(count, trained, frozen, moments, count, count)
+
+
+def _moments(
+  optimizer: optax.GradientTransformation, trained: Tree, mesh: Any
+) -> Tree:
+  """Returns what the optimizer keeps, split as the parameters are.
+
+  JAX carries shardings through `init` on a mesh of explicit axes: a moment that
+  is summed over an axis is split as the axes that are left.
+  """
+  explicit = AbstractMesh(
+    mesh.axis_sizes, mesh.axis_names,
+    axis_types=(AxisType.Explicit,) * len(mesh.axis_names),
+  )  # fmt: skip
+
+  def move(x: Any, to: Any) -> jax.ShapeDtypeStruct:
+    spec = x.sharding.spec if x.sharding else PartitionSpec()
+    return _at(x, NamedSharding(to, spec))
+
+  with use_abstract_mesh(explicit):
+    parameters = jax.tree.map(lambda x: move(x, explicit), trained)
+    made = jax.eval_shape(optimizer.init, parameters)
+  return jax.tree.map(lambda x: move(x, mesh), made)
 
 
 def dtypes_at_rest(model: ModelConfig, params: Tree, mask: Tree) -> Tree:

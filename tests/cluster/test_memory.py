@@ -14,6 +14,8 @@ from pdl_jax.mesh import make_mesh
 from pdl_jax.model import lm
 from pdl_jax.model.config import HeadConfig, ModelConfig
 from pdl_jax.train import state
+from pdl_jax.train.optimizer import make_optimizer
+from pdl_jax.train.rules import RULES
 from tests import small
 
 pytestmark = pytest.mark.usefixtures('quick_compile')
@@ -44,12 +46,13 @@ def of(mesh=(8, 1, 1), targets=LENGTH, remat=True, **optimizer):
   return estimate(model, config, mesh, ROWS, LENGTH, targets)
 
 
-def test_the_state_is_exact():
+@pytest.mark.parametrize('name', RULES)
+def test_the_state_is_exact(name):
   """Of the state that training makes, the bytes on one device."""
   mesh, last = (1, 8, 1), {'trainable': 'last_layers', 'last_layers': 1}
-  config, placed = small.optimizer_config(**last), make_mesh(mesh)
+  config, placed = small.optimizer_config(name=name, **last), make_mesh(mesh)
   made = state.create(
-    small.params(), small.MODEL, config, small.step_config().optimizer, placed
+    small.params(), small.MODEL, config, make_optimizer(config, 9), placed
   )
   found = estimate(small.MODEL, config, mesh, 8, 16, 8)
   held = sum(
@@ -82,6 +85,23 @@ def test_a_model_larger_than_this_machine_on_devices_that_are_not_here():
   # The gathered head in bf16 and its gradient in fp32.
   head = LARGE.vocab_size * LARGE.width
   assert (2 + 4) * head < found.loss < (2 + 4 + 4) * head
+
+
+def test_what_each_optimizer_keeps():
+  """Bytes a parameter: two moments, one, or hardly any."""
+  share = {
+    name: of((1, 8, 1), name=name).moments / of((1, 8, 1)).parameters
+    for name in RULES
+  }
+  assert share['adamw'] == pytest.approx(2, rel=1e-3)
+  assert share['lion'] == pytest.approx(1, rel=1e-3)
+  assert share['sgd'] == pytest.approx(1, rel=1e-3)
+  assert 1 < share['muon'] < 2
+  large = dataclasses.replace(LARGE, head=HeadConfig())
+  ada = estimate(
+    large, small.optimizer_config(name='adafactor'), (1, 128, 1), 256, 4096, 8
+  )
+  assert ada.moments < 0.05 * ada.parameters
 
 
 def test_the_axes_of_the_mesh():
