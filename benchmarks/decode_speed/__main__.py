@@ -39,16 +39,15 @@ PACKAGES = ('jax', 'jaxlib', 'flax', 'numpy', 'torch', 'transformers')
 BUCKETS = (1, 4)
 # PASSIVE lets idle torch workers sleep. Otherwise they spin for a while, into
 # what is timed next. The second case shows what torch loses by sleeping.
-CASES: tuple[Record, ...] = (
+CASES: tuple[Record, ...] = tuple(
   {
-    'prompts': 64, 'batch': 32, 'new_tokens': 40, 'rounds': 5,
-    'contenders': list(LABELS), 'wait_policy': 'PASSIVE',
-  },
-  {
-    'prompts': 32, 'batch': 32, 'new_tokens': 40, 'rounds': 5,
-    'contenders': list(LABELS), 'wait_policy': None,
-  },
-)  # fmt: skip
+    'prompts': 2 * batch, 'batch': batch, 'new_tokens': 40, 'rounds': 5,
+    'contenders': list(LABELS), 'wait_policy': policy,
+  }
+  for batch, policy in (
+    (1, 'PASSIVE'), (2, 'PASSIVE'), (8, 'PASSIVE'), (32, 'PASSIVE'), (32, None)
+  )
+)
 TINY: Record = {
   'prompts': 4, 'batch': 2, 'new_tokens': 4, 'rounds': 1,
   'contenders': list(LABELS), 'wait_policy': 'PASSIVE',

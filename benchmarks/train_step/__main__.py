@@ -25,41 +25,36 @@ from pdl_jax.pretrained.gguf import GGUFModel
 from pdl_jax.train.step import train_step
 
 OURS, THEIRS, TARGETS, LIMIT = 'ours', 'theirs', 'theirs_targets', 'limit'
-LABELS = {
-  OURS: 'ours',
-  THEIRS: 'transformers on PyTorch',
-  TARGETS: 'the same, logits of targets alone',
-  LIMIT: 'the FLOPs at the rate of a product',
-}
 PACKAGES = ('jax', 'jaxlib', 'flax', 'optax', 'torch', 'transformers', 'peft')
-TRAINED = ('all', 'last_layers', 'lora')
-ROUNDS, LAYERS = 10, 10
-# The limit repeats a product of this many layers' work, timed in each round.
+NAMES = {
+  'all': 'all parameters', 'last_layers': 'last 10 layers',
+  'lora': 'LoRA, all linear layers',
+}
+LAYERS = 10
 LORA = LoRASettings()
 CASES: tuple[Record, ...] = tuple(
-  {'trained': trained, 'rows': rows, 'rounds': ROUNDS}
-  for rows in (8, 32)
-  for trained in TRAINED
+  {'trained': trained, 'rows': rows, 'rounds': rounds}
+  for rows, rounds in ((8, 10), (32, 5))
+  for trained in NAMES
 )
 TINY: Record = {'trained': 'lora', 'rows': 1, 'rounds': 1}
 
 
 def measure(options: harness.Options) -> list[Record]:
   """Measures each case."""
-  # Idle workers of PyTorch sleep; else they spin into what is timed next.
+  # Idle workers of PyTorch sleep; else they spin into what is timed next. Large
+  # pages help both, see docs/models.md.
+  env = {
+    'OMP_WAIT_POLICY': 'PASSIVE', 'GLIBC_TUNABLES': 'glibc.malloc.hugetlb=1'
+  }
   return harness.by_case(
     options, [TINY] if options.tiny else CASES,
-    lambda case: harness.alone(case, env={'OMP_WAIT_POLICY': 'PASSIVE'})[0],
+    lambda case: harness.alone(case, env=env)[0],
   )  # fmt: skip
 
 
 class Work(NamedTuple):
-  """What a step trains on.
-
-  Attributes:
-    batch: of `steps.batch`, full rows of random tokens.
-    prompt: tokens of a row that are no targets, but for the last of them.
-  """
+  """What a step trains, and on which batch of full rows of random tokens."""
 
   settings: Settings
   file: GGUFModel
@@ -81,15 +76,16 @@ def measure_case(case: Record) -> Record:
     TARGETS: theirs(work, targets_alone=True),
     LIMIT: product(rows * length, file.config()),
   }
-  for call in calls.values():
-    call()
+  first = {name: call() for name, call in calls.items()}
+  losses = [float(first[name]) for name in (OURS, THEIRS, TARGETS)]
+  np.testing.assert_allclose(losses, losses[0], rtol=1e-4)
   seconds = harness.take_turns(calls, case['rounds'])
   rate = product_flops(rows * length, file.config()) / np.array(seconds[LIMIT])
   flops = step_flops(work)
   seconds[LIMIT] = (flops / rate).tolist()
   return {
     'case': case, 'environment': found, 'length': length, 'flops': flops,
-    'rate': rate.tolist(), 'seconds': seconds,
+    'rate': rate.tolist(), 'first_losses': losses, 'seconds': seconds,
   }  # fmt: skip
 
 
@@ -113,7 +109,8 @@ def ours(work: Work) -> Callable[[], Any]:
 
   def step() -> Any:
     kept[0], scalars = compiled(kept[0], work.batch, tables)
-    return scalars
+    jax.block_until_ready(kept[0])
+    return scalars['loss']
 
   return step
 
@@ -181,7 +178,8 @@ def product(tokens: int, model: ModelConfig) -> Callable[[], Any]:
   multiply = jax.jit(jnp.matmul)
 
   def several() -> Any:
-    return [multiply(x, w) for _ in range(20)]
+    for _ in range(20):
+      jax.block_until_ready(multiply(x, w))
 
   return several
 
@@ -224,25 +222,22 @@ def step_flops(work: Work) -> float:
 
 def table(records: list[Record]) -> str:
   """Formats times, and ratios within a round."""
-  rows = []
-  for record in records:
-    case, seconds = record['case'], record['seconds']
-    times = {name: np.array(seconds[name]) for name in LABELS}
-    rows.append({
-      'trained': case['trained'],
-      'rows': str(case['rows']),
-      'rounds': str(case['rounds']),
-      'ours, s': harness.spread(times[OURS]),
-      'theirs, s': harness.spread(times[THEIRS]),
-      'ours over theirs': harness.spread(times[OURS] / times[THEIRS]),
-      'over theirs with logits of targets alone': harness.spread(
-        times[OURS] / times[TARGETS]
-      ),
-      'share of the limit': harness.spread(times[LIMIT] / times[OURS]),
-      'theirs': harness.spread(times[LIMIT] / times[THEIRS]),
-      'products, GFLOP/s': f'{np.median(record["rate"]) / 1e9:,.0f}',
-    })
-  return harness.markdown([*rows[0]], [[*row.values()] for row in rows])
+  return harness.listed(records, {
+    'what trains': lambda r: NAMES[r['case']['trained']],
+    'rows': lambda r: str(r['case']['rows']),
+    'rounds': lambda r: str(r['case']['rounds']),
+    'ours, s': lambda r: harness.spread(r['seconds'][OURS]),
+    'over theirs': lambda r: _ratio(r, OURS, THEIRS),
+    'over theirs, logits of targets alone': lambda r: _ratio(r, OURS, TARGETS),
+    'limit over ours': lambda r: _ratio(r, LIMIT, OURS),
+    'limit over theirs': lambda r: _ratio(r, LIMIT, THEIRS),
+    'GFLOP/s of a product': lambda r: f'{np.median(r["rate"]) / 1e9:,.0f}',
+  })
+
+
+def _ratio(record: Record, a: str, b: str) -> str:
+  seconds = record['seconds']
+  return harness.spread(np.divide(seconds[a], seconds[b]))
 
 
 if __name__ == '__main__':

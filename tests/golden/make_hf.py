@@ -1,7 +1,7 @@
 """Makes golden/hf.json and golden/hf.npz: what transformers computes.
 
 For an environment of its own with PyTorch, which pdl_jax never needs (torch,
-transformers, numpy; versions in benchmarks/decode_speed/requirements.txt):
+transformers, numpy; versions in benchmarks/train_step/requirements.txt):
 
   python -m tests.golden.make_hf
 
