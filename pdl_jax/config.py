@@ -123,6 +123,15 @@ class Settings:
         f'and rows of data.task {self.data.task} are packed; take chunked'
       )
 
+    model = self.model
+    if model.matmul_precision and (model.attention_impl, model.dtype) == (
+      'splash', 'bfloat16'
+    ):
+      raise ConfigError(
+        'model.attention_impl splash multiplies bfloat16 in one pass: leave '
+        f'out model.matmul_precision {model.matmul_precision}, or take chunked'
+      )
+
   @property
   def packs(self) -> bool:
     """Whether rows that train consist of several documents."""

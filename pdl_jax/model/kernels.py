@@ -36,6 +36,8 @@ LONG = 1024
 INTERPRET = False
 # Splash works on blocks of at most _BLOCK tokens, in whole _LANES of a TPU.
 _BLOCK, _LANES = 512, 128
+# The setting of JAX that `model.matmul_precision` sets.
+_PRECISION = 'jax_default_matmul_precision'
 # What each kernel runs on, as JAX names it.
 _DEVICES = {'splash': 'tpu', 'cudnn': 'gpu'}
 # Widths of a head that cuDNN takes: some GPUs only the smaller.
@@ -103,6 +105,10 @@ def refusal(implementation: str, c: 'ModelConfig') -> str:
   if KINDS[c.attention.kind].bias is not None:
     return f'adds no bias to scores, and model.attention {c.attention.kind} has'
   if implementation == 'splash':
+    # Mosaic refuses the kernel with another.
+    asked = getattr(jax.config, _PRECISION)
+    if c.dtype == 'bfloat16' and asked not in (None, 'default', 'bfloat16'):
+      return f'multiplies bfloat16 in one pass, and the precision is {asked}'
     return ''
   if c.attention_softcap is not None:
     return f'has no soft cap of scores, and the model has {c.attention_softcap}'

@@ -872,8 +872,8 @@ INPUTS = {
     ({'bias_V': jnp.ones(5, int)}, 'bias_V must be floating-point .* int32'),
     ({'weights_V': -CASE.weights_V}, '5 of its 5 are negative or non-finite'),
     ({'denominator': -2.0}, 'denominator must be a finite number >= 0'),
-    ({'memory_bytes': 0}, 'memory_bytes must be > 0, got 0'),
-    ({'memory_bytes': jnp.nan}, 'memory_bytes must be > 0, got nan'),
+    ({'memory_bytes': 0}, 'memory_bytes must be > 0 or None, got 0'),
+    ({'memory_bytes': jnp.nan}, 'memory_bytes must be > 0 or None, got nan'),
   ],
 )
 def test_refusals(changed, message):

@@ -233,6 +233,9 @@ def test_what_a_kernel_cannot_do_is_refused_by_name(make, why):
     (language_model, {'attention_impl': 'cudnn', 'dtype': 'bfloat16'},
      'cudnn .* rows of data.task language_model are packed; take chunked'),
     (summarize, {'attention_impl': 'splash'}, 'splash needs a TPU'),
+    (summarize, {'attention_impl': 'splash', 'dtype': 'bfloat16',
+                 'matmul_precision': 'high'},
+     'splash .* leave out model.matmul_precision high, or take chunked'),
   ],
 )  # fmt: skip
 def test_a_run_is_refused_before_it_reads_anything(config, changes, why):
@@ -254,6 +257,9 @@ def test_auto_is_by_the_device(on):
   assert [kernels.chosen(alibi, x) for x in lengths] == [
     'xla', 'xla', 'chunked'
   ]  # fmt: skip
+  with jax.default_matmul_precision('highest'):
+    assert kernels.chosen(half, 4096) == 'chunked'
+    assert kernels.chosen(model(), 4096) == 'splash'
   on('gpu')
   assert kernels.chosen(half, 4096) == 'chunked'
   assert kernels.for_rows(half, packed=False).attention_impl == 'cudnn'
