@@ -41,6 +41,10 @@ def test_the_budget_is_a_share_of_the_devices_memory(
 
 def test_a_mesh_of_devices_that_are_not_here_has_unknown_memory(monkeypatch):
   monkeypatch.setattr(plan, 'platform', lambda: 'tpu')
+  here = types.SimpleNamespace(
+    platform='gpu', memory_stats=lambda: {'bytes_limit': 80 * GB}
+  )
+  monkeypatch.setattr(jax, 'local_devices', lambda: [here])
   assert plan.device_budget() == GB
 
 
