@@ -4,7 +4,11 @@
 """
 
 import dataclasses
+import json
 import os
+import subprocess
+import sys
+import time
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any, NamedTuple
@@ -19,12 +23,12 @@ from pdl_jax.config import Settings
 from pdl_jax.losses import LossTables
 from pdl_jax.mesh import make_mesh
 from pdl_jax.model import lm
-from pdl_jax.model.config import ModelConfig
 from pdl_jax.model.settings import LoRASettings
 from pdl_jax.pretrained.gguf import GGUFModel
 from pdl_jax.train.step import train_step
 
 OURS, THEIRS, TARGETS, LIMIT = 'ours', 'theirs', 'theirs_targets', 'limit'
+Step = Callable[[], Record]
 PACKAGES = ('jax', 'jaxlib', 'flax', 'optax', 'torch', 'transformers', 'peft')
 NAMES = {
   'all': 'all parameters', 'last_layers': 'last 10 layers',
@@ -40,17 +44,65 @@ CASES: tuple[Record, ...] = tuple(
 TINY: Record = {'trained': 'lora', 'rows': 1, 'rounds': 1}
 
 
+# Idle workers of PyTorch sleep; else they spin into what is timed next.
+SLEEP = {'OMP_WAIT_POLICY': 'PASSIVE'}
+# Large pages of memory, as `make summarize` has them. They make PyTorch slower.
+LARGE_PAGES = {'GLIBC_TUNABLES': 'glibc.malloc.hugetlb=1'}
+
+
 def measure(options: harness.Options) -> list[Record]:
   """Measures each case."""
-  # Idle workers of PyTorch sleep; else they spin into what is timed next. Large
-  # pages help both, see docs/models.md.
-  env = {
-    'OMP_WAIT_POLICY': 'PASSIVE', 'GLIBC_TUNABLES': 'glibc.malloc.hugetlb=1'
+  return harness.by_case(options, [TINY] if options.tiny else CASES, in_turns)
+
+
+def in_turns(case: Record) -> Record:
+  """Measures the seconds of a step by each contender.
+
+  Each has a process of its own, which sleeps while it is not its turn: in one
+  process they slow each other down, ours more than theirs.
+  """
+  found = harness.measured_on(PACKAGES)
+  names = (OURS, THEIRS, TARGETS, LIMIT)
+  children = {name: _start({**case, 'contender': name}) for name in names}
+  try:
+    first = {name: _turn(child) for name, child in children.items()}
+    losses = [first[name]['loss'] for name in (OURS, THEIRS, TARGETS)]
+    np.testing.assert_allclose(losses, losses[0], rtol=1e-4)
+    seconds: dict[str, list[float]] = {name: [] for name in names}
+    for name in harness.in_turns(names, case['rounds']):
+      seconds[name].append(_turn(children[name])['seconds'])
+  finally:
+    for child in children.values():
+      child.kill()
+  flops = first[LIMIT]['flops']
+  rate = first[LIMIT]['product_flops'] / np.array(seconds[LIMIT])
+  seconds[LIMIT] = (flops / rate).tolist()
+  return {
+    'case': case, 'environment': found, 'flops': flops, 'rate': rate.tolist(),
+    'first_losses': losses, 'seconds': seconds,
   }
-  return harness.by_case(
-    options, [TINY] if options.tiny else CASES,
-    lambda case: harness.alone(case, env=env)[0],
+
+
+def _start(case: Record) -> subprocess.Popen:
+  pages = LARGE_PAGES if case['contender'] == OURS else {}
+  return subprocess.Popen(
+    [sys.executable, '-m', 'benchmarks.train_step', '--case', json.dumps(case)],
+    cwd=harness.ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+    encoding='utf-8', env={**os.environ, **SLEEP, **pages},
   )  # fmt: skip
+
+
+def _turn(child: subprocess.Popen) -> Record:
+  """Lets a contender take a step, and waits for what it says."""
+  assert child.stdin is not None and child.stdout is not None
+  child.stdin.write('\n')
+  child.stdin.flush()
+  if not (line := child.stdout.readline()):
+    raise subprocess.CalledProcessError(child.wait(), child.args)
+  return json.loads(line)
+
+
+# --- in a process of its own --------------------------------------------------
 
 
 class Work(NamedTuple):
@@ -63,36 +115,24 @@ class Work(NamedTuple):
 
 
 def measure_case(case: Record) -> Record:
-  """Measures the seconds of a step by each contender, in turns."""
-  found = harness.measured_on(PACKAGES)
+  """Takes a step of a contender for each line that comes in."""
   settings, file = steps.main_job()
   length = settings.data.max_prompt + settings.data.max_target - 1
-  rows, vocabulary = case['rows'], file.config().vocab_size
-  batch = steps.batch(settings, vocabulary, rows, length)
+  batch = steps.batch(settings, file.config().vocab_size, case['rows'], length)
   work = Work(settings, file, case, batch)
-  calls = {
-    OURS: ours(work),
-    THEIRS: theirs(work, targets_alone=False),
-    TARGETS: theirs(work, targets_alone=True),
-    LIMIT: product(rows * length, file.config()),
-  }
-  first = {name: call() for name, call in calls.items()}
-  losses = [float(first[name]) for name in (OURS, THEIRS, TARGETS)]
-  np.testing.assert_allclose(losses, losses[0], rtol=1e-4)
-  seconds = harness.take_turns(calls, case['rounds'])
-  rate = product_flops(rows * length, file.config()) / np.array(seconds[LIMIT])
-  flops = step_flops(work)
-  seconds[LIMIT] = (flops / rate).tolist()
-  return {
-    'case': case, 'environment': found, 'length': length, 'flops': flops,
-    'rate': rate.tolist(), 'first_losses': losses, 'seconds': seconds,
-  }  # fmt: skip
+  step = {
+    OURS: ours, THEIRS: theirs, TARGETS: partial(theirs, targets_alone=True),
+    LIMIT: product,
+  }[case['contender']](work)  # fmt: skip
+  while sys.stdin.readline():
+    began = time.perf_counter()
+    told = step()
+    told['seconds'] = time.perf_counter() - began
+    print(json.dumps(told), flush=True)
+  return {}
 
 
-# --- contenders ---------------------------------------------------------------
-
-
-def ours(work: Work) -> Callable[[], Any]:
+def ours(work: Work) -> Step:
   """Makes a step of the project, with the loss of configs/summarize.py."""
   settings, trained = work.settings, work.case['trained']
   model = work.file.config()
@@ -107,15 +147,15 @@ def ours(work: Work) -> Callable[[], Any]:
     compiled = compiled.lower(start, work.batch, tables).compile()
   kept = [start]
 
-  def step() -> Any:
+  def step() -> Record:
     kept[0], scalars = compiled(kept[0], work.batch, tables)
     jax.block_until_ready(kept[0])
-    return scalars['loss']
+    return {'loss': float(scalars['loss'])}
 
   return step
 
 
-def theirs(work: Work, targets_alone: bool) -> Callable[[], Any]:
+def theirs(work: Work, targets_alone: bool = False) -> Step:
   """Makes a step of transformers: cross-entropy, fused AdamW, clipping."""
   import torch
   from transformers import AutoModelForCausalLM
@@ -149,13 +189,13 @@ def theirs(work: Work, targets_alone: bool) -> Callable[[], Any]:
     kept_labels = labels[:, -count:].contiguous()
     fewer = {'shift_labels': kept_labels, 'logits_to_keep': count}
 
-  def step() -> Any:
+  def step() -> Record:
     optimizer.zero_grad(set_to_none=True)
     loss = model(input_ids=tokens, labels=labels, **fewer).loss
     loss.backward()
     torch.nn.utils.clip_grad_norm_(kept, options.clip_norm)
     optimizer.step()
-    return loss.item()
+    return {'loss': loss.item()}
 
   return step
 
@@ -168,25 +208,23 @@ def _frozen(model: Any, trained: str) -> Iterator[Any]:
       yield from layer.parameters()
 
 
-# --- limit --------------------------------------------------------------------
-
-
-def product(tokens: int, model: ModelConfig) -> Callable[[], Any]:
-  """Makes a product as large as the model's largest, twenty times over."""
-  x = jax.random.normal(jax.random.key(0), (tokens, model.width))
-  w = jax.random.normal(jax.random.key(1), (model.width, model.mlp))
+def product(work: Work) -> Step:
+  """Makes the limit: products as large as the model's largest."""
+  model, count = work.file.config(), 20
+  tokens = work.batch['tokens'].size
+  x, w = jnp.ones((tokens, model.width)), jnp.ones((model.width, model.mlp))
   multiply = jax.jit(jnp.matmul)
+  flops = {
+    'product_flops': count * 2.0 * tokens * model.width * model.mlp,
+    'flops': step_flops(work),
+  }
 
-  def several() -> Any:
-    for _ in range(20):
+  def step() -> Record:
+    for _ in range(count):
       jax.block_until_ready(multiply(x, w))
+    return dict(flops)
 
-  return several
-
-
-def product_flops(tokens: int, model: ModelConfig) -> float:
-  """Floating-point operations of `product`."""
-  return 20 * 2.0 * tokens * model.width * model.mlp
+  return step
 
 
 def step_flops(work: Work) -> float:
