@@ -62,7 +62,8 @@ def measure_case(case: Record) -> Record:
     estimated = memory.estimate(
       model, step.OPTIMIZER, tuple(mesh.shape.values()), rows, length, length
     ).total
-  program = hlo.parse(compiled.as_text(), turns=None)
+  text = compiled.as_text()
+  program = hlo.parse(text, turns=None)
   sent = Counter()
   for found in hlo.collectives(program, mesh.size // case['slices']):
     sent[found.kind] += found.sent
@@ -78,6 +79,7 @@ def measure_case(case: Record) -> Record:
     'estimated': estimated,
     'sent_bytes': dict(sent),
     'between_slices': dict(hlo.between_slices(program)),
+    'kernels': text.count('"tpu_custom_call"'),
     'too_large': (
       programs.too_large(hlo.shapes(program), model) if train else []
     ),

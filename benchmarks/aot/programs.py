@@ -130,6 +130,9 @@ def check(record: Record) -> None:
     f'{crossing} goes between {case["slices"]} slices': (
       set(crossing) - _REDUCTIONS or bool(crossing) != (case['slices'] > 1)
     ),
+    'attention is not by the kernel splash': (
+      case['program'] == 'train' and not record['kernels']
+    ),
     f'arrays that should not be: {record["too_large"]}': record['too_large'],
   }
   if wrong := [told for told, holds in found.items() if holds]:

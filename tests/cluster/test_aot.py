@@ -125,6 +125,7 @@ RECORD = {
   'case': {'program': 'train', 'topology': 'v5e:4x4', 'slices': 1},
   'mesh': [1, 16, 1], 'arguments': 10**9, 'temporaries': 10**9, 'output': 0,
   'sent_bytes': {'all-gather': 1}, 'between_slices': {}, 'too_large': [],
+  'kernels': 3,
 }  # fmt: skip
 
 
@@ -139,6 +140,7 @@ RECORD = {
     ({'case': {**RECORD['case'], 'slices': 2}}, 'goes between 2 slices'),
     ({'case': {**RECORD['case'], 'slices': 2},
       'between_slices': {'SUM': 1, '': 1}}, 'goes between 2 slices'),
+    ({'kernels': 0}, 'not by the kernel splash'),
     ({'too_large': [[2, 3072, 49152]]}, 'should not be: .*49152'),
   ],
 )  # fmt: skip
