@@ -5,7 +5,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: summarize tiny debian test test-slow lint types clean
+.PHONY: summarize tiny debian test test-slow aot lint types clean
 
 # Large pages of memory, where a step's time goes to small ones (Linux).
 summarize tiny: export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1
@@ -31,6 +31,21 @@ test: $(READY)
 test-slow: $(READY)
 	$(PYTEST) -m slow $(TESTS)
 
+# Compiles steps for TPUs that are not here, by their compiler (640 MB): the
+# tests that need it, then the cases that benchmarks/aot has no record of, of
+# which each takes minutes.
+AOT := .venv-aot
+
+aot: $(AOT)/.ready
+	$(AOT)/bin/python -m pytest -q -n 0 tests/cluster/test_aot.py
+	$(AOT)/bin/python -m benchmarks.aot
+
+$(AOT)/.ready: requirements-aot.txt requirements.txt requirements-nodeps.txt
+	test -x $(AOT)/bin/python || python3.12 -m venv $(AOT)
+	$(AOT)/bin/python -m pip install --quiet --requirement requirements-aot.txt
+	$(AOT)/bin/python -m pip install --quiet --no-deps --requirement requirements-nodeps.txt
+	touch $@
+
 lint: $(READY)
 	$(BIN)/ruff check .
 
@@ -45,4 +60,4 @@ $(READY): requirements.txt requirements-nodeps.txt
 	touch $@
 
 clean:
-	rm -rf $(VENV)
+	rm -rf $(VENV) $(AOT)

@@ -73,19 +73,21 @@ class Collective(NamedTuple):
     return factor.get(self.kind, share) * self.bytes * self.times
 
 
-def parse(text: str, turns: Sequence[int] = ()) -> Program:
+def parse(text: str, turns: Sequence[int] | None = ()) -> Program:
   """Reads the text of a compiled HLO module.
 
   `turns` are those of the loops whose count the text does not give, in the
-  order in which they run.
+  order in which they run. With None, what is in them counts as nan.
   """
   computations, entry = _computations(text)
   times: Counter[str] = Counter()
-  left, known = list(turns), {}
+  left, known = list(turns or ()), {}
 
   def turns_of(loop: Instruction) -> int:
     if loop.name not in known:
       count = _trip_count(loop, computations)
+      if count is None and turns is None:
+        count = math.nan
       if count is None and not left:
         raise ValueError(f'the turns of this loop are not known: {loop.line}')
       known[loop.name] = left.pop(0) if count is None else count
@@ -126,6 +128,43 @@ def collectives(program: Program, devices: int) -> list[Collective]:
         if group > 1:
           found.append(made)
   return found
+
+
+def between_slices(program: Program) -> Counter[str]:
+  """Counts the bytes that a TPU sends to other slices, by what is done there.
+
+  The operation is SUM, MAX and so on of a reduction, '' of anything else. What
+  crosses slices is handed to the host, which the program calls a send.
+  """
+  found: Counter[str] = Counter()
+  for name, body in program.computations.items():
+    for x in body.values():
+      if x.kind == 'send' and '"xla_megascale_runtime"' in x.line:
+        done = re.search(r'_megascale_reduce_operation="(\w+)"', x.line)
+        size = type_bytes(body[x.operands[0]].type) * program.times[name]
+        found[done[1] if done else ''] += size
+  return found
+
+
+def shapes(program: Program) -> set[tuple[int, ...]]:
+  """Collects the shapes of all arrays that get memory of their own.
+
+  The values inside a fusion get none.
+  """
+  fused = {
+    name
+    for body in program.computations.values()
+    for x in body.values()
+    if x.kind == 'fusion'
+    for name in _CALLED.findall(x.line)
+  }
+  return {
+    tuple(_numbers(sizes))
+    for name, body in program.computations.items()
+    if name not in fused
+    for x in body.values()
+    for sizes in re.findall(r'\w\[([\d,]*)\]', x.type)
+  }
 
 
 def dot_flops(program: Program) -> int:

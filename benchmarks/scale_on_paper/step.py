@@ -9,9 +9,10 @@ import jax
 import jax.numpy as jnp
 import optax
 from jax import Array
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import Mesh
 
 from pdl_jax import mesh as logical
+from pdl_jax.cluster import aot
 from pdl_jax.losses import LOSSES, Loss, LossTables
 from pdl_jax.losses.core import Sums
 from pdl_jax.losses.fused.kernel import compress
@@ -20,9 +21,7 @@ from pdl_jax.losses.fused.tiles import Tokens
 from pdl_jax.losses.heads import LinearHead
 from pdl_jax.model import lm
 from pdl_jax.model.config import HeadConfig, ModelConfig
-from pdl_jax.train import optimizer, state
 from pdl_jax.train.optimizer import OptimizerConfig
-from pdl_jax.train.step import StepConfig, train_step
 
 # Llama 2 7B (arXiv:2307.09288) with the vocabulary of Llama 3.
 MODEL = ModelConfig(
@@ -36,7 +35,6 @@ OPTIMIZER = OptimizerConfig(
   grad_accum_steps=1,
   trainable='all', last_layers=0,
 )  # fmt: skip
-STEPS = 100_000
 # A million tokens per step; every position is a target.
 ROWS, LENGTH = 256, 4096
 # Google names a slice by its TensorCores, two per chip: v5p-256 is 128 chips, a
@@ -89,37 +87,16 @@ def lower(
   mesh: Mesh, loss: str, model: ModelConfig, rows: int, length: int
 ) -> jax.stages.Lowered:
   """Lowers the real train step on a mesh, from shapes: nothing is allocated."""
-  made = optimizer.make_optimizer(OPTIMIZER, STEPS)
-  schedule = optimizer.make_schedule(OPTIMIZER, STEPS)
-  config = StepConfig(model, made, schedule, LOSS[loss], grad_accum_steps=1)
-  params = jax.eval_shape(partial(lm.init, model), jax.random.key(0))
-  start = state.describe(params, model, OPTIMIZER, made, mesh)
-
-  def placed(
-    shape: tuple[int, ...], dtype: Any, *names: str | None
-  ) -> jax.ShapeDtypeStruct:
-    at = NamedSharding(mesh, logical.partition_spec(*names))
-    return jax.ShapeDtypeStruct(shape, dtype, sharding=at)
-
-  ids = placed((rows, length), jnp.int32, 'batch', None)
-  names = ('tokens', 'segments', 'positions', 'labels', 'reads')
-  where = placed((rows, length), bool, 'batch', None)
-  batch = {**dict.fromkeys(names, ids), 'where': where}
-  tables = LossTables(placed((model.vocab_size,), jnp.float32, None))
-  with jax.set_mesh(mesh):
-    return jax.jit(partial(train_step, config), donate_argnums=0).lower(
-      start, batch, tables
-    )
+  return aot.lower_step(
+    model, OPTIMIZER, mesh, rows, length, length, LOSS[loss]
+  )
 
 
 def make_mesh(shape: list[int], tpu: bool) -> Mesh:
   """Makes a mesh of fake CPU devices, or of a TPU slice that is not here."""
   if not tpu:
     return logical.make_mesh(shape)
-  from jax.experimental import topologies
-
-  found = topologies.get_topology_desc(platform='tpu', topology_name=TOPOLOGY)
-  return logical.make_mesh(shape, found.devices)
+  return logical.make_mesh(shape, aot.devices(TOPOLOGY))
 
 
 def loss_turns(

@@ -5,13 +5,16 @@ what a program takes of each chip, and refuses one that does not fit. Nothing
 runs, so it says nothing about numbers or speed.
 """
 
+import contextlib
 import importlib
 import os
+from collections.abc import Iterator
 from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 from jax.experimental import topologies
+from jax.experimental.compilation_cache import compilation_cache
 from jax.sharding import Mesh, NamedSharding
 
 from pdl_jax.cluster import memory
@@ -120,7 +123,8 @@ def compile(lowered: jax.stages.Lowered) -> tuple[jax.stages.Compiled, Taken]:
     ConfigError: the compiler finds no room for it on a chip.
   """
   try:
-    made = lowered.compile()
+    with _nothing_kept():
+      made = lowered.compile()
   except jax.errors.JaxRuntimeError as error:
     if 'RESOURCE_EXHAUSTED' not in str(error):
       raise
@@ -131,3 +135,20 @@ def compile(lowered: jax.stages.Lowered) -> tuple[jax.stages.Compiled, Taken]:
     found.temp_size_in_bytes,
     found.output_size_in_bytes - found.alias_size_in_bytes,
   )
+
+
+@contextlib.contextmanager
+def _nothing_kept() -> Iterator[None]:
+  """Turns off JAX's cache, whose programs no compiler without chips can read.
+
+  JAX asks once whether there is one, until the cache is reset.
+  """
+  key = 'jax_enable_compilation_cache'
+  before = jax.config.values[key]
+  try:
+    jax.config.update(key, False)
+    compilation_cache.reset_cache()
+    yield
+  finally:
+    jax.config.update(key, before)
+    compilation_cache.reset_cache()

@@ -1,5 +1,6 @@
 """The reader of compiled programs, on programs with known answers."""
 
+import math
 from functools import partial
 
 import jax
@@ -72,6 +73,8 @@ def test_turns_that_depend_on_data_are_given():
     program(f)
   with pytest.raises(ValueError, match='belong to no loop'):
     program(f, [7, 7])
+  (found,) = hlo.collectives(program(f, None), devices=8)
+  assert math.isnan(found.times)
 
 
 @pytest.mark.parametrize('dtype', ['float32', 'bfloat16'])
