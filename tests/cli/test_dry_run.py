@@ -206,8 +206,8 @@ def test_a_setup_without_weights_is_the_setup_but_for_them(data_dir, changes):
   one, other = outline.model, whole.model
   assert (one.config, one.name) == (other.config, other.name)
   assert one.tokenizer.fingerprint == other.tokenizer.fingerprint
-  shapes = jax.tree.map(lambda x: (x.shape, x.dtype), [one.params, other.params])
-  assert shapes[0] == shapes[1]
+  shapes = lambda tree: jax.tree.map(lambda x: (x.shape, x.dtype), tree)
+  assert shapes(one.params) == shapes(other.params)
   leaves = jax.tree.leaves(one.params)
   assert all(isinstance(x, jax.ShapeDtypeStruct) for x in leaves)
   jax.tree.map(np.testing.assert_array_equal, outline.tables, whole.tables)
