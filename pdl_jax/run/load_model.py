@@ -66,7 +66,7 @@ def outline(settings: Settings, source: Source) -> Model:
   if start.outline is None:
     return load_model(settings, None, source)
   model = start.outline(source)
-  config = _shape(settings, model.config)
+  config = kernels.for_rows(_shape(settings, model.config), settings.packs)
   shapes = jax.eval_shape(partial(lm.init, config), jax.random.key(0))
   return dataclasses.replace(model, config=config, params=shapes)
 
