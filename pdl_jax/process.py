@@ -54,8 +54,7 @@ def keep_compiled() -> None:
   """
   if 'JAX_COMPILATION_CACHE_DIR' in os.environ:
     return
-  given = os.environ.get('XDG_CACHE_HOME')
-  folder = Path(given or os.path.expanduser('~/.cache'), 'pdl_jax', 'compiled')
+  folder = user_cache('compiled')
   # A program for CPUs has their instructions, and hosts may share a home.
   folder /= hashlib.sha256(_instructions().encode()).hexdigest()[:8]
   try:
@@ -64,6 +63,12 @@ def keep_compiled() -> None:
     return  # JAX would stop where it cannot write.
   os.environ['JAX_COMPILATION_CACHE_DIR'] = str(folder)
   os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', '0')
+
+
+def user_cache(name: str) -> Path:
+  """Returns the user's folder of a name for what can be made again."""
+  given = os.environ.get('XDG_CACHE_HOME')
+  return Path(given or os.path.expanduser('~/.cache'), 'pdl_jax', name)
 
 
 def _instructions() -> str:

@@ -11,6 +11,11 @@ os.environ['JAX_COMPILATION_CACHE_DIR'] = str(
   Path(__file__).parent.parent / '.pytest_cache' / 'jax'
   / os.environ.get('PYTEST_XDIST_WORKER', 'main')
 )
+# Surveys and tokenizers are not kept among the user's own.
+os.environ['XDG_CACHE_HOME'] = str(
+  Path(__file__).parent.parent / '.pytest_cache' / 'user'
+  / os.environ.get('PYTEST_XDIST_WORKER', 'main')
+)
 os.environ['JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS'] = '0'
 # Several CPU devices in one process can deadlock on jax 0.10.2 with fewer
 # threads than this.

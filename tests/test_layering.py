@@ -48,7 +48,7 @@ CORE = [
 # What the core stands on: looked up when a name is met, not read first.
 UNDER = [
   'own_files', 'process', 'run_claim', 'storage/files', 'losses/checks',
-  'losses/renamed',
+  'losses/renamed', 'run/slow_data',
   'losses/schedule', 'losses/settings', 'model/decoding', 'model/fingerprint',
   'model/lora', 'model/positions', 'model/rotary', 'model/settings',
   'data/chat_sandbox', 'data/json_index', 'data/parts', 'data/prompt',

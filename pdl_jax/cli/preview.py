@@ -27,7 +27,7 @@ def main(arguments: Sequence[str]) -> int:
   multihost.default_backend()
   settings, workdir = given.configured()
   with explained(workdir):
-    ready = prepare.prepare(settings, None)
+    ready = prepare.prepare(settings, None, weights=False)
     examples = ready.train.examples
     chosen = [
       collect.PreviewExample(

@@ -114,6 +114,11 @@ class Tokenizer:
     return cls(backend, name)
 
   @classmethod
+  def read(cls, definition: str, name: str) -> 'Tokenizer':
+    """Reads what `definition` wrote."""
+    return cls(Backend.from_str(definition), name)
+
+  @classmethod
   def load(cls, path: Path, name: str) -> 'Tokenizer':
     """Reads a definition from a file."""
     try:

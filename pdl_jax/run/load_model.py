@@ -60,6 +60,17 @@ def load_model(
   return dataclasses.replace(model, config=config)
 
 
+def outline(settings: Settings, source: Source) -> Model:
+  """Returns `load_model` with shapes in the place of weights, if it can."""
+  start = _start(settings)
+  if start.outline is None:
+    return load_model(settings, None, source)
+  model = start.outline(source)
+  config = kernels.for_rows(_shape(settings, model.config), settings.packs)
+  shapes = jax.eval_shape(partial(lm.init, config), jax.random.key(0))
+  return dataclasses.replace(model, config=config, params=shapes)
+
+
 def shape(settings: Settings, room: int = _ANY_ROOM) -> ModelConfig:
   """Returns the shape of `load_model`'s model without reading weights or data.
 
@@ -67,6 +78,11 @@ def shape(settings: Settings, room: int = _ANY_ROOM) -> ModelConfig:
   """
   options, found = settings.model, _start(settings).config
   _check_room(found, options.pretrained, room)
+  return _shape(settings, found)
+
+
+def _shape(settings: Settings, found: ModelConfig) -> ModelConfig:
+  options = settings.model
   if options.adapter:
     adapter = peft.read(Path(options.adapter), found)
     if settings.trains_adapters:

@@ -26,6 +26,7 @@ from pdl_jax.model import lm
 from pdl_jax.model.config import AttentionConfig, HeadConfig, ModelConfig
 from pdl_jax.pretrained.gguf import GGUFModel, find_package_file
 from pdl_jax.pretrained.huggingface import HFModel, declared_config
+from pdl_jax.run import slow_data
 from pdl_jax.run_folder import RunFolder
 from pdl_jax.train import optimizer, state
 
@@ -71,10 +72,13 @@ class Start(NamedTuple):
       vocabulary.
     model: reads or makes the model. Its own tokenizer needs the run folder and
       the training data.
+    outline: the same from the training data alone, with shapes in the place of
+      the parameters; None if only the whole model can be read.
   """
 
   config: ModelConfig
   model: Callable[[RunFolder | None, Source], Model]
+  outline: Callable[[Source], Model] | None = None
 
 
 def start(settings: Settings) -> Start:
@@ -87,6 +91,11 @@ def start(settings: Settings) -> Start:
   if os.path.isdir(pretrained):
     return _folder(settings, Path(pretrained))
   return _gguf_file(settings, Path(pretrained))
+
+
+def _outline(name: str, config: ModelConfig, tokenizer: Tokenizer) -> Model:
+  shapes = jax.eval_shape(partial(lm.init, config), jax.random.key(0))
+  return Model(name, config, shapes, tokenizer)
 
 
 def is_path(pretrained: str) -> bool:
@@ -115,17 +124,21 @@ def _scratch(settings: Settings) -> Start:
       attention=options.positions or AttentionConfig(),
     )
 
-  def model(folder: RunFolder | None, source: Source) -> Model:
+  def outline(source: Source, folder: RunFolder | None = None) -> Model:
     if file is None:
       tokenizer = _own_tokenizer(settings, folder, source)
     else:
       tokenizer = open_plain_tokenizer(file)
-    made = config(tokenizer.vocab_size)
-    params = jax.jit(partial(lm.init, made))(jax.random.key(settings.seed))
-    return Model('untrained', made, params, tokenizer, head_is_new=True)
+    return _outline('untrained', config(tokenizer.vocab_size), tokenizer)
+
+  def model(folder: RunFolder | None, source: Source) -> Model:
+    found = outline(source, folder)
+    make = jax.jit(partial(lm.init, found.config))
+    params = make(jax.random.key(settings.seed))
+    return dataclasses.replace(found, params=params, head_is_new=True)
 
   size = file.config().vocab_size if file else options.vocab_size
-  return Start(config(size), model)
+  return Start(config(size), model, outline)
 
 
 def _own_tokenizer(
@@ -136,12 +149,12 @@ def _own_tokenizer(
   if folder is not None and (folder.path / 'tokenizer.json').exists():
     return Tokenizer.load(folder.path / 'tokenizer.json', name)
   records = (source[i] for i in range(min(len(source), _BPE_RECORDS)))
-  texts = (
+  texts = [
     record[part][: pipeline.MAX_DOCUMENT]
     for record in records
     for part in ('source', 'target')
-  )
-  trained = Tokenizer.train(texts, settings.model.vocab_size, name)
+  ]
+  trained = slow_data.tokenizer(texts, settings.model.vocab_size, name)
   if folder is not None:
     folder.write_text('tokenizer.json', trained.definition)
   return trained
@@ -155,11 +168,24 @@ def _package(settings: Settings) -> Start:
       f'slash the name of a package; give ./{options.pretrained}'
     )
   file = GGUFModel(find_package_file(options.pretrained))
-  config = dataclasses.replace(file.config(), **options.precision)
-  return Start(config, lambda *_: Model(
-    file.fields['general.basename'], config, file.params(),
-    open_plain_tokenizer(file),
-  ))  # fmt: skip
+  return _gguf(
+    settings, file, lambda: file.fields['general.basename'],
+    lambda _: open_plain_tokenizer(file),
+  )  # fmt: skip
+
+
+def _gguf(
+  settings: Settings, file: GGUFModel, name: Callable[[], str],
+  tokenizer: Callable[[ModelConfig], Tokenizer],
+) -> Start:  # fmt: skip
+  config = dataclasses.replace(file.config(), **settings.model.precision)
+
+  def model(*_: Any) -> Model:
+    return Model(name(), config, file.params(), tokenizer(config))
+
+  return Start(
+    config, model, lambda _: _outline(name(), config, tokenizer(config))
+  )
 
 
 def _tokenizer_package(tokenizer: str) -> GGUFModel:
@@ -187,11 +213,10 @@ def _gguf_file(settings: Settings, path: Path) -> Start:
       f'takes the name of a package with a GGUF file, or run:FOLDER{hub}'
     )
   file = GGUFModel(path)
-  config = dataclasses.replace(file.config(), **settings.model.precision)
-  return Start(config, lambda *_: Model(
-    path.stem, config, file.params(),
-    open_gguf_tokenizer(file, config.vocab_size),
-  ))  # fmt: skip
+  return _gguf(
+    settings, file, lambda: path.stem,
+    lambda config: open_gguf_tokenizer(file, config.vocab_size),
+  )
 
 
 def _folder(settings: Settings, path: Path) -> Start:
@@ -209,7 +234,11 @@ def _folder(settings: Settings, path: Path) -> Start:
     params = file.placed(
       shardings(mesh, axes, shapes), state.dtypes_at_rest(config, shapes, mask)
     )
-    tokenizer = open_tokenizer(path, config.vocab_size)
-    return Model(path.name, config, params, tokenizer)
+    return Model(path.name, config, params, tokenizer())
 
-  return Start(config, model)
+  def tokenizer() -> Tokenizer:
+    return open_tokenizer(path, config.vocab_size)
+
+  return Start(
+    config, model, lambda _: _outline(path.name, config, tokenizer())
+  )

@@ -24,9 +24,9 @@ from pdl_jax.generate import DecodeSettings
 from pdl_jax.losses import LossTables, frequency
 from pdl_jax.losses.frequency import FrequencyTable
 from pdl_jax.model import kernels
-from pdl_jax.run import fit_head, loss_tables, summary
+from pdl_jax.run import fit_head, loss_tables, slow_data, summary
 from pdl_jax.run.head_report import report_head
-from pdl_jax.run.load_model import load_model
+from pdl_jax.run.load_model import load_model, outline
 from pdl_jax.run.loss_tables import Frequencies
 from pdl_jax.run.open_model import Model
 from pdl_jax.run_claim import begun
@@ -71,10 +71,13 @@ class Setup:
     return Packed(examples.documents, sizes, examples.lengths)
 
 
-def prepare(settings: Settings, folder: RunFolder | None) -> Setup:
+def prepare(
+  settings: Settings, folder: RunFolder | None, *, weights: bool = True
+) -> Setup:
   """Loads model and data, counts types, and prints what it found.
 
-  The folder keeps the counts, and a tokenizer that is trained here.
+  The folder keeps the counts, and a tokenizer that is trained here. Without
+  `weights`, parameters may be shapes alone.
   """
   names = dict.fromkeys(('train', 'validation', settings.evaluate.split))
   found = {name: load_source(settings, name) for name in names}
@@ -83,7 +86,11 @@ def prepare(settings: Settings, folder: RunFolder | None) -> Setup:
     sources.check_disjoint(list(found.values()))
   for told in sources.remarks(list(found.values())):
     print(printable(told))
-  model = load_model(settings, folder, found['train'])
+  train_source = found['train']
+  if weights:
+    model = load_model(settings, folder, train_source)
+  else:
+    model = outline(settings, train_source)
   tokenizer = model.tokenizer
   size = sum(
     x.size for x in jax.tree.leaves(model.params)
@@ -105,7 +112,7 @@ def prepare(settings: Settings, folder: RunFolder | None) -> Setup:
   train = splits['train']
   frequencies = find_frequencies(settings, folder, train, tokenizer)
   counts_V = frequencies.task.counts_V
-  if settings.model.output is not None:
+  if weights and settings.model.output is not None:
     moments = fit_head.measure_moments(model, train.examples)
     model = fit_head.fit_head(
       settings.model, model, counts_V, moments, settings.seed
@@ -173,7 +180,7 @@ def open_split(
   """Scans a split, and prints how many records are usable."""
   task, lengths = TASKS[settings.data.task], settings.data.lengths
   limit = settings.data.train_limit if source.split == 'train' else 0
-  seen = pipeline.survey(source, task, tokenizer, lengths, limit)
+  seen = slow_data.survey(source, task, tokenizer, lengths, limit)
   print(f'{source.split:10s} {seen.describe()}')
   if task.documents:
     documents = Documents(source, seen.usable, tokenizer)

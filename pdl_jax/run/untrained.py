@@ -7,7 +7,6 @@ takes the predictions of an earlier one beside it.
 import hashlib
 import json
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,6 +14,7 @@ import numpy as np
 from pdl_jax.data.pipeline import Examples
 from pdl_jax.evaluate.predict import Predictor
 from pdl_jax.run_folder import environment
+from pdl_jax.storage import cache
 from pdl_jax.train.checksum import checksums
 
 # Of `environment`: what may change the last bits of a number.
@@ -33,7 +33,7 @@ def key(
   """
   found = environment(predictor.mesh.shape)
   whole = {
-    'code': _code(),
+    'code': cache.code(),
     'environment': {name: found[name] for name in _CHANGE_NUMBERS},
     'predictor': predictor.described(examples),
     'weights': checksums(params),
@@ -43,10 +43,3 @@ def key(
   }
   text = json.dumps(whole, sort_keys=True, default=np.ndarray.tolist)
   return hashlib.sha256(text.encode()).hexdigest()
-
-
-def _code() -> str:
-  digest = hashlib.sha256()
-  for path in sorted(Path(__file__).parents[1].rglob('*.py')):
-    digest.update(path.read_bytes())
-  return digest.hexdigest()

@@ -3,6 +3,8 @@
 import json
 import sys
 
+import jax
+import numpy as np
 import pytest
 
 from pdl_jax.cli import dry_run
@@ -190,3 +192,22 @@ def test_the_command_line(main, tmp_path):
   )
   assert '# not read   model.lora.rank=4: no part of this run uses it' in lines
   assert not any(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize('changes', [
+  {}, {'model.head': 'low_rank', 'model.rank': 4},
+  {'optimizer.trainable': 'lora', 'model.attention': 'complex'},
+])  # fmt: skip
+def test_a_setup_without_weights_is_the_setup_but_for_them(data_dir, changes):
+  settings = small.settings(data_dir, **changes)
+  whole, outline = (
+    prepare.prepare(settings, None, weights=x) for x in (True, False)
+  )
+  one, other = outline.model, whole.model
+  assert (one.config, one.name) == (other.config, other.name)
+  assert one.tokenizer.fingerprint == other.tokenizer.fingerprint
+  shapes = lambda tree: jax.tree.map(lambda x: (x.shape, x.dtype), tree)
+  assert shapes(one.params) == shapes(other.params)
+  leaves = jax.tree.leaves(one.params)
+  assert all(isinstance(x, jax.ShapeDtypeStruct) for x in leaves)
+  jax.tree.map(np.testing.assert_array_equal, outline.tables, whole.tables)
