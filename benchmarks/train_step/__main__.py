@@ -115,7 +115,11 @@ class Work(NamedTuple):
 
 
 def measure_case(case: Record) -> Record:
-  """Takes a step of a contender for each line that comes in."""
+  """Times a step of a contender for each line that comes in.
+
+  An untimed one goes before it, as in training: memory that was idle during the
+  others' turns may have gone back to the machine's host.
+  """
   settings, file = steps.main_job()
   length = settings.data.max_prompt + settings.data.max_target - 1
   batch = steps.batch(settings, file.config().vocab_size, case['rows'], length)
@@ -125,8 +129,9 @@ def measure_case(case: Record) -> Record:
     LIMIT: product,
   }[case['contender']](work)  # fmt: skip
   while sys.stdin.readline():
-    began = time.perf_counter()
     told = step()
+    began = time.perf_counter()
+    step()
     told['seconds'] = time.perf_counter() - began
     print(json.dumps(told), flush=True)
   return {}
