@@ -27,7 +27,6 @@ from pdl_jax.errors import ConfigError, HostError
 from pdl_jax.mesh import batch_share, put
 from pdl_jax.run import finetune, loss_tables
 from pdl_jax.run.prepare import Setup
-from pdl_jax.run.restore import abstract
 from pdl_jax.train.checkpoint import Checkpointer
 from pdl_jax.train.checksum import leaves_by_path
 from pdl_jax.train.optimizer import make_optimizer
@@ -224,7 +223,7 @@ class Preflight:
     self._remove(place)
     with Checkpointer(place) as trial:
       trial.save(1, {'rows': put(rows, split)}, None)
-      target = abstract({'rows': put(rows, other)})
+      target = {'rows': put(rows, other)}
       restored, _ = trial.restore_step(1, target)
     same = np.array_equal(
       multihost_utils.process_allgather(restored['rows'], tiled=True), rows
@@ -277,7 +276,12 @@ class Preflight:
       make_optimizer(self._settings.optimizer, train.steps),
       finetune.mesh_for(self._settings),
     )  # fmt: skip
-    one = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(state))
+    elsewhere = ready.model.in_files(state)
+    one = sum(
+      x.size * x.dtype.itemsize
+      for path, x in leaves_by_path(state).items()
+      if path not in elsewhere
+    )
     needed = one * (train.keep_checkpoints + 2)
     free = gather(shutil.disk_usage(self._workdir).free)[0]
     words = f'{needed / 1e9:.2f} GB for checkpoints, {free / 1e9:.2f} GB free'

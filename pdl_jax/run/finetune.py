@@ -237,8 +237,11 @@ class Job:
       self.ready.training_rows(), settings.train.batch_size, settings.seed,
       *batch_share(self.mesh), settings.data.buckets,
     )  # fmt: skip
-    with restore.open_checkpoints(settings, self.folder) as checkpoints:
-      restored = checkpoints.restore_latest(restore.abstract(start), batches)
+    elsewhere = self.ready.model.in_files(start)
+    with restore.open_checkpoints(
+      settings, self.folder, elsewhere
+    ) as checkpoints:
+      restored = checkpoints.restore_latest(start, batches)
       for line in filter(None, (*checkpoints.damaged, checkpoints.missing)):
         print(line)
       if restored is not None:

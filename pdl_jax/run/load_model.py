@@ -110,7 +110,11 @@ def trained_model(
   model = restored_model(before, folder, settings, source)
   config, params = lm.without_adapters(model.config, model.params)
   whole = multihost_utils.process_allgather(params, tiled=True)
-  return dataclasses.replace(model, config=config, params=whole)
+  # Products of adapters are computed.
+  same = config == model.config
+  return dataclasses.replace(
+    model, config=config, params=whole, from_files=same
+  )
 
 
 def restored_model(
@@ -150,7 +154,7 @@ def _with_adapter(settings: Settings, model: Model) -> Model:
   ))  # fmt: skip
   if not settings.trains_adapters:
     params = peft.add(adapter, model.params)
-    return dataclasses.replace(model, params=params)
+    return dataclasses.replace(model, params=params, from_files=False)
   asked = _lora(settings, model.config)
   adapter.check(asked)
   config = dataclasses.replace(model.config, lora=asked)

@@ -24,11 +24,15 @@ from pdl_jax.errors import ConfigError
 from pdl_jax.mesh import shardings
 from pdl_jax.model import lm
 from pdl_jax.model.config import AttentionConfig, HeadConfig, ModelConfig
+from pdl_jax.model.heads import FIXED
+from pdl_jax.model.positions import LEARNED
 from pdl_jax.pretrained.gguf import GGUFModel, find_package_file
 from pdl_jax.pretrained.huggingface import HFModel, declared_config
 from pdl_jax.run import slow_data
 from pdl_jax.run_folder import RunFolder
 from pdl_jax.train import optimizer, state
+from pdl_jax.train.checksum import leaves_by_path
+from pdl_jax.train.state import TrainState
 
 # Records that the tokenizer of a model from scratch is trained on.
 _BPE_RECORDS = 4000
@@ -46,6 +50,8 @@ class Model:
     outputs_VxD: output rows of the trained head that a new one replaces.
     bias_V: the bias that the trained head added to its logits.
     head_is_new: whether its head was never trained, and is to be fitted.
+    from_files: whether its weights are read from files, and so have the same
+      bits on any machine and mesh. What is drawn or multiplied may differ.
   """
 
   name: str
@@ -55,6 +61,7 @@ class Model:
   outputs_VxD: np.ndarray | None = None
   bias_V: np.ndarray | None = None
   head_is_new: bool = False
+  from_files: bool = False
 
   @property
   def label(self) -> str:
@@ -62,6 +69,20 @@ class Model:
     if self.outputs_VxD is None:
       return self.name
     return f'{self.name} ({self.config.head.kind} head)'
+
+  def in_files(self, state: TrainState) -> list[str]:
+    """Names frozen leaves of a state that the files of the model have.
+
+    Those of another attention or head that the model was given are not there.
+    """
+    if not self.from_files:
+      return []
+    return [
+      path
+      for path in leaves_by_path({'frozen': state.frozen})
+      if path.split('/')[-1] not in (*LEARNED, *FIXED)
+      and not (self.head_is_new and path.startswith('frozen/head/'))
+    ]
 
 
 class Start(NamedTuple):
@@ -181,7 +202,9 @@ def _gguf(
   config = dataclasses.replace(file.config(), **settings.model.precision)
 
   def model(*_: Any) -> Model:
-    return Model(name(), config, file.params(), tokenizer(config))
+    return Model(
+      name(), config, file.params(), tokenizer(config), from_files=True
+    )
 
   return Start(
     config, model, lambda _: _outline(name(), config, tokenizer(config))
@@ -234,7 +257,7 @@ def _folder(settings: Settings, path: Path) -> Start:
     params = file.placed(
       shardings(mesh, axes, shapes), state.dtypes_at_rest(config, shapes, mask)
     )
-    return Model(path.name, config, params, tokenizer())
+    return Model(path.name, config, params, tokenizer(), from_files=True)
 
   def tokenizer() -> Tokenizer:
     return open_tokenizer(path, config.vocab_size)

@@ -1,10 +1,10 @@
 """A finished run: its settings, its folder, and what it ended with."""
 
 import os
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
-import jax
 from jax.sharding import Mesh
 
 from pdl_jax import own_files
@@ -64,10 +64,14 @@ def open_run(option: str, workdir: Path) -> tuple[Settings, RunFolder]:
   return settings, RunFolder(workdir, settings)
 
 
-def open_checkpoints(settings: Settings, folder: RunFolder) -> Checkpointer:
+def open_checkpoints(
+  settings: Settings, folder: RunFolder, elsewhere: Collection[str] = ()
+) -> Checkpointer:
   """Opens a run's checkpoints, which keep the best step on validation."""
-  keep = settings.train.keep_checkpoints
-  return Checkpointer(folder.path, keep=keep, best='validation_nats')
+  return Checkpointer(
+    folder.path, keep=settings.train.keep_checkpoints, best='validation_nats',
+    elsewhere=elsewhere,
+  )  # fmt: skip
 
 
 def start_state(
@@ -83,11 +87,13 @@ def restore(
 ) -> TrainState:
   """Restores the last state of a finished run onto the mesh of `start`.
 
+  What the checkpoint does not have is as in `start`.
+
   Raises:
     CheckpointError: the last step is not there, or is damaged.
   """
   with open_checkpoints(settings, folder) as checkpoints:
-    restored = checkpoints.restore_latest(abstract(start), None)
+    restored = checkpoints.restore_latest(start, None)
   if restored is None:
     raise CheckpointError(
       f'{folder.path} has no checkpoint to start from; its stored predictions '
@@ -101,13 +107,6 @@ def restore(
       'the run reports'
     )
   return current
-
-
-def abstract(tree: Tree) -> Tree:
-  """Returns the shapes, dtypes and shardings of a tree of arrays."""
-  return jax.tree.map(
-    lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), tree
-  )
 
 
 def params_of(model: ModelConfig, current: TrainState) -> Tree:

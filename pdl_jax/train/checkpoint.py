@@ -3,13 +3,14 @@
 A step is `<workdir>/checkpoints/<step>/`: the state, the data iterator's
 position and a record. The record holds shape, dtype and checksum of each leaf,
 a CRC of the position, the metrics, the caller's meta, and a CRC of itself.
+Leaves that are kept elsewhere are not saved, but their checksums are.
 `<workdir>/saves.json` lists the steps that were saved, to tell what is missing.
 """
 
 import contextlib
 import json
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any, Self
 
@@ -22,7 +23,12 @@ from jax.experimental import multihost_utils
 from orbax.checkpoint import checkpoint_managers as policies
 
 from pdl_jax.errors import CheckpointError, HostError
-from pdl_jax.train.checksum import array_types, checksums, json_crc
+from pdl_jax.train.checksum import (
+  array_types,
+  checksums,
+  json_crc,
+  path_name,
+)
 from pdl_jax.train.integrity import (
   DamagedError,
   check_position,
@@ -32,6 +38,7 @@ from pdl_jax.train.integrity import (
   hush_libraries,
   reading,
 )
+from pdl_jax.train.optimizer import merge
 from pdl_jax.train.saves import Saves
 
 PyTree = Any
@@ -44,6 +51,10 @@ class Checkpointer:
   one run may write to a folder: its first save removes what a killed run left
   half written. Use `with`, or `close`, to have the last save on disk.
 
+  Args:
+    elsewhere: paths of leaves that never change and can be had again, bit for
+      bit. They are not saved; a restore takes them from its target.
+
   Attributes:
     damaged: one line for each step that this object has set aside.
     missing: a line if a step later than the newest on disk was, or may have
@@ -51,11 +62,17 @@ class Checkpointer:
   """
 
   def __init__(
-    self, workdir: str | Path, *, keep: int = 3, best: str = 'loss'
+    self,
+    workdir: str | Path,
+    *,
+    keep: int = 3,
+    best: str = 'loss',
+    elsewhere: Collection[str] = (),
   ) -> None:
     self.directory = Path(workdir).absolute() / 'checkpoints'
     self.damaged: list[str] = []
     self.missing = ''
+    self._elsewhere = sorted(elsewhere)
     self._saves = Saves(self.directory.with_name('saves.json'), best)
     self._cleared = False
     policy = policies.AnyPreservationPolicy(
@@ -151,13 +168,14 @@ class Checkpointer:
     record = {
       'arrays': array_types(state),
       'checksums': checksums(state),
+      'elsewhere': self._elsewhere,
       'data_crc32': _gathered_crc(iterator),
       'position': None if iterator is None else iterator.get_state(),
       'metrics': _plain(metrics or {}),
       'meta': _plain(meta or {}),
     }
     items: dict[str, ocp.args.CheckpointArgs] = {
-      'state': ocp.args.StandardSave(state),
+      'state': ocp.args.StandardSave(_without(state, self._elsewhere)),
       'meta': ocp.args.JsonSave({**record, 'crc32': json_crc(record)}),
     }
     if iterator is not None:
@@ -177,14 +195,16 @@ class Checkpointer:
     """Restores the newest intact step; renames damaged ones `<step>.damaged`.
 
     Args:
-      target: pytree of jax.ShapeDtypeStruct (or arrays), sharded on any mesh.
+      target: pytree of jax.ShapeDtypeStruct or arrays, sharded on any mesh;
+        arrays where leaves were not saved.
       iterator: moved to the position of the same step; None leaves data alone.
 
     Returns:
       (step, state, meta), or None if nothing was ever saved here.
 
     Raises:
-      CheckpointError: all steps are damaged, or `target` is another model.
+      CheckpointError: all steps are damaged, or `target` is another model, or
+        its leaves that were not saved have changed.
     """
     self.wait()
     for step in sorted(self._manager.all_steps(), reverse=True):
@@ -229,10 +249,12 @@ class Checkpointer:
     record = self._read_record(step)
     check_target(target, record['arrays'], place)
     has_file = iterator is None or check_position(record, place)
-    args = ocp.args.Composite(state=ocp.args.StandardRestore(target))
+    saved = _abstract(_without(target, record.get('elsewhere', ())))
+    args = ocp.args.Composite(state=ocp.args.StandardRestore(saved))
     with reading(place / 'state'):
       state = self._manager.restore(step, args=args)['state']
-    check_state(state, record)
+    state = merge(state, target)
+    check_state(state, record, place)
     own = int(getattr(state, 'step', step))
     if own != step:
       raise DamagedError(f'its state is of step {own}: renamed or copied')
@@ -284,6 +306,19 @@ class Checkpointer:
     if jax.process_index() == 0:
       for path in self.directory.glob(f'*{ocp.utils.TMP_DIR_SUFFIX}*'):
         shutil.rmtree(path, ignore_errors=True)
+
+
+def _without(tree: PyTree, paths: Collection[str]) -> PyTree:
+  """Puts None in the place of leaves."""
+  return jax.tree_util.tree_map_with_path(
+    lambda path, x: None if path_name(path) in paths else x, tree
+  )
+
+
+def _abstract(tree: PyTree) -> PyTree:
+  return jax.tree.map(
+    lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), tree
+  )
 
 
 def _plain(value: Mapping[str, Any]) -> dict[str, Any]:

@@ -57,13 +57,15 @@ def checksum(array: jax.Array) -> jax.Array:
   return jnp.sum(_mix(words ^ position), dtype=jnp.uint32)
 
 
+def path_name(path: tuple) -> str:
+  """Names a leaf by its path in a pytree, as in `params/layer_0/kernel`."""
+  return jax.tree_util.keystr(path, simple=True, separator='/')
+
+
 def leaves_by_path(tree: PyTree) -> dict[str, PyTree]:
-  """Names the leaves of a pytree, as in `params/layer_0/kernel`."""
+  """Maps the name of each leaf of a pytree to the leaf."""
   leaves = jax.tree_util.tree_leaves_with_path(tree)
-  named = {
-    jax.tree_util.keystr(path, simple=True, separator='/'): leaf
-    for path, leaf in leaves
-  }
+  named = {path_name(path): leaf for path, leaf in leaves}
   if len(named) != len(leaves):
     raise ValueError(f'some of the {len(leaves)} leaves share a path')
   return named

@@ -72,13 +72,26 @@ def check_target(target: PyTree, saved: Mapping[str, str], place: Path) -> None:
     leaf.sharding.shard_shape(leaf.shape)  # raises here what is not damage
 
 
-def check_state(state: PyTree, record: Mapping[str, Any]) -> None:
-  """Raises DamagedError if restored leaves are not as they were saved."""
+def check_state(state: PyTree, record: Mapping[str, Any], place: Path) -> None:
+  """Raises an error if leaves are not as they were when the step was saved.
+
+  DamagedError is for those that were saved, CheckpointError for the others.
+  """
+  saved, now = record['checksums'], checksums(state)
+  # Steps of earlier versions have all leaves.
+  elsewhere = {path: saved[path] for path in record.get('elsewhere', ())}
   lines = differences(record['arrays'], array_types(state))
-  lines += differences(record['checksums'], checksums(state))
+  lines += differences(saved, now | elsewhere)
   if lines:
     raise DamagedError(
-      f'{len(lines)} of {len(record["arrays"])} leaves: {"; ".join(lines[:3])}'
+      f'{len(lines)} of {len(saved)} leaves: {"; ".join(lines[:3])}'
+    )
+  lines = differences(elsewhere, {path: now[path] for path in elsewhere})
+  if lines:
+    raise CheckpointError(
+      f'checkpoint {place} does not have the weights that the run left as they '
+      f'were, and {len(lines)} of {len(elsewhere)} have changed since: '
+      f'{"; ".join(lines[:3])}; put back the model that model.pretrained named'
     )
 
 

@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import functools
+import json
 import re
 import resource
 import shutil
@@ -19,6 +20,7 @@ from jax.sharding import PartitionSpec as P
 
 from pdl_jax.errors import CheckpointError, HostError
 from pdl_jax.train.checkpoint import Checkpointer
+from pdl_jax.train.checksum import json_crc
 from pdl_jax.train.integrity import check_position, reading
 
 # Orbax leaves coroutines un-awaited when a read or a write fails.
@@ -203,6 +205,75 @@ def test_another_mesh(tmp_path):
     assert_same(state, make_state())
     same = jax.tree.map(lambda x, t: x.sharding == t.sharding, state, target)
     assert jax.tree.all(same)
+
+
+def with_embed(state, embed):
+  return {**state, 'params': {**state['params'], 'embed': embed}}
+
+
+@pytest.fixture
+def parted(tmp_path):
+  """Steps 1 and 2 without one leaf; a target on another mesh has it."""
+  first = make_state(1)
+  with Checkpointer(tmp_path, elsewhere=['params/embed']) as checkpointer:
+    checkpointer.save(1, first, None)
+    second = with_embed(make_state(2), first['params']['embed'])
+    checkpointer.save(2, {**second, 'step': jnp.int32(2)}, None)
+  layout = on_mesh(make_mesh(2, 2, 2), P(('data', 'fsdp'), 'tensor'))
+  embed = jax.device_put(
+    first['params']['embed'], layout(first['params']['embed'])
+  )
+  return tmp_path, second, with_embed(abstract(first, layout), embed)
+
+
+def test_what_is_kept_elsewhere_is_taken_from_the_target(parted):
+  workdir, state, target = parted
+  kept = (workdir / 'checkpoints/2/state/_METADATA').read_text('utf-8')
+  assert 'scale' in kept and '"params\', \'embed' not in kept
+  files = (workdir / 'checkpoints/2/state').rglob('d/*')
+  saved = sum(file.stat().st_size for file in files)
+  moments = 2 * state['params']['embed'].nbytes  # zeros, which vanish
+  assert saved < moments
+  (step, found, _), damaged = restore(workdir, target=target)
+  assert (step, damaged) == (2, [])
+  assert_same(found, state)
+  assert found['params']['embed'] is target['params']['embed']
+
+
+def test_what_has_changed_elsewhere_is_not_damage(parted):
+  workdir, _, target = parted
+  embed = target['params']['embed']
+  other = jax.lax.bitcast_convert_type(embed, jnp.uint32).at[3, 5].add(1)
+  other = jax.lax.bitcast_convert_type(other, jnp.float32)
+  with pytest.raises(CheckpointError) as error:
+    restore(workdir, target=with_embed(target, other))
+  words = r'1 of 1 .* since: params/embed: 0x\w+ saved, 0x\w+ now; put back'
+  assert re.search(words, str(error.value))
+  names = {path.name for path in (workdir / 'checkpoints').iterdir()}
+  assert names == {'1', '2'}
+
+
+def test_damage_of_what_is_saved_is_told_from_that(parted):
+  workdir, _, target = parted
+  files = (workdir / 'checkpoints/2/state').glob('ocdbt*/d/*')
+  flip(max(files, key=lambda path: path.stat().st_size))
+  (step, _, _), (line,) = restore(workdir, target=target)
+  assert step == 1 and 'checkpoints/2 is damaged' in line
+
+
+def test_a_step_of_an_earlier_version_has_all_leaves(two_steps, tmp_path):
+  """It is read as it is; the target's numbers do not matter."""
+  workdir = tmp_path / 'copy'
+  shutil.copytree(two_steps, workdir)
+  path = workdir / 'checkpoints/2/meta/metadata'
+  record = json.loads(path.read_text('utf-8'))
+  del record['crc32'], record['elsewhere']
+  record['crc32'] = json_crc(record)
+  path.write_text(json.dumps(record), 'utf-8')
+  with Checkpointer(workdir, elsewhere=['params/embed']) as checkpointer:
+    found = checkpointer.restore_latest(make_state(5), None)
+  assert found is not None and found[0] == 2
+  assert_same(found[1], make_state(2))
 
 
 def test_keeps_the_last_and_the_best(tmp_path):
