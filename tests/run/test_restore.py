@@ -13,6 +13,7 @@ import pytest
 
 from pdl_jax.errors import CheckpointError, ConfigError, PreemptedError
 from pdl_jax.generate import DecodeSettings
+from pdl_jax.model.positions import KINDS
 from pdl_jax.run import export, finetune, rescore, restore
 from pdl_jax.run.load_model import load_model, restored_model
 from pdl_jax.run.open_model import Model
@@ -123,9 +124,9 @@ def test_a_checkpoint_of_adapters_has_what_trains_alone(adapted, base):
   needed = bytes_of(
     types for path, types in known['arrays'].items() if path not in frozen
   )
-  # Random numbers do not compress; what Orbax adds is small.
-  assert 0.8 * needed < size(step) < needed + 6000
-  assert needed + 6000 < bytes_of(known['arrays'][path] for path in frozen)
+  # Random numbers do not compress, and Orbax adds its own.
+  others = bytes_of(known['arrays'][path] for path in frozen)
+  assert 0.8 * needed < size(step) < others / 4
 
 
 @pytest.mark.slow
@@ -153,7 +154,8 @@ def test_a_whole_checkpoint_of_an_earlier_version_is_continued(
     (step / 'meta' / 'metadata').write_text(text, 'utf-8')
   run(texts, workdir, lora(base))
   same_end(workdir, adapted)
-  assert size(newest(workdir)) == pytest.approx(size(newest(adapted)), rel=0.1)
+  left_out = [record(newest(x))['elsewhere'] for x in (workdir, adapted)]
+  assert left_out[0] == left_out[1] != []
 
 
 def alter(base):
@@ -222,7 +224,7 @@ def test_another_mesh_gets_the_same_numbers(adapted, texts):
   one, other = (
     restored_model(before, folder, settings_of(texts, **mesh), source).params
     for mesh in (
-      {}, {'mesh.data': 2, 'mesh.fsdp': 2, 'mesh.tensor': 2},
+      {}, {'mesh.data': 2, 'mesh.fsdp': 4},
     )
   )  # fmt: skip
   assert one['embed_VxD'].sharding != other['embed_VxD'].sharding
@@ -255,7 +257,7 @@ def test_what_is_drawn_fitted_or_multiplied_is_saved(
   of_run = last | {'model.pretrained': f'run:{adapted}'}
   assert elsewhere(texts, **of_run)[0] == set()
   found, frozen = elsewhere(texts, **last, **{'model.attention': 'complex'})
-  assert {path.split('/')[-1] for path in frozen - found} == {'delta'}
+  assert {path.split('/')[-1] for path in frozen - found} == {*KINDS['complex'].learns}
   found, frozen = elsewhere(texts, **lora(base), **{'model.head': 'dense'})
   assert frozen - found == {'frozen/head/matrix_VxD'}
   model = Model('', None, {}, None, from_files=True)
