@@ -257,7 +257,8 @@ def test_what_is_drawn_fitted_or_multiplied_is_saved(
   of_run = last | {'model.pretrained': f'run:{adapted}'}
   assert elsewhere(texts, **of_run)[0] == set()
   found, frozen = elsewhere(texts, **last, **{'model.attention': 'complex'})
-  assert {path.split('/')[-1] for path in frozen - found} == {*KINDS['complex'].learns}
+  drawn = {path.split('/')[-1] for path in frozen - found}
+  assert drawn == {*KINDS['complex'].learns}
   found, frozen = elsewhere(texts, **lora(base), **{'model.head': 'dense'})
   assert frozen - found == {'frozen/head/matrix_VxD'}
   model = Model('', None, {}, None, from_files=True)
