@@ -38,7 +38,7 @@ def test_a_test_that_hangs_ends_with_stacks(tmp_path):
   (command,) = [
     line.partition(' := ')[2].split()[1:]
     for line in (ROOT / 'Makefile').read_text('utf-8').splitlines()
-    if '-m pytest' in line
+    if line.startswith('PYTEST := ')
   ]
   ended = subprocess.run(
     [

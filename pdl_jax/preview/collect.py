@@ -134,8 +134,9 @@ def _levels(heavier_V: np.ndarray, kind: Kind) -> np.ndarray:
 
 
 def _title(loss: LossSettings) -> str:
-  settings = {key: getattr(loss, key) for key in loss.spec.read}
-  del settings['name']
+  # What is computed, not how.
+  keys = [key for key in loss.spec.read if key not in ('name', 'memory_mb')]
+  settings = {key: getattr(loss, key) for key in keys}
   for key, value in loss.own.items():
     settings[f'{loss.name}.{key}'] = value
   # A table that is not given has an empty name.
