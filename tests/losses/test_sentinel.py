@@ -122,13 +122,7 @@ def test_the_door_sets_the_flag_and_env_json_has_it(monkeypatch):
   assert found['xla_flags'] == FLAG
   assert found['jax']['jax_threefry_partitionable'] is True
   with jax.default_matmul_precision('bfloat16'):
-    # As JAX_DEFAULT_MATMUL_PRECISION would set it.
-    before = jax.config.values['jax_default_matmul_precision']
-    jax.config.update('jax_default_matmul_precision', 'bfloat16')
-    try:
-      told = environment({})['jax']['jax_default_matmul_precision']
-    finally:
-      jax.config.update('jax_default_matmul_precision', before)
+    told = environment({})['jax']['jax_default_matmul_precision']
   assert told == 'bfloat16'
 
 
