@@ -46,7 +46,7 @@ TINY: Record = {'trained': 'lora', 'rows': 1, 'rounds': 1}
 
 # Idle workers of PyTorch sleep; else they spin into what is timed next.
 SLEEP = {'OMP_WAIT_POLICY': 'PASSIVE'}
-# Large pages of memory, as `make summarize` has them. They make PyTorch slower.
+# Large pages of memory, as `make summarize` has them.
 LARGE_PAGES = {'GLIBC_TUNABLES': 'glibc.malloc.hugetlb=1'}
 
 

@@ -55,8 +55,8 @@ def test_states_and_gradients_are_those_of_all_scores_at_once(name):
   jax.tree.map(equal, found, expected)
 
 
-def test_a_packed_document_is_that_document_alone():
-  config = chunked(VARIANTS['gemma'])
+def packed_is_alone(config):
+  """Checks that a document in a packed row is that document alone."""
   params = moved(config)
   tokens, segments, positions = packed()
   x = lm.hidden(config, params, tokens, segments, positions)
@@ -66,6 +66,10 @@ def test_a_packed_document_is_that_document_alone():
       positions[:1, document],
     )  # fmt: skip
     np.testing.assert_allclose(x[:1, document], alone, atol=1e-5)
+
+
+def test_a_packed_document_is_that_document_alone():
+  packed_is_alone(chunked(VARIANTS['gemma']))
 
 
 def test_a_mesh_gives_the_states_of_one_device():

@@ -18,8 +18,12 @@ from pdl_jax.model import decoding, kernels, lm
 from pdl_jax.model.attention import attend, cached
 from pdl_jax.model.chunked_attention import Rule
 from pdl_jax.run import finetune
-from tests.model.test_attention import VARIANTS, model, moved, packed
-from tests.model.test_chunked_attention import equal, states_and_gradients
+from tests.model.test_attention import VARIANTS, model, moved
+from tests.model.test_chunked_attention import (
+  equal,
+  packed_is_alone,
+  states_and_gradients,
+)
 
 pytestmark = pytest.mark.usefixtures('quick_compile')
 # Longer than a block, and not whole blocks: filled up to 384.
@@ -95,16 +99,7 @@ def test_splash_over_several_blocks_is_the_softmax_of_all_scores(window):
 
 @pytest.mark.usefixtures('interpreted')
 def test_a_packed_document_is_that_document_alone():
-  config = splash(VARIANTS['gemma'])
-  params = moved(config)
-  tokens, segments, positions = packed()
-  x = lm.hidden(config, params, tokens, segments, positions)
-  for document in (slice(0, 4), slice(4, 8)):
-    alone = lm.hidden(
-      config, params, tokens[:1, document], segments[:1, document],
-      positions[:1, document],
-    )  # fmt: skip
-    np.testing.assert_allclose(x[:1, document], alone, atol=1e-5)
+  packed_is_alone(splash(VARIANTS['gemma']))
 
 
 @pytest.mark.usefixtures('interpreted')
